@@ -1,0 +1,1 @@
+"""torkit: a Tor client for shells and Python."""

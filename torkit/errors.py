@@ -1,0 +1,172 @@
+"""Every exception torkit raises, and the reasons peers give. Imports nothing from torkit.
+
+    TorkitError                    .retry  NOW | LATER | NEVER      .hint  for a person, or None
+      UsageError (ValueError)      we were called wrongly
+      PeerError                    a peer broke the specification
+        ChannelError                 the whole connection to a relay is void
+        CircuitError                 one circuit is void
+        DocumentError  .line         a directory document, or one entry of it, is void
+      Closed                       a peer said stop
+        ChannelClosed
+        CircuitClosed  .reason  .hop
+        StreamClosed   .reason
+      NotPossible                  nothing fits; the message says what excluded the candidates
+        NoPath
+        NoGuard
+        NoDirectory                  too old, too few signatures, nobody answers
+      TimedOut                     a deadline passed; the message says waiting for what
+      StorageError                 the data directory cannot be read or written
+
+An exception is chosen by whose fault it is and what the caller can do next. Messages say what was
+expected and what was seen; never keys, never the user's destination.
+"""
+
+from enum import Enum, IntEnum
+
+
+class Retry(Enum):
+    """Whether the same call may succeed: at once on another circuit, later, or never."""
+
+    NOW = "now"
+    LATER = "later"
+    NEVER = "never"
+
+
+class DestroyReason(IntEnum):
+    """Why a circuit was closed. tor-spec, "Tearing down circuits"."""
+
+    NONE = 0
+    PROTOCOL = 1
+    INTERNAL = 2
+    REQUESTED = 3
+    HIBERNATING = 4
+    RESOURCELIMIT = 5
+    CONNECTFAILED = 6
+    OR_IDENTITY = 7
+    CHANNEL_CLOSED = 8
+    FINISHED = 9
+    TIMEOUT = 10
+    DESTROYED = 11
+    NOSUCHSERVICE = 12
+
+    @classmethod
+    def _missing_(cls, value: object) -> "DestroyReason":
+        return cls.NONE  # a reason newer than we are says nothing to us
+
+
+class EndReason(IntEnum):
+    """Why a stream was closed. tor-spec, "Closing streams"."""
+
+    MISC = 1
+    RESOLVEFAILED = 2
+    CONNECTREFUSED = 3
+    EXITPOLICY = 4
+    DESTROY = 5
+    DONE = 6
+    TIMEOUT = 7
+    NOROUTE = 8
+    HIBERNATING = 9
+    INTERNAL = 10
+    RESOURCELIMIT = 11
+    CONNRESET = 12
+    TORPROTOCOL = 13
+    NOTDIRECTORY = 14
+
+    @classmethod
+    def _missing_(cls, value: object) -> "EndReason":
+        return cls.MISC
+
+
+class TorkitError(Exception):
+    """The root. `hint` is one line for a person who can act on it."""
+
+    retry = Retry.NEVER
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(TorkitError, ValueError):
+    """We were called with something that can never work."""
+
+
+class PeerError(TorkitError):
+    """A peer broke the specification; what it sent is not used."""
+
+    retry = Retry.NOW
+
+
+class ChannelError(PeerError):
+    """The connection to a relay is void, with every circuit on it."""
+
+
+class CircuitError(PeerError):
+    """One circuit is void; its neighbours on the channel are not."""
+
+
+class DocumentError(PeerError):
+    """A directory document is void. `line` counts from 1 where it is known."""
+
+    retry = Retry.LATER
+
+    def __init__(self, message: str, *, line: int | None = None, hint: str | None = None) -> None:
+        super().__init__(message if line is None else f"line {line}: {message}", hint=hint)
+        self.line = line
+
+
+class Closed(TorkitError):
+    """A peer, or this end, said stop; nobody broke a rule."""
+
+    retry = Retry.NOW
+
+
+class ChannelClosed(Closed):
+    """The connection to a relay ended or could not be made."""
+
+
+class CircuitClosed(Closed):
+    """A circuit ended. `hop` counts from 1 where a TRUNCATED told it."""
+
+    def __init__(
+        self, message: str, *, reason: DestroyReason = DestroyReason.NONE, hop: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.hop = hop
+
+
+class StreamClosed(Closed):
+    """A stream ended with `reason`, other than in good order after all its data."""
+
+    def __init__(self, message: str, *, reason: EndReason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class NotPossible(TorkitError):
+    """Nothing fits what was asked."""
+
+    retry = Retry.LATER
+
+
+class NoPath(NotPossible):
+    """No relays fit the constraints of a path."""
+
+
+class NoGuard(NotPossible):
+    """No guard can be used now."""
+
+
+class NoDirectory(NotPossible):
+    """There is no directory that may be used: too old, too few signatures, nobody answers."""
+
+
+class TimedOut(TorkitError):
+    """A deadline passed."""
+
+    retry = Retry.NOW
+
+
+class StorageError(TorkitError):
+    """The data directory cannot be read or written."""
