@@ -1,0 +1,47 @@
+"""Framing constants and the command enums, as Python sees them."""
+
+from enum import IntEnum
+from typing import final
+
+class Command(IntEnum):
+    PADDING = 0
+    CREATE = 1
+    CREATED = 2
+    RELAY = 3
+    DESTROY = 4
+    CREATE_FAST = 5
+    CREATED_FAST = 6
+    VERSIONS = 7
+    NETINFO = 8
+    RELAY_EARLY = 9
+    CREATE2 = 10
+    CREATED2 = 11
+    PADDING_NEGOTIATE = 12
+    VPADDING = 128
+    CERTS = 129
+    AUTH_CHALLENGE = 130
+    AUTHENTICATE = 131
+    AUTHORIZE = 132
+
+class RelayCommand(IntEnum):
+    BEGIN = 1
+    DATA = 2
+    END = 3
+    CONNECTED = 4
+    SENDME = 5
+    EXTEND = 6
+    EXTENDED = 7
+    TRUNCATE = 8
+    TRUNCATED = 9
+    DROP = 10
+    RESOLVE = 11
+    RESOLVED = 12
+    BEGIN_DIR = 13
+    EXTEND2 = 14
+    EXTENDED2 = 15
+    XOFF = 43
+    XON = 44
+
+@final
+class Outbox:
+    def __new__(cls) -> Outbox: ...

@@ -1,0 +1,21 @@
+# Contents: the circuit table and the loop over one read.
+
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from torkit._fast.cells cimport Outbox
+from torkit._fast.idtable cimport IdTable
+
+@cython.final
+cdef class Channel:
+    cdef Outbox outbox
+    cdef IdTable circuits
+    cdef uint64_t read_serial
+    cdef bint is_versioned        # VERSIONS has been received: circuit ids have 4 bytes
+    cdef bint has_failed
+    cdef bytearray partial        # the cell that the last read ended in
+
+    cdef Py_ssize_t complete_partial(self, uint8_t* data, Py_ssize_t count, list events) except -1
+    cdef Py_ssize_t receive(self, uint8_t* data, Py_ssize_t count, list events) except -1
+    cdef Py_ssize_t cell_length(self, const uint8_t* data, Py_ssize_t count) noexcept nogil
+    cdef int receive_cell(self, uint8_t* cell, Py_ssize_t length, list events) except -1

@@ -1,0 +1,186 @@
+"""One link to a relay: frames what was read, hands relay cells to their circuits, collects what to send.
+
+No sockets, TLS, time or handshakes here. The caller reads TLS plaintext into a buffer of its own, calls
+receive_data, acts on the events, and sends what data_to_send returns.
+"""
+
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from libc.stdint cimport uint16_t
+from libc.string cimport memcpy, memset
+
+from torkit._fast.cells cimport (
+    CELL_BODY_LEN, CELL_LEN, CIRC_ID_LEN, Command, VAR_HEADER_LEN, VERSIONS_CIRC_ID_LEN,
+    is_variable_length, load16, load32, store16, store32,
+)
+from torkit._fast.circuit cimport Circuit
+from torkit._fast.events cimport ChannelFailed, ControlCell
+
+from torkit.errors import ChannelError, UsageError
+
+# Implementation limit, bytes: VERSIONS, CERTS and AUTH_CHALLENGE of real relays take under 3 KiB.
+cdef Py_ssize_t VAR_BODY_LEN_MAX = 16384
+
+
+@cython.final
+cdef class Channel:
+    """The cells of one connection, from the first VERSIONS on."""
+
+    def __cinit__(self):
+        self.outbox = Outbox()
+        self.circuits = IdTable()
+        self.partial = bytearray()
+
+    @property
+    def circuit_count(self):
+        return self.circuits.used
+
+    def open_circuit(self, uint32_t circ_id, uint16_t first_stream_id, int relay_early_count):
+        """A circuit without hops. `circ_id` must have its top bit set and not be in use.
+
+        `first_stream_id` is random; `relay_early_count` is how many cells may go as RELAY_EARLY.
+        tor-spec, "CREATE and CREATED cells" and "Relay cells".
+        """
+        if not circ_id & 0x80000000:
+            raise UsageError("the initiator's circuit ids have their top bit set")
+        if self.circuits.find(circ_id) is not None:
+            raise UsageError("the circuit id is in use")
+        circuit = Circuit(circ_id, self.outbox, first_stream_id, relay_early_count)
+        self.circuits.add(circuit)
+        return circuit
+
+    def close_circuit(self, Circuit circuit not None):
+        """Forget a circuit; cells that still arrive for it are dropped. The caller sends DESTROY."""
+        circuit.end()
+        self.circuits.remove(circuit.id)
+
+    def send_control(self, uint32_t circ_id, uint8_t command, const uint8_t[::1] body not None):
+        """Queue a cell that is not a relay cell. Fixed-length bodies are filled up with zeros.
+
+        Raises UsageError for a body that does not fit.
+        """
+        cdef Py_ssize_t count = body.shape[0]
+        cdef uint8_t* cell
+        cdef Py_ssize_t header_len
+        if is_variable_length(command):
+            if count > VAR_BODY_LEN_MAX:
+                raise UsageError(f"a cell body of {count} bytes is too long")
+            header_len = VAR_HEADER_LEN
+            if command == Command.VERSIONS:
+                header_len -= CIRC_ID_LEN - VERSIONS_CIRC_ID_LEN
+            cell = self.outbox.reserve(header_len + count)
+            if command == Command.VERSIONS:
+                store16(cell, 0)
+            else:
+                store32(cell, circ_id)
+            cell[header_len - 3] = command
+            store16(cell + header_len - 2, <uint16_t>count)
+            if count:
+                memcpy(cell + header_len, &body[0], count)
+            return
+        if count > CELL_BODY_LEN:
+            raise UsageError(f"a cell body holds {CELL_BODY_LEN} bytes, not {count}")
+        cell = self.outbox.begin_cell(circ_id, command)
+        memset(cell, 0, CELL_BODY_LEN)
+        if count:
+            memcpy(cell, &body[0], count)
+
+    def data_to_send(self):
+        """Every cell sealed since the last call, whole cells only; b"" if there are none."""
+        return self.outbox.take()
+
+    def receive_data(self, uint8_t[::1] buffer not None, Py_ssize_t nbytes):
+        """Act on `nbytes` of link plaintext at the start of `buffer`, decrypting in place.
+
+        Returns the events in order. Any split of the bytes over calls gives the same events but for
+        how often Readable repeats. Never raises for a peer's faults; after ChannelFailed it reads
+        nothing more.
+        """
+        if not 0 <= nbytes <= buffer.shape[0]:
+            raise UsageError(f"{nbytes} bytes of a buffer of {buffer.shape[0]}")
+        cdef list events = []
+        if nbytes == 0 or self.has_failed:
+            return events
+        cdef uint8_t* data = &buffer[0]
+        cdef Py_ssize_t used = 0
+        self.read_serial += 1
+        if self.partial:
+            used = self.complete_partial(data, nbytes, events)
+        if self.partial or self.has_failed:
+            return events
+        used += self.receive(data + used, nbytes - used, events)
+        if used < nbytes and not self.has_failed:
+            self.partial += data[used:nbytes]
+        return events
+
+    cdef Py_ssize_t complete_partial(self, uint8_t* data, Py_ssize_t count, list events) except -1:
+        """Slow road, once per read: the cell that began in an earlier read. Returns the bytes used."""
+        cdef Py_ssize_t used = 0
+        cdef Py_ssize_t wanted, length, taken
+        cdef uint8_t* cell
+        while True:
+            cell = <uint8_t*>PyByteArray_AS_STRING(self.partial)
+            length = self.cell_length(cell, len(self.partial))
+            if length < 0 or len(self.partial) == length:
+                whole = self.partial
+                self.partial = bytearray()
+                self.receive(<uint8_t*>PyByteArray_AS_STRING(whole), len(whole), events)
+                return used
+            wanted = length - len(self.partial) if length > 0 else 1
+            taken = min(wanted, count - used)
+            if taken == 0:
+                return used
+            self.partial += data[used:used + taken]
+            used += taken
+
+    cdef Py_ssize_t receive(self, uint8_t* data, Py_ssize_t count, list events) except -1:
+        """Act on every whole cell; returns the bytes used."""
+        cdef Py_ssize_t used = 0
+        cdef Py_ssize_t length
+        while not self.has_failed:
+            length = self.cell_length(data + used, count - used)
+            if length <= 0 or length > count - used:
+                if length < 0 or length > VAR_HEADER_LEN + VAR_BODY_LEN_MAX:
+                    self.has_failed = True
+                    events.append(ChannelFailed(ChannelError(
+                        "a fixed-length cell came before VERSIONS" if length < 0 else f"a cell of {length} bytes arrived")))
+                break
+            self.receive_cell(data + used, length, events)
+            used += length
+        return used
+
+    cdef Py_ssize_t cell_length(self, const uint8_t* data, Py_ssize_t count) noexcept nogil:
+        """The length of the cell at `data`, 0 if more bytes are needed to know, -1 if it may not be here."""
+        cdef Py_ssize_t id_len = CIRC_ID_LEN if self.is_versioned else VERSIONS_CIRC_ID_LEN
+        if count <= id_len:
+            return 0
+        if not is_variable_length(data[id_len]):
+            # Before VERSIONS a fixed-length cell has no agreed length.
+            return CELL_LEN if self.is_versioned else -1
+        if count < id_len + 3:
+            return 0
+        return id_len + 3 + load16(data + id_len + 1)
+
+    cdef int receive_cell(self, uint8_t* cell, Py_ssize_t length, list events) except -1:
+        cdef Py_ssize_t id_len = CIRC_ID_LEN if self.is_versioned else VERSIONS_CIRC_ID_LEN
+        cdef uint32_t circ_id = load32(cell) if self.is_versioned else 0
+        cdef uint8_t command = cell[id_len]
+        cdef Circuit circuit
+        if command == Command.RELAY or command == Command.RELAY_EARLY:
+            circuit = <Circuit>self.circuits.find(circ_id)
+            # A circuit that we have just closed may still have cells under way.
+            if circuit is not None:
+                circuit.receive(command, cell + id_len + 1, self.read_serial, events)
+            return 0
+        if command == Command.PADDING or command == Command.VPADDING:
+            return 0
+        if command == Command.VERSIONS:
+            self.is_versioned = True
+        elif command == Command.DESTROY:
+            circuit = <Circuit>self.circuits.find(circ_id)
+            if circuit is None:
+                return 0
+            circuit.end()
+        cdef Py_ssize_t header_len = id_len + (3 if is_variable_length(command) else 1)
+        events.append(ControlCell(circ_id, command, cell[header_len:length]))
+        return 0

@@ -1,0 +1,474 @@
+"""One circuit: opens arriving relay cells down to its streams, seals departing ones through its hops.
+
+Bulk data touches no Python here. What is not DATA or SENDME becomes a Message event; the handshakes,
+and what the messages mean, are proto/'s.
+
+Flow of DATA cells (tor-spec, "Flow control"), both ways alike: the receiver acknowledges every
+`increment` cells of a hop with a circuit-level SENDME that carries a tag of the last of them, which only
+somebody who decrypted it can know; the sender keeps at most `window` unacknowledged. We acknowledge on
+arrival, so a slow reader never holds its neighbours back: its own stream is held by the stream's
+window, and that window bounds its queue. Where a hop has congestion control, its window is moved from
+outside at every SENDME (proto/flow.py), and its streams are held by XON and XOFF instead of windows.
+
+A hop's kind of layer decides the format of its relay cells: v0 with tor1, v1 with CGO.
+"""
+
+cimport cython
+from collections import deque
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from torkit._fast.cells cimport CELL_BODY_LEN, Command, RelayCommand, load16, store16
+from torkit._fast.cgo cimport CGO_TAG_LEN
+from torkit._fast.events cimport Acknowledged, CircuitFailed, Message, Readable, Writable
+from torkit._fast.onion cimport LayerKind
+from torkit._fast.openssl cimport CRYPTO_memcmp
+from torkit._fast.stream cimport (
+    STREAM_WINDOW_INCREMENT, STREAM_WINDOW_START, StreamState,
+)
+
+from torkit.errors import CircuitError, UsageError
+
+# Specification constants (tor-spec, "SENDME cell format").
+cdef enum:
+    SENDME_VERSION = 1
+    SENDME_HEADER_LEN = 3         # version, length of the tag
+
+# Implementation limit, bytes: what a stream under congestion control may queue. An exit sends on until our
+# XOFF reaches it; this is far beyond any window that its congestion control reaches meanwhile.
+cdef Py_ssize_t QUEUE_LEN_MAX = 16 << 20
+
+
+@cython.final
+cdef class Hop:
+    def __dealloc__(self):
+        free(self.tags)
+
+    cdef int push_tag(self, const uint8_t* tag) except -1:
+        """Remember the tag of the cell just sealed, which will cause a SENDME."""
+        cdef Tag* grown
+        cdef int i
+        if self.tag_count == self.tags_len:
+            grown = <Tag*>calloc(2 * self.tags_len + 8, sizeof(Tag))
+            if grown == NULL:
+                raise MemoryError
+            for i in range(self.tag_count):
+                grown[i] = self.tags[(self.first_tag + i) % self.tags_len]
+            free(self.tags)
+            self.tags = grown
+            self.tags_len = 2 * self.tags_len + 8
+            self.first_tag = 0
+        cdef Tag* entry = &self.tags[(self.first_tag + self.tag_count) % self.tags_len]
+        memcpy(entry.bytes, tag, self.layer.tag_len)
+        entry.sealed_at = monotonic()
+        self.tag_count += 1
+        return 0
+
+
+@cython.final
+cdef class Circuit(Outlet):
+    """Made by Channel.open_circuit. Hops are numbered from 0, the guard. `owner` is the caller's."""
+
+    def __cinit__(self, uint32_t circ_id, Outbox outbox not None, uint16_t first_stream_id,
+                  int relay_early_count):
+        self.id = circ_id
+        self.outbox = outbox
+        self.hops = []
+        self.streams = IdTable()
+        self.blocked = deque()
+        self.next_stream_id = first_stream_id
+        self.relay_early_left = relay_early_count
+
+    @property
+    def hop_count(self):
+        return len(self.hops)
+
+    @property
+    def has_ended(self):
+        """Nothing is sent or received any more."""
+        return self.is_over
+
+    @property
+    def has_room(self):
+        """Whether open_stream would succeed."""
+        return not self.is_over and self.streams.used < MAX_STREAMS
+
+    @property
+    def stream_count(self):
+        """Streams that are open, and those that the peer may still send something for."""
+        return self.streams.used
+
+    def add_hop(self, Layer layer not None, int window=CIRCUIT_WINDOW_START,
+                int increment=CIRCUIT_WINDOW_INCREMENT, bint has_congestion_control=False):
+        """Extend by one hop whose handshake has succeeded.
+
+        `window` and `increment`, in DATA cells, are those of fixed windows or the first of congestion
+        control and what was negotiated for one SENDME. CGO requires congestion control: stream SENDMEs
+        cannot be expressed in its cells.
+        """
+        if len(self.hops) == MAX_HOPS:
+            raise UsageError(f"a circuit has at most {MAX_HOPS} hops")
+        if increment < 1 or window < increment:
+            raise UsageError(f"a window of {window} cells cannot be acknowledged {increment} at a time")
+        if layer.kind == LayerKind.CGO and not has_congestion_control:
+            raise UsageError("a CGO hop needs congestion control")
+        cdef Hop hop = Hop.__new__(Hop)
+        hop.layer = layer
+        hop.has_congestion_control = has_congestion_control
+        hop.window = window
+        hop.increment = increment
+        self.hops.append(hop)
+
+    def set_window(self, int hop, int window):
+        """Move the window of a hop with congestion control. Streams may try again without being told."""
+        if not 0 <= hop < len(self.hops) or not (<Hop>self.hops[hop]).has_congestion_control:
+            raise UsageError(f"hop {hop} has no window to move")
+        (<Hop>self.hops[hop]).window = window
+
+    def open_stream(self, int hop, bint is_resolve=False):
+        """A new stream served by `hop`; the caller sends BEGIN, BEGIN_DIR or RESOLVE for its `id`.
+
+        Raises UsageError where the circuit has no room for one more.
+        """
+        if not 0 <= hop < len(self.hops):
+            raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
+        if not self.has_room:
+            raise UsageError("the circuit takes no more streams")
+        while self.next_stream_id == 0 or self.streams.find(self.next_stream_id) is not None:
+            self.next_stream_id += 1
+        cdef Stream stream = Stream.__new__(Stream)
+        stream.id = self.next_stream_id
+        stream.circuit = self
+        stream.hop = hop
+        stream.is_resolve = is_resolve
+        stream.state = StreamState.CONNECTING
+        stream.has_windows = not (<Hop>self.hops[hop]).has_congestion_control
+        stream.package_window = STREAM_WINDOW_START
+        stream.deliver_window = STREAM_WINDOW_START
+        self.next_stream_id += 1
+        self.streams.add(stream)
+        return stream
+
+    def close_stream(self, Stream stream not None, const uint8_t[::1] end_body not None, double grace):
+        """Send END with `end_body`; what is under way for the stream is still accepted, and dropped.
+
+        Without windows to bound it, that is so for `grace` seconds. Does nothing if the peer has ended
+        the stream already.
+        """
+        if stream.state != StreamState.CONNECTING and stream.state != StreamState.OPEN:
+            return
+        stream.connected_is_due = stream.state == StreamState.CONNECTING
+        stream.state = StreamState.HALF_OPEN
+        stream.data_is_due_until = monotonic() + grace
+        stream.drop_queue()
+        self.send(stream.hop, RelayCommand.END, stream.id, end_body)
+
+    def send(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body not None):
+        """Seal one message for `hop`: up to 498 bytes, 488 with CGO. Does nothing once the circuit has ended.
+
+        DATA goes through Stream.put, which counts it.
+        """
+        cdef uint8_t[TAG_LEN_MAX] tag
+        if not 0 <= hop < len(self.hops):
+            raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
+        cdef Py_ssize_t room = data_len_max((<Hop>self.hops[hop]).layer.kind)
+        if body.shape[0] > room:
+            raise UsageError(f"a relay message holds {room} bytes, not {body.shape[0]}")
+        if command == RelayCommand.DATA:
+            raise UsageError("DATA is sent by Stream.put")
+        if command == RelayCommand.EXTEND2 and self.relay_early_left == 0:
+            raise UsageError("no RELAY_EARLY cell is left to extend this circuit with")
+        if not self.is_over:
+            self.originate(hop, command, stream_id, &body[0] if body.shape[0] else NULL, body.shape[0], tag)
+
+    def end(self):
+        """Take part in nothing from here on; every stream has ended. Queued bytes stay."""
+        self.is_over = True
+        for entry in self.streams.entries():
+            (<Stream>entry).state = StreamState.ENDED
+        self.streams = IdTable()
+        self.blocked.clear()
+
+    # --- arriving -----------------------------------------------------------------------------
+
+    cdef int receive(self, uint8_t command, uint8_t* body, uint64_t read_serial, list events) except -1:
+        """Open one relay cell in place and act on it. Bad cells end the circuit by an event."""
+        cdef uint8_t[TAG_LEN_MAX] tag
+        cdef Py_ssize_t hop_count = len(self.hops)
+        cdef Py_ssize_t i
+        cdef int recognized = 0
+        cdef Hop hop = None
+        if self.is_over:
+            return 0
+        if command == Command.RELAY_EARLY:
+            return self.fail(events, "a RELAY_EARLY cell arrived, which only clients send")
+        for i in range(hop_count):
+            hop = <Hop>self.hops[i]
+            recognized = hop.layer.backward(command, body, i == hop_count - 1, tag)
+            if recognized != 0:
+                break
+        if recognized != 1:
+            return self.fail(events, f"a relay cell was recognized by none of the {hop_count} hops")
+
+        cdef Relayed message
+        memset(&message, 0, sizeof(message))
+        cdef str problem = decode(hop.layer.kind, body, &message)
+        if problem is not None:
+            return self.fail(events, problem)
+        if message.stream_id == 0:
+            if message.command == RelayCommand.SENDME:
+                return self.receive_circuit_sendme(<int>i, hop, message.data, message.length, events)
+            return self.receive_message(<int>i, message.command, 0, None, message.data[:message.length], events)
+        cdef Stream stream = <Stream>self.streams.find(message.stream_id)
+        if stream is None:
+            return self.fail(events, f"{name_of(message.command)} arrived for a stream that is not open")
+        if stream.hop != i:
+            return self.fail(events, f"{name_of(message.command)} arrived from hop {i + 1} for a stream of "
+                                     f"hop {stream.hop + 1}")
+        if message.command == RelayCommand.DATA:
+            return self.receive_data(hop, stream, message.data, message.length, tag, read_serial, events)
+        if message.command == RelayCommand.SENDME:
+            return self.receive_stream_sendme(stream, events)
+        return self.receive_message(<int>i, message.command, message.stream_id, stream,
+                                    message.data[:message.length], events)
+
+    cdef int receive_data(self, Hop hop, Stream stream, const uint8_t* data, Py_ssize_t count,
+                          uint8_t* tag, uint64_t read_serial, list events) except -1:
+        if stream.is_resolve or (stream.state == StreamState.CONNECTING) or stream.connected_is_due:
+            return self.fail(events, "DATA arrived for a stream that is not connected")
+        if stream.has_windows:
+            stream.deliver_window -= 1
+            if stream.deliver_window < 0:
+                return self.fail(events, "the relay sent more DATA than the stream's deliver window allows")
+        elif stream.tail - stream.head > QUEUE_LEN_MAX:
+            return self.fail(events, "the relay goes on sending DATA after XOFF")
+        hop.unacknowledged += 1
+        if hop.unacknowledged == hop.increment:
+            hop.unacknowledged = 0
+            self.seal_circuit_sendme(stream.hop, hop, tag)
+        if stream.state == StreamState.HALF_OPEN:
+            if not stream.has_windows and monotonic() > stream.data_is_due_until:
+                return self.fail(events, "DATA arrived long after its stream was closed")
+            return 0
+        stream.push(data, count)
+        if stream.reported != read_serial:
+            stream.reported = read_serial
+            events.append(Readable(stream))
+        return 0
+
+    cdef int receive_stream_sendme(self, Stream stream, list events) except -1:
+        if not stream.has_windows:
+            return self.fail(events, "a stream SENDME arrived under congestion control")
+        if stream.package_window + STREAM_WINDOW_INCREMENT > STREAM_WINDOW_START:
+            return self.fail(events, "a stream SENDME acknowledges more than was sent")
+        stream.package_window += STREAM_WINDOW_INCREMENT
+        if stream.is_blocked:
+            stream.is_blocked = False
+            events.append(Writable(stream))
+        return 0
+
+    cdef int receive_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* body, Py_ssize_t length,
+                                    list events) except -1:
+        cdef int tag_len = hop.layer.tag_len
+        if hop.tag_count == 0:
+            return self.fail(events, "a circuit SENDME acknowledges more than was sent")
+        if length < SENDME_HEADER_LEN or body[0] != SENDME_VERSION:
+            return self.fail(events, "a circuit SENDME is not authenticated (version 1 is required)")
+        if load16(body + 1) != tag_len or length < SENDME_HEADER_LEN + tag_len:
+            return self.fail(events, f"a circuit SENDME has a tag of {load16(body + 1)} bytes, not {tag_len}")
+        cdef Tag* expected = &hop.tags[hop.first_tag]
+        if CRYPTO_memcmp(expected.bytes, body + SENDME_HEADER_LEN, tag_len) != 0:
+            return self.fail(events, "a circuit SENDME carries a wrong tag")
+        hop.first_tag = (hop.first_tag + 1) % hop.tags_len
+        hop.tag_count -= 1
+        if hop.has_congestion_control:
+            events.append(Acknowledged(self, hop_index, monotonic() - expected.sealed_at, hop.in_flight))
+        hop.in_flight -= hop.increment
+        return self.unblock(events)
+
+    cdef int receive_message(self, int hop_index, int command, uint16_t stream_id, Stream stream,
+                             bytes body, list events) except -1:
+        """A message that is neither DATA nor SENDME; keep the stream's state true for what follows it."""
+        if stream is None:
+            if command == RelayCommand.DROP:
+                return 0
+            if is_for_streams(command):
+                return self.fail(events, f"{name_of(command)} arrived without a stream")
+        elif command == RelayCommand.CONNECTED:
+            if stream.is_resolve or (stream.state == StreamState.OPEN) or (
+                    stream.state == StreamState.HALF_OPEN and not stream.connected_is_due):
+                return self.fail(events, "CONNECTED arrived for a stream that was not waiting for it")
+            stream.connected_is_due = False
+            if stream.state == StreamState.CONNECTING:
+                stream.state = StreamState.OPEN
+        elif command == RelayCommand.END or command == RelayCommand.RESOLVED:
+            if command == RelayCommand.RESOLVED and not stream.is_resolve:
+                return self.fail(events, "RESOLVED arrived for a stream that asked for no name")
+            self.streams.remove(stream_id)
+            if stream.state == StreamState.HALF_OPEN:
+                return 0
+            stream.state = StreamState.ENDED
+        if stream is not None and stream.state == StreamState.HALF_OPEN:
+            return 0
+        events.append(Message(self, hop_index, command, stream_id, stream, body))
+        return 0
+
+    cdef int fail(self, list events, str reason) except -1:
+        self.end()
+        events.append(CircuitFailed(self, CircuitError(reason)))
+        return 0
+
+    # --- departing ----------------------------------------------------------------------------
+
+    cdef Py_ssize_t seal_data(self, Stream stream, const uint8_t* data, Py_ssize_t count) except -1:
+        """Stream.put: as many DATA cells as the windows allow; the bytes that they hold."""
+        cdef uint8_t[TAG_LEN_MAX] tag
+        cdef Py_ssize_t sealed = 0
+        cdef Py_ssize_t piece, room
+        cdef Hop hop
+        if self.is_over or stream.is_xoff or stream.is_resolve or (
+                stream.state != StreamState.OPEN and stream.state != StreamState.CONNECTING):
+            return 0
+        hop = <Hop>self.hops[stream.hop]
+        room = data_len_max(hop.layer.kind)
+        while (sealed < count and hop.in_flight < hop.window
+                and (stream.package_window > 0 or not stream.has_windows)):
+            piece = min(count - sealed, room)
+            self.originate(stream.hop, RelayCommand.DATA, stream.id, data + sealed, piece, tag)
+            sealed += piece
+            stream.package_window -= stream.has_windows
+            hop.in_flight += 1
+            if hop.in_flight % hop.increment == 0:
+                hop.push_tag(tag)
+        if sealed < count and not stream.is_blocked:
+            stream.is_blocked = True
+            if stream.package_window > 0:
+                self.blocked.append(stream)
+        return sealed
+
+    cdef int seal_stream_sendme(self, Stream stream) except -1:
+        cdef uint8_t[TAG_LEN_MAX] tag
+        if self.is_over:
+            return 0
+        return self.originate(stream.hop, RelayCommand.SENDME, stream.id, NULL, 0, tag)
+
+    cdef int seal_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* received_tag) except -1:
+        cdef uint8_t[TAG_LEN_MAX] tag
+        cdef uint8_t[SENDME_HEADER_LEN + TAG_LEN_MAX] body
+        body[0] = SENDME_VERSION
+        store16(body + 1, hop.layer.tag_len)
+        memcpy(body + SENDME_HEADER_LEN, received_tag, hop.layer.tag_len)
+        return self.originate(hop_index, RelayCommand.SENDME, 0, body, SENDME_HEADER_LEN + hop.layer.tag_len, tag)
+
+    cdef int originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,
+                       Py_ssize_t count, uint8_t* tag) except -1:
+        """Seal one relay cell for a hop into the outbox. `count` was checked by the caller."""
+        cdef uint8_t cell_command = Command.RELAY
+        # As the largest crowd does: the first cells to any hop but the guard are RELAY_EARLY, not only
+        # the EXTEND2 ones that must be, so that the guard cannot count a circuit's extensions.
+        if self.relay_early_left > 0 and (hop_index > 0 or command == RelayCommand.EXTEND2):
+            cell_command = Command.RELAY_EARLY
+            self.relay_early_left -= 1
+        cdef Layer layer = (<Hop>self.hops[hop_index]).layer
+        cdef uint8_t* body = self.outbox.begin_cell(self.id, cell_command)
+        cdef Py_ssize_t header_len = encode_header(layer.kind, body, command, stream_id, <uint16_t>count)
+        if count:
+            memcpy(body + header_len, data, count)
+        if header_len + count < CELL_BODY_LEN:
+            self.outbox.pad(body + header_len + count, CELL_BODY_LEN - header_len - count)
+        cdef int status = layer.originate(cell_command, body, tag)
+        cdef int i
+        for i in range(hop_index - 1, -1, -1):
+            if status == 1:
+                status = (<Hop>self.hops[i]).layer.forward(cell_command, body)
+        if status != 1:
+            raise MemoryError("libcrypto could not encrypt")
+        return 0
+
+    cdef int unblock(self, list events) except -1:
+        """The circuit window has opened: every stream that waited for it may try, oldest first."""
+        cdef Stream stream
+        while self.blocked:
+            stream = <Stream>self.blocked.popleft()
+            if stream.is_blocked:
+                stream.is_blocked = False
+                events.append(Writable(stream))
+        return 0
+
+
+# --- the two formats of relay cells --------------------------------------------------------------
+
+cdef Py_ssize_t data_len_max(LayerKind kind) noexcept nogil:
+    """Bytes that a message with a stream id can hold."""
+    return CELL_BODY_LEN - (V1_HEADER_LEN if kind == LayerKind.CGO else V0_HEADER_LEN)
+
+
+cdef Py_ssize_t encode_header(LayerKind kind, uint8_t* body, uint8_t command, uint16_t stream_id,
+                              uint16_t length) noexcept nogil:
+    """Write everything before the data, with the fields of the layer zero; the length of that."""
+    if kind == LayerKind.CGO:
+        memset(body, 0, V1_STREAM_AT)
+        body[CGO_TAG_LEN] = command
+        store16(body + CGO_TAG_LEN + 1, length)
+        if not is_for_streams(command):
+            return V1_STREAM_AT
+        store16(body + V1_STREAM_AT, stream_id)
+        return V1_HEADER_LEN
+    memset(body, 0, V0_HEADER_LEN)
+    body[0] = command
+    store16(body + 3, stream_id)
+    store16(body + 9, length)
+    return V0_HEADER_LEN
+
+
+cdef str decode(LayerKind kind, uint8_t* body, Relayed* message):
+    """Find the message in an opened cell; returns what is wrong with it, or None."""
+    cdef Py_ssize_t header_len = V0_HEADER_LEN
+    if kind == LayerKind.CGO:
+        message.command = body[CGO_TAG_LEN]
+        message.length = load16(body + CGO_TAG_LEN + 1)
+        message.stream_id = 0
+        header_len = V1_STREAM_AT
+        if is_for_streams(message.command):
+            message.stream_id = load16(body + V1_STREAM_AT)
+            header_len = V1_HEADER_LEN
+        elif not is_known(message.command):
+            return f"a relay cell has the unknown command {message.command}"
+    else:
+        message.command = body[0]
+        message.stream_id = load16(body + 3)
+        message.length = load16(body + 9)
+    message.data = body + header_len
+    if message.length > CELL_BODY_LEN - header_len:
+        return f"a relay message claims {message.length} bytes of at most {CELL_BODY_LEN - header_len}"
+    return None
+
+
+cdef bint is_for_streams(uint8_t command) noexcept nogil:
+    """Whether the command belongs to a stream, but for SENDME, which can also be the circuit's."""
+    return command in (RelayCommand.BEGIN, RelayCommand.DATA, RelayCommand.END, RelayCommand.CONNECTED,
+                       RelayCommand.RESOLVE, RelayCommand.RESOLVED, RelayCommand.BEGIN_DIR,
+                       RelayCommand.XON, RelayCommand.XOFF)
+
+
+cdef bint is_known(uint8_t command) noexcept nogil:
+    return (RelayCommand.BEGIN <= command <= RelayCommand.EXTENDED2
+            or command == RelayCommand.XON or command == RelayCommand.XOFF)
+
+
+cdef double monotonic() noexcept nogil:
+    """Seconds; its zero means nothing."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+cdef str name_of(int command):
+    from torkit._fast.cells import RelayCommand as Names
+
+    try:
+        return Names(command).name
+    except ValueError:
+        return f"relay command {command}"

@@ -1,0 +1,42 @@
+# Contents: the layer of encryption shared with one hop.
+
+cimport cython
+from libc.stdint cimport uint8_t
+
+from torkit._fast.cgo cimport CgoState
+from torkit._fast.openssl cimport EVP_CIPHER_CTX, EVP_MD_CTX
+
+cdef enum:
+    TAG_LEN_MAX = 20              # of a SENDME tag: 20 bytes for tor1
+
+cpdef enum LayerKind:
+    TOR1 = 1                      # AES-128-CTR and a running SHA-1: tor-spec, "Relay cells"
+    CGO = 2                       # Counter Galois Onion: proposal 359
+
+# Specification constants (tor-spec, "Setting circuit keys").
+cpdef enum:
+    TOR1_DIGEST_LEN = 20          # Df, Db
+    TOR1_KEY_LEN = 16             # Kf, Kb
+    TOR1_KEYS_LEN = 2 * TOR1_DIGEST_LEN + 2 * TOR1_KEY_LEN
+    CGO_KEYS_LEN = 2 * 80         # forward, backward
+
+@cython.final
+cdef class Layer:
+    cdef LayerKind kind
+    cdef int tag_len
+    # CGO
+    cdef CgoState* cgo_forward
+    cdef CgoState* cgo_backward
+    # TOR1
+    cdef EVP_CIPHER_CTX* forward_cipher      # Kf
+    cdef EVP_CIPHER_CTX* backward_cipher     # Kb
+    cdef EVP_MD_CTX* forward_digest          # Df and every cell sealed for this hop
+    cdef EVP_MD_CTX* backward_digest         # Db and every cell recognized from this hop
+    cdef EVP_MD_CTX* scratch_digest          # finals are taken from copies
+    cdef EVP_MD_CTX* saved_digest            # the way back when a cell was not for this hop
+
+    cdef int set_tor1(self, const uint8_t* df) except -1
+    cdef int set_cgo(self, const uint8_t* seeds) except -1
+    cdef int originate(self, uint8_t command, uint8_t* body, uint8_t* tag) noexcept nogil
+    cdef int forward(self, uint8_t command, uint8_t* body) noexcept nogil
+    cdef int backward(self, uint8_t command, uint8_t* body, bint is_last, uint8_t* tag) noexcept nogil

@@ -1,0 +1,160 @@
+"""The layer of relay encryption that we share with one hop.
+
+A cell body is CELL_BODY_LEN bytes, worked on in place. The three moves of a client:
+
+    originate   seal a cell for this hop: the digest, then this hop's encryption
+    forward     add this hop's encryption to a cell for a later hop
+    backward    take this hop's encryption off an arriving cell; is it from this hop?
+
+Each kind of layer has its branch in the three. tor-spec, "Routing relay cells".
+"""
+
+cimport cython
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from torkit._fast.cells cimport CELL_BODY_LEN
+from torkit._fast.cgo cimport (
+    CGO_SEED_LEN, CGO_TAG_LEN, cgo_client_backward, cgo_client_forward, cgo_client_originate, cgo_free,
+    cgo_init,
+)
+from torkit._fast.openssl cimport (
+    CRYPTO_memcmp, EVP_aes_128_ctr, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_DigestFinal_ex,
+    EVP_DigestInit_ex, EVP_DigestUpdate, EVP_EncryptInit_ex, EVP_EncryptUpdate, EVP_MD_CTX_copy_ex,
+    EVP_MD_CTX_free, EVP_MD_CTX_new, EVP_sha1,
+)
+
+from torkit.errors import UsageError
+
+# Offsets in a tor1 relay cell (tor-spec, "Relay cells").
+cdef enum:
+    RECOGNIZED_AT = 1
+    DIGEST_AT = 5
+    DIGEST_LEN = 4
+
+
+cdef EVP_CIPHER_CTX* new_ctr(const uint8_t* key) except NULL:
+    cdef uint8_t[16] iv
+    memset(iv, 0, sizeof(iv))
+    cdef EVP_CIPHER_CTX* ctx = EVP_CIPHER_CTX_new()
+    if ctx == NULL:
+        raise MemoryError
+    if EVP_EncryptInit_ex(ctx, EVP_aes_128_ctr(), NULL, key, iv) != 1:
+        EVP_CIPHER_CTX_free(ctx)
+        raise MemoryError("libcrypto could not set up AES-128-CTR")
+    return ctx
+
+
+cdef EVP_MD_CTX* new_sha1(const uint8_t* seed, size_t length) except NULL:
+    cdef EVP_MD_CTX* ctx = EVP_MD_CTX_new()
+    if ctx == NULL:
+        raise MemoryError
+    if EVP_DigestInit_ex(ctx, EVP_sha1(), NULL) != 1 or EVP_DigestUpdate(ctx, seed, length) != 1:
+        EVP_MD_CTX_free(ctx)
+        raise MemoryError("libcrypto could not set up SHA-1")
+    return ctx
+
+
+@cython.final
+cdef class Layer:
+    """The keys of one hop; they are freed and cleansed with the object.
+
+    `keys` is Df | Db | Kf | Kb for TOR1, TOR1_KEYS_LEN bytes; forward and backward seed for CGO,
+    CGO_KEYS_LEN bytes. Raises UsageError for another length.
+    """
+
+    def __cinit__(self, LayerKind kind, const uint8_t[::1] keys not None):
+        cdef Py_ssize_t wanted = TOR1_KEYS_LEN if kind == LayerKind.TOR1 else CGO_KEYS_LEN
+        if kind != LayerKind.TOR1 and kind != LayerKind.CGO:
+            raise UsageError(f"no layer of kind {kind}")
+        if keys.shape[0] != wanted:
+            raise UsageError(f"a layer of this kind takes {wanted} bytes of keys, not {keys.shape[0]}")
+        self.kind = kind
+        if kind == LayerKind.TOR1:
+            self.set_tor1(&keys[0])
+        else:
+            self.set_cgo(&keys[0])
+
+    cdef int set_tor1(self, const uint8_t* df) except -1:
+        cdef const uint8_t* db = df + TOR1_DIGEST_LEN
+        cdef const uint8_t* kf = db + TOR1_DIGEST_LEN
+        cdef const uint8_t* kb = kf + TOR1_KEY_LEN
+        self.tag_len = TOR1_DIGEST_LEN
+        self.forward_digest = new_sha1(df, TOR1_DIGEST_LEN)
+        self.backward_digest = new_sha1(db, TOR1_DIGEST_LEN)
+        self.scratch_digest = new_sha1(NULL, 0)
+        self.saved_digest = new_sha1(NULL, 0)
+        self.forward_cipher = new_ctr(kf)
+        self.backward_cipher = new_ctr(kb)
+        return 0
+
+    cdef int set_cgo(self, const uint8_t* seeds) except -1:
+        self.tag_len = CGO_TAG_LEN
+        self.cgo_forward = <CgoState*>calloc(1, sizeof(CgoState))
+        self.cgo_backward = <CgoState*>calloc(1, sizeof(CgoState))
+        if (self.cgo_forward == NULL or self.cgo_backward == NULL
+                or cgo_init(self.cgo_forward, seeds, False, False) != 1
+                or cgo_init(self.cgo_backward, seeds + CGO_SEED_LEN, False, False) != 1):
+            raise MemoryError("libcrypto could not set up CGO")
+        return 0
+
+    def __dealloc__(self):
+        if self.cgo_forward != NULL:
+            cgo_free(self.cgo_forward)
+        if self.cgo_backward != NULL:
+            cgo_free(self.cgo_backward)
+        free(self.cgo_forward)
+        free(self.cgo_backward)
+        # libcrypto cleanses keys and states as it frees them; NULL is fine.
+        EVP_MD_CTX_free(self.forward_digest)
+        EVP_MD_CTX_free(self.backward_digest)
+        EVP_MD_CTX_free(self.scratch_digest)
+        EVP_MD_CTX_free(self.saved_digest)
+        EVP_CIPHER_CTX_free(self.forward_cipher)
+        EVP_CIPHER_CTX_free(self.backward_cipher)
+
+    # The kernels answer 1 for done or recognized, 0 for not recognized, -1 where libcrypto failed.
+
+    cdef int originate(self, uint8_t command, uint8_t* body, uint8_t* tag) noexcept nogil:
+        """Seal `body`, whose tag or digest field is zero; `tag` gets what a SENDME for it must carry."""
+        if self.kind == LayerKind.CGO:
+            return cgo_client_originate(self.cgo_forward, command, body, tag)
+        if (EVP_DigestUpdate(self.forward_digest, body, CELL_BODY_LEN) != 1
+                or EVP_MD_CTX_copy_ex(self.scratch_digest, self.forward_digest) != 1
+                or EVP_DigestFinal_ex(self.scratch_digest, tag, NULL) != 1):
+            return -1
+        memcpy(body + DIGEST_AT, tag, DIGEST_LEN)
+        return self.forward(command, body)
+
+    cdef int forward(self, uint8_t command, uint8_t* body) noexcept nogil:
+        cdef int length
+        if self.kind == LayerKind.CGO:
+            return cgo_client_forward(self.cgo_forward, command, body)
+        return 1 if EVP_EncryptUpdate(self.forward_cipher, body, &length, body, CELL_BODY_LEN) == 1 else -1
+
+    cdef int backward(self, uint8_t command, uint8_t* body, bint is_last, uint8_t* tag) noexcept nogil:
+        """Open one layer. When recognized, `tag` gets what our SENDME for this cell must carry."""
+        cdef int length
+        cdef uint8_t[DIGEST_LEN] digest
+        if self.kind == LayerKind.CGO:
+            return cgo_client_backward(self.cgo_backward, command, body, tag)
+        if EVP_EncryptUpdate(self.backward_cipher, body, &length, body, CELL_BODY_LEN) != 1:
+            return -1
+        if body[RECOGNIZED_AT] != 0 or body[RECOGNIZED_AT + 1] != 0:
+            return 0
+        # Slow road, one foreign cell in 65,536: the running digest must not keep a cell that was not
+        # for this hop. At the last hop a mismatch ends the circuit, so nothing needs saving there.
+        if not is_last and EVP_MD_CTX_copy_ex(self.saved_digest, self.backward_digest) != 1:
+            return -1
+        memcpy(digest, body + DIGEST_AT, DIGEST_LEN)
+        memset(body + DIGEST_AT, 0, DIGEST_LEN)
+        if (EVP_DigestUpdate(self.backward_digest, body, CELL_BODY_LEN) != 1
+                or EVP_MD_CTX_copy_ex(self.scratch_digest, self.backward_digest) != 1
+                or EVP_DigestFinal_ex(self.scratch_digest, tag, NULL) != 1):
+            return -1
+        if CRYPTO_memcmp(digest, tag, DIGEST_LEN) == 0:
+            return 1
+        memcpy(body + DIGEST_AT, digest, DIGEST_LEN)
+        if not is_last and EVP_MD_CTX_copy_ex(self.backward_digest, self.saved_digest) != 1:
+            return -1
+        return 0

@@ -1,0 +1,48 @@
+# Contents: one stream's receive queue, window counters and state.
+
+cimport cython
+from libc.stdint cimport uint8_t, uint64_t
+
+from torkit._fast.idtable cimport Entry
+
+# Specification constants (tor-spec, "Flow control").
+cdef enum:
+    STREAM_WINDOW_START = 500     # DATA cells
+    STREAM_WINDOW_INCREMENT = 50  # DATA cells that one stream-level SENDME acknowledges
+
+cdef enum StreamState:
+    CONNECTING                    # BEGIN, BEGIN_DIR or RESOLVE sent, no answer yet
+    OPEN                          # CONNECTED received
+    HALF_OPEN                     # END sent; what was under way may still arrive
+    ENDED                         # END or RESOLVED received, or the circuit is gone
+
+# What a stream needs of its circuit.
+cdef class Outlet(Entry):
+    cdef Py_ssize_t seal_data(self, Stream stream, const uint8_t* data, Py_ssize_t count) except -1
+    cdef int seal_stream_sendme(self, Stream stream) except -1
+
+@cython.final
+cdef class Stream(Entry):
+    cdef Outlet circuit
+    cdef readonly int hop         # index of the hop that serves the stream
+    cdef public object owner      # the caller's own; never looked at here
+    cdef StreamState state
+    cdef bint is_resolve          # a RESOLVE: one RESOLVED answers, no data ever
+    cdef bint connected_is_due    # half-open since before CONNECTED: one may still come
+    cdef bint is_blocked          # put() stopped short; a Writable is owed
+    cdef bint has_windows         # no congestion control: the two windows count
+    cdef readonly bint is_xoff    # the peer asked us to pause
+    cdef double data_is_due_until # half-open without windows: seconds, monotonic
+    cdef int package_window       # DATA cells we may still send
+    cdef int deliver_window       # DATA cells the peer may still send
+    cdef uint64_t reported        # serial of the read that last reported this stream readable
+
+    # The receive queue: bytes [head, tail) of `queue`.
+    cdef uint8_t* queue
+    cdef Py_ssize_t capacity
+    cdef Py_ssize_t head
+    cdef Py_ssize_t tail
+
+    cdef int push(self, const uint8_t* data, Py_ssize_t count) except -1
+    cdef int acknowledge(self) except -1
+    cdef void drop_queue(self) noexcept
