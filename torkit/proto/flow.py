@@ -1,0 +1,522 @@
+"""How many DATA cells may be under way on a circuit, and when a stream's peer must pause. Numbers only.
+
+No cells are counted or sealed here: the compiled core does that, and this module is asked once per SENDME,
+once per read of a stream's queue and once per XON or XOFF. Time is the caller's monotonic clock, in seconds.
+
+**Circuits.** The far end acknowledges every `increment` DATA cells with a circuit-level SENDME. We may have
+`window` cells sent and not acknowledged:
+
+    fixed windows          the consensus's circwindow, for ever (tor-spec, "Circuit-level flow control")
+    congestion control     cwnd, which Vegas moves at every SENDME (proposal 324, [TOR_VEGAS])
+
+Vegas reasons so. The round-trip time RTT is measured on each cell that causes a SENDME. The smallest
+smoothed RTT ever seen, RTT_min, is the circuit with empty queues; what the circuit itself can hold is
+
+    BDP = cwnd * RTT_min / RTT_ewma                    the bandwidth-delay product, in cells
+    queue_use = cwnd - BDP                             the rest of cwnd lies in somebody's queue
+
+and the window follows the queue:
+
+    slow start      queue_use < gamma: grow by rfc3742_increment at each SENDME, while the window is full
+                    else: cwnd = BDP + gamma, and on to steady state
+    steady state    once per update interval:
+                    queue_use > delta               cwnd = BDP + delta - cwnd_inc
+                    queue_use > beta, or blocked    cwnd -= cwnd_inc
+                    queue_use < alpha, and full     cwnd += cwnd_inc
+
+"Full" keeps an idle or slow sender from earning a window that it never tested. "Blocked" says that our own
+channel is congested. Invariant: max(cc_cwnd_min, increment) <= cwnd, unless cc_cwnd_max is less; below one
+increment there would be no SENDME ever again.
+
+**Streams** under congestion control have no windows. Who cannot drain a stream's queue sends XOFF, and XON
+with its drain rate once the queue is empty (proposal 324, "Flow Control"). `DrainWatch` decides what we
+send, `XoffCheck` judges what we are sent. Rates are in units of 1000 bytes a second; 0 means no limit.
+
+Integer arithmetic in microseconds, multiplying before dividing, as proposal 324 asks, so that every
+implementation rounds alike. Where C tor 0.4.9 and the proposal's text differ in a default, the default is
+C tor's: it is what the crowd does when the consensus is silent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from torkit._fast.circuit import CIRCUIT_WINDOW_START
+from torkit.errors import CircuitError
+
+# Specification constants. Proposal 324.
+DELTA_DISCREPANCY_RATIO_MAX = 5000  # 2.1.1, [CLOCK_HEURISTICS]
+RELAY_DATA_LEN_MIN = 488  # bytes of data in a DATA cell of format v1: the unit of cc_xoff_*
+RELAY_DATA_LEN_MAX = 498  # and of format v0: the unit of cc_xon_rate
+DRAIN_BURST_CELLS = 32  # 4.1.2, [XON_ADVISORY]: a queue above this is not just a burst
+
+# Implementation limits.
+XOFF_GRACE_USEC = 5_000  # one burst of cells must not cost an XOFF before its reader had a turn; as C tor
+XOFF_CREDIT_MAX = 10 << 20  # bytes: what an XON or XOFF much later can still draw on; as C tor
+INT32_MAX = 2**31 - 1
+
+
+class _Range(NamedTuple):
+    minimum: int
+    default: int
+    maximum: int
+
+
+_TLS_RECORD_CELLS = 31
+_OUTBUF_CELLS = 2 * _TLS_RECORD_CELLS
+
+# Proposal 324, section 6.5, [CONSENSUS_PARAMETERS]; defaults as in C tor 0.4.9. The parameters of the
+# algorithms and estimators that nobody uses (Westwood, NOLA, cc_bwe_min, cc_bdp_alg) are left out.
+PARAMETERS: Mapping[str, _Range] = {
+    "circwindow": _Range(100, CIRCUIT_WINDOW_START, CIRCUIT_WINDOW_START),
+    "cc_alg": _Range(0, 2, 3),
+    "cc_sendme_inc": _Range(1, _TLS_RECORD_CELLS, 254),
+    "cc_cwnd_init": _Range(_TLS_RECORD_CELLS, 4 * _TLS_RECORD_CELLS, 10_000),
+    "cc_cwnd_min": _Range(_TLS_RECORD_CELLS, 4 * _TLS_RECORD_CELLS, 1_000),
+    "cc_cwnd_max": _Range(500, INT32_MAX, INT32_MAX),
+    "cc_cwnd_inc": _Range(1, 1, 1_000),
+    "cc_cwnd_inc_pct_ss": _Range(1, 100, 500),
+    "cc_cwnd_inc_rate": _Range(1, _TLS_RECORD_CELLS, 250),
+    "cc_ewma_cwnd_pct": _Range(1, 50, 255),
+    "cc_ewma_max": _Range(2, 10, INT32_MAX),
+    "cc_ewma_ss": _Range(2, 2, INT32_MAX),
+    "cc_rtt_reset_pct": _Range(0, 100, 100),
+    "cc_ss_max": _Range(500, 5_000, INT32_MAX),
+    "cc_cwnd_full_gap": _Range(0, 4, 2**15 - 1),
+    "cc_cwnd_full_minpct": _Range(0, 25, 100),
+    "cc_cwnd_full_per_cwnd": _Range(0, 1, 1),
+    "cc_vegas_alpha_exit": _Range(0, 3 * _OUTBUF_CELLS, 1_000),
+    "cc_vegas_beta_exit": _Range(0, 4 * _OUTBUF_CELLS, 1_000),
+    "cc_vegas_gamma_exit": _Range(0, 3 * _OUTBUF_CELLS, 1_000),
+    "cc_vegas_delta_exit": _Range(0, 5 * _OUTBUF_CELLS, INT32_MAX),
+    "cc_sscap_exit": _Range(100, 600, INT32_MAX),
+    "cc_vegas_alpha_onion": _Range(0, 3 * _OUTBUF_CELLS, 1_000),
+    "cc_vegas_beta_onion": _Range(0, 6 * _OUTBUF_CELLS, 1_000),
+    "cc_vegas_gamma_onion": _Range(0, 4 * _OUTBUF_CELLS, 1_000),
+    "cc_vegas_delta_onion": _Range(0, 7 * _OUTBUF_CELLS, INT32_MAX),
+    "cc_sscap_onion": _Range(100, 475, INT32_MAX),
+    "cc_xoff_client": _Range(1, 500, 10_000),
+    "cc_xoff_exit": _Range(1, 500, 10_000),
+    "cc_xon_rate": _Range(1, 500, 5_000),
+    "cc_xon_change_pct": _Range(1, 25, 99),
+    "cc_xon_ewma_cnt": _Range(2, 2, 100),
+}
+
+
+def parameter(params: Mapping[str, int], name: str) -> int:
+    """The consensus's value of one of `PARAMETERS`, moved into its range; its default if absent."""
+    limits = PARAMETERS[name]
+    return min(max(params.get(name, limits.default), limits.minimum), limits.maximum)
+
+
+class PathKind(Enum):
+    """What a circuit is for; the longer path tolerates longer queues. Proposal 324, 6.5.3."""
+
+    EXIT = "exit"
+    ONION = "onion"
+
+
+@dataclass(frozen=True)
+class CongestionParams:
+    """The parameters of TOR_VEGAS for one kind of path. Counts are cells, `*_pct` per cent."""
+
+    sendme_inc: int
+    cwnd_init: int
+    cwnd_min: int
+    cwnd_max: int
+    cwnd_inc: int
+    cwnd_inc_pct_ss: int
+    cwnd_inc_rate: int
+    ewma_cwnd_pct: int
+    ewma_max: int
+    ewma_ss: int
+    rtt_reset_pct: int
+    ss_max: int
+    ss_cap: int
+    cwnd_full_gap: int
+    cwnd_full_minpct: int
+    cwnd_full_per_cwnd: bool
+    alpha: int
+    beta: int
+    gamma: int
+    delta: int
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, int], path: PathKind = PathKind.EXIT) -> "CongestionParams":
+        """Read the consensus parameters; values out of range are moved to the nearest in range."""
+
+        def get(name: str) -> int:
+            return parameter(params, f"cc_{name}")
+
+        return cls(
+            sendme_inc=get("sendme_inc"),
+            cwnd_init=get("cwnd_init"),
+            cwnd_min=get("cwnd_min"),
+            cwnd_max=get("cwnd_max"),
+            cwnd_inc=get("cwnd_inc"),
+            cwnd_inc_pct_ss=get("cwnd_inc_pct_ss"),
+            cwnd_inc_rate=get("cwnd_inc_rate"),
+            ewma_cwnd_pct=get("ewma_cwnd_pct"),
+            ewma_max=get("ewma_max"),
+            ewma_ss=get("ewma_ss"),
+            rtt_reset_pct=get("rtt_reset_pct"),
+            ss_max=get("ss_max"),
+            ss_cap=get(f"sscap_{path.value}"),
+            cwnd_full_gap=get("cwnd_full_gap"),
+            cwnd_full_minpct=get("cwnd_full_minpct"),
+            cwnd_full_per_cwnd=bool(get("cwnd_full_per_cwnd")),
+            alpha=get(f"vegas_alpha_{path.value}"),
+            beta=get(f"vegas_beta_{path.value}"),
+            gamma=get(f"vegas_gamma_{path.value}"),
+            delta=get(f"vegas_delta_{path.value}"),
+        )
+
+
+def wants_congestion_control(params: Mapping[str, int]) -> bool:
+    """Whether the consensus asks clients to negotiate. Proposal 324, 10.1, "When to negotiate"."""
+    return parameter(params, "cc_alg") != 0
+
+
+# --- Time ------------------------------------------------------------------------------------------------
+
+
+def n_ewma(current: int, previous: int, n: int) -> int:
+    """The moving average over `n` values; `previous` is 0 before the first. 2.1.2, [N_EWMA_SMOOTHING]."""
+    return current if previous == 0 else (2 * current + (n - 1) * previous) // (n + 1)
+
+
+def _usec(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+class ClockGuard:
+    """Whether the clock can be believed: one for all circuits of a process. 2.1.1, [CLOCK_HEURISTICS]."""
+
+    def __init__(self) -> None:
+        self.is_stalled = False
+
+    def accepts(self, rtt: int, baseline: int) -> bool:
+        """Judge one RTT, usec, beside the smoothed RTT; `baseline` is 0 where there is none to trust yet."""
+        if rtt <= 0:
+            self.is_stalled = True
+            return False
+        if baseline == 0:
+            return True
+        if baseline > rtt * DELTA_DISCREPANCY_RATIO_MAX:
+            return not self.is_stalled  # a fast network, unless the clock is known to stand still
+        if rtt > baseline * DELTA_DISCREPANCY_RATIO_MAX:
+            return False  # a jump, or a peer that slept; it says nothing about the clock from now on
+        self.is_stalled = False
+        return True
+
+
+class RoundTripTime:
+    """The estimates of one circuit, usec; 0 before the first. 2.1, "RTT measurement"."""
+
+    def __init__(self) -> None:
+        self.ewma = 0
+        self.minimum = 0  # of the smoothed values, which evens out what other circuits do
+        self.maximum = 0  # of the raw ones; half-open streams may speak for so long
+
+    def update(self, rtt: int, *, n: int, reset_pct: int | None) -> None:
+        """Take in one accepted RTT, smoothed over `n`.
+
+        `reset_pct`, where the window has sunk to its minimum, says how far the minimum moves to the
+        larger of itself and the average: it may have been a lucky one. 3.1.2, cc_rtt_reset_pct.
+        """
+        self.ewma = n_ewma(rtt, self.ewma, n)
+        self.maximum = max(self.maximum, rtt)
+        if self.minimum == 0:
+            self.minimum = self.ewma
+        elif reset_pct is not None:
+            low, high = sorted((self.ewma, self.minimum))
+            self.minimum = reset_pct * high // 100 + (100 - reset_pct) * low // 100
+        else:
+            self.minimum = min(self.minimum, self.ewma)
+
+
+# --- Circuit windows -----------------------------------------------------------------------------------
+
+
+class Vegas:
+    """TOR_VEGAS; driven by `acknowledge`, once per SENDME. Proposal 324, section 3.3.
+
+    `increment` is what was negotiated with the hop. `window` may sink below what is in flight: then
+    nothing is sent until enough is acknowledged.
+    """
+
+    def __init__(self, params: CongestionParams, *, increment: int, clock: ClockGuard) -> None:
+        self.increment = increment
+        # cc_cwnd_min "must never be set below cc_sendme_inc"; nor can what was negotiated be above it.
+        self.minimum = max(params.cwnd_min, increment)
+        self.window = min(max(params.cwnd_init, self.minimum), params.cwnd_max)
+        self.in_slow_start = True
+        self.is_full = False
+        self.is_blocked = False
+        self.rtt = RoundTripTime()
+        self._params = params
+        self._clock = clock
+        self._sendmes_to_update = self._update_interval()
+        self._sendmes_to_window = 0
+
+    def acknowledge(self, rtt: float, *, in_flight: int, blocked: bool) -> None:
+        """The step of the algorithm for one SENDME.
+
+        `rtt` is in seconds, from sending the cell that caused it; `in_flight` counts cells sent and not
+        acknowledged before it; `blocked` says that our channel is congested.
+        """
+        self._sendmes_to_update = max(0, self._sendmes_to_update - 1)
+        self._sendmes_to_window = max(0, self._sendmes_to_window - 1)
+        rtt_usec = _usec(rtt)
+        if self._clock.accepts(rtt_usec, 0 if self.in_slow_start else self.rtt.ewma):
+            self._update_rtt(rtt_usec)
+            self._update_blocked(blocked)
+            self._update_window(in_flight)
+
+    def _update_rtt(self, rtt: int) -> None:
+        at_minimum = self.window == self.minimum and not self.in_slow_start
+        reset_pct = self._params.rtt_reset_pct if at_minimum else None
+        self.rtt.update(rtt, n=self._ewma_count(), reset_pct=reset_pct)
+
+    def _update_blocked(self, blocked: bool) -> None:
+        """A channel that blocks or unblocks is looked at now, not at the end of the interval (as C tor)."""
+        if blocked != self.is_blocked:
+            self.is_blocked = blocked
+            self._sendmes_to_update = 0
+
+    def _update_window(self, in_flight: int) -> None:
+        params = self._params
+        bdp = self.window * self.rtt.minimum // self.rtt.ewma  # 3.1.2
+        queue_use = max(0, self.window - bdp)
+
+        if in_flight + params.cwnd_full_gap * self.increment >= self.window:
+            self.is_full = True
+        elif 100 * in_flight < params.cwnd_full_minpct * self.window:
+            self.is_full = False
+
+        if self.in_slow_start:
+            self._slow_start(bdp, queue_use)
+        elif self._sendmes_to_update == 0:
+            self._steady_state(bdp, queue_use)
+        self.window = min(max(self.window, self.minimum), params.cwnd_max)
+
+        update_interval, window_interval = self._update_interval(), self._sendmes_per_window()
+        self._sendmes_to_update = self._sendmes_to_update or update_interval
+        self._sendmes_to_window = self._sendmes_to_window or window_interval
+        if params.cwnd_full_per_cwnd:
+            is_full_over = self._sendmes_to_window == window_interval
+        else:
+            is_full_over = self._sendmes_to_update == update_interval
+        if is_full_over:
+            self.is_full = False
+
+    def _slow_start(self, bdp: int, queue_use: int) -> None:
+        params = self._params
+        if queue_use >= params.gamma or self.is_blocked:
+            self.window = bdp + params.gamma
+            self.in_slow_start = False
+        elif self.is_full:
+            increment = self._rfc3742_increment()
+            self.window += increment
+            if increment * self._sendmes_per_window() <= params.cwnd_inc * params.cwnd_inc_rate:
+                self.in_slow_start = False  # steady state grows as fast
+        if self.window >= params.ss_max:
+            self.window = params.ss_max
+            self.in_slow_start = False
+
+    def _steady_state(self, bdp: int, queue_use: int) -> None:
+        params = self._params
+        if queue_use > params.delta:
+            self.window = bdp + params.delta - params.cwnd_inc
+        elif queue_use > params.beta or self.is_blocked:
+            self.window -= params.cwnd_inc
+        elif self.is_full and queue_use < params.alpha:
+            self.window += params.cwnd_inc
+
+    def _rfc3742_increment(self) -> int:
+        """Cells to grow by at one SENDME of slow start: rounded, and less and less above the cap."""
+        params = self._params
+        if self.window <= params.ss_cap:
+            return (params.cwnd_inc_pct_ss * self.increment + 50) // 100
+        return max((self.increment * params.ss_cap + self.window) // (2 * self.window), 1)
+
+    def _ewma_count(self) -> int:
+        """N of the smoothing. 2.1.2, [N_EWMA_SMOOTHING]."""
+        params = self._params
+        if self.in_slow_start:
+            return max(params.ewma_ss, 2)
+        return max(min(self._update_interval() * params.ewma_cwnd_pct // 100, params.ewma_max), 2)
+
+    def _update_interval(self) -> int:
+        """SENDMEs from one look at the window to the next: CWND_UPDATE_RATE of 3.3."""
+        if self.in_slow_start:
+            return 1
+        cells = self._params.cwnd_inc_rate * self.increment
+        return (self.window + cells // 2) // cells
+
+    def _sendmes_per_window(self) -> int:
+        """SENDMEs to a whole window, rounded: SENDME_PER_CWND of 3.3."""
+        return (self.window + self.increment // 2) // self.increment
+
+
+# --- XON and XOFF ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StreamParams:
+    """The parameters of XON and XOFF, in bytes, per cent, and a count of rates. Proposal 324, 6.5.5."""
+
+    xoff_client: int
+    xoff_exit: int
+    xon_rate: int
+    xon_change_pct: int
+    xon_ewma_cnt: int
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, int]) -> "StreamParams":
+        """Read the consensus parameters; values out of range are moved to the nearest in range."""
+        return cls(
+            xoff_client=parameter(params, "cc_xoff_client") * RELAY_DATA_LEN_MIN,
+            xoff_exit=parameter(params, "cc_xoff_exit") * RELAY_DATA_LEN_MIN,
+            xon_rate=parameter(params, "cc_xon_rate") * RELAY_DATA_LEN_MAX,
+            xon_change_pct=parameter(params, "cc_xon_change_pct"),
+            xon_ewma_cnt=parameter(params, "cc_xon_ewma_cnt"),
+        )
+
+
+class Xoff(NamedTuple):
+    """Send XOFF."""
+
+
+class Xon(NamedTuple):
+    """Send XON with this rate, in units of 1000 bytes a second; 0 where none is known."""
+
+    kbps_ewma: int
+
+
+class DrainWatch:
+    """Decides when the receiver of a stream sends XOFF and XON. Proposal 324, 4.1.1 and 4.1.2.
+
+    Told of the queue after each read of the channel (`queued`) and each read by the application
+    (`drained`); answers what to send now, at most one message. The queue itself lives elsewhere.
+    """
+
+    def __init__(self, params: StreamParams, clock: ClockGuard) -> None:
+        self.xoff_sent = False
+        self.rate = 0  # N_EWMA of the drain rate, 1000 bytes a second
+        self._params = params
+        self._clock = clock
+        self._last_rate = 0  # in our last XON
+        self._over_since: int | None = None  # usec, since when the queue is over the limit
+        self._measuring_since: int | None = None  # usec
+        self._drained = 0  # bytes: while measuring since then, with an empty queue since the last doubling
+
+    def queued(self, length: int, now: float) -> Xoff | Xon | None:
+        """Data arrived and the queue holds `length` bytes now."""
+        at = _usec(now)
+        if length <= self._params.xoff_client:
+            self._over_since = None
+        elif not self.xoff_sent:
+            if self._over_since is None:
+                self._over_since = at
+            elif at > self._over_since + XOFF_GRACE_USEC:
+                self._over_since = None
+                self.xoff_sent = True
+                self.rate = 0  # whatever it was, it was wrong
+                return Xoff()
+        if length > DRAIN_BURST_CELLS * RELAY_DATA_LEN_MIN:
+            self._measure(length, at)
+        return None
+
+    def drained(self, count: int, length: int, now: float) -> Xon | None:
+        """The application took `count` bytes and `length` are left."""
+        self._drained += count
+        self._measure(length, _usec(now))
+        send = length == 0 if self.xoff_sent else self._rate_changed()
+        if length == 0:
+            self._note_empty()
+        if not send:
+            return None
+        self.xoff_sent = False
+        self._last_rate = self.rate
+        return Xon(self.rate)
+
+    def _measure(self, length: int, at: int) -> None:
+        """Start the stop-watch when data waits; read it after each cc_xon_rate cells' worth of bytes."""
+        if self._clock.is_stalled:
+            self._measuring_since = None
+            self._drained = 0
+            return
+        if self._measuring_since is None:
+            if length > 0:
+                self._measuring_since = at
+                self._drained = 0
+            return
+        elapsed = at - self._measuring_since
+        if self._drained > self._params.xon_rate and elapsed > 0:
+            rate = min(max(self._drained * 1000 // elapsed, 1), INT32_MAX)
+            self.rate = n_ewma(rate, self.rate, self._params.xon_ewma_cnt)
+            self._measuring_since = at if length > 0 else None
+            self._drained = 0
+
+    def _note_empty(self) -> None:
+        """With nothing waiting the rate is ours to guess: twice as much after each cc_xon_rate cells."""
+        if self._measuring_since is not None:
+            self._measuring_since = None
+            self._drained = 0
+        elif self._drained >= self._params.xon_rate:
+            self._drained = 0
+            if self._last_rate:
+                self.rate = min(2 * self.rate, INT32_MAX)
+
+    def _rate_changed(self) -> bool:
+        if self._last_rate == 0 or self._clock.is_stalled:
+            return False
+        percent = self._params.xon_change_pct
+        low, high = ((100 + sign * percent) * self._last_rate // 100 for sign in (-1, 1))
+        return not low <= self.rate <= high
+
+
+class XoffCheck:
+    """Judges the XON and XOFF of a stream's peer, and keeps what they asked. Proposal 324, 4.1.4.
+
+    Any that an honest peer could not have sent yet, for the bytes it has had from us, is a message from
+    somebody else ("DropMark") and closes the circuit. Counting as the proposal does, bytes sent must reach
+    `xoff_limit` for each XOFF and min(xoff_limit, xon_rate) for each XON. Each message has its credit
+    of bytes, and the credit has an upper limit, so that a long transfer does not pay for a volley at its
+    end. C tor halves its counters instead, and so comes to hold honest messages to be early once a slow
+    reader has had 10 MiB in stops and starts: harmless where one only reports, as it does, but we close.
+    """
+
+    def __init__(self, params: StreamParams, *, peer_is_onion_service: bool = False) -> None:
+        self.is_xoff = False
+        self.rate: int | None = None  # bytes a second that the peer wants at most
+        self._xoff_limit = params.xoff_client if peer_is_onion_service else params.xoff_exit
+        self._xon_limit = min(self._xoff_limit, params.xon_rate)
+        self._xoff_credit = 0
+        self._xon_credit = 0
+
+    def data_sent(self, count: int) -> None:
+        """Note `count` bytes of stream data sent."""
+        self._xoff_credit = min(self._xoff_credit + count, XOFF_CREDIT_MAX)
+        self._xon_credit = min(self._xon_credit + count, XOFF_CREDIT_MAX)
+
+    def xoff(self) -> None:
+        """Take an XOFF. Raises CircuitError for one too early, one too many, or one within XOFF."""
+        if self.is_xoff:
+            raise CircuitError("XOFF while XOFF holds")
+        if self._xoff_credit < self._xoff_limit:
+            raise CircuitError("XOFF before the data that could have caused it")
+        self._xoff_credit -= self._xoff_limit
+        self.is_xoff = True
+
+    def xon(self, kbps_ewma: int) -> None:
+        """Take an XON with its rate. Raises CircuitError for one too early or one too many."""
+        if self._xon_credit < self._xon_limit:
+            raise CircuitError("XON before the data that could have caused it")
+        self._xon_credit -= self._xon_limit
+        self.is_xoff = False
+        # "A zero value means that the stream's rate is unlimited"; beyond 2 GB a second so does any other.
+        rate = kbps_ewma * 1000
+        self.rate = rate if 0 < rate <= INT32_MAX else None
