@@ -1,0 +1,133 @@
+"""Key certificates: every signature and digest must hold."""
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import network_docs as nd
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torkit.directory.authorities import CLOCK_SKEW, check_signature, parse_certificates
+from torkit.errors import DocumentError
+
+AUTHORITY = nd.authorities(1)[0]
+GOOD = AUTHORITY.certificate()
+EC_KEY = (
+    generate_private_key(SECP256R1())
+    .public_key()
+    .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+)
+
+
+def test_certificate_is_read_and_its_signatures_hold() -> None:
+    (certificate,) = parse_certificates(GOOD)
+    assert certificate.identity == AUTHORITY.v3ident
+    assert certificate.signing_key_digest == AUTHORITY.signing_key_digest
+    assert (certificate.published, certificate.expires) == (AUTHORITY.published, AUTHORITY.expires)
+    assert certificate.text == GOOD
+
+
+def test_certificates_stand_one_after_another() -> None:
+    three = nd.authorities(3)
+    parsed = parse_certificates(b"".join(one.certificate() for one in three))
+    assert [one.identity for one in parsed] == [one.v3ident for one in three]
+
+
+def test_certificate_is_current_between_its_times() -> None:
+    (certificate,) = parse_certificates(GOOD)
+    assert certificate.is_current(AUTHORITY.expires)
+    assert not certificate.is_current(AUTHORITY.expires + 1)
+    assert certificate.is_current(AUTHORITY.published - CLOCK_SKEW)
+    assert not certificate.is_current(AUTHORITY.published - CLOCK_SKEW - 1)
+
+
+def test_every_truncation_is_refused() -> None:
+    for end in range(len(GOOD)):
+        with pytest.raises(DocumentError):
+            parse_certificates(GOOD[:end])
+
+
+def test_flipped_bits_are_refused() -> None:
+    for at in range(0, len(GOOD), 7):
+        broken = bytearray(GOOD)
+        broken[at] ^= 1 << (at % 7)
+        with pytest.raises(DocumentError):
+            parse_certificates(bytes(broken))
+
+
+def test_certificate_of_another_identity_is_refused() -> None:
+    forged = replace(AUTHORITY, identity_key=nd.rsa_key(20))
+    assert parse_certificates(forged.certificate())[0].identity != AUTHORITY.v3ident
+    claimed = forged.certificate().replace(
+        forged.v3ident.hex().upper().encode(), AUTHORITY.v3ident.hex().upper().encode()
+    )
+    with pytest.raises(DocumentError, match="not the SHA-1 of the identity key"):
+        parse_certificates(claimed)
+
+
+def test_certification_by_another_key_is_refused() -> None:
+    body = GOOD[: GOOD.index(b"dir-key-certification\n") + len(b"dir-key-certification\n")]
+    signature = nd.sign(nd.rsa_key(20), hashlib.sha1(body).digest())
+    with pytest.raises(DocumentError, match="not a signature by the identity key"):
+        parse_certificates(body + nd.armor("SIGNATURE", signature).encode())
+
+
+def test_crosscert_by_another_key_is_refused_though_certified() -> None:
+    crosscert = re.compile(rb"dir-key-crosscert\n.*?END ID SIGNATURE-----\n", re.DOTALL)
+    wrong = nd.armor("ID SIGNATURE", nd.sign(nd.rsa_key(20), AUTHORITY.v3ident)).encode()
+    body = crosscert.sub(b"dir-key-crosscert\n" + wrong, GOOD)
+    body = body[: body.index(b"dir-key-certification\n") + len(b"dir-key-certification\n")]
+    signature = nd.sign(AUTHORITY.identity_key, hashlib.sha1(body).digest())
+    with pytest.raises(DocumentError, match="dir-key-crosscert: not a signature by the signing key"):
+        parse_certificates(body + nd.armor("SIGNATURE", signature).encode())
+
+
+def test_signature_must_be_the_digest_exactly() -> None:
+    key, digest = AUTHORITY.signing_key, hashlib.sha1(b"x").digest()
+    assert check_signature(key.public_key(), nd.sign(key, digest), digest)
+    assert not check_signature(key.public_key(), nd.sign(key, digest + b"x"), digest)
+    assert not check_signature(key.public_key(), nd.sign(key, digest[:-1]), digest)
+    assert not check_signature(key.public_key(), b"", digest)
+
+
+@pytest.mark.parametrize(
+    "der", [b"", b"\x30\x00", nd.rsa_der(nd.rsa_key(0)) + b"\0", nd.rsa_der(nd.rsa_key(0))[:-1], EC_KEY]
+)
+def test_keys_that_are_none_are_refused(der: bytes) -> None:
+    key = re.compile(rb"dir-signing-key\n.*?END RSA PUBLIC KEY-----\n", re.DOTALL)
+    text = key.sub(b"dir-signing-key\n" + nd.armor("RSA PUBLIC KEY", der).encode(), GOOD)
+    with pytest.raises(DocumentError):
+        parse_certificates(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b"version 3", b"version 4"),
+        lambda text: text.replace(b"fingerprint", b"fingerprints"),
+        lambda text: b"\n" + text,
+        lambda text: text + b"junk\n",
+        lambda text: text.replace(b"dir-identity-key\n", b"dir-identity-key extra\n"),
+        lambda text: text.replace(b"dir-key-expires 2", b"dir-key-expires 3"),
+        lambda text: text.replace(b"\n", b"\0\n", 1),
+        lambda text: text.replace(b"\n", b" " + b"x" * 10_000_000 + b"\n", 1),
+    ],
+)
+def test_malformed_certificates_are_refused(change: Callable[[bytes], bytes]) -> None:
+    assert change(GOOD) != GOOD
+    with pytest.raises(DocumentError):
+        parse_certificates(change(GOOD))
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=200), st.integers(0, len(GOOD)))
+def test_random_bytes_raise_only_document_errors(junk: bytes, at: int) -> None:
+    for text in (junk, GOOD[:at] + junk + GOOD[at:]):
+        with contextlib.suppress(DocumentError):
+            parse_certificates(text)

@@ -1,0 +1,248 @@
+"""Signed synthetic directory documents: a network of test authorities and N relays, for tests and benches.
+
+Everything derives from a seed, except that RSA keys, which take long to make, are made once per process.
+"""
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from random import Random
+
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.utils import NoDigestInfo
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from torkit.directory.netdoc import encode_time
+
+NOW = 1_800_000_000  # the time at which everything here is valid
+HOUR = 3600
+PROTOCOLS = (
+    "Cons=1-2 Desc=1-4 DirCache=2 FlowCtrl=1-2 HSDir=2 HSIntro=4-5 HSRend=1-2 Link=1-5 LinkAuth=3"
+    " Microdesc=1-3 Padding=2 Relay=1-6"
+)
+WEIGHTS = {
+    **dict.fromkeys(("Wgg", "Wgm", "Wmg"), 5000),
+    **dict.fromkeys(("Wgd", "Wmd", "Wme"), 0),
+    **dict.fromkeys(("Wmm", "Wee", "Wed", "Weg", "Wem", "Wgb", "Wmb", "Web", "Wdb"), 10000),
+    **dict.fromkeys(("Wbd", "Wbe", "Wbg", "Wbm"), 10000),
+}
+
+
+@cache
+def rsa_key(number: int, bits: int = 1024) -> RSAPrivateKey:
+    """The process's key of this number: short, for speed, as no secret hangs on it."""
+    return generate_private_key(public_exponent=65537, key_size=bits)
+
+
+def rsa_der(key: RSAPrivateKey) -> bytes:
+    """The public key as PKCS#1 DER, the form whose SHA-1 is its fingerprint."""
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1)
+
+
+def armor(label: str, data: bytes) -> str:
+    """An object: base64 in lines of 64 between BEGIN and END."""
+    text = b64encode(data).decode()
+    lines = (text[at : at + 64] + "\n" for at in range(0, len(text), 64))
+    return f"-----BEGIN {label}-----\n{''.join(lines)}-----END {label}-----\n"
+
+
+def bare64(data: bytes) -> str:
+    """Base64 without its equals signs."""
+    return b64encode(data).decode().rstrip("=")
+
+
+def sign(key: RSAPrivateKey, digest: bytes) -> bytes:
+    """A directory signature: PKCS#1 v1.5 without an algorithm identifier."""
+    return key.sign(digest, PKCS1v15(), NoDigestInfo())
+
+
+@dataclass(frozen=True)
+class TestAuthority:
+    """An authority's two keys and its certificate."""
+
+    __test__ = False
+    nickname: str
+    identity_key: RSAPrivateKey
+    signing_key: RSAPrivateKey
+    published: int = NOW - 24 * HOUR
+    expires: int = NOW + 240 * HOUR
+
+    @property
+    def v3ident(self) -> bytes:
+        return hashlib.sha1(rsa_der(self.identity_key)).digest()
+
+    @property
+    def signing_key_digest(self) -> bytes:
+        return hashlib.sha1(rsa_der(self.signing_key)).digest()
+
+    def certificate(self) -> bytes:
+        """The key certificate, both signatures good."""
+        body = (
+            "dir-key-certificate-version 3\n"
+            f"fingerprint {self.v3ident.hex().upper()}\n"
+            f"dir-key-published {encode_time(self.published)}\n"
+            f"dir-key-expires {encode_time(self.expires)}\n"
+            f"dir-identity-key\n{armor('RSA PUBLIC KEY', rsa_der(self.identity_key))}"
+            f"dir-signing-key\n{armor('RSA PUBLIC KEY', rsa_der(self.signing_key))}"
+            f"dir-key-crosscert\n{armor('ID SIGNATURE', sign(self.signing_key, self.v3ident))}"
+            "dir-key-certification\n"
+        )
+        signature = sign(self.identity_key, hashlib.sha1(body.encode()).digest())
+        return (body + armor("SIGNATURE", signature)).encode()
+
+    def signature(self, signed: bytes, algorithm: str = "sha256") -> str:
+        """A directory-signature item over the signed part of a consensus."""
+        name = "" if algorithm == "sha1" else f" {algorithm}"
+        identity, key_digest = self.v3ident.hex().upper(), self.signing_key_digest.hex().upper()
+        return f"directory-signature{name} {identity} {key_digest}\n" + armor(
+            "SIGNATURE", sign(self.signing_key, hashlib.new(algorithm, signed).digest())
+        )
+
+
+def authorities(count: int = 3) -> list[TestAuthority]:
+    """`count` authorities called auth0, auth1, ..."""
+    return [TestAuthority(f"auth{n}", rsa_key(2 * n), rsa_key(2 * n + 1)) for n in range(count)]
+
+
+@dataclass
+class RelayDoc:
+    """What goes into one relay's consensus entry and microdescriptor."""
+
+    nickname: str
+    identity: bytes
+    address: str
+    or_port: int = 9001
+    ipv6: str | None = None
+    flags: str = "Fast HSDir Running Stable V2Dir Valid"
+    bandwidth: int | None = 1000
+    protocols: str = PROTOCOLS
+    ntor_onion_key: bytes = b"\1" * 32
+    ed25519_identity: bytes | None = b"\2" * 32
+    policy: str | None = None
+    policy6: str | None = None
+    family: str | None = None
+    family_ids: str | None = None
+    onion_key: bytes | None = None
+    extra: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.identity.hex().upper()
+
+    def microdesc(self) -> bytes:
+        """The exact text of the microdescriptor."""
+        lines = ["onion-key"]
+        if self.onion_key is not None:
+            lines.append(armor("RSA PUBLIC KEY", self.onion_key)[:-1])
+        lines.append(f"ntor-onion-key {bare64(self.ntor_onion_key)}")
+        lines += [f"family {self.family}"] if self.family else []
+        lines += [f"family-ids {self.family_ids}"] if self.family_ids else []
+        lines += [f"p {self.policy}"] if self.policy else []
+        lines += [f"p6 {self.policy6}"] if self.policy6 else []
+        lines += [f"id ed25519 {bare64(self.ed25519_identity)}"] if self.ed25519_identity else []
+        return ("\n".join(lines) + "\n").encode()
+
+    def entry(self, flavor: str = "microdesc") -> str:
+        """The consensus entry."""
+        digest = bare64(hashlib.sha1(self.identity).digest()) + " " if flavor == "ns" else ""
+        lines = [
+            f"r {self.nickname} {bare64(self.identity)} {digest}2038-01-01 00:00:00"
+            f" {self.address} {self.or_port} 0"
+        ]
+        lines += [f"a {self.ipv6}"] if self.ipv6 else []
+        if flavor == "microdesc":
+            lines.append(f"m {bare64(hashlib.sha256(self.microdesc()).digest())}")
+        lines += [f"s {self.flags}", "v Tor 0.4.9.11", f"pr {self.protocols}"]
+        lines += [] if self.bandwidth is None else [f"w Bandwidth={self.bandwidth}"]
+        lines += [f"p {self.policy or 'reject 1-65535'}"] if flavor == "ns" else []
+        return "\n".join(lines + self.extra) + "\n"
+
+
+def relays(count: int, seed: int = 1) -> list[RelayDoc]:
+    """A network of `count` relays, each in a /16 of its own as long as there are such, a third of them exits.
+
+    Large enough ones have a family of four among every hundred.
+    """
+    rng = Random(seed)
+    made = []
+    for number in range(count):
+        flags = "Fast HSDir Running Stable V2Dir Valid"
+        policy = None
+        if number % 3 == 0:
+            flags, policy = "Exit " + flags, rng.choice(["accept 80,443", "reject 25,119,135-139"])
+        if number % 2 == 0:
+            flags = flags.replace("HSDir", "Guard HSDir")
+        made.append(
+            RelayDoc(
+                nickname=f"relay{number}",
+                identity=rng.randbytes(20),
+                address=f"{11 + number // 256 % 200}.{number % 256}.{number % 251}.{1 + number // 51200}",
+                ipv6=f"[2001:{number:x}::1]:9001" if number % 4 == 0 else None,
+                flags=flags,
+                bandwidth=rng.randrange(20, 20000),
+                ntor_onion_key=rng.randbytes(32),
+                ed25519_identity=rng.randbytes(32),
+                policy=policy,
+            )
+        )
+    for at in range(0, count - 99, 100):
+        members = made[at : at + 4]
+        for member in members:
+            member.family = " ".join(sorted(f"${one.fingerprint}" for one in members))
+    return made
+
+
+def consensus(
+    relay_docs: Iterable[RelayDoc],
+    signers: Sequence[TestAuthority],
+    *,
+    flavor: str = "microdesc",
+    valid_after: int = NOW - HOUR // 2,
+    lifetime: int = 3 * HOUR,
+    params: str = "",
+    weights: dict[str, int] | None = None,
+    algorithm: str | None = None,
+) -> bytes:
+    """A consensus of these relays, signed by these authorities."""
+    times = (valid_after, valid_after + lifetime // 3, valid_after + lifetime)
+    named = zip(("valid-after", "fresh-until", "valid-until"), times, strict=True)
+    header = (
+        f"network-status-version 3{'' if flavor == 'ns' else ' ' + flavor}\n"
+        "vote-status consensus\nconsensus-method 35\n"
+        + "".join(f"{name} {encode_time(time)}\n" for name, time in named)
+        + "voting-delay 300 300\nclient-versions 0.4.9.11\nserver-versions 0.4.9.11\n"
+        "known-flags Authority BadExit Exit Fast Guard HSDir MiddleOnly NoEdConsensus Running Stable V2Dir"
+        " Valid\n"
+        "recommended-client-protocols Cons=2 Link=4-5 Relay=2-4\n"
+        "required-client-protocols Cons=2 Link=4 Relay=2\n"
+        f"params {params}\n"
+        f"shared-rand-previous-value 3 {b64encode(bytes(32)).decode()}\n"
+        f"shared-rand-current-value 3 {b64encode(bytes([1] * 32)).decode()}\n"
+    )
+    sources = "".join(
+        f"dir-source {one.nickname} {one.v3ident.hex().upper()} localhost 127.0.0.1 80 9001\n"
+        f"contact test\nvote-digest {hashlib.sha1(one.v3ident).hexdigest().upper()}\n"
+        for one in signers
+    )
+    entries = "".join(doc.entry(flavor) for doc in sorted(relay_docs, key=lambda doc: doc.identity))
+    given = WEIGHTS if weights is None else weights
+    footer = "directory-footer\nbandwidth-weights " + " ".join(f"{k}={v}" for k, v in sorted(given.items()))
+    return sign_consensus(
+        (header + (sources or "dir-source") + entries + footer + "\n").encode(),
+        signers,
+        algorithm or ("sha1" if flavor == "ns" else "sha256"),
+    )
+
+
+def sign_consensus(unsigned: bytes, signers: Iterable[TestAuthority], algorithm: str = "sha256") -> bytes:
+    """A consensus from its text up to the signatures."""
+    signed = unsigned + b"directory-signature "
+    return unsigned + "".join(one.signature(signed, algorithm) for one in signers).encode()
+
+
+def microdescs(relay_docs: Iterable[RelayDoc]) -> bytes:
+    """All microdescriptors, one after another, as a cache sends them."""
+    return b"".join(doc.microdesc() for doc in relay_docs)

@@ -1,0 +1,152 @@
+"""The network file: what torrc's values mean, and what is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torkit.config import Authority, Fallback, data_dir, load_network, parse_authority, parse_fallback
+from torkit.errors import StorageError, UsageError
+
+IDENT, PRINT = "AB" * 20, "cd" * 20
+AUTHORITY = f"test0 orport=5000 no-v2 v3ident={IDENT} 127.0.0.1:7000 {PRINT}"
+FALLBACK = f"127.0.0.1:7001 orport=5001 id={PRINT} ipv6=[::1]:5002 weight=2.5"
+
+
+def write(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "network.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_public_network_is_built_in() -> None:
+    network = load_network(None)
+    assert len(network.voters) == len(network.authorities) == 9
+    assert "Serge" not in {one.nickname for one in network.authorities}
+    assert network.voters[bytes.fromhex("F533C81CEF0BC0267857C99B2F471ADF249FA232")] == "moria1"
+    assert len(network.fallbacks) == 200
+    assert len({one.identity for one in network.fallbacks}) == 200
+    assert not network.testing
+    assert network.distinct_subnets
+
+
+def test_network_file_is_read(tmp_path: Path) -> None:
+    network = load_network(
+        write(tmp_path, f"authorities = ['{AUTHORITY}']\nfallbacks = ['{FALLBACK}']\ntesting = true\n")
+    )
+    assert network.authorities == (
+        Authority("test0", "127.0.0.1", 7000, 5000, bytes.fromhex(PRINT), bytes.fromhex(IDENT), None),
+    )
+    assert network.fallbacks == (Fallback("127.0.0.1", 5001, bytes.fromhex(PRINT), ("::1", 5002)),)
+    assert network.voters == {bytes.fromhex(IDENT): "test0"}
+    assert network.testing
+    assert not network.distinct_subnets
+
+
+def test_subnet_rule_follows_testing_unless_said(tmp_path: Path) -> None:
+    base = f"authorities = ['{AUTHORITY}']\n"
+    assert load_network(write(tmp_path, base)).distinct_subnets
+    assert load_network(write(tmp_path, base + "testing = true\ndistinct_subnets = true")).distinct_subnets
+    assert not load_network(write(tmp_path, base + "distinct_subnets = false")).distinct_subnets
+
+
+def test_authority_values_of_torrc() -> None:
+    spaced = "FAA4 BCA4 A6AC 0FB4 CA2F 8AD5 A11D 9E12 2BA8 94F6"
+    authority = parse_authority(
+        f"tor26 ORPort=443 v3ident={IDENT.lower()} ipv6=[2001:858:2:2::1]:443 weight=1.0"
+        f" upload=http://1.2.3.4:80/ 217.196.147.77:80 {spaced}"
+    )
+    assert authority.fingerprint == bytes.fromhex(spaced.replace(" ", ""))
+    assert authority.ipv6 == ("2001:858:2:2::1", 443)
+    assert authority.or_port == 443
+    bridge = parse_authority(f"Serge orport=9001 bridge 66.111.2.131:9030 {PRINT}")
+    assert bridge.v3ident is None
+    assert parse_authority(f"v3ident={IDENT} 1.2.3.4:80 {PRINT}").nickname == "1.2.3.4:80"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("", "fingerprint expected at the end"),
+        ("name", "fingerprint expected at the end"),
+        (AUTHORITY.replace(" no-v2", " no-v9"), "unknown flag 'no-v9'"),
+        (AUTHORITY.replace("v3ident=AB", "v3ident="), "40 hexadecimal digits"),
+        (AUTHORITY.replace("orport=5000", "orport=0"), "port from 1"),
+        (AUTHORITY.replace("orport=5000", "orport=65536"), "port from 1"),
+        (AUTHORITY.replace("orport=5000", "orport"), "unknown flag"),
+        (AUTHORITY.replace("127.0.0.1:7000", "127.0.0.1"), "address:port expected"),
+        (AUTHORITY.replace("127.0.0.1:7000", "127.0.0.256:7000"), "IPv4 address"),
+        (AUTHORITY + "0", "40 hexadecimal digits"),
+        (AUTHORITY.replace("no-v2", "ipv6=1.2.3.4:5"), "IPv6"),
+        (AUTHORITY.replace("no-v2", "ipv6=[::g]:5"), "IPv6"),
+        (AUTHORITY.replace("no-v2", "weight=x"), "weight"),
+    ],
+)
+def test_malformed_authorities_are_refused(value: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        parse_authority(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("", "expected"),
+        (f"1.2.3.4 id={PRINT}", "orport= and id= expected"),
+        ("1.2.3.4 orport=1", "orport= and id= expected"),
+        (f"1.2.3.4 orport=1 id={PRINT} future=1", "unknown word"),
+        (f"1.2.3.4 5.6.7.8 orport=1 id={PRINT}", "unknown word"),
+        (f"1.2.3.4:0 orport=1 id={PRINT}", "port from 1"),
+    ],
+)
+def test_malformed_fallbacks_are_refused(value: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        parse_fallback(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "at least one with a v3ident"),
+        ("authorities = []", "at least one"),
+        (f"authorities = ['bridge 1.2.3.4:80 {PRINT}']", "at least one"),
+        (f"authorities = ['{AUTHORITY}', '{AUTHORITY}']", "one v3ident twice"),
+        (f"authorities = ['{AUTHORITY}', 'x']", "authorities, entry 2: "),
+        (f"authorities = ['{AUTHORITY}']\nfallbacks = ['x']", "fallbacks, entry 1: "),
+        ("authorities = 'x'", "authorities: a list of strings"),
+        ("authorities = [1]", "authorities: a list of strings"),
+        (f"authorities = ['{AUTHORITY}']\ntesting = 1", "testing: true or false"),
+        (f"authorities = ['{AUTHORITY}']\nauthority = []", "unknown key 'authority'"),
+        ("authorities = [", "network.toml"),
+        (b"\xff", "network.toml"),
+        (b"\0", "network.toml"),
+        ("#" * (2 << 20), "more than"),
+        ("a = " + "[" * 100_000, "network.toml"),
+    ],
+)
+def test_malformed_files_are_refused_by_name(tmp_path: Path, text: Any, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        load_network(write(tmp_path, text))
+    assert "network.toml" in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.toml: No such file"):
+        load_network(tmp_path / "none.toml")
+
+
+def test_data_dir_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = data_dir(tmp_path / "a" / "b")
+    assert path.is_dir()
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert data_dir(path) == path
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tmp_path in data_dir(None).parents
+
+
+def test_data_dir_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(StorageError) as caught:
+            data_dir(path)
+        assert caught.value.hint is not None

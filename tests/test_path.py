@@ -1,0 +1,331 @@
+"""Path choice: what must never be in a path, how often what may be is, and what NoPath says."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import network_docs as nd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torkit.directory.consensus import parse_consensus
+from torkit.directory.directory import Directory, Position
+from torkit.directory.microdesc import split_microdescs
+from torkit.errors import NoPath, UsageError
+from torkit.path import Constraints, choose_path, path_from_json, path_to_json
+
+EVEN = dict.fromkeys(nd.WEIGHTS, 10000)
+
+
+def make(docs: Iterable[nd.RelayDoc], held: Iterable[nd.RelayDoc] | None = None, **options: Any) -> Directory:
+    """A directory of these relays that holds the microdescriptors of `held`, or of all."""
+    microdescs = split_microdescs(nd.microdescs(docs if held is None else held))
+    consensus = parse_consensus(nd.consensus(docs, nd.authorities(1), **options))
+    return Directory(consensus, {digest: text for digest, text, _ in microdescs})
+
+
+def relay(
+    number: int,
+    flags: str = "Fast Guard Running Stable V2Dir Valid",
+    policy: str | None = None,
+    **options: Any,
+) -> nd.RelayDoc:
+    """A relay in a /16 of its own."""
+    return nd.RelayDoc(
+        f"r{number}",
+        bytes([number]) * 20,
+        options.pop("address", f"{number}.1.1.1"),
+        flags=flags,
+        policy=policy,
+        ntor_onion_key=bytes([number]) * 32,
+        **options,
+    )
+
+
+GUARD, MIDDLE, EXIT = (
+    relay(1),
+    relay(2, "Fast Running Stable Valid"),
+    relay(3, "Exit Fast Running Stable Valid", "accept 80,443"),
+)
+THREE = [GUARD, MIDDLE, EXIT]
+
+
+def choose(directory: Directory, seed: int = 0, **constraints: Any) -> tuple[str, ...]:
+    return tuple(
+        one.nickname for one in choose_path(directory, Constraints(**constraints), random.Random(seed))
+    )
+
+
+def test_the_only_path_is_found() -> None:
+    assert choose(make(THREE, weights=EVEN), port=443) == ("r1", "r2", "r3")
+
+
+def test_no_path_counts_what_excluded_each_relay() -> None:
+    with pytest.raises(NoPath) as caught:
+        choose(make(THREE, weights=EVEN), port=25)
+    assert str(caught.value) == "no exit among 3 relays (exit policy: 3)"
+    with pytest.raises(NoPath, match=r"no exit among 3 relays \(no microdescriptor: 2, exit policy: 1\)"):
+        choose(make(THREE, held=[GUARD], weights=EVEN), port=443)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"flags": "Exit Fast Stable Valid"}, "not Running and Valid"),
+        ({"flags": "Exit Fast Running Stable"}, "not Running and Valid"),
+        ({"flags": "BadExit Exit Fast Running Stable Valid"}, "BadExit"),
+        ({"flags": "Exit Fast MiddleOnly Running Stable Valid"}, "MiddleOnly"),
+        ({"policy": "reject 1-443"}, "exit policy"),
+        ({"policy": None, "policy6": "accept 443"}, "exit policy"),
+        ({"ntor_onion_key": b"short"}, "no usable microdescriptor"),
+    ],
+)
+def test_relays_that_may_not_be_the_exit(broken: dict[str, Any], reason: str) -> None:
+    with pytest.raises(NoPath, match=f"no exit.*{reason}: [13]"):
+        choose(make([GUARD, MIDDLE, replace(EXIT, **broken)], weights=EVEN), port=443)
+    with pytest.raises(NoPath, match=reason):
+        choose(make([GUARD, MIDDLE, replace(EXIT, **broken)], weights=EVEN), port=443, exit="r3")
+
+
+@pytest.mark.parametrize("lacking", ["Guard", "Stable", "Fast", "V2Dir", "Valid", "Running"])
+def test_a_guard_has_all_flags_of_a_guard(lacking: str) -> None:
+    flags = " ".join(flag for flag in GUARD.flags.split() if flag != lacking)
+    with pytest.raises(NoPath, match="no guard"):
+        choose(make([replace(GUARD, flags=flags), MIDDLE, EXIT], weights=EVEN), port=443)
+
+
+def test_middle_only_relay_is_a_middle() -> None:
+    middle = replace(MIDDLE, flags="Fast Guard MiddleOnly Running Stable V2Dir Valid")
+    directory = make([GUARD, middle, EXIT], weights=EVEN)
+    assert choose(directory, port=443) == ("r1", "r2", "r3")
+    with pytest.raises(NoPath, match="MiddleOnly"):
+        choose(directory, port=443, guard="r2")
+
+
+def test_ipv6_exits_are_chosen_by_their_ipv6_policy() -> None:
+    exit6 = relay(4, EXIT.flags, policy6="accept 443")
+    directory = make([*THREE, exit6], weights=EVEN)
+    assert {choose(directory, n, port=443, ipv6=True)[2] for n in range(20)} == {"r4"}
+    assert {choose(directory, n, port=443)[2] for n in range(20)} == {"r3"}
+    assert {choose(directory, n)[2] for n in range(40)} == {"r3", "r4"}
+
+
+def test_long_lived_ports_and_stable_want_stable_relays_where_there_are_such() -> None:
+    hasty = relay(4, "Exit Fast Running Valid", "accept 22,443", bandwidth=10**9)
+    steady = replace(EXIT, policy="accept 22,443")
+    directory = make([GUARD, MIDDLE, steady, hasty], weights=EVEN)
+    assert choose(directory, port=443)[2] == "r4"
+    assert choose(directory, port=22)[2] == "r3"
+    assert choose(directory, port=443, stable=True)[2] == "r3"
+    assert choose(make([GUARD, MIDDLE, hasty], weights=EVEN), port=22)[2] == "r4"
+
+
+def test_relays_that_are_not_fast_are_a_last_resort() -> None:
+    slow = relay(4, "Running Stable Valid", bandwidth=10**9)
+    assert {choose(make([*THREE, slow], weights=EVEN), n, port=443)[1] for n in range(20)} == {"r2"}
+    assert choose(make([GUARD, slow, EXIT], weights=EVEN), port=443)[1] == "r4"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "params", "is_family"),
+    [
+        ({"family": f"${EXIT.fingerprint}"}, {"family": f"${MIDDLE.fingerprint}"}, "", True),
+        ({"family": "R3"}, {"family": f"${MIDDLE.fingerprint.lower()}~r2"}, "", True),
+        ({"family": f"${EXIT.fingerprint}"}, {}, "", False),
+        ({"family": f"${EXIT.fingerprint}"}, {"family": "$" + "AB" * 20}, "", False),
+        ({"family": "r3"}, {"family": "r2"}, "use-family-lists=0", False),
+        ({"family_ids": "a b"}, {"family_ids": "b c"}, "", True),
+        ({"family_ids": "a"}, {"family_ids": "b"}, "", False),
+        ({"family_ids": "a b"}, {"family_ids": "b c"}, "use-family-ids=0", False),
+    ],
+)
+def test_families_are_mutual_lists_or_a_common_id(
+    one: dict[str, Any], other: dict[str, Any], params: str, is_family: bool
+) -> None:
+    docs = [GUARD, replace(MIDDLE, **one), replace(EXIT, **other)]
+    directory = make(docs, weights=EVEN, params=params)
+    if is_family:
+        with pytest.raises(NoPath, match="same family: 1"):
+            choose(directory, port=443)
+    else:
+        assert choose(directory, port=443) == ("r1", "r2", "r3")
+
+
+@pytest.mark.parametrize(
+    "same",
+    [{"address": "3.1.255.1"}, {"ipv6": "[2001:db8:1::1]:9001"}],
+)
+def test_subnets_are_distinct_unless_switched_off(same: dict[str, Any]) -> None:
+    exit_ = replace(EXIT, ipv6="[2001:db8:2::1]:9001")
+    directory = make([GUARD, replace(MIDDLE, **same), exit_], weights=EVEN)
+    with pytest.raises(NoPath, match="same subnet: 1"):
+        choose(directory, port=443)
+    assert choose(directory, port=443, distinct_subnets=False) == ("r1", "r2", "r3")
+    assert choose(make([GUARD, replace(MIDDLE, address="3.2.1.1"), exit_], weights=EVEN), port=443)
+
+
+def test_named_relays_need_no_flags_but_keep_the_rules() -> None:
+    plain = relay(4, "Running Valid")
+    directory = make([*THREE, plain, relay(5, EXIT.flags, "accept 80", address="4.1.2.3")], weights=EVEN)
+    assert choose(directory, port=443, guard="r4")[0] == "r4"
+    assert choose(directory, port=443, middle="$" + plain.fingerprint)[1] == "r4"
+    with pytest.raises(NoPath, match="r5 cannot be the exit: exit policy"):
+        choose(directory, port=443, exit="r5")
+    with pytest.raises(NoPath, match="r5 cannot be the exit: same subnet"):
+        choose(directory, port=80, guard="r4", exit="r5")
+    with pytest.raises(NoPath, match="r4 cannot be the middle: already in the path"):
+        choose(directory, port=80, guard="r4", middle="r4")
+    with pytest.raises(NoPath, match="r4 cannot be the guard: excluded"):
+        choose(directory, port=443, guard="r4", exclude=frozenset({"r4"}))
+    with pytest.raises(UsageError, match="no relay nobody"):
+        choose(directory, port=443, guard="nobody")
+
+
+def test_a_nickname_of_two_relays_must_be_a_fingerprint() -> None:
+    directory = make([*THREE, replace(relay(4), nickname="r1")], weights=EVEN)
+    with pytest.raises(UsageError, match="2 relays are called r1") as caught:
+        choose(directory, port=443, guard="r1")
+    assert caught.value.hint is not None
+
+
+def test_excluded_relays_are_never_chosen() -> None:
+    directory = make([*THREE, relay(4), relay(5, EXIT.flags, "accept 443")], weights=EVEN)
+    chosen = {name for n in range(60) for name in choose(directory, n, port=443, exclude=frozenset({"r4"}))}
+    assert chosen == {"r1", "r2", "r3", "r5"}
+    with pytest.raises(NoPath, match="excluded: 2"):
+        choose(directory, port=443, exclude=frozenset({"r3", EXIT.fingerprint, "r5"}))
+
+
+def test_when_nearly_all_bandwidth_conflicts_the_rest_is_still_found() -> None:
+    big = relay(4, MIDDLE.flags, address="3.1.9.9", bandwidth=2**32 - 1)
+    directory = make([GUARD, replace(MIDDLE, bandwidth=1), EXIT, big], weights=EVEN)
+    assert {choose(directory, n, port=443) for n in range(5)} == {("r1", "r2", "r3")}
+
+
+def test_an_unmeasured_network_chooses_evenly() -> None:
+    docs = [replace(doc, bandwidth=0) for doc in (*THREE, relay(4, MIDDLE.flags))]
+    counts = Counter(choose(make(docs), n, port=443)[1] for n in range(200))
+    assert 60 < counts["r2"] < 140
+    assert counts["r2"] + counts["r4"] == 200
+
+
+def test_relays_without_weight_in_a_position_are_not_chosen_there() -> None:
+    docs = [*THREE, relay(4, "Exit Fast Guard Running Stable V2Dir Valid", "accept 443")]
+    chosen = [
+        choose(make(docs, weights=EVEN | {"Wgd": 0, "Wmd": 0, "Wme": 0}), n, port=443) for n in range(40)
+    ]
+    assert {path[2] for path in chosen} == {"r3", "r4"}
+    assert {path[:2] for path in chosen} == {("r1", "r2")}
+
+
+def test_frequencies_follow_bandwidth() -> None:
+    """Chi-squared for the middle, whose candidates conflict with nothing: 7 degrees of freedom."""
+    middles = [relay(n, MIDDLE.flags, bandwidth=n * n) for n in range(10, 18)]
+    directory = make([GUARD, EXIT, *middles], weights=EVEN | {"Wme": 0, "Wmg": 0})
+    rng = random.Random(1)
+    draws = 20_000
+    counts = Counter(choose_path(directory, Constraints(port=443), rng)[1].nickname for _ in range(draws))
+    total = sum(doc.bandwidth or 0 for doc in middles)
+    expected = {doc.nickname: draws * (doc.bandwidth or 0) / total for doc in middles}
+    assert sum((counts[name] - e) ** 2 / e for name, e in expected.items()) < 24.3  # p = 0.001
+
+
+def test_ten_thousand_paths_obey_every_rule() -> None:
+    directory = make(nd.relays(300))
+    rng = random.Random(7)
+    for _ in range(10_000):
+        path = choose_path(directory, Constraints(port=443), rng)
+        assert len({one.identity for one in path}) == 3
+        assert len({network for one in path for network in one.networks}) == sum(
+            len(one.networks) for one in path
+        )
+        assert not any(
+            f"${one.fingerprint}" in other.family for one in path for other in path if one is not other
+        )
+        assert "Guard" in path[0].flags
+        assert path[2].policy.accepts(443)
+    assert len(directory.weights(Position.MIDDLE)) == 300
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_ports_have_a_range(port: int) -> None:
+    with pytest.raises(UsageError, match="port"):
+        Constraints(port=port)
+
+
+# Paths as JSON.
+
+DIRECTORY = make(THREE, weights=EVEN)
+PATH = choose_path(DIRECTORY, Constraints(port=443), random.Random(0))
+
+
+def test_path_round_trips_as_one_line_of_json() -> None:
+    line = path_to_json(PATH)
+    assert "\n" not in line
+    assert path_from_json(line, DIRECTORY) == PATH
+    first = json.loads(line)["path"][0]
+    assert first["nickname"] == "r1"
+    assert first["fingerprint"] == GUARD.fingerprint
+    assert first["address"] == "1.1.1.1:9001"
+    assert len(first["ed25519"]) == 43
+
+
+def test_only_fingerprints_are_needed() -> None:
+    line = json.dumps({"path": [{"fingerprint": f"${one.fingerprint.lower()}"} for one in PATH]})
+    assert path_from_json(line, DIRECTORY) == PATH
+
+
+@pytest.mark.parametrize(
+    ("hop", "error", "reason"),
+    [
+        ({"fingerprint": "AB" * 20}, NoPath, "not in the directory"),
+        (
+            {"fingerprint": GUARD.fingerprint, "ed25519": nd.bare64(b"\3" * 32)},
+            NoPath,
+            "another Ed25519 identity",
+        ),
+        ({"fingerprint": GUARD.fingerprint, "ed25519": "AA"}, UsageError, "base64"),
+        ({"fingerprint": "AB"}, UsageError, "40 hexadecimal"),
+        ({"fingerprint": 3}, UsageError, "hop 1 of the path: a fingerprint expected"),
+        ({}, UsageError, "a fingerprint expected"),
+        (3, UsageError, "a fingerprint expected"),
+    ],
+)
+def test_hops_that_cannot_be(hop: Any, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        path_from_json(json.dumps({"path": [hop]}), DIRECTORY)
+
+
+def test_a_relay_without_microdescriptor_is_said_to_be_so() -> None:
+    with pytest.raises(NoPath, match="no usable microdescriptor yet"):
+        path_from_json(path_to_json(PATH), make(THREE, held=[GUARD], weights=EVEN))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "x",
+        "[]",
+        "{}",
+        '{"path": []}',
+        '{"path": 1}',
+        "[" * 10_000,
+        "x" * 100_000,
+        json.dumps({"path": [{"fingerprint": GUARD.fingerprint}] * 2}),
+        json.dumps({"path": [{"fingerprint": GUARD.fingerprint}] * 9}),
+    ],
+)
+def test_lines_that_are_no_path(line: str) -> None:
+    with pytest.raises(UsageError):
+        path_from_json(line, DIRECTORY)
+
+
+@given(st.text(max_size=60))
+def test_random_lines_raise_only_usage_errors(line: str) -> None:
+    with pytest.raises(UsageError):
+        path_from_json(line, DIRECTORY)

@@ -1,0 +1,1 @@
+"""What the network is: text in, checked objects out."""

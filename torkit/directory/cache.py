@@ -1,0 +1,161 @@
+"""The data directory: what a second start needs no network for. The only module here that opens files.
+
+A file is replaced whole (temporary file, sync, rename), so a reader sees an old one or a new one,
+whenever a process dies. What cannot be read as what it should be is dropped and fetched again.
+Nothing here is trusted: consensus signatures and digests are checked after loading as after fetching.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from torkit.directory.authorities import MAX_CERTIFICATES_LEN, AuthorityCertificate, parse_certificates
+from torkit.directory.consensus import MAX_CONSENSUS_LEN, Consensus, parse_consensus
+from torkit.directory.microdesc import MAX_MICRODESCS_LEN, Microdescs
+from torkit.errors import DocumentError, StorageError
+
+CONSENSUS = "consensus-microdesc"
+CERTIFICATES = "certificates"
+MICRODESCS = "microdescs"
+STATE = "state.json"
+LOCK = "lock"
+
+# Implementation limits.
+
+MAX_STATE_LEN = 1 << 20  # bytes; a guard list takes a few thousand
+LOCK_TIMEOUT = 10  # seconds; holders write some 10 MB at most
+
+_T = TypeVar("_T")
+
+
+class Cache:
+    """One data directory, which must exist. Other processes may use it at the same time.
+
+    Loads return None for what is not there or is damaged. Every method raises StorageError for a
+    directory that cannot be read or written; whether that is fatal is for the caller.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def load_consensus(self) -> Consensus | None:
+        """The consensus last kept, unverified."""
+        return self._load(CONSENSUS, MAX_CONSENSUS_LEN, parse_consensus)
+
+    def save_consensus(self, consensus: Consensus) -> None:
+        """Keep a verified consensus."""
+        self._save(CONSENSUS, consensus.text)
+
+    def load_certificates(self) -> tuple[AuthorityCertificate, ...] | None:
+        """The authority certificates last kept; whether they are current is not looked at."""
+        return self._load(CERTIFICATES, MAX_CERTIFICATES_LEN, parse_certificates)
+
+    def save_certificates(self, certificates: Iterable[AuthorityCertificate]) -> None:
+        """Keep these certificates and no others."""
+        self._save(CERTIFICATES, b"".join(certificate.text for certificate in certificates))
+
+    def load_microdescs(self) -> Microdescs | None:
+        """The microdescriptors last kept. One damaged in the file comes under a digest nobody lists."""
+        return self._load(MICRODESCS, MAX_MICRODESCS_LEN, Microdescs.decode)
+
+    def save_microdescs(self, microdescs: Microdescs, now: float) -> None:
+        """Keep these and what another process has kept meanwhile, except what has expired."""
+        with self._locked():
+            kept = Microdescs()
+            kept.merge(microdescs)
+            if (others := self.load_microdescs()) is not None:
+                kept.merge(others)
+            kept.expire(now)
+            self._replace(MICRODESCS, kept.encode())
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The state as `save_state` was given it."""
+        return self._load(STATE, MAX_STATE_LEN, _decode_state)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Keep a state of JSON values."""
+        self._save(STATE, json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+
+    def _load(self, name: str, limit: int, parse: Callable[[bytes], _T]) -> _T | None:
+        path = self._directory / name
+        with _storage_errors(path):
+            try:
+                with path.open("rb") as file:
+                    text = file.read(limit + 1)
+            except FileNotFoundError:
+                return None
+        try:
+            return parse(text)
+        except DocumentError:
+            # Left where it is: another process may have just replaced it, and so will we.
+            return None
+
+    def _save(self, name: str, text: bytes) -> None:
+        with self._locked():
+            self._replace(name, text)
+
+    def _replace(self, name: str, text: bytes) -> None:
+        path = self._directory / name
+        with _storage_errors(path):
+            handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=self._directory)
+            try:
+                with open(handle, "wb") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+            directory = os.open(self._directory, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        path = self._directory / LOCK
+        if not self._directory.is_dir():  # the lock would make it, open to all
+            raise StorageError(f"{self._directory} is not a directory")
+        lock = FileLock(path, timeout=LOCK_TIMEOUT)
+        with _storage_errors(path):
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise StorageError(
+                    f"{path} was held by another process for {LOCK_TIMEOUT} seconds",
+                    hint="see which other torkit uses this data directory, or choose another with --data-dir",
+                ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Translate the operating system's errors."""
+    try:
+        yield
+    except OSError as error:
+        hints = dict.fromkeys((ENOSPC, EDQUOT), "free some space, or choose another place with --data-dir")
+        hints |= dict.fromkeys((EACCES, EPERM, EROFS), "make it writable, or choose another with --data-dir")
+        raise StorageError(f"{path}: {error.strerror or error}", hint=hints.get(error.errno or 0)) from error
+
+
+def _decode_state(text: bytes) -> dict[str, Any]:
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"state is not JSON: {error}") from None
+    if len(text) > MAX_STATE_LEN or not isinstance(state, dict):
+        raise DocumentError("state is not a JSON object of reasonable size")
+    return state

@@ -1,0 +1,224 @@
+"""The network as a client sees it: a consensus joined with the microdescriptors held for it.
+
+Everything is looked up in columns; a `Relay` is made when somebody asks for that relay, and kept.
+Who may be trusted, fetched or chosen is decided elsewhere.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from torkit.directory.consensus import Consensus
+from torkit.directory.microdesc import REJECT_ALL, PortPolicy, exit_policies, parse_microdesc
+from torkit.directory.netdoc import DIGEST_LEN, Protocols
+from torkit.errors import DocumentError
+
+# Specification constants.
+
+DEFAULT_WEIGHT_SCALE = 10000  # bwweightscale; param-spec
+
+
+class Position(Enum):
+    """A place in a path. The value is its letter in the names of the bandwidth weights."""
+
+    GUARD = "g"
+    MIDDLE = "m"
+    EXIT = "e"
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """One relay, all that is known of it.
+
+    `identity` is 20 bytes, the keys 32; `ed25519_identity` is None where the authorities do not
+    agree on it. `networks` holds its /16 and, with an IPv6 address, its /32: what no two relays of
+    a path share. `bandwidth` is the consensus weight.
+    """
+
+    nickname: str
+    identity: bytes
+    ed25519_identity: bytes | None
+    ntor_onion_key: bytes
+    address: str
+    or_port: int
+    ipv6: tuple[str, int] | None
+    flags: frozenset[str]
+    bandwidth: int
+    version: str | None
+    protocols: Protocols
+    family: frozenset[str]
+    family_ids: frozenset[str]
+    policy: PortPolicy
+    policy6: PortPolicy
+    networks: frozenset[bytes]
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity as 40 uppercase hexadecimal digits."""
+        return self.identity.hex().upper()
+
+    def __str__(self) -> str:
+        return f"${self.fingerprint}~{self.nickname}"
+
+
+class Directory:
+    """A consensus and its microdescriptors, for as long as both are the newest.
+
+    Made anew when either changes, which is cheap: nothing is joined before it is looked at.
+    `microdescs` maps digests to exact texts. Raises nothing for a microdescriptor that cannot be
+    read: its relay is as if missing.
+    """
+
+    def __init__(self, consensus: Consensus, microdescs: Mapping[bytes, bytes]) -> None:
+        self.consensus = consensus
+        self._microdescs = microdescs
+        self._relays: dict[int, Relay | None] = {}
+        self._memos: dict[tuple[Any, ...], Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.consensus.relays)
+
+    # Single relays.
+
+    def relay_at(self, index: int) -> Relay | None:
+        """The relay at this place in the consensus; None without a usable microdescriptor."""
+        try:
+            return self._relays[index]
+        except KeyError:
+            relay = self._relays[index] = self._join(index)
+            return relay
+
+    def relay(self, identity: bytes) -> Relay | None:
+        """The relay with this identity, 20 bytes."""
+        index = self.consensus.relays.index_of(identity)
+        return None if index is None else self.relay_at(index)
+
+    def indexes_of(self, name: str) -> list[int]:
+        """The places of what a person calls `name`: a fingerprint, with or without `$`, or a nickname."""
+        digits = name.removeprefix("$").partition("~")[0]
+        if len(digits) == 2 * DIGEST_LEN:
+            try:
+                index = self.consensus.relays.index_of(bytes.fromhex(digits))
+            except ValueError:
+                return []
+            return [] if index is None else [index]
+        return self.consensus.relays.indexes_of_nickname(name)
+
+    def _join(self, index: int) -> Relay | None:
+        digest = self.consensus.relays.digests[index]
+        text = self._microdescs.get(digest) if digest else None
+        if text is None:
+            return None
+        try:
+            microdesc = parse_microdesc(text)
+        except DocumentError:
+            return None
+        status = self.consensus.relays[index]
+        ipv6 = status.ipv6 or microdesc.ipv6
+        networks = [IPv4Address(status.address).packed[:2]]
+        if ipv6:
+            networks.append(IPv6Address(ipv6[0]).packed[:4])
+        return Relay(
+            nickname=status.nickname,
+            identity=status.identity,
+            ed25519_identity=None if "NoEdConsensus" in status.flags else microdesc.ed25519_identity,
+            ntor_onion_key=microdesc.ntor_onion_key,
+            address=status.address,
+            or_port=status.or_port,
+            ipv6=ipv6,
+            flags=status.flags,
+            bandwidth=status.bandwidth,
+            version=status.version,
+            protocols=status.protocols,
+            family=microdesc.family,
+            family_ids=microdesc.family_ids,
+            policy=microdesc.policy,
+            policy6=microdesc.policy6,
+            networks=frozenset(networks),
+        )
+
+    # All relays at once.
+
+    @cached_property
+    def missing(self) -> tuple[bytes, ...]:
+        """The digests of the microdescriptors that the consensus lists and we do not hold."""
+        held = self._microdescs
+        return tuple(digest for digest in self.consensus.relays.digests if digest and digest not in held)
+
+    def has_microdesc(self, index: int) -> bool:
+        """Whether the microdescriptor of the relay at this place is held."""
+        return self.consensus.relays.digests[index] in self._microdescs
+
+    def exit_policies_at(self, index: int) -> tuple[PortPolicy, PortPolicy]:
+        """The IPv4 and IPv6 policies of the relay at this place, without making it an object."""
+        digest = self.consensus.relays.digests[index]
+        text = self._microdescs.get(digest) if digest else None
+        try:
+            return exit_policies(text) if text else (REJECT_ALL, REJECT_ALL)
+        except DocumentError:
+            return REJECT_ALL, REJECT_ALL
+
+    def weights(self, position: Position) -> list[float]:
+        """Each relay's bandwidth, weighted for a position. path-spec, "Path selection and constraints"."""
+        relays = self.consensus.relays
+        factors = {flags: self._weight_factor(position, flags) for flags in set(relays.flags)}
+        return [
+            bandwidth * factors[flags]
+            for bandwidth, flags in zip(relays.bandwidths, relays.flags, strict=True)
+        ]
+
+    def _weight_factor(self, position: Position, flags: frozenset[str]) -> float:
+        weights = self.consensus.bandwidth_weights
+        names = [f"W{position.value}{kind}" for kind in "gmed"] + ["Wgb", "Wmb", "Web", "Wdb"]
+        names = [name for name in names if name != "Wge"]  # there is none: guards have the Guard flag
+        if any(weights.get(name, -1) < 0 for name in names):
+            return 1.0  # "setting the weights to the default value"
+        is_guard, is_exit = "Guard" in flags, "Exit" in flags and "BadExit" not in flags
+        kind = "d" if is_guard and is_exit else "g" if is_guard else "e" if is_exit else "m"
+        scale = self.consensus.param("bwweightscale", DEFAULT_WEIGHT_SCALE, 1, 2**31 - 1)
+        factor = weights.get(f"W{position.value}{kind}", 0) / scale
+        return factor * weights[f"W{kind}b"] / scale if "V2Dir" in flags else factor
+
+    def usable_fraction(self) -> float:
+        """Which part of all bandwidth-weighted paths can be built with the microdescriptors held.
+
+        path-spec, "We don't build circuits until we have enough directory info".
+        """
+        flags = self.consensus.relays.flags
+        everyone = range(len(self))
+        guards = [i for i in everyone if "Guard" in flags[i]]
+        exits = [i for i in everyone if "Exit" in flags[i] and not self._is_known_to_reject_all(i)]
+        middle = self._held_fraction(Position.MIDDLE, list(everyone))
+        has_exits = any("Exit" in one for one in flags)
+        exit_fraction = self._held_fraction(Position.EXIT, exits) if has_exits else middle
+        return self._held_fraction(Position.GUARD, guards) * middle * exit_fraction
+
+    def is_usable(self) -> bool:
+        """Whether circuits for traffic may be built: less could be a view that somebody chose for us."""
+        return self.usable_fraction() >= self.consensus.param("min_paths_for_circs_pct", 60, 25, 95) / 100
+
+    def _is_known_to_reject_all(self, index: int) -> bool:
+        return self.has_microdesc(index) and all(one.rejects_all for one in self.exit_policies_at(index))
+
+    def _held_fraction(self, position: Position, indexes: list[int]) -> float:
+        weights = self.weights(position)
+        if not any(weights[i] for i in indexes):
+            weights = [1.0] * len(self)
+        total = sum(weights[i] for i in indexes)
+        return sum(weights[i] for i in indexes if self.has_microdesc(i)) / total if total else 0.0
+
+    def memo(self, key: tuple[Any, ...], make: Callable[[], Any], limit: int) -> Any:
+        """What `make` returned for `key`, kept as long as this directory; at most `limit` such values."""
+        if key not in self._memos:
+            if len(self._memos) >= limit:
+                self._memos.clear()
+            self._memos[key] = make()
+        return self._memos[key]
+
+
+def supports(relay: Relay, protocol: str, version: int) -> bool:
+    """Whether a relay lists exactly this subprotocol version, as in `supports(relay, "Relay", 4)`."""
+    return relay.protocols.supports(protocol, version)

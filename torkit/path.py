@@ -1,0 +1,366 @@
+"""Choose the relays of a path: a pure function of directory, constraints and randomness.
+
+The exit is chosen first, by its policy; then the guard; then the middle; each by bandwidth, weighted
+for its position, among the relays that fit there. A draw that conflicts with a relay already chosen is
+drawn again, which gives the same distribution as drawing among those that do not conflict, without
+making a list of them. path-spec, "Path selection and constraints".
+"""
+
+import json
+from base64 import b64encode
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from random import Random
+from typing import Any, NamedTuple
+
+from torkit.directory.directory import Directory, Position, Relay
+from torkit.directory.netdoc import decode_base64, decode_fingerprint
+from torkit.errors import NoPath, UsageError
+
+# Specification constants.
+
+LONG_LIVED_PORTS = frozenset({21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6667, 6697, 8300})
+
+# Implementation limits.
+
+MAX_DRAWS = 64  # before listing what is left: enough unless nearly all bandwidth conflicts
+MAX_TABLES = 64  # kinds of exits remembered per directory; each takes about 100 kB on the real network
+MAX_PATH_LEN = 8  # relays in a path read from JSON; tor-spec allows eight RELAY_EARLY cells
+MAX_PATH_LINE = 1 << 14  # characters of JSON
+
+ORDER = (Position.EXIT, Position.GUARD, Position.MIDDLE)
+PATH = (Position.GUARD, Position.MIDDLE, Position.EXIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What a path is for, and what the user asks of it.
+
+    `port` is where the exit must let streams go, to IPv6 addresses if `ipv6`; None asks for any exit
+    that accepts something, as for RESOLVE. Ports in LONG_LIVED_PORTS ask for Stable relays, as does
+    `stable`. `guard`, `middle` and `exit` each name one relay, by fingerprint or nickname, which then
+    need not have the flags of its position; `exclude` names relays not to use anywhere.
+    """
+
+    port: int | None = None
+    ipv6: bool = False
+    stable: bool = False
+    guard: str | None = None
+    middle: str | None = None
+    exit: str | None = None
+    exclude: frozenset[str] = frozenset()
+    distinct_subnets: bool = True
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not 0 < self.port < 65536:
+            raise UsageError(f"port {self.port} is not from 1 to 65535")
+
+    @property
+    def needs_stable(self) -> bool:
+        """Whether every relay of the path should have the Stable flag."""
+        return self.stable or self.port in LONG_LIVED_PORTS
+
+
+class _Table(NamedTuple):
+    """The candidates for a position: places in the consensus, and their weights summed up so far."""
+
+    indexes: list[int]
+    sums: list[float]
+
+
+def choose_path(directory: Directory, constraints: Constraints, rng: Random) -> tuple[Relay, Relay, Relay]:
+    """A guard, a middle and an exit that fit `constraints`.
+
+    `rng` is a SystemRandom, except in tests. A path has no relay, family or (unless switched off)
+    subnet twice. Where no relay that fits is Fast and, if wanted, Stable, these two flags are not
+    insisted on, as in C tor: small networks have few. Raises NoPath, which says what excluded the
+    candidates, and UsageError for a name that no relay, or more than one, has.
+    """
+    names = {
+        Position.GUARD: constraints.guard,
+        Position.MIDDLE: constraints.middle,
+        Position.EXIT: constraints.exit,
+    }
+    excluded = {index for name in constraints.exclude for index in directory.indexes_of(name)}
+    chosen: dict[Position, Relay] = {}
+    for position, name in names.items():
+        if name is not None:
+            chosen[position] = _named_relay(directory, position, name, constraints, excluded, chosen.values())
+    for position in ORDER:
+        if position not in chosen:
+            chosen[position] = _draw(directory, position, constraints, excluded, list(chosen.values()), rng)
+    guard, middle, exit_ = (chosen[position] for position in PATH)
+    return guard, middle, exit_
+
+
+def choose_guard(
+    directory: Directory, constraints: Constraints, others: Sequence[Relay], rng: Random
+) -> Relay:
+    """A relay for the guard position that conflicts with none of `others`. Raises NoPath."""
+    excluded = {index for name in constraints.exclude for index in directory.indexes_of(name)}
+    return _draw(directory, Position.GUARD, constraints, excluded, list(others), rng)
+
+
+def _named_relay(
+    directory: Directory,
+    position: Position,
+    name: str,
+    constraints: Constraints,
+    excluded: set[int],
+    chosen: Iterable[Relay],
+) -> Relay:
+    index = _index_of(directory, name)
+    refusal = _refusal(directory, index, position, constraints, is_named=True)
+    relay = directory.relay_at(index)
+    if relay is None:
+        refusal = refusal or "no usable microdescriptor"
+    elif index in excluded:
+        refusal = "excluded"
+    else:
+        refusal = refusal or _conflict(directory, relay, list(chosen), constraints)
+    if refusal or relay is None:
+        raise NoPath(f"{name} cannot be the {position.name.lower()}: {refusal}")
+    return relay
+
+
+def _index_of(directory: Directory, name: str) -> int:
+    indexes = directory.indexes_of(name)
+    if not indexes:
+        raise UsageError(f"no relay {name} in the directory")
+    if len(indexes) > 1:
+        raise UsageError(f"{len(indexes)} relays are called {name}", hint="name it by its fingerprint")
+    return indexes[0]
+
+
+def _draw(
+    directory: Directory,
+    position: Position,
+    constraints: Constraints,
+    excluded: set[int],
+    chosen: list[Relay],
+    rng: Random,
+) -> Relay:
+    tables = [_table(directory, position, constraints, relaxed=False)]
+    for table in tables:
+        for _ in range(MAX_DRAWS if table.indexes else 0):
+            index = table.indexes[_pick(table.sums, rng)]
+            if index not in excluded:
+                relay = directory.relay_at(index)
+                if relay is not None and _conflict(directory, relay, chosen, constraints) is None:
+                    return relay
+        fitting = _without_conflicts(directory, table, constraints, excluded, chosen)
+        if fitting.indexes:
+            relay = directory.relay_at(fitting.indexes[_pick(fitting.sums, rng)])
+            if relay is not None:
+                return relay
+        if len(tables) == 1:
+            tables.append(_table(directory, position, constraints, relaxed=True))
+    raise NoPath(_explain(directory, position, constraints, excluded, chosen))
+
+
+def _pick(sums: list[float], rng: Random) -> int:
+    return min(bisect_right(sums, rng.random() * sums[-1]), len(sums) - 1)
+
+
+def _table(directory: Directory, position: Position, constraints: Constraints, *, relaxed: bool) -> _Table:
+    """The candidates for a position, whatever else is in the path; remembered with the directory."""
+    exit_key = (constraints.port, constraints.ipv6) if position is Position.EXIT else None
+    key = (position, constraints.needs_stable, relaxed, exit_key)
+
+    def make() -> _Table:
+        fits = (
+            index
+            for index in range(len(directory))
+            if _refusal(directory, index, position, constraints, is_relaxed=relaxed) is None
+        )
+        return _weighted(directory, position, list(fits))
+
+    table: _Table = directory.memo(key, make, MAX_TABLES)
+    return table
+
+
+def _weighted(directory: Directory, position: Position, indexes: list[int]) -> _Table:
+    """Only what has weight; where nothing has, as in a network not yet measured, everything alike."""
+    weights: list[float] = directory.memo(
+        ("weights", position), lambda: directory.weights(position), MAX_TABLES
+    )
+    weighty = [index for index in indexes if weights[index] > 0]
+    if weighty:
+        return _Table(weighty, list(accumulate(weights[index] for index in weighty)))
+    return _Table(indexes, list(accumulate(1.0 for _ in indexes)))
+
+
+def _without_conflicts(
+    directory: Directory, table: _Table, constraints: Constraints, excluded: set[int], chosen: list[Relay]
+) -> _Table:
+    """Slow twin of drawing again: the candidates that conflict with nothing, listed."""
+    fitting, weights = [], []
+    before = 0.0
+    for index, after in zip(table.indexes, table.sums, strict=True):
+        relay = None if index in excluded else directory.relay_at(index)
+        if relay is not None and _conflict(directory, relay, chosen, constraints) is None:
+            fitting.append(index)
+            weights.append(after - before)
+        before = after
+    return _Table(fitting, list(accumulate(weights)))
+
+
+def _explain(
+    directory: Directory,
+    position: Position,
+    constraints: Constraints,
+    excluded: set[int],
+    chosen: list[Relay],
+) -> str:
+    counts: Counter[str] = Counter()
+    for index in range(len(directory)):
+        reason = _refusal(directory, index, position, constraints, is_relaxed=True)
+        if reason is None and index in excluded:
+            reason = "excluded"
+        if reason is None:
+            relay = directory.relay_at(index)
+            reason = "no usable microdescriptor"
+            if relay is not None:
+                reason = _conflict(directory, relay, chosen, constraints) or "no weight"
+        counts[reason] += 1
+    why = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())
+    return f"no {position.name.lower()} among {len(directory)} relays ({why})"
+
+
+# The rules. Each returns the reason that excludes a relay, or None.
+
+
+def _refusal(
+    directory: Directory,
+    index: int,
+    position: Position,
+    constraints: Constraints,
+    *,
+    is_relaxed: bool = False,
+    is_named: bool = False,
+) -> str | None:
+    """Why the relay at this place in the consensus does not fit a position, whatever else is in the path.
+
+    `is_relaxed` forgoes Fast and Stable; `is_named` also the Guard position's flags.
+    """
+    flags = directory.consensus.relays.flags[index]
+    if not {"Running", "Valid"} <= flags:
+        return "not Running and Valid"
+    if not directory.has_microdesc(index):
+        return "no microdescriptor"
+    if position is not Position.MIDDLE and "MiddleOnly" in flags:
+        return "MiddleOnly"
+    if not (is_relaxed or is_named):
+        if "Fast" not in flags:
+            return "not Fast"
+        if constraints.needs_stable and "Stable" not in flags:
+            return "not Stable"
+    # A guard must also be one we can fetch directories from, and stay up: C tor's "possible guards".
+    if position is Position.GUARD and not is_named and not {"Guard", "Stable", "Fast", "V2Dir"} <= flags:
+        return "not a Guard"
+    if position is Position.EXIT:
+        if "BadExit" in flags:
+            return "BadExit"
+        if not _exits_to(directory, index, constraints):
+            return "exit policy"
+    return None
+
+
+def _exits_to(directory: Directory, index: int, constraints: Constraints) -> bool:
+    policy, policy6 = directory.exit_policies_at(index)
+    if constraints.port is None:
+        return not (policy.rejects_all and policy6.rejects_all)
+    return (policy6 if constraints.ipv6 else policy).accepts(constraints.port)
+
+
+def _conflict(
+    directory: Directory, relay: Relay, chosen: Sequence[Relay], constraints: Constraints
+) -> str | None:
+    """Why `relay` may not be in one path with those already chosen."""
+    for other in chosen:
+        if relay.identity == other.identity:
+            return "already in the path"
+        if _in_one_family(directory, relay, other):
+            return "same family"
+        if constraints.distinct_subnets and not relay.networks.isdisjoint(other.networks):
+            return "same subnet"
+    return None
+
+
+def _in_one_family(directory: Directory, one: Relay, other: Relay) -> bool:
+    """Each lists the other, or both are certified members of a family. Proposal 321, "Client behavior"."""
+    param = directory.consensus.param
+    if not one.family_ids.isdisjoint(other.family_ids) and param("use-family-ids", 1, 0, 1):
+        return True
+    return (
+        bool(one.family and other.family)
+        and _lists(one, other)
+        and _lists(other, one)
+        and bool(param("use-family-lists", 1, 0, 1))
+    )
+
+
+def _lists(one: Relay, other: Relay) -> bool:
+    return f"${other.fingerprint}" in one.family or other.nickname.lower() in one.family
+
+
+# Paths between commands: one JSON object per line.
+
+
+def path_to_json(path: Iterable[Relay]) -> str:
+    """One line, without its newline, that says which relays and where: first the guard."""
+    hops = []
+    for relay in path:
+        hop = {"nickname": relay.nickname, "fingerprint": relay.fingerprint}
+        if relay.ed25519_identity is not None:
+            hop["ed25519"] = _encode_base64(relay.ed25519_identity)
+        hops.append(hop | {"address": f"{relay.address}:{relay.or_port}"})
+    return json.dumps({"path": hops})
+
+
+def path_from_json(line: str, directory: Directory) -> tuple[Relay, ...]:
+    """The relays that a line of `path_to_json` names, as this directory knows them.
+
+    Only fingerprints count, and Ed25519 identities where given: where a relay is and what its keys
+    are, the directory says. Raises UsageError for a line of another form, NoPath for a relay that the
+    directory lacks or knows under another Ed25519 identity.
+    """
+    if len(line) > MAX_PATH_LINE:
+        raise UsageError(f"a path of {len(line)} characters; at most {MAX_PATH_LINE} are read")
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"a path as one JSON object on a line expected: {error}") from None
+    hops = document.get("path") if isinstance(document, dict) else None
+    if not isinstance(hops, list) or not 0 < len(hops) <= MAX_PATH_LEN:
+        raise UsageError(f'{{"path": [...]}} with 1 to {MAX_PATH_LEN} relays expected')
+    path = tuple(_relay_from_hop(hop, number, directory) for number, hop in enumerate(hops, 1))
+    if len({relay.identity for relay in path}) != len(path):
+        raise UsageError("a path names one relay twice")
+    return path
+
+
+def _relay_from_hop(hop: Any, number: int, directory: Directory) -> Relay:
+    fingerprint = hop.get("fingerprint") if isinstance(hop, dict) else None
+    if not isinstance(fingerprint, str):
+        raise UsageError(f"hop {number} of the path: a fingerprint expected")
+    try:
+        identity = decode_fingerprint(fingerprint.removeprefix("$"))
+        ed25519 = decode_base64(hop["ed25519"], 32) if isinstance(hop.get("ed25519"), str) else None
+    except ValueError as error:
+        raise UsageError(f"hop {number} of the path: {error}") from None
+    relay = directory.relay(identity)
+    if relay is None:
+        known = directory.consensus.relays.index_of(identity) is not None
+        reason = "has no usable microdescriptor yet" if known else "is not in the directory"
+        raise NoPath(f"hop {number} of the path: relay {identity.hex().upper()} {reason}")
+    if ed25519 is not None and ed25519 != relay.ed25519_identity:
+        raise NoPath(f"hop {number} of the path: the directory knows {relay} by another Ed25519 identity")
+    return relay
+
+
+def _encode_base64(key: bytes) -> str:
+    return b64encode(key).rstrip(b"=").decode("ascii")
