@@ -1,0 +1,40 @@
+# Two commands for a fresh Debian machine: `make demo` and `make test`. All else is a part of them.
+# PYTHON=/path/to/python3 chooses the interpreter of .venv.
+
+BIN := .venv/bin
+STUBS := $(patsubst torkit/_fast/%.pyi,torkit._fast.%,$(wildcard torkit/_fast/*.pyi))
+export PYTHON
+
+.PHONY: setup demo test test-setup lint typecheck bench build clean
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@$(BIN)/python scripts/demo
+
+test: test-setup lint typecheck
+	@$(BIN)/pytest -q
+
+test-setup:
+	@scripts/setup --tests
+
+lint: setup
+	@$(BIN)/ruff check -q
+	@$(BIN)/ruff format -q --check || { echo "make: not formatted; run $(BIN)/ruff format" >&2; exit 1; }
+
+typecheck: setup
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m mypy.stubtest --concise $(STUBS)
+
+bench: setup
+	@$(BIN)/pytest -q --benchmark-enable --benchmark-only bench
+
+build: setup
+	@rm -rf dist
+	@$(BIN)/python -c 'from setuptools import build_meta as b; b.build_sdist("dist"); b.build_wheel("dist")' >/dev/null
+	@ls dist
+
+clean:
+	@rm -rf build dist torkit.egg-info torkit/_fast/*.c torkit/_fast/*.so .venv/torkit-build.stamp \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

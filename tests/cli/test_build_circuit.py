@@ -1,0 +1,60 @@
+"""`torkit build-circuit` with a client in memory."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from fake_tor import FakeTor
+
+from torkit.cli.build_circuit import build
+from torkit.path import path_from_json, path_to_json
+
+
+@contextmanager
+def stdin_with(data: bytes) -> Iterator[None]:
+    saved = os.dup(0)
+    reading, writing = os.pipe()
+    os.write(writing, data)
+    os.close(writing)
+    os.dup2(reading, 0)
+    os.close(reading)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+
+
+async def test_circuits_are_printed_as_lines_that_path_takes_and_closed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tor = FakeTor()
+    await build(tor, count=2, path=None, for_people=False)  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert [path_from_json(line, tor.directory) for line in lines] == [one.path for one in tor.circuits]
+    assert json.loads(lines[0])["handshake_times"] == [0.1, 0.1, 0.1]
+    assert [one.is_closed for one in tor.circuits] == [True, True]
+
+
+@pytest.mark.parametrize(("count", "built"), [(None, 3), (2, 2), (5, 3)])
+async def test_each_line_of_stdin_is_one_circuit(count: int | None, built: int) -> None:
+    tor = FakeTor()
+    relays = [relay for index in range(5) if (relay := tor.directory.relay_at(index))]
+    wanted = [tuple(relays[first : first + 3]) for first in range(3)]
+    with stdin_with("".join(path_to_json(path) + "\n" for path in wanted).encode()):
+        await build(tor, count=count, path="-", for_people=False)  # type: ignore[arg-type]
+    assert [one.path for one in tor.circuits] == wanted[:built]
+
+
+async def test_people_get_a_row_for_each_hop(capsys: pytest.CaptureFixture[str]) -> None:
+    tor = FakeTor()
+    await build(tor, count=None, path=None, for_people=True)  # type: ignore[arg-type]
+    rows = capsys.readouterr().out.splitlines()
+    [circuit] = tor.circuits
+    assert len(rows) == 3
+    for row, relay in zip(rows, circuit.path, strict=True):
+        assert relay.nickname in row
+        assert f"{relay.address}:{relay.or_port}" in row
+        assert "100.0 ms" in row

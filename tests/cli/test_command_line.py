@@ -1,0 +1,286 @@
+"""The program as a shell sees it: statuses, and what is said on stderr. Nothing here needs a network."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torkit import cli
+from torkit.errors import (
+    ChannelClosed,
+    CircuitClosed,
+    DocumentError,
+    EndReason,
+    NoDirectory,
+    NoGuard,
+    NoPath,
+    StorageError,
+    StreamClosed,
+    TimedOut,
+    TorkitError,
+    UsageError,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def torkit(*arguments: str, shell: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the program, or `shell` with the program as `$@`."""
+    command = [sys.executable, "-m", "torkit", *arguments]
+    if shell is not None:
+        command = ["sh", "-c", shell, "sh", *command]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)  # what is still buffered at the end is a case of its own
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["connect"], "torkit: missing argument 'HOST:PORT'"),
+        (["connect", "web.test"], "torkit: no port in 'web.test'"),
+        (["connect", "web.test:http"], "torkit: 'http' is not a port"),
+        (["connect", "web.test:65536"], "torkit: '65536' is not a port"),
+        (["connect", "web.test:0"], "torkit: port 0 cannot be connected to"),
+        (["connect", "::1"], "torkit: '::1' may be an address with or without a port"),
+        (["connect", "-w", "nan", "web.test:80"], "expected a number of seconds"),
+        (["connect", "-i", "-1", "web.test:80"], "expected a number of seconds"),
+        (["connect", "--eof", "never", "web.test:80"], "torkit: invalid value for '--eof'"),
+        (["connect", "--nope", "web.test:80"], "torkit: no such option: --nope"),
+        (["conect", "web.test:80"], "torkit: no such command 'conect'"),
+        (["--network", "/nonexistent/x.toml", "connect", "web.test:80"], "torkit: /nonexistent/x.toml"),
+        (["socks", "--listen", "localhost:1"], "torkit: 'localhost' is not an address to listen on"),
+        (["choose-path", "--count", "0"], "torkit: invalid value for '--count'"),
+        (["choose-path", "--path", "-"], "torkit: choose-path reads a consensus from stdin"),
+    ],
+)
+def test_wrong_usage_is_status_2_and_one_line_of_reason(arguments: list[str], message: str) -> None:
+    result = torkit(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert message in result.stderr.splitlines()[0]
+    assert all(line.startswith("torkit: ") for line in result.stderr.splitlines())
+
+
+def test_nothing_asked_shows_the_help() -> None:
+    result = torkit()
+    assert result.returncode == 2
+    assert "fetch-consensus" in result.stderr
+
+
+def test_every_command_has_help_and_a_manual_page() -> None:
+    for command in cli.COMMANDS:
+        assert torkit(command, "--help").returncode == 0
+        if command != "testnet":
+            assert (ROOT / "man" / f"torkit-{command}.1").exists()
+
+
+def test_light_commands_do_not_import_what_is_heavy() -> None:
+    program = (
+        "import sys; from torkit.cli import run_command_line as run\n"
+        "run(['connect', '--help']); run(['connect', 'x'])\n"
+        "heavy = {'trio', 'cryptography', 'rich', 'torkit.client', 'torkit.cli.testnet'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == ""
+
+
+def test_broken_pipe_is_quiet() -> None:
+    result = torkit("--help", shell='("$@"; echo $? >&2) | true')
+    assert result.stderr in ("0\n", "141\n")  # the reader may be late to leave
+
+
+def test_full_device_is_reported() -> None:
+    result = torkit("--help", shell='"$@" >/dev/full')
+    assert result.returncode == 1
+    assert result.stderr == "torkit: stdin or stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors_do_no_harm(closed: str) -> None:
+    assert torkit("--help", shell=f'"$@" {closed}').returncode == 0
+    assert torkit("connect", "x", shell=f'"$@" {closed}').returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError(""), 2),
+        (NoDirectory(""), 3),
+        (NoGuard(""), 3),
+        (StreamClosed("", reason=EndReason.RESOLVEFAILED), 4),
+        (StreamClosed("", reason=EndReason.CONNECTREFUSED), 5),
+        (StreamClosed("", reason=EndReason.EXITPOLICY), 5),
+        (NoPath(""), 5),
+        (StreamClosed("", reason=EndReason.TIMEOUT), 6),
+        (TimedOut(""), 6),
+        (StreamClosed("", reason=EndReason.CONNRESET), 1),
+        (CircuitClosed(""), 1),
+        (ChannelClosed(""), 1),
+        (DocumentError(""), 1),
+        (StorageError(""), 1),
+        (TorkitError(""), 1),
+    ],
+)
+def test_errors_have_their_statuses(error: TorkitError, status: int) -> None:
+    assert cli.exit_status(error) == status
+
+
+def run_and_fail(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    def command() -> None:
+        raise error
+
+    app = cli.command_app()
+    app.command()(command)
+    monkeypatch.setattr(cli, "app", app)
+    return cli.run_command_line([])
+
+
+def test_error_is_said_with_its_hint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_and_fail(NoDirectory("nobody answers", hint="go online"), monkeypatch) == 3
+    assert capsys.readouterr().err == "torkit: nobody answers\ntorkit: hint: go online\n"
+
+
+def test_declared_error_counts_among_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = BaseExceptionGroup("", [OSError("x"), BaseExceptionGroup("", [TimedOut("too late")])])
+    assert run_and_fail(group, monkeypatch) == 6
+    assert capsys.readouterr().err == "torkit: too late\n"
+
+
+def test_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_and_fail(KeyboardInterrupt(), monkeypatch) == 130
+    assert run_and_fail(BrokenPipeError(), monkeypatch) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_and_fail(ZeroDivisionError(), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target"),
+    [
+        (("web.test:80",), ("web.test", 80)),
+        (("web.test", "80"), ("web.test", 80)),
+        (("192.0.2.1:443",), ("192.0.2.1", 443)),
+        (("[2001:db8::1]:22",), ("2001:db8::1", 22)),
+        (("[2001:db8::1]", "22"), ("2001:db8::1", 22)),
+        (("2001:db8::1", "22"), ("2001:db8::1", 22)),
+    ],
+)
+def test_target_is_read_in_every_form(arguments: tuple[str, ...], target: tuple[str, int]) -> None:
+    assert cli.parse_target(*arguments) == target
+    assert cli.parse_target(cli.format_address(*target)) == target
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("web.test",),
+        (":80",),
+        ("",),
+        ("web.test:",),
+        ("web.test", ""),
+        ("web.test:-1",),
+        ("web.test:+80",),
+        ("web.test: 80",),
+        ("web.test:٨٠",),
+        ("web.test:000080",),
+        ("2001:db8::1:22",),
+        ("[]:80",),
+    ],
+)
+def test_bad_target_is_refused(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        cli.parse_target(*arguments)
+
+
+def test_line_is_read_without_what_follows() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"one\ntwo")
+    os.close(writing)
+    try:
+        assert cli.read_line(reading) == "one"
+        assert os.read(reading, 100) == b"two"
+        assert cli.read_line(reading) is None
+    finally:
+        os.close(reading)
+
+
+def test_line_without_end_is_refused() -> None:
+    with open("/dev/zero", "rb") as zeros, pytest.raises(UsageError, match="over"):
+        cli.read_line(zeros.fileno())
+
+
+def test_file_appears_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_bytes(b"old")
+    with target.open("rb") as old:
+        cli.write_file(target, b"new")
+        assert old.read() == b"old"  # replaced, not written over
+    assert target.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_file_that_cannot_be_written_is_a_declared_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="nowhere"):
+        cli.write_file(tmp_path / "nowhere" / "out", b"")
+
+
+def test_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "null").symlink_to("/dev/null")
+    cli.write_file(tmp_path / "null", b"x")
+    assert (tmp_path / "null").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signal_cancels_the_command_and_is_its_status(number: int, status: int) -> None:
+    program = (
+        "import sys, trio; from torkit import cli\n"
+        "async def command():\n"
+        "    try:\n"
+        "        print('started', flush=True); await trio.sleep_forever()\n"
+        "    finally:\n"
+        "        print('cleaned up')\n"
+        "app = cli.command_app()\n"
+        "app.command()(lambda: cli.run(command, cli.Options(None, None, False)))\n"
+        "cli.app = app\n"
+        "cli.main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(number)
+        output, said = process.communicate()
+    assert (process.returncode, output, said) == (status, "cleaned up\n", "")
+
+
+def test_ignored_hangup_stays_ignored() -> None:
+    program = (
+        "import os, signal, trio; from torkit import cli\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "async def command():\n"
+        "    os.kill(os.getpid(), signal.SIGHUP); await trio.lowlevel.checkpoint(); print('still here')\n"
+        "cli.run(command, cli.Options(None, None, False))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "still here\n"

@@ -1,0 +1,117 @@
+"""`torkit connect` against a client in memory."""
+
+import os
+from collections.abc import Iterator
+from math import inf
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from fake_tor import FakeTor
+
+from torkit.cli.connect import carry
+from torkit.errors import EndReason, StreamClosed, TimedOut, UsageError
+from torkit.path import path_to_json
+
+WEB = ("web.test", 80)
+SETTINGS: dict[str, Any] = {
+    "path": None,
+    "zero": False,
+    "verbose": False,
+    "wait": inf,
+    "eof_timeout": inf,
+    "idle_timeout": inf,
+}
+
+
+@pytest.fixture
+def stdin() -> Iterator[int]:
+    """The end that is written to; descriptor 0 is the other one."""
+    saved = os.dup(0)
+    reading, writing = os.pipe()
+    os.dup2(reading, 0)
+    os.close(reading)
+    yield writing
+    os.close(writing)
+    os.dup2(saved, 0)
+    os.close(saved)
+
+
+async def test_stdin_and_stdout_are_on_the_stream(stdin: int, capfdbinary: Any) -> None:
+    tor = FakeTor()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: carry(tor, WEB, **SETTINGS))  # type: ignore[arg-type]
+        stream = await tor.streams.receive()
+        os.write(stdin, b"ping")
+        assert await stream.peer.receive_some() == b"ping"
+        await stream.peer.send_all(b"\x00pong\xff")
+        await stream.end()
+    assert stream.has_ended.is_set()
+    assert tor.asked == [("web.test", 80, None)]
+    assert capfdbinary.readouterr() == (b"\x00pong\xff", b"")
+
+
+async def test_zero_connects_and_ends_without_a_byte(stdin: int, capfd: pytest.CaptureFixture[str]) -> None:
+    tor = FakeTor()
+    os.write(stdin, b"not for the peer")
+    await carry(tor, WEB, **SETTINGS | {"zero": True, "verbose": True})  # type: ignore[arg-type]
+    stream = await tor.streams.receive()
+    assert stream.has_ended.is_set()
+    output, said = capfd.readouterr()
+    assert output == ""
+    assert said.startswith("torkit: connected to web.test:80 through ")
+    assert os.read(0, 100) == b"not for the peer"
+
+
+async def test_path_is_the_first_line_of_stdin_and_data_follows(stdin: int) -> None:
+    tor = FakeTor()
+    path = tuple(relay for index in (3, 4, 5) if (relay := tor.directory.relay_at(index)))
+    os.write(stdin, path_to_json(path).encode() + b"\ndata")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: carry(tor, WEB, **SETTINGS | {"path": "-"}))  # type: ignore[arg-type]
+        stream = await tor.streams.receive()
+        assert stream.circuit.path == path
+        assert await stream.peer.receive_some() == b"data"
+        await stream.end()
+
+
+async def test_path_is_named_by_fingerprints_and_nicknames() -> None:
+    tor = FakeTor()
+    path = tuple(relay for index in (1, 2, 3) if (relay := tor.directory.relay_at(index)))
+    names = f"{path[0].nickname}, ${path[1].fingerprint},{path[2].fingerprint.lower()}"
+    await carry(tor, WEB, **SETTINGS | {"path": names, "zero": True})  # type: ignore[arg-type]
+    assert (await tor.streams.receive()).circuit.path == path
+
+
+@pytest.mark.parametrize("path", ["nobody", "", "{", "0" * 40, '{"path": []}'])
+async def test_path_that_names_nothing_is_refused(path: str) -> None:
+    with pytest.raises(UsageError):
+        await carry(FakeTor(), WEB, **SETTINGS | {"path": path, "zero": True})  # type: ignore[arg-type]
+
+
+async def test_wait_limits_the_time_to_connect(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(TimedOut, match="7 s"):
+        await carry(FakeTor(is_silent=True), WEB, **SETTINGS | {"wait": 7})  # type: ignore[arg-type]
+    assert trio.current_time() == 7
+
+
+async def test_wait_does_not_limit_the_stream(stdin: int, mock_clock: trio.testing.MockClock) -> None:
+    tor = FakeTor()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: carry(tor, WEB, **SETTINGS | {"wait": 7}))  # type: ignore[arg-type]
+        stream = await tor.streams.receive()
+        mock_clock.jump(100)
+        os.write(stdin, b"late")
+        assert await stream.peer.receive_some() == b"late"
+        await stream.end()
+
+
+async def test_stream_that_fails_is_ended_and_reported(stdin: int) -> None:
+    tor = FakeTor()
+    with pytest.RaisesGroup(StreamClosed):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: carry(tor, WEB, **SETTINGS))  # type: ignore[arg-type]
+            stream = await tor.streams.receive()
+            await stream.end(EndReason.CONNRESET)
+    assert stream.has_ended.is_set()

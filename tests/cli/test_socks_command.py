@@ -1,0 +1,75 @@
+"""`torkit socks` with a client in memory: when it says that it is ready, and where."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from fake_tor import FakeTor
+
+from torkit.cli.socks import open_listener, serve
+from torkit.errors import TorkitError
+
+
+class SlowTor(FakeTor):
+    """Not ready until told."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.is_ready = trio.Event()
+
+    async def wait_ready(self) -> None:
+        await self.is_ready.wait()
+
+
+async def test_ready_file_tells_where_once_circuits_can_be_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tor = SlowTor()
+    ready_file = tmp_path / "ready"
+    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        port = listener.socket.getsockname()[1]
+        nursery.start_soon(lambda: serve(tor, listener, path=None, ready_file=ready_file))  # type: ignore[arg-type]
+        await trio.testing.wait_all_tasks_blocked()
+        assert not ready_file.exists()
+        tor.is_ready.set()
+        await trio.testing.wait_all_tasks_blocked()
+        [line] = ready_file.read_text().splitlines()
+        assert json.loads(line) == {"socks": f"127.0.0.1:{port}", "pid": os.getpid()}
+        assert capsys.readouterr() == ("", f"torkit: socks proxy ready on 127.0.0.1:{port}\n")
+        nursery.cancel_scope.cancel()
+
+
+async def test_clients_that_come_early_are_served_when_ready() -> None:
+    tor = SlowTor()
+    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve(tor, listener, path=None, ready_file=None))  # type: ignore[arg-type]
+        async with await trio.open_tcp_stream(*listener.socket.getsockname()) as client:
+            await client.send_all(b"\x05\x01\x00")
+            tor.is_ready.set()
+            assert await client.receive_some() == b"\x05\x00"
+        nursery.cancel_scope.cancel()
+
+
+async def test_every_stream_takes_the_given_path() -> None:
+    tor = FakeTor()
+    path = tuple(relay for index in (1, 2, 3) if (relay := tor.directory.relay_at(index)))
+    names = ",".join(relay.fingerprint for relay in path)
+    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve(tor, listener, path=names, ready_file=None))  # type: ignore[arg-type]
+        async with await trio.open_tcp_stream(*listener.socket.getsockname()) as client:
+            await client.send_all(b"\x05\x01\x00\x05\x01\x00\x03\x08web.test\x00\x50")
+            assert (await tor.streams.receive()).circuit.path == path
+        nursery.cancel_scope.cancel()
+
+
+async def test_address_in_use_is_a_declared_error() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(TorkitError, match="in use") as caught,
+    ):
+        await open_listener("127.0.0.1", other.getsockname()[1])
+    assert caught.value.hint is not None

@@ -1,0 +1,57 @@
+"""`torkit testnet`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torkit.testnet import owner
+
+# The commands as a program of their own, so that nothing of pytest's is inherited by the supervisor.
+COMMAND = [sys.executable, "-c", "from torkit.cli import main; main()", "testnet"]
+
+
+def _torkit_testnet(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=110)
+
+
+@pytest.mark.network
+def test_up_verify_down(tmp_path: Path) -> None:
+    directory = tmp_path / "net"
+    started = _torkit_testnet("up", "--dir", str(directory))
+    assert started.stdout == f"{directory}/network.toml\n"
+    assert started.stderr == f"torkit: hint: export TORKIT_NETWORK={directory}/network.toml\n"
+    try:
+        verified = _torkit_testnet("verify", "--dir", str(directory))
+        assert verified.returncode == 0, verified.stdout
+        assert [line.split()[0] for line in verified.stdout.splitlines()] == ["ok"] * 5
+    finally:
+        stopped = _torkit_testnet("down", "--dir", str(directory))
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, "", "")
+    assert owner(directory) is None
+    assert not directory.exists()
+
+
+@pytest.mark.network
+def test_run_passes_environment_and_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORKIT_DATA_DIR", raising=False)
+    script = 'grep -c v3ident "$TORKIT_NETWORK"; echo "$TORKIT_NETWORK $TORKIT_DATA_DIR"; exit 7'
+    finished = _torkit_testnet("run", "--", "sh", "-c", script)
+    assert finished.returncode == 7, finished.stderr
+    authorities, paths = finished.stdout.splitlines()
+    assert authorities == "3"
+    network_file, data_dir = map(Path, paths.split())
+    assert data_dir.parent == network_file.parent
+    assert not network_file.parent.exists()
+
+
+@pytest.mark.parametrize("command", ["verify", "down"])
+def test_without_a_network_says_so(command: str, tmp_path: Path) -> None:
+    finished = _torkit_testnet(command, "--dir", str(tmp_path / "none"))
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.startswith(f"torkit: no test network is running in {tmp_path}/none\n")
+
+
+def test_run_without_a_command_is_wrong_usage() -> None:
+    assert _torkit_testnet("run").returncode == 2

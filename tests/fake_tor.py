@@ -1,0 +1,135 @@
+"""A client over memory: streams end as torkit's own do, and the test plays the peer."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from random import Random
+
+import trio
+import trio.testing
+from network_docs import authorities, consensus, relays
+
+from torkit.directory.consensus import parse_consensus
+from torkit.directory.directory import Directory, Relay
+from torkit.errors import EndReason, StreamClosed
+from torkit.path import Constraints, choose_path
+
+
+class StreamBroken(StreamClosed, trio.BrokenResourceError):
+    """As torkit.net.stream raises it."""
+
+
+@dataclass
+class FakeCircuit:
+    """A circuit that was built: a tenth of a second for each hop."""
+
+    path: tuple[Relay, ...]
+    is_closed: bool = False
+
+    @property
+    def handshake_times(self) -> tuple[float, ...]:
+        return (0.1,) * len(self.path)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeStream(trio.abc.Stream):
+    """One stream. The test reads and writes `peer`, ends it with `end`, and sees our END in `has_ended`."""
+
+    def __init__(self) -> None:
+        self._near, self.peer = trio.testing.memory_stream_pair()
+        self._reason: EndReason | None = None
+        self.has_ended = trio.Event()
+        self.circuit = FakeCircuit(())
+
+    async def end(self, reason: EndReason = EndReason.DONE) -> None:
+        self._reason = reason
+        await self.peer.send_eof()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._reason is not None:
+            await trio.lowlevel.checkpoint()
+            raise StreamBroken(f"the stream ended with {self._reason.name}", reason=self._reason)
+        await self._near.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._near.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if data := await self._near.receive_some(max_bytes):
+            return data
+        assert self._reason is not None
+        if self._reason is not EndReason.DONE:
+            raise StreamBroken(f"the stream ended with {self._reason.name}", reason=self._reason)
+        return b""
+
+    async def aclose(self) -> None:
+        self.has_ended.set()
+        await self._near.aclose()
+
+
+@dataclass
+class FakeAnswer:
+    kind: str
+    value: str
+
+
+@dataclass
+class FakeTor:
+    """Records what was asked for; streams arrive in `streams`."""
+
+    failure: Exception | None = None
+    is_silent: bool = False
+    answers: Sequence[FakeAnswer] = ()
+    asked: list[tuple[object, ...]] = field(default_factory=list)
+    circuits: list[FakeCircuit] = field(default_factory=list)
+
+    @cached_property
+    def directory(self) -> Directory:
+        """Nine relays: made once, for the tests that look at it."""
+        relay_docs = relays(9)
+        microdescs = [relay_doc.microdesc() for relay_doc in relay_docs]
+        return Directory(
+            parse_consensus(consensus(relay_docs, authorities())),
+            {sha256(microdesc).digest(): microdesc for microdesc in microdescs},
+        )
+
+    def __post_init__(self) -> None:
+        self._opened, self.streams = trio.open_memory_channel[FakeStream](1_000)
+
+    async def connect(
+        self, host: str, port: int, *, isolation: Hashable = None, path: tuple[Relay, ...] | None = None
+    ) -> FakeStream:
+        self.asked.append((host, port, isolation))
+        await self._answer_as_told()
+        stream = FakeStream()
+        stream.circuit = FakeCircuit(path or self.choose_path(Constraints(port=port)))
+        await self._opened.send(stream)
+        return stream
+
+    async def resolve(
+        self, host: str, *, isolation: Hashable = None, path: tuple[Relay, ...] | None = None
+    ) -> Sequence[FakeAnswer]:
+        self.asked.append((host, isolation))
+        await self._answer_as_told()
+        return self.answers
+
+    async def wait_ready(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def choose_path(self, constraints: Constraints) -> tuple[Relay, ...]:
+        return choose_path(self.directory, constraints, Random(1))
+
+    async def build_circuit(self, path: tuple[Relay, ...]) -> FakeCircuit:
+        await self._answer_as_told()
+        self.circuits.append(FakeCircuit(path))
+        return self.circuits[-1]
+
+    async def _answer_as_told(self) -> None:
+        if self.is_silent:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure

@@ -1,0 +1,204 @@
+"""The pipe between file descriptors and a stream: ends, idleness, and descriptors of every kind."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from fake_tor import FakeStream
+
+from torkit.errors import EndReason, StreamClosed, TimedOut
+from torkit.net.pipe import pipe, race
+
+
+@dataclass
+class Ends:
+    """Two pipes: the test writes `stdin` and reads `stdout`; the code under test has the other ends."""
+
+    source: int
+    stdin: int
+    stdout: int
+    sink: int
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    ends = Ends(*os.pipe(), *os.pipe())
+    yield ends
+    for descriptor in (ends.stdin, ends.source, ends.stdout, ends.sink):
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+async def test_bytes_go_both_ways_until_the_peer_ends(ends: Ends) -> None:
+    stream = FakeStream()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        os.write(ends.stdin, b"ping\0\n")
+        assert await stream.peer.receive_some() == b"ping\0\n"
+        await stream.peer.send_all(b"pong\xff\r\n")
+        assert await trio.to_thread.run_sync(os.read, ends.stdout, 100) == b"pong\xff\r\n"
+        await stream.end()
+
+
+async def test_end_of_stdin_is_not_an_end(ends: Ends) -> None:
+    stream = FakeStream()
+    os.write(ends.stdin, b"request")
+    os.close(ends.stdin)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        assert await stream.peer.receive_some() == b"request"
+        await stream.peer.send_all(b"reply")
+        assert await trio.to_thread.run_sync(os.read, ends.stdout, 100) == b"reply"
+        await stream.end()
+
+
+async def test_eof_timeout_of_zero_ends_after_the_last_byte_was_sent(ends: Ends) -> None:
+    stream = FakeStream()
+    os.write(ends.stdin, b"all of it")
+    os.close(ends.stdin)
+    await pipe(stream, source=ends.source, sink=ends.sink, eof_timeout=0)
+    assert await stream.peer.receive_some() == b"all of it"
+
+
+async def test_eof_timeout_counts_from_the_peers_last_byte(
+    ends: Ends, mock_clock: trio.testing.MockClock
+) -> None:
+    stream = FakeStream()
+    is_done = trio.Event()
+
+    async def run() -> None:
+        await pipe(stream, source=ends.source, sink=ends.sink, eof_timeout=5)
+        is_done.set()
+
+    os.close(ends.stdin)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        for _ in range(3):
+            mock_clock.jump(4)
+            await stream.peer.send_all(b"x")
+            await trio.to_thread.run_sync(os.read, ends.stdout, 100)
+            assert not is_done.is_set()
+        mock_clock.jump(6)
+        await is_done.wait()
+
+
+async def test_eof_timeout_does_not_run_before_the_end_of_stdin(
+    ends: Ends, mock_clock: trio.testing.MockClock
+) -> None:
+    stream = FakeStream()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink, eof_timeout=5))
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(100)
+        await trio.testing.wait_all_tasks_blocked()
+        os.write(ends.stdin, b"late")
+        assert await stream.peer.receive_some() == b"late"
+        await stream.end()
+
+
+@pytest.mark.parametrize("at_eof", [False, True])
+async def test_idle_timeout_is_an_error(
+    ends: Ends, autojump_clock: trio.testing.MockClock, at_eof: bool
+) -> None:
+    if at_eof:
+        os.close(ends.stdin)
+    with pytest.raises(TimedOut, match="3 s"):
+        await pipe(FakeStream(), source=ends.source, sink=ends.sink, idle_timeout=3, eof_timeout=9)
+
+
+async def test_stream_that_fails_gives_its_data_then_its_error(ends: Ends) -> None:
+    stream = FakeStream()
+    await stream.peer.send_all(b"half")
+    await stream.end(EndReason.CONNRESET)
+    with pytest.raises(StreamClosed) as caught:
+        await pipe(stream, source=ends.source, sink=ends.sink)
+    assert caught.value.reason is EndReason.CONNRESET
+    assert os.read(ends.stdout, 100) == b"half"
+
+
+async def test_peer_that_ends_while_we_send_is_still_heard(ends: Ends) -> None:
+    stream = FakeStream()
+    await stream.peer.send_all(b"last words")
+    await stream.end()
+    os.write(ends.stdin, b"too late")
+    await pipe(stream, source=ends.source, sink=ends.sink)
+    assert os.read(ends.stdout, 100) == b"last words"
+
+
+async def test_reader_that_is_gone_breaks_the_pipe_though_nothing_is_written(ends: Ends) -> None:
+    os.close(ends.stdout)
+    with pytest.raises(BrokenPipeError):
+        await pipe(FakeStream(), source=ends.source, sink=ends.sink)
+
+
+async def test_full_device_is_an_error(ends: Ends) -> None:
+    stream = FakeStream()
+    await stream.peer.send_all(b"x")
+    with open("/dev/full", "wb") as full, pytest.raises(OSError, match="No space left"):
+        await pipe(stream, source=ends.source, sink=full.fileno())
+
+
+async def test_regular_files_and_devices_are_carried_whole(tmp_path: Path) -> None:
+    body = os.urandom(1_000_000)
+    (tmp_path / "in").write_bytes(body)
+    stream = FakeStream()
+
+    async def answer() -> None:
+        received = b""
+        while len(received) < len(body):
+            received += await stream.peer.receive_some()
+        await stream.peer.send_all(received[::-1])
+        await stream.end()
+
+    with open(tmp_path / "in", "rb") as source, open(tmp_path / "out", "wb") as sink:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            await pipe(stream, source=source.fileno(), sink=sink.fileno())
+    assert (tmp_path / "out").read_bytes() == body[::-1]
+
+
+async def test_one_socket_as_stdin_and_stdout() -> None:
+    near, far = socket.socketpair()
+    stream = FakeStream()
+    with near, far:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: pipe(stream, source=near.fileno(), sink=near.fileno()))
+            far.send(b"ping")
+            assert await stream.peer.receive_some() == b"ping"
+            await stream.peer.send_all(b"pong")
+            assert await trio.to_thread.run_sync(far.recv, 100) == b"pong"
+            far.shutdown(socket.SHUT_WR)
+            await stream.peer.send_all(b"still open")
+            assert await trio.to_thread.run_sync(far.recv, 100) == b"still open"
+            await stream.end()
+
+
+async def test_flags_of_the_descriptors_stay_as_they_are(ends: Ends) -> None:
+    stream = FakeStream()
+    descriptors = (ends.source, ends.sink)
+    before = [fcntl.fcntl(descriptor, fcntl.F_GETFL) for descriptor in descriptors]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        os.write(ends.stdin, b"x")
+        await stream.peer.receive_some()
+        assert [fcntl.fcntl(descriptor, fcntl.F_GETFL) for descriptor in descriptors] == before
+        await stream.end()
+
+
+async def test_race_does_as_the_first_does() -> None:
+    async def fail() -> None:
+        raise ValueError("first")
+
+    async def succeed() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+
+    with pytest.raises(ValueError, match="first"):
+        await race(trio.sleep_forever, fail, succeed)
+    await race(trio.sleep_forever, succeed)

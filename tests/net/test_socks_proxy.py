@@ -1,0 +1,367 @@
+"""The SOCKS proxy with real clients on loopback, and a peer in memory."""
+
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from fake_tor import FakeAnswer, FakeStream, FakeTor
+
+from torkit.errors import EndReason, NoPath, StreamClosed
+from torkit.net import socks
+from torkit.net.socks import serve_socks
+
+GREETING = b"\x05\x01\x00"
+CONNECT = b"\x05\x01\x00\x03\x08web.test\x00\x50"
+CONNECT_ADDRESS = b"\x05\x01\x00\x01\xc0\x00\x02\x01\x00\x50"
+GRANTED = b"\x05\x00" + b"\x05\x00\x00\x01" + bytes(6)
+
+
+class Proxy:
+    """A running proxy, and the ways to be its client."""
+
+    def __init__(self, address: tuple[str, int], clients: AsyncExitStack) -> None:
+        self._address = address
+        self._clients = clients
+        self.scope = trio.CancelScope()
+
+    async def client(self) -> trio.SocketStream:
+        return await self._clients.enter_async_context(await trio.open_tcp_stream(*self._address))
+
+    async def ask(self, data: bytes) -> bytes:
+        """Everything that a client gets that sends `data` and waits for the end."""
+        async with await self.client() as client:
+            await client.send_all(data)
+            return await receive_all(client)
+
+    async def open(
+        self, tor: FakeTor, data: bytes = GREETING + CONNECT
+    ) -> tuple[trio.SocketStream, FakeStream]:
+        client = await self.client()
+        await client.send_all(data)
+        stream = await tor.streams.receive()
+        await receive_exactly(client, len(GRANTED))
+        return client, stream
+
+
+@asynccontextmanager
+async def proxy_for(tor: FakeTor, **settings: int) -> AsyncIterator[Proxy]:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    listeners[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 400_000)
+    async with AsyncExitStack() as clients, trio.open_nursery() as nursery:
+        proxy = Proxy(listeners[0].socket.getsockname()[:2], clients)
+
+        async def serve() -> None:
+            with proxy.scope:
+                await serve_socks(listeners, connect=tor.connect, resolve=tor.resolve, **settings)
+
+        nursery.start_soon(serve)
+        yield proxy
+        nursery.cancel_scope.cancel()
+
+
+async def receive_all(client: trio.SocketStream) -> bytes:
+    return b"".join([bytes(data) async for data in client])
+
+
+async def receive_exactly(client: trio.SocketStream, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        received = await client.receive_some(length - len(data))
+        assert received, f"the connection ended after {data!r}"
+        data += received
+    return data
+
+
+def reset(client: trio.SocketStream) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.socket.close()
+
+
+async def test_bytes_go_both_ways() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        client = await proxy.client()
+        await client.send_all(GREETING + CONNECT)
+        stream = await tor.streams.receive()
+        assert await receive_exactly(client, len(GRANTED)) == GRANTED
+        assert tor.asked == [("web.test", 80, None)]
+        await client.send_all(b"ping")
+        assert await stream.peer.receive_some() == b"ping"
+        await stream.peer.send_all(b"pong")
+        assert await receive_exactly(client, 4) == b"pong"
+
+
+async def test_data_sent_with_the_request_is_first_on_the_stream() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        _, stream = await proxy.open(tor, GREETING + CONNECT + b"GET / HTTP/1.0\r\n\r\n")
+        assert await stream.peer.receive_some() == b"GET / HTTP/1.0\r\n\r\n"
+
+
+async def test_end_of_file_from_client_is_not_an_end() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        client, stream = await proxy.open(tor)
+        await client.send_all(b"request")
+        await client.send_eof()
+        assert await stream.peer.receive_some() == b"request"
+        await trio.testing.wait_all_tasks_blocked()
+        assert not stream.has_ended.is_set()
+        await stream.peer.send_all(b"late reply")
+        await stream.end()
+        assert await receive_all(client) == b"late reply"
+        await stream.has_ended.wait()
+
+
+async def test_client_gets_every_byte_before_the_end() -> None:
+    tor = FakeTor()
+    body = bytes(range(256)) * 32_768  # 8 MiB: far more than the socket holds
+    async with proxy_for(tor) as proxy:
+        client, stream = await proxy.open(tor)
+        await stream.peer.send_all(body)
+        await stream.end()
+        # Bytes of the client's that nobody will read must not turn the close into a reset.
+        await client.send_all(bytes(300_000))
+        assert await receive_all(client) == body
+
+
+@pytest.mark.parametrize("wait", [0, 2 * socks.LINGER_TIMEOUT])
+async def test_client_that_reads_late_still_gets_every_byte(
+    autojump_clock: trio.testing.MockClock, wait: float
+) -> None:
+    tor = FakeTor()
+    body = bytes(200_000)  # fits in what the proxy's side of the connection holds, not in the client's
+    async with proxy_for(tor) as proxy:
+        client, stream = await proxy.open(tor)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        await stream.peer.send_all(body)
+        await stream.end()
+        await stream.has_ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        if wait:
+            await trio.sleep(wait)
+        else:
+            await client.send_all(b"still talking")
+        assert await receive_all(client) == body
+
+
+async def test_peer_that_ends_while_the_client_sends_still_answers() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        client, stream = await proxy.open(tor)
+        await stream.peer.send_all(b"413 too large")
+        await stream.end()
+        await client.send_all(bytes(100_000))
+        assert await receive_all(client) == b"413 too large"
+
+
+@pytest.mark.parametrize("reason", [EndReason.MISC, EndReason.DESTROY, EndReason.CONNRESET])
+async def test_stream_that_fails_resets_the_client(reason: EndReason) -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        client, stream = await proxy.open(tor)
+        await stream.peer.send_all(b"half of it")
+        assert await receive_exactly(client, 10) == b"half of it"
+        await stream.end(reason)
+        with pytest.raises(trio.BrokenResourceError):
+            await client.receive_some()
+        await stream.has_ended.wait()
+
+
+async def test_proxy_that_stops_resets_its_clients() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        client, stream = await proxy.open(tor)
+        proxy.scope.cancel()
+        with pytest.raises(trio.BrokenResourceError):
+            await client.receive_some()
+        assert stream.has_ended.is_set()
+
+
+async def test_reset_by_client_ends_the_stream() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        client, stream = await proxy.open(tor)
+        reset(client)
+        await stream.has_ended.wait()
+
+
+async def test_reset_after_end_of_file_ends_the_stream(autojump_clock: trio.testing.MockClock) -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        client, stream = await proxy.open(tor)
+        await client.send_eof()
+        await trio.testing.wait_all_tasks_blocked()
+        reset(client)
+        await stream.has_ended.wait()
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (StreamClosed("", reason=EndReason.RESOLVEFAILED), 4),
+        (StreamClosed("", reason=EndReason.CONNECTREFUSED), 5),
+        (NoPath(""), 2),
+    ],
+)
+async def test_failure_to_connect_is_answered_with_its_code(failure: Exception, code: int) -> None:
+    async with proxy_for(FakeTor(failure=failure)) as proxy:
+        assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00" + bytes([5, code]) + b"\0\x01" + bytes(6)
+        assert await proxy.ask(b"\x04\x01\x00\x50\0\0\0\x01\0web.test\0") == b"\0\x5b" + bytes(6)
+
+
+async def test_connection_that_takes_too_long_is_answered(autojump_clock: trio.testing.MockClock) -> None:
+    async with proxy_for(FakeTor(is_silent=True)) as proxy:
+        assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00\x05\x06\0\x01" + bytes(6)
+        assert trio.current_time() >= socks.CONNECT_TIMEOUT
+
+
+async def test_fault_of_ours_ends_one_connection_only(caplog: pytest.LogCaptureFixture) -> None:
+    tor = FakeTor(failure=RuntimeError("web.test"))
+    async with proxy_for(tor) as proxy:
+        assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00"
+        tor.failure = None
+        await proxy.open(tor)
+    assert "internal RuntimeError" in caplog.text
+    assert "web.test" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("request_", "answers", "reply"),
+    [
+        (
+            b"\xf0\x00\x03\x08web.test",
+            [("ipv6", "2001:db8::1"), ("ipv4", "192.0.2.7")],
+            b"\0\0\x01\xc0\0\x02\x07",
+        ),
+        (b"\xf0\x00\x03\x08web.test", [("ipv6", "::1")], b"\0\0\x04" + bytes(15) + b"\x01"),
+        (b"\xf1\x00\x01\xc0\x00\x02\x01", [("hostname", "web.test")], b"\0\0\x03\x08web.test"),
+        (b"\xf0\x00\x03\x08web.test", [("hostname", "web.test")], b"\x04\0\x01" + bytes(4)),
+        (b"\xf0\x00\x03\x08web.test", [], b"\x04\0\x01" + bytes(4)),
+        (b"\xf1\x00\x01\xc0\x00\x02\x01", [("hostname", "web\n.test")], b"\x02\0\x01" + bytes(4)),
+        (b"\xf1\x00\x01\xc0\x00\x02\x01", [("hostname", "a" * 300)], b"\x02\0\x01" + bytes(4)),
+    ],
+)
+async def test_lookup_is_answered(request_: bytes, answers: list[tuple[str, str]], reply: bytes) -> None:
+    tor = FakeTor(answers=[FakeAnswer(*answer) for answer in answers])
+    async with proxy_for(tor) as proxy:
+        answer = await proxy.ask(GREETING + b"\x05" + request_ + b"\0\0")
+        assert answer == b"\x05\x00\x05" + reply + b"\0\0"
+
+
+async def test_socks4_lookup_takes_the_ipv4_answer() -> None:
+    tor = FakeTor(answers=[FakeAnswer("ipv6", "::1"), FakeAnswer("ipv4", "192.0.2.7")])
+    async with proxy_for(tor) as proxy:
+        assert await proxy.ask(b"\x04\xf0\0\0\0\0\0\x01\0web.test\0") == b"\0\x5a\0\0\xc0\0\x02\x07"
+
+
+async def test_address_is_its_own_answer() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        assert (await proxy.ask(GREETING + b"\x05\xf0\x00\x03\x09192.0.2.1\0\0"))[2:] == (
+            b"\x05\0\0\x01\xc0\0\x02\x01\0\0"
+        )
+    assert tor.asked == []
+
+
+async def test_credentials_isolate() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        for credentials in (b"\x01\x01a\x01x", b"\x01\x01a\x01x", b"\x01\x01a\x01y", b"\x01\x01b\x01x"):
+            client = await proxy.client()
+            await client.send_all(b"\x05\x01\x02" + credentials + CONNECT)
+            await tor.streams.receive()
+        await proxy.open(tor)
+    first, same, other_password, other_user, nobody = [asked[2] for asked in tor.asked]
+    assert first == same
+    assert len({first, other_password, other_user, nobody}) == 4
+
+
+@pytest.mark.parametrize(
+    ("start", "answer"),
+    [
+        (b"", b"\x05\xff"),
+        (GREETING + CONNECT[:-1], b"\x05\x00\x05\x06\0\x01" + bytes(6)),
+        (b"\x04", b"\0\x5b" + bytes(6)),
+    ],
+)
+async def test_half_a_handshake_is_answered_and_closed(
+    autojump_clock: trio.testing.MockClock, start: bytes, answer: bytes
+) -> None:
+    async with proxy_for(FakeTor()) as proxy:
+        assert await proxy.ask(start) == answer
+        assert socks.HANDSHAKE_TIMEOUT <= trio.current_time() < 2 * socks.HANDSHAKE_TIMEOUT
+
+
+async def test_client_that_leaves_in_mid_handshake_is_let_go() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        client = await proxy.client()
+        await client.send_all(GREETING + CONNECT[:4])
+        await client.send_eof()
+        assert await receive_all(client) == b"\x05\x00"
+    assert tor.asked == []
+
+
+async def test_http_request_is_told_what_this_is() -> None:
+    request = b"POST http://web.test/ HTTP/1.1\r\n\r\n" + bytes(200_000)
+    async with proxy_for(FakeTor()) as proxy:
+        answer = await proxy.ask(request)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 501 ")
+    assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
+    assert b"SOCKS" in body
+
+
+async def test_garbage_is_answered_and_closed() -> None:
+    async with proxy_for(FakeTor()) as proxy:
+        assert await proxy.ask(b"\x16\x03\x01\x02\x00") == b"\x05\xff"
+
+
+async def test_clients_beyond_the_limit_wait_for_a_place() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor, max_clients=1) as proxy:
+        first, stream = await proxy.open(tor)
+        second = await proxy.client()
+        await second.send_all(GREETING + CONNECT)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(tor.asked) == 1
+        await stream.end()
+        await first.aclose()
+        assert await receive_exactly(second, len(GRANTED)) == GRANTED
+
+
+async def test_address_without_a_name_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        await proxy.open(tor, GREETING + CONNECT_ADDRESS)
+        await proxy.open(tor, GREETING + CONNECT_ADDRESS)
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "resolver" in record.message
+
+
+async def test_address_that_was_looked_up_here_is_no_leak(caplog: pytest.LogCaptureFixture) -> None:
+    tor = FakeTor(answers=[FakeAnswer("ipv4", "192.0.2.1")])
+    async with proxy_for(tor) as proxy:
+        await proxy.ask(GREETING + b"\x05\xf0\x00\x03\x08web.test\0\0")
+        await proxy.open(tor, GREETING + CONNECT_ADDRESS)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_destinations_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="torkit")
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        _, stream = await proxy.open(tor)
+        await stream.end(EndReason.MISC)
+        await stream.has_ended.wait()
+        await proxy.open(tor, GREETING + CONNECT_ADDRESS)
+        await proxy.ask(GREETING + CONNECT.replace(b"web.test", b"web.exit"))
+    assert caplog.records
+    assert "web" not in caplog.text
+    assert "192.0.2.1" not in caplog.text

@@ -1,0 +1,323 @@
+"""The TLS pump against a real TLS server: everything at hand in one read, and every way it can end."""
+
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from random import SystemRandom
+
+import pytest
+import trio
+import trio.testing
+from fakes import FakeRelay
+from served import fresh_relays
+
+from torkit.errors import ChannelClosed, ChannelError
+from torkit.net.tls import TlsConnection, random_server_name
+
+Script = Callable[[trio.SSLStream[trio.SocketStream]], Awaitable[None]]
+
+
+@asynccontextmanager
+async def tcp_server(
+    script: Callable[[trio.SocketStream], Awaitable[None]],
+) -> AsyncIterator[tuple[str, int]]:
+    """One that plays `script` with whoever connects."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, script, [listener])
+        yield listener.socket.getsockname()
+        nursery.cancel_scope.cancel()
+
+
+def over_tls(script: Script, *, context: ssl.SSLContext | None = None) -> Callable[..., Awaitable[None]]:
+    async def play(transport: trio.SocketStream) -> None:
+        stream = trio.SSLStream(
+            transport, context or server_context(), server_side=True, https_compatible=True
+        )
+        await script(stream)
+
+    return play
+
+
+def server_context() -> ssl.SSLContext:
+    return relay().ssl_context()
+
+
+def relay() -> FakeRelay:
+    return fresh_relays(3)[0]
+
+
+async def receive_until(connection: TlsConnection, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        count = await connection.receive()
+        assert count, f"ended after {len(data)} bytes"
+        data += connection.buffer[:count]
+    return data
+
+
+async def receive_all(connection: TlsConnection) -> bytes:
+    data = b""
+    while count := await connection.receive():
+        data += connection.buffer[:count]
+    return data
+
+
+async def test_bytes_go_both_ways() -> None:
+    async def echo(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        async for data in stream:
+            await stream.send_all(data)
+
+    async with tcp_server(over_tls(echo)) as address:
+        connection = await TlsConnection.connect(*address)
+        for message in (b"x", bytes(100_000)):
+            await connection.send(message)
+            assert await receive_until(connection, len(message)) == message
+        connection.close()
+
+
+async def test_one_read_takes_every_record_that_has_come() -> None:
+    sent = trio.Event()
+
+    async def many_records(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        for number in range(8):
+            await stream.send_all(bytes([number]) * 4096)
+        sent.set()
+        await trio.sleep_forever()
+
+    async with tcp_server(over_tls(many_records)) as address:
+        connection = await TlsConnection.connect(*address)
+        await sent.wait()
+        count = await connection.receive()
+        assert count == 8 * 4096
+        assert connection.buffer[:count] == b"".join(bytes([number]) * 4096 for number in range(8))
+        connection.close()
+
+
+async def test_more_than_one_buffer_holds_arrives_whole() -> None:
+    data = SystemRandom().randbytes(1 << 20)
+
+    async def burst(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(data)
+        await stream.aclose()
+
+    async with tcp_server(over_tls(burst)) as address:
+        connection = await TlsConnection.connect(*address)
+        assert await receive_all(connection) == data
+        connection.close()
+
+
+class Dribble(trio.abc.Stream):
+    """A transport that sends one byte at a time."""
+
+    def __init__(self, transport: trio.SocketStream) -> None:
+        self._transport = transport
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        for byte in bytes(data):
+            await self._transport.send_all(bytes([byte]))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._transport.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._transport.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+async def test_records_cut_anywhere_are_joined() -> None:
+    data = bytes(range(256)) * 4
+
+    async def dribble(transport: trio.SocketStream) -> None:
+        stream = trio.SSLStream(Dribble(transport), server_context(), server_side=True)
+        await stream.send_all(data[:500])
+        await stream.send_all(data[500:])
+        await stream.aclose()
+
+    async with tcp_server(dribble) as address:
+        connection = await TlsConnection.connect(*address)
+        assert await receive_all(connection) == data
+        connection.close()
+
+
+async def test_a_large_send_waits_for_a_slow_reader_and_arrives_whole() -> None:
+    data = SystemRandom().randbytes(8 << 20)
+    may_read = trio.Event()
+    received = bytearray()
+
+    async def slow_reader(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.do_handshake()
+        await may_read.wait()
+        while len(received) < len(data):
+            received.extend(await stream.receive_some(1 << 20))
+        await stream.send_all(b"!")
+        await trio.sleep_forever()
+
+    async with tcp_server(over_tls(slow_reader)) as address:
+        connection = await TlsConnection.connect(*address)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.send, data)
+            await trio.testing.wait_all_tasks_blocked()
+            may_read.set()
+        assert await receive_until(connection, 1) == b"!"
+        assert bytes(received) == data
+        connection.close()
+
+
+async def test_end_with_a_tls_goodbye_and_without() -> None:
+    async def politely(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(b"last words")
+        await (await stream.unwrap())[0].aclose()
+
+    async def abruptly(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(b"last words")
+        await stream.transport_stream.aclose()
+
+    for script in (politely, abruptly):
+        async with tcp_server(over_tls(script)) as address:
+            connection = await TlsConnection.connect(*address)
+            assert await receive_all(connection) == b"last words"
+            connection.close()
+
+
+async def test_tls_goodbye_after_data_ends_even_if_the_socket_stays_open() -> None:
+    async def goodbye_only(transport: trio.SocketStream) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = server_context().wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await transport.send_all(outgoing.read())
+                incoming.write(await transport.receive_some())
+        tls.write(b"last words")
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.unwrap()  # sends close_notify and waits for the client's
+        await transport.send_all(outgoing.read())
+        await trio.sleep_forever()
+
+    async with tcp_server(goodbye_only) as address:
+        connection = await TlsConnection.connect(*address)
+        assert await receive_all(connection) == b"last words"
+        connection.close()
+
+
+async def test_data_that_came_with_the_tls_handshake_is_not_left_lying() -> None:
+    async def speaks_first(transport: trio.SocketStream) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = server_context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # where the server's Finished comes last
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await transport.send_all(outgoing.read())
+                incoming.write(await transport.receive_some())
+        tls.write(b"early")
+        await transport.send_all(outgoing.read())
+        await trio.sleep_forever()
+
+    async with tcp_server(speaks_first) as address:
+        connection = await TlsConnection.connect(*address)
+        assert await receive_until(connection, 5) == b"early"
+        connection.close()
+
+
+async def test_nobody_listening_is_a_closed_channel() -> None:
+    async with tcp_server(over_tls(never)) as address:
+        pass
+    with pytest.raises(ChannelClosed, match="could not connect"):
+        await TlsConnection.connect(*address)
+
+
+async def never(_: object) -> None:
+    await trio.sleep_forever()
+
+
+async def test_end_during_the_tls_handshake_is_a_closed_channel() -> None:
+    async def hang_up(transport: trio.SocketStream) -> None:
+        await transport.receive_some()
+        await transport.send_eof()
+        await trio.sleep_forever()
+
+    async with tcp_server(hang_up) as address:
+        with pytest.raises(ChannelClosed, match="during the TLS handshake"):
+            await TlsConnection.connect(*address)
+
+
+async def test_a_peer_that_speaks_no_tls_is_at_fault() -> None:
+    async def http(transport: trio.SocketStream) -> None:
+        await transport.send_all(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+        await trio.sleep_forever()
+
+    async with tcp_server(http) as address:
+        with pytest.raises(ChannelError, match="TLS handshake"):
+            await TlsConnection.connect(*address)
+
+
+async def test_tls_older_than_1_2_is_refused() -> None:
+    context = server_context()
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.minimum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+
+    async def handshake(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.do_handshake()
+
+    async with tcp_server(over_tls(handshake, context=context)) as address:
+        with pytest.raises((ChannelError, ChannelClosed), match="TLS handshake"):
+            await TlsConnection.connect(*address)
+
+
+async def test_bytes_that_are_no_record_break_the_channel() -> None:
+    async def spoil(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.do_handshake()
+        await stream.transport_stream.send_all(bytes(1000))
+        await trio.sleep_forever()
+
+    async with tcp_server(over_tls(spoil)) as address:
+        connection = await TlsConnection.connect(*address)
+        with pytest.raises(ChannelError, match="TLS from the relay is broken"):
+            await receive_all(connection)
+        connection.close()
+
+
+async def test_closing_wakes_a_reader() -> None:
+    async with tcp_server(over_tls(never_after_handshake)) as address:
+        connection = await TlsConnection.connect(*address)
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await connection.receive()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            connection.close()
+
+
+async def never_after_handshake(stream: trio.SSLStream[trio.SocketStream]) -> None:
+    await stream.do_handshake()
+    await trio.sleep_forever()
+
+
+async def test_the_certificate_is_the_one_shown() -> None:
+    async with tcp_server(over_tls(never_after_handshake)) as address:
+        connection = await TlsConnection.connect(*address)
+        assert connection.peer_certificate() == relay().tls_certificate
+        connection.close()
+
+
+def test_server_names_look_like_those_of_c_tor() -> None:
+    names = {random_server_name(SystemRandom()) for _ in range(100)}
+    assert all(re.fullmatch(r"www\.[a-z2-7]{4,25}\.com", name) for name in names)
+    assert len(names) > 90

@@ -1,0 +1,174 @@
+"""Servers on 127.0.0.1 for the far end of test traffic: context managers with a `port`, run by threads."""
+
+import hashlib
+import http.server
+import queue
+import random
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Self
+
+HOST = "127.0.0.1"
+PAGE = b"<!doctype html><title>torkit</title><p>This page came through three relays.\n"
+BANNER = b"220 ready, and gone\r\n"
+BLOCK_LEN = 1 << 20
+
+
+def blocks(length: int) -> Iterator[bytes]:
+    """The first `length` bytes of one fixed pseudo-random sequence; no two of its blocks are alike."""
+    for number in range(-(-length // BLOCK_LEN)):
+        yield random.Random(number).randbytes(BLOCK_LEN)[: length - number * BLOCK_LEN]
+
+
+@lru_cache
+def sha256_of(length: int) -> str:
+    """The hash, in hex, of what GET /bytes/LENGTH returns."""
+    digest = hashlib.sha256()
+    for block in blocks(length):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+class TargetServer(socketserver.ThreadingTCPServer):
+    """Serves from `__enter__` to `__exit__`, which also closes the connections still open."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+    handler: type[socketserver.BaseRequestHandler]
+
+    def __init__(self) -> None:
+        super().__init__((HOST, 0), self.handler)
+        self.port: int = self.server_address[1]
+        self.connections: set[socket.socket] = set()
+        self._accepting = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._accepting.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._accepting.join()
+        self.server_close()
+        for connection in list(self.connections):
+            connection.close()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # peers that vanish are part of the tests
+            super().handle_error(request, client_address)
+
+
+class WebServer(TargetServer):
+    """GET /page, GET /bytes/N; POST and PUT reply with the SHA-256, in hex, of what was uploaded."""
+
+    class handler(http.server.BaseHTTPRequestHandler):  # noqa: N801
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if self.path == "/page":
+                self._reply(PAGE)
+            elif self.path.startswith("/bytes/") and self.path[7:].isdecimal():
+                length = int(self.path[7:])
+                self.send_response(200)
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                for block in blocks(length):
+                    self.wfile.write(block)
+            else:
+                self.send_error(404)
+
+        def do_POST(self) -> None:
+            if "Content-Length" not in self.headers:
+                self.send_error(411)
+                return
+            digest = hashlib.sha256()
+            left = int(self.headers["Content-Length"])
+            while left and (data := self.rfile.read(min(left, 1 << 16))):
+                digest.update(data)
+                left -= len(data)
+            self._reply(digest.hexdigest().encode())
+
+        do_PUT = do_POST  # noqa: N815
+
+        def _reply(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+
+class EchoServer(TargetServer):
+    """Sends back whatever it gets, until end of file."""
+
+    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+        def handle(self) -> None:
+            while data := self.request.recv(1 << 16):
+                self.request.sendall(data)
+
+
+class BannerServer(TargetServer):
+    """Sends BANNER and closes at once."""
+
+    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+        def handle(self) -> None:
+            self.request.sendall(BANNER)
+
+
+class SilentServer(TargetServer):
+    """Reads everything, never says a word, and closes only when its peer does."""
+
+    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+        def handle(self) -> None:
+            while self.request.recv(1 << 16):
+                pass
+
+
+class SinkServer(TargetServer):
+    """Reads nothing until `gate` is set, then 16 KiB every `pause` seconds.
+
+    `uploads` then receives (length, SHA-256 in hex) for each connection that reached its end of file.
+    """
+
+    def __init__(self, *, pause: float = 0.002) -> None:
+        super().__init__()
+        self.pause = pause
+        self.gate = threading.Event()
+        self.uploads: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        self._closing = threading.Event()
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self.gate.set()
+        super().__exit__(*_)
+
+    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+        server: "SinkServer"
+
+        def setup(self) -> None:
+            # A small window, so that the peer notices soon that nobody reads.
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+
+        def handle(self) -> None:
+            self.server.gate.wait()
+            digest, length = hashlib.sha256(), 0
+            while data := self.request.recv(1 << 14):
+                digest.update(data)
+                length += len(data)
+                self.server._closing.wait(self.server.pause)
+            self.server.uploads.put((length, digest.hexdigest()))

@@ -1,0 +1,170 @@
+"""Who may import whom: every module's imports against the rules of the design, by file and line.
+
+Imports under TYPE_CHECKING keep the same rules: no exception has been needed.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What each room may import of torkit besides errors and itself. A room is a folder or a module.
+ROOMS = {
+    "torkit.errors": set[str](),
+    "torkit._fast": set[str](),
+    "torkit.proto": {"_fast"},
+    "torkit.directory": {"_fast"},
+    "torkit.hs": {"proto", "directory"},
+    "torkit.path": {"directory"},
+    "torkit.guards": {"directory", "path"},
+    "torkit.public_network": set[str](),
+    "torkit.config": {"public_network"},
+    "torkit.net": {"_fast", "proto", "directory", "hs", "path", "guards"},
+    # proto: what a user may choose about handshakes, and the clock that congestion control shares.
+    "torkit.client": {"net", "path", "guards", "directory", "config", "proto"},
+    "torkit.testnet": set[str](),
+    # proto: what a user may choose about handshakes.
+    "torkit.cli": {"client", "net", "path", "directory", "testnet", "config", "proto"},
+    "torkit.__main__": {"cli"},
+    "torkit": {"client", "net", "path", "directory", "config"},
+}
+
+# Who may import what from elsewhere.
+SHELL = {"torkit.net", "torkit.client", "torkit.testnet", "torkit.cli"}
+OUTSIDE = {
+    "trio": SHELL,
+    "typer": {"torkit.cli"},
+    "cryptography": {"torkit.proto", "torkit.directory"},
+    "filelock": {"torkit.directory.cache"},
+    "platformdirs": {"torkit.config", "torkit.cli"},
+}
+
+TOUCHES_THE_SYSTEM = SHELL | {"torkit.directory.cache", "torkit.config"}
+OPERATING_SYSTEM = {
+    *("asyncio", "ctypes", "fcntl", "glob", "io", "mmap", "multiprocessing", "os", "pathlib", "resource"),
+    *("secrets", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "subprocess"),
+    *("sys", "tempfile", "termios", "threading", "tty"),
+}
+HARMLESS = {"sys": {"intern"}}  # names that touch nothing
+
+# Where time and randomness are arguments, and nothing is logged.
+PURE = {"torkit._fast", "torkit.proto", "torkit.directory", "torkit.hs", "torkit.path", "torkit.guards"}
+CLOCKS = {"time", "logging"}
+
+
+class Import(NamedTuple):
+    importer: str
+    imported: str
+    names: frozenset[str]  # of `from ... import`
+    line: str  # where, and the text
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    text = path.read_text()
+    name = module_name(path)
+
+    def at(number: int) -> str:
+        return f"{path.relative_to(ROOT)}:{number}: {text.splitlines()[number - 1].strip()}"
+
+    if path.suffix != ".py":  # Cython
+        for number, line in enumerate(text.splitlines(), 1):
+            if match := re.match(r"\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", line):
+                yield Import(name, match[1] or match[2], frozenset(), at(number))
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(name, alias.name, frozenset(), at(node.lineno))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, at(node.lineno)
+            assert node.module is not None
+            names = frozenset(alias.name for alias in node.names)
+            if node.module == "torkit":
+                for one in names:
+                    yield Import(name, f"torkit.{one}", frozenset(), at(node.lineno))
+            else:
+                yield Import(name, node.module, names, at(node.lineno))
+
+
+def room_of(module: str) -> str:
+    return next(room for room in ROOMS if module == room or (room != "torkit" and is_in(module, {room})))
+
+
+def is_in(module: str, rooms: set[str]) -> bool:
+    return any(module == room or module.startswith(room + ".") for room in rooms)
+
+
+def broken_rule(one: Import) -> str | None:
+    """Which rule an import breaks."""
+    top = one.imported.partition(".")[0]
+    if top == "torkit":
+        room, target = room_of(one.importer), room_of(one.imported)
+        allowed = {f"torkit.{name}" for name in ROOMS[room]} | {room, "torkit.errors"}
+        if room == "torkit.errors" or target not in allowed:
+            return f"{room} may not import {target}"
+    if top in OUTSIDE and not is_in(one.importer, OUTSIDE[top]):
+        return f"{top} is for {', '.join(sorted(OUTSIDE[top]))} only"
+    if (
+        top in OPERATING_SYSTEM
+        and not is_in(one.importer, TOUCHES_THE_SYSTEM)
+        and not (one.names and one.names <= HARMLESS.get(top, set()))
+    ):
+        return f"{room_of(one.importer)} may not touch the operating system"
+    if is_in(one.importer, PURE):
+        if top in CLOCKS:
+            return f"{top} is not for {room_of(one.importer)}: time is an argument and nothing is logged"
+        if top == "random" and one.names != {"Random"}:
+            return "randomness is an argument: only the type may be imported"
+    return None
+
+
+MODULES = sorted(
+    path for pattern in ("*.py", "*.pyx", "*.pxd") for path in (ROOT / "torkit").rglob(pattern)
+)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_keep_the_rules(path: Path) -> None:
+    broken = [f"{rule}\n    {one.line}" for one in imports_of(path) if (rule := broken_rule(one))]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("torkit.errors", "torkit.config"),
+        ("torkit._fast.channel", "torkit.proto.cells"),
+        ("torkit.proto.cells", "torkit.directory.netdoc"),
+        ("torkit.directory.consensus", "torkit.proto.cells"),
+        ("torkit.directory.consensus", "torkit.path"),
+        ("torkit.path", "torkit.guards"),
+        ("torkit.net.circuits", "torkit.config"),
+        ("torkit.client", "torkit.public_network"),
+        ("torkit.testnet", "torkit.net.channel"),
+        ("torkit.cli.socks", "torkit.guards"),
+        ("torkit.proto.channel", "trio"),
+        ("torkit.net.socks", "typer"),
+        ("torkit.net.tls", "cryptography.x509"),
+        ("torkit.directory.consensus", "pathlib"),
+        ("torkit.proto.ntor", "os"),
+        ("torkit.path", "time"),
+        ("torkit.guards", "random"),
+    ],
+)
+def test_a_broken_rule_is_seen(importer: str, imported: str) -> None:
+    assert broken_rule(Import(importer, imported, frozenset(), ""))
+
+
+def test_an_import_is_known_by_its_line() -> None:
+    (one,) = [i for i in imports_of(ROOT / "torkit/guards.py") if i.imported == "torkit.path"]
+    assert re.fullmatch(r"torkit/guards\.py:\d+: from torkit\.path import .*", one.line)

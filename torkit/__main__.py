@@ -1,0 +1,5 @@
+"""`python -m torkit`."""
+
+from torkit.cli import main
+
+main()

@@ -1,0 +1,354 @@
+"""The command line: global options, what the commands share, and the one place where errors become statuses.
+
+stdout carries data; everything else is a line on stderr that begins with `torkit:`. Each command is a file
+of this package, and is imported only when it is the one that runs; what is heavy (trio, cryptography) is
+imported inside the functions that need it, so that `torkit --version` costs little more than Typer does.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from torkit.errors import (
+    EndReason,
+    NoDirectory,
+    NoGuard,
+    NoPath,
+    StorageError,
+    StreamClosed,
+    TimedOut,
+    TorkitError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from torkit.client import Tor
+    from torkit.directory.directory import Relay
+
+COMMANDS = ("socks", "connect", "fetch-consensus", "choose-path", "build-circuit", "testnet")
+
+# Exit statuses, as in torkit(1). 128 and a signal's number says that the signal ended us.
+OK = 0
+FAILED = 1
+WRONG_USAGE = 2
+NO_BOOTSTRAP = 3
+NOT_RESOLVED = 4
+REFUSED = 5
+TIMED_OUT = 6
+INTERRUPTED = 128 + signal.SIGINT
+BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+@dataclass(frozen=True)
+class Options:
+    """The global options, for every command."""
+
+    network: Path | None
+    data_dir: Path | None
+    verbose: bool
+
+
+class _Commands(TyperGroup):
+    """The commands, each imported when it is asked for."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(COMMANDS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        if cmd_name not in COMMANDS:
+            return None
+        return typer.main.get_command(import_module(f"torkit.cli.{cmd_name.replace('-', '_')}").app)
+
+
+def command_app(**settings: Any) -> typer.Typer:
+    """A Typer app as all commands have it: no shell completion, no rich (a tenth of a second each run)."""
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **settings,
+    )
+
+
+app = command_app(cls=_Commands, no_args_is_help=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"torkit {version('torkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def torkit(
+    context: typer.Context,
+    network: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar="TORKIT_NETWORK", help="The network file; else the public network."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", envvar="TORKIT_DATA_DIR", help="Where cache and state are kept."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what happens.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A Tor client for shells: a SOCKS proxy, a pipe, and the steps between them."""
+    context.obj = Options(network, data_dir, verbose)
+
+
+def main() -> NoReturn:
+    """The `torkit` program."""
+    _open_standard_descriptors()
+    sys.exit(run_command_line(sys.argv[1:]))
+
+
+def run_command_line(arguments: list[str]) -> int:
+    """Run one command line; returns its exit status. Only a fault of ours raises."""
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context("torkit", arguments) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except BaseException as error:
+        _drop_unwritten_output()
+        return _report(_cause(error))
+    return OK
+
+
+def exit_status(error: TorkitError) -> int:
+    """The exit status that tells a script what kind of failure `error` is."""
+    match error:
+        case UsageError():
+            return WRONG_USAGE
+        case NoDirectory() | NoGuard():
+            return NO_BOOTSTRAP
+        case StreamClosed(reason=EndReason.RESOLVEFAILED):
+            return NOT_RESOLVED
+        case StreamClosed(reason=EndReason.CONNECTREFUSED | EndReason.EXITPOLICY) | NoPath():
+            return REFUSED
+        case StreamClosed(reason=EndReason.TIMEOUT) | TimedOut():
+            return TIMED_OUT
+        case _:
+            return FAILED
+
+
+def _report(error: BaseException) -> int:
+    """Say what happened, in one line and perhaps a hint; returns the exit status."""
+    match error:
+        case typer.Exit():
+            return error.exit_code
+        case KeyboardInterrupt():
+            return INTERRUPTED
+        case BrokenPipeError():
+            return BROKEN_PIPE  # quietly: the reader has what it wanted
+        case TorkitError():
+            say(str(error))
+            if error.hint:
+                say(f"hint: {error.hint}")
+            return exit_status(error)
+        case typer.TyperException():
+            message = error.format_message()
+            context = getattr(error, "ctx", None)
+            if context is None or "\n" in message:  # the whole help text, for a line without a command
+                print(message, file=sys.stderr)
+            else:
+                say(message[:1].lower() + message[1:].rstrip("."))
+                say(f"hint: {context.command_path} --help")
+            return error.exit_code
+        case OSError():
+            say(f"{error.filename or 'stdin or stdout'}: {error.strerror}")
+            return FAILED
+        case _:
+            raise error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The one error to report: a declared one, if several tasks failed at once."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    causes = [_cause(inner) for inner in error.exceptions]
+    return next((cause for cause in causes if isinstance(cause, TorkitError)), causes[0])
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal."""
+    with suppress(OSError):
+        print(f"torkit: {message}", file=sys.stderr)
+
+
+def run(
+    command: Callable[[], Awaitable[None]], options: Options, *, on_sigterm: int = 128 + signal.SIGTERM
+) -> None:
+    """Run a command's asynchronous part; a signal cancels it, so that streams end and files are whole.
+
+    Raises typer.Exit with 128 and the signal's number, or `on_sigterm`.
+    """
+    import logging
+
+    import trio
+
+    logging.basicConfig(
+        format="torkit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING
+    )
+    # What the parent had ignored stays so: nohup's SIGHUP, SIGINT of a job in the background.
+    ending = [
+        signal.SIGTERM,
+        *(s for s in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN),
+    ]
+    received: list[int] = []
+
+    async def cancel_on_signal(scope: trio.CancelScope, task_status: "trio.TaskStatus[None]") -> None:
+        with trio.open_signal_receiver(*ending) as signals:
+            task_status.started()
+            received.append(await anext(signals))
+        # A second signal finds the handlers as they were, and ends us without ceremony.
+        scope.cancel()
+
+    async def run_command() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(cancel_on_signal, nursery.cancel_scope)
+            await command()
+            nursery.cancel_scope.cancel()
+
+    trio.run(run_command)
+    if received:
+        [number] = received
+        raise typer.Exit(on_sigterm if number == signal.SIGTERM else 128 + number)
+
+
+@asynccontextmanager
+async def open_client(options: Options, *, consensus: bytes | None = None) -> "AsyncIterator[Tor]":
+    """The client that the global options describe."""
+    from torkit.client import open_tor
+    from torkit.config import data_dir, load_network
+
+    network = load_network(options.network)
+    async with open_tor(network=network, data_dir=data_dir(options.data_dir), consensus=consensus) as tor:
+        yield tor
+
+
+def parse_target(target: str, port: str | None = None) -> tuple[str, int]:
+    """`host:port`, `[v6]:port`, or a host and a port apart. Raises UsageError."""
+    host = target
+    if port is None:
+        host, colon, port = target.rpartition(":")
+        if not colon:
+            raise UsageError(f"no port in {target!r}", hint="write host:port, or host and port apart")
+        if ":" in host and not host.startswith("["):
+            raise UsageError(
+                f"{target!r} may be an address with or without a port",
+                hint="write [address]:port, or address and port apart",
+            )
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535):
+        raise UsageError(f"{port!r} is not a port", hint="a port is a number from 1 to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host:
+        raise UsageError(f"no host in {target!r}")
+    return host, int(port)
+
+
+def format_address(host: str, port: int) -> str:
+    """The text that `parse_target` reads."""
+    try:
+        is_ipv6 = isinstance(ip_address(host), IPv6Address)
+    except ValueError:
+        is_ipv6 = False
+    return f"[{host}]:{port}" if is_ipv6 else f"{host}:{port}"
+
+
+def seconds(value: str | float) -> float:
+    """The value of an option that takes a time. Raises ValueError, which Typer reports."""
+    if not (number := float(value)) >= 0:
+        raise ValueError("expected a number of seconds from 0")
+    return number
+
+
+def parse_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
+    """The relays that `--path` names: a JSON line, fingerprints or nicknames with commas, or `-` for stdin.
+
+    Only the first line of stdin is taken: what follows is a stream's data.
+    """
+    from torkit.path import path_from_json
+
+    line = read_line(0) if text == "-" else text
+    if line is None:
+        raise UsageError("expected a path on stdin and saw nothing")
+    if not line.lstrip().startswith("{"):
+        line = json.dumps({"path": [{"fingerprint": _fingerprint(tor, name)} for name in line.split(",")]})
+    return path_from_json(line, tor.directory)
+
+
+def _fingerprint(tor: "Tor", name: str) -> str:
+    indexes = tor.directory.indexes_of(name.strip())
+    if len(indexes) != 1:
+        raise UsageError(
+            f"{len(indexes)} relays are called {name.strip()!r}", hint="name relays by fingerprint"
+        )
+    return tor.directory.consensus.relays[indexes[0]].identity.hex().upper()
+
+
+def read_line(descriptor: int) -> str | None:
+    """One line without its end, byte by byte, so that nothing after it is taken; None at the end of file."""
+    from torkit.path import MAX_PATH_LINE
+
+    line = bytearray()
+    while byte := os.read(descriptor, 1):
+        if byte == b"\n":
+            return line.decode(errors="replace")
+        line += byte
+        if len(line) > MAX_PATH_LINE:
+            raise UsageError(f"expected a path on stdin and saw a line over {MAX_PATH_LINE} bytes")
+    return line.decode(errors="replace") or None
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that appears only when it is complete; a device or a pipe is written to as it is."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _open_standard_descriptors() -> None:
+    """Give what the parent closed to the null device, before a connection gets its number."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r"))
+
+
+def _drop_unwritten_output() -> None:
+    """Keep the interpreter from trying again, at its end, to write what could not be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())

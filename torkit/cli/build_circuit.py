@@ -1,0 +1,84 @@
+"""`torkit build-circuit`: circuits built, timed and closed."""
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from torkit.cli import Options, command_app, format_address, open_client, parse_path, read_line, run
+
+if TYPE_CHECKING:
+    from torkit.client import Tor
+    from torkit.directory.directory import Relay
+    from torkit.net.circuit import Circuit
+
+app = command_app()
+
+
+@app.command()
+def build_circuit(
+    context: typer.Context,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="How many circuits, one after another: 1, or the lines of stdin."
+        ),
+    ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="The relays: a JSON line, names with commas, or - for lines of stdin."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines also on a terminal.")] = False,
+) -> None:
+    """Build circuits, print each path with the seconds of every handshake, and close them."""
+    options: Options = context.obj
+    for_people = sys.stdout.isatty() and not as_json
+
+    async def command() -> None:
+        async with open_client(options) as tor:
+            await tor.wait_ready()
+            await build(tor, count=count, path=path, for_people=for_people)
+
+    run(command, options)
+
+
+async def build(tor: "Tor", *, count: int | None, path: str | None, for_people: bool) -> None:
+    """Build `count` circuits, one after another."""
+    for relays in paths(tor, count=count, path=path):
+        circuit = await tor.build_circuit(relays)
+        print(to_text(circuit) if for_people else to_json(circuit), flush=True)
+        circuit.close()
+
+
+def paths(tor: "Tor", *, count: int | None, path: str | None) -> "Iterator[tuple[Relay, ...]]":
+    """One path for each circuit; each line of stdin is one if `path` is `-`."""
+    from torkit.path import Constraints
+
+    if path == "-":
+        lines = iter(lambda: read_line(0), None)
+        yield from (parse_path(tor, line) for line in islice(lines, count))
+    else:
+        for _ in range(count or 1):
+            yield parse_path(tor, path) if path else tor.choose_path(Constraints())
+
+
+def to_json(circuit: "Circuit") -> str:
+    """One line, which `--path` takes."""
+    from torkit.path import path_to_json
+
+    return json.dumps(json.loads(path_to_json(circuit.path)) | {"handshake_times": circuit.handshake_times})
+
+
+def to_text(circuit: "Circuit") -> str:
+    """One row for each hop."""
+    rows = zip(circuit.path, circuit.handshake_times, strict=True)
+    return "\n".join(
+        f"{hop}  {relay.nickname:<19}  {format_address(relay.address, relay.or_port):<21}"
+        f"  {1000 * seconds:7.1f} ms"
+        for hop, (relay, seconds) in enumerate(rows, 1)
+    )

@@ -1,0 +1,128 @@
+"""`torkit connect`: stdin and stdout on one stream."""
+
+from enum import Enum
+from math import inf
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from torkit.cli import (
+    Options,
+    command_app,
+    format_address,
+    open_client,
+    parse_path,
+    parse_target,
+    run,
+    say,
+    seconds,
+)
+from torkit.errors import TimedOut, UsageError
+
+if TYPE_CHECKING:
+    from torkit.client import Tor
+
+app = command_app()
+
+
+class AtEof(Enum):
+    WAIT = "wait"
+    END = "end"
+
+
+@app.command()
+def connect(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Or HOST PORT, or [ADDRESS]:PORT.")],
+    port: Annotated[str | None, typer.Argument(metavar="PORT", show_default=False)] = None,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="The relays: a JSON line, names with commas, or - for stdin's first line."
+        ),
+    ] = None,
+    zero: Annotated[bool, typer.Option("-z", help="Only see whether the connection can be made.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr when connected.")] = False,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "-w",
+            parser=seconds,
+            metavar="S",
+            show_default=False,
+            help="Seconds to connect, once circuits can be built.",
+        ),
+    ] = inf,
+    idle_timeout: Annotated[
+        float,
+        typer.Option(
+            "-i", parser=seconds, metavar="S", show_default=False, help="Fail after S seconds without a byte."
+        ),
+    ] = inf,
+    eof: Annotated[AtEof, typer.Option(help="At the end of stdin: wait for the peer, or end.")] = AtEof.WAIT,
+    end: Annotated[bool, typer.Option("-N", help="The same as --eof end.")] = False,
+    eof_timeout: Annotated[
+        float,
+        typer.Option(
+            "--eof-timeout",
+            "-q",
+            parser=seconds,
+            metavar="S",
+            show_default=False,
+            help="End S idle seconds after stdin.",
+        ),
+    ] = inf,
+) -> None:
+    """Connect stdin and stdout to HOST:PORT through Tor."""
+    options: Options = context.obj
+    destination = parse_target(target, port)
+    if destination[1] == 0:
+        raise UsageError("port 0 cannot be connected to")
+    if end or eof is AtEof.END:
+        eof_timeout = 0
+
+    async def command() -> None:
+        async with open_client(options) as tor:
+            await tor.wait_ready()
+            await carry(
+                tor,
+                destination,
+                path=path,
+                zero=zero,
+                verbose=verbose or options.verbose,
+                wait=wait,
+                eof_timeout=eof_timeout,
+                idle_timeout=idle_timeout,
+            )
+
+    run(command, options)
+
+
+async def carry(
+    tor: "Tor",
+    destination: tuple[str, int],
+    *,
+    path: str | None,
+    zero: bool,
+    verbose: bool,
+    wait: float,
+    eof_timeout: float,
+    idle_timeout: float,
+) -> None:
+    """Connect, then carry bytes unless `zero`."""
+    import trio
+
+    from torkit.net.pipe import pipe
+
+    relays = None if path is None else parse_path(tor, path)
+    try:
+        with trio.fail_after(wait):
+            stream = await tor.connect(*destination, path=relays)
+    except trio.TooSlowError:
+        raise TimedOut(f"no connection within {wait:g} s") from None
+    async with stream:
+        if verbose:
+            through = ", ".join(relay.nickname for relay in stream.circuit.path)
+            say(f"connected to {format_address(*destination)} through {through}")
+        if not zero:
+            await pipe(stream, eof_timeout=eof_timeout, idle_timeout=idle_timeout)

@@ -1,0 +1,109 @@
+"""`torkit socks`: the SOCKS proxy."""
+
+import json
+import os
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from torkit.cli import (
+    OK,
+    Options,
+    command_app,
+    format_address,
+    open_client,
+    parse_path,
+    parse_target,
+    run,
+    say,
+    write_file,
+)
+from torkit.errors import TorkitError, UsageError
+
+if TYPE_CHECKING:
+    import trio
+
+    from torkit.client import Tor
+
+app = command_app()
+
+
+@app.command()
+def socks(
+    context: typer.Context,
+    listen: Annotated[
+        str, typer.Option(metavar="ADDRESS:PORT", help="Where to listen; port 0 picks a free one.")
+    ] = "127.0.0.1:9150",
+    ready_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Gets one JSON line once circuits can be built.")
+    ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="The relays for every stream: a JSON line, names with commas, or -."
+        ),
+    ] = None,
+) -> None:
+    """Serve SOCKS4a and SOCKS5 to programs on this machine."""
+    options: Options = context.obj
+    host, port = parse_target(listen)
+    try:
+        is_loopback = ip_address(host).is_loopback
+    except ValueError:
+        raise UsageError(
+            f"{host!r} is not an address to listen on", hint="write it like 127.0.0.1:9150"
+        ) from None
+    if not is_loopback:
+        say(f"{host} is not a loopback address: other machines may use this proxy, and see what passes")
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)  # of an earlier proxy
+
+    async def command() -> None:
+        listener = await open_listener(host, port)
+        async with listener, open_client(options) as tor:
+            await serve(tor, listener, path=path, ready_file=ready_file)
+
+    run(command, options, on_sigterm=OK)
+
+
+async def open_listener(host: str, port: int) -> "trio.SocketListener":
+    """Listen on one address. Raises TorkitError if the system does not let us."""
+    import trio
+
+    try:
+        [listener] = await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        raise TorkitError(
+            f"cannot listen on {format_address(host, port)}: {os.strerror(error.errno or 0)}",
+            hint="another program may use this port; --listen 127.0.0.1:0 picks a free one",
+        ) from error
+    return listener
+
+
+async def serve(
+    tor: "Tor", listener: "trio.SocketListener", *, path: str | None, ready_file: Path | None
+) -> None:
+    """Serve until cancelled, and say when circuits can be built."""
+    import trio
+
+    from torkit.net.socks import serve_socks
+
+    async with trio.open_nursery() as nursery:
+        await tor.wait_ready()
+        relays = None if path is None else parse_path(tor, path)
+        nursery.start_soon(
+            partial(
+                serve_socks,
+                [listener],
+                connect=partial(tor.connect, path=relays),
+                resolve=partial(tor.resolve, path=relays),
+            )
+        )
+        address = format_address(*listener.socket.getsockname()[:2])
+        say(f"socks proxy ready on {address}")
+        if ready_file is not None:
+            line = json.dumps({"socks": address, "pid": os.getpid()})
+            write_file(ready_file, line.encode() + b"\n")

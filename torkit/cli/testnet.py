@@ -1,0 +1,51 @@
+"""`torkit testnet`: a private network of real `tor` processes on loopback."""
+
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+import trio
+import typer
+
+from torkit import testnet
+from torkit.cli import FAILED, OK, command_app, say
+
+app = command_app(no_args_is_help=True, help="Run a private Tor network of real tor processes on loopback.")
+
+Directory = Annotated[
+    Path | None, typer.Option("--dir", help="Where the network lives.", show_default="the runtime directory")
+]
+
+
+@app.command()
+def up(directory: Directory = None) -> None:
+    """Start a network that stays until `down`, and print the path of its network file."""
+    network_file = testnet.up(_directory(directory))
+    say(f"hint: export TORKIT_NETWORK={network_file}")
+    print(network_file)
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def run(command: Annotated[list[str], typer.Argument(metavar="-- CMD [ARGS]...")]) -> None:
+    """Run CMD on a network of its own, with TORKIT_NETWORK set, and exit with its status."""
+    raise typer.Exit(testnet.run_command(command))
+
+
+@app.command()
+def verify(directory: Directory = None) -> None:
+    """Check the running network, with traffic through it; one line for each finding."""
+    net = testnet.Testnet.attach(_directory(directory))
+    checks = trio.run(testnet.verify, net)
+    for check in checks:
+        print(f"{'ok' if check.passed else 'failed'}  {check.name}: {check.detail}")
+    raise typer.Exit(OK if all(check.passed for check in checks) else FAILED)
+
+
+@app.command()
+def down(directory: Directory = None) -> None:
+    """Stop the network, wait until its processes are gone, and remove its files."""
+    testnet.down(_directory(directory))
+
+
+def _directory(directory: Path | None) -> Path:
+    return directory or platformdirs.user_runtime_path("torkit") / "testnet"

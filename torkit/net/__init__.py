@@ -1,0 +1,1 @@
+"""The trio shell: tasks, deadlines, sockets. No parsing here."""

@@ -1,0 +1,279 @@
+"""Keeps the directory: from the cache, then from the network, then ever newer. dir-spec, "Client operation".
+
+Whatever arrives is verified before it replaces what is held. A source that fails, lies or lags is passed
+over for another. Nothing is fetched but from the configured fallbacks and authorities and from guards.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+from math import inf
+from random import Random
+from typing import Protocol, TypeVar
+
+import trio
+
+from torkit.directory.authorities import AuthorityCertificate, parse_certificates
+from torkit.directory.cache import Cache
+from torkit.directory.consensus import (
+    REASONABLY_LIVE,
+    Consensus,
+    missing_certificates,
+    parse_consensus,
+    verify,
+)
+from torkit.directory.directory import Directory
+from torkit.directory.microdesc import Microdescs
+from torkit.errors import DocumentError, NoDirectory, StorageError, TorkitError
+from torkit.net.channels import Channels
+from torkit.net.circuit import Circuit
+from torkit.net.circuits import build_directory_circuit
+from torkit.net.contact import Contact
+from torkit.net.directory import (
+    MICRODESCS_PER_REQUEST,
+    fetch_certificates,
+    fetch_consensus,
+    fetch_microdescs,
+)
+
+# Implementation limits.
+STAGGER = 4.0  # seconds until another source is asked beside one that has not answered
+MAX_SOURCES = 8  # asked for one document before giving up for this round
+FIRST_RETRY = 1.0  # seconds after the first failed round; doubled up to LAST_RETRY
+LAST_RETRY = 60.0
+ROUNDS_BEFORE_ERROR = 4  # failed rounds, some 10 s, before whoever waits is told
+CONCURRENT_BATCHES = 3  # requests for microdescriptors under way at once
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Sources(Protocol):
+    """Whom to ask for directory documents, best first."""
+
+    def __call__(self, directory: Directory | None) -> Sequence[Contact]: ...
+
+
+class Bootstrap:
+    """Run `run` in a task; `directory` is the newest usable one, or None until there is one.
+
+    `authorities` maps v3 identities, 20 bytes, to nicknames.
+    """
+
+    def __init__(
+        self,
+        *,
+        authorities: dict[bytes, str],
+        sources: Sources,
+        cache: Cache,
+        channels: Channels,
+        rng: Random,
+        consensus: Consensus | None = None,
+    ) -> None:
+        """With `consensus`, a document from elsewhere, that one is verified and used, and never replaced."""
+        self.directory: Directory | None = None
+        self.is_ready = trio.Event()
+        self.failure: TorkitError | None = None
+        self._has_failed = trio.Event()
+        self._authorities = authorities
+        self._sources = sources
+        self._cache = cache
+        self._channels = channels
+        self._rng = rng
+        self._given = consensus
+        self._certificates: tuple[AuthorityCertificate, ...] = ()
+        self._microdescs = Microdescs()
+
+    async def wait_ready(self) -> Directory:
+        """The directory, once circuits may be built on it. Raises why there is none, after some rounds."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait_failed() -> None:
+                await self._has_failed.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_failed)
+            await self.is_ready.wait()
+            nursery.cancel_scope.cancel()
+        if self.directory is not None and self.is_ready.is_set():
+            return self.directory
+        raise self.failure or NoDirectory("there is no directory yet")
+
+    async def run(self) -> None:
+        """Never returns. Failures are kept in `failure` and tried again."""
+        failed_rounds = 0
+        await self._load()
+        while True:
+            try:
+                wait = await self._advance()
+            except TorkitError as error:
+                failed_rounds += 1
+                wait = min(FIRST_RETRY * 2 ** (failed_rounds - 1), LAST_RETRY)
+                logger.info("the directory could not be brought up to date: %s", error)
+                if failed_rounds >= ROUNDS_BEFORE_ERROR or self._given is not None:
+                    self.failure = error
+                    self._has_failed.set()
+            else:
+                failed_rounds = 0
+            await trio.sleep(wait)
+
+    async def _advance(self) -> float:
+        """One round: a consensus that is fresh, its microdescriptors; seconds until the next round."""
+        now = time.time()
+        if self._given is not None:
+            await self._use_given(self._given, now)
+        elif self.directory is None or now >= self._refresh_at:
+            try:
+                await self._fetch_consensus()
+            except TorkitError:
+                # An old one goes on being used as long as it is reasonably live.
+                if self.directory is None or now > self.directory.consensus.valid_until + REASONABLY_LIVE:
+                    raise
+                logger.info("no newer consensus is to be had; the one at hand is still good")
+                await self._fetch_microdescs()
+                return LAST_RETRY
+        await self._fetch_microdescs()
+        assert self.directory is not None
+        if self._given is not None:
+            return inf
+        return max(self._refresh_at - time.time(), 1.0)
+
+    # --- the cache --------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        try:
+            self._certificates = self._cache.load_certificates() or ()
+            self._microdescs = self._cache.load_microdescs() or Microdescs()
+            consensus = self._cache.load_consensus()
+        except StorageError as error:
+            logger.warning("the cache is not used: %s", error)
+            return
+        if consensus is None or self._given is not None:
+            return
+        try:
+            verify(consensus, self._certificates, self._authorities, time.time(), tolerance=REASONABLY_LIVE)
+        except (NoDirectory, DocumentError) as error:
+            logger.info("the cached consensus is not used: %s", error)
+            return
+        self._adopt(consensus)
+
+    async def _save(self, save: Callable[..., None], *args: object) -> None:
+        try:
+            await trio.to_thread.run_sync(save, *args)
+        except StorageError as error:
+            logger.warning("the cache could not be written: %s", error)
+
+    # --- the network ------------------------------------------------------------------------------
+
+    async def _fetch_consensus(self) -> None:
+        consensus, certificates = await self._ask_any(self._ask_for_consensus)
+        if certificates != self._certificates:
+            self._certificates = certificates
+            await self._save(self._cache.save_certificates, certificates)
+        await self._save(self._cache.save_consensus, consensus)
+        self._adopt(consensus)
+
+    async def _use_given(self, consensus: Consensus, now: float) -> None:
+        if self.directory is None:
+            missing = missing_certificates(consensus, self._certificates, self._authorities, now)
+            if missing:
+                fetched = await self._ask_any(lambda circuit: fetch_certificates(circuit, missing))
+                self._certificates += parse_certificates(fetched)
+            verify(consensus, self._certificates, self._authorities, now)
+            self._adopt(consensus)
+
+    async def _ask_for_consensus(
+        self, circuit: Circuit
+    ) -> tuple[Consensus, tuple[AuthorityCertificate, ...]]:
+        consensus = parse_consensus(await fetch_consensus(circuit))
+        now = time.time()
+        certificates = self._certificates
+        missing = missing_certificates(consensus, certificates, self._authorities, now)
+        if missing:
+            fetched = parse_certificates(await fetch_certificates(circuit, missing))
+            kept = {certificate.signing_key_digest: certificate for certificate in certificates + fetched}
+            certificates = tuple(
+                c for c in kept.values() if c.identity in self._authorities and c.is_current(now)
+            )
+        verify(consensus, certificates, self._authorities, now)
+        if self.directory is not None and consensus.valid_after <= self.directory.consensus.valid_after:
+            raise NoDirectory("the directory has no newer consensus than ours")
+        return consensus, certificates
+
+    def _adopt(self, consensus: Consensus) -> None:
+        lifetime = consensus.fresh_until - consensus.valid_after
+        earliest = consensus.fresh_until + 0.75 * lifetime
+        # At random, so that clients neither fall upon the caches together nor are told apart by when
+        # they come. dir-spec, "Downloading network-status documents".
+        self._refresh_at = earliest + self._rng.random() * max(consensus.valid_until - earliest, 0) * 7 / 8
+        self._join(consensus)
+
+    def _join(self, consensus: Consensus) -> None:
+        self.directory = Directory(consensus, self._microdescs)
+        if not self.is_ready.is_set() and self.directory.is_usable():
+            self.is_ready.set()
+
+    async def _fetch_microdescs(self) -> None:
+        """Fetch what the directory lacks. Raises the last error if it is not usable without."""
+        assert self.directory is not None
+        missing = list(self.directory.missing)
+        if not missing:
+            return
+        self._rng.shuffle(missing)  # no source shall see which relays stand together in our list
+        batches = iter(missing)
+        failures: list[TorkitError] = []
+        limit = trio.CapacityLimiter(CONCURRENT_BATCHES)
+        async with trio.open_nursery() as nursery:
+            while batch := list(islice(batches, MICRODESCS_PER_REQUEST)):
+                nursery.start_soon(self._fetch_batch, batch, limit, failures)
+        self._join(self.directory.consensus)
+        now = time.time()
+        self._microdescs.mark_listed((d for d in self.directory.consensus.relays.digests if d), now)
+        await self._save(self._cache.save_microdescs, self._microdescs, now)
+        if not self.is_ready.is_set():
+            raise failures[-1] if failures else NoDirectory("too few microdescriptors are to be had")
+
+    async def _fetch_batch(
+        self, digests: list[bytes], limit: trio.CapacityLimiter, failures: list[TorkitError]
+    ) -> None:
+        async def ask(circuit: Circuit) -> None:
+            text = await fetch_microdescs(circuit, digests)
+            if not self._microdescs.add(text, frozenset(digests), time.time()):
+                raise NoDirectory("the directory sent none of the microdescriptors asked for")
+
+        async with limit:
+            try:
+                await self._ask_any(ask)
+            except TorkitError as error:
+                failures.append(error)
+
+    async def _ask_any(self, ask: Callable[[Circuit], Awaitable[T]]) -> T:
+        """The first good answer of several sources; the next is asked when one fails or is slow."""
+        answers: list[T] = []
+        failures: list[TorkitError] = []
+
+        async def attempt(source: Contact, is_over: trio.Event) -> None:
+            try:
+                circuit = await build_directory_circuit(self._channels, source)
+                try:
+                    answers.append(await ask(circuit))
+                finally:
+                    circuit.close()
+                nursery.cancel_scope.cancel()
+            except TorkitError as error:
+                failures.append(error)
+                is_over.set()
+
+        async with trio.open_nursery() as nursery:
+            for source in islice(self._sources(self.directory), MAX_SOURCES):
+                is_over = trio.Event()
+                nursery.start_soon(attempt, source, is_over)
+                with trio.move_on_after(STAGGER):
+                    await is_over.wait()
+        if answers:
+            return answers[0]
+        if failures:
+            raise failures[-1]
+        raise NoDirectory("no directory source is configured")

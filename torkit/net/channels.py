@@ -1,0 +1,78 @@
+"""The channels in use, one for each relay: whoever needs a relay shares the connection to it."""
+
+from random import Random
+
+import trio
+
+from torkit.errors import ChannelClosed, TimedOut, TorkitError
+from torkit.net.channel import Channel
+from torkit.net.contact import Contact, or_addresses
+
+# Implementation limit, seconds: how long a channel without circuits is kept, as C tor's clients do.
+IDLE_TIMEOUT = 180.0
+
+
+class Channels:
+    """Opens, shares and expires channels; their tasks run in `nursery`."""
+
+    def __init__(self, nursery: trio.Nursery, rng: Random) -> None:
+        self._nursery = nursery
+        self._rng = rng
+        self.failed_at: dict[bytes, float] = {}  # when connecting to a relay last failed, by identity
+        self._open: dict[bytes, Channel] = {}
+        self._opening: dict[bytes, trio.Event] = {}
+
+    async def get(self, relay: Contact) -> Channel:
+        """The channel to `relay`, made if there is none. Raises what Channel.connect raises."""
+        key = relay.identity
+        while key in self._opening:
+            await self._opening[key].wait()
+        channel = self._open.get(key)
+        if channel is not None and channel.error is None:
+            return channel
+        opened = self._opening[key] = trio.Event()
+        try:
+            channel = self._open[key] = await self._connect(relay)
+            self.failed_at.pop(key, None)
+            self._nursery.start_soon(self._keep, key, channel)
+        except TorkitError:
+            self.failed_at[key] = trio.current_time()
+            raise
+        finally:
+            del self._opening[key]
+            opened.set()
+        return channel
+
+    async def drain(self) -> None:
+        """Until everything sealed so far has been sent."""
+        for channel in list(self._open.values()):
+            await channel.drain()
+
+    async def _connect(self, relay: Contact) -> Channel:
+        failure: TorkitError = ChannelClosed("the relay has no address that can be used")
+        for address, port in or_addresses(relay):
+            try:
+                return await Channel.connect(
+                    str(address), port, rsa=relay.identity, ed25519=relay.ed25519_identity, rng=self._rng
+                )
+            except (ChannelClosed, TimedOut) as error:
+                failure = error
+        raise failure
+
+    async def _keep(self, key: bytes, channel: Channel) -> None:
+        """Run a channel until it ends or has long had no circuit."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._expire, channel, nursery.cancel_scope)
+            await channel.run()
+            nursery.cancel_scope.cancel()
+        if self._open.get(key) is channel:
+            del self._open[key]
+
+    async def _expire(self, channel: Channel, scope: trio.CancelScope) -> None:
+        while True:
+            idle_since = channel.idle_since
+            wake_at = IDLE_TIMEOUT + (trio.current_time() if idle_since is None else idle_since)
+            if wake_at <= trio.current_time():
+                scope.cancel()
+                return
+            await trio.sleep_until(wake_at)

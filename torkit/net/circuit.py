@@ -1,0 +1,337 @@
+"""One circuit: its hops' handshakes, its streams, and how it ends. The cells' bytes are the core's.
+
+Every wait here ends by an answer or by the circuit's end; deadlines are the caller's (trio.fail_after).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import trio
+
+from torkit._fast.cells import Command, RelayCommand
+from torkit._fast.circuit import Circuit as CoreCircuit
+from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
+from torkit._fast.stream import Stream as CoreStream
+from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError
+from torkit.net.contact import or_addresses
+from torkit.net.stream import Stream, StreamBroken, StreamFlow
+from torkit.proto import cells, flow, messages, ntor
+from torkit.proto.circuit import Cgo, HopHandshake, NewHop
+
+if TYPE_CHECKING:
+    from torkit.directory.directory import Relay
+    from torkit.net.channel import Channel
+
+
+class StreamOwner(Protocol):
+    """What the core's stream events are handed to."""
+
+    def on_message(self, command: int, body: bytes) -> None: ...
+    def fail(self, error: TorkitError) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitSettings:
+    """What the circuits of one client share: `params` are the consensus's; `half_open_time`, in seconds, is
+    how long data may still arrive for a stream that we closed (the build timeout of circuits)."""
+
+    params: Mapping[str, int] = field(default_factory=dict)
+    cgo: Cgo = Cgo.EXIT
+    clock: flow.ClockGuard = field(default_factory=flow.ClockGuard)
+    half_open_time: float = 60.0
+
+
+class HopInfo(NamedTuple):
+    """How a hop was made: names of the handshake and the layer, the SENDME increment under congestion
+    control or None, and the seconds its handshake took."""
+
+    handshake: str
+    layer: str
+    congestion_control: int | None
+    seconds: float
+
+
+class Circuit:
+    """Made by Channel.open_circuit. `path` grows by one relay with every finished handshake."""
+
+    def __init__(self, channel: Channel, core: CoreCircuit, settings: CircuitSettings) -> None:
+        self.path: tuple[Relay, ...] = ()
+        self.hops: tuple[HopInfo, ...] = ()
+        self.error: TorkitError | None = None
+        self.on_end: Callable[[], None] | None = None
+        self._channel = channel
+        self._core = core
+        self._settings = settings
+        self._vegas: list[flow.Vegas | None] = []
+        self._streams: set[StreamOwner] = set()
+        self._reply: _Reply | None = None
+
+    @property
+    def handshake_times(self) -> tuple[float, ...]:
+        """Seconds, one for each relay of `path`."""
+        return tuple(hop.seconds for hop in self.hops)
+
+    # --- hops -------------------------------------------------------------------------------------
+
+    async def create_fast(self) -> None:
+        """Make the first hop without an onion key: for directory circuits of one hop, and not in `path`.
+
+        tor-spec, "CREATE_FAST/CREATED_FAST cells".
+        """
+        handshake = ntor.FastClient(os.urandom(cells.HASH_LEN))
+        self._channel.send_control(self._core.id, Command.CREATE_FAST, handshake.handshake)
+        reply = await self._await_reply(Command.CREATED_FAST)
+        keys = handshake.finish(cells.decode_created_fast(reply))
+        self._core.add_hop(Layer(LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN)))
+
+    async def create(self, relay: Relay, *, is_last: bool = False) -> None:
+        """Make the first hop with its onion key. tor-spec, "CREATE and CREATED cells"."""
+        handshake = self._handshake(relay, is_last=is_last)
+        started = trio.current_time()
+        body = cells.encode_create2(handshake.handshake_type, handshake.handshake)
+        self._channel.send_control(self._core.id, Command.CREATE2, body)
+        reply = await self._await_reply(Command.CREATED2)
+        self._add_hop(relay, handshake.finish(cells.decode_created2(reply)), started)
+
+    async def extend(self, relay: Relay, *, is_last: bool) -> None:
+        """Add a hop behind the last one. tor-spec, "EXTEND and EXTENDED cells"."""
+        handshake = self._handshake(relay, is_last=is_last)
+        started = trio.current_time()
+        specifiers = messages.encode_link_specifiers(
+            or_addresses(relay), rsa_identity=relay.identity, ed25519_identity=relay.ed25519_identity
+        )
+        body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
+        self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
+        self.flush()
+        reply = await self._await_reply(RelayCommand.EXTENDED2)
+        self._add_hop(relay, handshake.finish(messages.decode_extended2(reply)), started)
+
+    def _handshake(self, relay: Relay, *, is_last: bool) -> HopHandshake:
+        return HopHandshake(
+            relay,
+            is_last=is_last,
+            cgo=self._settings.cgo,
+            params=self._settings.params,
+            private_key=os.urandom(ntor.CURVE25519_KEY_LEN),
+        )
+
+    def _add_hop(self, relay: Relay, hop: NewHop, started: float) -> None:
+        layer = Layer(hop.layer, hop.keys)
+        vegas = None
+        if hop.sendme_inc is None:
+            self._core.add_hop(layer, flow.parameter(self._settings.params, "circwindow"))
+        else:
+            params = flow.CongestionParams.from_params(self._settings.params)
+            vegas = flow.Vegas(params, increment=hop.sendme_inc, clock=self._settings.clock)
+            self._core.add_hop(layer, vegas.window, hop.sendme_inc, has_congestion_control=True)
+        self._vegas.append(vegas)
+        self.path += (relay,)
+        self.hops += (
+            HopInfo(hop.handshake_type.name, hop.layer.name, hop.sendme_inc, trio.current_time() - started),
+        )
+
+    async def _await_reply(self, command: int) -> bytes:
+        if self.error is not None:
+            raise self.error
+        reply = self._reply = _Reply(command)
+        try:
+            await reply.has_come.wait()
+        finally:
+            self._reply = None
+        if reply.body is None:
+            raise self.error or CircuitClosed("the circuit ended")
+        return reply.body
+
+    # --- streams ----------------------------------------------------------------------------------
+
+    @property
+    def stream_count(self) -> int:
+        """Streams that this end holds open."""
+        return len(self._streams)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more stream can be opened."""
+        return self._core.has_room
+
+    def begin(self, host: str, port: int) -> Stream:
+        """Ask the last hop to connect to `host`, a name or address it resolves. Not waited for."""
+        flags = messages.BeginFlags(0)
+        if self.path[-1].policy6.accepts(port):
+            # As C tor's clients do where the exit can use it.
+            flags = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
+        return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags))
+
+    def begin_directory(self) -> Stream:
+        """A stream to the last hop's own directory service."""
+        return self._begin(RelayCommand.BEGIN_DIR, b"")
+
+    def _begin(self, command: RelayCommand, body: bytes) -> Stream:
+        core = self._open_stream(is_resolve=False)
+        stream = Stream(self, core, self._flow_of(core.hop))
+        core.owner = stream
+        self._streams.add(stream)
+        self._core.send(core.hop, command, core.id, body)
+        self.flush()
+        return stream
+
+    def _flow_of(self, hop: int) -> StreamFlow | None:
+        """What watches XON and XOFF of one stream; None where it has windows."""
+        if not self._vegas or self._vegas[hop] is None:
+            return None
+        return StreamFlow(flow.StreamParams.from_params(self._settings.params), self._settings.clock)
+
+    async def resolve(self, name: str | cells.IPAddress) -> list[messages.Answer]:
+        """What the last hop resolves `name` to; for an address literal, its names.
+
+        Raises StreamBroken where the exit cannot say. tor-spec, "Remote hostname lookup".
+        """
+        core = self._open_stream(is_resolve=True)
+        resolution = _Resolution(self)
+        core.owner = resolution
+        self._streams.add(resolution)
+        self._core.send(core.hop, RelayCommand.RESOLVE, core.id, messages.encode_resolve(name))
+        self.flush()
+        try:
+            await resolution.has_come.wait()
+        finally:
+            self.close_stream(resolution, core, messages.encode_end(EndReason.MISC))
+        if resolution.answers is None:
+            raise resolution.broken()
+        return resolution.answers
+
+    def _open_stream(self, *, is_resolve: bool) -> CoreStream:
+        if self.error is not None:
+            raise self.error
+        return self._core.open_stream(self._core.hop_count - 1, is_resolve)
+
+    def close_stream(self, owner: StreamOwner, core: CoreStream, end_body: bytes) -> None:
+        self._core.close_stream(core, end_body, self._settings.half_open_time)
+        self._streams.discard(owner)
+        self.flush()
+
+    def send_message(self, core: CoreStream, command: RelayCommand, body: bytes) -> None:
+        """Send one message on a stream, if it is still open."""
+        if not core.has_ended:
+            self._core.send(core.hop, command, core.id, body)
+            self.flush()
+
+    def forget_stream(self, owner: StreamOwner) -> None:
+        """The peer has ended it."""
+        self._streams.discard(owner)
+
+    def flush(self) -> None:
+        self._channel.flush()
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Send DESTROY, with reason NONE as C tor's clients do, and fail what is still open."""
+        self.fail(CircuitClosed("the circuit was closed here"))
+
+    def fail(self, error: TorkitError, *, was_destroyed: bool = False) -> None:
+        """End the circuit, once, for `error`."""
+        if self.error is not None:
+            return
+        self.error = error
+        if not was_destroyed and self._channel.error is None:
+            self._channel.send_control(self._core.id, Command.DESTROY, cells.encode_destroy())
+        self._channel.close_circuit(self._core)
+        if self._reply is not None:
+            self._reply.has_come.set()
+        for owner in list(self._streams):
+            owner.fail(error)
+        self._streams.clear()
+        if self.on_end is not None:
+            self.on_end()
+
+    # --- called by the channel's reader -----------------------------------------------------------
+
+    def on_control_cell(self, command: int, body: bytes) -> None:
+        if command == Command.DESTROY:
+            reason = cells.decode_destroy(body)
+            self.fail(
+                CircuitClosed(f"the relay closed the circuit: {reason.name}", reason=reason),
+                was_destroyed=True,
+            )
+        else:
+            self._on_reply(command, body)
+
+    def on_acknowledged(self, hop: int, rtt: float, in_flight: int) -> None:
+        vegas = self._vegas[hop]
+        assert vegas is not None
+        vegas.acknowledge(rtt, in_flight=in_flight, blocked=self._channel.is_congested)
+        self._core.set_window(hop, vegas.window)
+
+    def on_message(self, hop: int, command: int, body: bytes) -> None:
+        if command == RelayCommand.TRUNCATED:
+            try:
+                reason = messages.decode_truncated(body)
+            except CircuitError as error:
+                return self.fail(error)
+            message = f"hop {hop + 2} is gone, says hop {hop + 1}: {reason.name}"
+            return self.fail(CircuitClosed(message, reason=reason, hop=hop + 2))
+        if hop != self._core.hop_count - 1:
+            return self.fail(
+                CircuitError(f"relay command {command} arrived from hop {hop + 1}, not the last")
+            )
+        return self._on_reply(command, body)
+
+    def _on_reply(self, command: int, body: bytes) -> None:
+        if self._reply is None or self._reply.command != command or self._reply.has_come.is_set():
+            # Control cells are named by Command, messages by RelayCommand; the numbers differ.
+            self.fail(CircuitError(f"command {command} arrived, which nobody waits for"))
+            return
+        self._reply.body = body
+        self._reply.has_come.set()
+
+
+class _Reply:
+    """One answer that a handshake waits for; `body` stays None if the circuit ended instead."""
+
+    def __init__(self, command: int) -> None:
+        self.command = command
+        self.body: bytes | None = None
+        self.has_come = trio.Event()
+
+
+class _Resolution:
+    """The owner of a RESOLVE's stream."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        self.answers: list[messages.Answer] | None = None
+        self.has_come = trio.Event()
+        self._circuit = circuit
+        self._reason = EndReason.DESTROY
+        self._failure: TorkitError | None = None
+
+    def broken(self) -> StreamBroken:
+        broken = StreamBroken(f"the exit did not resolve the name: {self._reason.name}", reason=self._reason)
+        broken.__cause__ = self._failure
+        return broken
+
+    def on_message(self, command: int, body: bytes) -> None:
+        try:
+            if command == RelayCommand.RESOLVED:
+                self.answers = messages.decode_resolved(body)
+            elif command in (RelayCommand.XON, RelayCommand.XOFF):
+                return  # means nothing to a look-up, and does no harm
+            elif command == RelayCommand.END:
+                self._reason = messages.decode_end(body).reason
+            else:
+                raise CircuitError(f"relay command {command} arrived for a name look-up")
+        except CircuitError as error:
+            self._circuit.fail(error)
+        self.has_come.set()
+
+    def fail(self, error: TorkitError) -> None:
+        self._failure = error
+        self.has_come.set()

@@ -1,0 +1,232 @@
+"""The circuits in use: which may carry which stream; built ahead, shared by isolation, replaced.
+
+A circuit without an isolation yet is clean. The first stream gives it its own, and from then on only
+streams of an equal isolation may join, until the circuit is MAX_DIRTINESS old. path-spec, "Circuits" and
+"Attaching streams to circuits".
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Hashable
+from random import Random
+
+import trio
+
+from torkit.directory.directory import Relay
+from torkit.errors import Retry, TimedOut, TorkitError, UsageError
+from torkit.net.channels import Channels
+from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.contact import Contact
+
+Path = tuple[Relay, ...]
+
+# Specification constant, seconds (path-spec, "Circuits"): how long after its first stream a circuit takes
+# new ones.
+MAX_DIRTINESS = 600.0
+
+# Specification constant (tor-spec, "Relay cells"): RELAY_EARLY cells that a circuit may carry. C tor's
+# clients use 8 or 7, at random, so that the guard cannot tell the length of a path by counting.
+MAX_RELAY_EARLY = 8
+
+# Implementation limits.
+BUILD_TIMEOUT = 60.0  # seconds; path-spec's value before build times have been learnt
+BUILD_ATTEMPTS = 8  # paths tried for one request before its last error is the answer
+SPARE_COUNT = 2  # clean circuits kept ready, so that one failure costs no waiting
+SPARE_RETRY = 5.0  # seconds before building ahead is tried again after a failure
+
+
+class Circuits:
+    """Hands out circuits. `choose_path(port, is_ipv6, excluded)` picks relays for one.
+
+    `port` is where its exit must let streams go, None for anywhere. `excluded` are exits, by identity,
+    that are not wanted.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        choose_path: Callable[[int | None, bool, Collection[bytes]], Path],
+        settings: Callable[[], CircuitSettings],
+        rng: Random,
+    ) -> None:
+        """`settings` gives those of the consensus of the moment."""
+        self._channels = channels
+        self._choose_path = choose_path
+        self._settings = settings
+        self._rng = rng
+        self._circuits: list[_Entry] = []
+        self._building: dict[Hashable, trio.Event] = {}
+        self._spare_is_wanted = trio.Event()
+
+    async def acquire(
+        self,
+        port: int | None,
+        *,
+        is_ipv6: bool = False,
+        isolation: Hashable,
+        path: Path | None = None,
+        excluded: Collection[bytes] = (),
+    ) -> Circuit:
+        """A circuit whose exit allows `port`, shared with streams of an equal `isolation` only.
+
+        With `path` the circuit goes exactly there. Equal requests wait for one build, not each for its
+        own. Raises NoPath, or what ended the last of BUILD_ATTEMPTS builds.
+        """
+        if path is not None:
+            isolation = (isolation, tuple(relay.identity for relay in path))
+        while True:
+            entry = self._find(port, is_ipv6, isolation, path, excluded)
+            if entry is not None:
+                return entry.claim(isolation)
+            if isolation not in self._building:
+                break
+            await self._building[isolation].wait()
+        built = self._building[isolation] = trio.Event()
+        try:
+            return (await self._build_any(port, is_ipv6, path, excluded)).claim(isolation)
+        finally:
+            del self._building[isolation]
+            built.set()
+
+    def _find(
+        self,
+        port: int | None,
+        is_ipv6: bool,
+        isolation: Hashable,
+        path: Path | None,
+        excluded: Collection[bytes],
+    ) -> "_Entry | None":
+        clean = None
+        for entry in self._circuits:
+            exit_relay = entry.circuit.path[-1]
+            if not entry.takes_streams or (path is None and exit_relay.identity in excluded):
+                continue
+            policy = exit_relay.policy6 if is_ipv6 else exit_relay.policy
+            if path is None and port is not None and not policy.accepts(port):
+                continue
+            if entry.dirty_since is not None and entry.isolation == isolation:
+                return entry
+            if clean is None and entry.dirty_since is None and path is None:
+                clean = entry
+        if clean is not None:
+            self._spare_is_wanted.set()
+        return clean
+
+    async def _build_any(
+        self, port: int | None, is_ipv6: bool, path: Path | None, excluded: Collection[bytes]
+    ) -> "_Entry":
+        for attempt in range(BUILD_ATTEMPTS):
+            try:
+                return await self.build(path or self._choose_path(port, is_ipv6, excluded))
+            except TorkitError as error:
+                if error.retry is not Retry.NOW or path is not None or attempt == BUILD_ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def build(self, path: Path) -> "_Entry":
+        """Build one circuit, for nobody yet. Raises what made a hop fail, or TimedOut."""
+        circuit = await build_circuit(self._channels, path, self._settings(), self._rng)
+        entry = _Entry(circuit)
+        self._circuits.append(entry)
+        circuit.on_end = lambda: self._forget(entry)
+        return entry
+
+    def _forget(self, entry: "_Entry") -> None:
+        self._circuits.remove(entry)
+        self._spare_is_wanted.set()
+
+    def retire(self, circuit: Circuit) -> None:
+        """Let a circuit take no new streams; it is closed when its last one has gone."""
+        for entry in self._circuits:
+            if entry.circuit is circuit:
+                entry.is_retired = True
+
+    def close(self) -> None:
+        for entry in list(self._circuits):
+            entry.circuit.close()
+
+    async def keep_spares(self) -> None:
+        """Keep SPARE_COUNT clean circuits ready and close those that have served; never returns."""
+        while True:
+            self._spare_is_wanted = trio.Event()
+            self._close_worn()
+            wait = MAX_DIRTINESS / 10
+            if sum(entry.dirty_since is None for entry in self._circuits) < SPARE_COUNT:
+                try:
+                    await self._build_any(None, False, None, ())
+                    continue
+                except TorkitError:
+                    wait = SPARE_RETRY  # whoever needs a circuit now is told why there is none
+            with trio.move_on_after(wait):
+                await self._spare_is_wanted.wait()
+
+    def _close_worn(self) -> None:
+        for entry in list(self._circuits):
+            if not entry.takes_streams and entry.circuit.stream_count == 0:
+                entry.circuit.close()
+
+
+async def build_circuit(channels: Channels, path: Path, settings: CircuitSettings, rng: Random) -> Circuit:
+    """A circuit through all of `path`. Raises what made a hop fail, or TimedOut."""
+
+    async def add_hops(circuit: Circuit) -> None:
+        await circuit.create(path[0], is_last=len(path) == 1)
+        for number, relay in enumerate(path[1:], 2):
+            await circuit.extend(relay, is_last=number == len(path))
+
+    if not path:
+        raise UsageError("a path needs at least one relay")
+    return await _build(channels, path[0], MAX_RELAY_EARLY - rng.randrange(2), settings, add_hops)
+
+
+async def build_directory_circuit(channels: Channels, contact: Contact) -> Circuit:
+    """A one-hop circuit to ask a directory server. Raises what made it fail, or TimedOut."""
+
+    async def add_hop(circuit: Circuit) -> None:
+        if isinstance(contact, Relay):
+            await circuit.create(contact)
+        else:
+            await circuit.create_fast()
+
+    return await _build(channels, contact, 0, CircuitSettings(), add_hop)
+
+
+async def _build(
+    channels: Channels,
+    first: Contact,
+    relay_early_count: int,
+    settings: CircuitSettings,
+    add_hops: Callable[[Circuit], Awaitable[None]],
+) -> Circuit:
+    circuit: Circuit | None = None
+    try:
+        with trio.fail_after(BUILD_TIMEOUT):
+            circuit = (await channels.get(first)).open_circuit(relay_early_count, settings)
+            await add_hops(circuit)
+    except BaseException as error:
+        if circuit is not None:
+            circuit.close()
+        if isinstance(error, trio.TooSlowError):
+            raise TimedOut(f"a circuit was not built within {BUILD_TIMEOUT:.0f} s") from None
+        raise
+    return circuit
+
+
+class _Entry:
+    """A circuit and whom it may serve."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        self.circuit = circuit
+        self.isolation: Hashable = None
+        self.dirty_since: float | None = None
+        self.is_retired = False
+
+    @property
+    def takes_streams(self) -> bool:
+        if self.circuit.error is not None or self.is_retired or not self.circuit.has_room:
+            return False
+        return self.dirty_since is None or trio.current_time() - self.dirty_since < MAX_DIRTINESS
+
+    def claim(self, isolation: Hashable) -> Circuit:
+        if self.dirty_since is None:
+            self.isolation = isolation
+            self.dirty_since = trio.current_time()
+        return self.circuit

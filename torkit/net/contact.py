@@ -1,0 +1,37 @@
+"""What it takes to connect to a relay, wherever it is known from."""
+
+from ipaddress import ip_address
+from typing import NamedTuple, Protocol
+
+from torkit.proto.cells import IPAddress
+
+
+class Contact(Protocol):
+    """A relay as far as connecting to it goes: one of a directory, a fallback or an authority."""
+
+    @property
+    def identity(self) -> bytes: ...
+    @property
+    def ed25519_identity(self) -> bytes | None: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def or_port(self) -> int: ...
+    @property
+    def ipv6(self) -> tuple[str, int] | None: ...
+
+
+class DirectoryServer(NamedTuple):
+    """A fallback or an authority: known by its RSA identity alone."""
+
+    identity: bytes
+    address: str
+    or_port: int
+    ipv6: tuple[str, int] | None
+    ed25519_identity: None = None
+
+
+def or_addresses(contact: Contact) -> list[tuple[IPAddress, int]]:
+    """Where a relay listens, IPv4 first."""
+    found = [(contact.address, contact.or_port)] + ([contact.ipv6] if contact.ipv6 else [])
+    return [(ip_address(address), port) for address, port in found]

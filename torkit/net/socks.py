@@ -1,0 +1,289 @@
+"""The SOCKS proxy: from a local program's connection to a stream, and bytes both ways.
+
+The rules of the handshake are in proto/socks.py. What is decided here is how ends are carried over, since
+TCP ends each direction by itself and Tor ends streams whole:
+
+    the client ends its direction   nothing is told to the peer; what the peer sends is still carried
+    the client is gone              the stream ends
+    the peer ends in good order     the client gets every byte, then the end of file
+    anything else goes wrong        the client's connection is reset, so that no cut looks like an end
+
+Destinations are never logged.
+"""
+
+import logging
+import socket
+import struct
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import NoReturn, Protocol
+
+import trio
+
+from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError
+from torkit.net.pipe import race
+from torkit.proto.socks import (
+    SOCKS4_VERSION,
+    Command,
+    Handshake,
+    Reply,
+    Request,
+    check_host,
+    encode_reply,
+    reply_for,
+)
+
+READ_SIZE = 65_536  # bytes; large enough that one read feeds some 130 cells
+
+# A client writes its handshake at once; this is for those that write nothing.
+HANDSHAKE_TIMEOUT = 30.0  # seconds
+
+# As long as C tor's SocksTimeout: several circuits may be tried within it.
+CONNECT_TIMEOUT = 120.0  # seconds
+
+# How long a client may take to read what was said last, once nothing more will be carried.
+LINGER_TIMEOUT = 2.0  # seconds
+
+# A client that closed its socket and one that only ended its direction look alike until the kernel asks.
+KEEPALIVE_IDLE = 30  # seconds until it asks
+KEEPALIVE_INTERVAL = 15  # seconds between questions, and between our looks at the answer
+
+# Each has one descriptor; half of the usual soft limit of 1,024 is left for relays and files.
+MAX_CLIENTS = 512
+
+logger = logging.getLogger(__name__)
+
+
+class Connect(Protocol):
+    """Opens a stream for one request; raises TorkitError."""
+
+    async def __call__(self, host: str, port: int, *, isolation: Hashable) -> trio.abc.Stream: ...
+
+
+class Answer(Protocol):
+    """One answer to a look-up."""
+
+    @property
+    def kind(self) -> str:
+        """`ipv4`, `ipv6` or `hostname`."""
+
+    @property
+    def value(self) -> str: ...
+
+
+class Resolve(Protocol):
+    """Looks up a name, or the name of an address; raises TorkitError."""
+
+    async def __call__(self, host: str, *, isolation: Hashable) -> Sequence[Answer]: ...
+
+
+async def serve_socks(
+    listeners: Sequence[trio.SocketListener],
+    *,
+    connect: Connect,
+    resolve: Resolve,
+    max_clients: int = MAX_CLIENTS,
+) -> NoReturn:
+    """Serve SOCKS clients until cancelled. Clients beyond `max_clients` wait to be accepted."""
+    proxy = _Proxy(connect, resolve)
+    places = trio.Semaphore(max_clients)
+
+    async def serve(client: trio.SocketStream) -> None:
+        try:
+            await proxy.serve(client)
+        finally:
+            places.release()
+
+    await trio.serve_listeners(serve, [_BoundedListener(listener, places) for listener in listeners])
+
+
+class _BoundedListener(trio.abc.Listener[trio.SocketStream]):
+    """Accepts a client only when it has a place for it."""
+
+    def __init__(self, listener: trio.SocketListener, places: trio.Semaphore) -> None:
+        self._listener = listener
+        self._places = places
+
+    async def accept(self) -> trio.SocketStream:
+        await self._places.acquire()
+        try:
+            return await self._listener.accept()
+        except BaseException:
+            self._places.release()
+            raise
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+class _Proxy:
+    """What the clients of one proxy share."""
+
+    def __init__(self, connect: Connect, resolve: Resolve) -> None:
+        self._connect = connect
+        self._resolve = resolve
+        self._is_leak_settled = False
+
+    async def serve(self, client: trio.SocketStream) -> None:
+        """Serve one client to its end; never raises for what it or its peer does."""
+        try:
+            async with client:
+                handshake = Handshake()
+                request = await _negotiate(client, handshake)
+                if request is None:
+                    return
+                self._look_for_leak(request)
+                if request.command is Command.CONNECT:
+                    await self._serve_connect(client, request, handshake.trailing_data)
+                else:
+                    await self._serve_lookup(client, request)
+        except trio.BrokenResourceError:
+            pass  # the client is gone; nobody is left to be told
+        except Exception as error:
+            # A fault of ours in one connection must not end the others. Its text may name a destination.
+            debugging = logger.isEnabledFor(logging.DEBUG)
+            logger.warning("a SOCKS connection failed: internal %s", type(error).__name__, exc_info=debugging)
+
+    async def _serve_connect(self, client: trio.SocketStream, request: Request, early: bytes) -> None:
+        try:
+            with _deadline(CONNECT_TIMEOUT, "a connection"):
+                stream = await self._connect(request.host, request.port, isolation=request.isolation)
+        except TorkitError as error:
+            await _answer(client, encode_reply(request.version, reply_for(error)))
+            return
+        async with stream:
+            # In a write of its own: ncat before 7.94 loses what arrives together with the reply.
+            await client.send_all(encode_reply(request.version, Reply.SUCCEEDED))
+            # From here on a close is a reset, whatever causes it, until the peer has ended in good order.
+            _reset_on_close(client, True)
+            try:
+                await relay(stream, client, early)
+            except TorkitError as error:
+                logger.info("a stream failed: %s", error)
+                return
+            _reset_on_close(client, False)
+        await _close_gently(client)
+
+    async def _serve_lookup(self, client: trio.SocketStream, request: Request) -> None:
+        try:
+            host = await self._lookup(request)
+            reply = encode_reply(request.version, Reply.SUCCEEDED, host)
+        except TorkitError as error:
+            reply = encode_reply(request.version, reply_for(error))
+        await _answer(client, reply)
+
+    async def _lookup(self, request: Request) -> str:
+        """The one answer that a SOCKS reply has room for; raises TorkitError if there is none."""
+        if request.command is Command.RESOLVE and request.is_address:
+            return request.host
+        with _deadline(CONNECT_TIMEOUT, "a look-up"):
+            answers = await self._resolve(request.host, isolation=request.isolation)
+        if request.command is Command.RESOLVE_PTR:
+            kinds = ["hostname"]
+        elif request.version == SOCKS4_VERSION:
+            kinds = ["ipv4"]
+        else:
+            kinds = ["ipv4", "ipv6"]
+        for kind in kinds:
+            for answer in answers:
+                if answer.kind == kind:
+                    return check_host(answer.value)
+        raise StreamClosed("no answer of the kind asked for", reason=EndReason.RESOLVEFAILED)
+
+    def _look_for_leak(self, request: Request) -> None:
+        """Warn once if the first destination is an address: nobody has asked for its name here."""
+        if self._is_leak_settled or (request.is_address and request.command is not Command.CONNECT):
+            return
+        self._is_leak_settled = True
+        if request.is_address:
+            logger.warning(
+                "a program asked for an address, not a name; if it looked the name up by itself, "
+                "its resolver knows where it goes (use socks5h:// or SOCKS4a)"
+            )
+
+
+async def _negotiate(client: trio.SocketStream, handshake: Handshake) -> Request | None:
+    """Take the client's request; None if it made none that is served, and was told so."""
+    with trio.move_on_after(HANDSHAKE_TIMEOUT) as deadline:
+        while data := await client.receive_some(READ_SIZE):
+            try:
+                request = handshake.receive_data(data)
+            except TorkitError as error:
+                logger.info("a SOCKS client was refused: %s", error)
+                break
+            if answer := handshake.data_to_send():
+                await client.send_all(answer)
+            if request is not None:
+                return request
+    if deadline.cancelled_caught:
+        handshake.give_up()
+    await _answer(client, handshake.data_to_send())
+    return None
+
+
+async def relay(stream: trio.abc.Stream, client: trio.SocketStream, early: bytes = b"") -> None:
+    """Carry bytes both ways, `early` first to `stream`, until the peer ends it.
+
+    Raises what `stream` raises when it ended otherwise than in good order, and trio.BrokenResourceError
+    when the client is gone. The caller closes both.
+    """
+
+    async def upload() -> None:
+        data: bytes | bytearray = early or await client.receive_some(READ_SIZE)
+        while data:
+            # If the stream is over, nobody takes this; how it ended, and what came before, `download` tells.
+            with suppress(TorkitError, trio.BrokenResourceError):
+                await stream.send_all(data)
+            data = await client.receive_some(READ_SIZE)
+        await trio.sleep_forever()
+
+    async def download() -> None:
+        while data := await stream.receive_some():
+            await client.send_all(data)
+
+    await race(upload, download, partial(_watch, client))
+
+
+async def _watch(client: trio.SocketStream) -> None:
+    """Raise trio.BrokenResourceError when the client is gone, also while nothing is read or written.
+
+    A client that only ended its direction answers the kernel's keepalive questions; one that closed its
+    socket does not, or answers with a reset.
+    """
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # elsewhere the system's own, long, times hold
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+    while client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+        await trio.sleep(KEEPALIVE_INTERVAL)
+    raise trio.BrokenResourceError("the client is gone")
+
+
+async def _answer(client: trio.SocketStream, data: bytes) -> None:
+    """Send the last bytes that the client gets."""
+    with trio.move_on_after(LINGER_TIMEOUT):
+        await client.send_all(data)
+        await _close_gently(client)
+
+
+async def _close_gently(client: trio.SocketStream) -> None:
+    """Let the client read what was sent: a close with bytes of its own unread would take that back."""
+    with trio.move_on_after(LINGER_TIMEOUT):
+        await client.send_eof()
+        while await client.receive_some(READ_SIZE):
+            pass
+
+
+def _reset_on_close(client: trio.SocketStream, reset: bool) -> None:
+    """Whether closing `client` sends a reset, which its program sees as an error, or an end of file."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
+
+
+@contextmanager
+def _deadline(seconds: float, purpose: str) -> Iterator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise TimedOut(f"{purpose} took longer than {seconds:g} s") from None

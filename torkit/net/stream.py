@@ -1,0 +1,216 @@
+"""One stream as trio knows streams: bytes in, bytes out, each wait ended by the core's events.
+
+Tor has no half-close: `aclose` ends both directions. No windows are counted here (_fast/stream).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from torkit._fast.cells import RelayCommand
+from torkit._fast.stream import Stream as CoreStream
+from torkit.errors import CircuitError, EndReason, StreamClosed, TorkitError
+from torkit.proto.flow import ClockGuard, DrainWatch, StreamParams, Xoff, XoffCheck, Xon
+from torkit.proto.messages import (
+    decode_connected,
+    decode_end,
+    decode_xoff,
+    decode_xon,
+    encode_end,
+    encode_xoff,
+    encode_xon,
+)
+
+if TYPE_CHECKING:
+    from torkit.directory.directory import Relay
+    from torkit.net.circuit import Circuit
+
+
+class StreamBroken(StreamClosed, trio.BrokenResourceError):
+    """The stream ended other than in good order; also what trio's own wrappers expect to see."""
+
+
+class Stream(trio.abc.Stream):
+    """Made by Circuit.begin. One task may send while another receives.
+
+    `receive_some` returns b"" once the peer has ended with DONE and everything was read; for any other
+    end it raises StreamBroken with the reason.
+    """
+
+    def __init__(self, circuit: Circuit, core: CoreStream, flow: StreamFlow | None) -> None:
+        self.circuit = circuit
+        self._core = core
+        self._flow = flow
+        self._failure: TorkitError | None = None
+        self._end: EndReason | None = None
+        self._is_closed = False
+        self._answered = trio.Event()
+        self._is_readable = trio.lowlevel.ParkingLot()
+        self._is_writable = trio.lowlevel.ParkingLot()
+        self._send_guard = ConflictGuard("another task is sending on this stream")
+        self._receive_guard = ConflictGuard("another task is receiving on this stream")
+
+    @property
+    def path(self) -> tuple[Relay, ...]:
+        """The relays that carry this stream."""
+        return self.circuit.path
+
+    async def wait_connected(self) -> None:
+        """Wait for CONNECTED. Raises StreamBroken if the exit refuses, or what ended the circuit."""
+        await self._answered.wait()
+        if not self._core.is_open:
+            raise self._broken()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`, as fast as the windows let it; it may be sent before CONNECTED arrives."""
+        with self._send_guard:
+            self._check_open()
+            await trio.lowlevel.checkpoint()
+            rest = memoryview(data)
+            while rest:
+                self._check_open()
+                accepted = self._core.put(rest)
+                if accepted:
+                    self.circuit.flush()
+                    rest = rest[accepted:]
+                    if self._flow is not None:
+                        await self._flow.sent(accepted)
+                elif self._has_ended:
+                    raise self._broken()
+                else:
+                    await self._is_writable.park()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._send_guard:
+            self._check_open()
+            await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._receive_guard:
+            await trio.lowlevel.checkpoint()
+            while True:
+                self._check_open()
+                data = self._core.take(-1 if max_bytes is None else max_bytes)
+                if data:
+                    if self._flow is not None:
+                        self._advise(
+                            self._flow.watch.drained(len(data), self._core.queued, trio.current_time())
+                        )
+                    self.circuit.flush()
+                    return data
+                if self._end is EndReason.DONE:
+                    return b""
+                if self._has_ended:
+                    raise self._broken()
+                await self._is_readable.park()
+
+    def close(self) -> None:
+        """Send END, once; what the peer has under way is dropped."""
+        if not self._is_closed:
+            self._is_closed = True
+            # The reason tells the exit nothing of why: C tor's clients always say MISC.
+            self.circuit.close_stream(self, self._core, encode_end(EndReason.MISC))
+            self._wake()
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise trio.ClosedResourceError("this stream was closed here")
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._end is not None or self._failure is not None
+
+    def _broken(self) -> StreamBroken:
+        if self._end is not None:
+            return StreamBroken(f"the exit ended the stream: {self._end.name}", reason=self._end)
+        broken = StreamBroken(f"the stream's circuit failed: {self._failure}", reason=EndReason.DESTROY)
+        broken.__cause__ = self._failure
+        return broken
+
+    def _wake(self) -> None:
+        self._answered.set()
+        self._is_readable.unpark_all()
+        self._is_writable.unpark_all()
+
+    def _advise(self, advice: Xon | Xoff | None) -> None:
+        """Send what the queue's length asks for."""
+        if isinstance(advice, Xoff):
+            self.circuit.send_message(self._core, RelayCommand.XOFF, encode_xoff())
+        elif isinstance(advice, Xon):
+            self.circuit.send_message(self._core, RelayCommand.XON, encode_xon(advice.kbps_ewma))
+
+    # --- called by the channel's reader ---------------------------------------------------------
+
+    def on_readable(self) -> None:
+        if self._flow is not None:
+            self._advise(self._flow.watch.queued(self._core.queued, trio.current_time()))
+        self._is_readable.unpark_all()
+
+    def on_writable(self) -> None:
+        self._is_writable.unpark_all()
+
+    def on_message(self, command: int, body: bytes) -> None:
+        try:
+            if command == RelayCommand.CONNECTED:
+                decode_connected(body)
+            elif command == RelayCommand.END:
+                self._end = decode_end(body).reason
+                self.circuit.forget_stream(self)
+            elif command == RelayCommand.XOFF and self._flow is not None:
+                decode_xoff(body)
+                self._flow.check.xoff()
+                self._core.pause()
+            elif command == RelayCommand.XON and self._flow is not None:
+                self._flow.check.xon(decode_xon(body))
+                self._core.resume()
+            else:
+                raise CircuitError(f"relay command {command} arrived for a stream that did not ask for it")
+        except CircuitError as error:
+            self.circuit.fail(error)
+        else:
+            self._wake()
+
+    def fail(self, error: TorkitError) -> None:
+        """The circuit has ended with `error`; what was received before can still be read."""
+        self._failure = error
+        self._wake()
+
+
+class StreamFlow:
+    """XON and XOFF of one stream: `watch` decides ours, `check` judges the peer's (proto/flow.py)."""
+
+    def __init__(self, params: StreamParams, clock: ClockGuard) -> None:
+        self.watch = DrainWatch(params, clock)
+        self.check = XoffCheck(params)
+        self._next_send_at = 0.0
+
+    async def sent(self, count: int) -> None:
+        """Note what was sent, and keep to the rate that the peer's last XON asked for."""
+        self.check.data_sent(count)
+        if self.check.rate is not None:
+            self._next_send_at = max(self._next_send_at, trio.current_time()) + count / self.check.rate
+            await trio.sleep_until(self._next_send_at)
+
+
+class ConflictGuard:
+    """Refuses a second task in the same direction at once, as trio's streams must."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._is_held = False
+
+    def __enter__(self) -> None:
+        if self._is_held:
+            raise trio.BusyResourceError(self._message)
+        self._is_held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._is_held = False

@@ -1,0 +1,168 @@
+"""TLS to a relay over a socket: reads everything at hand into one reusable buffer. No cells here.
+
+Relays write TLS records of about 4 KiB, and a general TLS stream would return one per call. This one
+takes all that the socket holds, decrypts every record of it, and wakes its caller once.
+
+The certificate proves nothing here, so TLS itself verifies nothing: the CERTS cell that follows ties it
+to the relay's identity (proto/certs.py).
+"""
+
+import socket
+import ssl
+from random import SystemRandom
+
+import trio
+
+from torkit.errors import ChannelClosed, ChannelError
+
+# Implementation limit, bytes: what one read may bring. A busy relay's burst; larger gains nothing
+# measurable and stays resident.
+READ_LEN = 131072
+
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def _client_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def random_server_name(rng: SystemRandom) -> str:
+    """A host name for the ClientHello, as C tor makes them: www.<4 to 25 letters>.com."""
+    return f"www.{''.join(rng.choices(_BASE32, k=rng.randint(4, 25)))}.com"
+
+
+class TlsConnection:
+    """Driven by one reader and one writer task. Made by `connect`; `buffer` belongs to the reader."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = _client_context().wrap_bio(
+            self._incoming, self._outgoing, server_hostname=random_server_name(SystemRandom())
+        )
+        self.is_blocked = False  # the relay does not take what we send as fast as we send it
+        self._has_ended = False  # the relay has said goodbye in TLS
+        self._ciphertext = bytearray(READ_LEN)
+        # A record's plaintext is shorter than its ciphertext, so one read always fits; a partial record
+        # left over from the read before adds at most one more.
+        self.buffer = bytearray(READ_LEN + 16384)
+        self._view = memoryview(self.buffer)
+
+    @classmethod
+    async def connect(cls, address: str, port: int) -> "TlsConnection":
+        """Connect to an IP address and finish the TLS handshake.
+
+        Raises ChannelClosed where nobody answers, ChannelError where the peer does not speak TLS 1.2.
+        """
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await trio.socket.from_stdlib_socket(sock).connect((address, port))
+            connection = cls(sock)
+            await connection._handshake()
+        except OSError as error:
+            sock.close()
+            if isinstance(error, ssl.SSLError):
+                raise ChannelError(f"the TLS handshake with the relay failed: {error.reason}") from error
+            raise ChannelClosed(f"could not connect to the relay: {error.strerror or error}") from error
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+    async def _handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                if not await self._fill():
+                    raise ChannelClosed("the relay closed the connection during the TLS handshake") from None
+            else:
+                return await self._flush()
+
+    def peer_certificate(self) -> bytes:
+        """The relay's TLS certificate, DER."""
+        certificate = self._tls.getpeercert(binary_form=True)
+        if certificate is None:
+            raise ChannelError("the relay showed no TLS certificate")
+        return certificate
+
+    @property
+    def wants_to_send(self) -> bool:
+        """TLS has something of its own to say, such as an answer to a key update."""
+        return self._outgoing.pending > 0
+
+    async def receive(self) -> int:
+        """Wait for data and decrypt all of it into the start of `buffer`; its length, 0 at the end."""
+        try:
+            # Decrypting first: the last flight of the handshake may have brought data with it.
+            while not (count := self._decrypt()):
+                if self._has_ended or not await self._fill():
+                    break
+        except ssl.SSLError as error:
+            raise ChannelError(f"TLS from the relay is broken: {error.reason}") from error
+        except OSError as error:
+            raise ChannelClosed(f"the connection to the relay broke: {error.strerror or error}") from error
+        return count
+
+    def _decrypt(self) -> int:
+        count = 0
+        # Asking `pending` first: an SSLWantReadError costs nearly as much as a record.
+        while self._incoming.pending or self._tls.pending():
+            try:
+                got = self._tls.read(len(self.buffer) - count, self._view[count:])  # one record a call
+            except ssl.SSLWantReadError:
+                break
+            if not got:
+                self._has_ended = True
+                break
+            count += got  # type: ignore[operator]
+        return count
+
+    async def _fill(self) -> bool:
+        """Move what the socket holds into TLS; False at the end of the connection."""
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                count = self._sock.recv_into(self._ciphertext)
+            except (BlockingIOError, InterruptedError):
+                continue
+            if count:
+                self._incoming.write(memoryview(self._ciphertext)[:count])
+            return count > 0
+
+    async def send(self, data: bytes) -> None:
+        """Encrypt and send all of `data`. Must not be cancelled but to close the connection."""
+        try:
+            if data:
+                self._tls.write(data)
+            await self._flush()
+        except ssl.SSLError as error:
+            raise ChannelError(f"TLS to the relay is broken: {error.reason}") from error
+        except OSError as error:
+            raise ChannelClosed(f"the connection to the relay broke: {error.strerror or error}") from error
+
+    async def _flush(self) -> None:
+        while self._outgoing.pending:
+            pending = memoryview(self._outgoing.read())
+            while pending:
+                try:
+                    pending = pending[self._sock.send(pending) :]
+                except (BlockingIOError, InterruptedError):
+                    self.is_blocked = True
+                    try:
+                        await trio.lowlevel.wait_writable(self._sock)
+                    finally:
+                        self.is_blocked = False
+
+    def close(self) -> None:
+        trio.lowlevel.notify_closing(self._sock)
+        self._sock.close()
