@@ -20,8 +20,8 @@ test-setup:
 	@scripts/setup --tests
 
 lint: setup
-	@$(BIN)/ruff check -q
-	@$(BIN)/ruff format -q --check || { echo "make: not formatted; run $(BIN)/ruff format" >&2; exit 1; }
+	@$(BIN)/ruff check -q . scripts/demo
+	@$(BIN)/ruff format -q --check . scripts/demo || { echo "make: not formatted; run $(BIN)/ruff format" >&2; exit 1; }
 
 typecheck: setup
 	@$(BIN)/mypy --no-error-summary

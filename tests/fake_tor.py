@@ -13,6 +13,7 @@ from network_docs import authorities, consensus, relays
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import EndReason, StreamClosed
+from torkit.net.circuit import HopInfo
 from torkit.path import Constraints, choose_path
 
 
@@ -28,8 +29,8 @@ class FakeCircuit:
     is_closed: bool = False
 
     @property
-    def handshake_times(self) -> tuple[float, ...]:
-        return (0.1,) * len(self.path)
+    def hops(self) -> tuple[HopInfo, ...]:
+        return (HopInfo("ntor", "tor1", "fixed", 100, 0.1),) * len(self.path)
 
     def close(self) -> None:
         self.is_closed = True

@@ -1,9 +1,9 @@
 """Scripted relays served over real TLS on loopback, as the client's side knows them. No tests here.
 
-    relays = fresh_relays(3)
-    async with serve_channel(relays[0]) as channel:            a link, its tasks running
-        circuit = await build(channel, relays)                 a circuit through all of them
-    async with serve_network(tmp_path) as network: ...         a signed directory of relays that can be used
+relays = fresh_relays(3)
+async with serve_channel(relays[0]) as channel:            a link, its tasks running
+    circuit = await build(channel, relays)                 a circuit through all of them
+async with serve_network(tmp_path) as network: ...         a signed directory of relays that can be used
 """
 
 import copy
@@ -315,9 +315,7 @@ async def serve_network(data_dir: Path, *, guards: int = 2, exits: int = 2) -> A
             fake.directory = service
         middle = relays["middle"]
         voters = tuple(
-            Authority(
-                one.nickname, "127.0.0.1", 80, None, bytes([n]) * 20, v3ident=one.v3ident, ipv6=None
-            )
+            Authority(one.nickname, "127.0.0.1", 80, None, bytes([n]) * 20, v3ident=one.v3ident, ipv6=None)
             for n, one in enumerate(signers)
         )
         fallback = Fallback(*middle.address, middle.rsa_identity, None)

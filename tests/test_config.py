@@ -10,6 +10,7 @@ from torkit.errors import StorageError, UsageError
 
 IDENT, PRINT = "AB" * 20, "cd" * 20
 AUTHORITY = f"test0 orport=5000 no-v2 v3ident={IDENT} 127.0.0.1:7000 {PRINT}"
+PUBLIC = load_network(None)
 FALLBACK = f"127.0.0.1:7001 orport=5001 id={PRINT} ipv6=[::1]:5002 weight=2.5"
 
 
@@ -135,18 +136,20 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_data_dir_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = data_dir(tmp_path / "a" / "b")
+    path = data_dir(PUBLIC, tmp_path / "a" / "b")
     assert path.is_dir()
     assert path.stat().st_mode & 0o777 == 0o700
-    assert data_dir(path) == path
+    assert data_dir(PUBLIC, path) == path
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert tmp_path in data_dir(None).parents
+    assert tmp_path in data_dir(PUBLIC, None).parents
+    other = load_network(write(tmp_path, f'authorities = ["{AUTHORITY}"]'))
+    assert data_dir(other, None) != data_dir(PUBLIC, None)
 
 
 def test_data_dir_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "x"):
         with pytest.raises(StorageError) as caught:
-            data_dir(path)
+            data_dir(PUBLIC, path)
         assert caught.value.hint is not None

@@ -128,9 +128,7 @@ def broken_rule(one: Import) -> str | None:
     return None
 
 
-MODULES = sorted(
-    path for pattern in ("*.py", "*.pyx", "*.pxd") for path in (ROOT / "torkit").rglob(pattern)
-)
+MODULES = sorted(path for pattern in ("*.py", "*.pyx", "*.pxd") for path in (ROOT / "torkit").rglob(pattern))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

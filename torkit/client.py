@@ -113,7 +113,7 @@ class Tor:
     def directory(self) -> Directory:
         """The newest usable directory. Raises NoDirectory before there is one."""
         if self._bootstrap.directory is None:
-            raise NoDirectory("there is no directory yet")
+            raise self._bootstrap.failure or NoDirectory("there is no directory yet")
         return self._bootstrap.directory
 
     async def connect(

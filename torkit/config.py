@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +63,11 @@ class Network:
     fallbacks: tuple[Fallback, ...]
     testing: bool
     distinct_subnets: bool
+
+    @property
+    def name(self) -> str:
+        """Digits that tell this network from others by its voters."""
+        return sha256(b"".join(sorted(self.voters))).hexdigest()[:16]
 
     @property
     def voters(self) -> dict[bytes, str]:
@@ -203,12 +209,13 @@ def parse_fallback(value: str) -> Fallback:
     return Fallback(address, or_port, identity, ipv6)
 
 
-def data_dir(explicit: Path | None) -> Path:
+def data_dir(network: Network, explicit: Path | None) -> Path:
     """Where cache and state are kept: `explicit`, or the platform's place for a user's state.
 
+    Networks do not share the platform's place: guards and documents of one mean nothing to another.
     Made, for its owner alone, where it is not there yet. Raises StorageError.
     """
-    path = user_state_path("torkit") if explicit is None else explicit
+    path = explicit or user_state_path("torkit") / network.name
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

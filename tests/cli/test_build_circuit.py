@@ -34,7 +34,8 @@ async def test_circuits_are_printed_as_lines_that_path_takes_and_closed(
     await build(tor, count=2, path=None, for_people=False)  # type: ignore[arg-type]
     lines = capsys.readouterr().out.splitlines()
     assert [path_from_json(line, tor.directory) for line in lines] == [one.path for one in tor.circuits]
-    assert json.loads(lines[0])["handshake_times"] == [0.1, 0.1, 0.1]
+    assert [hop["handshake"] for hop in json.loads(lines[0])["path"]] == ["ntor"] * 3
+    assert [hop["seconds"] for hop in json.loads(lines[0])["path"]] == [0.1] * 3
     assert [one.is_closed for one in tor.circuits] == [True, True]
 
 

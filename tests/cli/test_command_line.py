@@ -258,7 +258,7 @@ def test_signal_cancels_the_command_and_is_its_status(number: int, status: int) 
         "    finally:\n"
         "        print('cleaned up')\n"
         "app = cli.command_app()\n"
-        "app.command()(lambda: cli.run(command, cli.Options(None, None, False)))\n"
+        "app.command()(lambda: cli.run(command, cli.Options(None, None, 'exit', False)))\n"
         "cli.app = app\n"
         "cli.main()\n"
     )
@@ -278,7 +278,7 @@ def test_ignored_hangup_stays_ignored() -> None:
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "async def command():\n"
         "    os.kill(os.getpid(), signal.SIGHUP); await trio.lowlevel.checkpoint(); print('still here')\n"
-        "cli.run(command, cli.Options(None, None, False))\n"
+        "cli.run(command, cli.Options(None, None, 'exit', False))\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -3,7 +3,7 @@
 import pytest
 import trio
 import trio.testing
-from fakes import CONNECTFAILED, FakeCircuit, RelayCell, answer_create
+from fakes import CONNECTFAILED, FakeCircuit, RelayCell, answer_create, answer_extend2
 from served import (
     CONGESTION_CONTROL,
     Arrivals,
@@ -156,6 +156,7 @@ async def test_a_hop_that_never_answers_can_be_given_up(silent_hop: int) -> None
         if silent_hop == 1:  # the relay knows no hop of the other
             far, reason = await destroyed.next()
             assert (far.closed, reason) == (True, DestroyReason.NONE)
+        relays[0].on_create, relays[0].on_extend2 = answer_create, answer_extend2
         assert (await build(channel, relays)).error is None
         commands = [command for _, command, _ in relays[0].links[0].control_cells]
         assert Command.DESTROY in commands
@@ -428,5 +429,3 @@ async def test_the_wrong_tag_in_a_sendme_ends_the_circuit() -> None:
         with pytest.raises(StreamBroken):
             await stream.send_all(bytes(498 * 2000))
         assert isinstance(circuit.error, CircuitError)
-
-

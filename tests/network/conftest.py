@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from private_network import RunningTestnet, running_testnet
-from servers import BannerServer, EchoServer, SilentServer, SinkServer, WebServer
+from network.private_network import RunningTestnet, running_testnet
+from network.servers import BannerServer, EchoServer, SilentServer, SinkServer, WebServer
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ class Options:
 
     network: Path | None
     data_dir: Path | None
+    cgo: str
     verbose: bool
 
 
@@ -106,13 +107,20 @@ def torkit(
         Path | None,
         typer.Option(metavar="DIR", envvar="TORKIT_DATA_DIR", help="Where cache and state are kept."),
     ] = None,
+    cgo: Annotated[
+        str,
+        typer.Option(
+            metavar="exit|all|off",
+            help="Which hops are asked for Counter Galois Onion; exit is what C tor's clients do.",
+        ),
+    ] = "exit",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what happens.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """A Tor client for shells: a SOCKS proxy, a pipe, and the steps between them."""
-    context.obj = Options(network, data_dir, verbose)
+    context.obj = Options(network, data_dir, cgo, verbose)
 
 
 def main() -> NoReturn:
@@ -240,9 +248,15 @@ async def open_client(options: Options, *, consensus: bytes | None = None) -> "A
     """The client that the global options describe."""
     from torkit.client import open_tor
     from torkit.config import data_dir, load_network
+    from torkit.proto.circuit import Cgo
 
     network = load_network(options.network)
-    async with open_tor(network=network, data_dir=data_dir(options.data_dir), consensus=consensus) as tor:
+    directory = data_dir(network, options.data_dir)
+    try:
+        cgo = Cgo(options.cgo)
+    except ValueError:
+        raise UsageError(f"--cgo takes exit, all or off, not {options.cgo!r}") from None
+    async with open_tor(network=network, data_dir=directory, cgo=cgo, consensus=consensus) as tor:
         yield tor
 
 

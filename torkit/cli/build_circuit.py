@@ -68,17 +68,19 @@ def paths(tor: "Tor", *, count: int | None, path: str | None) -> "Iterator[tuple
 
 
 def to_json(circuit: "Circuit") -> str:
-    """One line, which `--path` takes."""
+    """One line, which `--path` takes; each hop says how it was made."""
     from torkit.path import path_to_json
 
-    return json.dumps(json.loads(path_to_json(circuit.path)) | {"handshake_times": circuit.handshake_times})
+    document = json.loads(path_to_json(circuit.path))
+    for relay, hop in zip(document["path"], circuit.hops, strict=True):
+        relay |= hop._asdict()
+    return json.dumps(document)
 
 
 def to_text(circuit: "Circuit") -> str:
     """One row for each hop."""
-    rows = zip(circuit.path, circuit.handshake_times, strict=True)
     return "\n".join(
-        f"{hop}  {relay.nickname:<19}  {format_address(relay.address, relay.or_port):<21}"
-        f"  {1000 * seconds:7.1f} ms"
-        for hop, (relay, seconds) in enumerate(rows, 1)
+        f"{number}  {relay.nickname:<19}  {format_address(relay.address, relay.or_port):<21}"
+        f"  {hop.handshake:<7}  {hop.layer:<4}  {hop.flow_control:<5}  {1000 * hop.seconds:7.1f} ms"
+        for number, (relay, hop) in enumerate(zip(circuit.path, circuit.hops, strict=True), 1)
     )

@@ -25,6 +25,7 @@ from torkit.directory.consensus import (
 )
 from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs
+from torkit.directory.netdoc import decode_protocols
 from torkit.errors import DocumentError, NoDirectory, StorageError, TorkitError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit
@@ -36,6 +37,15 @@ from torkit.net.directory import (
     fetch_consensus,
     fetch_microdescs,
 )
+
+# What we speak of the subprotocols that clients may be required to. Those of onion services are not ours
+# to lack: we offer none. subprotocol-versioning; proposals 264 and 303.
+SUPPORTED = decode_protocols(
+    "Cons=2 Desc=2-4 FlowCtrl=1-2 HSDir=2 HSIntro=4-5 HSRend=2 Link=4-5 Microdesc=2-3 Relay=2-6"
+)
+
+# 2026-11-22. What an older consensus requires may have been dropped since: proposal 297.
+RELEASED = 1_795_305_600
 
 # Implementation limits.
 STAGGER = 4.0  # seconds until another source is asked beside one that has not answered
@@ -117,6 +127,7 @@ class Bootstrap:
                     self._has_failed.set()
             else:
                 failed_rounds = 0
+                self.failure = None
             await trio.sleep(wait)
 
     async def _advance(self) -> float:
@@ -154,10 +165,9 @@ class Bootstrap:
             return
         try:
             verify(consensus, self._certificates, self._authorities, time.time(), tolerance=REASONABLY_LIVE)
+            self._adopt(consensus)
         except (NoDirectory, DocumentError) as error:
             logger.info("the cached consensus is not used: %s", error)
-            return
-        self._adopt(consensus)
 
     async def _save(self, save: Callable[..., None], *args: object) -> None:
         try:
@@ -203,6 +213,15 @@ class Bootstrap:
         return consensus, certificates
 
     def _adopt(self, consensus: Consensus) -> None:
+        """Use a verified consensus. Raises NoDirectory, and stops being ready, if it rules us out."""
+        missing = consensus.required_client_protocols.missing_from(SUPPORTED)
+        if missing and consensus.valid_after > RELEASED:
+            self.directory = None
+            self.is_ready = trio.Event()
+            raise NoDirectory(
+                f"the network requires of clients what this torkit does not speak: {' '.join(missing)}",
+                hint="update torkit",
+            )
         lifetime = consensus.fresh_until - consensus.valid_after
         earliest = consensus.fresh_until + 0.75 * lifetime
         # At random, so that clients neither fall upon the caches together nor are told apart by when

@@ -28,7 +28,7 @@ class Channels:
         while key in self._opening:
             await self._opening[key].wait()
         channel = self._open.get(key)
-        if channel is not None and channel.error is None:
+        if channel is not None and channel.error is None and _is_to(channel, relay):
             return channel
         opened = self._opening[key] = trio.Event()
         try:
@@ -76,3 +76,8 @@ class Channels:
                 scope.cancel()
                 return
             await trio.sleep_until(wake_at)
+
+
+def _is_to(channel: Channel, relay: Contact) -> bool:
+    """Whether a channel serves: it may have been made by the RSA identity alone, as to an authority."""
+    return relay.ed25519_identity in (None, channel.link.peer.ed25519)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import trio
 
 from torkit._fast.cells import Command, RelayCommand
+from torkit._fast.circuit import CIRCUIT_WINDOW_INCREMENT
 from torkit._fast.circuit import Circuit as CoreCircuit
 from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
 from torkit._fast.stream import Stream as CoreStream
@@ -46,12 +47,12 @@ class CircuitSettings:
 
 
 class HopInfo(NamedTuple):
-    """How a hop was made: names of the handshake and the layer, the SENDME increment under congestion
-    control or None, and the seconds its handshake took."""
+    """How a hop was made; `sendme_inc` is in DATA cells, `seconds` is what its handshake took."""
 
-    handshake: str
-    layer: str
-    congestion_control: int | None
+    handshake: str  # ntor, ntor-v3
+    layer: str  # tor1, cgo
+    flow_control: str  # fixed, vegas
+    sendme_inc: int
     seconds: float
 
 
@@ -69,11 +70,6 @@ class Circuit:
         self._vegas: list[flow.Vegas | None] = []
         self._streams: set[StreamOwner] = set()
         self._reply: _Reply | None = None
-
-    @property
-    def handshake_times(self) -> tuple[float, ...]:
-        """Seconds, one for each relay of `path`."""
-        return tuple(hop.seconds for hop in self.hops)
 
     # --- hops -------------------------------------------------------------------------------------
 
@@ -131,7 +127,13 @@ class Circuit:
         self._vegas.append(vegas)
         self.path += (relay,)
         self.hops += (
-            HopInfo(hop.handshake_type.name, hop.layer.name, hop.sendme_inc, trio.current_time() - started),
+            HopInfo(
+                handshake=hop.handshake_type.name.lower().replace("_", "-"),
+                layer=hop.layer.name.lower(),
+                flow_control="fixed" if vegas is None else "vegas",
+                sendme_inc=CIRCUIT_WINDOW_INCREMENT if vegas is None else vegas.increment,
+                seconds=trio.current_time() - started,
+            ),
         )
 
     async def _await_reply(self, command: int) -> bytes:

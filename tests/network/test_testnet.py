@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from private_network import RunningTestnet
-from servers import PAGE, WebServer, sha256_of
+from network.private_network import RunningTestnet
+from network.servers import PAGE, WebServer, sha256_of
 
 from torkit.errors import NotPossible, UsageError
 from torkit.testnet import (
