@@ -139,11 +139,12 @@ cdef class Channel:
         cdef Py_ssize_t length
         while not self.has_failed:
             length = self.cell_length(data + used, count - used)
-            if length <= 0 or length > count - used:
-                if length < 0 or length > VAR_HEADER_LEN + VAR_BODY_LEN_MAX:
-                    self.has_failed = True
-                    events.append(ChannelFailed(ChannelError(
-                        "a fixed-length cell came before VERSIONS" if length < 0 else f"a cell of {length} bytes arrived")))
+            if length < 0 or length > VAR_HEADER_LEN + VAR_BODY_LEN_MAX:
+                self.has_failed = True
+                events.append(ChannelFailed(ChannelError(
+                    "a fixed-length cell came before VERSIONS" if length < 0 else f"a cell of {length} bytes arrived")))
+                break
+            if length == 0 or length > count - used:
                 break
             self.receive_cell(data + used, length, events)
             used += length

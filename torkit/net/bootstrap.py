@@ -69,6 +69,8 @@ class Sources(Protocol):
 class Bootstrap:
     """Run `run` in a task; `directory` is the newest usable one, or None until there is one.
 
+    A newer one that lacks too many microdescriptors does not replace it until they have come.
+
     `authorities` maps v3 identities, 20 bytes, to nicknames.
     """
 
@@ -93,6 +95,7 @@ class Bootstrap:
         self._channels = channels
         self._rng = rng
         self._given = consensus
+        self._newest: Directory | None = None  # of the newest verified consensus, usable or not
         self._certificates: tuple[AuthorityCertificate, ...] = ()
         self._microdescs = Microdescs()
 
@@ -135,18 +138,17 @@ class Bootstrap:
         now = time.time()
         if self._given is not None:
             await self._use_given(self._given, now)
-        elif self.directory is None or now >= self._refresh_at:
+        elif self._newest is None or now >= self._refresh_at:
             try:
                 await self._fetch_consensus()
             except TorkitError:
                 # An old one goes on being used as long as it is reasonably live.
-                if self.directory is None or now > self.directory.consensus.valid_until + REASONABLY_LIVE:
+                if self._newest is None or now > self._newest.consensus.valid_until + REASONABLY_LIVE:
                     raise
                 logger.info("no newer consensus is to be had; the one at hand is still good")
                 await self._fetch_microdescs()
                 return LAST_RETRY
         await self._fetch_microdescs()
-        assert self.directory is not None
         if self._given is not None:
             return inf
         return max(self._refresh_at - time.time(), 1.0)
@@ -186,7 +188,7 @@ class Bootstrap:
         self._adopt(consensus)
 
     async def _use_given(self, consensus: Consensus, now: float) -> None:
-        if self.directory is None:
+        if self._newest is None:
             missing = missing_certificates(consensus, self._certificates, self._authorities, now)
             if missing:
                 fetched = await self._ask_any(lambda circuit: fetch_certificates(circuit, missing))
@@ -208,7 +210,7 @@ class Bootstrap:
                 c for c in kept.values() if c.identity in self._authorities and c.is_current(now)
             )
         verify(consensus, certificates, self._authorities, now)
-        if self.directory is not None and consensus.valid_after <= self.directory.consensus.valid_after:
+        if self._newest is not None and consensus.valid_after <= self._newest.consensus.valid_after:
             raise NoDirectory("the directory has no newer consensus than ours")
         return consensus, certificates
 
@@ -230,14 +232,15 @@ class Bootstrap:
         self._join(consensus)
 
     def _join(self, consensus: Consensus) -> None:
-        self.directory = Directory(consensus, self._microdescs)
-        if not self.is_ready.is_set() and self.directory.is_usable():
+        self._newest = Directory(consensus, self._microdescs)
+        if self._newest.is_usable():
+            self.directory = self._newest
             self.is_ready.set()
 
     async def _fetch_microdescs(self) -> None:
-        """Fetch what the directory lacks. Raises the last error if it is not usable without."""
-        assert self.directory is not None
-        missing = list(self.directory.missing)
+        """Fetch what the newest directory lacks. Raises the last error if it is not usable without."""
+        assert self._newest is not None
+        missing = list(self._newest.missing)
         if not missing:
             return
         self._rng.shuffle(missing)  # no source shall see which relays stand together in our list
@@ -247,11 +250,11 @@ class Bootstrap:
         async with trio.open_nursery() as nursery:
             while batch := list(islice(batches, MICRODESCS_PER_REQUEST)):
                 nursery.start_soon(self._fetch_batch, batch, limit, failures)
-        self._join(self.directory.consensus)
+        self._join(self._newest.consensus)
         now = time.time()
-        self._microdescs.mark_listed((d for d in self.directory.consensus.relays.digests if d), now)
+        self._microdescs.mark_listed((d for d in self._newest.consensus.relays.digests if d), now)
         await self._save(self._cache.save_microdescs, self._microdescs, now)
-        if not self.is_ready.is_set():
+        if self.directory is not self._newest:
             raise failures[-1] if failures else NoDirectory("too few microdescriptors are to be had")
 
     async def _fetch_batch(
@@ -272,6 +275,7 @@ class Bootstrap:
         """The first good answer of several sources; the next is asked when one fails or is slow."""
         answers: list[T] = []
         failures: list[TorkitError] = []
+        sources = self._sources(self.directory)
 
         async def attempt(source: Contact, is_over: trio.Event) -> None:
             try:
@@ -286,7 +290,7 @@ class Bootstrap:
                 is_over.set()
 
         async with trio.open_nursery() as nursery:
-            for source in islice(self._sources(self.directory), MAX_SOURCES):
+            for source in islice(sources, MAX_SOURCES):
                 is_over = trio.Event()
                 nursery.start_soon(attempt, source, is_over)
                 with trio.move_on_after(STAGGER):

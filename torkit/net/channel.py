@@ -114,7 +114,9 @@ class Channel:
                 self._handlers[type(event)](event)
             if self.error is not None:
                 return
-            self.flush()
+            # What the read made due, mostly SENDMEs, goes at once: waking the writer costs more.
+            if not self._tls.is_blocked and not self._tls.send_now(self._core.data_to_send()):
+                self._work.set()
 
     async def _write(self) -> None:
         while True:

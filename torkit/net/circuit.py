@@ -192,11 +192,12 @@ class Circuit:
 
         Raises StreamBroken where the exit cannot say. tor-spec, "Remote hostname lookup".
         """
+        question = messages.encode_resolve(name)
         core = self._open_stream(is_resolve=True)
         resolution = _Resolution(self)
         core.owner = resolution
         self._streams.add(resolution)
-        self._core.send(core.hop, RelayCommand.RESOLVE, core.id, messages.encode_resolve(name))
+        self._core.send(core.hop, RelayCommand.RESOLVE, core.id, question)
         self.flush()
         try:
             await resolution.has_come.wait()
@@ -217,10 +218,9 @@ class Circuit:
         self.flush()
 
     def send_message(self, core: CoreStream, command: RelayCommand, body: bytes) -> None:
-        """Send one message on a stream, if it is still open."""
+        """Seal one message on a stream, if it is still open; the caller flushes."""
         if not core.has_ended:
             self._core.send(core.hop, command, core.id, body)
-            self.flush()
 
     def forget_stream(self, owner: StreamOwner) -> None:
         """The peer has ended it."""

@@ -201,6 +201,8 @@ async def _build(
         with trio.fail_after(BUILD_TIMEOUT):
             circuit = (await channels.get(first)).open_circuit(relay_early_count, settings)
             await add_hops(circuit)
+            if circuit.error is not None:  # it ended in the same read as its last handshake
+                raise circuit.error
     except BaseException as error:
         if circuit is not None:
             circuit.close()

@@ -17,6 +17,7 @@ from torkit.net.circuit import Circuit
 REQUEST_TIMEOUT = 60.0  # seconds without a byte, as long as C tor allows a stalled answer
 HEAD_LEN_MAX = 16384  # bytes of status line and headers; real ones take 300
 BODY_LEN_MAX = 32 << 20  # bytes, decompressed; the public consensus takes 3.5 million
+STREAMS_MAX = 512  # compressed streams in one answer, each of which has what follows it copied
 MICRODESCS_PER_REQUEST = 500  # what one request line of 22 KB names
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([ -~]*))?")
@@ -76,7 +77,7 @@ def decode_answer(answer: bytes) -> bytes:
         name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)
     }
     length = headers.get(b"content-length")
-    if length is not None and (not length.isdigit() or int(length) != len(body)):
+    if length is not None and length != b"%d" % len(body):
         raise DocumentError(f"a directory answer of {len(body)} bytes was announced as {length[:20]!r}")
     encoding = headers.get(b"content-encoding", b"identity")
     if encoding == b"identity":
@@ -89,7 +90,7 @@ def decode_answer(answer: bytes) -> bytes:
 def _inflate(body: bytes) -> bytes:
     """zlib or gzip; relays may send several streams one after the other, bounded in sum."""
     inflated = bytearray()
-    while body:
+    for _ in range(STREAMS_MAX):
         decompressor = zlib.decompressobj(wbits=47)  # either header
         try:
             inflated += decompressor.decompress(body, BODY_LEN_MAX + 1 - len(inflated))
@@ -100,4 +101,6 @@ def _inflate(body: bytes) -> bytes:
         if not decompressor.eof:
             raise DocumentError("a directory answer is truncated")
         body = decompressor.unused_data
-    return bytes(inflated)
+        if not body:
+            return bytes(inflated)
+    raise DocumentError(f"a directory answer has more than {STREAMS_MAX} compressed streams")

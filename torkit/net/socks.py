@@ -15,7 +15,7 @@ import logging
 import socket
 import struct
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import NoReturn, Protocol
 
@@ -55,10 +55,18 @@ MAX_CLIENTS = 512
 logger = logging.getLogger(__name__)
 
 
+class SocksStream(Protocol):
+    """What the proxy needs of a stream: torkit.net.stream.Stream is one."""
+
+    async def send_all(self, data: bytes | bytearray) -> None: ...
+    async def copy_to(self, descriptor: int) -> None: ...
+    async def aclose(self) -> None: ...
+
+
 class Connect(Protocol):
     """Opens a stream for one request; raises TorkitError."""
 
-    async def __call__(self, host: str, port: int, *, isolation: Hashable) -> trio.abc.Stream: ...
+    async def __call__(self, host: str, port: int, *, isolation: Hashable) -> SocksStream: ...
 
 
 class Answer(Protocol):
@@ -152,7 +160,7 @@ class _Proxy:
         except TorkitError as error:
             await _answer(client, encode_reply(request.version, reply_for(error)))
             return
-        async with stream:
+        async with aclosing(stream):
             # In a write of its own: ncat before 7.94 loses what arrives together with the reply.
             await client.send_all(encode_reply(request.version, Reply.SUCCEEDED))
             # From here on a close is a reset, whatever causes it, until the peer has ended in good order.
@@ -222,7 +230,7 @@ async def _negotiate(client: trio.SocketStream, handshake: Handshake) -> Request
     return None
 
 
-async def relay(stream: trio.abc.Stream, client: trio.SocketStream, early: bytes = b"") -> None:
+async def relay(stream: SocksStream, client: trio.SocketStream, early: bytes = b"") -> None:
     """Carry bytes both ways, `early` first to `stream`, until the peer ends it.
 
     Raises what `stream` raises when it ended otherwise than in good order, and trio.BrokenResourceError
@@ -239,8 +247,10 @@ async def relay(stream: trio.abc.Stream, client: trio.SocketStream, early: bytes
         await trio.sleep_forever()
 
     async def download() -> None:
-        while data := await stream.receive_some():
-            await client.send_all(data)
+        try:
+            await stream.copy_to(client.socket.fileno())
+        except OSError as error:
+            raise trio.BrokenResourceError("the client is gone") from error
 
     await race(upload, download, partial(_watch, client))
 

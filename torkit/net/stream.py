@@ -5,6 +5,7 @@ Tor has no half-close: `aclose` ends both directions. No windows are counted her
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import trio
@@ -47,6 +48,7 @@ class Stream(trio.abc.Stream):
         self._end: EndReason | None = None
         self._is_closed = False
         self._answered = trio.Event()
+        self._sink: _Sink | None = None
         self._is_readable = trio.lowlevel.ParkingLot()
         self._is_writable = trio.lowlevel.ParkingLot()
         self._send_guard = ConflictGuard("another task is sending on this stream")
@@ -94,12 +96,8 @@ class Stream(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             while True:
                 self._check_open()
-                data = self._core.take(-1 if max_bytes is None else max_bytes)
+                data = self._take(-1 if max_bytes is None else max_bytes)
                 if data:
-                    if self._flow is not None:
-                        self._advise(
-                            self._flow.watch.drained(len(data), self._core.queued, trio.current_time())
-                        )
                     self.circuit.flush()
                     return data
                 if self._end is EndReason.DONE:
@@ -107,6 +105,47 @@ class Stream(trio.abc.Stream):
                 if self._has_ended:
                     raise self._broken()
                 await self._is_readable.park()
+
+    async def copy_to(self, descriptor: int) -> None:
+        """Write all that arrives to a non-blocking descriptor, until the peer has ended in good order.
+
+        The fast road of `receive_some`: the channel's reader hands the bytes over by itself, and this
+        task wakes only where the descriptor is full or something ends. Raises as `receive_some` does, and
+        OSError where the descriptor fails.
+        """
+        with self._receive_guard:
+            sink = self._sink = _Sink(descriptor)
+            try:
+                while True:
+                    self._check_open()
+                    self._push(sink)
+                    self.circuit.flush()
+                    if sink.error is not None:
+                        raise sink.error
+                    if sink.unwritten:
+                        await trio.lowlevel.wait_writable(descriptor)
+                    elif self._core.queued:
+                        await trio.lowlevel.checkpoint()
+                    elif self._end is EndReason.DONE:
+                        return
+                    elif self._has_ended:
+                        raise self._broken()
+                    else:
+                        await self._is_readable.park()
+            finally:
+                self._sink = None
+
+    def _push(self, sink: _Sink) -> None:
+        """Move what has arrived into the sink, as far as it takes it."""
+        if not sink.unwritten:
+            sink.unwritten = memoryview(self._take(-1))
+        try:
+            while sink.unwritten:
+                sink.unwritten = sink.unwritten[os.write(sink.descriptor, sink.unwritten) :]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            sink.error = error
 
     def close(self) -> None:
         """Send END, once; what the peer has under way is dropped."""
@@ -119,6 +158,13 @@ class Stream(trio.abc.Stream):
     async def aclose(self) -> None:
         self.close()
         await trio.lowlevel.checkpoint()
+
+    def _take(self, max_bytes: int) -> bytes:
+        """Received bytes; whatever message that makes due is sealed."""
+        data = self._core.take(max_bytes)
+        if data and self._flow is not None:
+            self._advise(self._flow.watch.drained(len(data), self._core.queued, trio.current_time()))
+        return data
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -152,7 +198,12 @@ class Stream(trio.abc.Stream):
     def on_readable(self) -> None:
         if self._flow is not None:
             self._advise(self._flow.watch.queued(self._core.queued, trio.current_time()))
-        self._is_readable.unpark_all()
+        if self._sink is None:
+            self._is_readable.unpark_all()
+        elif not self._sink.unwritten:
+            self._push(self._sink)
+            if self._sink.unwritten or self._sink.error is not None:
+                self._is_readable.unpark_all()
 
     def on_writable(self) -> None:
         self._is_writable.unpark_all()
@@ -198,6 +249,15 @@ class StreamFlow:
         if self.check.rate is not None:
             self._next_send_at = max(self._next_send_at, trio.current_time()) + count / self.check.rate
             await trio.sleep_until(self._next_send_at)
+
+
+class _Sink:
+    """A descriptor that takes what a stream receives; `unwritten` is what it did not take yet."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.unwritten = memoryview(b"")
+        self.error: OSError | None = None
 
 
 class ConflictGuard:

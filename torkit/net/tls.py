@@ -45,7 +45,7 @@ class TlsConnection:
         self._tls = _client_context().wrap_bio(
             self._incoming, self._outgoing, server_hostname=random_server_name(SystemRandom())
         )
-        self.is_blocked = False  # the relay does not take what we send as fast as we send it
+        self._unsent = memoryview(b"")
         self._has_ended = False  # the relay has said goodbye in TLS
         self._ciphertext = bytearray(READ_LEN)
         # A record's plaintext is shorter than its ciphertext, so one read always fits; a partial record
@@ -82,11 +82,11 @@ class TlsConnection:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._flush()
+                await self.send(b"")
                 if not await self._fill():
                     raise ChannelClosed("the relay closed the connection during the TLS handshake") from None
             else:
-                return await self._flush()
+                return await self.send(b"")
 
     def peer_certificate(self) -> bytes:
         """The relay's TLS certificate, DER."""
@@ -97,8 +97,13 @@ class TlsConnection:
 
     @property
     def wants_to_send(self) -> bool:
-        """TLS has something of its own to say, such as an answer to a key update."""
-        return self._outgoing.pending > 0
+        """Something is left to send, be it TLS's own, such as an answer to a key update."""
+        return self.is_blocked or self._outgoing.pending > 0
+
+    @property
+    def is_blocked(self) -> bool:
+        """The relay does not take what we send as fast as we send it."""
+        return len(self._unsent) > 0
 
     async def receive(self) -> int:
         """Wait for data and decrypt all of it into the start of `buffer`; its length, 0 at the end."""
@@ -141,27 +146,28 @@ class TlsConnection:
 
     async def send(self, data: bytes) -> None:
         """Encrypt and send all of `data`. Must not be cancelled but to close the connection."""
+        while not self.send_now(data):
+            data = b""
+            await trio.lowlevel.wait_writable(self._sock)
+
+    def send_now(self, data: bytes) -> bool:
+        """Encrypt `data` and send what the socket takes; False if `send` must finish the rest.
+
+        Not to be called while `is_blocked`, so that what waits here stays bounded.
+        """
         try:
             if data:
                 self._tls.write(data)
-            await self._flush()
+            while self._unsent or self._outgoing.pending:
+                self._unsent = self._unsent or memoryview(self._outgoing.read())
+                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+        except (BlockingIOError, InterruptedError):
+            return False
         except ssl.SSLError as error:
             raise ChannelError(f"TLS to the relay is broken: {error.reason}") from error
         except OSError as error:
             raise ChannelClosed(f"the connection to the relay broke: {error.strerror or error}") from error
-
-    async def _flush(self) -> None:
-        while self._outgoing.pending:
-            pending = memoryview(self._outgoing.read())
-            while pending:
-                try:
-                    pending = pending[self._sock.send(pending) :]
-                except (BlockingIOError, InterruptedError):
-                    self.is_blocked = True
-                    try:
-                        await trio.lowlevel.wait_writable(self._sock)
-                    finally:
-                        self.is_blocked = False
+        return True
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
