@@ -6,7 +6,7 @@ async with open_tor(network=load_network(None), data_dir=data_dir(None)) as tor:
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path as FilePath
@@ -23,6 +23,8 @@ from torkit.errors import (
     Closed,
     EndReason,
     NoDirectory,
+    NoGuard,
+    NoPath,
     PeerError,
     StorageError,
     StreamClosed,
@@ -34,7 +36,7 @@ from torkit.guards import Guards
 from torkit.net.bootstrap import Bootstrap
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
-from torkit.net.circuits import Circuits, Path, build_circuit
+from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
 from torkit.net.contact import Contact, DirectoryServer
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path
@@ -85,6 +87,7 @@ class Tor:
         rng: Random,
         *,
         cgo: Cgo,
+        spare_circuits: int,
         consensus: bytes | None,
     ) -> None:
         self.network = network
@@ -92,6 +95,7 @@ class Tor:
         self._nursery = nursery
         self._rng = rng
         self._cgo = cgo
+        self._spare_circuits = spare_circuits
         self._clock = ClockGuard()
         self._guards = _load_guards(cache)
         self._channels = Channels(nursery, rng)
@@ -178,9 +182,14 @@ class Tor:
         failure: TorkitError = TimedOut("the stream was not tried")
         excluded: set[bytes] = set()
         for timeout in ATTEMPT_TIMEOUTS:
-            circuit = await self._circuits.acquire(
-                port, is_ipv6=is_ipv6, isolation=isolation, path=path, excluded=excluded
-            )
+            try:
+                circuit = await self._circuits.acquire(
+                    port, is_ipv6=is_ipv6, isolation=isolation, path=path, excluded=excluded
+                )
+            except NoPath:
+                if not excluded:
+                    raise
+                break  # no other exit is left: why the last one failed says more
             try:
                 with trio.move_on_after(timeout):
                     return await use(circuit)
@@ -221,6 +230,7 @@ class Tor:
 
     def _guard(self, constraints: Constraints) -> Relay:
         known = list(self._guards.identities)
+        constraints = replace(constraints, distinct_subnets=self.network.distinct_subnets)
         guard = self._guards.choose(
             self.directory,
             constraints,
@@ -241,8 +251,9 @@ class Tor:
     def _directory_sources(self, directory: Directory | None) -> list[Contact]:
         """Our guard once there is one to ask; fallbacks, then authorities, each in random order."""
         sources: list[Contact] = []
-        if directory is not None and directory.is_usable():
-            sources.append(self._guard(Constraints()))
+        if directory is not None:
+            with suppress(NoGuard):
+                sources.append(self._guard(Constraints()))
         fallbacks = [
             DirectoryServer(f.identity, f.address, f.or_port, f.ipv6) for f in self.network.fallbacks
         ]
@@ -261,7 +272,7 @@ class Tor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._bootstrap.run)
             await self._bootstrap.is_ready.wait()
-            nursery.start_soon(self._circuits.keep_spares)
+            nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
 
     async def aclose(self) -> None:
         """Close every circuit, and see what has been sealed off, within CLOSE_TIMEOUT."""
@@ -272,18 +283,32 @@ class Tor:
 
 @asynccontextmanager
 async def open_tor(
-    *, network: Network, data_dir: FilePath, cgo: Cgo = Cgo.EXIT, consensus: bytes | None = None
+    *,
+    network: Network,
+    data_dir: FilePath,
+    cgo: Cgo = Cgo.EXIT,
+    spare_circuits: int = SPARE_COUNT,
+    consensus: bytes | None = None,
 ) -> AsyncIterator[Tor]:
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
     `cgo` says which hops are asked for Counter Galois Onion; by default those that C tor asks, since
-    whoever asks others is easier to tell apart. With `consensus`, that document is verified and used
+    whoever asks others is easier to tell apart. `spare_circuits` are kept ready for streams to come; none
+    serves a program that opens one and ends. With `consensus`, that document is verified and used
     instead of the cached or a fetched one. Raises DocumentError if it is none.
     """
     rng = SystemRandom()
     try:
         async with trio.open_nursery() as nursery:
-            tor = Tor(network, Cache(data_dir), nursery, rng, cgo=cgo, consensus=consensus)
+            tor = Tor(
+                network,
+                Cache(data_dir),
+                nursery,
+                rng,
+                cgo=cgo,
+                spare_circuits=spare_circuits,
+                consensus=consensus,
+            )
             nursery.start_soon(tor.run)
             try:
                 yield tor

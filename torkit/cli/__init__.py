@@ -244,19 +244,26 @@ def run(
 
 
 @asynccontextmanager
-async def open_client(options: Options, *, consensus: bytes | None = None) -> "AsyncIterator[Tor]":
+async def open_client(
+    options: Options, *, spare_circuits: int = 0, consensus: bytes | None = None
+) -> "AsyncIterator[Tor]":
     """The client that the global options describe."""
     from torkit.client import open_tor
     from torkit.config import data_dir, load_network
     from torkit.proto.circuit import Cgo
 
-    network = load_network(options.network)
-    directory = data_dir(network, options.data_dir)
     try:
         cgo = Cgo(options.cgo)
     except ValueError:
         raise UsageError(f"--cgo takes exit, all or off, not {options.cgo!r}") from None
-    async with open_tor(network=network, data_dir=directory, cgo=cgo, consensus=consensus) as tor:
+    network = load_network(options.network)
+    async with open_tor(
+        network=network,
+        data_dir=data_dir(network, options.data_dir),
+        cgo=cgo,
+        spare_circuits=spare_circuits,
+        consensus=consensus,
+    ) as tor:
         yield tor
 
 
@@ -291,10 +298,11 @@ def format_address(host: str, port: int) -> str:
 
 
 def seconds(value: str | float) -> float:
-    """The value of an option that takes a time. Raises ValueError, which Typer reports."""
-    if not (number := float(value)) >= 0:
-        raise ValueError("expected a number of seconds from 0")
-    return number
+    """The value of an option that takes a time. Raises typer.BadParameter."""
+    with suppress(ValueError):
+        if (number := float(value)) >= 0:
+            return number
+    raise typer.BadParameter("expected a number of seconds from 0")
 
 
 def parse_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 app = command_app()
 
+SPARE_CIRCUITS = 2  # ready before they are asked for; a --path has its own
+
 
 @app.command()
 def socks(
@@ -63,7 +65,7 @@ def socks(
 
     async def command() -> None:
         listener = await open_listener(host, port)
-        async with listener, open_client(options) as tor:
+        async with listener, open_client(options, spare_circuits=SPARE_CIRCUITS) as tor:
             await serve(tor, listener, path=path, ready_file=ready_file)
 
     run(command, options, on_sigterm=OK)

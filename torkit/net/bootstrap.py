@@ -143,7 +143,10 @@ class Bootstrap:
                 await self._fetch_consensus()
             except TorkitError:
                 # An old one goes on being used as long as it is reasonably live.
-                if self._newest is None or now > self._newest.consensus.valid_until + REASONABLY_LIVE:
+                if self._newest is None:
+                    raise
+                if now > self._newest.consensus.valid_until + REASONABLY_LIVE:
+                    self._drop()
                     raise
                 logger.info("no newer consensus is to be had; the one at hand is still good")
                 await self._fetch_microdescs()
@@ -166,7 +169,7 @@ class Bootstrap:
         if consensus is None or self._given is not None:
             return
         try:
-            verify(consensus, self._certificates, self._authorities, time.time(), tolerance=REASONABLY_LIVE)
+            self._verify(consensus, self._certificates, time.time(), tolerance=REASONABLY_LIVE)
             self._adopt(consensus)
         except (NoDirectory, DocumentError) as error:
             logger.info("the cached consensus is not used: %s", error)
@@ -193,7 +196,7 @@ class Bootstrap:
             if missing:
                 fetched = await self._ask_any(lambda circuit: fetch_certificates(circuit, missing))
                 self._certificates += parse_certificates(fetched)
-            verify(consensus, self._certificates, self._authorities, now)
+            self._verify(consensus, self._certificates, now)
             self._adopt(consensus)
 
     async def _ask_for_consensus(
@@ -209,17 +212,29 @@ class Bootstrap:
             certificates = tuple(
                 c for c in kept.values() if c.identity in self._authorities and c.is_current(now)
             )
-        verify(consensus, certificates, self._authorities, now)
+        self._verify(consensus, certificates, now)
         if self._newest is not None and consensus.valid_after <= self._newest.consensus.valid_after:
             raise NoDirectory("the directory has no newer consensus than ours")
         return consensus, certificates
+
+    def _verify(
+        self,
+        consensus: Consensus,
+        certificates: Sequence[AuthorityCertificate],
+        now: float,
+        *,
+        tolerance: float = 0,
+    ) -> None:
+        """Check flavor, times and signatures. Raises DocumentError or NoDirectory."""
+        if consensus.flavor != "microdesc":
+            raise DocumentError(f"a consensus of flavor {consensus.flavor} came, microdesc expected")
+        verify(consensus, certificates, self._authorities, now, tolerance=tolerance)
 
     def _adopt(self, consensus: Consensus) -> None:
         """Use a verified consensus. Raises NoDirectory, and stops being ready, if it rules us out."""
         missing = consensus.required_client_protocols.missing_from(SUPPORTED)
         if missing and consensus.valid_after > RELEASED:
-            self.directory = None
-            self.is_ready = trio.Event()
+            self._drop()
             raise NoDirectory(
                 f"the network requires of clients what this torkit does not speak: {' '.join(missing)}",
                 hint="update torkit",
@@ -237,25 +252,33 @@ class Bootstrap:
             self.directory = self._newest
             self.is_ready.set()
 
+    def _drop(self) -> None:
+        """Nothing at hand may be used any more."""
+        self.directory = self._newest = None
+        if self.is_ready.is_set():
+            self.is_ready = trio.Event()
+
     async def _fetch_microdescs(self) -> None:
         """Fetch what the newest directory lacks. Raises the last error if it is not usable without."""
         assert self._newest is not None
-        missing = list(self._newest.missing)
-        if not missing:
-            return
+        failures: list[TorkitError] = []
+        if self._newest.missing:
+            await self._fetch_missing(self._newest, failures)
+        if self.directory is not self._newest:
+            raise failures[-1] if failures else NoDirectory("too few relays are known to build circuits")
+
+    async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
+        missing = list(directory.missing)
         self._rng.shuffle(missing)  # no source shall see which relays stand together in our list
         batches = iter(missing)
-        failures: list[TorkitError] = []
         limit = trio.CapacityLimiter(CONCURRENT_BATCHES)
         async with trio.open_nursery() as nursery:
             while batch := list(islice(batches, MICRODESCS_PER_REQUEST)):
                 nursery.start_soon(self._fetch_batch, batch, limit, failures)
-        self._join(self._newest.consensus)
+        self._join(directory.consensus)
         now = time.time()
-        self._microdescs.mark_listed((d for d in self._newest.consensus.relays.digests if d), now)
+        self._microdescs.mark_listed((d for d in directory.consensus.relays.digests if d), now)
         await self._save(self._cache.save_microdescs, self._microdescs, now)
-        if self.directory is not self._newest:
-            raise failures[-1] if failures else NoDirectory("too few microdescriptors are to be had")
 
     async def _fetch_batch(
         self, digests: list[bytes], limit: trio.CapacityLimiter, failures: list[TorkitError]

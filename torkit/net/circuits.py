@@ -143,13 +143,13 @@ class Circuits:
         for entry in list(self._circuits):
             entry.circuit.close()
 
-    async def keep_spares(self) -> None:
-        """Keep SPARE_COUNT clean circuits ready and close those that have served; never returns."""
+    async def keep_spares(self, count: int = SPARE_COUNT) -> None:
+        """Keep `count` clean circuits ready and close those that have served; never returns."""
         while True:
             self._spare_is_wanted = trio.Event()
             self._close_worn()
             wait = MAX_DIRTINESS / 10
-            if sum(entry.dirty_since is None for entry in self._circuits) < SPARE_COUNT:
+            if sum(entry.dirty_since is None for entry in self._circuits) < count:
                 try:
                     await self._build_any(None, False, None, ())
                     continue

@@ -1,0 +1,13 @@
+"""What holds for every test."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_public_network() -> Iterator[None]:
+    """A torkit started without naming a network would go to the public one: make it fail instead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORKIT_NETWORK", "/nonexistent/no-test-may-reach-the-public-network.toml")
+        yield
