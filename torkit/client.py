@@ -17,7 +17,7 @@ import trio
 
 from torkit.config import Network
 from torkit.directory.cache import Cache
-from torkit.directory.consensus import parse_consensus
+from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import (
     Closed,
@@ -112,6 +112,10 @@ class Tor:
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
         await self._bootstrap.wait_ready()
+
+    async def fetch_consensus(self) -> Consensus:
+        """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
+        return await self._bootstrap.wait_consensus()
 
     @property
     def directory(self) -> Directory:

@@ -28,8 +28,7 @@ def fetch_consensus(
 
     async def command() -> None:
         async with open_client(options) as tor:
-            await tor.wait_ready()
-            consensus = tor.directory.consensus
+            consensus = await tor.fetch_consensus()
         data = relays_to_json(consensus) if as_json else consensus.text
         if output == Path("-"):
             sys.stdout.buffer.write(data)

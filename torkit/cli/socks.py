@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 app = command_app()
 
 SPARE_CIRCUITS = 2  # ready before they are asked for; a --path has its own
+MAX_DESCRIPTORS = 16_384  # of which each client takes one
+RESERVED_DESCRIPTORS = 64  # for relays, files and the like
 
 
 @app.command()
@@ -64,11 +66,23 @@ def socks(
         ready_file.unlink(missing_ok=True)  # of an earlier proxy
 
     async def command() -> None:
+        max_clients = allow_descriptors() - RESERVED_DESCRIPTORS
         listener = await open_listener(host, port)
         async with listener, open_client(options, spare_circuits=SPARE_CIRCUITS) as tor:
-            await serve(tor, listener, path=path, ready_file=ready_file)
+            await serve(tor, listener, path=path, ready_file=ready_file, max_clients=max_clients)
 
     run(command, options, on_sigterm=OK)
+
+
+def allow_descriptors() -> int:
+    """Raise this process's limit of open files as far as the system lets it; the limit then."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted)
 
 
 async def open_listener(host: str, port: int) -> "trio.SocketListener":
@@ -86,7 +100,12 @@ async def open_listener(host: str, port: int) -> "trio.SocketListener":
 
 
 async def serve(
-    tor: "Tor", listener: "trio.SocketListener", *, path: str | None, ready_file: Path | None
+    tor: "Tor",
+    listener: "trio.SocketListener",
+    *,
+    path: str | None,
+    ready_file: Path | None,
+    max_clients: int = MAX_DESCRIPTORS,
 ) -> None:
     """Serve until cancelled, and say when circuits can be built."""
     import trio
@@ -102,6 +121,7 @@ async def serve(
                 [listener],
                 connect=partial(tor.connect, path=relays),
                 resolve=partial(tor.resolve, path=relays),
+                max_clients=max_clients,
             )
         )
         address = format_address(*listener.socket.getsockname()[:2])

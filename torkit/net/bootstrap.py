@@ -89,6 +89,7 @@ class Bootstrap:
         self.is_ready = trio.Event()
         self.failure: TorkitError | None = None
         self._has_failed = trio.Event()
+        self._has_consensus = trio.Event()
         self._authorities = authorities
         self._sources = sources
         self._cache = cache
@@ -101,6 +102,20 @@ class Bootstrap:
 
     async def wait_ready(self) -> Directory:
         """The directory, once circuits may be built on it. Raises why there is none, after some rounds."""
+        await self._wait_for(self.is_ready)
+        if self.directory is None:
+            raise self.failure or NoDirectory("there is no directory yet")
+        return self.directory
+
+    async def wait_consensus(self) -> Consensus:
+        """A verified consensus, whether its microdescriptors have come or not. Raises as `wait_ready`."""
+        await self._wait_for(self._has_consensus)
+        if self._newest is None:
+            raise self.failure or NoDirectory("there is no consensus yet")
+        return self._newest.consensus
+
+    async def _wait_for(self, event: trio.Event) -> None:
+        """Until `event`, or until some rounds have failed."""
         async with trio.open_nursery() as nursery:
 
             async def wait_failed() -> None:
@@ -108,11 +123,8 @@ class Bootstrap:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(wait_failed)
-            await self.is_ready.wait()
+            await event.wait()
             nursery.cancel_scope.cancel()
-        if self.directory is not None and self.is_ready.is_set():
-            return self.directory
-        raise self.failure or NoDirectory("there is no directory yet")
 
     async def run(self) -> None:
         """Never returns. Failures are kept in `failure` and tried again."""
@@ -248,6 +260,7 @@ class Bootstrap:
 
     def _join(self, consensus: Consensus) -> None:
         self._newest = Directory(consensus, self._microdescs)
+        self._has_consensus.set()
         if self._newest.is_usable():
             self.directory = self._newest
             self.is_ready.set()
