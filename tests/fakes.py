@@ -1,7 +1,8 @@
 """A scriptable Tor relay for tests: the server's side of the link, circuit and stream protocols.
 
 Plain Python over hashlib and `cryptography`, written from the specifications and sharing nothing with
-torkit but the command numbers, so that each side checks the other. Slow and obvious is right here.
+torkit but the command numbers, so that each side checks the other; CGO is the oracle's (reference.py).
+Slow and obvious is right here.
 
     relay = FakeRelay()                       keys, certificates, and a handler for each thing that can arrive
     link = relay.link()                       one connection: the plaintext inside TLS
@@ -22,6 +23,10 @@ replace one, or reach in and send something:
     circuit.send(3, RelayCommand.DROP, wrong_digest=True)               recognized by nobody
     link.push(cell[:100]); link.close()                                 ends in mid-cell
 
+What a relay can do is what its `protocols` say: a whole relay (FULL) speaks ntor-v3, congestion control and
+CGO with whoever asks, and WITHOUT_NTOR_V3, WITHOUT_CONGESTION_CONTROL, WITHOUT_CGO are older ones. It refuses
+a handshake that asks for more. `relay.edit_extensions` answers one with something else.
+
 What the *client* does wrong is answered as a relay would (DESTROY, closed link) and noted in
 `relay.complaints`, which a test of an honest client asserts to be empty.
 """
@@ -41,6 +46,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import reference
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -67,11 +73,22 @@ MAX_RELAY_EARLY = 8  # tor-spec, "Handling relay_early cells"
 
 NTOR, NTOR_V3 = 2, 3  # handshake types of CREATE2
 CC_REQUEST, CC_RESPONSE, SUBPROTO_REQUEST = 1, 2, 3  # ntor-v3 extension types
+RELAY_CRYPT_CGO = b"\x02\x06"  # a subprotocol request for Relay=6
 
 PROTOCOL, CONNECTFAILED, OR_IDENTITY = 1, 6, 7  # reasons in DESTROY
 DONE, EXITPOLICY, NOTDIRECTORY = 6, 4, 14  # reasons in END
 
 SENDME_V1 = 1
+
+# Relay-cell format v1, proposals 340 and 359: the commands that carry a stream id, and the others.
+STREAM_COMMANDS = frozenset({1, 2, 3, 4, 11, 12, 13, 43, 44})
+OTHER_COMMANDS = frozenset({5, 6, 7, 8, 9, 10, 14, 15})
+
+# What a relay lists in its "pr" line.
+FULL = "Cons=2 DirCache=2 FlowCtrl=1-2 Link=4-5 Microdesc=2 Relay=2-6"
+WITHOUT_NTOR_V3 = "Cons=2 DirCache=2 FlowCtrl=1-2 Link=4-5 Microdesc=2 Relay=2-3"
+WITHOUT_CONGESTION_CONTROL = "Cons=2 DirCache=2 FlowCtrl=1 Link=4-5 Microdesc=2 Relay=2-6"
+WITHOUT_CGO = "Cons=2 DirCache=2 FlowCtrl=1-2 Link=4-5 Microdesc=2 Relay=2-4"
 
 
 def ignore(*_: object) -> None:
@@ -119,11 +136,11 @@ def _aes_ctr(key: bytes) -> CipherContext:
 class Tor1Layer:
     """AES-128-CTR and running SHA-1 digests of one hop. tor-spec, "Routing relay cells", "Relay cells".
 
-    A layer of another kind (CGO) has the same four methods and its own `TAG_LEN`.
+    CgoLayer has the same four methods. `command` is the cell's: RELAY or RELAY_EARLY.
     """
 
-    TAG_LEN = 20
     KEY_MATERIAL_LEN = 72
+    DATA_LEN_MAX = RELAY_BODY_LEN
 
     def __init__(self, key_material: bytes) -> None:
         """`key_material` is Df | Db | Kf | Kb: 20, 20, 16 and 16 bytes."""
@@ -132,7 +149,7 @@ class Tor1Layer:
         self._forward_cipher = _aes_ctr(key_material[40:56])
         self._backward_cipher = _aes_ctr(key_material[56:72])
 
-    def open_forward(self, body: bytes) -> tuple[bytes, bytes | None]:
+    def open_forward(self, command: int, body: bytes) -> tuple[bytes, bytes | None]:
         """Take off this hop's layer: the bytes, and the SENDME tag if the cell is for this hop."""
         body = self._forward_cipher.update(body)
         if body[1:3] != b"\0\0":
@@ -154,21 +171,86 @@ class Tor1Layer:
         return RelayCell(command, stream_id, body[RELAY_HEADER_LEN : RELAY_HEADER_LEN + length], early)
 
     def originate(
-        self, cell: RelayCell, *, recognized: int = 0, length: int | None = None, wrong_digest: bool = False
+        self,
+        command: int,
+        cell: RelayCell,
+        *,
+        recognized: int = 0,
+        length: int | None = None,
+        wrong_digest: bool = False,
     ) -> tuple[bytes, bytes]:
-        """Encode and seal a cell of this hop's own, without its encryption: bytes and SENDME tag."""
+        """Encode and seal a cell of this hop's own: the body as it leaves the hop, and the SENDME tag."""
         length = len(cell.body) if length is None else length
         head = struct.pack(">BHHIH", cell.command, recognized, cell.stream_id, 0, length)
-        room = RELAY_BODY_LEN - len(cell.body)
-        body = head + cell.body + bytes(min(4, room)) + os.urandom(max(0, room - 4))
+        body = _pad(head + cell.body)
         self._backward_digest.update(body)
         tag = self._backward_digest.digest()
         digest = bytes(byte ^ 0xFF for byte in tag[:4]) if wrong_digest else tag[:4]
-        return body[:5] + digest + body[9:], tag
+        return self.encrypt_backward(command, body[:5] + digest + body[9:]), tag
 
-    def encrypt_backward(self, body: bytes) -> bytes:
+    def encrypt_backward(self, command: int, body: bytes) -> bytes:
         """Add this hop's layer to a cell on its way to the client."""
         return self._backward_cipher.update(body)
+
+
+class CgoLayer:
+    """Counter Galois Onion and relay-cell format v1 of one hop. Proposals 359 and 340."""
+
+    TAG_LEN = 16
+    KEY_MATERIAL_LEN = 160
+    DATA_LEN_MAX = CELL_BODY_LEN - 16 - 5
+
+    def __init__(self, key_material: bytes) -> None:
+        self._layer = reference.CgoLayer(key_material)
+
+    def open_forward(self, command: int, body: bytes) -> tuple[bytes, bytes | None]:
+        return self._layer.relay_forward(command, body)
+
+    def decode(self, body: bytes, *, early: bool) -> RelayCell:
+        command, length = struct.unpack_from(">BH", body, self.TAG_LEN)
+        at, stream_id = self.TAG_LEN + 3, 0
+        if command in STREAM_COMMANDS:
+            stream_id = int.from_bytes(body[at : at + 2], "big")
+            at += 2
+            if stream_id == 0:
+                raise ValueError(f"relay command {command} without a stream id")
+        elif command not in OTHER_COMMANDS:
+            raise ValueError(f"unknown relay command {command}")
+        if at + length > CELL_BODY_LEN:
+            raise ValueError(f"a relay cell announces {length} bytes")
+        if any(body[at + length : at + length + 4]):
+            raise ValueError("the first four bytes of padding are not zero")
+        return RelayCell(command, stream_id, body[at : at + length], early)
+
+    def originate(
+        self,
+        command: int,
+        cell: RelayCell,
+        *,
+        recognized: int = 0,
+        length: int | None = None,
+        wrong_digest: bool = False,
+    ) -> tuple[bytes, bytes]:
+        """`wrong_digest` spoils the tag; `recognized` does not exist here."""
+        if recognized:
+            raise ValueError("format v1 has no field 'recognized'")
+        length = len(cell.body) if length is None else length
+        head = struct.pack(">BH", cell.command, length)
+        if cell.command in STREAM_COMMANDS:
+            head += struct.pack(">H", cell.stream_id)
+        elif cell.stream_id:
+            raise ValueError(f"in format v1, relay command {cell.command} has no stream id")
+        body, tag = self._layer.relay_originate(command, _pad(bytes(self.TAG_LEN) + head + cell.body))
+        return (bytes([body[0] ^ 0xFF]) + body[1:] if wrong_digest else body), tag
+
+    def encrypt_backward(self, command: int, body: bytes) -> bytes:
+        return self._layer.relay_backward(command, body)
+
+
+def _pad(body: bytes) -> bytes:
+    """Four zero bytes, then random ones. tor-spec, "Relay cells"."""
+    room = CELL_BODY_LEN - len(body)
+    return body + bytes(min(4, room)) + os.urandom(max(0, room - 4))
 
 
 # --- Handshakes, the relay's half ----------------------------------------------------------------------
@@ -365,6 +447,15 @@ def encode_certs(certs: Iterable[tuple[int, bytes]]) -> bytes:
 # --- The relay -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """What the extensions of an ntor-v3 handshake settle: the reply's message, and what the hop will use."""
+
+    reply: bytes
+    congestion_control: bool = False
+    cgo: bool = False
+
+
 class FakeRelay:
     """The keys of one relay and its way to answer. Holds no connection itself: see `link`.
 
@@ -387,8 +478,10 @@ class FakeRelay:
         self.ntor_onion_key = _public_bytes(self.onion_key)
 
         self.link_versions: tuple[int, ...] = (3, 4, 5)
-        self.cc_sendme_inc: int | None = None  # speaks congestion control where this is a number
+        self.protocols = FULL
+        self.cc_sendme_inc = 31  # DATA cells to a SENDME under congestion control
         self.cc_cwnd = 1000  # cells; the fake's congestion window never moves
+        self.cc_xoff_client = 500  # cells of 488 bytes that a client must have had for each XOFF
         self.known: list[FakeRelay] = []  # the relays that EXTEND2 can reach from here
         self.hosts: dict[str, list[str]] = {}  # what RESOLVE answers
 
@@ -398,6 +491,9 @@ class FakeRelay:
 
         # The answers. Typed loosely so that a test's lambda may return anything.
         self.edit_certs: Callable[[list[tuple[int, bytes]]], list[tuple[int, bytes]]] = lambda certs: certs
+        self.edit_extensions: Callable[[list[tuple[int, bytes]]], list[tuple[int, bytes]]] = (
+            lambda extensions: extensions
+        )
         self.on_versions: Callable[[FakeLink], object] = answer_versions
         self.on_netinfo: Callable[[FakeLink, bytes], object] = ignore
         self.on_create: Callable[[FakeCircuit, int, bytes], object] = answer_create
@@ -433,17 +529,27 @@ class FakeRelay:
             (7, make_rsa_crosscert(self.ed_identity, signer=self.rsa_key, expires=expires)),
         ]
 
-    def answer_extensions(self, message: bytes) -> tuple[bytes, bool]:
-        """The reply to a client's ntor-v3 message, and whether congestion control was agreed.
+    def supports(self, name: str, version: int) -> bool:
+        """Whether `protocols` list a subprotocol's version. tor-spec, "Subprotocol versioning"."""
+        ranges = dict(entry.split("=") for entry in self.protocols.split()).get(name, "")
+        for low, _, high in (part.partition("-") for part in ranges.split(",") if part):
+            if int(low) <= version <= int(high or low):
+                return True
+        return False
 
-        Proposal 324, "How to negotiate". A request for a subprotocol is one for what this fake lacks.
-        """
+    def answer_extensions(self, message: bytes) -> "Agreement":
+        """What comes of a client's ntor-v3 message. Proposal 324, "How to negotiate"; proposal 346."""
         wanted = decode_extensions(message)
-        if SUBPROTO_REQUEST in wanted:
+        has_cc = CC_REQUEST in wanted and self.supports("FlowCtrl", 2)
+        has_cgo = SUBPROTO_REQUEST in wanted
+        if has_cgo and not (self.supports("Relay", 5) and self.supports("Relay", 6)):
             raise HandshakeRefusedError("asked for a subprotocol that this relay does not advertise")
-        if CC_REQUEST not in wanted or self.cc_sendme_inc is None:
-            return encode_extensions([]), False
-        return encode_extensions([(CC_RESPONSE, bytes([self.cc_sendme_inc]))]), True
+        if has_cgo and wanted[SUBPROTO_REQUEST] != RELAY_CRYPT_CGO:
+            raise HandshakeRefusedError("asked for a subprotocol that is not negotiated")
+        if has_cgo and not has_cc:
+            raise HandshakeRefusedError("CGO without congestion control")
+        reply = [(CC_RESPONSE, bytes([self.cc_sendme_inc]))] if has_cc else []
+        return Agreement(encode_extensions(self.edit_extensions(reply)), has_cc, has_cgo)
 
     def handshake(self, handshake_type: int, data: bytes) -> tuple[bytes, "FakeHop"]:
         """Answer a client's ntor or ntor-v3 handshake: the reply and the new hop."""
@@ -452,21 +558,24 @@ class FakeRelay:
             reply, keys = answer_handshake_ntor(
                 data, node_id=self.rsa_identity, onion_key=self.onion_key, ephemeral=ephemeral
             )
-            return reply, FakeHop(self, Tor1Layer(keys))
-        if handshake_type != NTOR_V3:
+            return reply, FakeHop(self, Tor1Layer(keys), NTOR)
+        if handshake_type != NTOR_V3 or not self.supports("Relay", 4):
             raise HandshakeRefusedError(f"handshake type {handshake_type}")
-        agreed: list[bool] = []
+        agreed: list[Agreement] = []
 
         def reply_to(message: bytes) -> bytes:
-            answer, congestion_control = self.answer_extensions(message)
-            agreed.append(congestion_control)
-            return answer
+            agreed.append(self.answer_extensions(message))
+            return agreed[0].reply
 
         reply, key_stream = answer_handshake_ntor_v3(
             data, node_id=self.ed_identity, onion_key=self.onion_key, ephemeral=ephemeral, reply_to=reply_to
         )
-        layer = Tor1Layer(key_stream(Tor1Layer.KEY_MATERIAL_LEN))
-        return reply, FakeHop(self, layer, congestion_control=agreed[0])
+        kind = CgoLayer if agreed[0].cgo else Tor1Layer
+        layer = kind(key_stream(kind.KEY_MATERIAL_LEN))
+        hop = FakeHop(self, layer, NTOR_V3)
+        if agreed[0].congestion_control:
+            hop.use_congestion_control()
+        return reply, hop
 
     def ssl_context(self) -> ssl.SSLContext:
         """A server's context with this relay's TLS certificate."""
@@ -615,21 +724,20 @@ class FakeHop:
     """One relay's end of a circuit: its layer and its circuit-level windows."""
 
     relay: FakeRelay
-    layer: Tor1Layer
+    layer: Tor1Layer | CgoLayer
+    handshake_type: int | None = None  # None for CREATE_FAST
     congestion_control: bool = False
+    sendme_inc: int = CIRCWINDOW_INCREMENT  # DATA cells to a circuit-level SENDME
     data_sent: int = 0  # cells since the circuit began; so with the three below
     data_received: int = 0
     sendmes_sent: int = 0
     sendmes_received: int = 0
     expected_tags: deque[bytes] = field(default_factory=deque)
 
-    @property
-    def sendme_inc(self) -> int:
-        """DATA cells to a circuit-level SENDME."""
-        if self.congestion_control:
-            assert self.relay.cc_sendme_inc is not None
-            return self.relay.cc_sendme_inc
-        return CIRCWINDOW_INCREMENT
+    def use_congestion_control(self) -> None:
+        """From the first cell on, or not at all."""
+        self.congestion_control = True
+        self.sendme_inc = self.relay.cc_sendme_inc
 
     @property
     def package_window(self) -> int:
@@ -669,26 +777,27 @@ class FakeCircuit:
         """Send one relay cell from `hop`, through the layers of the hops before it; returns the cell.
 
         Oddities: `early` sends RELAY_EARLY; `recognized`, `length` lie in the header; `wrong_digest`
-        spoils the digest field; `flip_bit` flips that bit of the ciphertext; `hold` builds the cell
-        but leaves the sending to the caller, who reorders or drops it with `link.push`.
+        spoils the digest field, or the tag; `flip_bit` flips that bit of the ciphertext; `hold` builds
+        the cell but leaves the sending to the caller, who reorders or drops it with `link.push`.
         No window is looked at here: `FakeStream.write` does that.
         """
         origin = self.hops[hop - 1]
         cell = RelayCell(command, stream_id, body)
+        cell_command = Command.RELAY_EARLY if early else Command.RELAY
         sealed, tag = origin.layer.originate(
-            cell, recognized=recognized, length=length, wrong_digest=wrong_digest
+            cell_command, cell, recognized=recognized, length=length, wrong_digest=wrong_digest
         )
         if command == RelayCommand.DATA:
             origin.data_sent += 1
             if origin.data_sent % origin.sendme_inc == 0:
                 origin.expected_tags.append(tag)
-        for outer in reversed(self.hops[:hop]):
-            sealed = outer.layer.encrypt_backward(sealed)
+        for outer in reversed(self.hops[: hop - 1]):
+            sealed = outer.layer.encrypt_backward(cell_command, sealed)
         if flip_bit is not None:
             flipped = bytearray(sealed)
             flipped[flip_bit // 8] ^= 0x80 >> flip_bit % 8
             sealed = bytes(flipped)
-        wire = encode_cell(self.circ_id, Command.RELAY_EARLY if early else Command.RELAY, sealed)
+        wire = encode_cell(self.circ_id, cell_command, sealed)
         if not hold:
             self.link.push(wire)
         return wire
@@ -715,13 +824,14 @@ class FakeCircuit:
 
     def receive(self, body: bytes, *, early: bool) -> None:
         """The body of a RELAY or RELAY_EARLY cell from the client."""
+        command = Command.RELAY_EARLY if early else Command.RELAY
         if early:
             self.early_cells_received += 1
             if self.early_cells_received > MAX_RELAY_EARLY:
                 self.complain(1, "more than 8 RELAY_EARLY cells")
                 return
         for number, hop in enumerate(self.hops, 1):
-            body, tag = hop.layer.open_forward(body)
+            body, tag = hop.layer.open_forward(command, body)
             if tag is not None:
                 try:
                     cell = hop.layer.decode(body, early=early)
@@ -927,7 +1037,9 @@ class FakeStream:
         self.package_window = STREAMWINDOW_START  # cells; so the next
         self.deliver_window = STREAMWINDOW_START
         self.sending = True  # False after XOFF
+        self.xoffs_received = 0
         self.rates: list[int] = []  # kbps_ewma of every XON
+        self.bytes_sent = 0
         self._waiting = bytearray()
         self._end_reason: int | None = None
 
@@ -958,7 +1070,16 @@ class FakeStream:
     def data(self, body: bytes) -> None:
         """One DATA cell, past any window."""
         self.package_window -= 1
+        self.bytes_sent += len(body)
         self.send(RelayCommand.DATA, body)
+
+    def xoff(self) -> None:
+        """Ask the client to pause, whatever it has sent. Proposal 324, "Flow Control"."""
+        self.send(RelayCommand.XOFF, b"\0")
+
+    def xon(self, kbps_ewma: int = 0) -> None:
+        """Ask it to go on, at this rate in 1000 bytes a second; 0 is no limit."""
+        self.send(RelayCommand.XON, struct.pack(">BI", 0, kbps_ewma))
 
     def end(self, reason: int = DONE, more: bytes = b"") -> None:
         """END at once; `more` follows the reason."""
@@ -974,7 +1095,7 @@ class FakeStream:
         stream_window = self.sending if self.hop.congestion_control else self.package_window > 0
         if not self._waiting or not stream_window or self.hop.package_window <= 0 or self.circuit.closed:
             return False
-        body = bytes(self._waiting[:RELAY_BODY_LEN])
+        body = bytes(self._waiting[: self.hop.layer.DATA_LEN_MAX])
         del self._waiting[: len(body)]
         self.data(body)
         self._end_if_drained()
@@ -1012,10 +1133,15 @@ class FakeStream:
         if not self.hop.congestion_control or cell.body[:1] != b"\0":
             self.circuit.complain(self.hop_number, "XON or XOFF not agreed on, or not of version 0")
         elif cell.command == RelayCommand.XOFF:
+            self.xoffs_received += 1
             if not self.sending:
                 self.circuit.complain(self.hop_number, "XOFF in XOFF")
-                return
-            self.sending = False
+            elif (
+                self.bytes_sent < self.xoffs_received * self.hop.relay.cc_xoff_client * CgoLayer.DATA_LEN_MAX
+            ):
+                self.circuit.complain(self.hop_number, "XOFF before the data that could have caused it")
+            else:
+                self.sending = False
         else:
             self.rates.append(int.from_bytes(cell.body[1:5], "big"))
             self.sending = True

@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -284,16 +283,15 @@ def source_of(fake: FakeRelay) -> DirectoryServer:
 
 @dataclass
 class ServedNetwork:
-    """Two guards, a middle and two exits, all scripted; the guards and the middle listen."""
+    """Scripted relays by nickname, and what a client needs to know of them."""
 
     relays: dict[str, FakeRelay]
     service: DirectoryService
     config: Network
-    data_dir: Path
 
 
 @asynccontextmanager
-async def serve_network(data_dir: Path, *, guards: int = 2, exits: int = 2) -> AsyncIterator[ServedNetwork]:
+async def serve_network(*, guards: int = 2, exits: int = 2) -> AsyncIterator[ServedNetwork]:
     """A network for `open_tor`, whose middle relay is the authorities' and serves the directory."""
     names = ["middle", *(f"guard{n}" for n in range(guards)), *(f"exit{n}" for n in range(exits))]
     relays = dict(zip(names, fresh_relays(len(names)), strict=True))
@@ -319,4 +317,4 @@ async def serve_network(data_dir: Path, *, guards: int = 2, exits: int = 2) -> A
             for n, one in enumerate(signers)
         )
         fallback = Fallback(*middle.address, middle.rsa_identity, None)
-        yield ServedNetwork(relays, service, Network(voters, (fallback,), True, False), data_dir)
+        yield ServedNetwork(relays, service, Network(voters, (fallback,), True, False))

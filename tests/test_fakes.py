@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import reference
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -24,6 +25,13 @@ from fakes import (
     CELL_BODY_LEN,
     NTOR,
     NTOR_V3,
+    RELAY_CRYPT_CGO,
+    SUBPROTO_REQUEST,
+    WITHOUT_CGO,
+    WITHOUT_CONGESTION_CONTROL,
+    WITHOUT_NTOR_V3,
+    Agreement,
+    CgoLayer,
     FakeCircuit,
     FakeLink,
     FakeRelay,
@@ -274,13 +282,43 @@ def test_ntor_v3_agrees_with_the_vector() -> None:
 def test_congestion_control_is_agreed_only_where_both_want_it() -> None:
     relay = FakeRelay()
     asked = encode_extensions([(CC_REQUEST, b"")])
-    assert relay.answer_extensions(asked) == (b"\0", False)
-    relay.cc_sendme_inc = 31
-    assert relay.answer_extensions(asked) == (b"\x01\x02\x01\x1f", True)
-    assert relay.answer_extensions(encode_extensions([])) == (b"\0", False)
+    assert relay.answer_extensions(asked) == Agreement(b"\x01\x02\x01\x1f", congestion_control=True)
+    assert relay.answer_extensions(encode_extensions([])) == Agreement(b"\0")
+    relay.protocols = WITHOUT_CONGESTION_CONTROL
+    assert relay.answer_extensions(asked) == Agreement(b"\0")
     for bad in (b"", b"\x01", b"\0\0", encode_extensions([(3, b""), (1, b"")])):
         with pytest.raises(HandshakeRefusedError):
             decode_extensions(bad)
+
+
+def test_cgo_is_agreed_only_with_congestion_control_and_where_it_is_advertised() -> None:
+    relay = FakeRelay()
+    cc, cgo = (CC_REQUEST, b""), (SUBPROTO_REQUEST, RELAY_CRYPT_CGO)
+    agreed = relay.answer_extensions(encode_extensions([cc, cgo]))
+    assert agreed == Agreement(b"\x01\x02\x01\x1f", congestion_control=True, cgo=True)
+    with pytest.raises(HandshakeRefusedError, match="without congestion control"):
+        relay.answer_extensions(encode_extensions([cgo]))
+    with pytest.raises(HandshakeRefusedError, match="not negotiated"):
+        relay.answer_extensions(encode_extensions([cc, (SUBPROTO_REQUEST, b"\x02\x05")]))
+    for lacking in (WITHOUT_CGO, "FlowCtrl=1-2 Relay=2-5", "FlowCtrl=1-2 Relay=2-4,6"):
+        relay.protocols = lacking
+        with pytest.raises(HandshakeRefusedError, match="does not advertise"):
+            relay.answer_extensions(encode_extensions([cc, cgo]))
+
+
+def test_protocols_are_flags_and_ranges_of_them() -> None:
+    relay = FakeRelay()
+    relay.protocols = "FlowCtrl=1 Relay=2-4,6"
+    assert [n for n in range(10) if relay.supports("Relay", n)] == [2, 3, 4, 6]
+    assert [n for n in range(10) if relay.supports("FlowCtrl", n)] == [1]
+    assert not relay.supports("Link", 4)
+
+
+def test_ntor_v3_is_refused_where_it_is_not_advertised() -> None:
+    relay = FakeRelay()
+    relay.protocols = WITHOUT_NTOR_V3
+    with pytest.raises(HandshakeRefusedError, match="handshake type 3"):
+        relay.handshake(NTOR_V3, bytes(200))
 
 
 @pytest.mark.parametrize("handshake_type", [NTOR, NTOR_V3])
@@ -401,12 +439,15 @@ def test_hop_with_congestion_control_takes_xon_and_xoff_and_no_stream_sendmes(
     relays: list[FakeRelay], client: Client
 ) -> None:
     begin(client)
-    relays[2].cc_sendme_inc = 31
-    circuit_of(relays[2]).hops[2].congestion_control = True
+    relays[2].cc_xoff_client = 1
+    circuit_of(relays[2]).hops[2].use_congestion_control()
     stream = circuit_of(relays[2]).streams[7]
     tags = [client.send(3, RelayCommand.DATA, 7, b"x") for _ in range(62)]
     for tag in (tags[30], tags[61]):
         assert client.next() == (3, RelayCell(RelayCommand.SENDME, 0, b"\x01\x00\x14" + tag))
+    stream.write(bytes(488))
+    client.take_in(client.link.take())
+    client.next()
     client.send(3, RelayCommand.XOFF, 7, b"\0")
     stream.write(b"later")
     assert client.link.take() == b""
@@ -415,6 +456,81 @@ def test_hop_with_congestion_control_takes_xon_and_xoff_and_no_stream_sendmes(
     assert client.next() == (3, RelayCell(RelayCommand.DATA, 7, b"later"))
     client.send(3, RelayCommand.SENDME, 7)
     assert relays[2].complaints == ["a stream SENDME under congestion control"]
+
+
+@pytest.mark.parametrize(
+    ("length", "xoffs", "complaint"),
+    [
+        (487, 1, "XOFF before the data that could have caused it"),
+        (3 * 488, 2, "XOFF in XOFF"),
+    ],
+)
+def test_xoff_too_early_or_twice_from_the_client_closes_its_circuit(
+    relays: list[FakeRelay], client: Client, length: int, xoffs: int, complaint: str
+) -> None:
+    begin(client)
+    relays[2].cc_xoff_client = 1
+    circuit_of(relays[2]).hops[2].use_congestion_control()
+    circuit_of(relays[2]).streams[7].write(bytes(length))
+    client.take_in(client.link.take())
+    for _ in range(xoffs):
+        client.send(3, RelayCommand.XOFF, 7, b"\0")
+    assert relays[2].complaints == [complaint]
+
+
+CGO_KEYS = bytes(range(160))
+
+
+def cgo_pair() -> tuple[reference.CgoLayer, CgoLayer]:
+    """The client's layer and the fake relay's, from the same keys."""
+    return reference.CgoLayer(CGO_KEYS), CgoLayer(CGO_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("cell", "head"),
+    [
+        (RelayCell(RelayCommand.DATA, 7, b"hello"), b"\x02\0\x05\0\x07hello"),
+        (RelayCell(RelayCommand.SENDME, 0, b"tag"), b"\x05\0\x03tag"),  # no room for a stream id
+    ],
+)
+def test_cgo_cell_has_format_v1_both_ways(cell: RelayCell, head: bytes) -> None:
+    client, relay = cgo_pair()
+    sealed, tag = relay.originate(Command.RELAY, cell)
+    assert len(tag) == 16
+    opened, client_tag = client.client_backward(Command.RELAY, sealed)
+    assert client_tag == tag
+    assert opened[16:].startswith(head + bytes(4))
+
+    sealed, tag = client.client_originate(Command.RELAY, bytes(16) + head.ljust(493, b"\0"))
+    opened, relay_tag = relay.open_forward(Command.RELAY, sealed)
+    assert relay_tag == tag
+    assert relay.decode(opened, early=False) == cell
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        (b"\x02\0\x05\0\0hello", "without a stream id"),
+        (b"\x63\0\0", "unknown relay command 99"),
+        (b"\x00\0\0", "unknown relay command 0"),
+        (b"\x02\x01\xe9\0\x07", "announces 489 bytes"),
+        (b"\x05\x01\xeb", "announces 491 bytes"),
+        (b"\x05\0\0\0\0\0\1", "padding"),
+    ],
+)
+def test_malformed_v1_cell_from_the_client_is_a_breach(message: bytes, complaint: str) -> None:
+    client, relay = cgo_pair()
+    sealed, _ = client.client_originate(Command.RELAY, bytes(16) + message.ljust(493, b"\0"))
+    opened, _ = relay.open_forward(Command.RELAY, sealed)
+    with pytest.raises(ValueError, match=complaint):
+        relay.decode(opened, early=False)
+
+
+def test_cgo_cell_is_recognized_under_its_own_command_only() -> None:
+    for arrives_as, is_recognized in ((Command.RELAY, False), (Command.RELAY_EARLY, True)):
+        client, relay = cgo_pair()
+        sealed, _ = client.client_originate(Command.RELAY_EARLY, bytes(509))
+        assert (relay.open_forward(arrives_as, sealed)[1] is not None) == is_recognized
 
 
 def test_streams_of_a_circuit_share_its_window(relays: list[FakeRelay], client: Client) -> None:

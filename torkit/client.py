@@ -62,6 +62,10 @@ _RETRIED = frozenset(
 
 CLOSE_TIMEOUT = 2.0  # seconds that closing waits for what has been sealed to be sent
 
+# What `settle` asks an exit: an address, which it answers by itself. One of TEST-NET-1, that nobody has.
+SETTLE_QUESTION = "192.0.2.1"
+SETTLE_TIMEOUT = 60.0  # seconds; a full congestion window at 8 KB/s
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -173,6 +177,23 @@ class Tor:
             return found
 
         return await self._attempt(look_up, None, False, isolation, path)
+
+    async def settle(self, stream: Stream) -> None:
+        """End `stream`, and wait until the exit has all that was sent on it.
+
+        For those who close the client next: relays drop what they still hold of a circuit when it is
+        destroyed. Cells arrive in order, so an answer to what is sent last says that all has come. Raises
+        TimedOut, or what ended the circuit first.
+        """
+        stream.close()
+        try:
+            with trio.fail_after(SETTLE_TIMEOUT):
+                await stream.circuit.resolve(SETTLE_QUESTION)
+        except StreamClosed as error:
+            if error.reason is EndReason.DESTROY:
+                raise
+        except trio.TooSlowError:
+            raise TimedOut(f"the exit did not take what was sent within {SETTLE_TIMEOUT:g} s") from None
 
     async def _attempt(
         self,

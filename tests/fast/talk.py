@@ -1,22 +1,37 @@
-"""A circuit through scripted relays, in memory: the compiled core on one side, the fakes on the other."""
+"""A circuit through scripted relays, in memory: the compiled core on one side, the fakes on the other.
+
+Talk(3)                                 three hops with fixed windows
+Talk(hops=[WINDOWS, WINDOWS, CGO])      a mixture: what each relay lists, and so gets
+Talk(hops=[CGO] * 3, cgo=Cgo.EXIT)      what the default makes of three whole relays
+"""
 
 import copy
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address
 
-from fakes import FakeCircuit, FakeRelay, make_chain
+from fakes import FULL, WITHOUT_CGO, WITHOUT_NTOR_V3, FakeCircuit, FakeRelay, FakeStream, make_chain
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.channel import Channel
 from torkit._fast.circuit import Circuit
 from torkit._fast.events import CircuitFailed, ControlCell, Event, Message
-from torkit._fast.onion import Layer, LayerKind
+from torkit._fast.onion import Layer
 from torkit._fast.stream import Stream
 from torkit.errors import CircuitError
-from torkit.proto import cells, messages, ntor
+from torkit.proto import cells, messages
+from torkit.proto.circuit import Cgo, HopHandshake, NewHop
 
 RNG = random.Random(20261122)
+
+# Hops by what they come to be, where everything is asked for: what their relays list.
+WINDOWS = WITHOUT_NTOR_V3  # tor1 with fixed windows
+CONGESTION_CONTROL = WITHOUT_CGO  # tor1
+CGO = FULL
+
+CWND = 124  # cells: the window of a hop with congestion control, until a test moves it
 
 
 @cache
@@ -32,11 +47,42 @@ def fresh_relays(count: int) -> list[FakeRelay]:
     return relays
 
 
+@dataclass(frozen=True)
+class HandshakeRelay:
+    """A scripted relay as HopHandshake knows relays; its own `protocols` too."""
+
+    fake: FakeRelay
+
+    @property
+    def identity(self) -> bytes:
+        return self.fake.rsa_identity
+
+    @property
+    def ed25519_identity(self) -> bytes | None:
+        return self.fake.ed_identity
+
+    @property
+    def ntor_onion_key(self) -> bytes:
+        return self.fake.ntor_onion_key
+
+    @property
+    def protocols(self) -> "HandshakeRelay":
+        return self
+
+    def supports(self, name: str, version: int) -> bool:
+        return self.fake.supports(name, version)
+
+
 class Talk:
     """One channel with circuits; `exchange` moves bytes until both sides are quiet."""
 
-    def __init__(self, hop_count: int = 3) -> None:
-        self.relays: list[FakeRelay] = fresh_relays(hop_count)
+    def __init__(self, hop_count: int = 3, *, hops: Sequence[str] = (), cgo: Cgo = Cgo.ALL) -> None:
+        hops = hops or [WINDOWS] * hop_count
+        self.relays: list[FakeRelay] = fresh_relays(len(hops))
+        for relay, protocols in zip(self.relays, hops, strict=True):
+            relay.protocols = protocols
+        self.cgo = cgo
+        self.made: list[NewHop] = []  # the hops of the circuit made last
         self.link = self.relays[0].link()
         self.core = Channel()
         self.events: list[Event] = []
@@ -66,12 +112,13 @@ class Talk:
             events += self.feed(received)
 
     def circuit(self, hop_count: int | None = None) -> Circuit:
+        """A circuit through the first `hop_count` relays, or all. Raises CircuitError as a handshake does."""
         circuit = self.core.open_circuit(0x80000000 | RNG.getrandbits(31), RNG.randrange(1, 65536), 8)
+        self.made = []
         for number, relay in enumerate(self.relays[:hop_count]):
-            handshake = ntor.NtorClient(
-                rsa_identity=relay.rsa_identity,
-                onion_key=relay.ntor_onion_key,
-                private_key=RNG.randbytes(32),
+            is_last = number == len(self.relays[:hop_count]) - 1
+            handshake = HopHandshake(
+                HandshakeRelay(relay), is_last=is_last, cgo=self.cgo, params={}, private_key=RNG.randbytes(32)
             )
             if number == 0:
                 body = cells.encode_create2(handshake.handshake_type, handshake.handshake)
@@ -90,7 +137,13 @@ class Talk:
                 (extended,) = self.exchange()
                 assert isinstance(extended, Message)
                 reply = messages.decode_extended2(extended.body)
-            circuit.add_hop(Layer(LayerKind.TOR1, handshake.finish(reply).derive(72)))
+            hop = handshake.finish(reply)
+            layer = Layer(hop.layer, hop.keys)
+            if hop.sendme_inc is None:
+                circuit.add_hop(layer)
+            else:
+                circuit.add_hop(layer, CWND, hop.sendme_inc, has_congestion_control=True)
+            self.made.append(hop)
         return circuit
 
     def stream(self, circuit: Circuit) -> Stream:
@@ -102,6 +155,14 @@ class Talk:
 
     def far_end(self, circuit: Circuit) -> FakeCircuit:
         return self.link.circuits[circuit.id]
+
+    def far_stream(self, circuit: Circuit, stream: Stream) -> FakeStream:
+        return self.far_end(circuit).streams[stream.id]
+
+    @property
+    def complaints(self) -> list[str]:
+        """What the relays hold against us."""
+        return [complaint for relay in self.relays for complaint in relay.complaints]
 
 
 def failure_of(events: list[Event]) -> CircuitError:

@@ -35,7 +35,7 @@ async def failure_of(circuit: Circuit) -> TorkitError:
 async def test_a_circuit_knows_its_path_and_how_long_each_hop_took() -> None:
     async with serve_circuit() as (circuit, relays):
         assert [relay.identity for relay in circuit.path] == [relay.rsa_identity for relay in relays]
-        assert [hop.handshake for hop in circuit.hops] == ["NTOR"] * 3
+        assert [hop.handshake for hop in circuit.hops] == ["ntor"] * 3
         assert all(hop.seconds > 0 for hop in circuit.hops)
         extends = [cell for _, cell in far_end(relays[0]).control_cells]
         assert [cell.command for cell in extends] == [RelayCommand.EXTEND2] * 2
@@ -44,7 +44,7 @@ async def test_a_circuit_knows_its_path_and_how_long_each_hop_took() -> None:
 
 async def test_only_the_last_hop_is_asked_for_congestion_control() -> None:
     async with serve_circuit(protocols=CONGESTION_CONTROL) as (circuit, relays):
-        assert [hop.congestion_control for hop in circuit.hops] == [None, None, 31]
+        assert [hop.flow_control for hop in circuit.hops] == ["fixed", "fixed", "vegas"]
         assert [hop.congestion_control for hop in far_end(relays[0]).hops] == [False, False, True]
 
 

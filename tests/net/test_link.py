@@ -288,6 +288,7 @@ async def test_a_second_handshake_ends_the_channel(relay: FakeRelay, command: Co
 async def test_an_oversized_cell_ends_the_channel_however_much_of_it_one_read_brings(
     relay: FakeRelay,
 ) -> None:
+    # A cell that came whole in one read was let through until _fast/channel.pyx checked lengths first.
     for length in (20_000, 65_535):
         async with serve_channel(relay) as channel:
             relay.links[-1].send_cell(0, 200, bytes(length))
@@ -338,7 +339,7 @@ async def test_cancelling_the_tasks_of_many_streams_cuts_no_cell() -> None:
     async with serve_channel(relays[0]) as channel:
         circuit = await build(channel, relays)
         for _ in range(20):
-            stream, far = await open_stream(circuit, relays[2])
+            stream, _ = await open_stream(circuit, relays[2])
             arrived = Arrivals()
             relays[2].on_data = arrived
             async with trio.open_nursery() as nursery:
@@ -390,7 +391,7 @@ async def test_a_channel_that_has_ended_is_replaced(relay: FakeRelay) -> None:
 
 
 async def test_a_shared_channel_must_have_the_ed25519_identity_asked_for() -> None:
-    """A channel opened for an authority, known by its RSA identity alone, serves no other Ed25519 identity."""
+    """A channel made for an authority, by its RSA identity alone, serves no other Ed25519 identity."""
     relay, other = fresh_relays(2)
     async with channels_to(relay) as channels:
         first = await channels.get(source_of(relay))

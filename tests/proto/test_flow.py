@@ -491,6 +491,14 @@ def test_queue_that_sinks_within_the_grace_costs_no_xoff() -> None:
     assert watch.queued(XOFF_LIMIT + 1, 2.0) is None
 
 
+def test_reader_that_catches_up_begins_the_grace_anew() -> None:
+    watch = make_watch()
+    watch.queued(XOFF_LIMIT + 1, 1.0)
+    watch.drained(XOFF_LIMIT + 1, 0, 1.004)
+    assert watch.queued(XOFF_LIMIT + 1, 2.0) is None
+    assert watch.queued(XOFF_LIMIT + 1, 2.006) == Xoff()
+
+
 def stopped_watch() -> DrainWatch:
     """A queue of 300000 bytes, XOFF sent, the stop-watch running since 1.0."""
     watch = make_watch()

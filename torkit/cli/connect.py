@@ -124,5 +124,5 @@ async def carry(
         if verbose:
             through = ", ".join(relay.nickname for relay in stream.circuit.path)
             say(f"connected to {format_address(*destination)} through {through}")
-        if not zero:
-            await pipe(stream, eof_timeout=eof_timeout, idle_timeout=idle_timeout)
+        if not zero and not await pipe(stream, eof_timeout=eof_timeout, idle_timeout=idle_timeout):
+            await tor.settle(stream)

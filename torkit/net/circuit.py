@@ -83,6 +83,7 @@ class Circuit:
         reply = await self._await_reply(Command.CREATED_FAST)
         keys = handshake.finish(cells.decode_created_fast(reply))
         self._core.add_hop(Layer(LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN)))
+        self._vegas.append(None)
 
     async def create(self, relay: Relay, *, is_last: bool = False) -> None:
         """Make the first hop with its onion key. tor-spec, "CREATE and CREATED cells"."""
@@ -183,7 +184,7 @@ class Circuit:
 
     def _flow_of(self, hop: int) -> StreamFlow | None:
         """What watches XON and XOFF of one stream; None where it has windows."""
-        if not self._vegas or self._vegas[hop] is None:
+        if self._vegas[hop] is None:
             return None
         return StreamFlow(flow.StreamParams.from_params(self._settings.params), self._settings.clock)
 

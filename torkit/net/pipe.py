@@ -27,13 +27,13 @@ async def pipe(
     sink: int = 1,
     eof_timeout: float = inf,
     idle_timeout: float = inf,
-) -> None:
-    """Carry `source` to `stream` and `stream` to `sink` until the peer ends the stream.
+) -> bool:
+    """Carry `source` to `stream` and `stream` to `sink` until the peer ends the stream: then True.
 
     Tor has no half-close: the end of `source` cannot be told to the peer without ending both directions.
     It is not told, and what the peer sends is still carried; `eof_timeout` seconds after the end of
-    `source`, or after the peer's last byte since, it ends here too. `idle_timeout` seconds without a byte
-    in either direction raise TimedOut.
+    `source`, or after the peer's last byte since, this returns False. `idle_timeout` seconds without a
+    byte in either direction raise TimedOut.
 
     Raises what `stream` raises when it ended otherwise than in good order, and OSError when `source` or
     `sink` fail; BrokenPipeError as soon as nobody reads `sink`, even if nothing is to be written.
@@ -74,6 +74,7 @@ async def pipe(
         await race(upload, download, watch_sink)
     if idle.cancelled_caught and not (at_eof and eof_timeout <= idle_timeout):
         raise TimedOut(f"nothing was sent or received for {idle_timeout:g} s")
+    return not idle.cancelled_caught
 
 
 async def race(*functions: Callable[[], Awaitable[None]]) -> None:

@@ -48,6 +48,7 @@ class Stream(trio.abc.Stream):
         self._end: EndReason | None = None
         self._is_closed = False
         self._answered = trio.Event()
+        self._is_connected = False
         self._sink: _Sink | None = None
         self._is_readable = trio.lowlevel.ParkingLot()
         self._is_writable = trio.lowlevel.ParkingLot()
@@ -62,7 +63,8 @@ class Stream(trio.abc.Stream):
     async def wait_connected(self) -> None:
         """Wait for CONNECTED. Raises StreamBroken if the exit refuses, or what ended the circuit."""
         await self._answered.wait()
-        if not self._core.is_open:
+        self._check_open()
+        if not self._is_connected:
             raise self._broken()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -73,14 +75,18 @@ class Stream(trio.abc.Stream):
             rest = memoryview(data)
             while rest:
                 self._check_open()
-                accepted = self._core.put(rest)
+                if self._has_ended:
+                    raise self._broken()
+                if self._flow is not None and trio.current_time() < self._flow.next_send_at:
+                    with trio.move_on_at(self._flow.next_send_at):
+                        await self._is_writable.park()  # another rate, or the end, may come first
+                    continue
+                accepted = self._core.put(rest if self._flow is None else rest[: self._flow.check.rate])
                 if accepted:
                     self.circuit.flush()
                     rest = rest[accepted:]
                     if self._flow is not None:
-                        await self._flow.sent(accepted)
-                elif self._has_ended:
-                    raise self._broken()
+                        self._flow.sent(accepted, trio.current_time())
                 else:
                     await self._is_writable.park()
 
@@ -212,22 +218,24 @@ class Stream(trio.abc.Stream):
         try:
             if command == RelayCommand.CONNECTED:
                 decode_connected(body)
+                self._is_connected = True
+                self._wake()
             elif command == RelayCommand.END:
                 self._end = decode_end(body).reason
                 self.circuit.forget_stream(self)
+                self._wake()
             elif command == RelayCommand.XOFF and self._flow is not None:
                 decode_xoff(body)
                 self._flow.check.xoff()
                 self._core.pause()
             elif command == RelayCommand.XON and self._flow is not None:
-                self._flow.check.xon(decode_xon(body))
+                self._flow.xon(decode_xon(body))
                 self._core.resume()
+                self._is_writable.unpark_all()
             else:
                 raise CircuitError(f"relay command {command} arrived for a stream that did not ask for it")
         except CircuitError as error:
             self.circuit.fail(error)
-        else:
-            self._wake()
 
     def fail(self, error: TorkitError) -> None:
         """The circuit has ended with `error`; what was received before can still be read."""
@@ -236,19 +244,27 @@ class Stream(trio.abc.Stream):
 
 
 class StreamFlow:
-    """XON and XOFF of one stream: `watch` decides ours, `check` judges the peer's (proto/flow.py)."""
+    """XON and XOFF of one stream: `watch` decides ours, `check` judges the peer's (proto/flow.py).
+
+    At the rate that the peer's last XON asked for, nothing goes before `next_send_at`, and then at most
+    what the rate allows in a second (as C tor).
+    """
 
     def __init__(self, params: StreamParams, clock: ClockGuard) -> None:
         self.watch = DrainWatch(params, clock)
         self.check = XoffCheck(params)
-        self._next_send_at = 0.0
+        self.next_send_at = 0.0
 
-    async def sent(self, count: int) -> None:
-        """Note what was sent, and keep to the rate that the peer's last XON asked for."""
+    def sent(self, count: int, now: float) -> None:
+        """Note `count` bytes sent."""
         self.check.data_sent(count)
         if self.check.rate is not None:
-            self._next_send_at = max(self._next_send_at, trio.current_time()) + count / self.check.rate
-            await trio.sleep_until(self._next_send_at)
+            self.next_send_at = max(self.next_send_at, now) + count / self.check.rate
+
+    def xon(self, kbps_ewma: int) -> None:
+        """Take an XON: its rate counts from now on. Raises CircuitError."""
+        self.check.xon(kbps_ewma)
+        self.next_send_at = 0.0
 
 
 class _Sink:

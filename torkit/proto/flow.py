@@ -432,6 +432,8 @@ class DrainWatch:
     def drained(self, count: int, length: int, now: float) -> Xon | None:
         """The application took `count` bytes and `length` are left."""
         self._drained += count
+        if length <= self._params.xoff_client:
+            self._over_since = None
         self._measure(length, _usec(now))
         send = length == 0 if self.xoff_sent else self._rate_changed()
         if length == 0:

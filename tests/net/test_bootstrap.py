@@ -1,0 +1,543 @@
+"""The directory kept up to date: signed synthetic documents, served by scripted relays over real TLS."""
+
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+import network_docs
+import pytest
+import trio
+import trio.testing
+from fakes import FakeRelay, ignore
+from network_docs import HOUR, TestAuthority, bare64
+from served import DirectoryService, authorities, fresh_relays, serve, signed_service, source_of
+
+from torkit.directory.cache import Cache
+from torkit.directory.consensus import REASONABLY_LIVE, Consensus, parse_consensus
+from torkit.directory.directory import Directory
+from torkit.errors import DocumentError, NoDirectory, NoGuard, TorkitError
+from torkit.net.bootstrap import LAST_RETRY, ROUNDS_BEFORE_ERROR, STAGGER, Bootstrap
+from torkit.net.channels import Channels
+from torkit.net.contact import Contact
+from torkit.net.directory import MICRODESCS_PER_REQUEST
+
+DOCS = network_docs.relays(30)
+CONSENSUS_PATH = "/tor/status-vote/current/consensus-microdesc"
+
+
+class Eager(Random):
+    """Chooses the earliest moment for everything."""
+
+    def random(self) -> float:
+        return 0.0
+
+    def getrandbits(self, k: int, /) -> int:
+        """Shuffles stay shuffles: without this they would be drawn from `random`."""
+        return super().getrandbits(k)
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
+    return trio.testing.MockClock(autojump_threshold=0.05)
+
+
+@pytest.fixture
+def signers() -> list[TestAuthority]:
+    return authorities()
+
+
+@pytest.fixture
+def service(signers: list[TestAuthority]) -> DirectoryService:
+    return signed_service(DOCS, signers)
+
+
+@dataclass
+class Started:
+    bootstrap: Bootstrap
+    relays: list[FakeRelay]
+    asked_with: list[Directory | None]  # what `sources` was called with
+
+
+@asynccontextmanager
+async def bootstrapping(
+    data_dir: Path,
+    signers: Sequence[TestAuthority],
+    services: Sequence[Callable[[bytes], bytes] | None],
+    *,
+    given: Consensus | None = None,
+    sources: Callable[[], Sequence[Contact]] | None = None,
+) -> AsyncIterator[Started]:
+    """A bootstrap that runs, from one relay for each of `services`, asked in this order."""
+    relays = fresh_relays(len(services))
+    asked_with: list[Directory | None] = []
+    async with AsyncExitStack() as stack:
+        for relay, service in zip(relays, services, strict=True):
+            relay.directory = service
+            await stack.enter_async_context(serve(relay))
+
+        def ask(directory: Directory | None) -> Sequence[Contact]:
+            asked_with.append(directory)
+            return sources() if sources else [source_of(relay) for relay in relays]
+
+        async with trio.open_nursery() as nursery:
+            bootstrap = Bootstrap(
+                authorities={one.v3ident: one.nickname for one in signers},
+                sources=ask,
+                cache=Cache(data_dir),
+                channels=Channels(nursery, Random()),
+                rng=Eager(),
+                consensus=given,
+            )
+            nursery.start_soon(bootstrap.run)
+            yield Started(bootstrap, relays, asked_with)
+            nursery.cancel_scope.cancel()
+    assert [relay.complaints for relay in relays] == [[]] * len(relays)
+
+
+async def fill_cache(data_dir: Path, signers: Sequence[TestAuthority], service: DirectoryService) -> None:
+    async with bootstrapping(data_dir, signers, [service]) as started:
+        await started.bootstrap.wait_ready()
+    service.requests.clear()
+
+
+async def refusal(bootstrap: Bootstrap) -> TorkitError:
+    """What whoever waits is told."""
+    with pytest.raises(TorkitError) as caught:
+        await bootstrap.wait_ready()
+    assert bootstrap.directory is None
+    return caught.value
+
+
+# --- A fresh start -------------------------------------------------------------------------------------
+
+
+async def test_a_fresh_start_fetches_consensus_certificates_and_microdescs(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        directory = await started.bootstrap.wait_ready()
+        assert len(directory) == 30
+        assert directory.missing == ()
+        assert started.bootstrap.directory is directory
+        assert started.asked_with == [None, None]
+    paths = [path.split("/")[2] for path in service.requests]
+    assert paths == ["status-vote", "keys", "micro"]
+
+
+async def test_a_second_start_needs_no_network(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    await fill_cache(tmp_path, signers, service)
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        assert len(await started.bootstrap.wait_ready()) == 30
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert started.relays[0].links == []
+    assert service.requests == []
+
+
+async def test_microdescs_come_in_batches_from_several_requests(
+    tmp_path: Path, signers: list[TestAuthority]
+) -> None:
+    docs = network_docs.relays(2 * MICRODESCS_PER_REQUEST + 100)
+    service = signed_service(docs, signers)
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        assert (await started.bootstrap.wait_ready()).missing == ()
+    batches = [path.removeprefix("/tor/micro/d/").split("-") for path in service.requests[2:]]
+    assert sorted(map(len, batches)) == [100, MICRODESCS_PER_REQUEST, MICRODESCS_PER_REQUEST]
+    asked = [digest for batch in batches for digest in batch]
+    assert len(set(asked)) == len(docs)
+    listed = [bare64(digest or b"") for digest in parse_consensus(service.consensus).relays.digests]
+    for batch in batches:  # shuffled: no source sees which relays stand together
+        assert batch != sorted(batch, key=listed.index)
+
+
+async def test_a_certificate_held_is_not_fetched_again(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    await fill_cache(tmp_path, signers, service)
+    (tmp_path / "consensus-microdesc").unlink()
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        await started.bootstrap.wait_ready()
+    assert service.requests == [CONSENSUS_PATH]
+
+
+@pytest.mark.parametrize("name", ["consensus-microdesc", "certificates", "microdescs"])
+@pytest.mark.parametrize("damage", ["emptied", "overwritten", "changed"])
+async def test_a_damaged_cache_is_fetched_anew(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, name: str, damage: str
+) -> None:
+    await fill_cache(tmp_path, signers, service)
+    file = tmp_path / name
+    match damage:
+        case "emptied":
+            file.write_bytes(b"")
+        case "overwritten":
+            file.write_bytes(b"rubbish\n")
+        case "changed":
+            file.write_bytes(
+                re.sub(
+                    rb"(Bandwidth=|SIGNATURE-----\n|ntor-onion-key ).", rb"\1%", file.read_bytes(), count=1
+                )
+            )
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        directory = await started.bootstrap.wait_ready()
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert directory.usable_fraction() > 0.6
+    assert service.requests
+
+
+async def test_a_data_directory_that_cannot_be_used_is_done_without(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    nowhere = tmp_path / "file" / "inside"
+    (tmp_path / "file").write_bytes(b"")
+    async with bootstrapping(nowhere, signers, [service]) as started:
+        assert len(await started.bootstrap.wait_ready()) == 30
+
+
+# --- Documents that are refused ------------------------------------------------------------------------
+
+
+def forged(good: DirectoryService) -> None:
+    """Other relays, signed by authorities nobody has configured."""
+    strangers = [
+        replace(
+            one, identity_key=network_docs.rsa_key(100 + 2 * n), signing_key=network_docs.rsa_key(101 + 2 * n)
+        )
+        for n, one in enumerate(authorities())
+    ]
+    bad = signed_service(DOCS, strangers)
+    good.consensus, good.certificates = bad.consensus, bad.certificates
+
+
+def expired(good: DirectoryService) -> None:
+    good.consensus = signed_service(DOCS, authorities(), valid_after=int(time.time()) - 4 * HOUR).consensus
+
+
+def from_the_future(good: DirectoryService) -> None:
+    good.consensus = signed_service(DOCS, authorities(), valid_after=int(time.time()) + 2 * HOUR).consensus
+
+
+def half_signed(good: DirectoryService) -> None:
+    good.consensus = signed_service(DOCS, authorities()[:1]).consensus
+
+
+def one_signature_thrice(good: DirectoryService) -> None:
+    good.consensus = signed_service(DOCS, authorities()[:1] * 3).consensus
+
+
+def bit_flipped(good: DirectoryService) -> None:
+    at = good.consensus.index(b"Bandwidth=") + len(b"Bandwidth=")
+    changed = b"1" if good.consensus[at : at + 1] != b"1" else b"2"
+    good.consensus = good.consensus[:at] + changed + good.consensus[at + 1 :]
+
+
+def truncated(good: DirectoryService) -> None:
+    good.consensus = good.consensus[: len(good.consensus) // 2]
+
+
+def another_flavor(good: DirectoryService) -> None:
+    good.consensus = network_docs.consensus(
+        DOCS, authorities(), flavor="ns", valid_after=int(time.time()) - HOUR // 2
+    )
+
+
+def rubbish(good: DirectoryService) -> None:
+    good.consensus = Random(1).randbytes(5000)
+
+
+def without_certificates(good: DirectoryService) -> None:
+    good.certificates = b""
+
+
+def certificates_expired(good: DirectoryService) -> None:
+    now = int(time.time())
+    old = [replace(one, published=now - 300 * HOUR, expires=now - HOUR) for one in authorities()]
+    good.certificates = b"".join(one.certificate() for one in old)
+
+
+def certificate_flipped(good: DirectoryService) -> None:
+    at = good.certificates.rindex(b"-----BEGIN SIGNATURE") + 40
+    good.certificates = good.certificates[:at] + b"AAAA" + good.certificates[at + 4 :]
+
+
+REFUSED_THOUGH_CERTIFICATES_ARE_AT_HAND = [
+    forged,
+    expired,
+    from_the_future,
+    half_signed,
+    one_signature_thrice,
+    bit_flipped,
+    truncated,
+    another_flavor,
+    rubbish,
+]
+REFUSED = [
+    *REFUSED_THOUGH_CERTIFICATES_ARE_AT_HAND,
+    without_certificates,
+    certificates_expired,
+    certificate_flipped,
+]
+
+
+@pytest.mark.parametrize("spoil", REFUSED)
+async def test_what_cannot_be_believed_is_refused_with_its_reason_and_not_kept(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    service: DirectoryService,
+    spoil: Callable[[DirectoryService], None],
+    clock: trio.testing.MockClock,
+) -> None:
+    spoil(service)
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        assert isinstance(await refusal(started.bootstrap), (DocumentError, NoDirectory))
+    assert service.requests.count(CONSENSUS_PATH) == ROUNDS_BEFORE_ERROR
+    assert not (tmp_path / "consensus-microdesc").exists()
+    assert not any(path.startswith("/tor/micro") for path in service.requests)
+
+
+@pytest.mark.parametrize("spoil", REFUSED_THOUGH_CERTIFICATES_ARE_AT_HAND)
+async def test_the_good_cached_one_is_kept_and_used(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    spoil: Callable[[DirectoryService], None],
+    clock: trio.testing.MockClock,
+) -> None:
+    # Old enough to be replaced, and still valid.
+    service = signed_service(DOCS, signers, valid_after=int(time.time()) - 5 * HOUR // 2)
+    await fill_cache(tmp_path, signers, service)
+    kept = (tmp_path / "consensus-microdesc").read_bytes()
+    service.consensus = signed_service(DOCS, signers).consensus
+    spoil(service)
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        directory = await started.bootstrap.wait_ready()
+        await trio.sleep(3 * LAST_RETRY)
+        assert started.bootstrap.directory is directory
+        assert directory.consensus.text == kept
+        assert started.bootstrap.failure is None
+    assert service.requests.count(CONSENSUS_PATH) >= 3
+    assert (tmp_path / "consensus-microdesc").read_bytes() == kept
+
+
+async def test_a_cached_consensus_past_reasonable_age_is_not_used(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+) -> None:
+    await fill_cache(tmp_path, signers, service)
+    for age, is_used in ((REASONABLY_LIVE - HOUR, True), (REASONABLY_LIVE + HOUR, False)):
+        old = signed_service(DOCS, signers, valid_after=int(time.time()) - 3 * HOUR - age)
+        (tmp_path / "consensus-microdesc").write_bytes(old.consensus)
+        async with bootstrapping(tmp_path, signers, [None]) as started:
+            if is_used:
+                assert (await started.bootstrap.wait_ready()).consensus.text == old.consensus
+            else:
+                await refusal(started.bootstrap)
+
+
+async def test_a_cache_of_another_network_is_not_used(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    await fill_cache(tmp_path, signers, service)
+    others = [replace(one, identity_key=network_docs.rsa_key(200 + n)) for n, one in enumerate(signers)]
+    other_service = signed_service(DOCS[:20], others)
+    async with bootstrapping(tmp_path, others, [other_service]) as started:
+        assert len(await started.bootstrap.wait_ready()) == 20
+
+
+async def test_microdescs_not_asked_for_are_not_taken(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+) -> None:
+    evil = [replace(doc, ntor_onion_key=b"\xee" * 32) for doc in DOCS]
+    liar = DirectoryService(service.consensus, service.certificates)
+    by_digest = list(service.microdescs)
+    liar.microdescs = dict(zip(by_digest, (doc.microdesc() for doc in evil), strict=True))
+    async with bootstrapping(tmp_path, signers, [liar]) as started:
+        assert isinstance(await refusal(started.bootstrap), NoDirectory)
+    assert b"7u7u7u7u" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+# --- Sources -------------------------------------------------------------------------------------------
+
+
+async def test_a_source_that_fails_is_passed_over(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    liar = signed_service(DOCS, signers)
+    bit_flipped(liar)
+    async with bootstrapping(tmp_path, signers, [None, liar, lambda _: b"rubbish", service]) as started:
+        assert (await started.bootstrap.wait_ready()).consensus.text == service.consensus
+
+
+async def test_a_silent_source_is_overtaken(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    service: DirectoryService,
+    clock: trio.testing.MockClock,
+) -> None:
+    async with bootstrapping(tmp_path, signers, [service, service]) as started:
+        started.relays[0].on_versions = ignore
+        before = trio.current_time()
+        await started.bootstrap.wait_ready()
+        assert trio.current_time() - before == pytest.approx(2 * STAGGER)  # consensus, then microdescriptors
+
+
+async def test_no_source_is_a_failure_told(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    async with bootstrapping(tmp_path, signers, []) as started:
+        assert isinstance(await refusal(started.bootstrap), NoDirectory)
+
+
+async def test_sources_that_cannot_be_named_are_a_failure_told(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    """It came out of a nursery as a group, which nobody expected."""
+
+    def no_guard() -> Sequence[Contact]:
+        raise NoGuard("none fits")
+
+    async with bootstrapping(tmp_path, signers, [], sources=no_guard) as started:
+        assert isinstance(await refusal(started.bootstrap), NoGuard)
+
+
+async def test_failure_is_forgotten_when_the_directory_comes(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+) -> None:
+    good = service.consensus
+    half_signed(service)
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        assert "1 good signatures, 2 of 3" in str(await refusal(started.bootstrap))
+        service.consensus = good
+        await started.bootstrap.is_ready.wait()
+        assert len(await started.bootstrap.wait_ready()) == 30
+
+
+# --- Enough microdescriptors ---------------------------------------------------------------------------
+
+
+async def test_it_is_not_usable_before_there_are_enough_microdescs(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+) -> None:
+    everything = dict(service.microdescs)
+    service.microdescs = dict(list(everything.items())[:10])
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        assert isinstance(await refusal(started.bootstrap), NoDirectory)
+        assert started.bootstrap.directory is None
+        service.microdescs = everything
+        await started.bootstrap.is_ready.wait()
+        directory = await started.bootstrap.wait_ready()
+        assert directory.missing == ()
+    assert service.requests.count(CONSENSUS_PATH) == 1
+    asked_last = service.requests[-1].removeprefix("/tor/micro/d/").split("-")
+    assert len(asked_last) == 20  # what came was kept
+
+
+async def test_some_microdescs_may_be_missing(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    light = sorted(DOCS, key=lambda doc: doc.bandwidth or 0)[:3]
+    service.hold([doc for doc in DOCS if doc not in light])
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        directory = await started.bootstrap.wait_ready()
+        assert len(directory.missing) == 3
+
+
+async def test_a_network_without_guards_is_a_failure_told(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    """Everything was held and nothing was missing, so nobody was told that it could not be used."""
+    docs = [replace(doc, flags=doc.flags.replace("Guard ", "")) for doc in DOCS]
+    async with bootstrapping(tmp_path, signers, [signed_service(docs, signers)]) as started:
+        assert isinstance(await refusal(started.bootstrap), NoDirectory)
+
+
+# --- Growing old ---------------------------------------------------------------------------------------
+
+
+def stale_service(signers: Sequence[TestAuthority]) -> DirectoryService:
+    """Valid, and so old that it is to be replaced."""
+    return signed_service(DOCS, signers, valid_after=int(time.time()) - 5 * HOUR // 2)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Rounds on the mock clock until `condition` holds."""
+    with trio.move_on_after(20 * LAST_RETRY):
+        while not condition():
+            await trio.sleep(1)
+    assert condition()
+
+
+async def test_a_newer_consensus_replaces_an_old_one(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    service = stale_service(signers)
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        old = await started.bootstrap.wait_ready()
+        newer = signed_service(DOCS[:25], signers)
+        service.consensus = newer.consensus
+        await until(lambda: started.bootstrap.directory is not old)
+        assert started.bootstrap.directory is not None
+        assert len(started.bootstrap.directory) == 25
+    assert (tmp_path / "consensus-microdesc").read_bytes() == newer.consensus
+
+
+async def test_an_older_consensus_replaces_nothing(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    service = stale_service(signers)
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        old = await started.bootstrap.wait_ready()
+        older = signed_service(DOCS[:25], signers, valid_after=old.consensus.valid_after - 60)
+        service.consensus = older.consensus
+        await trio.sleep(3 * LAST_RETRY)
+        assert started.bootstrap.directory is old
+
+
+async def test_a_newer_one_is_not_used_before_its_microdescs_have_come(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    """Whoever serves directories could otherwise choose the relays we see, by holding back the others."""
+    service = stale_service(signers)
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        old = await started.bootstrap.wait_ready()
+        changed = [replace(doc, ntor_onion_key=Random(n).randbytes(32)) for n, doc in enumerate(DOCS)]
+        newer = signed_service(changed, signers)
+        newer.hold(changed[:5])
+        service.consensus, service.microdescs = newer.consensus, newer.microdescs
+        await until(lambda: len(service.requests) > 6)
+        assert started.bootstrap.directory is old
+        newer.hold(changed)
+        service.microdescs = newer.microdescs
+        await until(lambda: started.bootstrap.directory is not old)
+        assert started.bootstrap.directory is not None
+        assert started.bootstrap.directory.consensus.text == newer.consensus
+
+
+# --- A given consensus ---------------------------------------------------------------------------------
+
+
+async def test_a_given_consensus_is_verified_and_used(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    given = parse_consensus(service.consensus)
+    async with bootstrapping(tmp_path, signers, [service], given=given) as started:
+        assert (await started.bootstrap.wait_ready()).consensus is given
+    assert CONSENSUS_PATH not in service.requests
+    assert not (tmp_path / "consensus-microdesc").exists()
+
+
+@pytest.mark.parametrize("spoil", [forged, expired, half_signed, bit_flipped])
+async def test_a_given_consensus_that_cannot_be_believed_is_refused(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    service: DirectoryService,
+    spoil: Callable[[DirectoryService], None],
+) -> None:
+    spoil(service)
+    given = parse_consensus(service.consensus)
+    async with bootstrapping(tmp_path, signers, [service], given=given) as started:
+        assert isinstance(await refusal(started.bootstrap), NoDirectory)

@@ -1,0 +1,400 @@
+"""The circuits in use: who shares one, when a new one is built, and what happens when builds fail."""
+
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+import trio
+import trio.testing
+from fakes import FakeCircuit, FakeRelay, RelayCell, answer_extend2, ignore
+from served import ACCEPT_ALL, Arrivals, fresh_relays, open_stream, relay_of, serve, source_of
+
+from torkit.directory.directory import Relay
+from torkit.directory.microdesc import REJECT_ALL, PortPolicy
+from torkit.errors import CircuitClosed, NoPath, TimedOut, UsageError
+from torkit.net.channels import Channels
+from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.circuits import (
+    BUILD_ATTEMPTS,
+    BUILD_TIMEOUT,
+    MAX_DIRTINESS,
+    SPARE_COUNT,
+    SPARE_RETRY,
+    Circuits,
+    build_circuit,
+    build_directory_circuit,
+)
+
+WEB_ONLY = PortPolicy(True, ((80, 80), (443, 443)))
+
+
+@dataclass
+class Pool:
+    """A pool over one guard, one middle and two exits; `chosen` counts the paths asked for."""
+
+    circuits: Circuits
+    channels: Channels
+    fakes: list[FakeRelay]
+    exits: list[Relay]
+    nursery: trio.Nursery
+    chosen: list[tuple[int | None, bool, Collection[bytes]]] = field(default_factory=list)
+
+    @property
+    def path(self) -> tuple[Relay, Relay, Relay]:
+        return (relay_of(self.fakes[0]), relay_of(self.fakes[1]), self.exits[0])
+
+    async def acquire(
+        self, isolation: object = "a", port: int | None = 80, excluded: Collection[bytes] = ()
+    ) -> Circuit:
+        return await self.circuits.acquire(port, isolation=isolation, excluded=excluded)
+
+
+@pytest.fixture
+def patient_clock() -> trio.testing.MockClock:
+    """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
+    return trio.testing.MockClock(autojump_threshold=0.1)
+
+
+@asynccontextmanager
+async def open_pool(
+    policies: tuple[PortPolicy, PortPolicy] = (ACCEPT_ALL, ACCEPT_ALL),
+) -> AsyncIterator[Pool]:
+    fakes = fresh_relays(4)
+    async with serve(fakes[0]), trio.open_nursery() as nursery:
+        channels = Channels(nursery, Random())
+
+        def choose(port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> tuple[Relay, ...]:
+            pool.chosen.append((port, is_ipv6, excluded))
+            for relay in pool.exits:
+                policy = relay.policy6 if is_ipv6 else relay.policy
+                if relay.identity not in excluded and (port is None or policy.accepts(port)):
+                    return (relay_of(fakes[0]), relay_of(fakes[1]), relay)
+            raise NoPath("no exit for that")
+
+        exits = [
+            relay_of(fake, policy=policy, policy6=REJECT_ALL)
+            for fake, policy in zip(fakes[2:], policies, strict=True)
+        ]
+        circuits = Circuits(channels, choose, CircuitSettings, Random())
+        pool = Pool(circuits, channels, fakes, exits, nursery)
+        yield pool
+        nursery.cancel_scope.cancel()
+    assert [fake.complaints for fake in fakes] == [[]] * 4
+
+
+# --- Who shares ----------------------------------------------------------------------------------------
+
+
+async def test_equal_isolation_shares_a_circuit_and_different_never_does() -> None:
+    async with open_pool() as pool:
+        first = await pool.acquire("a")
+        assert await pool.acquire("a") is first
+        second = await pool.acquire("b")
+        assert second is not first
+        assert await pool.acquire("b") is second
+        assert await pool.acquire(None) not in (first, second)
+        assert await pool.acquire("a") is first
+
+
+async def test_requests_of_one_isolation_at_once_build_one_circuit() -> None:
+    async with open_pool() as pool:
+        got: list[Circuit] = []
+
+        async def acquire(isolation: str) -> None:
+            got.append(await pool.acquire(isolation))
+
+        async with trio.open_nursery() as nursery:
+            for isolation in "aabbaabb":
+                nursery.start_soon(acquire, isolation)
+        assert len(set(map(id, got))) == 2
+        assert len(pool.fakes[0].circuits) == 2
+
+
+async def test_a_circuit_serves_only_ports_that_its_exit_lets_through() -> None:
+    async with open_pool((WEB_ONLY, ACCEPT_ALL)) as pool:
+        web = await pool.acquire(port=80)
+        assert await pool.acquire(port=443) is web
+        ssh = await pool.acquire(port=22)
+        assert ssh is not web
+        assert ssh.path[-1] == pool.exits[1]
+        assert await pool.acquire(port=None) in (web, ssh)
+
+
+async def test_ipv6_asks_for_an_exit_with_an_ipv6_policy() -> None:
+    async with open_pool() as pool:
+        await pool.acquire(port=80)
+        with pytest.raises(NoPath):
+            await pool.circuits.acquire(80, is_ipv6=True, isolation="a")
+        assert pool.chosen[-1] == (80, True, ())
+
+
+async def test_an_excluded_exit_is_not_used_again() -> None:
+    async with open_pool() as pool:
+        first = await pool.acquire()
+        second = await pool.acquire(excluded={first.path[-1].identity})
+        assert second.path[-1] != first.path[-1]
+
+
+async def test_a_circuit_with_a_path_goes_there_and_is_shared_by_equal_path_and_isolation() -> None:
+    async with open_pool() as pool:
+        path = (relay_of(pool.fakes[0]), pool.exits[1])
+        first = await pool.circuits.acquire(25, isolation="a", path=path)
+        assert first.path == path
+        assert pool.chosen == []
+        assert await pool.circuits.acquire(80, isolation="a", path=path) is first
+        assert await pool.circuits.acquire(80, isolation="b", path=path) is not first
+        assert await pool.acquire("a") is not first
+
+
+async def test_a_clean_circuit_is_never_given_to_a_request_for_a_path() -> None:
+    async with open_pool() as pool:
+        await pool.circuits.build(pool.path)
+        path = (relay_of(pool.fakes[0]), pool.exits[1])
+        assert (await pool.circuits.acquire(80, isolation="a", path=path)).path == path
+
+
+# --- Growing old ---------------------------------------------------------------------------------------
+
+
+async def test_a_circuit_takes_no_stream_after_its_time(mock_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        first = await pool.acquire()
+        mock_clock.jump(MAX_DIRTINESS - 1)
+        assert await pool.acquire() is first
+        mock_clock.jump(1)
+        assert await pool.acquire() is not first
+        assert first.error is None
+
+
+async def test_a_clean_circuit_does_not_age(mock_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        entry = await pool.circuits.build(pool.path)
+        mock_clock.jump(10 * MAX_DIRTINESS)
+        assert await pool.acquire() is entry.circuit
+        mock_clock.jump(MAX_DIRTINESS - 1)
+        assert await pool.acquire() is entry.circuit
+
+
+async def test_a_retired_circuit_keeps_its_streams_and_takes_no_more() -> None:
+    async with open_pool() as pool:
+        first = await pool.acquire()
+        stream, far = await open_stream(first, pool.fakes[2])
+        pool.circuits.retire(first)
+        assert await pool.acquire() is not first
+        far.write(b"still here")
+        assert await stream.receive_some() == b"still here"
+
+
+async def test_a_worn_circuit_is_closed_when_its_last_stream_has_gone(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool() as pool:
+        first = await pool.acquire()
+        stream, _ = await open_stream(first, pool.fakes[2])
+        pool.circuits.retire(first)
+        built = Arrivals(answer_extend2)
+        pool.fakes[1].on_extend2 = built
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        for _ in range(SPARE_COUNT):
+            await built.next()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert first.error is None
+        await stream.aclose()
+        mock_clock.jump(MAX_DIRTINESS)
+        await trio.testing.wait_all_tasks_blocked()
+        assert isinstance(first.error, CircuitClosed)
+
+
+# --- Built ahead ---------------------------------------------------------------------------------------
+
+
+async def settle() -> None:
+    """Until nothing moves any more."""
+    await trio.testing.wait_all_tasks_blocked(0.1)
+
+
+async def test_spares_are_kept_ready_and_given_out_clean() -> None:
+    async with open_pool() as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await settle()
+        assert pool.chosen == [(None, False, ())] * SPARE_COUNT
+        assert len(pool.fakes[0].circuits) == SPARE_COUNT
+        first, second = await pool.acquire("a"), await pool.acquire("b")
+        assert len(pool.chosen) == SPARE_COUNT
+        assert first is not second
+        await settle()
+        assert len(pool.fakes[0].circuits) == 2 * SPARE_COUNT
+        assert await pool.acquire("c") not in (first, second)
+
+
+async def test_a_spare_that_ends_is_replaced() -> None:
+    async with open_pool() as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await settle()
+        pool.fakes[0].circuits[0].destroy()
+        await settle()
+        assert len(pool.fakes[0].circuits) == SPARE_COUNT + 1
+        assert (await pool.acquire()).error is None
+
+
+async def test_building_ahead_is_tried_again_after_a_while(mock_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        exits, pool.exits = pool.exits, []
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await settle()
+        assert len(pool.chosen) == 1
+        pool.exits = exits
+        mock_clock.jump(SPARE_RETRY)
+        await settle()
+        assert len(pool.fakes[0].circuits) == SPARE_COUNT
+
+
+async def test_closing_closes_every_circuit() -> None:
+    async with open_pool() as pool:
+        circuits = [await pool.acquire(isolation) for isolation in range(3)]
+        pool.circuits.close()
+        assert all(isinstance(circuit.error, CircuitClosed) for circuit in circuits)
+
+
+# --- Builds that fail ----------------------------------------------------------------------------------
+
+
+def failing_at_first(count: int) -> Callable[[FakeCircuit, int, RelayCell], None]:
+    """EXTEND2 answered by DESTROY so many times, and then as it should be."""
+    failures: list[int] = []
+
+    def answer(circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
+        if len(failures) < count:
+            failures.append(number)
+            circuit.destroy()
+        else:
+            answer_extend2(circuit, number, cell)
+
+    return answer
+
+
+async def test_a_failing_build_is_repeated_on_another_path() -> None:
+    async with open_pool() as pool:
+        pool.fakes[1].on_extend2 = failing_at_first(BUILD_ATTEMPTS - 1)
+        assert (await pool.acquire()).error is None
+        assert len(pool.chosen) == BUILD_ATTEMPTS
+
+
+async def test_the_last_failure_is_told_and_the_next_request_begins_anew() -> None:
+    async with open_pool() as pool:
+        pool.fakes[1].on_extend2 = failing_at_first(BUILD_ATTEMPTS)
+        with pytest.raises(CircuitClosed):
+            await pool.acquire()
+        assert len(pool.chosen) == BUILD_ATTEMPTS
+        assert (await pool.acquire()).error is None
+
+
+async def test_a_given_path_is_tried_once() -> None:
+    async with open_pool() as pool:
+        pool.fakes[1].on_extend2 = failing_at_first(1)
+        with pytest.raises(CircuitClosed):
+            await pool.circuits.acquire(80, isolation="a", path=pool.path)
+        assert len(pool.fakes[0].circuits) == 1
+
+
+async def test_no_path_is_told_at_once() -> None:
+    async with open_pool((WEB_ONLY, WEB_ONLY)) as pool:
+        with pytest.raises(NoPath):
+            await pool.acquire(port=22)
+        assert len(pool.chosen) == 1
+
+
+async def test_whoever_waited_for_a_build_that_failed_builds_himself() -> None:
+    async with open_pool() as pool:
+        asked = Arrivals()
+        pool.fakes[1].on_extend2 = asked
+        got: list[object] = []
+
+        async def acquire() -> None:
+            try:
+                got.append(await pool.circuits.acquire(80, isolation="a", path=pool.path))
+            except CircuitClosed as error:
+                got.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(acquire)
+            nursery.start_soon(acquire)
+            far, _, _ = await asked.next()
+            pool.fakes[1].on_extend2 = answer_extend2
+            far.destroy()
+        assert [type(one) for one in got] == [CircuitClosed, Circuit]
+
+
+async def test_a_cancelled_build_lets_others_build_and_leaves_no_circuit() -> None:
+    async with open_pool() as pool:
+        asked = Arrivals()
+        destroyed = Arrivals()
+        pool.fakes[1].on_extend2, pool.fakes[0].on_destroy = asked, destroyed
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.acquire)
+            await asked.next()
+            nursery.cancel_scope.cancel()
+        await destroyed.next()
+        pool.fakes[1].on_extend2 = answer_extend2
+        assert (await pool.acquire()).error is None
+
+
+async def test_a_circuit_that_ends_as_it_is_finished_is_not_given_out() -> None:
+    """Its end came in the same read as its last EXTENDED2; it then stayed in the pool as a dead spare."""
+    destroyed: list[FakeCircuit] = []
+
+    def answer_and_destroy_once(circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
+        answer_extend2(circuit, number, cell)
+        if not destroyed:
+            destroyed.append(circuit)
+            circuit.destroy()
+
+    async with open_pool() as pool:
+        pool.fakes[1].on_extend2 = answer_and_destroy_once
+        circuit = await pool.acquire()
+        assert len(destroyed) == 1
+        assert circuit.error is None
+
+
+async def test_a_build_that_takes_too_long_is_given_up(patient_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        destroyed = Arrivals()
+        pool.fakes[1].on_extend2, pool.fakes[0].on_destroy = ignore, destroyed
+        started = trio.current_time()
+        with pytest.raises(TimedOut):
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+        assert trio.current_time() - started >= BUILD_TIMEOUT
+        await destroyed.next()
+
+
+async def test_an_empty_path_is_misuse() -> None:
+    async with open_pool() as pool:
+        with pytest.raises(UsageError):
+            await build_circuit(pool.channels, (), CircuitSettings(), Random())
+
+
+async def test_directory_circuits_have_one_hop_by_the_key_that_is_known() -> None:
+    async with open_pool() as pool:
+        fake = pool.fakes[0]
+        fake.directory = lambda _: b""
+        known = await build_directory_circuit(pool.channels, relay_of(fake))
+        assert [hop.handshake for hop in known.hops] == ["ntor"]
+        unknown = await build_directory_circuit(pool.channels, source_of(fake))
+        assert unknown.path == ()
+        for circuit in (known, unknown):
+            await circuit.begin_directory().wait_connected()
+        assert len(fake.links) == 1
+
+
+async def test_the_guard_cannot_count_hops_by_relay_early_cells() -> None:
+    async with open_pool() as pool:
+        counts = set()
+        for isolation in range(24):
+            circuit = await pool.acquire(isolation)
+            far = pool.fakes[0].circuits[-1]
+            for _ in range(10):
+                await circuit.resolve("name.test")
+            counts.add(far.early_cells_received)
+        assert counts == {7, 8}

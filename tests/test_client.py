@@ -1,0 +1,361 @@
+"""The client as a program uses it, on a network of scripted relays, and failures that are not its fault."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from fakes import FakeRelay, FakeStream, answer_begin, answer_resolve, answer_versions, ignore
+from served import Arrivals, ServedNetwork, serve_network
+
+from torkit.client import ATTEMPT_TIMEOUTS, Resolved, Tor, open_tor
+from torkit.errors import (
+    CircuitClosed,
+    DocumentError,
+    EndReason,
+    NoDirectory,
+    NoPath,
+    StreamClosed,
+    TimedOut,
+    UsageError,
+)
+from torkit.guards import RETRY_AFTER
+from torkit.path import Constraints
+
+
+@pytest.fixture
+def patient_clock() -> trio.testing.MockClock:
+    """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
+    return trio.testing.MockClock(autojump_threshold=0.1)
+
+
+@asynccontextmanager
+async def served_tor(
+    tmp_path: Path, *, guards: int = 2, exits: int = 2
+) -> AsyncIterator[tuple[Tor, ServedNetwork]]:
+    async with (
+        serve_network(guards=guards, exits=exits) as network,
+        open_tor(network=network.config, data_dir=tmp_path) as tor,
+    ):
+        await tor.wait_ready()
+        yield tor, network
+        assert [fake.complaints for fake in network.relays.values()] == [[]] * (1 + guards + exits)
+
+
+def exits_of(network: ServedNetwork) -> list[FakeRelay]:
+    return [fake for name, fake in network.relays.items() if name.startswith("exit")]
+
+
+async def test_a_stream_goes_through_guard_middle_and_exit(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        for exit_relay in exits_of(network):
+            exit_relay.on_data = lambda stream, data: stream.write(data.upper())
+        async with await tor.connect("web.test", 80) as stream:
+            await stream.send_all(b"hello")
+            assert await stream.receive_some() == b"HELLO"
+        names = [relay.nickname for relay in stream.path]
+        assert names[0].startswith("guard")
+        assert names[2].startswith("exit")
+        assert len(set(names)) == 3
+
+
+async def test_names_and_addresses_are_resolved_by_the_exit(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        for exit_relay in exits_of(network):
+            exit_relay.hosts = {
+                "name.test": ["192.0.2.1", "2001:db8::1"],
+                "1.2.0.192.in-addr.arpa": ["name.test"],
+            }
+        assert await tor.resolve("name.test") == [
+            Resolved("ipv4", "192.0.2.1", 60),
+            Resolved("ipv6", "2001:db8::1", 60),
+        ]
+        assert await tor.resolve("192.0.2.1") == [Resolved("hostname", "name.test", 60)]
+        with pytest.raises(StreamClosed) as caught:
+            await tor.resolve("unknown.test")
+        assert caught.value.reason is EndReason.RESOLVEFAILED
+
+
+async def test_isolation_separates_and_equality_shares(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, _):
+        streams = [await tor.connect("web.test", 80, isolation=i) for i in ("a", "a", "b", None)]
+        circuits = [stream.circuit for stream in streams]
+        assert circuits[0] is circuits[1]
+        assert len(set(map(id, circuits))) == 3
+
+
+async def test_every_circuit_begins_at_one_guard_which_a_second_start_keeps(tmp_path: Path) -> None:
+    async with serve_network(guards=3) as network:
+        used = set()
+        for _ in range(3):
+            async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+                await tor.wait_ready()
+                for isolation in range(3):
+                    used.add((await tor.connect("web.test", 80, isolation=isolation)).path[0].nickname)
+        assert len(used) == 1
+
+
+async def test_a_second_start_asks_nobody_for_a_directory(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        for _ in range(2):
+            async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+                await tor.wait_ready()
+                await tor.connect("web.test", 80)
+        assert len([path for path in network.service.requests if "consensus" in path]) == 1
+
+
+async def test_an_unreachable_guard_is_replaced(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    """In a network of one subnet too, where the second guard once conflicted with the first."""
+    async with served_tor(tmp_path) as (tor, network):
+        first = (await tor.connect("web.test", 80)).path[0].nickname
+        guard = network.relays[first]
+        guard.on_versions = lambda link: link.close()
+        guard.links[-1].close()
+        second = (await tor.connect("web.test", 80, isolation="again")).path[0].nickname
+        assert second not in (first, "middle")
+        guard.on_versions = answer_versions
+        await trio.sleep(RETRY_AFTER)
+        path = tor.choose_path(Constraints(port=80))
+        assert path[0].nickname == first
+
+
+# --- Attempts ------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_refused_for_the_exits_fault_is_tried_at_another(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        refused: list[FakeStream] = []
+
+        def refuse_once(stream: FakeStream) -> None:
+            if refused:
+                answer_begin(stream)
+            else:
+                refused.append(stream)
+                stream.end(EndReason.EXITPOLICY)
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = refuse_once
+        stream = await tor.connect("web.test", 80)
+        assert refused[0].hop.relay.rsa_identity != stream.path[-1].identity
+
+
+@pytest.mark.parametrize("reason", [EndReason.CONNECTREFUSED, EndReason.TIMEOUT, EndReason.CONNRESET])
+async def test_a_refusal_by_the_destination_is_not_repeated(tmp_path: Path, reason: EndReason) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        begun: list[FakeStream] = []
+
+        def refuse(stream: FakeStream) -> None:
+            begun.append(stream)
+            stream.end(reason)
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = refuse
+        with pytest.raises(StreamClosed) as caught:
+            await tor.connect("web.test", 80)
+        assert caught.value.reason is reason
+        assert len(begun) == 1
+
+
+async def test_when_no_exit_is_left_the_last_refusal_is_told(tmp_path: Path) -> None:
+    """It was hidden behind the NoPath that there is no third exit."""
+    async with served_tor(tmp_path, exits=2) as (tor, network):
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = lambda stream: stream.end(EndReason.RESOLVEFAILED)
+        with pytest.raises(StreamClosed) as caught:
+            await tor.connect("web.test", 80)
+        assert caught.value.reason is EndReason.RESOLVEFAILED
+
+
+async def test_a_port_that_no_exit_allows_is_no_path(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, _):
+        with pytest.raises(NoPath, match="exit policy"):
+            await tor.connect("web.test", 25)
+
+
+async def test_a_circuit_destroyed_under_a_stream_is_replaced(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        destroyed: list[FakeStream] = []
+
+        def destroy_once(stream: FakeStream) -> None:
+            if destroyed:
+                answer_begin(stream)
+            else:
+                destroyed.append(stream)
+                stream.circuit.destroy()
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = destroy_once
+        assert (await tor.connect("web.test", 80)).circuit.error is None
+        assert len(destroyed) == 1
+
+
+async def test_an_exit_that_never_answers_is_left_for_another(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        silent: list[FakeStream] = []
+
+        def silent_once(stream: FakeStream) -> None:
+            if silent:
+                answer_begin(stream)
+            else:
+                silent.append(stream)
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = silent_once
+        started = trio.current_time()
+        stream = await tor.connect("web.test", 80)
+        assert trio.current_time() - started >= ATTEMPT_TIMEOUTS[0]
+        assert stream.path[-1].identity != silent[0].hop.relay.rsa_identity
+        again = await tor.connect("web.test", 80)
+        assert again.path[-1].identity != silent[0].hop.relay.rsa_identity
+
+
+async def test_exits_that_never_answer_time_out(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with served_tor(tmp_path, exits=3) as (tor, network):
+        ended = Arrivals()
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin, exit_relay.on_end = ignore, ended
+        started = trio.current_time()
+        with pytest.raises(TimedOut):
+            await tor.connect("web.test", 80)
+        assert trio.current_time() - started >= sum(ATTEMPT_TIMEOUTS)
+        for _ in ATTEMPT_TIMEOUTS:
+            await ended.next()
+
+
+async def test_a_look_up_that_fails_is_tried_at_another_exit(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        for exit_relay in exits_of(network):
+            exit_relay.hosts = {"name.test": ["192.0.2.1"]}
+        asked = Arrivals(answer_resolve)
+        first = await tor.connect("web.test", 80)
+        used = next(f for f in exits_of(network) if f.rsa_identity == first.path[-1].identity)
+        used.hosts = {}
+        used.on_resolve = asked
+        assert await tor.resolve("name.test") == [Resolved("ipv4", "192.0.2.1", 60)]
+        await asked.next()
+
+
+async def test_a_connect_given_up_sends_end(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        begun, ended = Arrivals(), Arrivals()
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin, exit_relay.on_end = begun, ended
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tor.connect, "web.test", 80)
+            far = await begun.next()
+            nursery.cancel_scope.cancel()
+        assert (await ended.next())[0] is far
+
+
+# --- What is asked for ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["x.onion", "X.ONION.", "a.b.onion", "web.test.exit", "", "with space", "ünicode.test"]
+)
+async def test_names_that_no_exit_can_look_up_are_refused(tmp_path: Path, host: str) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        begun = Arrivals()
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = begun
+        with pytest.raises(UsageError):
+            await tor.connect(host, 80)
+        with pytest.raises(UsageError):
+            await tor.resolve(host)
+
+
+async def test_a_given_path_is_the_one_used(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, _):
+        for name in ("exit0", "exit1"):
+            path = tor.choose_path(Constraints(exit=name))
+            stream = await tor.connect("web.test", 80, path=path)
+            assert stream.path == path
+            assert stream.path[-1].nickname == name
+
+
+async def test_a_circuit_of_ones_own_is_used_by_nobody_else(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, _):
+        circuit = await tor.build_circuit(tor.choose_path(Constraints(port=80)))
+        assert (await tor.connect("web.test", 80)).circuit is not circuit
+        circuit.close()
+        assert isinstance(circuit.error, CircuitClosed)
+
+
+# --- Beginning and end ---------------------------------------------------------------------------------
+
+
+async def test_before_there_is_a_directory_nothing_is_chosen(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with serve_network() as network:
+        network.service.consensus = b""
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            with pytest.raises(NoDirectory):
+                tor.choose_path(Constraints(port=80))
+            with pytest.raises(NoDirectory):
+                await tor.connect("web.test", 80)
+            with pytest.raises(NoDirectory, match="404"):
+                await tor.wait_ready()
+
+
+async def test_closing_destroys_every_circuit(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            streams = [await tor.connect("web.test", 80, isolation=i) for i in range(3)]
+            guard = next(f for f in network.relays.values() if f.rsa_identity == streams[0].path[0].identity)
+            guard.on_destroy = destroyed = Arrivals()
+            in_use = {circuit.circ_id for circuit in guard.circuits if circuit.streams}
+            assert len(in_use) == 3
+        while in_use:
+            in_use.discard((await destroyed.next())[0].circ_id)
+
+
+async def test_what_the_caller_raises_comes_out_as_it_was(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        with pytest.raises(NoPath):  # noqa: PT012
+            async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+                await tor.wait_ready()
+                tor.choose_path(Constraints(port=25))
+
+
+async def test_a_given_consensus_is_used(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        given = network.service.consensus
+        network.service.consensus = b""
+        async with open_tor(network=network.config, data_dir=tmp_path, consensus=given) as tor:
+            await tor.wait_ready()
+            assert tor.directory.consensus.text == given
+            await tor.connect("web.test", 80)
+
+
+async def test_a_given_consensus_that_is_none_is_refused(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        with pytest.raises(DocumentError):
+            async with open_tor(network=network.config, data_dir=tmp_path, consensus=b"rubbish"):
+                pass
+
+
+async def test_a_state_that_cannot_be_read_is_a_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_bytes(b'{"guards": [')
+    async with served_tor(tmp_path) as (tor, _):
+        await tor.connect("web.test", 80)
+
+
+async def test_authorities_are_asked_where_there_are_no_fallbacks(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        (fallback,) = network.config.fallbacks
+        first, *others = network.config.authorities
+        first = replace(first, or_port=fallback.or_port, fingerprint=fallback.identity)
+        config = replace(network.config, authorities=(first, *others), fallbacks=())
+        async with open_tor(network=config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
