@@ -6,6 +6,7 @@ Tor has no half-close: `aclose` ends both directions. No windows are counted her
 from __future__ import annotations
 
 import os
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
@@ -50,6 +51,7 @@ class Stream(trio.abc.Stream):
         self._answered = trio.Event()
         self._is_connected = False
         self._sink: _Sink | None = None
+        self._unsent = memoryview(b"")  # what send_all still has to seal
         self._is_readable = trio.lowlevel.ParkingLot()
         self._is_writable = trio.lowlevel.ParkingLot()
         self._send_guard = ConflictGuard("another task is sending on this stream")
@@ -68,27 +70,39 @@ class Stream(trio.abc.Stream):
             raise self._broken()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of `data`, as fast as the windows let it; it may be sent before CONNECTED arrives."""
+        """Send all of `data`, as fast as the windows let it; it may be sent before CONNECTED arrives.
+
+        While this waits, the channel's reader goes on sealing `data` as windows open (`on_writable`).
+        """
         with self._send_guard:
             self._check_open()
             await trio.lowlevel.checkpoint()
-            rest = memoryview(data)
-            while rest:
-                self._check_open()
-                if self._has_ended:
-                    raise self._broken()
-                if self._flow is not None and trio.current_time() < self._flow.next_send_at:
-                    with trio.move_on_at(self._flow.next_send_at):
-                        await self._is_writable.park()  # another rate, or the end, may come first
-                    continue
-                accepted = self._core.put(rest if self._flow is None else rest[: self._flow.check.rate])
-                if accepted:
-                    self.circuit.flush()
-                    rest = rest[accepted:]
-                    if self._flow is not None:
-                        self._flow.sent(accepted, trio.current_time())
-                else:
-                    await self._is_writable.park()
+            self._unsent = memoryview(data)
+            try:
+                while self._unsent:
+                    self._check_open()
+                    if self._has_ended:
+                        raise self._broken()
+                    if self._seal():
+                        self.circuit.flush()
+                    else:
+                        with trio.move_on_at(inf if self._flow is None else self._flow.wake_at):
+                            await self._is_writable.park()  # a window, another rate, or the end
+            finally:
+                self._unsent = memoryview(b"")
+
+    def _seal(self) -> bool:
+        """Seal what waits to be sent, as far as windows and the peer's rate allow; whether any went."""
+        if self._flow is None:
+            accepted = self._core.put(self._unsent)
+        else:
+            now = trio.current_time()
+            if now < self._flow.next_send_at:
+                return False
+            accepted = self._core.put(self._unsent[: self._flow.check.rate])
+            self._flow.sent(accepted, now)
+        self._unsent = self._unsent[accepted:]
+        return accepted > 0
 
     async def wait_send_all_might_not_block(self) -> None:
         with self._send_guard:
@@ -168,7 +182,7 @@ class Stream(trio.abc.Stream):
     def _take(self, max_bytes: int) -> bytes:
         """Received bytes; whatever message that makes due is sealed."""
         data = self._core.take(max_bytes)
-        if data and self._flow is not None:
+        if data and self._flow is not None and (self._core.queued or not self._flow.watch.is_idle):
             self._advise(self._flow.watch.drained(len(data), self._core.queued, trio.current_time()))
         return data
 
@@ -202,17 +216,20 @@ class Stream(trio.abc.Stream):
     # --- called by the channel's reader ---------------------------------------------------------
 
     def on_readable(self) -> None:
-        if self._flow is not None:
-            self._advise(self._flow.watch.queued(self._core.queued, trio.current_time()))
         if self._sink is None:
             self._is_readable.unpark_all()
         elif not self._sink.unwritten:
             self._push(self._sink)
             if self._sink.unwritten or self._sink.error is not None:
                 self._is_readable.unpark_all()
+        if self._flow is not None and self._core.queued:
+            self._advise(self._flow.watch.queued(self._core.queued, trio.current_time()))
 
     def on_writable(self) -> None:
-        self._is_writable.unpark_all()
+        if self._unsent:
+            self._seal()
+        if not self._unsent or (self._flow is not None and self._flow.check.rate is not None):
+            self._is_writable.unpark_all()
 
     def on_message(self, command: int, body: bytes) -> None:
         try:
@@ -254,6 +271,11 @@ class StreamFlow:
         self.watch = DrainWatch(params, clock)
         self.check = XoffCheck(params)
         self.next_send_at = 0.0
+
+    @property
+    def wake_at(self) -> float:
+        """When a sender that must wait may look again; never, if nothing but a window holds it."""
+        return self.next_send_at if self.next_send_at > trio.current_time() else inf
 
     def sent(self, count: int, now: float) -> None:
         """Note `count` bytes sent."""

@@ -412,6 +412,12 @@ class DrainWatch:
         self._measuring_since: int | None = None  # usec
         self._drained = 0  # bytes: while measuring since then, with an empty queue since the last doubling
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is held up and no rate was told: of an emptied queue nothing need be told."""
+        is_watching = self._over_since is not None or self._measuring_since is not None
+        return not (self.xoff_sent or self._last_rate or is_watching)
+
     def queued(self, length: int, now: float) -> Xoff | Xon | None:
         """Data arrived and the queue holds `length` bytes now."""
         at = _usec(now)
