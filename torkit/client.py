@@ -98,6 +98,7 @@ class Tor:
         self._cache = cache
         self._nursery = nursery
         self._rng = rng
+        self._background = trio.CancelScope()
         self._cgo = cgo
         self._spare_circuits = spare_circuits
         self._clock = ClockGuard()
@@ -294,14 +295,16 @@ class Tor:
 
     async def run(self) -> None:
         """Keep the directory new and circuits ready; never returns."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._bootstrap.run)
-            await self._bootstrap.is_ready.wait()
-            nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
+        with self._background:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._bootstrap.run)
+                await self._bootstrap.is_ready.wait()
+                nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
 
     async def aclose(self) -> None:
         """Close every circuit, and see what has been sealed off, within CLOSE_TIMEOUT."""
         with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            self._background.cancel()  # or spare circuits would be built in place of those closed
             self._circuits.close()
             await self._channels.drain()
 
