@@ -338,6 +338,20 @@ async def test_a_cached_consensus_past_reasonable_age_is_not_used(
                 await refusal(started.bootstrap)
 
 
+async def test_one_that_has_expired_serves_circuits_but_is_not_handed_out(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+) -> None:
+    await fill_cache(tmp_path, signers, service)
+    old = signed_service(DOCS, signers, valid_after=int(time.time()) - 5 * HOUR)
+    (tmp_path / "consensus-microdesc").write_bytes(old.consensus)
+    async with bootstrapping(tmp_path, signers, [None]) as started:
+        assert (await started.bootstrap.wait_ready()).consensus.text == old.consensus
+        with pytest.raises(TorkitError):
+            await started.bootstrap.wait_consensus()
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        assert (await started.bootstrap.wait_consensus()).text == service.consensus
+
+
 async def test_a_cache_of_another_network_is_not_used(
     tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
 ) -> None:

@@ -108,10 +108,10 @@ class Bootstrap:
         return self.directory
 
     async def wait_consensus(self) -> Consensus:
-        """A verified consensus, whether its microdescriptors have come or not. Raises as `wait_ready`."""
+        """A live consensus, whether its microdescriptors have come or not. Raises as `wait_ready`."""
         await self._wait_for(self._has_consensus)
-        if self._newest is None:
-            raise self.failure or NoDirectory("there is no consensus yet")
+        if self._newest is None or not self._has_consensus.is_set():
+            raise self.failure or NoDirectory("there is no live consensus")
         return self._newest.consensus
 
     async def _wait_for(self, event: trio.Event) -> None:
@@ -153,14 +153,17 @@ class Bootstrap:
         elif self._newest is None or now >= self._refresh_at:
             try:
                 await self._fetch_consensus()
-            except TorkitError:
+            except TorkitError as error:
                 # An old one goes on being used as long as it is reasonably live.
                 if self._newest is None:
                     raise
                 if now > self._newest.consensus.valid_until + REASONABLY_LIVE:
                     self._drop()
                     raise
-                logger.info("no newer consensus is to be had; the one at hand is still good")
+                logger.info("no newer consensus is to be had, the one at hand is still good: %s", error)
+                if not self._has_consensus.is_set():  # somebody may wait for a live one
+                    self.failure = error
+                    self._has_failed.set()
                 await self._fetch_microdescs()
                 return LAST_RETRY
         await self._fetch_microdescs()
@@ -260,7 +263,8 @@ class Bootstrap:
 
     def _join(self, consensus: Consensus) -> None:
         self._newest = Directory(consensus, self._microdescs)
-        self._has_consensus.set()
+        if time.time() <= consensus.valid_until:
+            self._has_consensus.set()
         if self._newest.is_usable():
             self.directory = self._newest
             self.is_ready.set()
