@@ -9,6 +9,8 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("TORKIT_DEBUG") == "1"  # bounds checks and line tracing back on
 SANITIZE = os.environ.get("TORKIT_SANITIZE") == "1"  # AddressSanitizer and UBSan
 
+HEADERS = [str(header) for header in Path("torkit/_fast").glob("*.h")]
+
 compile_args = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O2"]
 link_args = []
 if SANITIZE:
@@ -20,6 +22,7 @@ extensions = [
         f"torkit._fast.{source.stem}",
         [str(source)],
         libraries=["crypto"],
+        depends=HEADERS,
         define_macros=[("CYTHON_TRACE_NOGIL", "1")] if DEBUG else [],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
