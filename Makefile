@@ -5,7 +5,7 @@ BIN := .venv/bin
 STUBS := $(patsubst torkit/_fast/%.pyi,torkit._fast.%,$(wildcard torkit/_fast/*.pyi))
 export PYTHON
 
-.PHONY: setup demo test test-setup lint typecheck bench build clean
+.PHONY: setup demo test test-setup lint typecheck bench bench-setup build clean
 
 setup:
 	@scripts/setup
@@ -27,8 +27,11 @@ typecheck: setup
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m mypy.stubtest --concise $(STUBS)
 
-bench: setup
-	@$(BIN)/pytest -q --benchmark-enable --benchmark-only bench
+bench: bench-setup
+	@$(BIN)/python -m bench
+
+bench-setup:
+	@scripts/setup --bench
 
 build: setup
 	@rm -rf dist
