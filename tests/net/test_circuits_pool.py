@@ -279,7 +279,14 @@ async def test_a_failing_build_is_repeated_on_another_path() -> None:
     async with open_pool() as pool:
         pool.fakes[1].on_extend2 = failing_at_first(BUILD_ATTEMPTS - 1)
         assert (await pool.acquire()).error is None
-        assert len(pool.chosen) == BUILD_ATTEMPTS
+        assert len(pool.fakes[0].circuits) == BUILD_ATTEMPTS
+
+
+async def test_a_relay_that_could_not_be_added_is_not_tried_again_for_that_request() -> None:
+    async with open_pool() as pool:
+        pool.fakes[1].on_extend2 = failing_at_first(1)
+        assert (await pool.acquire()).path[-1] == pool.exits[1]
+        assert [set(excluded) for _, _, excluded in pool.chosen] == [set(), {pool.exits[0].identity}]
 
 
 async def test_the_last_failure_is_told_and_the_next_request_begins_anew() -> None:
@@ -287,7 +294,7 @@ async def test_the_last_failure_is_told_and_the_next_request_begins_anew() -> No
         pool.fakes[1].on_extend2 = failing_at_first(BUILD_ATTEMPTS)
         with pytest.raises(CircuitClosed):
             await pool.acquire()
-        assert len(pool.chosen) == BUILD_ATTEMPTS
+        assert len(pool.fakes[0].circuits) == BUILD_ATTEMPTS
         assert (await pool.acquire()).error is None
 
 

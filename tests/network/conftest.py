@@ -1,16 +1,34 @@
-"""One private network of real `tor` processes for the whole session, and servers to reach through it."""
+"""For the whole session: a private network of real `tor` processes, a proxy on it, servers to reach."""
 
 from collections.abc import Iterator
 
 import pytest
 from network.private_network import RunningTestnet, running_testnet
 from network.servers import BannerServer, EchoServer, SilentServer, SinkServer, WebServer
+from network.torkit_process import CarrierServer, Proxy, Shell, make_shell, running_proxy
 
 
 @pytest.fixture(scope="session")
 def testnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTestnet]:
     with running_testnet(tmp_path_factory.mktemp("testnet")) as net:
         yield net
+
+
+@pytest.fixture(scope="session")
+def shell(testnet: RunningTestnet, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    return make_shell(testnet, tmp_path_factory.mktemp("shell"))
+
+
+@pytest.fixture(scope="session")
+def proxy(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with running_proxy(shell, tmp_path_factory.mktemp("proxy")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def carrier_server(testnet: RunningTestnet) -> Iterator[CarrierServer]:
+    with CarrierServer(testnet) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

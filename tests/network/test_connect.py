@@ -1,0 +1,282 @@
+"""`torkit connect` between the programs of a pipe: ends of file, statuses, signals, bulk, and below ssh."""
+
+import getpass
+import os
+import selectors
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import IO
+
+import pytest
+from network.servers import (
+    BANNER,
+    HOST,
+    PAGE,
+    BannerServer,
+    EchoServer,
+    SilentServer,
+    SinkServer,
+    WebServer,
+    blocks,
+    sha256_of,
+)
+from network.torkit_process import Result, Shell, skip_without, wait_until
+
+pytestmark = pytest.mark.network
+
+MIB = 1 << 20
+REQUEST = b"GET /page HTTP/1.0\r\n\r\n"
+
+
+@contextmanager
+def _connected(shell: Shell, line: str) -> Iterator[tuple[IO[bytes], IO[bytes], subprocess.Popen[bytes]]]:
+    """stdin and stdout of a running `torkit connect -v` that has said it is connected."""
+    with shell.running(line) as process, selectors.DefaultSelector() as selector:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        selector.register(process.stderr, selectors.EVENT_READ)
+        said = b""
+        while not said.endswith(b"\n"):
+            assert selector.select(40), said
+            data = os.read(process.stderr.fileno(), 1 << 12)
+            assert data, said
+            said += data
+        assert said.startswith(b"torkit: connected to ")
+        yield process.stdin, process.stdout, process
+
+
+def _free_port() -> socket.socket:
+    """A port that refuses as long as the socket is open."""
+    nobody = socket.socket()
+    nobody.bind((HOST, 0))
+    return nobody
+
+
+# --- stdin, stdout and the end --------------------------------------------------------------------------
+
+
+def test_reply_comes_after_the_end_of_stdin(shell: Shell, web_server: WebServer) -> None:
+    for target in (f"web.test:{web_server.port}", f"web.test {web_server.port}", f"{HOST}:{web_server.port}"):
+        result = shell.run(f"torkit connect {target}", stdin=REQUEST)
+        assert (result.returncode, result.stderr) == (0, b""), result
+        assert result.stdout.endswith(b"\r\n\r\n" + PAGE)
+
+
+def test_banner_arrives_without_stdin(shell: Shell, banner_server: BannerServer) -> None:
+    for line in ("torkit connect web.test:{} </dev/null", "torkit connect web.test:{} <&-"):
+        result = shell.run(line.format(banner_server.port))
+        assert (result.returncode, result.stdout) == (0, BANNER), result
+
+
+@pytest.mark.parametrize("options", ["-N", "--eof end", "-q 0", "--eof-timeout 0"])
+def test_end_of_stdin_ends_the_stream_where_asked(
+    shell: Shell, silent_server: SilentServer, options: str
+) -> None:
+    result = shell.run(f"torkit connect {options} web.test:{silent_server.port}", stdin=b"hello")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_echo_arrives_within_the_time_after_the_end_of_stdin(shell: Shell, echo_server: EchoServer) -> None:
+    result = shell.run(f"torkit connect -q 1 web.test:{echo_server.port}", stdin=b"hello")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"hello", b"")
+
+
+def test_idle_time_and_connect_time_have_a_status_of_their_own(shell: Shell, echo_server: EchoServer) -> None:
+    idle = shell.run(f"torkit connect -i 1 web.test:{echo_server.port}", stdin=b"hello")
+    assert (idle.returncode, idle.stdout) == (6, b"hello")
+    assert b"nothing was sent or received for 1 s" in idle.stderr
+    late = shell.run(f"torkit connect -w 0.0001 web.test:{echo_server.port}")
+    assert (late.returncode, late.stdout) == (6, b"")
+
+
+def test_bytes_pass_as_they_are_and_at_once(shell: Shell, echo_server: EchoServer) -> None:
+    with _connected(shell, f"torkit connect -v web.test:{echo_server.port}") as (stdin, stdout, _):
+        for data in (bytes(range(256)), b"\x00", b"\r\n\xff"):
+            stdin.write(data)
+            stdin.flush()
+            assert stdout.read(len(data)) == data
+
+
+# --- statuses -------------------------------------------------------------------------------------------
+
+
+def test_probe(shell: Shell, web_server: WebServer) -> None:
+    result = shell.run(f"torkit connect -z -v web.test:{web_server.port}")
+    assert result.returncode == 0
+    assert result.stdout == b""
+    assert result.stderr.startswith(f"torkit: connected to web.test:{web_server.port} through ".encode())
+    with _free_port() as nobody:
+        assert shell.run(f"torkit connect -z web.test:{nobody.getsockname()[1]}").returncode in (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("no-such-name.invalid:80", 4),
+        ("web.test:0", 2),
+        ("web.test", 2),
+        ("::1:80", 2),
+        ("web.test:http", 2),
+        ("web.test:65536", 2),
+        ("duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion:80", 2),
+        ("--path nobody,exit1,exit2 web.test:80", 2),
+        ("--path exit1,exit1,exit1 web.test:80", 2),
+        ("--path auth1,auth2,auth3 127.0.0.1:80", 5),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_line_with_its_status(shell: Shell, target: str, status: int) -> None:
+    result = shell.run(f"torkit connect {target}")
+    assert (result.returncode, result.stdout) == (status, b""), result
+    assert result.stderr.startswith(b"torkit: ")
+
+
+def test_reader_that_leaves_ends_us_quietly(shell: Shell, echo_server: EchoServer) -> None:
+    line = f"torkit connect -v web.test:{echo_server.port} | head -c1; echo -${{PIPESTATUS[0]}}"
+    with _connected(shell, line) as (stdin, stdout, process):
+        stdin.write(b"x")
+        stdin.flush()
+        # The peer says no more, and stdin is open: that nobody reads must be seen without a write.
+        assert stdout.read() == b"x-141\n"
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def test_banner_for_a_reader_of_one_byte(shell: Shell, banner_server: BannerServer) -> None:
+    line = f"torkit connect web.test:{banner_server.port} </dev/null | head -c1; echo -${{PIPESTATUS[0]}}"
+    result = shell.run(line)
+    assert (result.stdout, result.stderr) in ((b"2-0\n", b""), (b"2-141\n", b""))
+
+
+def test_full_device_is_a_failure_with_a_reason(shell: Shell, banner_server: BannerServer) -> None:
+    result = shell.run(f"torkit connect web.test:{banner_server.port} >/dev/full")
+    assert result.returncode == 1
+    assert b"No space left on device" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signals_end_it_at_once_and_quietly(
+    shell: Shell, silent_server: SilentServer, number: signal.Signals
+) -> None:
+    with _connected(shell, f"exec torkit connect -v web.test:{silent_server.port}") as (_, _, process):
+        process.send_signal(number)
+        assert process.wait(5) == 128 + number
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+# --- bulk -----------------------------------------------------------------------------------------------
+
+
+def test_large_stdin_reaches_a_slow_reader_whole(
+    shell: Shell, sink_server: SinkServer, tmp_path: Path
+) -> None:
+    length = 8 * MIB
+    with (tmp_path / "file").open("wb") as file:
+        file.writelines(blocks(length))
+    with shell.running(f"torkit connect -N web.test:{sink_server.port} < {tmp_path}/file") as process:
+        wait_until(lambda: sink_server.connections, 40, "a connection")
+        sink_server.gate.set()
+        assert sink_server.uploads.get(timeout=60) == (length, sha256_of(length))
+        assert process.wait(10) == 0
+
+
+def test_both_directions_at_once(shell: Shell, echo_server: EchoServer) -> None:
+    data = b"".join(blocks(8 * MIB))
+    result = shell.run(f"torkit connect -q 3 web.test:{echo_server.port}", stdin=data, timeout=90)
+    assert sha256(result.stdout).hexdigest() == sha256_of(8 * MIB)
+
+
+@skip_without("socat")
+def test_below_socat_whose_pipe_is_a_socket_pair(shell: Shell, web_server: WebServer) -> None:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    line = f"socat TCP-LISTEN:{port},bind={HOST},reuseaddr EXEC:'torkit connect web.test {web_server.port}'"
+    with shell.running(line):
+        results: list[Result] = []
+
+        def answered() -> bool:
+            results.append(shell.run(f"curl -sS http://{HOST}:{port}/page"))
+            return results[-1].returncode != 7
+
+        wait_until(answered, 10, "socat to listen")
+    assert results[-1].stdout == PAGE, results[-1]
+
+
+# --- ssh ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The beginning of a line that logs in, through torkit, to a real sshd with keys of this test alone."""
+    directory = tmp_path_factory.mktemp("ssh")
+    for name in ("host", "user"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True, timeout=30
+        )
+    host_key = (directory / "host.pub").read_text()
+    privileges = Path("/run/sshd")
+    made = os.geteuid() == 0 and not privileges.exists()
+    if made:
+        privileges.mkdir(mode=0o755)  # sshd will not start as root without; its service makes it
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    (directory / "sshd_config").write_text(
+        f"ListenAddress {HOST}:{port}\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/user.pub\n"
+        "PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\n"
+        "PermitRootLogin prohibit-password\n"
+    )
+    (directory / "known_hosts").write_text(f"[shell.test]:{port} {host_key}")
+    (directory / "ssh_config").write_text(
+        f"Host *\nPort {port}\nUser {getpass.getuser()}\nIdentityFile {directory}/user\nIdentitiesOnly yes\n"
+        f"UserKnownHostsFile {directory}/known_hosts\nGlobalKnownHostsFile none\n"
+        "BatchMode yes\nLogLevel ERROR\n"
+        "ProxyCommand torkit connect %h %p\n"
+    )
+    with (directory / "log").open("wb") as log:
+        sshd = subprocess.Popen(
+            ["/usr/sbin/sshd", "-D", "-e", "-f", directory / "sshd_config"],
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+        )
+
+    def listens() -> bool:
+        assert sshd.poll() is None, (directory / "log").read_text()
+        with socket.socket() as client:
+            return client.connect_ex((HOST, port)) == 0
+
+    try:
+        wait_until(listens, 10, "sshd to listen")
+        yield f"ssh -F {directory}/ssh_config shell.test"
+    finally:
+        sshd.kill()
+        sshd.wait()
+        if made:
+            privileges.rmdir()
+
+
+@skip_without("ssh", "ssh-keygen", "sshd")
+def test_ssh_brings_back_the_remote_status(shell: Shell, ssh: str) -> None:
+    result = shell.run(f"{ssh} 'echo through; exit 7'")
+    assert (result.returncode, result.stdout, result.stderr) == (7, b"through\n", b"")
+
+
+@skip_without("ssh", "ssh-keygen", "sshd")
+def test_ssh_carries_a_file_both_ways(shell: Shell, ssh: str) -> None:
+    data = b"".join(blocks(4 * MIB))
+    result = shell.run(f"{ssh} cat", stdin=data)
+    assert (result.returncode, sha256(result.stdout).hexdigest()) == (0, sha256_of(4 * MIB))
+
+
+@skip_without("ssh", "ssh-keygen", "sshd")
+def test_ssh_to_a_name_that_does_not_exist_ends_with_the_reason(shell: Shell, ssh: str) -> None:
+    result = shell.run(ssh.replace("shell.test", "no-such-name.invalid true"))
+    assert result.returncode == 255
+    assert b"torkit: the exit ended the stream: RESOLVEFAILED" in result.stderr

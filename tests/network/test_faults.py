@@ -1,0 +1,137 @@
+"""Relays killed while they carry a transfer: it fails and says so, and the next request finds another way."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from network.private_network import RunningTestnet, running_testnet
+from network.servers import PAGE, WebServer
+from network.torkit_process import CarrierServer, Proxy, Shell, make_shell, running_proxy, wait_until
+
+pytestmark = pytest.mark.network
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTestnet]:
+    """A network of its own, since its relays are killed."""
+    with running_testnet(tmp_path_factory.mktemp("faulty-testnet")) as net:
+        yield net
+
+
+@pytest.fixture
+def faulty_shell(net: RunningTestnet, tmp_path: Path) -> Shell:
+    return make_shell(net, tmp_path)
+
+
+@pytest.fixture
+def faulty_proxy(faulty_shell: Shell, tmp_path: Path) -> Iterator[Proxy]:
+    with running_proxy(faulty_shell, tmp_path / "proxy") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def server(net: RunningTestnet) -> Iterator[CarrierServer]:
+    with CarrierServer(net) as server:
+        yield server
+
+
+def _guard(net: RunningTestnet, shell: Shell) -> str:
+    """The nickname of the guard in use."""
+    state = shell.data_dir / "state.json"
+    wait_until(state.exists, 10, "the guard to be kept")
+    fingerprint = json.loads(state.read_text())["guards"][0]["fingerprint"]
+    return next(relay.nickname for relay in net.relays if relay.fingerprint == fingerprint)
+
+
+@contextmanager
+def _transfer(
+    shell: Shell, line: str, server: CarrierServer
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """An endless download that is under way, and its exit's nickname."""
+    with shell.running(f"{line} | {{ head -c 100000 | wc -c >&2; cat >/dev/null; }}") as process:
+        assert process.stderr is not None
+        wait_until(lambda: not server.carriers.empty() or process.poll() is not None, 30, "the first bytes")
+        assert process.poll() is None, process.stderr.read()
+        exit_nickname = server.carriers.get()
+        assert process.stderr.readline() == b"100000\n"
+        yield process, exit_nickname
+
+
+@contextmanager
+def _killed(net: RunningTestnet, nickname: str) -> Iterator[None]:
+    net.kill_relay(nickname)
+    try:
+        yield
+    finally:
+        net.start_relay(nickname)
+
+
+def _wait_for_page(shell: Shell, line: str) -> None:
+    wait_until(lambda: shell.run(line).stdout == PAGE, 10, "a page")
+
+
+# A relay refuses for 60 s to connect again to one that it has found dead, so each test leaves the network a
+# little worse for the next. Their order is from the one that needs most of it to the one that needs least.
+
+
+def test_start_while_the_kept_guard_is_down(
+    net: RunningTestnet, faulty_shell: Shell, web_server: WebServer
+) -> None:
+    line = f"torkit connect web.test:{web_server.port}"
+    request = b"GET /page HTTP/1.0\r\n\r\n"
+    assert faulty_shell.run(line, stdin=request).stdout.endswith(PAGE)
+    guard = _guard(net, faulty_shell)
+    with _killed(net, guard):
+        assert faulty_shell.run(line, stdin=request, timeout=15).stdout.endswith(PAGE)
+    # Back, and the first choice again.
+    built = json.loads(faulty_shell.run("torkit build-circuit").stdout)
+    assert built["path"][0]["nickname"] == guard
+
+
+def test_exit_killed_in_mid_transfer(
+    net: RunningTestnet,
+    faulty_shell: Shell,
+    faulty_proxy: Proxy,
+    server: CarrierServer,
+    web_server: WebServer,
+) -> None:
+    page = f"{faulty_proxy.curl()} http://web.test:{web_server.port}/page"
+    line = f"{faulty_proxy.curl()} http://web.test:{server.port}/endless"
+    with _transfer(faulty_shell, line, server) as (transfer, carrier), _killed(net, carrier):
+        result = faulty_shell.finish(transfer, line, timeout=10)
+        assert result.returncode in (18, 56), result  # a partial file or a reset, never a good end
+        _wait_for_page(faulty_shell, page)
+        # The exit is still in the consensus: each new circuit may meet it.
+        many = [f"{faulty_proxy.curl(f'u:{n}')} http://web.test:{web_server.port}/page" for n in range(4)]
+        assert [r.stdout for r in faulty_shell.run_at_once(many, timeout=20)] == [PAGE] * 4
+
+
+def test_connect_tells_a_cut_from_an_end(
+    net: RunningTestnet, faulty_shell: Shell, server: CarrierServer
+) -> None:
+    line = f"printf 'GET /endless HTTP/1.0\\r\\n\\r\\n' | torkit connect web.test:{server.port}"
+    with _transfer(faulty_shell, line, server) as (transfer, carrier), _killed(net, carrier):
+        result = faulty_shell.finish(transfer, line, timeout=10)
+        assert result.returncode == 1, result
+        assert b"torkit: the stream's circuit failed: " in result.stderr
+
+
+def test_guard_killed_in_mid_transfer(
+    net: RunningTestnet,
+    faulty_shell: Shell,
+    faulty_proxy: Proxy,
+    server: CarrierServer,
+    web_server: WebServer,
+) -> None:
+    page = f"{faulty_proxy.curl()} http://web.test:{web_server.port}/page"
+    line = f"{faulty_proxy.curl()} http://web.test:{server.port}/endless"
+    with (
+        _transfer(faulty_shell, line, server) as (transfer, _),
+        _killed(net, _guard(net, faulty_shell)),
+    ):
+        result = faulty_shell.finish(transfer, line, timeout=10)
+        assert result.returncode in (18, 56), result
+        _wait_for_page(faulty_shell, page)
