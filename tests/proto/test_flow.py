@@ -491,6 +491,19 @@ def test_queue_that_sinks_within_the_grace_costs_no_xoff() -> None:
     assert watch.queued(XOFF_LIMIT + 1, 2.0) is None
 
 
+def test_rate_grows_though_data_comes_in_bursts() -> None:
+    """A paused reader told a low rate for good: every burst of over 32 cells began its measurement anew."""
+    watch = stopped_watch()
+    told = watch.drained(300_000, 0, 4.0)
+    assert isinstance(told, Xon)
+    low = watch.rate
+    burst = 40 * RELAY_DATA_LEN_MIN
+    for turn in range(1 + XON_RATE // burst):
+        watch.queued(burst, 5.0 + turn)
+        watch.drained(burst, 0, 5.001 + turn)
+    assert watch.rate == 2 * low
+
+
 def test_reader_that_catches_up_begins_the_grace_anew() -> None:
     watch = make_watch()
     watch.queued(XOFF_LIMIT + 1, 1.0)

@@ -11,7 +11,7 @@ from random import Random
 import trio
 
 from torkit.directory.directory import Relay
-from torkit.errors import Retry, TimedOut, TorkitError, UsageError
+from torkit.errors import CircuitClosed, NoPath, Retry, TimedOut, TorkitError, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
@@ -113,13 +113,28 @@ class Circuits:
     async def _build_any(
         self, port: int | None, is_ipv6: bool, path: Path | None, excluded: Collection[bytes]
     ) -> "_Entry":
+        unreached: set[bytes] = set()  # for this request: who could not be added is not tried again
         for attempt in range(BUILD_ATTEMPTS):
+            relays = path or self._choose_reachable(port, is_ipv6, excluded, unreached)
             try:
-                return await self.build(path or self._choose_path(port, is_ipv6, excluded))
+                return await self.build(relays)
             except TorkitError as error:
                 if error.retry is not Retry.NOW or path is not None or attempt == BUILD_ATTEMPTS - 1:
                     raise
+                if isinstance(error, CircuitClosed) and error.hop is not None:
+                    unreached.add(relays[error.hop - 1].identity)
         raise AssertionError("unreachable")
+
+    def _choose_reachable(
+        self, port: int | None, is_ipv6: bool, excluded: Collection[bytes], unreached: set[bytes]
+    ) -> Path:
+        """A path without `unreached`, which is emptied if that leaves none: what was down may be up."""
+        if unreached:
+            try:
+                return self._choose_path(port, is_ipv6, {*excluded, *unreached})
+            except NoPath:
+                unreached.clear()
+        return self._choose_path(port, is_ipv6, excluded)
 
     async def build(self, path: Path) -> "_Entry":
         """Build one circuit, for nobody yet. Raises what made a hop fail, or TimedOut."""
@@ -168,9 +183,13 @@ async def build_circuit(channels: Channels, path: Path, settings: CircuitSetting
     """A circuit through all of `path`. Raises what made a hop fail, or TimedOut."""
 
     async def add_hops(circuit: Circuit) -> None:
-        await circuit.create(path[0], is_last=len(path) == 1)
-        for number, relay in enumerate(path[1:], 2):
-            await circuit.extend(relay, is_last=number == len(path))
+        for number, relay in enumerate(path, 1):
+            is_last = number == len(path)
+            try:
+                await (circuit.extend if circuit.path else circuit.create)(relay, is_last=is_last)
+            except CircuitClosed as error:
+                error.hop = number  # the one that could not be added
+                raise
 
     if not path:
         raise UsageError("a path needs at least one relay")

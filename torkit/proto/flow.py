@@ -410,7 +410,8 @@ class DrainWatch:
         self._last_rate = 0  # in our last XON
         self._over_since: int | None = None  # usec, since when the queue is over the limit
         self._measuring_since: int | None = None  # usec
-        self._drained = 0  # bytes: while measuring since then, with an empty queue since the last doubling
+        self._drained = 0  # bytes since then
+        self._unhindered = 0  # bytes whose queue never lasted, since the last doubling
 
     @property
     def is_idle(self) -> bool:
@@ -438,12 +439,13 @@ class DrainWatch:
     def drained(self, count: int, length: int, now: float) -> Xon | None:
         """The application took `count` bytes and `length` are left."""
         self._drained += count
+        self._unhindered += count
         if length <= self._params.xoff_client:
             self._over_since = None
         self._measure(length, _usec(now))
         send = length == 0 if self.xoff_sent else self._rate_changed()
         if length == 0:
-            self._note_empty()
+            self._note_empty(_usec(now))
         if not send:
             return None
         self.xoff_sent = False
@@ -465,16 +467,21 @@ class DrainWatch:
         if self._drained > self._params.xon_rate and elapsed > 0:
             rate = min(max(self._drained * 1000 // elapsed, 1), INT32_MAX)
             self.rate = n_ewma(rate, self.rate, self._params.xon_ewma_cnt)
+            self._unhindered = 0
             self._measuring_since = at if length > 0 else None
             self._drained = 0
 
-    def _note_empty(self) -> None:
-        """With nothing waiting the rate is ours to guess: twice as much after each cc_xon_rate cells."""
-        if self._measuring_since is not None:
-            self._measuring_since = None
-            self._drained = 0
-        elif self._drained >= self._params.xon_rate:
-            self._drained = 0
+    def _note_empty(self, at: int) -> None:
+        """With nothing waiting the rate is ours to guess: twice as much after each cc_xon_rate cells.
+
+        A queue that its reader empties within the grace was a burst, not a reader that lags.
+        """
+        since, self._measuring_since = self._measuring_since, None
+        self._drained = 0
+        if since is not None and at > since + XOFF_GRACE_USEC:
+            self._unhindered = 0
+        elif self._unhindered >= self._params.xon_rate:
+            self._unhindered = 0
             if self._last_rate:
                 self.rate = min(2 * self.rate, INT32_MAX)
 
