@@ -126,7 +126,7 @@ class ChannelClosed(Closed):
 
 
 class CircuitClosed(Closed):
-    """A circuit ended. `hop`, from 1, is the relay that is gone or could not be added, where that is known."""
+    """A circuit ended. `hop`, counted from 1, is gone or could not be added, where that is known."""
 
     def __init__(
         self, message: str, *, reason: DestroyReason = DestroyReason.NONE, hop: int | None = None
