@@ -224,18 +224,21 @@ def test_32_mib_up(
     assert (result.returncode, result.stdout.decode()) == (0, sha256_of(32 * MIB))
 
 
+@pytest.mark.timeout(420)
 def test_eight_at_once_down_and_up_on_one_circuit_and_on_several(
     shell: Shell, proxy: Proxy, web_server: WebServer, upload_file: Callable[[int], Path]
 ) -> None:
-    down, up = 16 * MIB, 8 * MIB
+    down, up = 64 * MIB, 32 * MIB
     file = upload_file(up)
     identities = ("", "a:a", "", "b:b") * 2
-    downloads = shell.run_at_once([_download(proxy, web_server, down, who) for who in identities])
+    downloads = shell.run_at_once(
+        [_download(proxy, web_server, down, who) for who in identities], timeout=180
+    )
     assert {(r.returncode, _digest(r.stdout)) for r in downloads} == {(0, sha256_of(down))}
-    uploads = shell.run_at_once([_upload(proxy, web_server, file, who) for who in identities])
+    uploads = shell.run_at_once([_upload(proxy, web_server, file, who) for who in identities], timeout=180)
     assert {(r.returncode, r.stdout.decode()) for r in uploads} == {(0, sha256_of(up))}
     both = [_download(proxy, web_server, up, "c:c"), _upload(proxy, web_server, file, "c:c")]
-    assert {_digest(result.stdout) for result in shell.run_at_once(both * 2)} == {sha256_of(up)}
+    assert {_digest(result.stdout) for result in shell.run_at_once(both * 2, timeout=120)} == {sha256_of(up)}
 
 
 def test_client_that_does_not_read_holds_back_itself_alone(

@@ -157,7 +157,7 @@ class Proxy:
     def curl(self, credentials: str = "") -> str:
         """The beginning of a line; requests of equal `credentials`, `user:password`, share circuits."""
         who = f"{credentials}@" if credentials else ""
-        return f"curl -sS --fail --max-time 60 -x socks5h://{who}{self.address}"
+        return f"curl -sS --fail --max-time 170 -x socks5h://{who}{self.address}"
 
 
 @contextmanager
