@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 app = command_app()
 
-SPARE_CIRCUITS = 2  # ready before they are asked for; a --path has its own
 MAX_DESCRIPTORS = 16_384  # of which each client takes one
 RESERVED_DESCRIPTORS = 64  # for relays, files and the like
 
@@ -66,9 +65,11 @@ def socks(
         ready_file.unlink(missing_ok=True)  # of an earlier proxy
 
     async def command() -> None:
+        from torkit.net.circuits import SPARE_COUNT
+
         max_clients = allow_descriptors() - RESERVED_DESCRIPTORS
         listener = await open_listener(host, port)
-        async with listener, open_client(options, spare_circuits=SPARE_CIRCUITS) as tor:
+        async with listener, open_client(options, spare_circuits=SPARE_COUNT) as tor:
             await serve(tor, listener, path=path, ready_file=ready_file, max_clients=max_clients)
 
     run(command, options, on_sigterm=OK)
