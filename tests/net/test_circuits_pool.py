@@ -282,11 +282,27 @@ async def test_a_failing_build_is_repeated_on_another_path() -> None:
         assert len(pool.fakes[0].circuits) == BUILD_ATTEMPTS
 
 
-async def test_a_relay_that_could_not_be_added_is_not_tried_again_for_that_request() -> None:
+async def test_a_step_that_failed_is_not_tried_again_for_that_request() -> None:
     async with open_pool() as pool:
+        draws: list[Relay] = []
+
+        def choose(port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> tuple[Relay, ...]:
+            draws.append(pool.exits[len(draws) // 3])  # the same three times
+            return (*pool.path[:2], draws[-1])
+
+        circuits = Circuits(pool.channels, choose, CircuitSettings, Random())
         pool.fakes[1].on_extend2 = failing_at_first(1)
-        assert (await pool.acquire()).path[-1] == pool.exits[1]
-        assert [set(excluded) for _, _, excluded in pool.chosen] == [set(), {pool.exits[0].identity}]
+        assert (await circuits.acquire(80, isolation="a")).path[-1] == pool.exits[1]
+        assert len(pool.fakes[0].circuits) == 2
+        assert len(draws) == 4
+        circuits.close()
+
+
+async def test_a_step_that_failed_is_tried_again_where_there_is_no_other() -> None:
+    async with open_pool() as pool:
+        del pool.exits[1]
+        pool.fakes[1].on_extend2 = failing_at_first(1)
+        assert (await pool.acquire()).path[-1] == pool.exits[0]
 
 
 async def test_the_last_failure_is_told_and_the_next_request_begins_anew() -> None:

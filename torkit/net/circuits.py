@@ -6,12 +6,13 @@ streams of an equal isolation may join, until the circuit is MAX_DIRTINESS old. 
 """
 
 from collections.abc import Awaitable, Callable, Collection, Hashable
+from itertools import pairwise
 from random import Random
 
 import trio
 
 from torkit.directory.directory import Relay
-from torkit.errors import CircuitClosed, NoPath, Retry, TimedOut, TorkitError, UsageError
+from torkit.errors import CircuitClosed, Retry, TimedOut, TorkitError, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
@@ -29,6 +30,7 @@ MAX_RELAY_EARLY = 8
 # Implementation limits.
 BUILD_TIMEOUT = 60.0  # seconds; path-spec's value before build times have been learnt
 BUILD_ATTEMPTS = 8  # paths tried for one request before its last error is the answer
+PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 SPARE_COUNT = 2  # clean circuits kept ready, so that one failure costs no waiting
 SPARE_RETRY = 5.0  # seconds before building ahead is tried again after a failure
 
@@ -113,28 +115,35 @@ class Circuits:
     async def _build_any(
         self, port: int | None, is_ipv6: bool, path: Path | None, excluded: Collection[bytes]
     ) -> "_Entry":
-        unreached: set[bytes] = set()  # for this request: who could not be added is not tried again
+        failed: set[tuple[bytes, bytes]] = set()
         for attempt in range(BUILD_ATTEMPTS):
-            relays = path or self._choose_reachable(port, is_ipv6, excluded, unreached)
+            relays = path or self._choose_without(failed, port, is_ipv6, excluded)
             try:
                 return await self.build(relays)
             except TorkitError as error:
                 if error.retry is not Retry.NOW or path is not None or attempt == BUILD_ATTEMPTS - 1:
                     raise
                 if isinstance(error, CircuitClosed) and error.hop is not None:
-                    unreached.add(relays[error.hop - 1].identity)
+                    failed.update(_steps(relays[max(error.hop - 2, 0) : error.hop]))
         raise AssertionError("unreachable")
 
-    def _choose_reachable(
-        self, port: int | None, is_ipv6: bool, excluded: Collection[bytes], unreached: set[bytes]
+    def _choose_without(
+        self,
+        failed: set[tuple[bytes, bytes]],
+        port: int | None,
+        is_ipv6: bool,
+        excluded: Collection[bytes],
     ) -> Path:
-        """A path without `unreached`, which is emptied if that leaves none: what was down may be up."""
-        if unreached:
-            try:
-                return self._choose_path(port, is_ipv6, {*excluded, *unreached})
-            except NoPath:
-                unreached.clear()
-        return self._choose_path(port, is_ipv6, excluded)
+        """A path without the steps that failed for this request, if a few draws find one.
+
+        Steps, not relays: a relay refuses for a minute to connect to one that it has found dead, while
+        others have long found it alive again.
+        """
+        for _ in range(PATH_DRAWS):
+            relays = self._choose_path(port, is_ipv6, excluded)
+            if failed.isdisjoint(_steps(relays)):
+                break
+        return relays
 
     async def build(self, path: Path) -> "_Entry":
         """Build one circuit, for nobody yet. Raises what made a hop fail, or TimedOut."""
@@ -177,6 +186,11 @@ class Circuits:
         for entry in list(self._circuits):
             if not entry.takes_streams and entry.circuit.stream_count == 0:
                 entry.circuit.close()
+
+
+def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
+    """Who is to extend to whom, by identity."""
+    return {(one.identity, next_one.identity) for one, next_one in pairwise(relays)}
 
 
 async def build_circuit(channels: Channels, path: Path, settings: CircuitSettings, rng: Random) -> Circuit:
