@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -104,8 +103,7 @@ def main() -> None:
     lines = core_lines(run_pytest_benchmarks())
     sizes = bench_network.QUICK if is_quick else bench_network.Sizes()
     network_lines, curves = trio.run(bench_network.measure, sizes)
-    delay = bench_delay.QUICK if is_quick else {}
-    lines = [*network_lines, *lines, *trio.run(partial(bench_delay.measure, **delay))]
+    lines = [*network_lines, *lines, *bench_delay.run(is_quick=is_quick)]
     about = {"date": date, "seconds": round(monotonic() - started), "load_before": load, **versions()}
     report = "\n".join([table(lines), "", *(f"- {key}: {value}" for key, value in about.items())])
     print(report)
