@@ -11,7 +11,7 @@ import trio.testing
 from fakes import FakeRelay, FakeStream, answer_begin, answer_resolve, answer_versions, ignore
 from served import Arrivals, ServedNetwork, serve_network
 
-from torkit.client import ATTEMPT_TIMEOUTS, Resolved, Tor, open_tor
+from torkit.client import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT, Resolved, Tor, open_tor
 from torkit.errors import (
     CircuitClosed,
     DocumentError,
@@ -229,6 +229,35 @@ async def test_exits_that_never_answer_time_out(
         assert trio.current_time() - started >= sum(ATTEMPT_TIMEOUTS)
         for _ in ATTEMPT_TIMEOUTS:
             await ended.next()
+
+
+async def test_a_stream_is_tried_until_it_is_too_old(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with served_tor(tmp_path, exits=10) as (tor, network):
+        begun: list[FakeStream] = []
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = begun.append
+        started = trio.current_time()
+        with pytest.raises(TimedOut):
+            await tor.connect("web.test", 80)
+        assert STREAM_TIMEOUT <= trio.current_time() - started < STREAM_TIMEOUT + ATTEMPT_TIMEOUTS[-1]
+        assert len(begun) == 9  # two of 10 s, seven of 15 s
+
+
+async def test_a_stream_that_exits_refuse_is_not_tried_for_ever(tmp_path: Path) -> None:
+    async with served_tor(tmp_path, exits=MAX_FAILURES + 1) as (tor, network):
+        begun: list[FakeStream] = []
+
+        def refuse(stream: FakeStream) -> None:
+            begun.append(stream)
+            stream.end(EndReason.RESOLVEFAILED)
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = refuse
+        with pytest.raises(StreamClosed):
+            await tor.connect("web.test", 80)
+        assert len(begun) == MAX_FAILURES
 
 
 async def test_a_look_up_that_fails_is_tried_at_another_exit(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hash
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import chain, repeat
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
 from typing import Literal, TypeVar
@@ -44,8 +45,11 @@ from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
 
-# As C tor: two attempts of 10 s on different circuits, then 15 s each. path-spec, "Handling failure".
+# As C tor: two attempts of 10 s on different circuits, then 15 s each, until the stream is 120 s old.
+# path-spec, "Handling failure".
 ATTEMPT_TIMEOUTS = (10.0, 10.0, 15.0)
+STREAM_TIMEOUT = 120.0
+MAX_FAILURES = 3  # ends by exits and circuits that one stream is tried again after, all but the last
 
 # Ends that another exit may not give, as C tor takes them; DESTROY is a circuit's fault.
 _RETRIED = frozenset(
@@ -205,9 +209,11 @@ class Tor:
         path: Path | None,
     ) -> T:
         """Use a circuit, and where that fails for its or its exit's fault, another."""
-        failure: TorkitError = TimedOut("the stream was not tried")
+        failures: list[TorkitError] = []
         excluded: set[bytes] = set()
-        for timeout in ATTEMPT_TIMEOUTS:
+        timeouts = chain(ATTEMPT_TIMEOUTS, repeat(ATTEMPT_TIMEOUTS[-1]))
+        give_up_at = trio.current_time() + STREAM_TIMEOUT
+        while len(failures) < MAX_FAILURES and trio.current_time() < give_up_at:
             try:
                 circuit = await self._circuits.acquire(
                     port, is_ipv6=is_ipv6, isolation=isolation, path=path, excluded=excluded
@@ -216,19 +222,19 @@ class Tor:
                 if not excluded:
                     raise
                 break  # no other exit is left: why the last one failed says more
+            timeout = next(timeouts)
             try:
                 with trio.move_on_after(timeout):
                     return await use(circuit)
                 self._circuits.retire(circuit)
-                failure = TimedOut(f"the exit did not answer within {timeout:.0f} s")
             except StreamClosed as error:
                 if error.reason not in _RETRIED:
                     raise
-                failure = error
+                failures.append(error)
             except (PeerError, Closed) as error:
-                failure = error
+                failures.append(error)
             excluded.add(circuit.path[-1].identity)
-        raise failure
+        raise failures[-1] if failures else TimedOut("no exit has answered")
 
     def choose_path(self, constraints: Constraints) -> Path:
         """Relays for `constraints`, beginning at our guard unless they name another.

@@ -32,6 +32,7 @@ BUILD_TIMEOUT = 60.0  # seconds; path-spec's value before build times have been 
 BUILD_ATTEMPTS = 8  # paths tried for one request before its last error is the answer
 PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 SPARE_COUNT = 2  # clean circuits kept ready, so that one failure costs no waiting
+WORN_GRACE = 30.0  # seconds that a worn circuit is kept after its last stream, for what relays still hold
 SPARE_RETRY = 5.0  # seconds before building ahead is tried again after a failure
 
 
@@ -183,8 +184,14 @@ class Circuits:
                 await self._spare_is_wanted.wait()
 
     def _close_worn(self) -> None:
+        """Not at once: a DESTROY would overtake what relays still hold of an upload that has ended."""
+        now = trio.current_time()
         for entry in list(self._circuits):
-            if not entry.takes_streams and entry.circuit.stream_count == 0:
+            if entry.takes_streams or entry.circuit.stream_count > 0:
+                entry.worn_since = None
+            elif entry.worn_since is None:
+                entry.worn_since = now
+            elif now - entry.worn_since >= WORN_GRACE:
                 entry.circuit.close()
 
 
@@ -253,6 +260,9 @@ class _Entry:
         self.isolation: Hashable = None
         self.dirty_since: float | None = None
         self.is_retired = False
+        self.worn_since: float | None = (
+            None  # when it was first seen without streams, and to take no new ones
+        )
 
     @property
     def takes_streams(self) -> bool:
