@@ -8,7 +8,7 @@ from base64 import b64encode
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from random import Random
@@ -131,6 +131,7 @@ class RelayDoc:
     family: str | None = None
     family_ids: str | None = None
     onion_key: bytes | None = None
+    version: str = "Tor 0.4.9.11"
     extra: list[str] = field(default_factory=list)
 
     @property
@@ -160,7 +161,7 @@ class RelayDoc:
         lines += [f"a {self.ipv6}"] if self.ipv6 else []
         if flavor == "microdesc":
             lines.append(f"m {bare64(hashlib.sha256(self.microdesc()).digest())}")
-        lines += [f"s {self.flags}", "v Tor 0.4.9.11", f"pr {self.protocols}"]
+        lines += [f"s {self.flags}", f"v {self.version}", f"pr {self.protocols}"]
         lines += [] if self.bandwidth is None else [f"w Bandwidth={self.bandwidth}"]
         lines += [f"p {self.policy or 'reject 1-65535'}"] if flavor == "ns" else []
         return "\n".join(lines + self.extra) + "\n"
@@ -197,6 +198,38 @@ def relays(count: int, seed: int = 1) -> list[RelayDoc]:
         members = made[at : at + 4]
         for member in members:
             member.family = " ".join(sorted(f"${one.fingerprint}" for one in members))
+    return made
+
+
+FULL_SIZE = 10_000  # relays: a quarter more than the public network has had
+
+
+@cache
+def full_size(count: int = FULL_SIZE) -> list[RelayDoc]:
+    """A network with the variety of the public one: old versions, onion keys, many families, few flags alike.
+
+    Documents of it have the sizes of real ones: 330 bytes a consensus entry, 900 a microdescriptor.
+    """
+    rng = Random(count)
+    made = relays(count, seed=count)
+    protocols = [PROTOCOLS.replace("FlowCtrl=1-2", f"FlowCtrl={n % 2 + 1}") for n in range(10)]
+    for relay in made:
+        optional = ("Fast", "HSDir", "Stable", "StaleDesc", "Sybil", "V2Dir")
+        kept = [f for f in relay.flags.split() if f not in optional or rng.random() < 0.8]
+        relay.flags = " ".join(kept)
+        relay.bandwidth = int(rng.lognormvariate(7, 1.5)) + 1
+        relay.protocols = rng.choice(protocols)
+        relay.version = f"Tor 0.4.{rng.randrange(8, 10)}.{rng.randrange(1, 15)}"
+        relay.onion_key = rng.randbytes(140)
+        if relay.policy:
+            ports = sorted(rng.sample(range(1, 65536), rng.randrange(1, 20)))
+            relay.policy = f"{rng.choice(('accept', 'reject'))} {','.join(map(str, ports))}"
+            relay.policy6 = rng.choice((None, relay.policy))
+    for at in range(0, count - 40, 50):
+        members = made[at : at + rng.randrange(2, 40)]
+        family = " ".join(sorted(f"${one.fingerprint}" for one in members))
+        for member in members:
+            member.family, member.family_ids = family, f"ed25519:{bare64(rng.randbytes(32))}"
     return made
 
 
@@ -251,6 +284,16 @@ def sign_consensus(unsigned: bytes, signers: Iterable[TestAuthority], algorithm:
 def microdescs(relay_docs: Iterable[RelayDoc]) -> bytes:
     """All microdescriptors, one after another, as a cache sends them."""
     return b"".join(doc.microdesc() for doc in relay_docs)
+
+
+def an_hour_later(relay_docs: Sequence[RelayDoc], seed: int = 1) -> list[RelayDoc]:
+    """The same network, some relays gone, some new, and every other bandwidth measured anew."""
+    rng = Random(seed)
+    kept = [replace(one) for one in relay_docs if rng.random() > 0.01]
+    for one in kept:
+        if rng.random() < 0.5:
+            one.bandwidth = rng.randrange(20, 20_000)
+    return kept + relays(len(relay_docs) // 100 + 1, seed=1000 + seed)
 
 
 def consensus_diff(base: bytes, target: bytes) -> bytes:
