@@ -207,7 +207,7 @@ def parse_microdesc(text: bytes) -> Microdesc:
     return Microdesc(
         ntor_onion_key=ntor.decode(decode_base64, ntor.args[0], KEY_LEN),
         ed25519_identity=_decode_ed25519(items.all("id")),
-        family=_decode_family(" ".join(family.args)) if family else frozenset(),
+        family=decode_family(" ".join(family.args)) if family else frozenset(),
         family_ids=frozenset(map(intern, family_ids.args)) if family_ids else frozenset(),
         policy=_decode_policy_item(items.maybe("p")),
         policy6=_decode_policy_item(items.maybe("p6")),
@@ -254,7 +254,7 @@ def _decode_policy_item(item: Item | None) -> PortPolicy:
 
 
 @lru_cache(maxsize=1024)  # the members of one family list the same line
-def _decode_family(text: str) -> frozenset[str]:
+def decode_family(text: str) -> frozenset[str]:
     """A family's members. Entries of unknown form stay as they are and match nobody."""
     return frozenset(
         entry.partition("=")[0].partition("~")[0].upper() if entry.startswith("$") else entry.lower()
