@@ -25,9 +25,10 @@ _ACCEPTED = (*ANONYMISED_ENCODINGS, "x-gzip")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([ -~]*))?")
 
 
-async def fetch_consensus(circuit: Circuit) -> bytes:
-    """The microdesc consensus, unverified. Raises NoDirectory, DocumentError or what ended the stream."""
-    return await _get(circuit, "/tor/status-vote/current/consensus-microdesc")
+async def fetch_consensus(circuit: Circuit, flavor: str = "microdesc") -> bytes:
+    """A consensus of this flavor, unverified. Raises NoDirectory, DocumentError or what ended the stream."""
+    suffix = "" if flavor == "ns" else f"-{flavor}"
+    return await _get(circuit, f"/tor/status-vote/current/consensus{suffix}")
 
 
 async def fetch_certificates(circuit: Circuit, keys: Iterable[tuple[bytes, bytes]]) -> bytes:
