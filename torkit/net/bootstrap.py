@@ -37,6 +37,7 @@ from torkit.net.directory import (
     fetch_consensus,
     fetch_microdescs,
 )
+from torkit.net.progress import Phase, diagnose
 
 # What we speak of the subprotocols that clients may be required to. Those of onion services are not ours
 # to lack: we offer none. subprotocol-versioning; proposals 264 and 303.
@@ -94,6 +95,7 @@ class Bootstrap:
         self._sources = sources
         self._cache = cache
         self._channels = channels
+        self._progress = channels.progress
         self._rng = rng
         self._given = consensus
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
@@ -137,6 +139,7 @@ class Bootstrap:
                 failed_rounds += 1
                 wait = min(FIRST_RETRY * 2 ** (failed_rounds - 1), LAST_RETRY)
                 logger.info("the directory could not be brought up to date: %s", error)
+                self._progress.block(error)
                 if failed_rounds >= ROUNDS_BEFORE_ERROR or self._given is not None:
                     self.failure = error
                     self._has_failed.set()
@@ -179,7 +182,7 @@ class Bootstrap:
             self._microdescs = self._cache.load_microdescs() or Microdescs()
             consensus = self._cache.load_consensus()
         except StorageError as error:
-            logger.warning("the cache is not used: %s", error)
+            self._do_without_cache("the cache is not used", error)
             return
         if consensus is None or self._given is not None:
             return
@@ -193,7 +196,11 @@ class Bootstrap:
         try:
             await trio.to_thread.run_sync(save, *args)
         except StorageError as error:
-            logger.warning("the cache could not be written: %s", error)
+            self._do_without_cache("the cache could not be written", error)
+
+    def _do_without_cache(self, what: str, error: StorageError) -> None:
+        logger.warning("%s: %s", what, "; ".join(filter(None, (str(error), error.hint))))
+        self._progress.block(error)
 
     # --- the network ------------------------------------------------------------------------------
 
@@ -217,11 +224,13 @@ class Bootstrap:
     async def _ask_for_consensus(
         self, circuit: Circuit
     ) -> tuple[Consensus, tuple[AuthorityCertificate, ...]]:
+        self._progress.reach(Phase.LOADING_STATUS)
         consensus = parse_consensus(await fetch_consensus(circuit))
         now = time.time()
         certificates = self._certificates
         missing = missing_certificates(consensus, certificates, self._authorities, now)
         if missing:
+            self._progress.reach(Phase.LOADING_KEYS)
             fetched = parse_certificates(await fetch_certificates(circuit, missing))
             kept = {certificate.signing_key_digest: certificate for certificate in certificates + fetched}
             certificates = tuple(
@@ -268,6 +277,7 @@ class Bootstrap:
         if self._newest.is_usable():
             self.directory = self._newest
             self.is_ready.set()
+            self._progress.reach(Phase.ENOUGH_DIRINFO)
 
     def _drop(self) -> None:
         """Nothing at hand may be used any more."""
@@ -286,6 +296,7 @@ class Bootstrap:
 
     async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
         missing = list(directory.missing)
+        self._progress.expect_microdescs(len(directory) - len(missing), len(directory))
         self._rng.shuffle(missing)  # no source shall see which relays stand together in our list
         batches = iter(missing)
         limit = trio.CapacityLimiter(CONCURRENT_BATCHES)
@@ -302,8 +313,10 @@ class Bootstrap:
     ) -> None:
         async def ask(circuit: Circuit) -> None:
             text = await fetch_microdescs(circuit, digests)
-            if not self._microdescs.add(text, frozenset(digests), time.time()):
+            found = self._microdescs.add(text, frozenset(digests), time.time())
+            if not found:
                 raise NoDirectory("the directory sent none of the microdescriptors asked for")
+            self._progress.add_microdescs(len(found))
 
         async with limit:
             try:
@@ -338,5 +351,5 @@ class Bootstrap:
         if answers:
             return answers[0]
         if failures:
-            raise failures[-1]
+            raise diagnose(failures)
         raise NoDirectory("no directory source is configured")

@@ -9,6 +9,7 @@ to the relay's identity (proto/certs.py).
 
 import socket
 import ssl
+from collections.abc import Callable
 from random import SystemRandom
 
 import trio
@@ -54,8 +55,10 @@ class TlsConnection:
         self._view = memoryview(self.buffer)
 
     @classmethod
-    async def connect(cls, address: str, port: int) -> "TlsConnection":
-        """Connect to an IP address and finish the TLS handshake.
+    async def connect(
+        cls, address: str, port: int, *, on_connected: Callable[[], None] = lambda: None
+    ) -> "TlsConnection":
+        """Connect to an IP address, call `on_connected`, and finish the TLS handshake.
 
         Raises ChannelClosed where nobody answers, ChannelError where the peer does not speak TLS 1.2.
         """
@@ -65,6 +68,7 @@ class TlsConnection:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await trio.socket.from_stdlib_socket(sock).connect((address, port))
+            on_connected()
             connection = cls(sock)
             await connection._handshake()
         except OSError as error:
