@@ -1,7 +1,7 @@
 """A client over memory: streams end as torkit's own do, and the test plays the peer."""
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -15,6 +15,7 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import EndReason, StreamClosed
 from torkit.net.circuit import HopInfo
+from torkit.net.progress import Phase, Progress
 from torkit.path import Constraints, choose_path
 
 
@@ -126,6 +127,11 @@ class FakeTor:
 
     async def wait_ready(self) -> None:
         await trio.lowlevel.checkpoint()
+
+    async def progress_changes(self) -> AsyncIterator[Progress]:
+        yield Progress()
+        await self.wait_ready()
+        yield Progress(Phase.DONE, 100)
 
     def choose_path(self, constraints: Constraints) -> tuple[Relay, ...]:
         return choose_path(self.directory, constraints, Random(1))

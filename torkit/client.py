@@ -39,6 +39,7 @@ from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
 from torkit.net.contact import Contact, DirectoryServer
+from torkit.net.progress import Changes, Progress
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path
 from torkit.proto.circuit import Cgo
@@ -121,6 +122,18 @@ class Tor:
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
         await self._bootstrap.wait_ready()
+
+    @property
+    def progress(self) -> Progress:
+        """How far this start has come: phase, percentage, and what is in the way if anything is."""
+        return self._channels.progress.now
+
+    def progress_changes(self) -> Changes:
+        """To iterate over: the progress now and whenever it has changed since, the newest only.
+
+        Ends when the first circuit has been built: for `spare_circuits`, or for somebody who needs one.
+        """
+        return self._channels.progress.changes()
 
     async def fetch_consensus(self) -> Consensus:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""

@@ -4,6 +4,7 @@
       UsageError (ValueError)      we were called wrongly
       PeerError                    a peer broke the specification
         ChannelError                 the whole connection to a relay is void
+          CertificateNotCurrent  .skew   by our clock
         CircuitError                 one circuit is void
         DocumentError  .line         a directory document, or one entry of it, is void
       Closed                       a peer said stop
@@ -14,6 +15,10 @@
         NoPath
         NoGuard
         NoDirectory                  too old, too few signatures, nobody answers
+          ClockSkewed  .skew           our clock is wrong, several relays say
+          NoNetwork                    this machine is offline
+          Unreachable                  no relay that we know answers
+          Filtered                     what answers is no relay: a login page, a censor
       TimedOut                     a deadline passed; the message says waiting for what
       StorageError                 the data directory cannot be read or written
 
@@ -101,6 +106,17 @@ class ChannelError(PeerError):
     """The connection to a relay is void, with every circuit on it."""
 
 
+class CertificateNotCurrent(ChannelError):
+    """A relay's certificate has expired, or is not valid yet: it may be our clock.
+
+    `skew` is how wrong our clock is then at least, in seconds: negative where it is behind.
+    """
+
+    def __init__(self, message: str, *, skew: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.skew = skew
+
+
 class CircuitError(PeerError):
     """One circuit is void; its neighbours on the channel are not."""
 
@@ -160,6 +176,29 @@ class NoGuard(NotPossible):
 
 class NoDirectory(NotPossible):
     """There is no directory that may be used: too old, too few signatures, nobody answers."""
+
+
+class ClockSkewed(NoDirectory):
+    """No consensus is valid by our clock, and one is by those of several relays.
+
+    `skew` is ours minus theirs, in seconds: negative where ours is behind.
+    """
+
+    def __init__(self, message: str, *, skew: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.skew = skew
+
+
+class NoNetwork(NoDirectory):
+    """This machine has no way to anybody."""
+
+
+class Unreachable(NoDirectory):
+    """No relay that we may ask can be connected to."""
+
+
+class Filtered(NoDirectory):
+    """Connections are answered, but not by relays: the network wants a login, or blocks Tor."""
 
 
 class TimedOut(TorkitError):

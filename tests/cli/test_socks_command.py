@@ -43,6 +43,19 @@ async def test_ready_file_tells_where_once_circuits_can_be_built(
         nursery.cancel_scope.cancel()
 
 
+async def test_programs_get_progress_and_address_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        port = listener.socket.getsockname()[1]
+        nursery.start_soon(lambda: serve(FakeTor(), listener, path=None, ready_file=None, as_json=True))  # type: ignore[arg-type]
+        await trio.testing.wait_all_tasks_blocked()
+        out, err = capsys.readouterr()
+        start, done, ready = map(json.loads, out.splitlines())
+        assert (start["tag"], done["tag"], done["progress"]) == ("starting", "done", 100)
+        assert ready == {"socks": f"127.0.0.1:{port}", "pid": os.getpid()}
+        assert err == f"torkit: socks proxy ready on 127.0.0.1:{port}\n"
+        nursery.cancel_scope.cancel()
+
+
 async def test_clients_that_come_early_are_served_when_ready() -> None:
     tor = SlowTor()
     async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:

@@ -3,16 +3,25 @@
 import errno
 import hashlib
 import os
+import resource
+import shutil
+import signal
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import network_docs as nd
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from torkit.directory import cache as cache_module
 from torkit.directory.authorities import parse_certificates
@@ -26,6 +35,8 @@ DOCS = nd.relays(6)
 CONSENSUS = parse_consensus(nd.consensus(DOCS, AUTHORITIES))
 CERTIFICATES = tuple(parse_certificates(one.certificate())[0] for one in AUTHORITIES)
 DIGESTS = [hashlib.sha256(doc.microdesc()).digest() for doc in DOCS]
+FILES = {"consensus-microdesc", "certificates", "microdescs", "state.json"}
+OLD, NEW = {"guard": "AB", "n": [1]}, {"guard": "CD", "n": list(range(500))}
 
 
 def some_microdescs(docs: Sequence[nd.RelayDoc] = DOCS, now: int = nd.NOW) -> Microdescs:
@@ -39,8 +50,33 @@ def fill(directory: Path) -> Cache:
     cache.save_consensus(CONSENSUS)
     cache.save_certificates(CERTIFICATES)
     cache.save_microdescs(some_microdescs(), nd.NOW)
-    cache.save_state({"guard": "AB", "n": [1]})
+    cache.save_state(OLD)
     return cache
+
+
+def load_all(cache: Cache) -> tuple[object, ...]:
+    """What is kept, whatever it is; raises nothing."""
+    return cache.load_consensus(), cache.load_certificates(), cache.load_microdescs(), cache.load_state()
+
+
+def start_child(act: Callable[[], None]) -> int:
+    """Do something in a process of its own; its number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, idle here
+        pid = os.fork()
+    if pid == 0:
+        try:
+            act()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return pid
+
+
+def wait_for(pid: int) -> int:
+    """A child's exit status, or the negative number of the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_empty_directory_has_nothing(tmp_path: Path) -> None:
@@ -67,9 +103,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_files_are_their_owners_alone_and_nothing_temporary_stays(tmp_path: Path) -> None:
     fill(tmp_path)
-    names = {path.name for path in tmp_path.iterdir()} - {cache_module.LOCK}
-    assert names == {"consensus-microdesc", "certificates", "microdescs", "state.json"}
-    for name in names:
+    assert {path.name for path in tmp_path.iterdir()} - {cache_module.LOCK} == FILES
+    for name in FILES:
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
 
 
@@ -85,7 +120,7 @@ def test_every_truncation_is_dropped(tmp_path: Path, name: str) -> None:
         )
 
     whole, text = count(), (tmp_path / name).read_bytes()
-    for end in range(0, len(text) - 1, max(1, len(text) // 60)):
+    for end in range(len(text) - 1):
         (tmp_path / name).write_bytes(text[:end])
         assert count() < whole
 
@@ -94,8 +129,12 @@ def test_truncated_microdescs_lose_the_last_one_at_most(tmp_path: Path) -> None:
     cache = fill(tmp_path)
     path = tmp_path / "microdescs"
     text = path.read_bytes()
-    path.write_bytes(text[:-40])
-    assert cache.load_microdescs() is None
+    for end in range(len(text)):
+        path.write_bytes(text[:end])
+        whole = set(cache.load_microdescs() or {}) & set(DIGESTS)
+        assert len(whole) < 6
+        path.write_bytes(text[:end] + b"\n")
+        assert len(whole - set(cache.load_microdescs() or {})) <= 1
     path.write_bytes(text[:-40] + b"\n")
     assert set(DIGESTS[:5]) <= set(cache.load_microdescs() or {})
 
@@ -126,20 +165,143 @@ def test_microdescs_of_another_process_are_kept_and_old_ones_expire(tmp_path: Pa
     assert set(cache.load_microdescs() or {}) == set(DIGESTS[3:])
 
 
-def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(
+    name=st.sampled_from(sorted(FILES)),
+    edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(max_size=20)), min_size=1, max_size=4),
+)
+def test_no_damage_is_fatal(tmp_path: Path, name: str, edits: list[tuple[int, bytes]]) -> None:
+    cache = Cache(tmp_path) if (tmp_path / "state.json").exists() else fill(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    text = bytearray(whole)
+    for at, data in edits:
+        text[at % (len(text) + 1) :][: len(data)] = b""
+        text[at % (len(text) + 1) : at % (len(text) + 1) + len(data)] = data
+    (tmp_path / name).write_bytes(text)
+    load_all(cache)
+    (tmp_path / name).write_bytes(whole)
+
+
+# --- Crashes, each in a process of its own ---------------------------------------------------------------
+
+
+def die_around(step: int) -> None:
+    """Have this process die before or after one of its calls of the operating system."""
+    calls = 0
+
+    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            for is_done in (False, True):
+                if is_done:
+                    result = call(*args, **kwargs)
+                if calls == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                calls += 1
+            return result
+
+        return counted
+
+    for name in ("open", "fsync", "unlink", "replace", "close"):
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def check_after_a_crash(directory: Path) -> bool:
+    """Nothing is half written, and the next one to save clears up. Whether the new state was kept."""
+    cache = Cache(directory)
+    state = cache.load_state()
+    assert state in (OLD, NEW)
+    assert None not in load_all(cache)
+    assert {path.name for path in directory.iterdir()} <= FILES | {"lock", "unfinished"}
+    cache.save_certificates(CERTIFICATES)  # nor does the dead process hold the lock
+    assert {path.name for path in directory.iterdir()} == FILES | {"lock"}
+    cache.save_state(OLD)
+    return state == NEW
+
+
+def test_a_process_killed_at_any_call_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
+    fill(tmp_path)
+    kept: list[bool] = []
+
+    def save_and_die() -> None:
+        die_around(len(kept))
+        Cache(tmp_path).save_state(NEW)
+
+    while (status := wait_for(start_child(save_and_die))) == -signal.SIGKILL:
+        kept.append(check_after_a_crash(tmp_path))
+    assert status == 0
+    assert len(kept) >= 16  # open, unlink, open, fsync, replace, open, fsync, close, of both sides
+    assert kept == sorted(kept)  # from the renaming on, the new one
+    assert set(kept) == {False, True}
+
+
+def test_a_process_killed_at_any_byte_leaves_the_old_file(tmp_path: Path) -> None:
+    fill(tmp_path)
+    Cache(tmp_path).save_state(NEW)
+    size = (tmp_path / "state.json").stat().st_size
+    Cache(tmp_path).save_state(OLD)
+
+    def save_up_to(limit: int) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        Cache(tmp_path).save_state(NEW)
+
+    for limit in [*range(0, size, 211), size - 1]:
+        assert wait_for(start_child(partial(save_up_to, limit))) == -signal.SIGXFSZ
+        assert not check_after_a_crash(tmp_path)
+    assert wait_for(start_child(partial(save_up_to, size))) == 0
+
+
+def test_what_is_renamed_is_on_the_disk_and_so_is_the_renaming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The power may fail at any time: what is not synced then may be anything."""
     cache = fill(tmp_path)
-    killed = f"""
-import os, sys
-sys.path[:0] = {sys.path!r}
-from pathlib import Path
-from torkit.directory.cache import Cache
-os.replace = lambda *_: os._exit(9)
-Cache(Path({str(tmp_path)!r})).save_state({{"new": 1}})
-"""
-    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == 9
-    assert cache.load_state() == {"guard": "AB", "n": [1]}
-    cache.save_state({"newer": 2})  # nor does the dead process still hold the lock
-    assert cache.load_state() == {"newer": 2}
+    fsync, replace = os.fsync, os.replace
+    synced: dict[int, int] = {}  # size by inode
+
+    def note_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    def note_replace(source: Path, target: Path) -> None:
+        assert synced[source.stat().st_ino] == source.stat().st_size > 0
+        synced.clear()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    cache.save_state(NEW)
+    assert set(synced) == {tmp_path.stat().st_ino}
+
+
+# --- Several at once -------------------------------------------------------------------------------------
+
+
+def test_processes_at_once_see_whole_files_and_lose_no_microdescs(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "microdescs").unlink()
+    Cache(tmp_path).save_microdescs(Microdescs(), nd.NOW)
+
+    def work(number: int) -> None:
+        cache = Cache(tmp_path)
+        for turn in range(5):
+            cache.save_state({"n": [number, turn] * 2000})
+            cache.save_microdescs(some_microdescs([DOCS[number]]), nd.NOW)
+            cache.save_consensus(CONSENSUS)
+            consensus, certificates, microdescs, state = load_all(cache)
+            assert isinstance(state, dict)
+            assert len(state["n"]) == 4000
+            assert isinstance(microdescs, Microdescs)
+            assert DIGESTS[number] in microdescs
+            assert consensus is not None
+            assert certificates is not None
+
+    children = [start_child(partial(work, number)) for number in range(4)]
+    assert [wait_for(child) for child in children] == [0] * 4
+    assert set(Cache(tmp_path).load_microdescs() or {}) == set(DIGESTS[:4])
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"lock"}
 
 
 def test_many_writers_leave_one_whole_file(tmp_path: Path) -> None:
@@ -192,4 +354,50 @@ def test_full_or_read_only_disk_is_a_storage_error_and_the_old_file_stays(
             cache.save_state({"new": 1})
     assert hint in (caught.value.hint or "")
     assert cache.load_state() == {"guard": "AB", "n": [1]}
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".state")]
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"lock"}
+
+
+# A file system of its own, in a namespace of its own: small, then full, then read-only.
+FULL_AND_READ_ONLY = """
+import subprocess, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from torkit.directory.cache import Cache
+from torkit.errors import StorageError
+
+place = Path({place!r})
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], check=True)
+cache = Cache(place)
+cache.save_state({{"old": 1}})
+print("mounted")
+
+def refuse(state, hint):
+    try:
+        cache.save_state(state)
+    except StorageError as error:
+        assert hint in error.hint, error.hint
+    else:
+        raise AssertionError("it was saved")
+    assert cache.load_state() == {{"old": 1}}
+    assert sorted(path.name for path in place.iterdir()) == ["lock", "state.json"]
+
+refuse({{"new": "x" * 100_000}}, "free some space")
+cache.save_state({{"old": 1}})
+subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+refuse({{"new": 1}}, "make it writable")
+print("passed")
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="not installed: unshare")
+def test_a_real_disk_that_is_full_or_read_only_keeps_the_old_file(tmp_path: Path) -> None:
+    program = FULL_AND_READ_ONLY.format(path=sys.path, place=str(tmp_path))
+    result = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if not result.stdout:
+        pytest.skip(f"no file system can be mounted here: {result.stderr.strip().splitlines()[-1:]}")
+    assert result.stdout == "mounted\npassed\n", result.stderr

@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -22,9 +23,9 @@ from torkit.directory.compression import (
 )
 from torkit.errors import DocumentError
 
-try:
-    from compression import zstd  # Python 3.14
-except ImportError:
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
     from backports import zstd
 
 BODY = b"network-status-version 3 microdesc\n" * 100

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from torkit.cli import progress
 from torkit.errors import (
     EndReason,
     NoDirectory,
@@ -201,6 +203,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def say(message: str) -> None:
     """One line for the person at the terminal."""
+    progress.erase()
     with suppress(OSError):
         print(f"torkit: {message}", file=sys.stderr)
 
@@ -219,6 +222,7 @@ def run(
     logging.basicConfig(
         format="torkit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING
     )
+    logging.getLogger().handlers[0].addFilter(_make_room)
     # What the parent had ignored stays so: nohup's SIGHUP, SIGINT of a job in the background.
     ending = [
         signal.SIGTERM,
@@ -245,11 +249,19 @@ def run(
         raise typer.Exit(on_sigterm if number == signal.SIGTERM else 128 + number)
 
 
+def _make_room(_record: object) -> bool:
+    """A filter that lets everything through, on a line of its own."""
+    progress.erase()
+    return True
+
+
 @asynccontextmanager
 async def open_client(
-    options: Options, *, spare_circuits: int = 0, consensus: bytes | None = None
+    options: Options, *, spare_circuits: int = 0, consensus: bytes | None = None, as_json: bool = False
 ) -> "AsyncIterator[Tor]":
-    """The client that the global options describe."""
+    """The client that the global options describe; how far it has come is shown, perhaps `as_json`."""
+    import trio
+
     from torkit.client import open_tor
     from torkit.config import data_dir, load_network
     from torkit.proto.circuit import Cgo
@@ -259,14 +271,23 @@ async def open_client(
     except ValueError:
         raise UsageError(f"--cgo takes exit, all or off, not {options.cgo!r}") from None
     network = load_network(options.network)
-    async with open_tor(
-        network=network,
-        data_dir=data_dir(network, options.data_dir),
-        cgo=cgo,
-        spare_circuits=spare_circuits,
-        consensus=consensus,
-    ) as tor:
-        yield tor
+    async with (
+        open_tor(
+            network=network,
+            data_dir=data_dir(network, options.data_dir),
+            cgo=cgo,
+            spare_circuits=spare_circuits,
+            consensus=consensus,
+        ) as tor,
+        trio.open_nursery() as nursery,
+    ):
+        is_service = spare_circuits > 0 or options.verbose
+        nursery.start_soon(partial(progress.show, tor, is_service=is_service, as_json=as_json))
+        try:
+            yield tor
+        finally:
+            progress.erase()
+            nursery.cancel_scope.cancel()
 
 
 def parse_target(target: str, port: str | None = None) -> tuple[str, int]:

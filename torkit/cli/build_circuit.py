@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torkit.cli import Options, command_app, format_address, open_client, parse_path, read_line, run
+from torkit.cli.progress import erase
 
 if TYPE_CHECKING:
     from torkit.client import Tor
@@ -40,7 +41,7 @@ def build_circuit(
     for_people = sys.stdout.isatty() and not as_json
 
     async def command() -> None:
-        async with open_client(options) as tor:
+        async with open_client(options, as_json=as_json) as tor:
             await tor.wait_ready()
             await build(tor, count=count, path=path, for_people=for_people)
 
@@ -51,6 +52,7 @@ async def build(tor: "Tor", *, count: int | None, path: str | None, for_people: 
     """Build `count` circuits, one after another."""
     for relays in paths(tor, count=count, path=path):
         circuit = await tor.build_circuit(relays)
+        erase()
         print(to_text(circuit) if for_people else to_json(circuit), flush=True)
         circuit.close()
 

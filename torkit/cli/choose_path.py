@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torkit.cli import Options, command_app, open_client, parse_path, run
+from torkit.cli.progress import erase
 from torkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def choose_path(
     async def command() -> None:
         async with open_client(options, consensus=consensus) as tor:
             await tor.wait_ready()
+            erase()
             print_paths(tor, count=count, exit_port=exit_port, path=path)
 
     run(command, options)

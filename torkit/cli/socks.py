@@ -21,6 +21,7 @@ from torkit.cli import (
     say,
     write_file,
 )
+from torkit.cli.progress import to_json
 from torkit.errors import TorkitError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def socks(
         str, typer.Option(metavar="ADDRESS:PORT", help="Where to listen; port 0 picks a free one.")
     ] = "127.0.0.1:9150",
     ready_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Gets one JSON line once circuits can be built.")
+        Path | None, typer.Option(metavar="FILE", help="Gets one JSON line once a circuit has been built.")
     ] = None,
     path: Annotated[
         str | None,
@@ -49,6 +50,9 @@ def socks(
             metavar="PATH", help="The relays for every stream: a JSON line, names with commas, or -."
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print progress and the address as JSON lines on stdout.")
+    ] = False,
 ) -> None:
     """Serve SOCKS4a and SOCKS5 to programs on this machine."""
     options: Options = context.obj
@@ -70,7 +74,9 @@ def socks(
         max_clients = allow_descriptors() - RESERVED_DESCRIPTORS
         listener = await open_listener(host, port)
         async with listener, open_client(options, spare_circuits=SPARE_COUNT) as tor:
-            await serve(tor, listener, path=path, ready_file=ready_file, max_clients=max_clients)
+            await serve(
+                tor, listener, path=path, ready_file=ready_file, as_json=as_json, max_clients=max_clients
+            )
 
     run(command, options, on_sigterm=OK)
 
@@ -106,27 +112,33 @@ async def serve(
     *,
     path: str | None,
     ready_file: Path | None,
+    as_json: bool = False,
     max_clients: int = MAX_DESCRIPTORS,
 ) -> None:
-    """Serve until cancelled, and say when circuits can be built."""
+    """Serve until cancelled, and say when a circuit has been built."""
     import trio
 
     from torkit.net.socks import serve_socks
 
-    async with trio.open_nursery() as nursery:
+    async def serve_when_ready() -> None:
         await tor.wait_ready()
         relays = None if path is None else parse_path(tor, path)
-        nursery.start_soon(
-            partial(
-                serve_socks,
-                [listener],
-                connect=partial(tor.connect, path=relays),
-                resolve=partial(tor.resolve, path=relays),
-                max_clients=max_clients,
-            )
+        await serve_socks(
+            [listener],
+            connect=partial(tor.connect, path=relays),
+            resolve=partial(tor.resolve, path=relays),
+            max_clients=max_clients,
         )
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_when_ready)
+        async for progress in tor.progress_changes():
+            if as_json:
+                print(to_json(progress), flush=True)
         address = format_address(*listener.socket.getsockname()[:2])
         say(f"socks proxy ready on {address}")
+        line = json.dumps({"socks": address, "pid": os.getpid()})
+        if as_json:
+            print(line, flush=True)
         if ready_file is not None:
-            line = json.dumps({"socks": address, "pid": os.getpid()})
             write_file(ready_file, line.encode() + b"\n")

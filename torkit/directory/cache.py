@@ -1,13 +1,14 @@
 """The data directory: what a second start needs no network for. The only module here that opens files.
 
-A file is replaced whole (temporary file, sync, rename), so a reader sees an old one or a new one,
-whenever a process dies. What cannot be read as what it should be is dropped and fetched again.
+A file is replaced whole: written under another name, synced, renamed, the directory synced. So a reader
+sees an old one or a new one, whenever a process dies or the power fails. Only who holds the lock writes,
+so one name serves for what is unfinished, and what a dead process left there goes with the next save.
+What cannot be read as what it should be is dropped and fetched again.
 Nothing here is trusted: consensus signatures and digests are checked after loading as after fetching.
 """
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
@@ -26,6 +27,7 @@ CERTIFICATES = "certificates"
 MICRODESCS = "microdescs"
 STATE = "state.json"
 LOCK = "lock"
+UNFINISHED = "unfinished"
 
 # Implementation limits.
 
@@ -102,17 +104,20 @@ class Cache:
             self._replace(name, text)
 
     def _replace(self, name: str, text: bytes) -> None:
-        path = self._directory / name
+        """Only under the lock."""
+        path, unfinished = self._directory / name, self._directory / UNFINISHED
         with _storage_errors(path):
-            handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=self._directory)
+            unfinished.unlink(missing_ok=True)
             try:
+                # Made anew, for its owner alone: what is there could be a link to somewhere else.
+                handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with open(handle, "wb") as file:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, path)
+                os.replace(unfinished, path)
             except BaseException:
-                os.unlink(temporary)
+                unfinished.unlink(missing_ok=True)
                 raise
             directory = os.open(self._directory, os.O_RDONLY)
             try:

@@ -37,6 +37,7 @@ from torkit.net.directory import (
     fetch_consensus,
     fetch_microdescs,
 )
+from torkit.net.progress import Phase, diagnose
 
 # What we speak of the subprotocols that clients may be required to. Those of onion services are not ours
 # to lack: we offer none. subprotocol-versioning; proposals 264 and 303.
@@ -95,6 +96,7 @@ class Bootstrap:
         self._sources = sources
         self._cache = cache
         self._channels = channels
+        self._progress = channels.progress
         self._rng = rng
         self._given = consensus
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
@@ -149,6 +151,7 @@ class Bootstrap:
                 failed_rounds += 1
                 wait = min(FIRST_RETRY * 2 ** (failed_rounds - 1), LAST_RETRY)
                 logger.info("the directory could not be brought up to date: %s", error)
+                self._progress.block(error)
                 if failed_rounds >= ROUNDS_BEFORE_ERROR or self._given is not None:
                     self.failure = error
                     self._has_failed.set()
@@ -191,7 +194,7 @@ class Bootstrap:
             self._microdescs = self._cache.load_microdescs() or Microdescs()
             consensus = self._cache.load_consensus()
         except StorageError as error:
-            logger.warning("the cache is not used: %s", error)
+            self._do_without_cache("the cache is not used", error)
             return
         if consensus is None or self._given is not None:
             return
@@ -205,7 +208,11 @@ class Bootstrap:
         try:
             await trio.to_thread.run_sync(save, *args)
         except StorageError as error:
-            logger.warning("the cache could not be written: %s", error)
+            self._do_without_cache("the cache could not be written", error)
+
+    def _do_without_cache(self, what: str, error: StorageError) -> None:
+        logger.warning("%s: %s", what, "; ".join(filter(None, (str(error), error.hint))))
+        self._progress.block(error)
 
     # --- the network ------------------------------------------------------------------------------
 
@@ -232,6 +239,7 @@ class Bootstrap:
     async def _ask_for_consensus(
         self, circuit: Circuit
     ) -> tuple[Consensus, tuple[AuthorityCertificate, ...]]:
+        self._progress.reach(Phase.LOADING_STATUS)
         consensus, certificates = await self._fetch_verified(circuit, "microdesc")
         if self._newest is not None and consensus.valid_after <= self._newest.consensus.valid_after:
             raise NoDirectory("the directory has no newer consensus than ours")
@@ -245,6 +253,7 @@ class Bootstrap:
         certificates = self._certificates
         missing = missing_certificates(consensus, certificates, self._authorities, now)
         if missing:
+            self._progress.reach(Phase.LOADING_KEYS)
             fetched = parse_certificates(await fetch_certificates(circuit, missing))
             kept = {certificate.signing_key_digest: certificate for certificate in certificates + fetched}
             certificates = tuple(
@@ -290,6 +299,7 @@ class Bootstrap:
         if self._newest.is_usable():
             self.directory = self._newest
             self.is_ready.set()
+            self._progress.reach(Phase.ENOUGH_DIRINFO)
 
     def _drop(self) -> None:
         """Nothing at hand may be used any more."""
@@ -308,6 +318,7 @@ class Bootstrap:
 
     async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
         missing = list(directory.missing)
+        self._progress.expect_microdescs(len(directory) - len(missing), len(directory))
         self._rng.shuffle(missing)  # no source shall see which relays stand together in our list
         batches = iter(missing)
         limit = trio.CapacityLimiter(CONCURRENT_BATCHES)
@@ -324,8 +335,10 @@ class Bootstrap:
     ) -> None:
         async def ask(circuit: Circuit) -> None:
             text = await fetch_microdescs(circuit, digests)
-            if not self._microdescs.add(text, frozenset(digests), time.time()):
+            found = self._microdescs.add(text, frozenset(digests), time.time())
+            if not found:
                 raise NoDirectory("the directory sent none of the microdescriptors asked for")
+            self._progress.add_microdescs(len(found))
 
         async with limit:
             try:
@@ -360,5 +373,5 @@ class Bootstrap:
         if answers:
             return answers[0]
         if failures:
-            raise failures[-1]
+            raise diagnose(failures)
         raise NoDirectory("no directory source is configured")

@@ -61,15 +61,23 @@ class Channel:
 
     @classmethod
     async def connect(
-        cls, address: str, port: int, *, rsa: bytes, ed25519: bytes | None, rng: Random
+        cls,
+        address: str,
+        port: int,
+        *,
+        rsa: bytes,
+        ed25519: bytes | None,
+        rng: Random,
+        on_connected: Callable[[], None] = lambda: None,
     ) -> "Channel":
         """Connect to the relay with these identities (20 and 32 bytes) and finish the link handshake.
 
-        `ed25519` may be None for a relay known by its RSA identity alone. Raises ChannelClosed or
+        `ed25519` may be None for a relay known by its RSA identity alone. `on_connected` is called between
+        TCP's handshake and TLS's. Raises ChannelClosed or
         TimedOut where nobody answers, ChannelError where the relay is another one or breaks the rules.
         """
         with trio.move_on_after(CONNECT_TIMEOUT):
-            tls = await TlsConnection.connect(address, port)
+            tls = await TlsConnection.connect(address, port, on_connected=on_connected)
             try:
                 core = CoreChannel()
                 handshake = LinkHandshake(

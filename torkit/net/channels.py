@@ -1,5 +1,6 @@
 """The channels in use, one for each relay: whoever needs a relay shares the connection to it."""
 
+from functools import partial
 from random import Random
 
 import trio
@@ -7,6 +8,7 @@ import trio
 from torkit.errors import ChannelClosed, TimedOut, TorkitError
 from torkit.net.channel import Channel
 from torkit.net.contact import Contact, or_addresses
+from torkit.net.progress import Phase, Tracker, furthest
 
 # Implementation limit, seconds: how long a channel without circuits is kept, as C tor's clients do.
 IDLE_TIMEOUT = 180.0
@@ -18,6 +20,7 @@ class Channels:
     def __init__(self, nursery: trio.Nursery, rng: Random) -> None:
         self._nursery = nursery
         self._rng = rng
+        self.progress = Tracker()  # told here, and by those who work on these channels
         self.failed_at: dict[bytes, float] = {}  # when connecting to a relay last failed, by identity
         self._open: dict[bytes, Channel] = {}
         self._opening: dict[bytes, trio.Event] = {}
@@ -49,15 +52,21 @@ class Channels:
             await channel.drain()
 
     async def _connect(self, relay: Contact) -> Channel:
-        failure: TorkitError = ChannelClosed("the relay has no address that can be used")
+        failures: list[TorkitError] = []
         for address, port in or_addresses(relay):
+            self.progress.reach(Phase.CONN)
             try:
                 return await Channel.connect(
-                    str(address), port, rsa=relay.identity, ed25519=relay.ed25519_identity, rng=self._rng
+                    str(address),
+                    port,
+                    rsa=relay.identity,
+                    ed25519=relay.ed25519_identity,
+                    rng=self._rng,
+                    on_connected=partial(self.progress.reach, Phase.HANDSHAKE),
                 )
             except (ChannelClosed, TimedOut) as error:
-                failure = error
-        raise failure
+                failures.append(error)
+        raise furthest(failures)
 
     async def _keep(self, key: bytes, channel: Channel) -> None:
         """Run a channel until it ends or has long had no circuit."""

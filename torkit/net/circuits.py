@@ -16,6 +16,7 @@ from torkit.errors import CircuitClosed, Retry, TimedOut, TorkitError, UsageErro
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
+from torkit.net.progress import Phase, diagnose
 
 Path = tuple[Relay, ...]
 
@@ -204,6 +205,7 @@ async def build_circuit(channels: Channels, path: Path, settings: CircuitSetting
     """A circuit through all of `path`. Raises what made a hop fail, or TimedOut."""
 
     async def add_hops(circuit: Circuit) -> None:
+        channels.progress.reach(Phase.CIRCUIT_CREATE)
         for number, relay in enumerate(path, 1):
             is_last = number == len(path)
             try:
@@ -214,13 +216,20 @@ async def build_circuit(channels: Channels, path: Path, settings: CircuitSetting
 
     if not path:
         raise UsageError("a path needs at least one relay")
-    return await _build(channels, path[0], MAX_RELAY_EARLY - rng.randrange(2), settings, add_hops)
+    try:
+        circuit = await _build(channels, path[0], MAX_RELAY_EARLY - rng.randrange(2), settings, add_hops)
+    except TorkitError as error:
+        channels.progress.block(diagnose([error]))
+        raise
+    channels.progress.reach(Phase.DONE)
+    return circuit
 
 
 async def build_directory_circuit(channels: Channels, contact: Contact) -> Circuit:
     """A one-hop circuit to ask a directory server. Raises what made it fail, or TimedOut."""
 
     async def add_hop(circuit: Circuit) -> None:
+        channels.progress.reach(Phase.ONEHOP_CREATE)
         if isinstance(contact, Relay):
             await circuit.create(contact)
         else:

@@ -8,6 +8,7 @@ to the relay's identity (proto/certs.py).
 """
 
 import socket
+from collections.abc import Callable
 from random import SystemRandom
 
 import trio
@@ -40,8 +41,10 @@ class TlsConnection:
         self.buffer = bytearray(READ_LEN + 16384)
 
     @classmethod
-    async def connect(cls, address: str, port: int) -> "TlsConnection":
-        """Connect to an IP address and finish the TLS handshake.
+    async def connect(
+        cls, address: str, port: int, *, on_connected: Callable[[], None] = lambda: None
+    ) -> "TlsConnection":
+        """Connect to an IP address, call `on_connected`, and finish the TLS handshake.
 
         Raises ChannelClosed where nobody answers, ChannelError where the peer does not speak TLS 1.2.
         """
@@ -51,6 +54,7 @@ class TlsConnection:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await trio.socket.from_stdlib_socket(sock).connect((address, port))
+            on_connected()
             connection = cls(sock)
             await connection._handshake()
         except OSError as error:

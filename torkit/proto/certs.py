@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.utils import CryptographyDeprecationWarning
 
-from torkit.errors import ChannelError
+from torkit.errors import CertificateNotCurrent, ChannelError
 from torkit.proto.cells import Reader
 
 if TYPE_CHECKING:
@@ -205,7 +205,10 @@ def _verify_rsa_identity_cert(der: bytes, now: float) -> "RSAPublicKey":
         raise ChannelError(f"the RSA identity certificate holds no {RSA_IDENTITY_KEY_BITS}-bit RSA key")
     _check_not_expired("the RSA identity certificate", not_after.timestamp(), now)
     if now < not_before.timestamp():
-        raise ChannelError("the RSA identity certificate is not valid yet", hint=_CLOCK_HINT)
+        skew = now - not_before.timestamp()
+        raise CertificateNotCurrent(
+            "the RSA identity certificate is not valid yet", skew=skew, hint=_CLOCK_HINT
+        )
     try:
         cert.verify_directly_issued_by(cert)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as exc:
@@ -245,4 +248,5 @@ def _rsa_fingerprint(key: "RSAPublicKey") -> bytes:
 
 def _check_not_expired(what: str, expires: float, now: float) -> None:
     if expires < now:
-        raise ChannelError(f"{what} expired {int(now - expires)} s ago", hint=_CLOCK_HINT)
+        skew = now - expires
+        raise CertificateNotCurrent(f"{what} expired {int(skew)} s ago", skew=skew, hint=_CLOCK_HINT)

@@ -1,0 +1,181 @@
+"""The start's progress as people and programs see it on stderr."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from torkit.cli import progress as shown
+from torkit.errors import Unreachable
+from torkit.net.progress import Phase, Progress
+
+ROOT = Path(__file__).parents[2]
+LOADING = Progress(Phase.LOADING_DESCRIPTORS, 62, (500, 1000))
+BLOCKED = Progress(Phase.CONN, 5, None, Unreachable("nobody answers", hint="go online"))
+DONE = Progress(Phase.DONE, 100)
+
+
+class StartingTor:
+    """Goes through `changes` at these seconds."""
+
+    def __init__(self, changes: dict[float, Progress]) -> None:
+        self._changes = changes
+
+    async def progress_changes(self) -> AsyncIterator[Progress]:
+        for at, change in self._changes.items():
+            if at < trio.current_time() and change is not list(self._changes.values())[-1]:
+                continue  # overtaken
+            await trio.sleep_until(at)
+            yield change
+
+
+async def stderr_of(
+    capsys: pytest.CaptureFixture[str], changes: dict[float, Progress], **style: bool
+) -> list[str]:
+    tor: Any = StartingTor({trio.current_time() + at: change for at, change in changes.items()})
+    await shown.show(tor, **{"is_service": False, "as_json": False, **style})
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()
+
+
+async def test_a_command_that_works_says_nothing_in_a_script(
+    capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    assert await stderr_of(capsys, {0: Progress(), 1: BLOCKED, 2: LOADING, 3: DONE}) == []
+
+
+async def test_a_command_that_makes_a_script_wait_says_why(
+    capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    assert await stderr_of(capsys, {0: Progress(), 7: BLOCKED, 8: BLOCKED, 9: LOADING, 10: DONE}) == [
+        "torkit: 5% (conn) connecting to a directory server; nobody answers; go online",
+        "torkit: 62% (loading_descriptors) fetching microdescriptors: 500 of 1000",
+    ]
+
+
+async def test_a_service_says_so_early(
+    capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    assert await stderr_of(capsys, {0: Progress(), 0.2: DONE}, is_service=True) == []
+    [line] = await stderr_of(capsys, {0: Progress(), 0.7: LOADING, 1: DONE}, is_service=True)
+    assert line.startswith("torkit: 62% ")
+
+
+async def test_programs_get_every_change_as_json(
+    capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    lines = await stderr_of(capsys, {0: Progress(), 0.1: BLOCKED, 0.2: LOADING, 0.3: DONE}, as_json=True)
+    start, blocked, loading, done = map(json.loads, lines)
+    assert start == {
+        "progress": 0,
+        "tag": "starting",
+        "summary": "starting",
+        "microdescs": None,
+        "blockage": None,
+    }
+    assert blocked["blockage"] == {
+        "kind": "unreachable",
+        "message": "nobody answers",
+        "hint": "go online",
+        "retry": "later",
+    }
+    assert loading["microdescs"] == {"held": 500, "listed": 1000}
+    assert (done["progress"], done["tag"]) == (100, "done")
+
+
+@pytest.mark.parametrize("columns", [10, 40, 80, 300])
+@pytest.mark.parametrize("progress", [Progress(), BLOCKED, LOADING, DONE])
+def test_bar_fits_its_line(progress: Progress, columns: int) -> None:
+    bar = shown.to_bar(progress, columns)
+    assert len(bar) < columns
+    assert "\n" not in bar
+
+
+def test_bar_grows_and_tells_what_is_waited_for() -> None:
+    assert shown.to_bar(LOADING, 80) == (
+        "torkit: [############--------]  62%  fetching microdescriptors: 500 of 1000"
+    )
+    assert shown.to_bar(BLOCKED, 80) == "torkit: [#-------------------]   5%  nobody answers"
+    assert shown.to_bar(DONE, 80).count("#") == shown.BAR_LEN
+
+
+# --- On a terminal ---------------------------------------------------------------------------------------
+
+# A session of its own, whose terminal is stderr; then perhaps a job of it in the background.
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+sys.path[:0] = {path!r}
+os.setsid()
+fcntl.ioctl(2, termios.TIOCSCTTY, 0)
+if {in_background}:
+    if child := os.fork():
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os.setpgid(0, 0)
+import trio, trio.testing
+from torkit import cli
+from torkit.cli import progress
+from torkit.net.progress import Phase, Progress
+
+class Tor:
+    async def progress_changes(self):
+        yield Progress(Phase.CONN, 5)
+        await trio.sleep(1)
+        cli.say("something else")
+        yield Progress(Phase.CIRCUIT_CREATE, 95)
+        await trio.sleep(1)
+        yield Progress(Phase.DONE, 100)
+
+async def main():
+    await progress.show(Tor(), is_service=False, as_json=False)
+    print("data")
+
+trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+"""
+
+
+def run_on_a_terminal(*, in_background: bool) -> tuple[str, str]:
+    """What the program wrote to its stdout, a pipe, and to the terminal."""
+    program = ON_A_TERMINAL.format(path=[str(ROOT), *sys.path], in_background=in_background)
+    near, far = pty.openpty()
+    environment = os.environ | {"TERM": "xterm"}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        stdin=far,
+        stdout=subprocess.PIPE,
+        stderr=far,
+        env=environment,
+        check=False,
+    )
+    os.close(far)
+    terminal = b""
+    try:
+        while data := os.read(near, 1 << 16):
+            terminal += data
+    except OSError:  # how Linux says that nobody has the other end any more
+        pass
+    os.close(near)
+    assert result.returncode == 0, terminal
+    return result.stdout.decode(), terminal.decode()
+
+
+def test_terminal_has_a_bar_that_goes_and_makes_room() -> None:
+    out, terminal = run_on_a_terminal(in_background=False)
+    assert out == "data\n"
+    bars = re.findall(r"torkit: (\[#+-*\] +\d+%)  [a-z ]+", terminal)
+    assert [bar.split()[-1] for bar in bars] == ["5%", "95%"]
+    assert "\r\x1b[Ktorkit: something else\r\n" in terminal
+    assert terminal.endswith("\r\x1b[K")  # nothing is left of it
+
+
+def test_job_in_the_background_draws_no_bar() -> None:
+    assert run_on_a_terminal(in_background=True) == ("data\n", "torkit: something else\r\n")
