@@ -85,7 +85,11 @@ class TestAuthority:
 
     def certificate(self) -> bytes:
         """The key certificate, both signatures good."""
-        body = (
+        return self.seal_certificate(self.certificate_body())
+
+    def certificate_body(self) -> bytes:
+        """The key certificate without its last object, the signature over all that is before."""
+        return (
             "dir-key-certificate-version 3\n"
             f"fingerprint {self.v3ident.hex().upper()}\n"
             f"dir-key-published {encode_time(self.published)}\n"
@@ -94,9 +98,12 @@ class TestAuthority:
             f"dir-signing-key\n{armor('RSA PUBLIC KEY', rsa_der(self.signing_key))}"
             f"dir-key-crosscert\n{armor('ID SIGNATURE', sign(self.signing_key, self.v3ident))}"
             "dir-key-certification\n"
-        )
-        signature = sign(self.identity_key, hashlib.sha1(body.encode()).digest())
-        return (body + armor("SIGNATURE", signature)).encode()
+        ).encode()
+
+    def seal_certificate(self, body: bytes) -> bytes:
+        """What `certificate_body` made, or what became of it, with a good signature."""
+        signature = sign(self.identity_key, hashlib.sha1(body).digest())
+        return body + armor("SIGNATURE", signature).encode()
 
     def signature(self, signed: bytes, algorithm: str = "sha256") -> str:
         """A directory-signature item over the signed part of a consensus."""
@@ -439,11 +446,18 @@ class Router:
 
     def sign(self, items: dict[str, str]) -> bytes:
         """A document of these items with both signatures."""
-        body = "".join(items.values()) + "router-sig-ed25519 "
-        digest = hashlib.sha256(b"Tor router descriptor signature v1" + body.encode()).digest()
-        body += bare64(self.signing.sign(digest)) + "\nrouter-signature\n"
-        signature = sign(self.identity_key, hashlib.sha1(body.encode()).digest())
-        return (body + armor("SIGNATURE", signature)).encode()
+        return self.seal(self.body(items))
+
+    def body(self, items: dict[str, str]) -> bytes:
+        """A document up to its signatures."""
+        return "".join(items.values()).encode()
+
+    def seal(self, body: bytes) -> bytes:
+        """What `body` made, or what became of it, with both signatures."""
+        body += b"router-sig-ed25519 "
+        digest = hashlib.sha256(b"Tor router descriptor signature v1" + body).digest()
+        body += bare64(self.signing.sign(digest)).encode() + b"\nrouter-signature\n"
+        return body + armor("SIGNATURE", sign(self.identity_key, hashlib.sha1(body).digest())).encode()
 
     def _identity_item(self) -> dict[str, str]:
         signing_key = self.signing.public_key().public_bytes_raw()

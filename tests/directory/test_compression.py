@@ -2,7 +2,6 @@
 
 import gzip
 import lzma
-import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -23,9 +22,9 @@ from torkit.directory.compression import (
 )
 from torkit.errors import DocumentError
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
+try:
+    from compression import zstd  # Python 3.14
+except ImportError:
     from backports import zstd
 
 BODY = b"network-status-version 3 microdesc\n" * 100

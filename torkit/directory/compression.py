@@ -3,7 +3,6 @@
 dir-spec, "Standards compliance".
 """
 
-import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -84,9 +83,9 @@ def _zlib() -> _Codec:
 
 def _zstd() -> _Codec:
     # Imported when first met, as lzma below: most starts decompress nothing.
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
+    try:
+        from compression import zstd  # Python 3.14
+    except ImportError:
         from backports import zstd
     options = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
     return _Codec(partial(zstd.ZstdDecompressor, options=options), zstd.ZstdError)
