@@ -76,9 +76,9 @@ def expected(weights: Weights, others: Sequence[Sequence[bytes]], apart: dict[by
 
 
 def chi_squared_p(counts: Counter[bytes], wanted: Weights) -> float:
-    """How probable counts as far from what is wanted are. Relays drawn too seldom to tell are taken together.
+    """How probable counts as far from what is wanted are. Relays seldom drawn are taken together.
 
-    Wilson and Hilferty's approximation of the distribution, good to a few per cent from 30 degrees of freedom.
+    Wilson and Hilferty's approximation, good to a few per cent from 30 degrees of freedom.
     """
     assert set(counts) <= {one for one, times in wanted.items() if times > 0}
     bins: list[tuple[int, float]] = []

@@ -112,6 +112,7 @@ class Tor:
         self._restrictions = replace(restrictions or Constraints(), distinct_subnets=network.distinct_subnets)
         self._state, self._guards = _load_state(cache, self._restrictions, rng)
         self._saving = trio.Lock()
+        self._has_warned = False
         self._channels = Channels(nursery, rng)
         self._channels.on_first_hop = self._note_first_hop
         self._circuits = Circuits(
@@ -129,6 +130,9 @@ class Tor:
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
         await self._bootstrap.wait_ready()
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn_of_restrictions()
 
     async def fetch_consensus(self) -> Consensus:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
@@ -308,6 +312,16 @@ class Tor:
                 await trio.to_thread.run_sync(self._cache.save_state, state)
             except StorageError as error:
                 logger.warning("the guards could not be kept: %s", error)
+
+    def _warn_of_restrictions(self) -> None:
+        """A name that means nobody excludes nobody; and few guards that are left tell a user from others."""
+        restrictions = self._restrictions
+        for name in sorted(restrictions.entries | restrictions.exits | restrictions.exclude):
+            if not self.directory.indexes_of(name):
+                logger.warning("no relay %s in the directory", name)
+        self._guards.update(self.directory, now=time.time(), rng=self._rng)
+        if self._guards.is_extremely_restricted:
+            logger.warning("hardly any guard is allowed: this client is easy to tell from others")
 
     def _directory_sources(self, directory: Directory | None) -> list[Contact]:
         """Our guards once there are some to ask; fallbacks, then authorities, each in random order."""
