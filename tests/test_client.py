@@ -1,5 +1,6 @@
 """The client as a program uses it, on a network of scripted relays, and failures that are not its fault."""
 
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +25,7 @@ from torkit.errors import (
     TimedOut,
     UsageError,
 )
-from torkit.guards import RETRY_AFTER
+from torkit.guards import RETRY_SCHEDULE
 from torkit.path import Constraints
 
 
@@ -142,10 +143,12 @@ async def test_a_downloaded_consensus_must_be_of_its_flavor_live_and_signed(tmp_
             await tor.download_consensus("ns")
 
 
-async def test_an_unreachable_guard_is_replaced(
-    tmp_path: Path, patient_clock: trio.testing.MockClock
+async def test_an_unreachable_guard_is_replaced_and_come_back_to(
+    tmp_path: Path, patient_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a network of one subnet too, where the second guard once conflicted with the first."""
+    started = time.time() - trio.current_time()
+    monkeypatch.setattr(time, "time", lambda: started + trio.current_time())
     async with served_tor(tmp_path) as (tor, network):
         first = (await tor.connect("web.test", 80)).path[0].nickname
         guard = network.relays[first]
@@ -154,9 +157,11 @@ async def test_an_unreachable_guard_is_replaced(
         second = (await tor.connect("web.test", 80, isolation="again")).path[0].nickname
         assert second not in (first, "middle")
         guard.on_versions = answer_versions
-        await trio.sleep(RETRY_AFTER)
-        path = tor.choose_path(Constraints(port=80))
-        assert path[0].nickname == first
+        _, primary_delay, _ = RETRY_SCHEDULE[0]
+        await trio.sleep(primary_delay - 60)
+        assert tor.choose_path(Constraints(port=80))[0].nickname == second
+        await trio.sleep(60)
+        assert tor.choose_path(Constraints(port=80))[0].nickname == first
 
 
 # --- Attempts ------------------------------------------------------------------------------------------
@@ -409,10 +414,69 @@ async def test_a_given_consensus_that_is_none_is_refused(tmp_path: Path) -> None
                 pass
 
 
-async def test_a_state_that_cannot_be_read_is_a_fresh_start(tmp_path: Path) -> None:
+async def test_a_state_that_cannot_be_read_is_set_aside_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "state.json").write_bytes(b'{"guards": [')
     async with served_tor(tmp_path) as (tor, _):
         await tor.connect("web.test", 80)
+    assert (tmp_path / "state.json.damaged-1").read_bytes() == b'{"guards": ['
+    assert "state.json.damaged-1" in caplog.text
+    assert len(json.loads((tmp_path / "state.json").read_text())["guards"]) == 2
+
+
+async def test_of_a_state_the_good_is_kept_and_the_whole_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_network(guards=3) as network:
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            guard = (await tor.connect("web.test", 80)).path[0]
+        state = json.loads((tmp_path / "state.json").read_text())
+        assert state["guards"][0]["fingerprint"] == guard.fingerprint
+        state["guards"].insert(0, {"fingerprint": "none"})
+        state["of a later version"] = {"n": 1}
+        text = json.dumps(state)
+        (tmp_path / "state.json").write_text(text)
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            assert (await tor.connect("web.test", 80)).path[0] == guard
+        assert (tmp_path / "state.json.damaged-1").read_text() == text
+        assert "guards, entry 1: " in caplog.text
+        del state["guards"][0]
+        assert json.loads((tmp_path / "state.json").read_text()) == state
+
+
+async def test_a_guard_of_an_older_state_is_kept(tmp_path: Path) -> None:
+    async with serve_network(guards=3) as network:
+        old = network.relays["guard2"].rsa_identity.hex().upper()
+        (tmp_path / "state.json").write_text(json.dumps({"guards": [{"fingerprint": old}]}))
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            assert (await tor.connect("web.test", 80)).path[0].fingerprint == old
+
+
+async def test_an_exit_of_the_guards_family_gets_another_guard(tmp_path: Path) -> None:
+    """That was NoPath while the guard was chosen first."""
+    async with served_tor(tmp_path, guards=2) as (tor, _):
+        first = (await tor.connect("web.test", 80)).path[0]
+        path = tor.choose_path(Constraints(port=80, exclude=frozenset({first.fingerprint})))
+        assert path[0] != first
+        assert tor.choose_path(Constraints(port=80))[0] == first
+
+
+async def test_what_the_user_restricts_holds_for_every_path(tmp_path: Path) -> None:
+    async with serve_network(guards=3, exits=3) as network:
+        restrictions = Constraints(
+            entries=frozenset({"guard1", "guard2"}),
+            exits=frozenset({"exit0", "exit1"}),
+            exclude=frozenset({"guard2", "exit1"}),
+        )
+        async with open_tor(network=network.config, data_dir=tmp_path, restrictions=restrictions) as tor:
+            await tor.wait_ready()
+            for isolation in range(5):
+                path = (await tor.connect("web.test", 80, isolation=isolation)).path
+                assert (path[0].nickname, path[2].nickname) == ("guard1", "exit0")
 
 
 async def test_authorities_are_asked_where_there_are_no_fallbacks(tmp_path: Path) -> None:

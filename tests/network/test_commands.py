@@ -153,8 +153,23 @@ def test_tampered_consensus_is_refused_with_a_reason(shell: Shell) -> None:
 # --- beside each other ----------------------------------------------------------------------------------
 
 
+def _kept_guards(shell: Shell) -> list[str]:
+    """Fingerprints, the guard in use first. On this network every relay may be one."""
+    state = json.loads((shell.data_dir / "state.json").read_text())
+    return [guard["fingerprint"] for guard in state["guards"]]
+
+
+def _guard_for(guards: list[str], path: list[str]) -> str:
+    """The first that is not the exit of a path of fingerprints."""
+    return next(guard for guard in guards if guard != path[-1])
+
+
+def _fingerprints(line: bytes) -> list[str]:
+    return [relay["fingerprint"] for relay in json.loads(line)["path"]]
+
+
 def test_five_cold_starts_share_one_new_data_directory(
-    shell: Shell, web_server: WebServer, tmp_path: Path
+    shell: Shell, web_server: WebServer, testnet: RunningTestnet, tmp_path: Path
 ) -> None:
     cold = shell.with_data_dir(tmp_path / "new" / "data")
     request = r"printf 'GET /page HTTP/1.0\r\n\r\n'"
@@ -168,15 +183,18 @@ def test_five_cold_starts_share_one_new_data_directory(
     assert {"consensus-microdesc", "certificates", "microdescs", "state.json"} <= kept
     assert not [name for name in kept if name.startswith(".")], "a temporary file was left behind"
     assert cold.data_dir.stat().st_mode & 0o077 == 0
-    assert len(json.loads((cold.data_dir / "state.json").read_text())["guards"]) == 1
+    assert len(_kept_guards(cold)) == len(testnet.relays)
 
 
 def test_second_start_keeps_the_guard_and_needs_no_authority(
     shell: Shell, tmp_path: Path, testnet: RunningTestnet
 ) -> None:
     again = shell.with_data_dir(tmp_path / "data")
-    guards = {_nicknames(again.run("torkit build-circuit").stdout)[0] for _ in range(4)}
-    assert len(guards) == 1
+    paths = [_fingerprints(again.run("torkit build-circuit").stdout)]
+    guards = _kept_guards(again)
+    paths += [_fingerprints(again.run("torkit build-circuit").stdout) for _ in range(19)]
+    assert _kept_guards(again) == guards
+    assert [path[0] for path in paths] == [_guard_for(guards, path) for path in paths]
     # The same authorities' identities where nobody listens: all that is needed is in the data directory.
     text = testnet.network_file.read_text()
     with socket.socket() as nobody:
@@ -186,7 +204,8 @@ def test_second_start_keeps_the_guard_and_needs_no_authority(
                 text = text.replace(f"orport={relay.or_port}", f"orport={nobody.getsockname()[1]}")
         (tmp_path / "network.toml").write_text(text)
         result = again.run(f"torkit --network {tmp_path}/network.toml build-circuit")
-        assert {_nicknames(result.stdout)[0]} == guards
+        path = _fingerprints(result.stdout)
+        assert path[0] == _guard_for(guards, path)
         cold = shell.with_data_dir(tmp_path / "cold")
         nowhere = cold.run(f"torkit --network {tmp_path}/network.toml build-circuit", timeout=30)
     assert (nowhere.returncode, nowhere.stdout) != (0, b"")

@@ -12,7 +12,7 @@ from random import Random
 import trio
 
 from torkit.directory.directory import Relay
-from torkit.errors import CircuitClosed, Retry, TimedOut, TorkitError, UsageError
+from torkit.errors import CircuitClosed, Closed, PeerError, Retry, TimedOut, TorkitError, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
@@ -35,6 +35,7 @@ PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 SPARE_COUNT = 2  # clean circuits kept ready, so that one failure costs no waiting
 WORN_GRACE = 30.0  # seconds that a worn circuit is kept after its last stream, for what relays still hold
 SPARE_RETRY = 5.0  # seconds before building ahead is tried again after a failure
+GUARD_CHECK = 0.25  # seconds between looks at whether a better guard has answered
 
 
 class Circuits:
@@ -50,12 +51,18 @@ class Circuits:
         choose_path: Callable[[int | None, bool, Collection[bytes]], Path],
         settings: Callable[[], CircuitSettings],
         rng: Random,
+        is_usable: Callable[[Path], bool | None] = lambda path: True,
     ) -> None:
-        """`settings` gives those of the consensus of the moment."""
+        """`settings` gives those of the consensus of the moment.
+
+        `is_usable` says whether the guard of a path it chose is good enough now that the circuit is built,
+        None while that is open.
+        """
         self._channels = channels
         self._choose_path = choose_path
         self._settings = settings
         self._rng = rng
+        self._is_usable = is_usable
         self._circuits: list[_Entry] = []
         self._building: dict[Hashable, trio.Event] = {}
         self._spare_is_wanted = trio.Event()
@@ -121,7 +128,7 @@ class Circuits:
         for attempt in range(BUILD_ATTEMPTS):
             relays = path or self._choose_without(failed, port, is_ipv6, excluded)
             try:
-                return await self.build(relays)
+                return await self.build(relays, is_ours=path is None)
             except TorkitError as error:
                 if error.retry is not Retry.NOW or path is not None or attempt == BUILD_ATTEMPTS - 1:
                     raise
@@ -141,19 +148,38 @@ class Circuits:
         Steps, not relays: a relay refuses for a minute to connect to one that it has found dead, while
         others have long found it alive again.
         """
-        for _ in range(PATH_DRAWS):
+        for _ in range(PATH_DRAWS - 1):
             relays = self._choose_path(port, is_ipv6, excluded)
             if failed.isdisjoint(_steps(relays)):
-                break
-        return relays
+                return relays
+            self._channels.on_first_hop(relays[0].identity, None)
+        return self._choose_path(port, is_ipv6, excluded)
 
-    async def build(self, path: Path) -> "_Entry":
-        """Build one circuit, for nobody yet. Raises what made a hop fail, or TimedOut."""
+    async def build(self, path: Path, *, is_ours: bool = False) -> "_Entry":
+        """Build one circuit, for nobody yet. Raises what made a hop fail, or TimedOut.
+
+        Where we chose the path, it may not be used before its guard `is_usable`.
+        """
         circuit = await build_circuit(self._channels, path, self._settings(), self._rng)
+        if is_ours:
+            await self._wait_for_guard(circuit)
         entry = _Entry(circuit)
         self._circuits.append(entry)
         circuit.on_end = lambda: self._forget(entry)
         return entry
+
+    async def _wait_for_guard(self, circuit: Circuit) -> None:
+        """Until no better guard may still answer. Raises CircuitClosed if one is worth a try."""
+        try:
+            while (is_usable := self._is_usable(circuit.path)) is None:
+                await trio.sleep(GUARD_CHECK)
+            if circuit.error is not None:
+                raise circuit.error
+            if not is_usable:
+                raise CircuitClosed("a better guard may be reachable again")
+        except BaseException:
+            circuit.close()
+            raise
 
     def _forget(self, entry: "_Entry") -> None:
         self._circuits.remove(entry)
@@ -253,12 +279,21 @@ async def _build(
             if circuit.error is not None:  # it ended in the same read as its last handshake
                 raise circuit.error
     except BaseException as error:
+        channels.on_first_hop(first.identity, _reached(circuit, error))
         if circuit is not None:
             circuit.close()
         if isinstance(error, trio.TooSlowError):
             raise TimedOut(f"a circuit was not built within {BUILD_TIMEOUT:.0f} s") from None
         raise
+    channels.on_first_hop(first.identity, True)
     return circuit
+
+
+def _reached(circuit: Circuit | None, error: BaseException) -> bool | None:
+    """Whether the first relay of a build that failed did answer. One that answers by DESTROY is there."""
+    if circuit is not None and (circuit.hops or isinstance(error, CircuitClosed)):
+        return True
+    return False if isinstance(error, (PeerError, Closed, TimedOut, trio.TooSlowError)) else None
 
 
 class _Entry:
