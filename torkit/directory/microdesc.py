@@ -180,20 +180,20 @@ def split_microdescs(text: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
     if not text:
         return
     check_text(text, MAX_MICRODESCS_LEN, "microdescriptors")
-    sha256 = hashlib.sha256
-    annotation, *bodies = (b"\n" + text).split(b"\n" + _START)
-    if annotation and not (bodies and annotation.startswith(b"\n@")):
+    at = 0 if text.startswith(_START) else text.find(b"\n" + _START) + 1
+    if not text.startswith((_START, b"@")) or not text.startswith(_START, at):
         raise DocumentError("microdescriptors must start with onion-key", line=1)
-    last = len(bodies) - 1
-    for index, body in enumerate(bodies):
-        following = b""
-        if (at := body.rfind(b"\n@")) >= 0:  # from the end, where annotations are: bodies are long
-            while (before := body.rfind(b"\n", 0, at)) >= 0 and body.startswith(b"\n@", before):
-                at = before
-            body, following = body[:at], body[at:]
-        exact = _START + body if index == last and not following else _START + body + b"\n"
-        yield sha256(exact).digest(), exact, annotation
-        annotation = following
+    annotation = text[:at]
+    while at < len(text):
+        following = text.find(b"\n" + _START, at + len(_START) - 1) + 1 or len(text)
+        end = following
+        while (line := text.rfind(b"\n", at, end - 1) + 1) and text.startswith(b"@", line):
+            end = line
+        # Sliced one by one, so that no other copy of everything leaves holes in the memory between these.
+        exact = text[at:end]
+        yield hashlib.sha256(exact).digest(), exact, annotation
+        annotation = text[end:following]
+        at = following
 
 
 def parse_microdesc(text: bytes) -> Microdesc:
