@@ -3,6 +3,7 @@
 import logging
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -184,6 +185,17 @@ async def test_proxy_that_stops_resets_its_clients() -> None:
         with pytest.raises(trio.BrokenResourceError):
             await client.receive_some()
         assert stream.has_ended.is_set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only keepalive tells")
+async def test_client_that_closes_its_socket_ends_the_stream() -> None:
+    tor = FakeTor()
+    async with proxy_for(tor) as proxy:
+        client, stream = await proxy.open(tor)
+        await client.send_all(b"last words")
+        await client.aclose()
+        assert await stream.peer.receive_some() == b"last words"
+        await stream.has_ended.wait()
 
 
 async def test_reset_by_client_ends_the_stream() -> None:

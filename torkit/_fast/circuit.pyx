@@ -162,6 +162,7 @@ cdef class Circuit(Outlet):
         stream.connected_is_due = stream.state == StreamState.CONNECTING
         stream.state = StreamState.HALF_OPEN
         stream.data_is_due_until = monotonic() + grace
+        stream.is_blocked = False
         stream.drop_queue()
         self.send(stream.hop, RelayCommand.END, stream.id, end_body)
 

@@ -1,62 +1,25 @@
-"""The client's end of TLS to a relay: ciphertext and plaintext in, each in one call; no socket here.
+"""TLS over a non-blocking socket: one call decrypts all that the socket holds, one sends all that is sealed.
 
-Its ClientHello is that of C tor's clients on the same OpenSSL, which Python's `ssl` cannot be told to send;
-and it decrypts all records of a read in one call, where `ssl` returns one.
+The standard library's ssl needs a call, and some microseconds, for each record; relays write records of 4 KiB.
+Nor can it be told to send the ClientHello of C tor's clients.
+The socket is the caller's, who waits for it and closes it; nothing here blocks.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t
+from libc.errno cimport EAGAIN, EINTR, errno
 
-from torkit._fast.openssl cimport (
-    BIO,
-    BIO_ctrl_pending,
-    BIO_new,
-    BIO_read_ex,
-    BIO_s_mem,
-    BIO_set_mem_eof_return,
-    BIO_write_ex,
-    ERR_clear_error,
-    ERR_get_error,
-    ERR_reason_error_string,
-    OpenSSL_version_num,
-    SSL,
-    SSL_CTX,
-    SSL_CTX_free,
-    SSL_CTX_new,
-    SSL_CTX_set1_groups_list,
-    SSL_CTX_set_cipher_list,
-    SSL_CTX_set_ciphersuites,
-    SSL_CTX_set_min_proto_version,
-    SSL_CTX_set_mode,
-    SSL_CTX_set_options,
-    SSL_CTX_set_session_cache_mode,
-    SSL_CTX_set_verify,
-    SSL_do_handshake,
-    SSL_ERROR_WANT_READ,
-    SSL_ERROR_ZERO_RETURN,
-    SSL_free,
-    SSL_get1_peer_certificate,
-    SSL_get_error,
-    SSL_MODE_RELEASE_BUFFERS,
-    SSL_new,
-    SSL_OP_NO_COMPRESSION,
-    SSL_OP_NO_RENEGOTIATION,
-    SSL_OP_TLSEXT_PADDING,
-    SSL_read_ex,
-    SSL_SESS_CACHE_OFF,
-    SSL_set_bio,
-    SSL_set_connect_state,
-    SSL_set_tlsext_host_name,
-    SSL_VERIFY_NONE,
-    SSL_write_ex,
-    TLS1_2_VERSION,
-    TLS_client_method,
-    X509,
-    X509_free,
-    i2d_X509,
-)
+import os
 
-from torkit.errors import ChannelError
+from torkit.errors import ChannelClosed, ChannelError
+
+cdef extern from "<sys/socket.h>" nogil:
+    int MSG_NOSIGNAL
+    Py_ssize_t send(int descriptor, const void* data, size_t count, int flags)
+
+# Implementation limit, bytes: what one system call may read. A busy relay's burst; larger gains nothing
+# measurable and stays resident.
+cdef size_t READ_LEN = 131072
 
 # What C tor 0.4.9's clients offer, in their order: tests/network/test_client_hello.py compares.
 cdef bytes CIPHERSUITES = b"TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
@@ -79,132 +42,159 @@ cdef bytes CIPHERS = b":".join([
 cdef bytes GROUPS = b"P-256:X25519:P-224"
 cdef bytes GROUPS_SINCE_3_5 = b"?*X25519MLKEM768 / ?SecP256r1MLKEM768 / *P-256:?X25519:P-224"
 
+cdef SSL_CTX* context = NULL
 
-cdef SSL_CTX* new_context() except NULL:
-    cdef SSL_CTX* context = SSL_CTX_new(TLS_client_method())
-    if context is NULL:
-        raise MemoryError
-    SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION)
-    # TLS proves nothing here: the CERTS cell ties this certificate to the relay's identity.
-    SSL_CTX_set_verify(context, SSL_VERIFY_NONE, NULL)
-    SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF)
-    SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS)
-    SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_TLSEXT_PADDING)
-    cdef bytes groups = GROUPS_SINCE_3_5 if OpenSSL_version_num() >= 0x30500000 else GROUPS
-    if not (
-        SSL_CTX_set_cipher_list(context, CIPHERS)
-        and SSL_CTX_set_ciphersuites(context, CIPHERSUITES)
-        and SSL_CTX_set1_groups_list(context, groups)
-    ):
-        SSL_CTX_free(context)
-        raise ChannelError(f"this OpenSSL lacks what TLS to relays needs: {reason()}")
+
+cdef SSL_CTX* the_context() except NULL:
+    """Verifies nothing: the CERTS cell that follows ties the certificate to the relay (proto/certs.py)."""
+    global context
+    if context == NULL:
+        fresh = SSL_CTX_new(TLS_client_method())
+        if fresh == NULL:
+            raise MemoryError
+        groups = GROUPS_SINCE_3_5 if OpenSSL_version_num() >= 0x30500000 else GROUPS
+        if not (
+            SSL_CTX_set_min_proto_version(fresh, TLS1_2_VERSION)
+            and SSL_CTX_set_cipher_list(fresh, CIPHERS)
+            and SSL_CTX_set_ciphersuites(fresh, CIPHERSUITES)
+            and SSL_CTX_set1_groups_list(fresh, groups)
+        ):
+            SSL_CTX_free(fresh)
+            raise ChannelError("this OpenSSL lacks what TLS to relays needs")
+        SSL_CTX_set_session_cache_mode(fresh, SSL_SESS_CACHE_OFF)
+        SSL_CTX_set_options(fresh, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_TLSEXT_PADDING)
+        # An end without a goodbye is an end: cells and circuits have their own.
+        SSL_CTX_set_options(fresh, SSL_OP_IGNORE_UNEXPECTED_EOF)
+        SSL_CTX_set_verify(fresh, SSL_VERIFY_NONE, NULL)
+        SSL_CTX_set_read_ahead(fresh, 1)
+        SSL_CTX_set_default_read_buffer_len(fresh, READ_LEN)
+        context = fresh
     return context
 
 
-cdef SSL_CTX* shared_context = NULL  # made once; what it says is the same for every connection
+@cython.final
+cdef class Tls:
+    """The client's side. Raises ChannelError where the peer breaks TLS, ChannelClosed where the socket fails."""
 
-
-cdef str reason():
-    """Why the last call failed."""
-    cdef const char* text = ERR_reason_error_string(ERR_get_error())
-    ERR_clear_error()
-    return "the connection broke off" if text is NULL else text.decode("ascii", "replace")
-
-
-cdef class TlsClient:
-    """One connection. Feed what the socket brings, send what `data_to_send` gives, after every call."""
-
-    cdef SSL* tls
-    cdef BIO* incoming
-    cdef BIO* outgoing
-    cdef readonly bint has_ended
-
-    def __cinit__(self, bytes server_name not None):
-        global shared_context
-        if shared_context is NULL:
-            shared_context = new_context()
-        self.tls = SSL_new(shared_context)
-        cdef BIO* incoming = BIO_new(BIO_s_mem())
-        cdef BIO* outgoing = BIO_new(BIO_s_mem())
-        if self.tls is NULL or incoming is NULL or outgoing is NULL:
+    def __cinit__(self, int descriptor, bytes server_name not None):
+        self.descriptor = descriptor
+        self.ssl = SSL_new(the_context())
+        cdef BIO* incoming = BIO_new_socket(descriptor, BIO_NOCLOSE)
+        self.outgoing = BIO_new(BIO_s_mem())
+        if self.ssl == NULL or incoming == NULL or self.outgoing == NULL:
+            BIO_free(incoming)
+            BIO_free(self.outgoing)
             raise MemoryError
-        SSL_set_bio(self.tls, incoming, outgoing)  # which owns them from now on
-        self.incoming, self.outgoing = incoming, outgoing
-        BIO_set_mem_eof_return(incoming, -1)  # empty is not the end
-        SSL_set_connect_state(self.tls)
-        if not SSL_set_tlsext_host_name(self.tls, server_name):
+        SSL_set_bio(self.ssl, incoming, self.outgoing)
+        if SSL_set_tlsext_host_name(self.ssl, PyBytes_AS_STRING(server_name)) != 1:
             raise MemoryError
+        SSL_set_connect_state(self.ssl)
 
     def __dealloc__(self):
-        if self.tls is not NULL:
-            SSL_free(self.tls)
+        SSL_free(self.ssl)
 
-    def handshake(self) -> bool:
-        """Go on with the handshake; True once it is done. Raises ChannelError."""
+    def do_handshake(self):
+        """Go on with the handshake; whether it is done. What it has to say waits for `send`."""
+        self.check_open()
         ERR_clear_error()
-        cdef int result = SSL_do_handshake(self.tls)
+        cdef int result = SSL_do_handshake(self.ssl)
         if result == 1:
             return True
-        if SSL_get_error(self.tls, result) != SSL_ERROR_WANT_READ:
-            raise ChannelError(f"the TLS handshake with the relay failed: {reason()}")
+        if self.fail(result, "the TLS handshake with the relay failed"):
+            raise ChannelClosed("the relay closed the connection during the TLS handshake")
         return False
 
-    def peer_certificate(self) -> bytes:
-        """The relay's TLS certificate, DER. Raises ChannelError where it has shown none."""
-        cdef X509* certificate = SSL_get1_peer_certificate(self.tls)
-        if certificate is NULL:
-            raise ChannelError("the relay showed no TLS certificate")
+    def peer_certificate(self):
+        """The peer's certificate, DER; b"" if it showed none."""
+        cdef X509* certificate = SSL_get1_peer_certificate(self.ssl)
+        if certificate == NULL:
+            return b""
         cdef int length = i2d_X509(certificate, NULL)
-        cdef bytes der = PyBytes_FromStringAndSize(NULL, max(length, 0))
-        cdef unsigned char* end = <unsigned char*>PyBytes_AS_STRING(der)
-        i2d_X509(certificate, &end)
+        encoded = PyBytes_FromStringAndSize(NULL, length)
+        cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(encoded)
+        i2d_X509(certificate, &out)
         X509_free(certificate)
-        return der
+        return encoded
 
-    def feed(self, const uint8_t[::1] data not None) -> None:
-        """Take ciphertext that has come."""
-        cdef size_t written
-        if data.shape[0] and not BIO_write_ex(self.incoming, &data[0], data.shape[0], &written):
-            raise MemoryError
-
-    def read_into(self, uint8_t[::1] buffer not None) -> int:
-        """Decrypt what has been fed, as far as `buffer` has room; the number of bytes.
-
-        `has_ended` tells whether the relay has said goodbye. Raises ChannelError for what is not TLS.
-        """
-        cdef size_t count = 0, got
-        cdef int result, error
-        ERR_clear_error()
-        while count < <size_t>buffer.shape[0] and not self.has_ended:
-            result = SSL_read_ex(self.tls, &buffer[count], buffer.shape[0] - count, &got)
+    def receive(self, uint8_t[::1] buffer not None):
+        """Decrypt what is at hand into `buffer`; how much that was, 0 if nothing is or the peer has ended."""
+        cdef size_t count = 0
+        cdef size_t got = 0
+        cdef size_t room = <size_t>buffer.shape[0]
+        cdef int result
+        self.check_open()
+        if self.failure is not None:
+            raise self.failure
+        while count < room and not self.has_ended:
+            ERR_clear_error()
+            result = SSL_read_ex(self.ssl, &buffer[count], room - count, &got)
             if result == 1:
                 count += got
-                continue
-            error = SSL_get_error(self.tls, result)
-            if error == SSL_ERROR_WANT_READ:
+                if not SSL_has_pending(self.ssl):
+                    break
+            else:
+                try:
+                    self.has_ended = self.fail(result, "TLS from the relay is broken")
+                except (ChannelClosed, ChannelError) as error:
+                    if not count:
+                        raise
+                    self.failure = error  # what came before it was received in good order
                 break
-            if error != SSL_ERROR_ZERO_RETURN:
-                raise ChannelError(f"TLS from the relay is broken: {reason()}")
-            self.has_ended = True
         return count
 
-    def write(self, const uint8_t[::1] data not None) -> None:
-        """Encrypt all of `data`. Raises ChannelError."""
-        cdef size_t written
-        if not data.shape[0]:
-            return
-        ERR_clear_error()
-        if not SSL_write_ex(self.tls, &data[0], data.shape[0], &written):
-            raise ChannelError(f"TLS to the relay is broken: {reason()}")
-
     @property
-    def has_data_to_send(self) -> bool:
-        return BIO_ctrl_pending(self.outgoing) > 0
+    def wants_to_send(self):
+        """Something is left to send, be it TLS's own."""
+        cdef char* data
+        return BIO_get_mem_data(self.outgoing, &data) > 0
 
-    def data_to_send(self) -> bytes:
-        """All ciphertext since last time."""
-        cdef size_t length = BIO_ctrl_pending(self.outgoing), got
-        cdef bytes data = PyBytes_FromStringAndSize(NULL, length)
-        if length and not BIO_read_ex(self.outgoing, PyBytes_AS_STRING(data), length, &got):
-            raise MemoryError
-        return data
+    def send(self, const uint8_t[::1] data not None):
+        """Encrypt `data` and send what the socket takes; whether that was all."""
+        cdef size_t written
+        cdef int result
+        self.check_open()
+        if data.shape[0]:
+            ERR_clear_error()
+            result = SSL_write_ex(self.ssl, &data[0], data.shape[0], &written)
+            if result != 1:
+                self.fail(result, "TLS to the relay is broken")
+                raise ChannelError("TLS to the relay is broken")
+        cdef char* waiting
+        cdef Py_ssize_t count = BIO_get_mem_data(self.outgoing, &waiting)
+        cdef Py_ssize_t taken
+        while self.sent < count:
+            taken = send(self.descriptor, waiting + self.sent, count - self.sent, MSG_NOSIGNAL)
+            if taken >= 0:
+                self.sent += taken
+            elif errno == EAGAIN:
+                self.is_blocked = True
+                return False
+            elif errno != EINTR:
+                raise ChannelClosed(f"the connection to the relay broke: {os.strerror(errno)}")
+        if count:
+            BIO_reset(self.outgoing)
+            self.sent = 0
+        self.is_blocked = False
+        return True
+
+    def close(self):
+        """Touch the socket no more: its number may soon be another's."""
+        self.descriptor = -1
+
+    cdef int check_open(self) except -1:
+        if self.descriptor < 0:
+            raise ChannelClosed("the connection to the relay was closed here")
+        return 0
+
+    cdef int fail(self, int result, str during) except -1:
+        """After a call that did not succeed: 0 if it waits for the socket, 1 at the end; else raises."""
+        cdef int number = errno
+        cdef int kind = SSL_get_error(self.ssl, result)
+        if kind == SSL_ERROR_WANT_READ:
+            return 0
+        if kind == SSL_ERROR_ZERO_RETURN:
+            return 1
+        if kind == SSL_ERROR_SYSCALL:
+            raise ChannelClosed(f"the connection to the relay broke: {os.strerror(number)}")
+        cdef const char* reason = ERR_reason_error_string(ERR_peek_error())
+        raise ChannelError(f"{during}: {reason.decode() if reason != NULL else 'unknown'}")

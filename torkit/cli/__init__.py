@@ -55,6 +55,9 @@ TIMED_OUT = 6
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
+# Implementation limit: objects made, and not freed, before the garbage collector looks for cycles.
+GC_THRESHOLD = 50_000
+
 
 @dataclass(frozen=True)
 class Options:
@@ -230,9 +233,15 @@ def run(
 
     Raises typer.Exit with 128 and the signal's number, or `on_sigterm`.
     """
+    import gc
     import logging
 
     import trio
+
+    # Every task switch makes objects that the collector counts, and next to none of them are cycles: by
+    # default it looks at all there is hundreds of times a second.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
 
     logging.basicConfig(
         format="torkit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING

@@ -215,6 +215,7 @@ class Circuit:
 
     def close_stream(self, owner: StreamOwner, core: CoreStream, end_body: bytes) -> None:
         self._core.close_stream(core, end_body, self._settings.half_open_time)
+        core.owner = None  # the core keeps its stream for what is under way, long after everybody else
         self._streams.discard(owner)
         self.flush()
 

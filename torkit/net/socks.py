@@ -4,7 +4,7 @@ The rules of the handshake are in proto/socks.py. What is decided here is how en
 TCP ends each direction by itself and Tor ends streams whole:
 
     the client ends its direction   nothing is told to the peer; what the peer sends is still carried
-    the client is gone              the stream ends
+    the client is gone              the stream ends (sockdiag.py tells the two apart)
     the peer ends in good order     the client gets every byte, then the end of file
     anything else goes wrong        the client's connection is reset, so that no cut looks like an end
 
@@ -16,13 +16,12 @@ import socket
 import struct
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from functools import partial
 from typing import NoReturn, Protocol
 
 import trio
 
 from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError
-from torkit.net.pipe import race
+from torkit.net.sockdiag import is_closed_by_program
 from torkit.proto.socks import (
     SOCKS4_VERSION,
     Command,
@@ -96,6 +95,8 @@ async def serve_socks(
     """Serve SOCKS clients until cancelled. Clients beyond `max_clients` wait to be accepted."""
     proxy = _Proxy(connect, resolve)
     places = trio.Semaphore(max_clients)
+    for listener in listeners:
+        _set_keepalive(listener.socket)
 
     async def serve(client: trio.SocketStream) -> None:
         try:
@@ -103,7 +104,9 @@ async def serve_socks(
         finally:
             places.release()
 
-    await trio.serve_listeners(serve, [_BoundedListener(listener, places) for listener in listeners])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(proxy.look)
+        await trio.serve_listeners(serve, [_BoundedListener(listener, places) for listener in listeners])
 
 
 class _BoundedListener(trio.abc.Listener[trio.SocketStream]):
@@ -132,6 +135,14 @@ class _Proxy:
         self._connect = connect
         self._resolve = resolve
         self._is_leak_settled = False
+        self._carriers: set[_Carrier] = set()
+
+    async def look(self) -> NoReturn:
+        """Look now and then for clients that are gone."""
+        while True:
+            await trio.sleep(KEEPALIVE_INTERVAL)
+            for carrier in list(self._carriers):
+                carrier.look()
 
     async def serve(self, client: trio.SocketStream) -> None:
         """Serve one client to its end; never raises for what it or its peer does."""
@@ -165,11 +176,15 @@ class _Proxy:
             await client.send_all(encode_reply(request.version, Reply.SUCCEEDED))
             # From here on a close is a reset, whatever causes it, until the peer has ended in good order.
             _reset_on_close(client, True)
+            carrier = _Carrier(client, stream)
+            self._carriers.add(carrier)
             try:
-                await relay(stream, client, early)
+                await carrier.run(early)
             except TorkitError as error:
                 logger.info("a stream failed: %s", error)
                 return
+            finally:
+                self._carriers.discard(carrier)
             _reset_on_close(client, False)
         await _close_gently(client)
 
@@ -230,44 +245,67 @@ async def _negotiate(client: trio.SocketStream, handshake: Handshake) -> Request
     return None
 
 
-async def relay(stream: SocksStream, client: trio.SocketStream, early: bytes = b"") -> None:
-    """Carry bytes both ways, `early` first to `stream`, until the peer ends it.
+class _Carrier:
+    """Carries bytes both ways between one client and its stream."""
 
-    Raises what `stream` raises when it ended otherwise than in good order, and trio.BrokenResourceError
-    when the client is gone. The caller closes both.
-    """
+    def __init__(self, client: trio.SocketStream, stream: SocksStream) -> None:
+        self._client = client
+        self._stream = stream
+        self._scope = trio.CancelScope()
+        self._has_ended = False  # the client, its direction
+        self._is_gone = False
 
-    async def upload() -> None:
-        data: bytes | bytearray = early or await client.receive_some(READ_SIZE)
-        while data:
-            # If the stream is over, nobody takes this; how it ended, and what came before, `download` tells.
-            with suppress(TorkitError, trio.BrokenResourceError):
-                await stream.send_all(data)
-            data = await client.receive_some(READ_SIZE)
-        await trio.sleep_forever()
+    async def run(self, early: bytes) -> None:
+        """Carry, `early` first to the stream, until the peer ends it.
 
-    async def download() -> None:
+        Raises what the stream raises when it ended otherwise than in good order, and
+        trio.BrokenResourceError when the client is gone. The caller closes both.
+        """
+        failure: TorkitError | None = None
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._upload, early)
+                try:
+                    await self._stream.copy_to(self._client.socket.fileno())
+                except TorkitError as error:
+                    failure = error
+                except OSError:
+                    self._is_gone = True
+                nursery.cancel_scope.cancel()
+        if self._is_gone:
+            raise trio.BrokenResourceError("the client is gone")
+        if failure is not None:
+            raise failure
+
+    async def _upload(self, early: bytes) -> None:
+        data: bytes | bytearray = early
         try:
-            await stream.copy_to(client.socket.fileno())
-        except OSError as error:
-            raise trio.BrokenResourceError("the client is gone") from error
+            data = data or await self._client.receive_some(READ_SIZE)
+            while data:
+                # If the stream is over, nobody takes this; how it ended, and what came before, `run` tells.
+                with suppress(TorkitError, trio.BrokenResourceError):
+                    await self._stream.send_all(data)
+                data = await self._client.receive_some(READ_SIZE)
+        except trio.BrokenResourceError:
+            self._leave()
+        self._has_ended = True
+        self.look()
 
-    await race(upload, download, partial(_watch, client))
+    def look(self) -> None:
+        """End if the client is gone, which nothing need tell while nothing is read or written.
 
+        A client that only ended its direction answers the kernel's keepalive questions; one that closed
+        its socket does not, or answers with a reset.
+        """
+        sock = self._client.socket
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or (
+            self._has_ended and is_closed_by_program(sock)
+        ):
+            self._leave()
 
-async def _watch(client: trio.SocketStream) -> None:
-    """Raise trio.BrokenResourceError when the client is gone, also while nothing is read or written.
-
-    A client that only ended its direction answers the kernel's keepalive questions; one that closed its
-    socket does not, or answers with a reset.
-    """
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):  # elsewhere the system's own, long, times hold
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-    while client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-        await trio.sleep(KEEPALIVE_INTERVAL)
-    raise trio.BrokenResourceError("the client is gone")
+    def _leave(self) -> None:
+        self._is_gone = True
+        self._scope.cancel()
 
 
 async def _answer(client: trio.SocketStream, data: bytes) -> None:
@@ -288,6 +326,14 @@ async def _close_gently(client: trio.SocketStream) -> None:
 def _reset_on_close(client: trio.SocketStream, reset: bool) -> None:
     """Whether closing `client` sends a reset, which its program sees as an error, or an end of file."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
+
+
+def _set_keepalive(listener: trio.socket.SocketType) -> None:
+    """Have the kernel ask whether a silent client is still there: accepted sockets inherit this."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # elsewhere the system's own, long, times hold
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """TLS to a relay over a socket: reads everything at hand into one reusable buffer. No cells here.
 
 Relays write TLS records of about 4 KiB, and a general TLS stream would return one per call. This one
-takes all that the socket holds, decrypts every record of it, and wakes its caller once.
+takes all that the socket holds, decrypts every record of it (_fast/tls), and wakes its caller once.
 
 The certificate proves nothing here, so TLS itself verifies nothing: the CERTS cell that follows ties it
 to the relay's identity (proto/certs.py).
@@ -13,12 +13,12 @@ from random import SystemRandom
 
 import trio
 
-from torkit._fast.tls import TlsClient
-from torkit.errors import ChannelClosed
+from torkit._fast.tls import Tls
+from torkit.errors import ChannelClosed, ChannelError
 
-# Implementation limit, bytes: what one read may bring. A busy relay's burst; larger gains nothing
-# measurable and stays resident.
-READ_LEN = 131072
+# Implementation limit, bytes: what one read may bring to the core. A busy relay's burst; larger gains
+# nothing measurable and stays resident.
+BUFFER_LEN = 131072
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -33,12 +33,8 @@ class TlsConnection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._tls = TlsClient(random_server_name(SystemRandom()).encode("ascii"))
-        self._unsent = memoryview(b"")
-        self._ciphertext = bytearray(READ_LEN)
-        # A record's plaintext is shorter than its ciphertext, so one read always fits; a partial record
-        # left over from the read before adds at most one more.
-        self.buffer = bytearray(READ_LEN + 16384)
+        self._tls = Tls(sock.fileno(), random_server_name(SystemRandom()).encode())
+        self.buffer = bytearray(BUFFER_LEN)
 
     @classmethod
     async def connect(
@@ -66,48 +62,34 @@ class TlsConnection:
         return connection
 
     async def _handshake(self) -> None:
-        while not self._tls.handshake():
+        while not self._tls.do_handshake():
             await self.send(b"")
-            if not await self._fill():
-                raise ChannelClosed("the relay closed the connection during the TLS handshake")
+            await trio.lowlevel.wait_readable(self._sock)
         await self.send(b"")
 
     def peer_certificate(self) -> bytes:
-        """The relay's TLS certificate, DER. Raises ChannelError where it has shown none."""
-        return self._tls.peer_certificate()
+        """The relay's TLS certificate, DER."""
+        certificate = self._tls.peer_certificate()
+        if not certificate:
+            raise ChannelError("the relay showed no TLS certificate")
+        return certificate
 
     @property
     def wants_to_send(self) -> bool:
         """Something is left to send, be it TLS's own, such as an answer to a key update."""
-        return self.is_blocked or self._tls.has_data_to_send
+        return self._tls.wants_to_send
 
     @property
     def is_blocked(self) -> bool:
         """The relay does not take what we send as fast as we send it."""
-        return len(self._unsent) > 0
+        return self._tls.is_blocked
 
     async def receive(self) -> int:
         """Wait for data and decrypt all of it into the start of `buffer`; its length, 0 at the end."""
-        try:
-            # Decrypting first: the last flight of the handshake may have brought data with it.
-            while not (count := self._tls.read_into(self.buffer)):
-                if self._tls.has_ended or not await self._fill():
-                    break
-        except OSError as error:
-            raise ChannelClosed(f"the connection to the relay broke: {error.strerror or error}") from error
-        return count
-
-    async def _fill(self) -> bool:
-        """Move what the socket holds into TLS; False at the end of the connection."""
-        while True:
+        # Decrypting first: the last flight of the handshake may have brought data with it.
+        while not (count := self._tls.receive(self.buffer)) and not self._tls.has_ended:
             await trio.lowlevel.wait_readable(self._sock)
-            try:
-                count = self._sock.recv_into(self._ciphertext)
-            except (BlockingIOError, InterruptedError):
-                continue
-            if count:
-                self._tls.feed(memoryview(self._ciphertext)[:count])
-            return count > 0
+        return count
 
     async def send(self, data: bytes) -> None:
         """Encrypt and send all of `data`. Must not be cancelled but to close the connection."""
@@ -120,17 +102,9 @@ class TlsConnection:
 
         Not to be called while `is_blocked`, so that what waits here stays bounded.
         """
-        try:
-            self._tls.write(data)
-            while self._unsent or self._tls.has_data_to_send:
-                self._unsent = self._unsent or memoryview(self._tls.data_to_send())
-                self._unsent = self._unsent[self._sock.send(self._unsent) :]
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError as error:
-            raise ChannelClosed(f"the connection to the relay broke: {error.strerror or error}") from error
-        return True
+        return self._tls.send(data)
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
+        self._tls.close()
         self._sock.close()
