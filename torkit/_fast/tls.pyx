@@ -1,4 +1,4 @@
-"""TLS over a non-blocking socket: one call decrypts all that it holds, one sends all that is sealed."""
+"""TLS over a non-blocking socket: one call decrypts all that it holds, one sends all that is sealed.
 
 The standard library's ssl needs a call, and some microseconds, for each record; relays write records of 4 KiB.
 Nor can it be told to send the ClientHello of C tor's clients.
