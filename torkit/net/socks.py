@@ -14,8 +14,9 @@ Destinations are never logged.
 import logging
 import socket
 import struct
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
+from enum import Enum
 from typing import NoReturn, Protocol
 
 import trio
@@ -52,6 +53,20 @@ KEEPALIVE_INTERVAL = 15  # seconds between questions, and between our looks at t
 MAX_CLIENTS = 512
 
 logger = logging.getLogger(__name__)
+
+
+class Isolate(Enum):
+    """What must be equal for two requests to share a circuit, in C tor's words for its SocksPort."""
+
+    AUTH = "auth"  # the credentials
+    CLIENT = "client"  # the client's address
+    LISTENER = "listener"  # where the client has connected to
+    DEST_ADDR = "dest-addr"
+    DEST_PORT = "dest-port"
+    STREAM = "stream"  # nothing is: every request has a circuit of its own
+
+
+ISOLATION = frozenset({Isolate.AUTH, Isolate.CLIENT, Isolate.LISTENER})  # as C tor's SocksPort by default
 
 
 class SocksStream(Protocol):
@@ -91,9 +106,13 @@ async def serve_socks(
     connect: Connect,
     resolve: Resolve,
     max_clients: int = MAX_CLIENTS,
+    isolate: Collection[Isolate] = ISOLATION,
 ) -> NoReturn:
-    """Serve SOCKS clients until cancelled. Clients beyond `max_clients` wait to be accepted."""
-    proxy = _Proxy(connect, resolve)
+    """Serve SOCKS clients until cancelled. Clients beyond `max_clients` wait to be accepted.
+
+    `isolate` says what keeps streams on circuits of their own.
+    """
+    proxy = _Proxy(connect, resolve, frozenset(isolate))
     places = trio.Semaphore(max_clients)
     for listener in listeners:
         _set_keepalive(listener.socket)
@@ -131,9 +150,10 @@ class _BoundedListener(trio.abc.Listener[trio.SocketStream]):
 class _Proxy:
     """What the clients of one proxy share."""
 
-    def __init__(self, connect: Connect, resolve: Resolve) -> None:
+    def __init__(self, connect: Connect, resolve: Resolve, isolate: frozenset[Isolate]) -> None:
         self._connect = connect
         self._resolve = resolve
+        self._isolate = isolate
         self._is_leak_settled = False
         self._carriers: set[_Carrier] = set()
 
@@ -153,10 +173,11 @@ class _Proxy:
                 if request is None:
                     return
                 self._look_for_leak(request)
+                isolation = self._isolation(client, request)
                 if request.command is Command.CONNECT:
-                    await self._serve_connect(client, request, handshake.trailing_data)
+                    await self._serve_connect(client, request, isolation, handshake.trailing_data)
                 else:
-                    await self._serve_lookup(client, request)
+                    await self._serve_lookup(client, request, isolation)
         except trio.BrokenResourceError:
             pass  # the client is gone; nobody is left to be told
         except Exception as error:
@@ -164,10 +185,28 @@ class _Proxy:
             debugging = logger.isEnabledFor(logging.DEBUG)
             logger.warning("a SOCKS connection failed: internal %s", type(error).__name__, exc_info=debugging)
 
-    async def _serve_connect(self, client: trio.SocketStream, request: Request, early: bytes) -> None:
+    def _isolation(self, client: trio.SocketStream, request: Request) -> Hashable:
+        """Equal for requests that may share a circuit."""
+        try:
+            peer, listener = client.socket.getpeername()[0], client.socket.getsockname()[:2]
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+        keys: dict[Isolate, Hashable] = {
+            Isolate.AUTH: request.isolation,
+            Isolate.CLIENT: peer,
+            Isolate.LISTENER: listener,
+            Isolate.DEST_ADDR: request.host.rstrip(".").lower(),
+            Isolate.DEST_PORT: request.port,
+            Isolate.STREAM: object(),
+        }
+        return tuple(keys[flag] for flag in Isolate if flag in self._isolate)
+
+    async def _serve_connect(
+        self, client: trio.SocketStream, request: Request, isolation: Hashable, early: bytes
+    ) -> None:
         try:
             with _deadline(CONNECT_TIMEOUT, "a connection"):
-                stream = await self._connect(request.host, request.port, isolation=request.isolation)
+                stream = await self._connect(request.host, request.port, isolation=isolation)
         except TorkitError as error:
             await _answer(client, encode_reply(request.version, reply_for(error)))
             return
@@ -188,20 +227,22 @@ class _Proxy:
             _reset_on_close(client, False)
         await _close_gently(client)
 
-    async def _serve_lookup(self, client: trio.SocketStream, request: Request) -> None:
+    async def _serve_lookup(
+        self, client: trio.SocketStream, request: Request, isolation: Hashable
+    ) -> None:
         try:
-            host = await self._lookup(request)
+            host = await self._lookup(request, isolation)
             reply = encode_reply(request.version, Reply.SUCCEEDED, host)
         except TorkitError as error:
             reply = encode_reply(request.version, reply_for(error))
         await _answer(client, reply)
 
-    async def _lookup(self, request: Request) -> str:
+    async def _lookup(self, request: Request, isolation: Hashable) -> str:
         """The one answer that a SOCKS reply has room for; raises TorkitError if there is none."""
         if request.command is Command.RESOLVE and request.is_address:
             return request.host
         with _deadline(CONNECT_TIMEOUT, "a look-up"):
-            answers = await self._resolve(request.host, isolation=request.isolation)
+            answers = await self._resolve(request.host, isolation=isolation)
         if request.command is Command.RESOLVE_PTR:
             kinds = ["hostname"]
         elif request.version == SOCKS4_VERSION:
