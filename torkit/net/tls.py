@@ -7,6 +7,7 @@ The certificate proves nothing here, so TLS itself verifies nothing: the CERTS c
 to the relay's identity (proto/certs.py).
 """
 
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -67,7 +68,11 @@ class TlsConnection:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await trio.socket.from_stdlib_socket(sock).connect((address, port))
+            try:
+                await trio.socket.from_stdlib_socket(sock).connect((address, port))
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)  # trio's names the address
+                raise ChannelClosed(f"could not connect to the relay: {reason}") from error
             on_connected()
             connection = cls(sock)
             await connection._handshake()
@@ -75,7 +80,7 @@ class TlsConnection:
             sock.close()
             if isinstance(error, ssl.SSLError):
                 raise ChannelError(f"the TLS handshake with the relay failed: {error.reason}") from error
-            raise ChannelClosed(f"could not connect to the relay: {error.strerror or error}") from error
+            raise ChannelClosed(f"the TLS handshake with the relay broke: {error.strerror}") from error
         except BaseException:
             sock.close()
             raise
