@@ -113,8 +113,7 @@ class Tracker:
         if self.now.phase.percent >= Phase.ENOUGH_DIRINFO.percent:
             phase = _FOR_CIRCUITS.get(phase, phase)
         if phase.percent > self.now.phase.percent:
-            percent = max(phase.percent, self.now.percent)
-            self._change(replace(self.now, phase=phase, percent=percent, error=None))
+            self._change(replace(self.now, phase=phase, percent=phase.percent, error=None))
 
     def expect_microdescs(self, held: int, listed: int) -> None:
         """Note how many microdescriptors are held of those that the consensus lists."""
@@ -129,7 +128,7 @@ class Tracker:
             held, listed = self.now.microdescs
             held = min(held + count, listed)
             low, high = Phase.LOADING_DESCRIPTORS.percent, Phase.ENOUGH_DIRINFO.percent
-            percent = max(self.now.percent, low + (high - low) * held // max(listed, 1))
+            percent = low + (high - low) * held // max(listed, 1)
             self._change(replace(self.now, percent=percent, microdescs=(held, listed), error=None))
 
     def block(self, error: TorkitError) -> None:
