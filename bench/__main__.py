@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -50,6 +49,16 @@ def run_pytest_benchmarks() -> dict[str, dict[str, Any]]:
         if result.returncode != 0:
             sys.exit(result.stdout + result.stderr)
         return {benchmark["name"]: benchmark for benchmark in json.loads(output.read_text())["benchmarks"]}
+
+
+def directory_lines() -> list[Line]:
+    """In a process of its own, so that memory and times are of a fresh heap."""
+    command = [sys.executable, "-m", "bench.bench_directory", "--json"]
+    environment = os.environ | {"PYTHONPATH": "tests"}
+    result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(result.stdout + result.stderr)
+    return [Line(**line) for line in json.loads(result.stdout)]
 
 
 def core_lines(benchmarks: dict[str, dict[str, Any]]) -> list[Line]:
@@ -102,10 +111,11 @@ def main() -> None:
     load = os.getloadavg()[0]
     say("the compiled core")
     lines = core_lines(run_pytest_benchmarks())
+    say("the directory of a full-size network")
+    lines += directory_lines()
     sizes = bench_network.QUICK if is_quick else bench_network.Sizes()
     network_lines, curves = trio.run(bench_network.measure, sizes)
-    delay = bench_delay.QUICK if is_quick else {}
-    lines = [*network_lines, *lines, *trio.run(partial(bench_delay.measure, **delay))]
+    lines = [*network_lines, *lines, *bench_delay.run(is_quick=is_quick)]
     about = {"date": date, "seconds": round(monotonic() - started), "load_before": load, **versions()}
     report = "\n".join([table(lines), "", *(f"- {key}: {value}" for key, value in about.items())])
     print(report)

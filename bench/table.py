@@ -38,6 +38,11 @@ class Line:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "is_met": self.is_met}
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Line":
+        """From what `to_json` gave."""
+        return cls(**{name: value for name, value in values.items() if name != "is_met"})
+
 
 def compare(
     what: str,

@@ -245,6 +245,7 @@ class DirectoryService:
     certificates: bytes = b""
     microdescs: dict[str, bytes] = field(default_factory=dict)  # by base64 digest
     requests: list[str] = field(default_factory=list)
+    ns_consensus: bytes = b""
 
     def hold(self, docs: Sequence[RelayDoc]) -> None:
         """Serve the microdescriptors of these."""
@@ -255,6 +256,8 @@ class DirectoryService:
         self.requests.append(path)
         if path == "/tor/status-vote/current/consensus-microdesc":
             return self._answer(self.consensus)
+        if path == "/tor/status-vote/current/consensus":
+            return self._answer(self.ns_consensus)
         if path.startswith("/tor/keys/fp-sk/"):
             return self._answer(self.certificates)
         wanted = path.removeprefix("/tor/micro/d/").split("-")
@@ -272,6 +275,7 @@ def signed_service(
     if valid_after is None:
         valid_after = int(time.time()) - HOUR // 2
     service = DirectoryService(network_docs.consensus(docs, signers, valid_after=valid_after))
+    service.ns_consensus = network_docs.consensus(docs, signers, flavor="ns", valid_after=valid_after)
     service.certificates = b"".join(one.certificate() for one in signers)
     service.hold(docs)
     return service

@@ -1,17 +1,20 @@
 """The client as a program uses it, on a network of scripted relays, and failures that are not its fault."""
 
+import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import network_docs
 import pytest
 import trio
 import trio.testing
 from fakes import FakeRelay, FakeStream, answer_begin, answer_resolve, answer_versions, ignore
-from served import Arrivals, ServedNetwork, serve_network
+from served import Arrivals, ServedNetwork, authorities, serve_network
 
-from torkit.client import ATTEMPT_TIMEOUTS, Resolved, Tor, open_tor
+from torkit.client import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT, Resolved, Tor, open_tor
 from torkit.errors import (
     CircuitClosed,
     DocumentError,
@@ -22,7 +25,7 @@ from torkit.errors import (
     TimedOut,
     UsageError,
 )
-from torkit.guards import RETRY_AFTER
+from torkit.guards import RETRY_SCHEDULE
 from torkit.path import Constraints
 
 
@@ -107,10 +110,45 @@ async def test_a_second_start_asks_nobody_for_a_directory(tmp_path: Path) -> Non
         assert len([path for path in network.service.requests if "consensus" in path]) == 1
 
 
-async def test_an_unreachable_guard_is_replaced(
-    tmp_path: Path, patient_clock: trio.testing.MockClock
+@pytest.mark.parametrize("flavor", ["microdesc", "ns"])
+async def test_a_consensus_is_downloaded_verified_and_not_used(tmp_path: Path, flavor: str) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        held = tor.directory
+        consensus = await tor.download_consensus(flavor)
+        assert consensus.flavor == flavor
+        assert (
+            consensus.text
+            == {"microdesc": network.service.consensus, "ns": network.service.ns_consensus}[flavor]
+        )
+        assert tor.directory is held
+        assert (await tor.fetch_consensus()).text == network.service.consensus
+
+
+async def test_a_downloaded_consensus_must_be_of_its_flavor_live_and_signed(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        good = network.service.ns_consensus
+        network.service.ns_consensus = network.service.consensus
+        with pytest.raises(DocumentError, match="flavor microdesc came, ns expected"):
+            await tor.download_consensus("ns")
+        network.service.ns_consensus = good.replace(b"s Exit", b"s Guard", 1)
+        with pytest.raises(NoDirectory, match="bad signature"):
+            await tor.download_consensus("ns")
+        network.service.ns_consensus = network_docs.consensus(
+            [], authorities(), flavor="ns", valid_after=int(time.time()) - 4 * network_docs.HOUR
+        )
+        with pytest.raises(NoDirectory, match="expired"):
+            await tor.download_consensus("ns")
+        network.service.ns_consensus = b""
+        with pytest.raises(NoDirectory, match="404"):
+            await tor.download_consensus("ns")
+
+
+async def test_an_unreachable_guard_is_replaced_and_come_back_to(
+    tmp_path: Path, patient_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a network of one subnet too, where the second guard once conflicted with the first."""
+    started = time.time() - trio.current_time()
+    monkeypatch.setattr(time, "time", lambda: started + trio.current_time())
     async with served_tor(tmp_path) as (tor, network):
         first = (await tor.connect("web.test", 80)).path[0].nickname
         guard = network.relays[first]
@@ -119,9 +157,11 @@ async def test_an_unreachable_guard_is_replaced(
         second = (await tor.connect("web.test", 80, isolation="again")).path[0].nickname
         assert second not in (first, "middle")
         guard.on_versions = answer_versions
-        await trio.sleep(RETRY_AFTER)
-        path = tor.choose_path(Constraints(port=80))
-        assert path[0].nickname == first
+        _, primary_delay, _ = RETRY_SCHEDULE[0]
+        await trio.sleep(primary_delay - 60)
+        assert tor.choose_path(Constraints(port=80))[0].nickname == second
+        await trio.sleep(60)
+        assert tor.choose_path(Constraints(port=80))[0].nickname == first
 
 
 # --- Attempts ------------------------------------------------------------------------------------------
@@ -229,6 +269,35 @@ async def test_exits_that_never_answer_time_out(
         assert trio.current_time() - started >= sum(ATTEMPT_TIMEOUTS)
         for _ in ATTEMPT_TIMEOUTS:
             await ended.next()
+
+
+async def test_a_stream_is_tried_until_it_is_too_old(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with served_tor(tmp_path, exits=10) as (tor, network):
+        begun: list[FakeStream] = []
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = begun.append
+        started = trio.current_time()
+        with pytest.raises(TimedOut):
+            await tor.connect("web.test", 80)
+        assert STREAM_TIMEOUT <= trio.current_time() - started < STREAM_TIMEOUT + ATTEMPT_TIMEOUTS[-1]
+        assert len(begun) == 9  # two of 10 s, seven of 15 s
+
+
+async def test_a_stream_that_exits_refuse_is_not_tried_for_ever(tmp_path: Path) -> None:
+    async with served_tor(tmp_path, exits=MAX_FAILURES + 1) as (tor, network):
+        begun: list[FakeStream] = []
+
+        def refuse(stream: FakeStream) -> None:
+            begun.append(stream)
+            stream.end(EndReason.RESOLVEFAILED)
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = refuse
+        with pytest.raises(StreamClosed):
+            await tor.connect("web.test", 80)
+        assert len(begun) == MAX_FAILURES
 
 
 async def test_a_look_up_that_fails_is_tried_at_another_exit(tmp_path: Path) -> None:
@@ -345,10 +414,69 @@ async def test_a_given_consensus_that_is_none_is_refused(tmp_path: Path) -> None
                 pass
 
 
-async def test_a_state_that_cannot_be_read_is_a_fresh_start(tmp_path: Path) -> None:
+async def test_a_state_that_cannot_be_read_is_set_aside_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "state.json").write_bytes(b'{"guards": [')
     async with served_tor(tmp_path) as (tor, _):
         await tor.connect("web.test", 80)
+    assert (tmp_path / "state.json.damaged-1").read_bytes() == b'{"guards": ['
+    assert "state.json.damaged-1" in caplog.text
+    assert len(json.loads((tmp_path / "state.json").read_text())["guards"]) == 2
+
+
+async def test_of_a_state_the_good_is_kept_and_the_whole_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_network(guards=3) as network:
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            guard = (await tor.connect("web.test", 80)).path[0]
+        state = json.loads((tmp_path / "state.json").read_text())
+        assert state["guards"][0]["fingerprint"] == guard.fingerprint
+        state["guards"].insert(0, {"fingerprint": "none"})
+        state["of a later version"] = {"n": 1}
+        text = json.dumps(state)
+        (tmp_path / "state.json").write_text(text)
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            assert (await tor.connect("web.test", 80)).path[0] == guard
+        assert (tmp_path / "state.json.damaged-1").read_text() == text
+        assert "guards, entry 1: " in caplog.text
+        del state["guards"][0]
+        assert json.loads((tmp_path / "state.json").read_text()) == state
+
+
+async def test_a_guard_of_an_older_state_is_kept(tmp_path: Path) -> None:
+    async with serve_network(guards=3) as network:
+        old = network.relays["guard2"].rsa_identity.hex().upper()
+        (tmp_path / "state.json").write_text(json.dumps({"guards": [{"fingerprint": old}]}))
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            assert (await tor.connect("web.test", 80)).path[0].fingerprint == old
+
+
+async def test_an_exit_of_the_guards_family_gets_another_guard(tmp_path: Path) -> None:
+    """That was NoPath while the guard was chosen first."""
+    async with served_tor(tmp_path, guards=2) as (tor, _):
+        first = (await tor.connect("web.test", 80)).path[0]
+        path = tor.choose_path(Constraints(port=80, exclude=frozenset({first.fingerprint})))
+        assert path[0] != first
+        assert tor.choose_path(Constraints(port=80))[0] == first
+
+
+async def test_what_the_user_restricts_holds_for_every_path(tmp_path: Path) -> None:
+    async with serve_network(guards=3, exits=3) as network:
+        restrictions = Constraints(
+            entries=frozenset({"guard1", "guard2"}),
+            exits=frozenset({"exit0", "exit1"}),
+            exclude=frozenset({"guard2", "exit1"}),
+        )
+        async with open_tor(network=network.config, data_dir=tmp_path, restrictions=restrictions) as tor:
+            await tor.wait_ready()
+            for isolation in range(5):
+                path = (await tor.connect("web.test", 80, isolation=isolation)).path
+                assert (path[0].nickname, path[2].nickname) == ("guard1", "exit0")
 
 
 async def test_authorities_are_asked_where_there_are_no_fallbacks(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Guards: one is kept as long as it can be, others only when it cannot, and the state survives anything."""
+"""Guards: the scenarios of guard-spec, each with its own clock, and a state that survives anything."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -12,191 +12,798 @@ from hypothesis import strategies as st
 from network_docs import RelayDoc
 
 from torkit.directory.consensus import parse_consensus
-from torkit.directory.directory import Directory, Relay
+from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.microdesc import Microdescs
-from torkit.errors import NoGuard
-from torkit.guards import PRIMARY_COUNT, RETRY_AFTER, Guards
+from torkit.directory.netdoc import encode_time
+from torkit.errors import NoGuard, NoPath
+from torkit.guards import DAY, PARAMETERS, RETRY_SCHEDULE, Guards
 from torkit.path import Constraints
 
-DOCS = network_docs.relays(60)
-NOW = 10_000.0
+DOCS = network_docs.relays(200)  # a hundred of them may be guards: twenty are sampled
+NICKNAMES = {doc.identity: doc.nickname for doc in DOCS}
+IDENTITIES = {doc.nickname: doc.identity for doc in DOCS}
+NOW = float(network_docs.NOW)
+MINUTE = 60.0
+HOUR = 3600.0
+
+CONNECT_TIMEOUT = PARAMETERS["guard-nonprimary-guard-connect-timeout"][0]
+IDLE_TIMEOUT = PARAMETERS["guard-nonprimary-guard-idle-timeout"][0]
+LIKELY_DOWN = PARAMETERS["guard-internet-likely-down-interval"][0]
 
 
-def directory_of(docs: list[RelayDoc]) -> Directory:
+def directory_of(
+    docs: Iterable[RelayDoc], *, params: str = "", held: Iterable[RelayDoc] | None = None
+) -> Directory:
+    docs = list(docs)
     microdescs = Microdescs()
-    consensus = parse_consensus(network_docs.consensus(docs, network_docs.authorities(1)))
+    consensus = parse_consensus(network_docs.consensus(docs, network_docs.authorities(1), params=params))
     microdescs.add(
-        network_docs.microdescs(docs), {d for d in consensus.relays.digests if d}, network_docs.NOW
+        network_docs.microdescs(docs if held is None else held),
+        {digest for digest in consensus.relays.digests if digest},
+        network_docs.NOW,
     )
     return Directory(consensus, microdescs)
 
 
+DIRECTORY = directory_of(DOCS)
+
+
+def anyone(relay: Relay) -> bool:
+    return True
+
+
+def none_of(*names: str) -> Callable[[Relay], bool]:
+    return lambda relay: relay.nickname not in names
+
+
+class User:
+    """Guards, and a clock of their own: what a client does with them, in few words."""
+
+    def __init__(self, guards: Guards | None = None, directory: Directory = DIRECTORY, seed: int = 1) -> None:
+        self.guards = guards or Guards()
+        self.directory = directory
+        self.now = NOW
+        self.rng = Random(seed)
+        self.guards.update(directory, now=self.now, rng=self.rng)
+
+    def choose(self, fits: Callable[[Relay], bool] = anyone) -> str:
+        """The nickname of the guard for the next circuit."""
+        return self.guards.choose(self.directory, fits, now=self.now, rng=self.rng).nickname
+
+    def see(self, directory: Directory) -> None:
+        self.directory = directory
+        self.guards.update(directory, now=self.now, rng=self.rng)
+
+    def fail(self, *names: str) -> None:
+        for name in names:
+            self.guards.note_failed(IDENTITIES[name], now=self.now)
+
+    def reach(self, name: str) -> None:
+        self.guards.note_reached(IDENTITIES[name], now=self.now)
+
+    def is_usable(self, name: str, fits: Callable[[Relay], bool] = anyone) -> bool | None:
+        return self.guards.is_usable(IDENTITIES[name], fits, now=self.now)
+
+    def use(self, fits: Callable[[Relay], bool] = anyone) -> str:
+        """Build a circuit for traffic, which works."""
+        name = self.choose(fits)
+        self.reach(name)
+        assert self.is_usable(name, fits)
+        self.guards.confirm(IDENTITIES[name], now=self.now, rng=self.rng)
+        return name
+
+    def fail_all(self) -> list[str]:
+        """Build circuits, all of which fail, until a guard is tried again; those tried."""
+        failed: list[str] = []
+        while (name := self.choose()) not in failed:
+            self.fail(name)
+            failed.append(name)
+        return failed
+
+    def fail_primary(self) -> None:
+        """Try the primary guards now, in vain."""
+        for guard in self.guards.primary:
+            guard.last_tried = self.now
+        self.fail(*self.primary)
+
+    @property
+    def primary(self) -> list[str]:
+        return [NICKNAMES[guard.identity] for guard in self.guards.primary]
+
+    @property
+    def sample(self) -> list[str]:
+        return [NICKNAMES[guard.identity] for guard in self.guards.sample]
+
+    def restart(self, directory: Directory | None = None) -> "User":
+        guards, complaints = Guards.from_state(self.guards.to_state(), now=self.now, rng=self.rng)
+        assert complaints == []
+        again = User.__new__(User)
+        again.guards, again.directory = guards, directory or self.directory
+        again.now, again.rng = self.now, Random(2)
+        again.guards.update(again.directory, now=again.now, rng=again.rng)
+        return again
+
+
 @pytest.fixture
-def directory() -> Directory:
-    return directory_of(DOCS)
+def user() -> User:
+    return User()
 
 
-def choose(
-    guards: Guards, directory: Directory, failed_at: Mapping[bytes, float] | None = None, *, now: float = NOW
-) -> Relay:
-    return guards.choose(directory, Constraints(), failed_at or {}, now=now, rng=Random(1))
+def without(*names: str) -> list[RelayDoc]:
+    return [doc for doc in DOCS if doc.nickname not in names]
 
 
-def without(*relays: Relay) -> list[RelayDoc]:
-    gone = {relay.identity for relay in relays}
-    return [doc for doc in DOCS if doc.identity not in gone]
+# --- The sample ----------------------------------------------------------------------------------------
 
 
-def test_one_guard_is_chosen_and_kept(directory: Directory) -> None:
-    guards = Guards([])
-    first = choose(guards, directory)
-    assert "Guard" in first.flags
-    assert all(
-        guards.choose(directory, Constraints(), {}, now=NOW, rng=Random(n)) == first for n in range(50)
-    )
-    assert guards.identities == [first.identity]
+def test_twenty_guards_are_sampled_and_three_are_primary(user: User) -> None:
+    assert len(user.sample) == 20
+    assert user.primary == user.sample[:3]
+    flags = {doc.nickname: set(doc.flags.split()) for doc in DOCS}
+    for name in user.sample:
+        assert flags[name] >= {"Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"}
 
 
-def test_it_is_kept_over_starts(directory: Directory) -> None:
-    guards = Guards([])
-    first = choose(guards, directory)
-    again = Guards.from_state(guards.to_state())
-    assert again.choose(directory, Constraints(), {}, now=NOW, rng=Random(2)) == first
-
-
-def test_choice_follows_bandwidth(directory: Directory) -> None:
-    counts: dict[bytes, int] = {}
-    rng = Random(1)
-    for _ in range(3000):
-        guard = Guards([]).choose(directory, Constraints(), {}, now=NOW, rng=rng)
-        counts[guard.identity] = counts.get(guard.identity, 0) + 1
-    by_identity = {doc.identity: doc for doc in DOCS}
-    assert all("Guard" in by_identity[identity].flags for identity in counts)
-    heaviest = max(counts, key=lambda identity: counts[identity])
-    assert (by_identity[heaviest].bandwidth or 0) > 15_000
-
-
-def test_an_unreachable_guard_is_passed_over_and_come_back_to(directory: Directory) -> None:
-    guards = Guards([])
-    first = choose(guards, directory)
-    failed_at = {first.identity: NOW}
-    second = choose(guards, directory, failed_at)
-    assert second != first
-    assert choose(guards, directory, failed_at, now=NOW + RETRY_AFTER - 1) == second
-    assert choose(guards, directory, failed_at, now=NOW + RETRY_AFTER) == first
-    assert guards.identities == [first.identity, second.identity]
-
-
-def test_a_network_down_does_not_use_up_guards(directory: Directory) -> None:
-    """Whoever can make connections fail must not have us try guard after guard until it is theirs."""
-    guards = Guards([])
-    failed_at: dict[bytes, float] = {}
-    for n in range(100):
-        failed_at[choose(guards, directory, failed_at, now=NOW + n).identity] = NOW + n
-    assert len(guards.identities) == PRIMARY_COUNT
-    longest_ago = min(failed_at, key=lambda identity: failed_at[identity])
-    assert choose(guards, directory, failed_at, now=NOW + 99).identity == longest_ago
-
-
-def test_a_guard_that_left_the_consensus_is_replaced_and_come_back_to(directory: Directory) -> None:
-    guards = Guards([])
-    first = choose(guards, directory)
-    second = choose(guards, directory_of(without(first)))
-    assert second != first
-    assert choose(guards, directory) == first
-    assert guards.identities == [first.identity, second.identity]
-
-
-@pytest.mark.parametrize("flag", ["Running", "Valid"])
-def test_a_guard_not_running_or_valid_is_not_used(directory: Directory, flag: str) -> None:
-    guards = Guards([])
-    first = choose(guards, directory)
-    changed = [
-        replace(doc, flags=doc.flags.replace(f"{flag} ", "").removesuffix(f" {flag}"))
-        if doc.identity == first.identity
-        else doc
-        for doc in DOCS
-    ]
-    assert choose(guards, directory_of(changed)) != first
-
-
-def test_a_guard_keeps_its_place_without_the_guard_flag(directory: Directory) -> None:
-    """guard-spec: what matters is that it was chosen, not that it would be chosen again."""
-    guards = Guards([])
-    first = choose(guards, directory)
-    changed = [
-        replace(doc, flags=doc.flags.replace("Guard ", "")) if doc.identity == first.identity else doc
-        for doc in DOCS
-    ]
-    assert choose(guards, directory_of(changed)) == replace(first, flags=first.flags - {"Guard"})
-
-
-def test_no_guard_at_all_is_told() -> None:
-    nobody = [replace(doc, flags=doc.flags.replace("Guard ", "")) for doc in DOCS]
+@pytest.mark.parametrize("flag", ["Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"])
+def test_who_lacks_a_flag_of_a_guard_is_not_sampled(flag: str) -> None:
+    docs = [replace(doc, flags=doc.flags.replace(flag, "")) for doc in DOCS]
     with pytest.raises(NoGuard, match="not a Guard"):
-        choose(Guards([]), directory_of(nobody))
+        User(directory=directory_of(docs)).choose()
+
+
+def test_middle_only_relays_are_not_sampled() -> None:
+    docs = [replace(doc, flags=f"{doc.flags} MiddleOnly") for doc in DOCS]
+    assert User(directory=directory_of(docs)).sample == []
+
+
+def test_the_sample_follows_the_weights() -> None:
+    """The first of each sample, chi-squared over ten groups of guards: 9 degrees of freedom."""
+    weights = DIRECTORY.weights(Position.GUARD)
+    identities = DIRECTORY.consensus.relays.identities
+    flags = DIRECTORY.consensus.relays.flags
+    group = {identity: place % 10 for place, identity in enumerate(identities) if "Guard" in flags[place]}
+    expected = [0.0] * 10
+    for place, identity in enumerate(identities):
+        if identity in group:
+            expected[group[identity]] += weights[place]
+    draws = 2000
+    counts = [0] * 10
+    rng = Random(5)
+    for _ in range(draws):
+        guards = Guards()
+        guards.update(DIRECTORY, now=NOW, rng=rng)
+        counts[group[guards.sample[0].identity]] += 1
+    scale = draws / sum(expected)
+    assert sum((n - e * scale) ** 2 / (e * scale) for n, e in zip(counts, expected, strict=True)) < 27.9
+
+
+def test_an_unmeasured_network_samples_evenly() -> None:
+    directory = directory_of(replace(doc, bandwidth=0) for doc in DOCS)
+    assert len({User(directory=directory, seed=seed).sample[0] for seed in range(60)}) > 20
+
+
+def test_the_sample_is_kept_when_relays_come() -> None:
+    user = User(directory=directory_of(DOCS[:150]))
+    before = list(user.sample)
+    user.see(DIRECTORY)
+    assert user.sample == before
+
+
+def test_the_sample_grows_while_too_few_are_usable_and_has_a_largest_size(user: User) -> None:
+    assert len(user.fail_all()) == 20  # a fifth of a hundred guards, and never less than twenty
+    for params, size in [("", 50), ("guard-max-sample-size=25", 25)]:
+        params += " guard-max-sample-threshold-percent=50"
+        assert len(User(directory=directory_of(DOCS, params=params)).fail_all()) == size
+
+
+def test_a_guard_without_the_flag_is_unlisted_and_one_that_is_back_keeps_its_place(user: User) -> None:
+    first = user.use()
+    plain = [replace(doc, flags=doc.flags.replace("Guard ", "")) for doc in DOCS if doc.nickname == first]
+    user.see(directory_of(without(first) + plain))
+    assert user.guards.sample[0].unlisted_since is not None
+    assert user.use() != first
+    user.see(DIRECTORY)
+    assert user.guards.sample[0].unlisted_since is None
+    assert user.use() == first
+
+
+def test_a_guard_long_unlisted_is_removed(user: User) -> None:
+    first = user.use()
+    user.see(directory_of(without(first)))
+    since = user.guards.sample[0].unlisted_since
+    assert since is not None
+    assert NOW - 4 * DAY <= since <= NOW
+    user.now = since + 20 * DAY
+    user.see(directory_of(without(first)))
+    assert first in user.sample
+    user.now = since + 20 * DAY + 1
+    user.see(directory_of(without(first)))
+    assert first not in user.sample
+
+
+def test_a_guard_never_used_is_removed_after_its_lifetime(user: User) -> None:
+    last = user.guards.sample[-1]
+    assert NOW - 12 * DAY <= last.sampled_on <= NOW
+    user.now = last.sampled_on + 120 * DAY
+    user.see(directory_of(DOCS))
+    assert NICKNAMES[last.identity] in user.sample
+    user.now += 1
+    user.see(directory_of(DOCS))
+    assert NICKNAMES[last.identity] not in user.sample
+
+
+def test_a_used_guard_is_removed_sixty_days_after(user: User) -> None:
+    first = user.use()
+    confirmed_on = user.guards.sample[0].confirmed_on
+    assert confirmed_on is not None
+    assert NOW - 12 * DAY <= confirmed_on <= NOW
+    user.now = confirmed_on + 60 * DAY
+    user.see(directory_of(DOCS))
+    assert user.use() == first
+    user.now += 1
+    user.see(directory_of(DOCS))
+    assert first not in user.sample
+    assert len(user.sample) == 20
+
+
+def test_dates_do_not_tell_when_they_were_made() -> None:
+    dates = sorted(guard.sampled_on for guard in User(seed=3).guards.sample)
+    assert dates[-1] - dates[0] > 6 * DAY
+
+
+# --- Primary guards ------------------------------------------------------------------------------------
+
+
+def test_one_guard_is_used_and_kept(user: User) -> None:
+    first = user.choose()
+    assert first == user.primary[0]
+    assert {user.use() for _ in range(50)} == {first}
+
+
+def test_a_primary_guard_that_fails_is_passed_over_and_come_back_to(user: User) -> None:
+    first = user.use()
+    user.fail(first)
+    second = user.use()
+    assert second == user.primary[1]
+    user.now += 10 * MINUTE - 1
+    assert user.use() == second
+    user.now += 1
+    assert user.use() == first
+
+
+def test_used_guards_are_preferred_in_the_order_of_first_use(user: User) -> None:
+    first, second, third = user.primary
+    user.fail(first)
+    assert user.use() == second
+    user.fail(second)
+    assert user.use() == third
+    assert user.primary == [second, third, first]
+    user.now += HOUR
+    assert user.use() == second
+
+
+def test_a_guard_first_used_takes_the_place_of_a_primary_one_never_used(user: User) -> None:
+    first, second, third = user.primary
+    user.use()
+    user.fail_primary()
+    fourth = user.use()
+    assert fourth not in (first, second, third)
+    assert user.primary == [first, fourth, second]
+
+
+def test_a_primary_guard_stays_one_though_a_better_unused_one_is_back(user: User) -> None:
+    first, second, third = user.primary
+    user.see(directory_of(without(first)))
+    fourth = user.primary[2]
+    assert user.primary == [second, third, fourth]
+    user.see(DIRECTORY)
+    assert first not in user.primary
+    assert set(user.primary) == {second, third, fourth}
+
+
+def test_a_path_that_excludes_the_guard_gets_the_next_and_changes_nothing(user: User) -> None:
+    first, second, _ = user.primary
+    assert user.use() == first
+    assert user.use(none_of(first)) == second
+    assert user.use() == first
+
+
+def test_with_two_in_use_the_one_that_does_not_fit_still_counts() -> None:
+    user = User(directory=directory_of(DOCS, params="guard-n-primary-guards-to-use=2"))
+    first, second, third = user.primary
+    assert {user.choose() for _ in range(50)} == {first, second}
+    assert {user.choose(none_of(first)) for _ in range(50)} == {second}
+    assert {user.choose(none_of(first, second)) for _ in range(50)} == {third}
+
+
+def test_directories_are_asked_of_three_in_any_order(user: User) -> None:
+    def sources() -> tuple[str, ...]:
+        relays = user.guards.choose_for_directory(DIRECTORY, now=user.now, rng=user.rng)
+        return tuple(relay.nickname for relay in relays)
+
+    orders = [sources() for _ in range(50)]
+    assert {frozenset(order) for order in orders} == {frozenset(user.primary)}
+    assert len(set(orders)) == 6
+    user.fail_primary()
+    (other,) = sources()
+    assert other not in user.primary
+
+
+def test_a_directory_answer_confirms_nobody(user: User) -> None:
+    user.reach(user.primary[2])
+    assert all(guard.confirmed_on is None for guard in user.guards.sample)
+
+
+# --- Failures ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failing_for", "wait"),
+    [
+        (0.0, 10 * MINUTE),
+        (6 * HOUR, 10 * MINUTE),
+        (6 * HOUR + 1, 90 * MINUTE),
+        (4 * DAY, 90 * MINUTE),
+        (4 * DAY + 1, 4 * HOUR),
+        (7 * DAY, 4 * HOUR),
+        (7 * DAY + 1, 9 * HOUR),
+        (50 * DAY, 9 * HOUR),
+    ],
+)
+def test_primary_guards_are_retried_by_their_schedule(user: User, failing_for: float, wait: float) -> None:
+    first = user.use()
+    guard = user.guards.primary[0]
+    user.fail(first)
+    # Retried and failed once more when it had failed so long, less the wait that then was due.
+    guard.last_tried = NOW + failing_for - wait
+    user.now = NOW + failing_for - 0.5
+    assert user.choose() != first
+    user.now = NOW + failing_for
+    assert user.choose() == first
+
+
+@pytest.mark.parametrize(
+    ("failing_for", "wait"),
+    [
+        (0.0, HOUR),
+        (6 * HOUR, HOUR),
+        (6 * HOUR + 1, 4 * HOUR),
+        (4 * DAY + 1, 18 * HOUR),
+        (7 * DAY + 1, 36 * HOUR),
+    ],
+)
+def test_other_guards_are_retried_less_often(user: User, failing_for: float, wait: float) -> None:
+    user.fail_primary()
+    other = user.choose()
+    user.fail(other)
+    guard = next(one for one in user.guards.sample if one.identity == IDENTITIES[other])
+    guard.last_tried = NOW + failing_for - wait
+    user.now = NOW + failing_for - 0.5
+    user.fail_primary()
+    assert user.choose() != other
+    user.now = NOW + failing_for
+    assert user.choose() == other
+
+
+def test_the_schedule_covers_any_age() -> None:
+    assert RETRY_SCHEDULE[-1][0] == float("inf")
+
+
+def test_a_clock_set_back_does_not_put_off_retries(user: User) -> None:
+    first = user.use()
+    user.fail(first)
+    user.now -= 30 * DAY
+    assert user.choose() == first
+
+
+def test_after_a_night_asleep_the_first_guard_is_tried_first(user: User) -> None:
+    first = user.use()
+    user.fail_all()
+    user.fail_primary()
+    user.now += 8 * HOUR
+    assert user.choose() == first
+
+
+def test_when_all_have_failed_all_are_tried_again_from_the_first(user: User) -> None:
+    tried = user.fail_all()
+    assert tried == user.sample
+    assert user.choose() == tried[0]
 
 
 def test_the_only_guard_is_tried_again_though_it_failed() -> None:
     only = next(doc for doc in DOCS if "Guard" in doc.flags)
     others = [replace(doc, flags=doc.flags.replace("Guard ", "")) for doc in DOCS if doc is not only]
-    directory = directory_of([only, *others])
-    guards = Guards([])
-    first = choose(guards, directory)
-    assert choose(guards, directory, {first.identity: NOW}) == first
+    user = User(directory=directory_of([only, *others]))
+    first = user.choose()
+    user.fail(first)
+    assert user.choose() == first
 
 
-def test_guards_share_no_subnet_unless_the_network_has_but_one() -> None:
-    docs = [replace(doc, address=f"10.0.0.{n + 1}", ipv6=None) for n, doc in enumerate(DOCS)]
-    directory = directory_of(docs)
-    guards = Guards([])
-    first = choose(guards, directory)
-    assert choose(guards, directory, {first.identity: NOW}) == first
-    one_subnet = Constraints(distinct_subnets=False)
-    assert guards.choose(directory, one_subnet, {first.identity: NOW}, now=NOW, rng=Random(1)) != first
+def test_a_path_that_no_guard_goes_with_forgives_nobody(user: User) -> None:
+    first = user.use()
+    user.fail(first)
+    with pytest.raises(NoPath, match="does not go with the path: 20"):
+        user.choose(lambda relay: False)
+    assert user.choose() != first
+
+
+# --- Circuits through others than primary guards -----------------------------------------------------------
+
+
+def test_a_guard_that_is_not_primary_is_used_when_all_primary_ones_are_down(user: User) -> None:
+    user.use()  # we are on the internet
+    user.fail_primary()
+    fourth = user.choose()
+    assert fourth not in user.primary
+    user.reach(fourth)
+    assert user.is_usable(fourth) is True
+
+
+def test_two_circuits_at_once_try_two_guards_and_the_better_is_waited_for(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    fourth, fifth = user.choose(), user.choose()
+    assert fourth != fifth
+    user.reach(fifth)
+    assert user.is_usable(fifth) is None
+    user.reach(fourth)
+    assert user.is_usable(fourth) is True
+    assert user.is_usable(fifth) is False
+
+
+def test_the_worse_guard_is_used_once_the_better_has_failed(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    fourth, fifth = user.choose(), user.choose()
+    user.reach(fifth)
+    user.fail(fourth)
+    assert user.is_usable(fifth) is True
+
+
+def test_the_better_guard_is_waited_for_only_so_long(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    _, fifth = user.choose(), user.choose()
+    user.now += CONNECT_TIMEOUT - 1
+    user.reach(fifth)
+    assert user.is_usable(fifth) is None
+    user.now += 1
+    assert user.is_usable(fifth) is True
+
+
+def test_a_better_guard_that_does_not_go_with_the_path_is_not_waited_for(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    fourth, fifth = user.choose(), user.choose()
+    user.reach(fifth)
+    assert user.is_usable(fifth, none_of(fourth)) is True
+
+
+def test_an_attempt_given_up_or_forgotten_holds_nobody_up(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    fourth, fifth = user.choose(), user.choose()
+    user.guards.note_given_up(IDENTITIES[fourth])
+    assert user.choose() == fourth
+    user.now += IDLE_TIMEOUT - 1  # the primary ones are not due yet
+    assert user.choose() not in (fourth, fifth)
+    user.fail_primary()
+    user.now += 1
+    assert user.choose() == fourth
+
+
+def test_when_all_others_are_being_tried_the_best_of_them_is_tried_twice(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    others = [user.choose() for _ in range(17)]
+    assert len(set(others)) == 17
+    assert user.choose() == others[0]
+
+
+def test_a_circuit_gives_way_when_a_primary_guard_is_worth_a_try_again(user: User) -> None:
+    first = user.use()
+    user.fail_primary()
+    user.now += 10 * MINUTE - 1
+    fourth = user.choose()
+    user.now += 1
+    user.reach(fourth)
+    assert user.is_usable(fourth) is False
+    assert user.choose() == first
+    user.fail_primary()
+    assert user.choose() == fourth
+    assert user.is_usable(fourth) is True
+
+
+def test_after_the_network_was_down_primary_guards_come_first_again(user: User) -> None:
+    first = user.use()
+    user.now += LIKELY_DOWN + 1
+    user.fail_primary()
+    fourth = user.choose()
+    user.reach(fourth)
+    assert user.is_usable(fourth) is False
+    assert user.choose() == first
+
+
+def test_a_network_that_was_up_a_moment_ago_is_not_taken_for_down(user: User) -> None:
+    user.use()
+    user.now += LIKELY_DOWN
+    user.fail_primary()
+    fourth = user.choose()
+    user.reach(fourth)
+    assert user.is_usable(fourth) is True
+
+
+def test_at_the_start_nothing_is_known_of_the_network(user: User) -> None:
+    user.fail_primary()
+    fourth = user.choose()
+    user.reach(fourth)
+    assert user.is_usable(fourth) is False
+    assert user.choose() == user.primary[0]
+
+
+def test_outcomes_of_strangers_are_ignored(user: User) -> None:
+    state = user.guards.to_state()
+    stranger = b"\0" * 20
+    user.guards.note_reached(stranger, now=NOW)
+    user.guards.note_failed(stranger, now=NOW)
+    user.guards.note_given_up(stranger)
+    user.guards.confirm(stranger, now=NOW, rng=Random(1))
+    assert user.guards.to_state() == state
+
+
+def test_a_guard_without_microdescriptor_is_passed_over(user: User) -> None:
+    first = user.use()
+    user.see(directory_of(DOCS, held=without(first)))
+    assert user.primary[0] == first
+    assert user.choose() == user.sample[1]
+
+
+def test_a_few_guards_of_a_small_network_are_all_sampled() -> None:
+    user = User(directory=directory_of(DOCS[:10]))
+    assert len(user.sample) == 5
+    assert len(user.primary) == 3
+
+
+# --- What users restrict -------------------------------------------------------------------------------
+
+
+def restricted(count: int, **changes: Any) -> Guards:
+    """To the first `count` guards of the directory."""
+    relays = DIRECTORY.consensus.relays
+    names = [
+        identity.hex()
+        for identity, flags in zip(relays.identities, relays.flags, strict=True)
+        if "Guard" in flags
+    ][:count]
+    return Guards(Constraints(entries=frozenset(names), **changes))
+
+
+def test_excluded_relays_stay_in_the_sample_but_are_not_used(user: User) -> None:
+    first = user.use()
+    guards, _ = Guards.from_state(
+        user.guards.to_state(),
+        now=NOW,
+        rng=Random(1),
+        restrictions=Constraints(exclude=frozenset({first})),
+    )
+    other = User(guards)
+    assert first in other.sample
+    assert other.use() != first
+    assert user.restart().use() == first
+
+
+def test_entry_nodes_are_the_only_ones_used() -> None:
+    guards = restricted(30)
+    user = User(guards)
+    allowed = {doc.nickname for doc in DOCS if doc.fingerprint.lower() in guards._restrictions.entries}
+    assert set(user.primary) <= allowed
+    assert not guards.is_extremely_restricted
+
+
+def test_few_entry_nodes_have_a_sample_of_their_own(user: User) -> None:
+    first = user.use()
+    guards, _ = Guards.from_state(user.guards.to_state(), now=NOW, rng=Random(1))
+    guards._restrictions = restricted(5)._restrictions
+    few = User(guards)
+    assert len(few.sample) == 5
+    few.use()
+    state = few.guards.to_state()
+    assert len(state["restricted_guards"]) == 5
+    assert state["guards"] == user.guards.to_state()["guards"]
+    again, complaints = Guards.from_state(state, now=NOW, rng=Random(1))
+    assert complaints == []
+    assert User(again).use() == first
+
+
+def test_a_sample_is_not_changed_for_a_little_more_or_less() -> None:
+    user = User(restricted(20))
+    user.see(directory_of(DOCS))
+    assert user.guards.to_state().get("restricted_guards") is None
+    user.see(directory_of(DOCS, params="guard-meaningful-restriction-percent=21"))
+    assert user.guards.to_state().get("restricted_guards") is None
+    user.see(directory_of(DOCS, params="guard-meaningful-restriction-percent=22"))
+    assert len(user.guards.to_state()["restricted_guards"]) == 20
+    user.see(directory_of(DOCS, params="guard-meaningful-restriction-percent=20"))
+    assert user.sample == [
+        NICKNAMES[bytes.fromhex(g["fingerprint"])] for g in user.guards.to_state()["restricted_guards"]
+    ]
+    user.see(directory_of(DOCS, params="guard-meaningful-restriction-percent=19"))
+    assert user.sample == [
+        NICKNAMES[bytes.fromhex(g["fingerprint"])] for g in user.guards.to_state()["guards"]
+    ]
+
+
+def test_a_choice_that_gives_a_user_away_is_noticed() -> None:
+    assert not User(restricted(1)).guards.is_extremely_restricted
+    user = User(restricted(1), directory=directory_of(DOCS, params="guard-extreme-restriction-percent=2"))
+    assert user.guards.is_extremely_restricted
+
+
+def test_entry_nodes_that_are_not_there_are_no_guard() -> None:
+    user = User(Guards(Constraints(entries=frozenset({"nobody"}))))
+    with pytest.raises(NoGuard, match="allowed"):
+        user.choose()
+
+
+# --- What is kept --------------------------------------------------------------------------------------
+
+
+def test_the_state_is_kept_over_starts(user: User) -> None:
+    first, second, third = user.primary
+    user.fail(first)
+    user.use()
+    again = user.restart()
+    assert again.sample == user.sample
+    assert again.primary == user.primary == [second, first, third]
+    assert again.guards.to_state() == user.guards.to_state()
+    assert not again.guards.has_changed
+    assert again.use() == second
+
+
+def test_what_is_not_kept_is_forgotten(user: User) -> None:
+    first = user.use()
+    user.fail(first)
+    assert user.restart().choose() == first
+
+
+def test_a_change_is_noticed_once(user: User) -> None:
+    assert user.guards.has_changed
+    user.guards.has_changed = False
+    user.use()
+    assert user.guards.has_changed
+    user.guards.has_changed = False
+    user.use()
+    user.fail_primary()
+    user.see(directory_of(DOCS))
+    assert not user.guards.has_changed
+    user.see(directory_of(without(user.primary[0])))
+    assert user.guards.has_changed
+
+
+def test_the_first_of_the_state_is_the_guard_in_use(user: User) -> None:
+    first, second, _ = user.primary
+    user.fail(first)
+    assert user.use() == second
+    assert user.guards.to_state()["guards"][0]["fingerprint"] == IDENTITIES[second].hex().upper()
+
+
+def test_fingerprints_kept_by_an_older_version_are_guards_in_use() -> None:
+    docs = [doc for doc in DOCS if "Guard" in doc.flags][7:9]
+    state = {"guards": [{"fingerprint": doc.fingerprint} for doc in docs]}
+    guards, complaints = Guards.from_state(state, now=NOW, rng=Random(1))
+    assert complaints == []
+    user = User(guards)
+    assert user.primary[:2] == [doc.nickname for doc in docs]
+    assert len(user.sample) == 20
+    assert all(NOW - 12 * DAY <= (g.confirmed_on or 0) <= NOW for g in user.guards.primary[:2])
+
+
+def test_what_a_newer_version_keeps_of_a_guard_is_kept() -> None:
+    entry = {
+        "fingerprint": "AB" * 20,
+        "sampled_on": "2026-11-01T10:00:00",
+        "confirmed_on": "2026-11-02T10:00:00",
+        "unlisted_since": "2026-11-03T10:00:00",
+        "path_bias": {"circuits": 7.5},
+    }
+    guards, complaints = Guards.from_state({"guards": [entry]}, now=NOW, rng=Random(1))
+    assert complaints == []
+    assert guards.to_state() == {"guards": [entry]}
+
+
+def test_dates_of_the_future_are_of_today() -> None:
+    later = encode_time(NOW + 500 * DAY).replace(" ", "T")
+    entry = {"fingerprint": "AB" * 20, "sampled_on": later, "confirmed_on": later}
+    guards, _ = Guards.from_state({"guards": [entry]}, now=NOW, rng=Random(1))
+    assert (guards.sample[0].sampled_on, guards.sample[0].confirmed_on) == (NOW, NOW)
 
 
 @pytest.mark.parametrize(
-    "state",
+    "entry",
     [
+        None,
+        1,
+        "x",
+        [],
         {},
-        {"guards": None},
-        {"guards": "x"},
-        {"guards": {"fingerprint": "00" * 20}},
-        {
-            "guards": [
-                None,
-                1,
-                "x",
-                [],
-                {},
-                {"fingerprint": 7},
-                {"fingerprint": "zz"},
-                {"fingerprint": "00" * 19},
-            ]
-        },
+        {"fingerprint": 7},
+        {"fingerprint": "zz"},
+        {"fingerprint": "00" * 19},
+        {"fingerprint": "00" * 20, "sampled_on": 5},
+        {"fingerprint": "00" * 20, "sampled_on": "yesterday"},
+        {"fingerprint": "00" * 20, "sampled_on": "2026-02-30T10:00:00"},
+        {"fingerprint": "00" * 20, "sampled_on": "2026-02-03 10:00:00"},
+        {"fingerprint": "00" * 20, "sampled_on": "2026-02-03T10:00:00", "confirmed_on": True},
+        {"fingerprint": "AB" * 20},  # again
     ],
 )
-def test_a_state_without_guards_is_a_fresh_start(state: dict[str, Any]) -> None:
-    assert Guards.from_state(state).identities == []
+def test_a_malformed_entry_is_left_out_alone_and_told(entry: Any) -> None:
+    good = {"fingerprint": "AB" * 20, "sampled_on": "2026-11-01T10:00:00"}
+    other = {"fingerprint": "CD" * 20, "sampled_on": "2026-11-01T10:00:00"}
+    guards, complaints = Guards.from_state({"guards": [good, entry, other]}, now=NOW, rng=Random(1))
+    assert [one.identity for one in guards.sample] == [b"\xab" * 20, b"\xcd" * 20]
+    assert len(complaints) == 1
+    assert complaints[0].startswith("guards, entry 2: ")
 
 
-def test_what_is_good_of_a_state_is_kept_once() -> None:
-    good = {"fingerprint": "AB" * 20, "added_by": "a later version"}
-    assert Guards.from_state({"guards": [None, good, good], "more": 1}).identities == [b"\xab" * 20]
+@pytest.mark.parametrize("value", [None, "x", 7, {"fingerprint": "00" * 20}])
+def test_what_is_no_list_is_told(value: Any) -> None:
+    guards, complaints = Guards.from_state({"guards": value}, now=NOW, rng=Random(1))
+    assert guards.sample == []
+    assert complaints == ["guards: a list expected"]
+
+
+def test_no_state_is_a_fresh_start() -> None:
+    guards, complaints = Guards.from_state({"other": 1}, now=NOW, rng=Random(1))
+    assert (guards.sample, complaints) == ([], [])
 
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
+_DATE = st.sampled_from(["2026-11-01T10:00:00", "1000-01-01T00:00:00", "2999-12-31T23:59:59"]) | _JSON
+_ENTRY = st.fixed_dictionaries(
+    {"fingerprint": st.sampled_from([doc.fingerprint for doc in DOCS[:30]]) | _JSON},
+    optional={"sampled_on": _DATE, "confirmed_on": _DATE, "unlisted_since": _DATE},
+)
 
 
 @settings(deadline=None)
 @given(
-    st.dictionaries(
-        st.sampled_from(["guards", "x"]), _JSON | st.lists(st.fixed_dictionaries({"fingerprint": _JSON}))
-    )
+    st.dictionaries(st.sampled_from(["guards", "restricted_guards", "x"]), _JSON | st.lists(_ENTRY | _JSON)),
+    st.integers(0, 5),
 )
-def test_any_json_gives_guards(state: dict[str, Any]) -> None:
-    assert all(len(identity) == 20 for identity in Guards.from_state(state).identities)
+def test_any_json_gives_guards_that_work(state: dict[str, Any], seed: int) -> None:
+    guards, _ = Guards.from_state(state, now=NOW, rng=Random(seed))
+    user = User(guards, seed=seed)
+    user.use()
+    assert len({guard.identity for guard in guards.sample}) == len(guards.sample) >= 20
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.floats(0, 3 * DAY)), max_size=60))
+def test_whatever_happens_the_lists_stay_in_order(steps: list[tuple[int, int, float]]) -> None:
+    """Confirmed guards first, primary ones filtered and few, nobody twice, somebody always chosen."""
+    user = User()
+    smaller = directory_of(DOCS[::2] + DOCS[1:60:2])
+    for kind, number, wait in steps:
+        user.now += wait
+        guard = IDENTITIES[user.sample[number % len(user.sample)]]
+        if kind == 0:
+            user.guards.note_failed(guard, now=user.now)
+        elif kind == 1:
+            user.guards.note_reached(guard, now=user.now)
+            user.guards.confirm(guard, now=user.now, rng=user.rng)
+        elif kind == 2:
+            user.see(smaller if user.directory is DIRECTORY else DIRECTORY)
+        elif kind == 3:
+            user = user.restart()
+        else:
+            assert user.is_usable(user.choose()) in (True, False, None)
+        ranks = [one.confirmed_on is None for one in user.guards.sample]
+        assert ranks == sorted(ranks)
+        assert len(set(user.sample)) == len(user.sample) <= 60
+        assert len(user.guards.primary) == 3
+        assert set(user.primary) <= set(user.sample)
+        assert user.choose() is not None

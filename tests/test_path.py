@@ -3,20 +3,21 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import frequencies
 import network_docs as nd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from torkit.directory.consensus import parse_consensus
-from torkit.directory.directory import Directory, Position
+from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import NoPath, UsageError
-from torkit.path import Constraints, choose_path, path_from_json, path_to_json
+from torkit.path import Constraints, choose_path, family_of, path_from_json, path_to_json
 
 EVEN = dict.fromkeys(nd.WEIGHTS, 10000)
 
@@ -148,11 +149,22 @@ def test_families_are_mutual_lists_or_a_common_id(
 ) -> None:
     docs = [GUARD, replace(MIDDLE, **one), replace(EXIT, **other)]
     directory = make(docs, weights=EVEN, params=params)
+    middle = directory.relay(MIDDLE.identity)
+    assert middle is not None
+    assert [one.nickname for one in family_of(directory, middle)] == ["r3"] * is_family
     if is_family:
         with pytest.raises(NoPath, match="same family: 1"):
             choose(directory, port=443)
     else:
         assert choose(directory, port=443) == ("r1", "r2", "r3")
+
+
+def test_family_is_known_as_far_as_microdescriptors_are_held() -> None:
+    docs = [replace(one, family=" ".join(f"${other.fingerprint}" for other in THREE)) for one in THREE]
+    relay_held = make(docs, held=docs[:2]).relay(docs[0].identity)
+    assert relay_held is not None
+    assert [one.nickname for one in family_of(make(docs, held=docs[:2]), relay_held)] == ["r2"]
+    assert [one.nickname for one in family_of(make(docs), relay_held)] == ["r2", "r3"]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +195,55 @@ def test_named_relays_need_no_flags_but_keep_the_rules() -> None:
         choose(directory, port=443, guard="r4", exclude=frozenset({"r4"}))
     with pytest.raises(UsageError, match="no relay nobody"):
         choose(directory, port=443, guard="nobody")
+
+
+def test_one_of_several_entries_and_exits_is_chosen() -> None:
+    exits = [relay(n, EXIT.flags, "accept 80,443") for n in (4, 5)]
+    directory = make([*THREE, relay(6), *exits], weights=EVEN)
+    chosen = {
+        choose(directory, n, port=443, exits=frozenset({"r4", EXIT.fingerprint, "nobody"})) for n in range(60)
+    }
+    assert {path[2] for path in chosen} == {"r3", "r4"}
+    assert {path[0] for path in chosen} == {"r1", "r6"}
+    assert {choose(directory, n, port=443, entries=frozenset({"r6"}))[0] for n in range(20)} == {"r6"}
+    with pytest.raises(NoPath, match=r"no exit among 6 relays \(exit policy: 3, excluded: 3\)"):
+        choose(directory, port=443, exits=frozenset({"nobody"}))
+    with pytest.raises(NoPath, match=r"no guard.*excluded: 2"):
+        choose(directory, port=443, entries=frozenset({"nobody"}))
+
+
+def test_what_is_to_be_avoided_may_still_be_the_guard() -> None:
+    directory = make([*THREE, relay(4, EXIT.flags, "accept 443")], weights=EVEN)
+    avoid = frozenset({"r1", "r3"})
+    assert {choose(directory, n, port=443, avoid=avoid) for n in range(20)} == {("r1", "r2", "r4")}
+
+
+def test_a_guard_that_is_picked_goes_with_the_exit() -> None:
+    directory = make([*THREE, relay(4)], weights=EVEN)
+    by_name = {one.nickname: one for n in range(4) if (one := directory.relay_at(n))}
+    asked: list[list[bool]] = []
+
+    def pick(fits: Callable[[Relay], bool]) -> Relay:
+        asked.append([fits(by_name[name]) for name in ("r1", "r2", "r3", "r4")])
+        return by_name["r4"]
+
+    constraints = Constraints(port=443, exclude=frozenset({"r1"}))
+    path = choose_path(directory, constraints, random.Random(1), pick)
+    assert [one.nickname for one in path] == ["r4", "r2", "r3"]
+    assert asked == [[False, True, False, True]]
+    choose_path(directory, Constraints(port=443, entries=frozenset({"r4"})), random.Random(1), pick)
+    assert asked[1] == [False, False, False, True]
+
+
+def test_an_exit_with_which_no_guard_goes_is_left_for_another() -> None:
+    """In a network whose only guards are one relay and its family."""
+    exits = [relay(n, EXIT.flags, "accept 443", address=f"1.1.{n}.1", bandwidth=10**6) for n in (4, 5)]
+    directory = make([*THREE, *exits], weights=EVEN)
+    assert {choose(directory, n, port=443) for n in range(20)} == {("r1", "r2", "r3")}
+    with pytest.raises(NoPath, match=r"no guard .*same subnet: 1"):
+        choose(directory, port=443, exit="r4")
+    with pytest.raises(NoPath, match=r"no guard .*same subnet: 1"):
+        choose(directory, port=443, exclude=frozenset({"r3"}))
 
 
 def test_a_nickname_of_two_relays_must_be_a_fingerprint() -> None:
@@ -222,16 +283,28 @@ def test_relays_without_weight_in_a_position_are_not_chosen_there() -> None:
     assert {path[:2] for path in chosen} == {("r1", "r2")}
 
 
-def test_frequencies_follow_bandwidth() -> None:
-    """Chi-squared for the middle, whose candidates conflict with nothing: 7 degrees of freedom."""
-    middles = [relay(n, MIDDLE.flags, bandwidth=n * n) for n in range(10, 18)]
-    directory = make([GUARD, EXIT, *middles], weights=EVEN | {"Wme": 0, "Wmg": 0})
-    rng = random.Random(1)
-    draws = 20_000
-    counts = Counter(choose_path(directory, Constraints(port=443), rng)[1].nickname for _ in range(draws))
-    total = sum(doc.bandwidth or 0 for doc in middles)
-    expected = {doc.nickname: draws * (doc.bandwidth or 0) / total for doc in middles}
-    assert sum((counts[name] - e) ** 2 / e for name, e in expected.items()) < 24.3  # p = 0.001
+def test_frequencies_follow_the_weights_in_every_position() -> None:
+    """With families and subnets in common, and a scale that is not the usual one."""
+    docs = [
+        replace(doc, address=f"{10 + n // 6}.7.0.{n % 6 + 1}", ipv6=None)
+        for n, doc in enumerate(nd.relays(240, seed=3))
+    ]
+    weights = {name: value // 10 for name, value in nd.WEIGHTS.items()} | {"Wgd": 400, "Wmd": 300, "Wme": 250}
+    directory = make(docs, weights=weights | {"Wdb": 700, "Wgb": 900}, params="bwweightscale=1000")
+    rng = random.Random(2)
+    paths = [choose_path(directory, Constraints(port=443), rng) for _ in range(50_000)]
+    p_values = frequencies.p_values(directory, paths, lambda one: one.policy.accepts(443))
+    assert min(p_values.values()) > 0.001, p_values
+
+
+def test_the_test_of_frequencies_sees_wrong_weights() -> None:
+    docs = nd.relays(240, seed=3)
+    paths_in, measured_by = make(docs), make(docs, weights=nd.WEIGHTS | {"Wmm": 8000})
+    rng = random.Random(2)
+    paths = [choose_path(paths_in, Constraints(port=443), rng) for _ in range(10_000)]
+    p_values = frequencies.p_values(measured_by, paths, lambda one: one.policy.accepts(443))
+    assert p_values["middle"] < 1e-4
+    assert min(p_values["guard"], p_values["exit"]) > 0.001
 
 
 def test_ten_thousand_paths_obey_every_rule() -> None:

@@ -5,13 +5,16 @@ async with open_tor(network=load_network(None), data_dir=data_dir(None)) as tor:
 """
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import chain, repeat
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import trio
 
@@ -40,13 +43,16 @@ from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
 from torkit.net.contact import Contact, DirectoryServer
 from torkit.net.progress import Changes, Progress
 from torkit.net.stream import Stream
-from torkit.path import Constraints, choose_path
+from torkit.path import Constraints, choose_path, goes_with
 from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
 
-# As C tor: two attempts of 10 s on different circuits, then 15 s each. path-spec, "Handling failure".
+# As C tor: two attempts of 10 s on different circuits, then 15 s each, until the stream is 120 s old.
+# path-spec, "Handling failure".
 ATTEMPT_TIMEOUTS = (10.0, 10.0, 15.0)
+STREAM_TIMEOUT = 120.0
+MAX_FAILURES = 3  # ends by exits and circuits that one stream is tried again after, all but the last
 
 # Ends that another exit may not give, as C tor takes them; DESTROY is a circuit's fault.
 _RETRIED = frozenset(
@@ -94,6 +100,7 @@ class Tor:
         cgo: Cgo,
         spare_circuits: int,
         consensus: bytes | None,
+        restrictions: Constraints | None,
     ) -> None:
         self.network = network
         self._cache = cache
@@ -103,9 +110,15 @@ class Tor:
         self._cgo = cgo
         self._spare_circuits = spare_circuits
         self._clock = ClockGuard()
-        self._guards = _load_guards(cache)
+        self._restrictions = replace(restrictions or Constraints(), distinct_subnets=network.distinct_subnets)
+        self._state, self._guards = _load_state(cache, self._restrictions, rng)
+        self._saving = trio.Lock()
+        self._has_warned = False
         self._channels = Channels(nursery, rng)
-        self._circuits = Circuits(self._channels, self._choose_for, self._circuit_settings, rng)
+        self._channels.on_first_hop = self._note_first_hop
+        self._circuits = Circuits(
+            self._channels, self._choose_for, self._circuit_settings, rng, self._is_usable
+        )
         self._bootstrap = Bootstrap(
             authorities=network.voters,
             sources=self._directory_sources,
@@ -118,6 +131,9 @@ class Tor:
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
         await self._bootstrap.wait_ready()
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn_of_restrictions()
 
     @property
     def progress(self) -> Progress:
@@ -134,6 +150,13 @@ class Tor:
     async def fetch_consensus(self) -> Consensus:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
         return await self._bootstrap.wait_consensus()
+
+    async def download_consensus(self, flavor: str = "microdesc") -> Consensus:
+        """A live consensus, `microdesc` or `ns`, from the network even if there is one; nothing else uses it.
+
+        Raises NoDirectory, DocumentError, or what made the directory's sources fail.
+        """
+        return await self._bootstrap.download(flavor)
 
     @property
     def directory(self) -> Directory:
@@ -218,9 +241,11 @@ class Tor:
         path: Path | None,
     ) -> T:
         """Use a circuit, and where that fails for its or its exit's fault, another."""
-        failure: TorkitError = TimedOut("the stream was not tried")
+        failures: list[TorkitError] = []
         excluded: set[bytes] = set()
-        for timeout in ATTEMPT_TIMEOUTS:
+        timeouts = chain(ATTEMPT_TIMEOUTS, repeat(ATTEMPT_TIMEOUTS[-1]))
+        give_up_at = trio.current_time() + STREAM_TIMEOUT
+        while len(failures) < MAX_FAILURES and trio.current_time() < give_up_at:
             try:
                 circuit = await self._circuits.acquire(
                     port, is_ipv6=is_ipv6, isolation=isolation, path=path, excluded=excluded
@@ -229,29 +254,36 @@ class Tor:
                 if not excluded:
                     raise
                 break  # no other exit is left: why the last one failed says more
+            timeout = next(timeouts)
             try:
                 with trio.move_on_after(timeout):
                     return await use(circuit)
                 self._circuits.retire(circuit)
-                failure = TimedOut(f"the exit did not answer within {timeout:.0f} s")
             except StreamClosed as error:
                 if error.reason not in _RETRIED:
                     raise
-                failure = error
+                failures.append(error)
             except (PeerError, Closed) as error:
-                failure = error
+                failures.append(error)
             excluded.add(circuit.path[-1].identity)
-        raise failure
+        raise failures[-1] if failures else TimedOut("no exit has answered")
 
     def choose_path(self, constraints: Constraints) -> Path:
         """Relays for `constraints`, beginning at our guard unless they name another.
 
         Raises NoPath, NoGuard, UsageError as torkit.path does, NoDirectory before there is one.
         """
-        constraints = replace(constraints, distinct_subnets=self.network.distinct_subnets)
-        if constraints.guard is None:
-            constraints = replace(constraints, guard=self._guard(constraints).fingerprint)
-        return choose_path(self.directory, constraints, self._rng)
+        constraints = replace(
+            constraints,
+            entries=constraints.entries or self._restrictions.entries,
+            exits=constraints.exits or self._restrictions.exits,
+            exclude=constraints.exclude | self._restrictions.exclude,
+            distinct_subnets=self._restrictions.distinct_subnets,
+        )
+        try:
+            return choose_path(self.directory, constraints, self._rng, self._pick_guard)
+        finally:
+            self._keep_guards()
 
     async def build_circuit(self, path: Path) -> Circuit:
         """A circuit of its own through exactly these relays; the caller closes it."""
@@ -263,36 +295,61 @@ class Tor:
         return CircuitSettings(self.directory.consensus.params, self._cgo, self._clock)
 
     def _choose_for(self, port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> Path:
-        guard = self._guard(Constraints()).fingerprint
-        exclude = frozenset(identity.hex().upper() for identity in excluded) - {guard}
-        return self.choose_path(Constraints(port=port, ipv6=is_ipv6, guard=guard, exclude=exclude))
+        avoid = frozenset(identity.hex().upper() for identity in excluded)
+        return self.choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=avoid))
 
-    def _guard(self, constraints: Constraints) -> Relay:
-        known = list(self._guards.identities)
-        constraints = replace(constraints, distinct_subnets=self.network.distinct_subnets)
-        guard = self._guards.choose(
-            self.directory,
-            constraints,
-            self._channels.failed_at,
-            now=trio.current_time(),
-            rng=self._rng,
-        )
-        if self._guards.identities != known:
-            self._nursery.start_soon(self._save_guards)
-        return guard
+    def _pick_guard(self, fits: Callable[[Relay], bool]) -> Relay:
+        return self._guards.choose(self.directory, fits, now=time.time(), rng=self._rng)
 
-    async def _save_guards(self) -> None:
-        try:
-            await trio.to_thread.run_sync(self._cache.save_state, self._guards.to_state())
-        except StorageError as error:
-            logger.warning("the guard could not be kept: %s", error)
+    def _is_usable(self, path: Path) -> bool | None:
+        guard, *others = path
+        fits = partial(goes_with, self.directory, self._restrictions, others)
+        is_usable = self._guards.is_usable(guard.identity, fits, now=time.time())
+        if is_usable:
+            self._guards.confirm(guard.identity, now=time.time(), rng=self._rng)
+            self._keep_guards()
+        return is_usable
+
+    def _note_first_hop(self, identity: bytes, was_reached: bool | None) -> None:
+        if was_reached:
+            self._guards.note_reached(identity, now=time.time())
+        elif was_reached is None:
+            self._guards.note_given_up(identity)
+        else:
+            self._guards.note_failed(identity, now=time.time())
+
+    def _keep_guards(self) -> None:
+        if self._guards.has_changed:
+            self._nursery.start_soon(self._save_state)
+
+    async def _save_state(self) -> None:
+        async with self._saving:
+            if not self._guards.has_changed:
+                return
+            self._guards.has_changed = False
+            state = self._state | self._guards.to_state()
+            try:
+                await trio.to_thread.run_sync(self._cache.save_state, state)
+            except StorageError as error:
+                logger.warning("the guards could not be kept: %s", error)
+
+    def _warn_of_restrictions(self) -> None:
+        """A name that means nobody excludes nobody; and few guards that are left tell a user from others."""
+        restrictions = self._restrictions
+        for name in sorted(restrictions.entries | restrictions.exits | restrictions.exclude):
+            if not self.directory.indexes_of(name):
+                logger.warning("no relay %s in the directory", name)
+        self._guards.update(self.directory, now=time.time(), rng=self._rng)
+        if self._guards.is_extremely_restricted:
+            logger.warning("hardly any guard is allowed: this client is easy to tell from others")
 
     def _directory_sources(self, directory: Directory | None) -> list[Contact]:
-        """Our guard once there is one to ask; fallbacks, then authorities, each in random order."""
+        """Our guards once there are some to ask; fallbacks, then authorities, each in random order."""
         sources: list[Contact] = []
         if directory is not None:
-            with suppress(NoGuard):
-                sources.append(self._guard(Constraints()))
+            with suppress(NoGuard, NoPath):
+                sources += self._guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
+            self._keep_guards()
         fallbacks = [
             DirectoryServer(f.identity, f.address, f.or_port, f.ipv6) for f in self.network.fallbacks
         ]
@@ -320,6 +377,7 @@ class Tor:
             self._background.cancel()  # or spare circuits would be built in place of those closed
             self._circuits.close()
             await self._channels.drain()
+            await self._save_state()
 
 
 @asynccontextmanager
@@ -330,13 +388,15 @@ async def open_tor(
     cgo: Cgo = Cgo.EXIT,
     spare_circuits: int = SPARE_COUNT,
     consensus: bytes | None = None,
+    restrictions: Constraints | None = None,
 ) -> AsyncIterator[Tor]:
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
     `cgo` says which hops are asked for Counter Galois Onion; by default those that C tor asks, since
     whoever asks others is easier to tell apart. `spare_circuits` are kept ready for streams to come; none
     serves a program that opens one and ends. With `consensus`, that document is verified and used
-    instead of the cached or a fetched one. Raises DocumentError if it is none.
+    instead of the cached or a fetched one. Raises DocumentError if it is none. Of `restrictions`, the
+    `entries`, `exits` and `exclude` hold for every path: each makes this client easier to tell from others.
     """
     rng = SystemRandom()
     try:
@@ -349,6 +409,7 @@ async def open_tor(
                 cgo=cgo,
                 spare_circuits=spare_circuits,
                 consensus=consensus,
+                restrictions=restrictions,
             )
             nursery.start_soon(tor.run)
             try:
@@ -363,12 +424,23 @@ async def open_tor(
         raise
 
 
-def _load_guards(cache: Cache) -> Guards:
+def _load_state(cache: Cache, restrictions: Constraints, rng: Random) -> tuple[dict[str, Any], Guards]:
+    """What earlier starts have kept. What cannot be read of it is told, and stays in a file beside it."""
     try:
-        return Guards.from_state(cache.load_state() or {})
+        state = cache.load_state() or {}
     except StorageError as error:
         logger.warning("the guards of earlier starts cannot be read: %s", error)
-        return Guards([])
+        state = {}
+    guards, complaints = Guards.from_state(state, now=time.time(), rng=rng, restrictions=restrictions)
+    for complaint in complaints:
+        logger.warning("left out of the state that was kept: %s", complaint)
+    if complaints:
+        try:
+            logger.warning("the state as it was is kept as %s", cache.set_state_aside())
+            cache.save_state(state | guards.to_state())
+        except StorageError as error:
+            logger.warning("the state cannot be set aside: %s", error)
+    return state, guards
 
 
 def _refuse_special(host: str) -> None:

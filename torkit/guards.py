@@ -1,77 +1,518 @@
-"""Which relay circuits begin at: a short list that is kept, since every new guard is a new risk.
+"""Which relays circuits begin at: a short list that is kept, since every new guard is a new risk. guard-spec.
 
-Pure: the directory, the time and the failures to connect are arguments. Only the core of guard-spec is
-here: a sampled list in order of preference, of which the first that is listed and reachable is used.
+Pure: the directory, the time and the outcomes of circuits are arguments. A guard is
+
+    sampled     drawn from the consensus by bandwidth, and kept for months
+    filtered    of those, listed in the newest consensus and allowed by the user
+    confirmed   of the sampled, has carried traffic: preferred, in the order in which that happened
+    primary     the first few of the filtered: used at once where reachable, retried soon where not
+
+A circuit through another than a primary guard is built to see who answers, and used only once no better
+guard may still do so: `is_usable`, after proposal 337, which asks about guards where guard-spec compares
+circuits. One list holds the sample in order of preference: confirmed guards, then the others as sampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
 from random import Random
 from typing import Any
 
-from torkit.directory.directory import Directory, Relay
+from torkit.directory.directory import Directory, Position, Relay
+from torkit.directory.netdoc import decode_fingerprint, decode_time, encode_time
 from torkit.errors import NoGuard, NoPath
-from torkit.path import Constraints, choose_guard
+from torkit.path import Constraints, is_possible_guard, places_of
 
-# Specification constant (guard-spec, "Parameters"): how many guards are primary.
-PRIMARY_COUNT = 3
+DAY = 86400.0
+INT32_MAX = 2**31 - 1
 
-# Implementation limit, seconds: an unreachable guard is passed over this long, then tried before the others.
-RETRY_AFTER = 30.0
+# Specification constants: consensus parameters with their default, minimum and maximum. param-spec.
+PARAMETERS = {
+    "guard-lifetime-days": (120, 1, 3650),
+    "guard-confirmed-min-lifetime-days": (60, 1, 3650),
+    "guard-remove-unlisted-guards-after-days": (20, 1, 3650),
+    "guard-max-sample-size": (60, 1, INT32_MAX),
+    "guard-max-sample-threshold-percent": (20, 1, 100),
+    "guard-min-filtered-sample-size": (20, 1, INT32_MAX),
+    "guard-n-primary-guards": (3, 1, INT32_MAX),
+    "guard-n-primary-guards-to-use": (1, 1, INT32_MAX),
+    "guard-n-primary-dir-guards-to-use": (3, 1, INT32_MAX),
+    "guard-internet-likely-down-interval": (600, 1, INT32_MAX),
+    "guard-nonprimary-guard-connect-timeout": (15, 1, INT32_MAX),
+    "guard-nonprimary-guard-idle-timeout": (600, 1, INT32_MAX),
+    "guard-meaningful-restriction-percent": (20, 1, 100),
+    "guard-extreme-restriction-percent": (1, 1, 100),
+}
+
+# Specification constants, seconds (guard-spec, "Parameters"): up to which age of a failure, how long after
+# the last attempt a primary guard is retried, and another.
+RETRY_SCHEDULE = (
+    (0.25 * DAY, 600.0, 3600.0),
+    (4 * DAY, 5400.0, 14400.0),
+    (7 * DAY, 14400.0, 64800.0),
+    (inf, 32400.0, 129600.0),
+)
+
+# Specification constant (guard-spec, "State instances"): how far over or under the threshold it takes to
+# change between the samples.
+STICKINESS = 0.05
+
+Fits = Callable[[Relay], bool]
+
+
+class Reachability(Enum):
+    """`is_reachable` of guard-spec. MAYBE is worth trying, YES answered when last tried."""
+
+    YES = "yes"
+    NO = "no"
+    MAYBE = "maybe"
+
+
+@dataclass(slots=True, eq=False)
+class Guard:
+    """One sampled guard; times in seconds since the epoch.
+
+    The dates are kept, each moved into the past at random so that the file does not tell when this client
+    was used. `kept` holds what another version of torkit has written beside them. The rest is forgotten at
+    the end.
+    """
+
+    identity: bytes
+    sampled_on: float
+    confirmed_on: float | None = None
+    unlisted_since: float | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+    reachability: Reachability = Reachability.MAYBE
+    failing_since: float | None = None
+    last_tried: float | None = None
+    pending_since: float | None = None
+
+    @classmethod
+    def from_json(cls, entry: Any, *, now: float, rng: Random) -> Guard:
+        """Raises ValueError for what is none.
+
+        Torkit 0.1 kept fingerprints only, of guards it used: they count as confirmed now.
+        """
+        kept = dict(entry) if isinstance(entry, dict) else {}
+        guard = cls(decode_fingerprint(str(kept.pop("fingerprint", None))), now, kept=kept)
+        if kept.get("sampled_on") is None:
+            guard.sampled_on = guard.confirmed_on = _randomized(
+                now, DAY * PARAMETERS["guard-lifetime-days"][0] / 10, rng
+            )
+        for name in ("sampled_on", "confirmed_on", "unlisted_since"):
+            date = kept.pop(name, None)
+            if date is not None:
+                setattr(guard, name, min(_decode_date(date), now))
+        return guard
+
+    def to_json(self) -> dict[str, Any]:
+        dates = {
+            "sampled_on": self.sampled_on,
+            "confirmed_on": self.confirmed_on,
+            "unlisted_since": self.unlisted_since,
+        }
+        return (
+            self.kept
+            | {"fingerprint": self.identity.hex().upper()}
+            | {name: _encode_date(date) for name, date in dates.items() if date is not None}
+        )
 
 
 class Guards:
-    """`identities` (20 bytes each, best first) is the state to keep."""
+    """Asked with `choose` for a guard and told with `note_*` what came of it; `to_state` is what to keep.
 
-    def __init__(self, identities: list[bytes]) -> None:
-        self.identities = identities
+    `now` is the time of day in seconds since the epoch, which a suspended machine goes on counting; should
+    it be set back, guards are retried early. The directory must be one that is reasonably live.
+    """
+
+    def __init__(self, restrictions: Constraints | None = None) -> None:
+        """Of `restrictions`, what the user asks of every path, only `entries` and `exclude` matter."""
+        self.has_changed = False  # since the state was last kept
+        self._restrictions = restrictions or Constraints()
+        # The second instance is for users who exclude nearly all guards. guard-spec, "State instances".
+        self._samples: dict[str, list[Guard]] = {"guards": [], "restricted_guards": []}
+        self._instance: str | None = None
+        self._primary: list[Guard] = []
+        self._directory: Directory | None = None
+        self._possible: list[int] = []  # places in the consensus: GUARDS of guard-spec
+        self._allowed: frozenset[bytes] = frozenset()  # identities of those that the user allows
+        self._last_on_internet = -inf
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Guards:
-        """From what `to_state` gave; entries that are none are left out."""
-        kept = []
-        for entry in state.get("guards", []) if isinstance(state.get("guards"), list) else []:
-            try:
-                identity = bytes.fromhex(entry["fingerprint"])
-            except (KeyError, TypeError, ValueError):
+    def from_state(
+        cls, state: Mapping[str, Any], *, now: float, rng: Random, restrictions: Constraints | None = None
+    ) -> tuple[Guards, list[str]]:
+        """From what `to_state` gave; and what is wrong with the entries that had to be left out."""
+        guards = cls(restrictions)
+        complaints = []
+        for instance, sample in guards._samples.items():
+            entries = state.get(instance, [])
+            if not isinstance(entries, list):
+                complaints.append(f"{instance}: a list expected")
                 continue
-            if len(identity) == 20 and identity not in kept:
-                kept.append(identity)
-        return cls(kept)
+            known: set[bytes] = set()
+            for number, entry in enumerate(entries, 1):
+                try:
+                    guard = Guard.from_json(entry, now=now, rng=rng)
+                    if guard.identity in known:
+                        raise ValueError("the same guard again")
+                except ValueError as error:
+                    complaints.append(f"{instance}, entry {number}: {error}")
+                    continue
+                known.add(guard.identity)
+                sample.append(guard)
+            sample.sort(key=lambda guard: guard.confirmed_on is None)  # stable: only one edited by hand moves
+        return guards, complaints
 
     def to_state(self) -> dict[str, Any]:
-        return {"guards": [{"fingerprint": identity.hex().upper()} for identity in self.identities]}
+        """JSON values; the guard most preferred comes first."""
+        return {
+            instance: [guard.to_json() for guard in sample]
+            for instance, sample in self._samples.items()
+            if sample or instance == "guards"
+        }
 
-    def choose(
-        self,
-        directory: Directory,
-        constraints: Constraints,
-        failed_at: Mapping[bytes, float],
-        *,
-        now: float,
-        rng: Random,
-    ) -> Relay:
-        """The guard to use now. `failed_at` says when connecting to a relay last failed.
+    @property
+    def sample(self) -> list[Guard]:
+        """The sample in use, best first."""
+        return self._samples[self._instance or "guards"]
 
-        May add to `identities`. Raises NoGuard where the directory has none that fits.
+    @property
+    def primary(self) -> list[Guard]:
+        """The primary guards, best first."""
+        return list(self._primary)
+
+    @property
+    def is_extremely_restricted(self) -> bool:
+        """Whether so few guards are allowed that they tell this user from others."""
+        return (
+            len(self._allowed) < len(self._possible) * self._param("guard-extreme-restriction-percent") / 100
+        )
+
+    # --- choosing ---------------------------------------------------------------------------------
+
+    def choose(self, directory: Directory, fits: Fits, *, now: float, rng: Random) -> Relay:
+        """The guard for a circuit that is built next. guard-spec, "Selecting guards for circuits".
+
+        `fits` says what the rest of the path leaves. What comes of the circuit must be noted. Raises
+        NoGuard where the directory has no guard that is allowed, NoPath where none of the sample fits.
         """
-        listed = [
-            relay
-            for relay in (directory.relay(identity) for identity in self.identities)
-            if relay is not None and {"Running", "Valid"} <= relay.flags
-        ][:PRIMARY_COUNT]
-        for relay in listed:
-            if now - failed_at.get(relay.identity, -RETRY_AFTER) >= RETRY_AFTER:
-                return relay
-        if len(listed) < PRIMARY_COUNT:
-            try:
-                fresh = choose_guard(directory, constraints, listed, rng)
-            except NoPath as error:
-                if not listed:
-                    raise NoGuard(str(error)) from error
+        self.update(directory, now=now, rng=rng)
+        relays = self._usable_primary(directory, "guard-n-primary-guards-to-use", fits, now)
+        if relays:
+            return self._tried(rng.choice(relays), now)
+        relay = self._choose_other(directory, fits, now, rng)
+        if relay is None and self._give_another_chance(directory, fits):
+            return self.choose(directory, fits, now=now, rng=rng)
+        if relay is None:
+            raise self._explain(directory, fits)
+        return relay
+
+    def choose_for_directory(self, directory: Directory, *, now: float, rng: Random) -> list[Relay]:
+        """Guards to ask for directory documents, in random order. Raises NoGuard as `choose` does."""
+        self.update(directory, now=now, rng=rng)
+        relays = self._usable_primary(directory, "guard-n-primary-dir-guards-to-use", _any, now)
+        if not relays:
+            return [self.choose(directory, _any, now=now, rng=rng)]
+        rng.shuffle(relays)
+        return [self._tried(relay, now) for relay in relays]
+
+    def is_usable(self, identity: bytes, fits: Fits, *, now: float) -> bool | None:
+        """Whether traffic may go through a circuit that is complete; None while that is not known yet.
+
+        True needs a primary guard, or one of which all better ones that fit are down or slow to answer.
+        False says that a better one is worth trying first. Proposal 337.
+        """
+        assert self._directory is not None
+        if any(guard.identity == identity for guard in self._primary):
+            return True
+        timeout = self._param("guard-nonprimary-guard-connect-timeout")
+        must_wait = False
+        for guard in self._by_preference():
+            if guard.identity == identity:
+                break
+            relay = self._directory.relay(guard.identity)
+            self._consider_retry(guard, now)
+            if guard.reachability is Reachability.NO or relay is None or not fits(relay):
+                continue
+            if not self._is_pending(guard, now):
+                return False
+            assert guard.pending_since is not None
+            must_wait = must_wait or now - guard.pending_since < timeout
+        return None if must_wait else True
+
+    def _usable_primary(self, directory: Directory, parameter: str, fits: Fits, now: float) -> list[Relay]:
+        """The first so many primary guards that may be reachable.
+
+        One that does not fit takes its place among them all the same, as in C tor: the exit of a path must
+        not decide how many guards are in use.
+        """
+        count = self._param(parameter)
+        usable: list[Relay] = []
+        for guard in self._primary:
+            self._consider_retry(guard, now)
+            relay = directory.relay(guard.identity)
+            if relay is None or guard.reachability is Reachability.NO:
+                continue
+            if fits(relay):
+                usable.append(relay)
+            count -= 1
+            if count <= 0 and usable:
+                break
+        return usable
+
+    def _choose_other(self, directory: Directory, fits: Fits, now: float, rng: Random) -> Relay | None:
+        """The best that is not primary, may be reachable, and is not being tried already."""
+        self._expand(now, rng)
+        pending: list[Relay] = []
+        for guard in self._by_preference()[len(self._primary) :]:
+            self._consider_retry(guard, now)
+            relay = directory.relay(guard.identity)
+            if relay is None or guard.reachability is Reachability.NO or not fits(relay):
+                continue
+            if self._is_pending(guard, now):
+                pending.append(relay)
+                continue
+            if guard.reachability is Reachability.MAYBE:
+                guard.pending_since = now
+            return self._tried(relay, now)
+        return self._tried(pending[0], now) if pending else None
+
+    def _give_another_chance(self, directory: Directory, fits: Fits) -> bool:
+        """Whether any that fits was down: when all have failed, all are tried again from the first."""
+        down = [guard for guard in self._by_preference() if guard.reachability is Reachability.NO]
+        relays = [directory.relay(guard.identity) for guard in down]
+        if not any(relay is not None and fits(relay) for relay in relays):
+            return False
+        for guard in down:
+            guard.reachability = Reachability.MAYBE
+        return True
+
+    def _explain(self, directory: Directory, fits: Fits) -> NoGuard | NoPath:
+        if not self._possible:
+            return NoGuard(f"not a Guard: none of the {len(directory)} relays may be one")
+        if not self._allowed:
+            return NoGuard(
+                f"none of the {len(self._possible)} guards in the directory is allowed",
+                hint="see --entry-nodes and --exclude-nodes",
+            )
+        reasons: Counter[str] = Counter()
+        for guard in self.sample:
+            if guard.unlisted_since is not None:
+                reasons["not listed"] += 1
+            elif guard.identity not in self._allowed:
+                reasons["excluded"] += 1
             else:
-                self.identities.append(fresh.identity)
-                return fresh
-        # Every guard failed a moment ago: most likely it is our own network. The one tried longest ago.
-        return min(listed, key=lambda relay: failed_at[relay.identity])
+                relay = directory.relay(guard.identity)
+                reasons["no usable microdescriptor" if relay is None else "does not go with the path"] += 1
+        why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+        return NoPath(f"no guard among {len(self.sample)} sampled ({why})")
+
+    def _tried(self, relay: Relay, now: float) -> Relay:
+        guard = self._find(relay.identity)
+        if guard is not None:
+            guard.last_tried = now
+        return relay
+
+    # --- what came of it --------------------------------------------------------------------------
+
+    def note_reached(self, identity: bytes, *, now: float) -> None:
+        """A circuit's first hop was made. Relays that are no guards of ours are ignored, here as below."""
+        guard = self._find(identity)
+        if guard is None:
+            return
+        guard.reachability = Reachability.YES
+        guard.failing_since = guard.pending_since = None
+        was_down = not 0 <= now - self._last_on_internet <= self._param("guard-internet-likely-down-interval")
+        self._last_on_internet = now
+        if was_down and guard not in self._primary:
+            # What failed meanwhile may have failed for our own network: first the best are tried again.
+            for one in self._primary:
+                if one.reachability is Reachability.NO:
+                    one.reachability = Reachability.MAYBE
+
+    def note_failed(self, identity: bytes, *, now: float) -> None:
+        """The relay could not be reached, or did not answer as a first hop."""
+        guard = self._find(identity)
+        if guard is None:
+            return
+        guard.reachability = Reachability.NO
+        guard.pending_since = None
+        if guard.failing_since is None:
+            guard.failing_since = now
+        if guard.last_tried is None:  # not as our choice
+            guard.last_tried = now
+
+    def note_given_up(self, identity: bytes) -> None:
+        """An attempt ended for another reason, before its outcome was known."""
+        guard = self._find(identity)
+        if guard is not None:
+            guard.pending_since = None
+
+    def confirm(self, identity: bytes, *, now: float, rng: Random) -> None:
+        """A circuit for traffic was completed and may be used."""
+        guard = self._find(identity)
+        if guard is None or guard.confirmed_on is not None:
+            return
+        guard.confirmed_on = _randomized(now, self._days("guard-lifetime-days") / 10, rng)
+        self.sample.remove(guard)
+        self.sample.insert(sum(one.confirmed_on is not None for one in self.sample), guard)
+        self.has_changed = True
+        self._choose_primary()
+
+    def _find(self, identity: bytes) -> Guard | None:
+        return next((guard for guard in self.sample if guard.identity == identity), None)
+
+    def _is_pending(self, guard: Guard, now: float) -> bool:
+        """Whether somebody waits to hear of it; who has not in this time never will."""
+        timeout = self._param("guard-nonprimary-guard-idle-timeout")
+        return guard.pending_since is not None and 0 <= now - guard.pending_since < timeout
+
+    def _consider_retry(self, guard: Guard, now: float) -> None:
+        """guard-spec, "Retrying guards"."""
+        if guard.reachability is not Reachability.NO:
+            return
+        age = now - (now if guard.failing_since is None else guard.failing_since)
+        delays = next(delays for max_age, *delays in RETRY_SCHEDULE if age <= max_age)
+        delay = delays[0 if guard in self._primary else 1]
+        if guard.last_tried is None or not 0 <= now - guard.last_tried < delay:
+            guard.reachability = Reachability.MAYBE
+
+    # --- the sample -------------------------------------------------------------------------------
+
+    def update(self, directory: Directory, *, now: float, rng: Random) -> None:
+        """Take note of a new directory. guard-spec, "Whenever we get a new consensus"."""
+        if directory is self._directory:
+            return
+        self._directory = directory
+        relays = directory.consensus.relays
+        self._possible = [place for place, flags in enumerate(relays.flags) if is_possible_guard(flags)]
+        entries = places_of(directory, self._restrictions.entries)
+        excluded = places_of(directory, self._restrictions.exclude)
+        self._allowed = frozenset(
+            relays.identities[place]
+            for place in self._possible
+            if place not in excluded and (place in entries or not self._restrictions.entries)
+        )
+        self._choose_instance()
+        self._note_listed({relays.identities[place] for place in self._possible}, now, rng)
+        kept = [guard for guard in self.sample if not self._has_expired(guard, now)]
+        if len(kept) < len(self.sample):
+            self._samples[self._instance or "guards"] = kept
+            self.has_changed = True
+        self._expand(now, rng)
+        self._choose_primary()
+
+    def _choose_instance(self) -> None:
+        """guard-spec, "State instances"."""
+        threshold = len(self._possible) * self._param("guard-meaningful-restriction-percent") / 100
+        if self._instance is not None:
+            threshold *= 1 - STICKINESS if self._instance == "guards" else 1 + STICKINESS
+        instance = "guards" if len(self._allowed) >= threshold else "restricted_guards"
+        if instance != self._instance:
+            self._instance = instance
+            self._primary = []
+
+    def _note_listed(self, listed: set[bytes], now: float, rng: Random) -> None:
+        for guard in self.sample:
+            if (guard.unlisted_since is None) is not (guard.identity in listed):
+                slack = self._days("guard-remove-unlisted-guards-after-days") / 5
+                guard.unlisted_since = None if guard.identity in listed else _randomized(now, slack, rng)
+                self.has_changed = True
+
+    def _has_expired(self, guard: Guard, now: float) -> bool:
+        """guard-spec, "The sampled guard set"; as in C tor, a confirmed guard goes by that date alone."""
+        if guard.unlisted_since is not None and now - guard.unlisted_since > self._days(
+            "guard-remove-unlisted-guards-after-days"
+        ):
+            return True
+        if guard.confirmed_on is not None:
+            return now - guard.confirmed_on > self._days("guard-confirmed-min-lifetime-days")
+        return now - guard.sampled_on > self._days("guard-lifetime-days")
+
+    def _expand(self, now: float, rng: Random) -> None:
+        """Sample more guards while too few are usable, up to the sample's greatest size."""
+        assert self._directory is not None
+        least = self._param("guard-min-filtered-sample-size")
+        usable = (one for one in self.sample if self._passes(one) and one.reachability is not Reachability.NO)
+        wanted = least - sum(1 for _ in usable)
+        if wanted <= 0:
+            return
+        relays = self._directory.consensus.relays
+        pool = self._possible
+        if self._instance == "restricted_guards":  # or hardly any of the sample would pass
+            pool = [place for place in pool if relays.identities[place] in self._allowed]
+        most = len(pool) * self._param("guard-max-sample-threshold-percent") // 100
+        room = max(min(most, self._param("guard-max-sample-size")), least) - len(self.sample)
+        if room <= 0:
+            return
+        sampled = {guard.identity for guard in self.sample}
+        weights = self._directory.weights(Position.GUARD)
+        new = [place for place in pool if relays.identities[place] not in sampled]
+        has_weights = any(weights[place] > 0 for place in new)
+        # The order in which exponential clocks ring is that of drawing by weight without putting back.
+        rings = {place: _ring_at(weights[place] if has_weights else 1.0, rng) for place in new}
+        slack = self._days("guard-lifetime-days") / 10
+        for place in sorted(new, key=rings.__getitem__)[:room]:
+            if wanted <= 0:
+                return
+            guard = Guard(relays.identities[place], _randomized(now, slack, rng))
+            self.sample.append(guard)
+            self.has_changed = True
+            wanted -= self._passes(guard)
+
+    def _passes(self, guard: Guard) -> bool:
+        """Whether it is filtered: listed and allowed."""
+        return guard.unlisted_since is None and guard.identity in self._allowed
+
+    def _choose_primary(self) -> None:
+        """Who is primary stays so until a confirmed guard comes. guard-spec, "The primary guards"."""
+        filtered = [guard for guard in self.sample if self._passes(guard)]
+        ranked = sorted(
+            filtered,
+            key=lambda guard: 0 if guard.confirmed_on is not None else 1 if guard in self._primary else 2,
+        )
+        self._primary = ranked[: self._param("guard-n-primary-guards")]
+
+    def _by_preference(self) -> list[Guard]:
+        """The filtered guards, the primary ones first."""
+        others = [guard for guard in self.sample if self._passes(guard) and guard not in self._primary]
+        return self._primary + others
+
+    def _param(self, name: str) -> int:
+        default, low, high = PARAMETERS[name]
+        if self._directory is None:
+            return default
+        return self._directory.consensus.param(name, default, low, high)
+
+    def _days(self, name: str) -> float:
+        """In seconds."""
+        return DAY * self._param(name)
+
+
+def _any(relay: Relay) -> bool:
+    return True
+
+
+def _ring_at(weight: float, rng: Random) -> float:
+    return rng.expovariate(weight) if weight > 0 else inf
+
+
+def _randomized(now: float, interval: float, rng: Random) -> float:
+    """Some time between `interval` ago and now. guard-spec, "Random values"."""
+    return now - interval * rng.random()
+
+
+def _encode_date(date: float) -> str:
+    return encode_time(date).replace(" ", "T")
+
+
+def _decode_date(value: Any) -> float:
+    date, separator, time = str(value).partition("T")
+    if not separator:
+        raise ValueError(f"a date like 2026-11-22T10:00:00 expected, {str(value)[:40]!r} seen")
+    return decode_time(date, time)

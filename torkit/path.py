@@ -1,7 +1,8 @@
 """Choose the relays of a path: a pure function of directory, constraints and randomness.
 
-The exit is chosen first, by its policy; then the guard; then the middle; each by bandwidth, weighted
-for its position, among the relays that fit there. A draw that conflicts with a relay already chosen is
+The exit is chosen first, by its policy; then the guard, or whoever keeps guards is asked for one that goes
+with that exit; then the middle; each by bandwidth, weighted for its position, among the relays that fit
+there. A draw that conflicts with a relay already chosen is
 drawn again, which gives the same distribution as drawing among those that do not conflict, without
 making a list of them. path-spec, "Path selection and constraints".
 """
@@ -10,8 +11,9 @@ import json
 from base64 import b64encode
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from random import Random
 from typing import Any, NamedTuple
@@ -24,14 +26,18 @@ from torkit.errors import NoPath, UsageError
 
 LONG_LIVED_PORTS = frozenset({21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6667, 6697, 8300})
 
+# guard-spec, "The guards listed in the current consensus": a guard must also be one that we can fetch
+# directories from, and stay up.
+GUARD_FLAGS = frozenset({"Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"})
+
 # Implementation limits.
 
 MAX_DRAWS = 64  # before listing what is left: enough unless nearly all bandwidth conflicts
+MAX_EXITS = 16  # drawn for one path before that no guard goes with any of them is taken for true
 MAX_TABLES = 64  # kinds of exits remembered per directory; each takes about 100 kB on the real network
 MAX_PATH_LEN = 8  # relays in a path read from JSON; tor-spec allows eight RELAY_EARLY cells
 MAX_PATH_LINE = 1 << 14  # characters of JSON
 
-ORDER = (Position.EXIT, Position.GUARD, Position.MIDDLE)
 PATH = (Position.GUARD, Position.MIDDLE, Position.EXIT)
 
 
@@ -42,7 +48,9 @@ class Constraints:
     `port` is where the exit must let streams go, to IPv6 addresses if `ipv6`; None asks for any exit
     that accepts something, as for RESOLVE. Ports in LONG_LIVED_PORTS ask for Stable relays, as does
     `stable`. `guard`, `middle` and `exit` each name one relay, by fingerprint or nickname, which then
-    need not have the flags of its position; `exclude` names relays not to use anywhere.
+    need not have the flags of its position. Where `entries` is not empty, the guard must be one of these,
+    and the exit one of `exits`. `exclude` names relays not to use anywhere, `avoid` those not to use
+    behind the guard: a guard is not changed for what failed behind it.
     """
 
     port: int | None = None
@@ -51,7 +59,10 @@ class Constraints:
     guard: str | None = None
     middle: str | None = None
     exit: str | None = None
+    entries: frozenset[str] = frozenset()
+    exits: frozenset[str] = frozenset()
     exclude: frozenset[str] = frozenset()
+    avoid: frozenset[str] = frozenset()
     distinct_subnets: bool = True
 
     def __post_init__(self) -> None:
@@ -71,37 +82,79 @@ class _Table(NamedTuple):
     sums: list[float]
 
 
-def choose_path(directory: Directory, constraints: Constraints, rng: Random) -> tuple[Relay, Relay, Relay]:
+# Picks a guard for which the given test, whether a relay goes with the rest of the path, is true.
+PickGuard = Callable[[Callable[[Relay], bool]], Relay]
+
+
+def choose_path(
+    directory: Directory, constraints: Constraints, rng: Random, pick_guard: PickGuard | None = None
+) -> tuple[Relay, Relay, Relay]:
     """A guard, a middle and an exit that fit `constraints`.
 
     `rng` is a SystemRandom, except in tests. A path has no relay, family or (unless switched off)
     subnet twice. Where no relay that fits is Fast and, if wanted, Stable, these two flags are not
     insisted on, as in C tor: small networks have few. Raises NoPath, which says what excluded the
-    candidates, and UsageError for a name that no relay, or more than one, has.
+    candidates, what `pick_guard` raises, and UsageError for a name that no relay, or more than one, has.
     """
     names = {
         Position.GUARD: constraints.guard,
         Position.MIDDLE: constraints.middle,
         Position.EXIT: constraints.exit,
     }
-    excluded = {index for name in constraints.exclude for index in directory.indexes_of(name)}
-    chosen: dict[Position, Relay] = {}
+    excluded = places_of(directory, constraints.exclude)
+    named: dict[Position, Relay] = {}
     for position, name in names.items():
         if name is not None:
-            chosen[position] = _named_relay(directory, position, name, constraints, excluded, chosen.values())
-    for position in ORDER:
+            named[position] = _named_relay(directory, position, name, constraints, excluded, named.values())
+    avoided = excluded | places_of(directory, constraints.avoid)
+
+    def draw(position: Position, unwanted: set[int]) -> Relay:
+        return _draw(directory, position, constraints, unwanted, list(chosen.values()), rng)
+
+    chosen = dict(named)
+    guardless: set[int] = set()  # exits with which no guard goes
+    failure: NoPath | None = None
+    while Position.GUARD not in chosen:
+        try:
+            if Position.EXIT not in named:
+                chosen.pop(Position.EXIT, None)
+                chosen[Position.EXIT] = draw(Position.EXIT, avoided | guardless)
+            if pick_guard is None:
+                chosen[Position.GUARD] = draw(Position.GUARD, excluded)
+            else:
+                others = list(chosen.values())
+                chosen[Position.GUARD] = pick_guard(partial(goes_with, directory, constraints, others))
+        except NoPath as error:
+            failure = failure or error
+            if Position.EXIT in named or Position.EXIT not in chosen or len(guardless) == MAX_EXITS:
+                raise failure from None
+            guardless.add(_index_of(directory, chosen[Position.EXIT].fingerprint))
+    for position in (Position.EXIT, Position.MIDDLE):
         if position not in chosen:
-            chosen[position] = _draw(directory, position, constraints, excluded, list(chosen.values()), rng)
+            chosen[position] = draw(position, avoided)
     guard, middle, exit_ = (chosen[position] for position in PATH)
     return guard, middle, exit_
 
 
-def choose_guard(
-    directory: Directory, constraints: Constraints, others: Sequence[Relay], rng: Random
-) -> Relay:
-    """A relay for the guard position that conflicts with none of `others`. Raises NoPath."""
-    excluded = {index for name in constraints.exclude for index in directory.indexes_of(name)}
-    return _draw(directory, Position.GUARD, constraints, excluded, list(others), rng)
+def goes_with(directory: Directory, constraints: Constraints, others: Sequence[Relay], relay: Relay) -> bool:
+    """Whether `relay` may be the guard of a path with all of `others`."""
+    if constraints.exclude or constraints.entries:
+        index = directory.consensus.relays.index_of(relay.identity)
+        if index in places_of(directory, constraints.exclude):
+            return False
+        if constraints.entries and index not in places_of(directory, constraints.entries):
+            return False
+    return _conflict(directory, relay, others, constraints) is None
+
+
+def is_possible_guard(flags: frozenset[str]) -> bool:
+    """Whether a relay with these flags may be sampled as a guard: GUARDS of guard-spec."""
+    return flags >= GUARD_FLAGS and "MiddleOnly" not in flags
+
+
+def places_of(directory: Directory, names: Iterable[str]) -> set[int]:
+    """The places in the consensus of all relays so called, by fingerprint or nickname."""
+    return {index for name in names for index in directory.indexes_of(name)}
 
 
 def _named_relay(
@@ -168,18 +221,25 @@ def _pick(sums: list[float], rng: Random) -> int:
 def _table(directory: Directory, position: Position, constraints: Constraints, *, relaxed: bool) -> _Table:
     """The candidates for a position, whatever else is in the path; remembered with the directory."""
     exit_key = (constraints.port, constraints.ipv6) if position is Position.EXIT else None
-    key = (position, constraints.needs_stable, relaxed, exit_key)
+    wanted = _wanted(position, constraints)
+    key = (position, constraints.needs_stable, relaxed, exit_key, wanted)
 
     def make() -> _Table:
         fits = (
             index
-            for index in range(len(directory))
+            for index in (sorted(places_of(directory, wanted)) if wanted else range(len(directory)))
             if _refusal(directory, index, position, constraints, is_relaxed=relaxed) is None
         )
         return _weighted(directory, position, list(fits))
 
     table: _Table = directory.memo(key, make, MAX_TABLES)
     return table
+
+
+def _wanted(position: Position, constraints: Constraints) -> frozenset[str]:
+    """The names of which the user wants one in this position; none for any."""
+    wanted = {Position.GUARD: constraints.entries, Position.EXIT: constraints.exits}
+    return wanted.get(position, frozenset())
 
 
 def _weighted(directory: Directory, position: Position, indexes: list[int]) -> _Table:
@@ -216,9 +276,11 @@ def _explain(
     chosen: list[Relay],
 ) -> str:
     counts: Counter[str] = Counter()
+    names = _wanted(position, constraints)
+    wanted = places_of(directory, names)
     for index in range(len(directory)):
         reason = _refusal(directory, index, position, constraints, is_relaxed=True)
-        if reason is None and index in excluded:
+        if reason is None and (index in excluded or (names and index not in wanted)):
             reason = "excluded"
         if reason is None:
             relay = directory.relay_at(index)
@@ -258,8 +320,7 @@ def _refusal(
             return "not Fast"
         if constraints.needs_stable and "Stable" not in flags:
             return "not Stable"
-    # A guard must also be one we can fetch directories from, and stay up: C tor's "possible guards".
-    if position is Position.GUARD and not is_named and not {"Guard", "Stable", "Fast", "V2Dir"} <= flags:
+    if position is Position.GUARD and not is_named and not is_possible_guard(flags):
         return "not a Guard"
     if position is Position.EXIT:
         if "BadExit" in flags:
@@ -288,6 +349,22 @@ def _conflict(
         if constraints.distinct_subnets and not relay.networks.isdisjoint(other.networks):
             return "same subnet"
     return None
+
+
+def family_of(directory: Directory, relay: Relay) -> list[Relay]:
+    """The other relays of its family, with none of which it is ever in one path.
+
+    Only those whose microdescriptors are held: to be listed is not enough, both must say so.
+    """
+    indexes = {index for name in relay.family for index in directory.indexes_of(name)}
+    if relay.family_ids:
+        indexes.update(directory.indexes_with_family_ids())
+    others = (directory.relay_at(index) for index in sorted(indexes))
+    return [
+        one
+        for one in others
+        if one and one.identity != relay.identity and _in_one_family(directory, relay, one)
+    ]
 
 
 def _in_one_family(directory: Directory, one: Relay, other: Relay) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import random
 from pathlib import Path
 
+import frequencies
 import pytest
 
 from torkit.directory.authorities import AuthorityCertificate, parse_certificates
@@ -108,3 +109,11 @@ def test_weighted_paths_obey_the_rules(consensus: Consensus, microdescs: Microde
             assert {"Guard", "V2Dir"} <= path[0].flags
             assert "BadExit" not in path[2].flags
             assert path[2].policy.accepts(port)
+
+
+def test_frequencies_of_paths_follow_the_weights(consensus: Consensus, microdescs: Microdescs) -> None:
+    directory = Directory(consensus, microdescs)
+    rng = random.Random(11)
+    paths = [choose_path(directory, Constraints(port=443), rng) for _ in range(200_000)]
+    p_values = frequencies.p_values(directory, paths, lambda one: one.policy.accepts(443))
+    assert min(p_values.values()) > 0.001, p_values

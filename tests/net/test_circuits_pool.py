@@ -13,7 +13,7 @@ from served import ACCEPT_ALL, Arrivals, fresh_relays, open_stream, relay_of, se
 
 from torkit.directory.directory import Relay
 from torkit.directory.microdesc import REJECT_ALL, PortPolicy
-from torkit.errors import CircuitClosed, NoPath, TimedOut, UsageError
+from torkit.errors import ChannelClosed, CircuitClosed, NoPath, TimedOut, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import (
@@ -40,6 +40,8 @@ class Pool:
     exits: list[Relay]
     nursery: trio.Nursery
     chosen: list[tuple[int | None, bool, Collection[bytes]]] = field(default_factory=list)
+    first_hops: list[tuple[bytes, bool | None]] = field(default_factory=list)
+    verdicts: list[bool | None] = field(default_factory=list)  # on guards to come; then all are good
 
     @property
     def path(self) -> tuple[Relay, Relay, Relay]:
@@ -77,8 +79,13 @@ async def open_pool(
             relay_of(fake, policy=policy, policy6=REJECT_ALL)
             for fake, policy in zip(fakes[2:], policies, strict=True)
         ]
-        circuits = Circuits(channels, choose, CircuitSettings, Random())
+
+        def is_usable(path: tuple[Relay, ...]) -> bool | None:
+            return pool.verdicts.pop(0) if pool.verdicts else True
+
+        circuits = Circuits(channels, choose, CircuitSettings, Random(), is_usable)
         pool = Pool(circuits, channels, fakes, exits, nursery)
+        channels.on_first_hop = lambda *outcome: pool.first_hops.append(outcome)
         yield pool
         nursery.cancel_scope.cancel()
     assert [fake.complaints for fake in fakes] == [[]] * 4
@@ -187,7 +194,7 @@ async def test_a_retired_circuit_keeps_its_streams_and_takes_no_more() -> None:
         assert await stream.receive_some() == b"still here"
 
 
-async def test_a_worn_circuit_is_closed_when_its_last_stream_has_gone(
+async def test_a_worn_circuit_is_closed_some_time_after_its_last_stream(
     mock_clock: trio.testing.MockClock,
 ) -> None:
     async with open_pool() as pool:
@@ -202,6 +209,9 @@ async def test_a_worn_circuit_is_closed_when_its_last_stream_has_gone(
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert first.error is None
         await stream.aclose()
+        mock_clock.jump(MAX_DIRTINESS)
+        await trio.testing.wait_all_tasks_blocked()
+        assert first.error is None  # relays may still hold what was sent
         mock_clock.jump(MAX_DIRTINESS)
         await trio.testing.wait_all_tasks_blocked()
         assert isinstance(first.error, CircuitClosed)
@@ -282,11 +292,27 @@ async def test_a_failing_build_is_repeated_on_another_path() -> None:
         assert len(pool.fakes[0].circuits) == BUILD_ATTEMPTS
 
 
-async def test_a_relay_that_could_not_be_added_is_not_tried_again_for_that_request() -> None:
+async def test_a_step_that_failed_is_not_tried_again_for_that_request() -> None:
     async with open_pool() as pool:
+        draws: list[Relay] = []
+
+        def choose(port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> tuple[Relay, ...]:
+            draws.append(pool.exits[len(draws) // 3])  # the same three times
+            return (*pool.path[:2], draws[-1])
+
+        circuits = Circuits(pool.channels, choose, CircuitSettings, Random())
         pool.fakes[1].on_extend2 = failing_at_first(1)
-        assert (await pool.acquire()).path[-1] == pool.exits[1]
-        assert [set(excluded) for _, _, excluded in pool.chosen] == [set(), {pool.exits[0].identity}]
+        assert (await circuits.acquire(80, isolation="a")).path[-1] == pool.exits[1]
+        assert len(pool.fakes[0].circuits) == 2
+        assert len(draws) == 4
+        circuits.close()
+
+
+async def test_a_step_that_failed_is_tried_again_where_there_is_no_other() -> None:
+    async with open_pool() as pool:
+        del pool.exits[1]
+        pool.fakes[1].on_extend2 = failing_at_first(1)
+        assert (await pool.acquire()).path[-1] == pool.exits[0]
 
 
 async def test_the_last_failure_is_told_and_the_next_request_begins_anew() -> None:
@@ -374,6 +400,102 @@ async def test_a_build_that_takes_too_long_is_given_up(patient_clock: trio.testi
             await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
         assert trio.current_time() - started >= BUILD_TIMEOUT
         await destroyed.next()
+
+
+# --- Guards --------------------------------------------------------------------------------------------
+
+
+async def test_a_first_hop_that_was_made_is_told() -> None:
+    async with open_pool() as pool:
+        guard = pool.path[0].identity
+        await pool.acquire()
+        assert pool.first_hops == [(guard, True)]
+        pool.fakes[1].on_extend2 = failing_at_first(1)
+        await pool.acquire("b")
+        assert pool.first_hops.count((guard, True)) == 3
+        await build_directory_circuit(pool.channels, pool.path[0])
+        assert pool.first_hops.count((guard, True)) == 4
+        assert set(pool.first_hops) == {(guard, True), (guard, None)}  # None: drawn and not used
+
+
+async def test_a_first_relay_that_answers_by_destroy_is_there() -> None:
+    async with open_pool() as pool:
+        pool.fakes[0].on_create = lambda circuit, *_: circuit.destroy()
+        with pytest.raises(CircuitClosed):
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+        assert pool.first_hops == [(pool.path[0].identity, True)]
+
+
+async def test_a_first_relay_that_cannot_be_connected_to_is_told() -> None:
+    async with open_pool() as pool:
+        pool.fakes[0].on_versions = lambda link: link.close()
+        with pytest.raises(ChannelClosed):
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+        assert pool.first_hops == [(pool.path[0].identity, False)]
+
+
+async def test_a_first_relay_that_does_not_answer_is_told(patient_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        pool.fakes[0].on_create = ignore
+        with pytest.raises(TimedOut):
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+        assert pool.first_hops == [(pool.path[0].identity, False)]
+
+
+async def test_a_build_given_up_says_nothing_of_its_first_relay() -> None:
+    async with open_pool() as pool:
+        pool.fakes[0].on_create = asked = Arrivals()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.acquire)
+            await asked.next()
+            nursery.cancel_scope.cancel()
+        assert pool.first_hops == [(pool.path[0].identity, None)]
+
+
+async def test_a_circuit_waits_until_it_is_known_that_its_guard_is_good_enough(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool() as pool:
+        pool.verdicts = [None] * 8
+        circuit = await pool.acquire()
+        assert pool.verdicts == []
+        assert circuit.error is None
+        assert len(pool.fakes[0].circuits) == 1
+
+
+async def test_a_circuit_whose_guard_is_not_good_enough_is_built_anew() -> None:
+    async with open_pool() as pool:
+        pool.verdicts = [False]
+        pool.fakes[0].on_destroy = destroyed = Arrivals()
+        circuit = await pool.acquire()
+        assert circuit.error is None
+        assert await destroyed.next()
+        assert len(pool.fakes[0].circuits) == 2
+        assert await pool.acquire("b") is not circuit
+
+
+async def test_nobody_gets_a_circuit_that_still_waits_for_a_better_guard(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool() as pool:
+        pool.verdicts = [None] * 4
+        got: list[Circuit] = []
+
+        async def acquire(isolation: str) -> None:
+            got.append(await pool.acquire(isolation))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(acquire, "a")
+            while len(pool.verdicts) == 4:
+                await trio.sleep(0.01)
+            nursery.start_soon(acquire, "b")
+        assert got[0] is not got[1]
+
+
+async def test_a_path_that_was_given_is_used_whatever_its_guard() -> None:
+    async with open_pool() as pool:
+        pool.verdicts = [False]
+        assert (await pool.circuits.acquire(80, isolation="a", path=pool.path)).error is None
 
 
 async def test_an_empty_path_is_misuse() -> None:

@@ -400,20 +400,6 @@ async def test_a_shared_channel_must_have_the_ed25519_identity_asked_for() -> No
         assert await channels.get(relay_of(relay)) is first
 
 
-async def test_when_connecting_failed_is_remembered_until_it_succeeds(relay: FakeRelay) -> None:
-    async with trio.open_nursery() as nursery:
-        channels = Channels(nursery, Random())
-        async with serve(relay):
-            pass
-        with pytest.raises(ChannelClosed):
-            await channels.get(relay_of(relay))
-        assert channels.failed_at[relay.rsa_identity] <= trio.current_time()
-        async with serve(relay):
-            await channels.get(relay_of(relay))
-            assert channels.failed_at == {}
-        nursery.cancel_scope.cancel()
-
-
 async def test_every_address_of_a_relay_is_tried(relay: FakeRelay) -> None:
     async with channels_to(relay) as channels:
         (dead,) = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -163,7 +163,11 @@ def test_full_device_is_a_failure_with_a_reason(shell: Shell, banner_server: Ban
 def test_signals_end_it_at_once_and_quietly(
     shell: Shell, silent_server: SilentServer, number: signal.Signals
 ) -> None:
-    with _connected(shell, f"exec torkit connect -v web.test:{silent_server.port}") as (_, _, process):
+    with _connected(shell, f"exec env --default-signal torkit connect -v web.test:{silent_server.port}") as (
+        _,
+        _,
+        process,
+    ):
         process.send_signal(number)
         assert process.wait(5) == 128 + number
         assert process.stderr is not None

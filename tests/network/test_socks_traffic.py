@@ -213,15 +213,15 @@ def upload_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
 
 
 def test_64_mib_down(shell: Shell, proxy: Proxy, web_server: WebServer) -> None:
-    result = shell.run(_download(proxy, web_server, 64 * MIB), timeout=60)
+    result = shell.run(_download(proxy, web_server, 64 * MIB), timeout=120)
     assert (result.returncode, _digest(result.stdout)) == (0, sha256_of(64 * MIB))
 
 
-def test_32_mib_up(
+def test_64_mib_up(
     shell: Shell, proxy: Proxy, web_server: WebServer, upload_file: Callable[[int], Path]
 ) -> None:
-    result = shell.run(_upload(proxy, web_server, upload_file(32 * MIB)), timeout=60)
-    assert (result.returncode, result.stdout.decode()) == (0, sha256_of(32 * MIB))
+    result = shell.run(_upload(proxy, web_server, upload_file(64 * MIB)), timeout=120)
+    assert (result.returncode, result.stdout.decode()) == (0, sha256_of(64 * MIB))
 
 
 @pytest.mark.timeout(420)

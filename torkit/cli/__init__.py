@@ -7,12 +7,13 @@ imported inside the functions that need it, so that `torkit --version` costs lit
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -37,8 +38,11 @@ from torkit.errors import (
 if TYPE_CHECKING:
     from torkit.client import Tor
     from torkit.directory.directory import Relay
+    from torkit.path import Constraints
 
-COMMANDS = ("socks", "connect", "fetch-consensus", "choose-path", "build-circuit", "testnet")
+COMMANDS = (
+    *("socks", "connect", "fetch-consensus", "relays", "relay", "choose-path", "build-circuit", "testnet"),
+)
 
 # Exit statuses, as in torkit(1). 128 and a signal's number says that the signal ended us.
 OK = 0
@@ -60,6 +64,19 @@ class Options:
     data_dir: Path | None
     cgo: str
     verbose: bool
+
+
+# What the user may restrict in the paths of a command.
+EntryNodes = Annotated[
+    str | None,
+    typer.Option("--entry-nodes", metavar="NAMES", help="Begin at these only: fingerprints or nicknames."),
+]
+ExitNodes = Annotated[
+    str | None, typer.Option("--exit-nodes", metavar="NAMES", help="Leave Tor only through these.")
+]
+ExcludeNodes = Annotated[
+    str | None, typer.Option("--exclude-nodes", metavar="NAMES", help="Never use these.")
+]
 
 
 class _Commands(TyperGroup):
@@ -255,7 +272,12 @@ def _make_room(_record: object) -> bool:
 
 @asynccontextmanager
 async def open_client(
-    options: Options, *, spare_circuits: int = 0, consensus: bytes | None = None, as_json: bool = False
+    options: Options,
+    *,
+    spare_circuits: int = 0,
+    consensus: bytes | None = None,
+    as_json: bool = False,
+    restrictions: "Constraints | None" = None,
 ) -> "AsyncIterator[Tor]":
     """The client that the global options describe; how far it has come is shown, perhaps `as_json`."""
     import trio
@@ -276,6 +298,7 @@ async def open_client(
             cgo=cgo,
             spare_circuits=spare_circuits,
             consensus=consensus,
+            restrictions=restrictions,
         ) as tor,
         trio.open_nursery() as nursery,
     ):
@@ -286,6 +309,37 @@ async def open_client(
         finally:
             progress.erase()
             nursery.cancel_scope.cancel()
+
+
+def restrictions(
+    *, entry_nodes: str | None, exit_nodes: str | None, exclude_nodes: str | None, path: str | None
+) -> "Constraints | None":
+    """What these options ask of every path, if anything. Says what each costs. Raises UsageError."""
+    options = [
+        ("--entry-nodes", entry_nodes, "whoever uses guards that few others use can be recognized by them"),
+        ("--exit-nodes", exit_nodes, "whoever always leaves by the same few relays can be recognized there"),
+        ("--exclude-nodes", exclude_nodes, "paths that never use some relays can be told from other paths"),
+    ]
+    for option, names, cost in options:
+        if names is not None:
+            if path is not None:
+                raise UsageError(f"--path names every relay, {option} has no use beside it")
+            say(f"{option}: {cost}")
+    entries, exits, exclude = (_relay_names(option, names) for option, names, _ in options)
+    if not (entries or exits or exclude):
+        return None
+    from torkit.path import Constraints
+
+    return Constraints(entries=entries, exits=exits, exclude=exclude)
+
+
+def _relay_names(option: str, text: str | None) -> frozenset[str]:
+    """What `Directory.indexes_of` takes."""
+    names = frozenset() if text is None else frozenset(name.strip() for name in text.split(","))
+    for name in names:
+        if not re.fullmatch(r"\$?[0-9A-Fa-f]{40}|[0-9A-Za-z]{1,19}", name):
+            raise UsageError(f"{option}: {name!r} is neither a fingerprint nor a nickname")
+    return names
 
 
 def parse_target(target: str, port: str | None = None) -> tuple[str, int]:
@@ -337,8 +391,15 @@ def parse_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
     if line is None:
         raise UsageError("expected a path on stdin and saw nothing")
     if not line.lstrip().startswith("{"):
+        _say_what_a_path_costs()
         line = json.dumps({"path": [{"fingerprint": _fingerprint(tor, name)} for name in line.split(",")]})
     return path_from_json(line, tor.directory)
+
+
+@cache
+def _say_what_a_path_costs() -> None:
+    """Once. A JSON line says nothing: `torkit choose-path` has drawn it as the client draws its own."""
+    say("--path: relays that somebody named are not drawn by chance, and can be guessed from one another")
 
 
 def _fingerprint(tor: "Tor", name: str) -> str:

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli import Options, command_app, format_address, open_client, parse_path, read_line, run
+from torkit.cli import (
+    EntryNodes,
+    ExcludeNodes,
+    ExitNodes,
+    Options,
+    command_app,
+    format_address,
+    open_client,
+    parse_path,
+    read_line,
+    restrictions,
+    run,
+)
 from torkit.cli.progress import erase
 
 if TYPE_CHECKING:
@@ -34,14 +46,20 @@ def build_circuit(
             metavar="PATH", help="The relays: a JSON line, names with commas, or - for lines of stdin."
         ),
     ] = None,
+    entry_nodes: EntryNodes = None,
+    exit_nodes: ExitNodes = None,
+    exclude_nodes: ExcludeNodes = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines also on a terminal.")] = False,
 ) -> None:
     """Build circuits, print each path with the seconds of every handshake, and close them."""
     options: Options = context.obj
+    wanted = restrictions(
+        entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
+    )
     for_people = sys.stdout.isatty() and not as_json
 
     async def command() -> None:
-        async with open_client(options, as_json=as_json) as tor:
+        async with open_client(options, as_json=as_json, restrictions=wanted) as tor:
             await tor.wait_ready()
             await build(tor, count=count, path=path, for_people=for_people)
 

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli import Options, command_app, open_client, parse_path, run
+from torkit.cli import (
+    EntryNodes,
+    ExcludeNodes,
+    ExitNodes,
+    Options,
+    command_app,
+    open_client,
+    parse_path,
+    restrictions,
+    run,
+)
 from torkit.cli.progress import erase
 from torkit.errors import UsageError
 
@@ -28,15 +38,21 @@ def choose_path(
         str | None,
         typer.Option(metavar="PATH", help="Print these relays instead: a JSON line, or names with commas."),
     ] = None,
+    entry_nodes: EntryNodes = None,
+    exit_nodes: ExitNodes = None,
+    exclude_nodes: ExcludeNodes = None,
 ) -> None:
     """Choose paths as the client would; a consensus on stdin is verified and used."""
     options: Options = context.obj
+    wanted = restrictions(
+        entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
+    )
     if path == "-":
         raise UsageError("choose-path reads a consensus from stdin, not a path")
     consensus = read_consensus(0)
 
     async def command() -> None:
-        async with open_client(options, consensus=consensus) as tor:
+        async with open_client(options, consensus=consensus, restrictions=wanted) as tor:
             await tor.wait_ready()
             erase()
             print_paths(tor, count=count, exit_port=exit_port, path=path)

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torkit.cli import (
+    EntryNodes,
+    ExcludeNodes,
+    ExitNodes,
     Options,
     command_app,
     format_address,
     open_client,
     parse_path,
     parse_target,
+    restrictions,
     run,
     say,
     seconds,
@@ -41,6 +45,9 @@ def connect(
             metavar="PATH", help="The relays: a JSON line, names with commas, or - for stdin's first line."
         ),
     ] = None,
+    entry_nodes: EntryNodes = None,
+    exit_nodes: ExitNodes = None,
+    exclude_nodes: ExcludeNodes = None,
     zero: Annotated[bool, typer.Option("-z", help="Only see whether the connection can be made.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr when connected.")] = False,
     wait: Annotated[
@@ -75,6 +82,9 @@ def connect(
 ) -> None:
     """Connect stdin and stdout to HOST:PORT through Tor."""
     options: Options = context.obj
+    wanted = restrictions(
+        entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
+    )
     destination = parse_target(target, port)
     if destination[1] == 0:
         raise UsageError("port 0 cannot be connected to")
@@ -82,7 +92,7 @@ def connect(
         eof_timeout = 0
 
     async def command() -> None:
-        async with open_client(options) as tor:
+        async with open_client(options, restrictions=wanted) as tor:
             await tor.wait_ready()
             await carry(
                 tor,

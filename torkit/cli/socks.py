@@ -11,12 +11,16 @@ import typer
 
 from torkit.cli import (
     OK,
+    EntryNodes,
+    ExcludeNodes,
+    ExitNodes,
     Options,
     command_app,
     format_address,
     open_client,
     parse_path,
     parse_target,
+    restrictions,
     run,
     say,
     write_file,
@@ -53,9 +57,15 @@ def socks(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print progress and the address as JSON lines on stdout.")
     ] = False,
+    entry_nodes: EntryNodes = None,
+    exit_nodes: ExitNodes = None,
+    exclude_nodes: ExcludeNodes = None,
 ) -> None:
     """Serve SOCKS4a and SOCKS5 to programs on this machine."""
     options: Options = context.obj
+    wanted = restrictions(
+        entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
+    )
     host, port = parse_target(listen)
     try:
         is_loopback = ip_address(host).is_loopback
@@ -73,7 +83,7 @@ def socks(
 
         max_clients = allow_descriptors() - RESERVED_DESCRIPTORS
         listener = await open_listener(host, port)
-        async with listener, open_client(options, spare_circuits=SPARE_COUNT) as tor:
+        async with listener, open_client(options, spare_circuits=SPARE_COUNT, restrictions=wanted) as tor:
             await serve(
                 tor, listener, path=path, ready_file=ready_file, as_json=as_json, max_clients=max_clients
             )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +41,8 @@ _T = TypeVar("_T")
 class Cache:
     """One data directory, which must exist. Other processes may use it at the same time.
 
-    Loads return None for what is not there or is damaged. Every method raises StorageError for a
-    directory that cannot be read or written; whether that is fatal is for the caller.
+    Loads return None for what is not there and, but for the state, for what is damaged. Every method raises
+    StorageError for a directory that cannot be read or written; whether that is fatal is for the caller.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -78,26 +79,46 @@ class Cache:
             self._replace(MICRODESCS, kept.encode())
 
     def load_state(self) -> dict[str, Any] | None:
-        """The state as `save_state` was given it."""
-        return self._load(STATE, MAX_STATE_LEN, _decode_state)
+        """The state as `save_state` was given it.
+
+        A file that cannot be read is set aside, since nobody could give it to us again; StorageError says so.
+        """
+        try:
+            text = self._read(STATE, MAX_STATE_LEN)
+            return None if text is None else _decode_state(text)
+        except (DocumentError, StorageError) as error:
+            raise StorageError(f"{error}; it is kept as {self.set_state_aside()}") from error
+
+    def set_state_aside(self) -> Path:
+        """Rename the file of the state, so that the next one does not replace it; its new place."""
+        path = self._directory / STATE
+        with self._locked(), _storage_errors(path):
+            aside = next(p for n in count(1) if not (p := path.with_name(f"{STATE}.damaged-{n}")).exists())
+            return path.rename(aside)
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Keep a state of JSON values."""
         self._save(STATE, json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
 
     def _load(self, name: str, limit: int, parse: Callable[[bytes], _T]) -> _T | None:
-        path = self._directory / name
-        with _storage_errors(path):
-            try:
-                with path.open("rb") as file:
-                    text = file.read(limit + 1)
-            except FileNotFoundError:
-                return None
+        text = self._read(name, limit)
+        if text is None:
+            return None
         try:
             return parse(text)
         except DocumentError:
             # Left where it is: another process may have just replaced it, and so will we.
             return None
+
+    def _read(self, name: str, limit: int) -> bytes | None:
+        """At most one byte more than `limit`; None where there is no such file."""
+        path = self._directory / name
+        with _storage_errors(path):
+            try:
+                with path.open("rb") as file:
+                    return file.read(limit + 1)
+            except FileNotFoundError:
+                return None
 
     def _save(self, name: str, text: bytes) -> None:
         with self._locked():

@@ -89,6 +89,7 @@ class Bootstrap:
         self.directory: Directory | None = None
         self.is_ready = trio.Event()
         self.failure: TorkitError | None = None
+        self._is_loaded = trio.Event()
         self._has_failed = trio.Event()
         self._has_consensus = trio.Event()
         self._authorities = authorities
@@ -116,6 +117,16 @@ class Bootstrap:
             raise self.failure or NoDirectory("there is no live consensus")
         return self._newest.consensus
 
+    async def download(self, flavor: str) -> Consensus:
+        """A live consensus of this flavor from the network, verified; the directory stays as it is.
+
+        Asked once of several sources. Raises NoDirectory, DocumentError, or what made the sources fail.
+        """
+        await self._is_loaded.wait()
+        consensus, certificates = await self._ask_any(lambda circuit: self._fetch_verified(circuit, flavor))
+        await self._keep_certificates(certificates)
+        return consensus
+
     async def _wait_for(self, event: trio.Event) -> None:
         """Until `event`, or until some rounds have failed."""
         async with trio.open_nursery() as nursery:
@@ -132,6 +143,7 @@ class Bootstrap:
         """Never returns. Failures are kept in `failure` and tried again."""
         failed_rounds = 0
         await self._load()
+        self._is_loaded.set()
         while True:
             try:
                 wait = await self._advance()
@@ -206,11 +218,14 @@ class Bootstrap:
 
     async def _fetch_consensus(self) -> None:
         consensus, certificates = await self._ask_any(self._ask_for_consensus)
+        await self._keep_certificates(certificates)
+        await self._save(self._cache.save_consensus, consensus)
+        self._adopt(consensus)
+
+    async def _keep_certificates(self, certificates: tuple[AuthorityCertificate, ...]) -> None:
         if certificates != self._certificates:
             self._certificates = certificates
             await self._save(self._cache.save_certificates, certificates)
-        await self._save(self._cache.save_consensus, consensus)
-        self._adopt(consensus)
 
     async def _use_given(self, consensus: Consensus, now: float) -> None:
         if self._newest is None:
@@ -225,7 +240,15 @@ class Bootstrap:
         self, circuit: Circuit
     ) -> tuple[Consensus, tuple[AuthorityCertificate, ...]]:
         self._progress.reach(Phase.LOADING_STATUS)
-        consensus = parse_consensus(await fetch_consensus(circuit))
+        consensus, certificates = await self._fetch_verified(circuit, "microdesc")
+        if self._newest is not None and consensus.valid_after <= self._newest.consensus.valid_after:
+            raise NoDirectory("the directory has no newer consensus than ours")
+        return consensus, certificates
+
+    async def _fetch_verified(
+        self, circuit: Circuit, flavor: str
+    ) -> tuple[Consensus, tuple[AuthorityCertificate, ...]]:
+        consensus = parse_consensus(await fetch_consensus(circuit, flavor))
         now = time.time()
         certificates = self._certificates
         missing = missing_certificates(consensus, certificates, self._authorities, now)
@@ -236,9 +259,7 @@ class Bootstrap:
             certificates = tuple(
                 c for c in kept.values() if c.identity in self._authorities and c.is_current(now)
             )
-        self._verify(consensus, certificates, now)
-        if self._newest is not None and consensus.valid_after <= self._newest.consensus.valid_after:
-            raise NoDirectory("the directory has no newer consensus than ours")
+        self._verify(consensus, certificates, now, flavor=flavor)
         return consensus, certificates
 
     def _verify(
@@ -248,10 +269,11 @@ class Bootstrap:
         now: float,
         *,
         tolerance: float = 0,
+        flavor: str = "microdesc",
     ) -> None:
         """Check flavor, times and signatures. Raises DocumentError or NoDirectory."""
-        if consensus.flavor != "microdesc":
-            raise DocumentError(f"a consensus of flavor {consensus.flavor} came, microdesc expected")
+        if consensus.flavor != flavor:
+            raise DocumentError(f"a consensus of flavor {consensus.flavor} came, {flavor} expected")
         verify(consensus, certificates, self._authorities, now, tolerance=tolerance)
 
     def _adopt(self, consensus: Consensus) -> None:

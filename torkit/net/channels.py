@@ -1,5 +1,6 @@
 """The channels in use, one for each relay: whoever needs a relay shares the connection to it."""
 
+from collections.abc import Callable
 from functools import partial
 from random import Random
 
@@ -14,14 +15,22 @@ from torkit.net.progress import Phase, Tracker, furthest
 IDLE_TIMEOUT = 180.0
 
 
+def _ignore(identity: bytes, was_reached: bool | None) -> None:
+    """For those who keep no guards."""
+
+
 class Channels:
-    """Opens, shares and expires channels; their tasks run in `nursery`."""
+    """Opens, shares and expires channels; their tasks run in `nursery`.
+
+    `on_first_hop` is told of every attempt to build a circuit, by the identity of its first relay: whether
+    that could be reached, None where the attempt was given up.
+    """
 
     def __init__(self, nursery: trio.Nursery, rng: Random) -> None:
         self._nursery = nursery
         self._rng = rng
         self.progress = Tracker()  # told here, and by those who work on these channels
-        self.failed_at: dict[bytes, float] = {}  # when connecting to a relay last failed, by identity
+        self.on_first_hop: Callable[[bytes, bool | None], None] = _ignore
         self._open: dict[bytes, Channel] = {}
         self._opening: dict[bytes, trio.Event] = {}
 
@@ -36,11 +45,7 @@ class Channels:
         opened = self._opening[key] = trio.Event()
         try:
             channel = self._open[key] = await self._connect(relay)
-            self.failed_at.pop(key, None)
             self._nursery.start_soon(self._keep, key, channel)
-        except TorkitError:
-            self.failed_at[key] = trio.current_time()
-            raise
         finally:
             del self._opening[key]
             opened.set()

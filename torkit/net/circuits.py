@@ -6,12 +6,13 @@ streams of an equal isolation may join, until the circuit is MAX_DIRTINESS old. 
 """
 
 from collections.abc import Awaitable, Callable, Collection, Hashable
+from itertools import pairwise
 from random import Random
 
 import trio
 
 from torkit.directory.directory import Relay
-from torkit.errors import CircuitClosed, NoPath, Retry, TimedOut, TorkitError, UsageError
+from torkit.errors import CircuitClosed, Closed, PeerError, Retry, TimedOut, TorkitError, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
@@ -30,8 +31,11 @@ MAX_RELAY_EARLY = 8
 # Implementation limits.
 BUILD_TIMEOUT = 60.0  # seconds; path-spec's value before build times have been learnt
 BUILD_ATTEMPTS = 8  # paths tried for one request before its last error is the answer
+PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 SPARE_COUNT = 2  # clean circuits kept ready, so that one failure costs no waiting
+WORN_GRACE = 30.0  # seconds that a worn circuit is kept after its last stream, for what relays still hold
 SPARE_RETRY = 5.0  # seconds before building ahead is tried again after a failure
+GUARD_CHECK = 0.25  # seconds between looks at whether a better guard has answered
 
 
 class Circuits:
@@ -47,12 +51,18 @@ class Circuits:
         choose_path: Callable[[int | None, bool, Collection[bytes]], Path],
         settings: Callable[[], CircuitSettings],
         rng: Random,
+        is_usable: Callable[[Path], bool | None] = lambda path: True,
     ) -> None:
-        """`settings` gives those of the consensus of the moment."""
+        """`settings` gives those of the consensus of the moment.
+
+        `is_usable` says whether the guard of a path it chose is good enough now that the circuit is built,
+        None while that is open.
+        """
         self._channels = channels
         self._choose_path = choose_path
         self._settings = settings
         self._rng = rng
+        self._is_usable = is_usable
         self._circuits: list[_Entry] = []
         self._building: dict[Hashable, trio.Event] = {}
         self._spare_is_wanted = trio.Event()
@@ -114,36 +124,62 @@ class Circuits:
     async def _build_any(
         self, port: int | None, is_ipv6: bool, path: Path | None, excluded: Collection[bytes]
     ) -> "_Entry":
-        unreached: set[bytes] = set()  # for this request: who could not be added is not tried again
+        failed: set[tuple[bytes, bytes]] = set()
         for attempt in range(BUILD_ATTEMPTS):
-            relays = path or self._choose_reachable(port, is_ipv6, excluded, unreached)
+            relays = path or self._choose_without(failed, port, is_ipv6, excluded)
             try:
-                return await self.build(relays)
+                return await self.build(relays, is_ours=path is None)
             except TorkitError as error:
                 if error.retry is not Retry.NOW or path is not None or attempt == BUILD_ATTEMPTS - 1:
                     raise
                 if isinstance(error, CircuitClosed) and error.hop is not None:
-                    unreached.add(relays[error.hop - 1].identity)
+                    failed.update(_steps(relays[max(error.hop - 2, 0) : error.hop]))
         raise AssertionError("unreachable")
 
-    def _choose_reachable(
-        self, port: int | None, is_ipv6: bool, excluded: Collection[bytes], unreached: set[bytes]
+    def _choose_without(
+        self,
+        failed: set[tuple[bytes, bytes]],
+        port: int | None,
+        is_ipv6: bool,
+        excluded: Collection[bytes],
     ) -> Path:
-        """A path without `unreached`, which is emptied if that leaves none: what was down may be up."""
-        if unreached:
-            try:
-                return self._choose_path(port, is_ipv6, {*excluded, *unreached})
-            except NoPath:
-                unreached.clear()
+        """A path without the steps that failed for this request, if a few draws find one.
+
+        Steps, not relays: a relay refuses for a minute to connect to one that it has found dead, while
+        others have long found it alive again.
+        """
+        for _ in range(PATH_DRAWS - 1):
+            relays = self._choose_path(port, is_ipv6, excluded)
+            if failed.isdisjoint(_steps(relays)):
+                return relays
+            self._channels.on_first_hop(relays[0].identity, None)
         return self._choose_path(port, is_ipv6, excluded)
 
-    async def build(self, path: Path) -> "_Entry":
-        """Build one circuit, for nobody yet. Raises what made a hop fail, or TimedOut."""
+    async def build(self, path: Path, *, is_ours: bool = False) -> "_Entry":
+        """Build one circuit, for nobody yet. Raises what made a hop fail, or TimedOut.
+
+        Where we chose the path, it may not be used before its guard `is_usable`.
+        """
         circuit = await build_circuit(self._channels, path, self._settings(), self._rng)
+        if is_ours:
+            await self._wait_for_guard(circuit)
         entry = _Entry(circuit)
         self._circuits.append(entry)
         circuit.on_end = lambda: self._forget(entry)
         return entry
+
+    async def _wait_for_guard(self, circuit: Circuit) -> None:
+        """Until no better guard may still answer. Raises CircuitClosed if one is worth a try."""
+        try:
+            while (is_usable := self._is_usable(circuit.path)) is None:
+                await trio.sleep(GUARD_CHECK)
+            if circuit.error is not None:
+                raise circuit.error
+            if not is_usable:
+                raise CircuitClosed("a better guard may be reachable again")
+        except BaseException:
+            circuit.close()
+            raise
 
     def _forget(self, entry: "_Entry") -> None:
         self._circuits.remove(entry)
@@ -175,9 +211,20 @@ class Circuits:
                 await self._spare_is_wanted.wait()
 
     def _close_worn(self) -> None:
+        """Not at once: a DESTROY would overtake what relays still hold of an upload that has ended."""
+        now = trio.current_time()
         for entry in list(self._circuits):
-            if not entry.takes_streams and entry.circuit.stream_count == 0:
+            if entry.takes_streams or entry.circuit.stream_count > 0:
+                entry.worn_since = None
+            elif entry.worn_since is None:
+                entry.worn_since = now
+            elif now - entry.worn_since >= WORN_GRACE:
                 entry.circuit.close()
+
+
+def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
+    """Who is to extend to whom, by identity."""
+    return {(one.identity, next_one.identity) for one, next_one in pairwise(relays)}
 
 
 async def build_circuit(channels: Channels, path: Path, settings: CircuitSettings, rng: Random) -> Circuit:
@@ -232,12 +279,21 @@ async def _build(
             if circuit.error is not None:  # it ended in the same read as its last handshake
                 raise circuit.error
     except BaseException as error:
+        channels.on_first_hop(first.identity, _reached(circuit, error))
         if circuit is not None:
             circuit.close()
         if isinstance(error, trio.TooSlowError):
             raise TimedOut(f"a circuit was not built within {BUILD_TIMEOUT:.0f} s") from None
         raise
+    channels.on_first_hop(first.identity, True)
     return circuit
+
+
+def _reached(circuit: Circuit | None, error: BaseException) -> bool | None:
+    """Whether the first relay of a build that failed did answer. One that answers by DESTROY is there."""
+    if circuit is not None and (circuit.hops or isinstance(error, CircuitClosed)):
+        return True
+    return False if isinstance(error, (PeerError, Closed, TimedOut, trio.TooSlowError)) else None
 
 
 class _Entry:
@@ -248,6 +304,9 @@ class _Entry:
         self.isolation: Hashable = None
         self.dirty_since: float | None = None
         self.is_retired = False
+        self.worn_since: float | None = (
+            None  # when it was first seen without streams, and to take no new ones
+        )
 
     @property
     def takes_streams(self) -> bool:

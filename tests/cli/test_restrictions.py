@@ -1,0 +1,62 @@
+"""What the user may restrict: read by four commands alike, and each says what it costs."""
+
+from typing import Any
+
+import pytest
+from fake_tor import FakeTor
+
+from torkit.cli import WRONG_USAGE, parse_path, restrictions, run_command_line
+from torkit.errors import UsageError
+from torkit.path import Constraints, path_to_json
+
+NONE = {"entry_nodes": None, "exit_nodes": None, "exclude_nodes": None, "path": None}
+COMMANDS = (["socks"], ["connect", "web.test:80"], ["build-circuit"], ["choose-path"])
+
+
+def test_nothing_is_restricted_and_nothing_said_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert restrictions(**NONE) is None
+    assert restrictions(**NONE | {"path": "a,b,c"}) is None
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "field"), [("entry_nodes", "entries"), ("exit_nodes", "exits"), ("exclude_nodes", "exclude")]
+)
+def test_names_become_constraints_and_their_cost_is_said(
+    option: str, field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = f"relay1, ${'ab' * 20},{'CD' * 20}"
+    wanted: dict[str, Any] = {field: frozenset({"relay1", "$" + "ab" * 20, "CD" * 20})}
+    assert restrictions(**NONE | {option: names}) == Constraints(**wanted)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"torkit: --{option.replace('_', '-')}: ")
+
+
+@pytest.mark.parametrize("names", ["", ",", "a,,b", "no-dashes", "a" * 20, "$" + "AB" * 19, "ab" * 21])
+def test_what_is_no_name_is_refused(names: str) -> None:
+    with pytest.raises(UsageError, match="--exclude-nodes"):
+        restrictions(**NONE | {"exclude_nodes": names})
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize("option", ["--entry-nodes", "--exit-nodes", "--exclude-nodes"])
+def test_every_command_that_chooses_paths_takes_them(
+    command: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line([*command, option, "no-dashes"]) == WRONG_USAGE
+    assert f"{option}: 'no-dashes' is neither" in capsys.readouterr().err
+    assert run_command_line([*command, option, "relay1", "--path", "a,b,c"]) == WRONG_USAGE
+    assert "--path names every relay" in capsys.readouterr().err
+
+
+async def test_relays_named_by_hand_cost_something_and_drawn_ones_do_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tor = FakeTor()
+    drawn = tor.choose_path(Constraints(port=80))
+    parse_path(tor, path_to_json(drawn))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+    names = ",".join(relay.fingerprint for relay in drawn)
+    for _ in range(2):
+        assert parse_path(tor, names) == drawn  # type: ignore[arg-type]
+    assert capsys.readouterr().err.count("torkit: --path: ") <= 1  # once in a process
