@@ -9,6 +9,7 @@
         DocumentError  .line         a directory document, or one entry of it, is void
       Closed                       a peer said stop
         ChannelClosed
+          HandshakeCut                 before a relay had proved who it is
         CircuitClosed  .reason  .hop
         StreamClosed   .reason
       NotPossible                  nothing fits; the message says what excluded the candidates
@@ -139,6 +140,10 @@ class Closed(TorkitError):
 
 class ChannelClosed(Closed):
     """The connection to a relay ended or could not be made."""
+
+
+class HandshakeCut(ChannelClosed):
+    """A connection was made, and ended before the relay had proved who it is."""
 
 
 class CircuitClosed(Closed):

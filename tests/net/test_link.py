@@ -33,7 +33,7 @@ from served import (
 )
 
 from torkit._fast.cells import Command
-from torkit.errors import ChannelClosed, ChannelError, TimedOut
+from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, TimedOut
 from torkit.net.channel import CONNECT_TIMEOUT, Channel
 from torkit.net.channels import IDLE_TIMEOUT, Channels
 from torkit.net.circuit import CircuitSettings
@@ -433,7 +433,7 @@ async def test_a_waiter_tries_itself_when_the_first_attempt_fails(relay: FakeRel
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(get)
-        assert [type(outcome) for outcome in outcomes] == [ChannelClosed, Channel]
+        assert [type(outcome) for outcome in outcomes] == [HandshakeCut, Channel]
 
 
 async def test_an_idle_channel_is_closed_and_a_busy_one_is_not(

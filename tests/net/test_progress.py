@@ -30,6 +30,7 @@ from torkit.errors import (
     ClockSkewed,
     DocumentError,
     Filtered,
+    HandshakeCut,
     NoDirectory,
     NoNetwork,
     StorageError,
@@ -131,6 +132,7 @@ def refused(number: int = ECONNREFUSED) -> ChannelClosed:
 
 
 OFFLINE, SILENT, STRANGE = refused(ENETUNREACH), TimedOut("silent"), ChannelError("not a relay")
+CUT = HandshakeCut("cut")
 EXPIRED = CertificateNotCurrent("expired", skew=30 * 3600 + 1)
 YOUNG = CertificateNotCurrent("not valid yet", skew=-100 * 3600)
 LIAR = DocumentError("lies")
@@ -144,6 +146,8 @@ LIAR = DocumentError("lies")
         ([refused(), OFFLINE], Unreachable),
         ([SILENT], Unreachable),
         ([OFFLINE, SILENT, STRANGE, refused()], Filtered),
+        ([CUT, SILENT], Unreachable),  # a relay may be restarting
+        ([CUT, SILENT, CUT], Filtered),
         ([STRANGE, LIAR, SILENT], DocumentError),
         ([EXPIRED], CertificateNotCurrent),  # one relay may be wrong
         ([EXPIRED, SILENT, EXPIRED], ClockSkewed),
@@ -233,6 +237,10 @@ async def test_guard_that_cannot_be_reached_is_named_as_what_is_waited_for(
         check_order(seen)
 
 
+async def close_at_once(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+
+
 async def answer_as_login_page(stream: trio.SocketStream) -> None:
     await stream.receive_some()
     await stream.send_all(b"HTTP/1.1 302 Found\r\nLocation: http://login.test/\r\n\r\n")
@@ -279,20 +287,27 @@ async def first_blockage(config: Network, data_dir: Path) -> Progress:
         return tor.progress
 
 
-def with_fallback(network: ServedNetwork, address: str, port: int) -> Network:
-    fallback = Fallback(address, port, b"\7" * 20, None)
-    return replace(network.config, fallbacks=(fallback,))
+def with_fallbacks(
+    network: ServedNetwork, address: str, port: int, ipv6: tuple[str, int] | None = None
+) -> Network:
+    """Two, both said to be there."""
+    fallbacks = tuple(Fallback(address, port, bytes([number]) * 20, ipv6) for number in (1, 2))
+    return replace(network.config, fallbacks=fallbacks)
 
 
-@pytest.mark.parametrize("is_tls", [False, True])
-async def test_login_page_is_told_from_a_relay(
-    tmp_path: Path, clock: trio.testing.MockClock, is_tls: bool
+@pytest.mark.parametrize("manner", ["login page", "TLS", "reset"])
+async def test_what_answers_and_is_no_relay_is_named(
+    tmp_path: Path, clock: trio.testing.MockClock, manner: str
 ) -> None:
     (tmp_path / "data").mkdir()
-    answer = answer_by_tls(web_server_context(tmp_path)) if is_tls else answer_as_login_page
+    answers = {
+        "login page": answer_as_login_page,
+        "TLS": answer_by_tls(web_server_context(tmp_path)),
+        "reset": close_at_once,
+    }
     async with serve_network() as network, trio.open_nursery() as nursery:
-        [listener] = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
-        config = with_fallback(network, "127.0.0.1", listener.socket.getsockname()[1])
+        [listener] = await nursery.start(partial(trio.serve_tcp, answers[manner], 0, host="127.0.0.1"))
+        config = with_fallbacks(network, *listener.socket.getsockname())
         blocked = await first_blockage(config, tmp_path / "data")
         assert isinstance(blocked.error, Filtered)
         assert blocked.blockage == "filtered"
@@ -300,11 +315,15 @@ async def test_login_page_is_told_from_a_relay(
         nursery.cancel_scope.cancel()
 
 
-async def test_nobody_there_is_unreachable(tmp_path: Path, clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("ipv6", [None, ("ff02::1", 9)])
+async def test_nobody_there_is_unreachable(
+    tmp_path: Path, clock: trio.testing.MockClock, ipv6: tuple[str, int] | None
+) -> None:
+    """Though an IPv6 address, tried last, is out of reach for every machine (Linux sends nothing there)."""
     with trio.socket.socket() as closed:
         await closed.bind(("127.0.0.1", 0))  # and not listening
         async with serve_network() as network:
-            config = with_fallback(network, *closed.getsockname())
+            config = with_fallbacks(network, "127.0.0.1", closed.getsockname()[1], ipv6)
             blocked = await first_blockage(config, tmp_path)
     assert isinstance(blocked.error, Unreachable)
     assert (blocked.blockage, blocked.phase) == ("unreachable", Phase.CONN)
@@ -314,7 +333,7 @@ async def test_no_way_out_of_this_machine_is_no_network(
     tmp_path: Path, clock: trio.testing.MockClock
 ) -> None:
     async with serve_network() as network:  # Linux says so of TCP to a broadcast address, and sends nothing
-        blocked = await first_blockage(with_fallback(network, "255.255.255.255", 9), tmp_path)
+        blocked = await first_blockage(with_fallbacks(network, "255.255.255.255", 9), tmp_path)
     assert isinstance(blocked.error, NoNetwork)
     assert (blocked.blockage, blocked.phase) == ("no_network", Phase.CONN)
 

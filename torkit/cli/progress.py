@@ -18,7 +18,7 @@ BAR_LEN = 20
 SHOWN_AFTER = 0.5  # seconds; most warm starts take less, and a bar that flickers helps nobody
 LINES_AFTER = 5.0  # seconds, of a command in a script: one that works says nothing, one that makes wait why
 
-_bar_is_drawn = False
+_bar = ""  # what is drawn of it
 
 
 async def show(tor: "Tor", *, is_service: bool, as_json: bool) -> None:
@@ -26,19 +26,21 @@ async def show(tor: "Tor", *, is_service: bool, as_json: bool) -> None:
     import trio
 
     has_bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    as_json = as_json and not has_bar
     if not as_json:
         await trio.sleep(SHOWN_AFTER if has_bar or is_service else LINES_AFTER)
     said = ""
     async for progress in tor.progress_changes():
-        if has_bar:
+        line = to_json(progress) if as_json else to_line(progress)
+        # Beside a bar: a service may stay blocked, and a bar has no room for a hint. Without one: that all is
+        # done, the command's next words say to a person.
+        is_news = is_service and progress.error is not None if has_bar else as_json or not progress.is_done
+        if is_news and line != said:
             erase()
-            if not progress.is_done:
-                _draw(progress)
-        elif as_json or not progress.is_done:  # a person is told by what the command says next
-            line = to_json(progress) if as_json else to_line(progress)
-            if line != said:
-                _write(f"{line}\n")
+            _write(f"{line}\n")
             said = line
+        if has_bar:
+            _draw("" if progress.is_done else to_bar(progress, _columns()))
 
 
 def to_json(progress: "Progress") -> str:
@@ -77,19 +79,30 @@ def to_bar(progress: "Progress", columns: int) -> str:
 
 def erase() -> None:
     """Take away the bar, if it is drawn."""
-    global _bar_is_drawn
-    if _bar_is_drawn:
-        _bar_is_drawn = False
+    global _bar
+    if _bar:
+        _bar = ""
         _write("\r\x1b[K")
 
 
-def _draw(progress: "Progress") -> None:
-    global _bar_is_drawn
+def _draw(bar: str) -> None:
+    global _bar
+    if bar != _bar and _is_in_foreground():
+        erase()
+        _bar = bar
+        _write(bar)
+
+
+def _is_in_foreground() -> bool:
     with suppress(OSError):
-        terminal = sys.stderr.fileno()
-        if os.tcgetpgrp(terminal) == os.getpgrp():
-            _bar_is_drawn = True
-            _write(to_bar(progress, os.get_terminal_size(terminal).columns or 80))
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    return False
+
+
+def _columns() -> int:
+    with suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return 80
 
 
 def _write(text: str) -> None:

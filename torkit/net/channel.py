@@ -26,7 +26,7 @@ from torkit._fast.events import (
     Readable,
     Writable,
 )
-from torkit.errors import ChannelClosed, ChannelError, TimedOut, TorkitError
+from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, TimedOut, TorkitError
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.tls import TlsConnection
 from torkit.proto.channel import LinkHandshake, LinkResult
@@ -73,26 +73,49 @@ class Channel:
         """Connect to the relay with these identities (20 and 32 bytes) and finish the link handshake.
 
         `ed25519` may be None for a relay known by its RSA identity alone. `on_connected` is called between
-        TCP's handshake and TLS's. Raises ChannelClosed or
-        TimedOut where nobody answers, ChannelError where the relay is another one or breaks the rules.
+        TCP's handshake and TLS's. Raises ChannelClosed or TimedOut where nobody answers, HandshakeCut where
+        somebody does and then closes, ChannelError where the relay is another one or breaks the rules.
         """
+        is_connected = trio.Event()
+
+        def note_connected() -> None:
+            is_connected.set()
+            on_connected()
+
         with trio.move_on_after(CONNECT_TIMEOUT):
-            tls = await TlsConnection.connect(address, port, on_connected=on_connected)
             try:
-                core = CoreChannel()
-                handshake = LinkHandshake(
-                    expected_rsa=rsa,
-                    expected_ed25519=ed25519,
-                    peer_address=ip_address(address),
-                    tls_certificate_digest=sha256(tls.peer_certificate()).digest(),
-                    now=time.time(),
-                )
-                link = await _shake_hands(tls, core, handshake)
-            except BaseException:
-                tls.close()
+                return await cls._connect(address, port, rsa, ed25519, rng, note_connected)
+            except ChannelClosed as error:
+                if is_connected.is_set():
+                    raise HandshakeCut(str(error)) from error
                 raise
-            return cls(tls, core, link, rng)
         raise TimedOut(f"the relay did not finish the link handshake within {CONNECT_TIMEOUT:.0f} s")
+
+    @classmethod
+    async def _connect(
+        cls,
+        address: str,
+        port: int,
+        rsa: bytes,
+        ed25519: bytes | None,
+        rng: Random,
+        on_connected: Callable[[], None],
+    ) -> "Channel":
+        tls = await TlsConnection.connect(address, port, on_connected=on_connected)
+        try:
+            core = CoreChannel()
+            handshake = LinkHandshake(
+                expected_rsa=rsa,
+                expected_ed25519=ed25519,
+                peer_address=ip_address(address),
+                tls_certificate_digest=sha256(tls.peer_certificate()).digest(),
+                now=time.time(),
+            )
+            link = await _shake_hands(tls, core, handshake)
+        except BaseException:
+            tls.close()
+            raise
+        return cls(tls, core, link, rng)
 
     async def run(self) -> None:
         """Move cells until the connection ends or the task is cancelled; every circuit then fails.

@@ -18,6 +18,7 @@ from torkit.errors import (
     ChannelError,
     ClockSkewed,
     Filtered,
+    HandshakeCut,
     NoNetwork,
     StorageError,
     TimedOut,
@@ -112,8 +113,7 @@ class Tracker:
         if self.now.phase.percent >= Phase.ENOUGH_DIRINFO.percent:
             phase = _FOR_CIRCUITS.get(phase, phase)
         if phase.percent > self.now.phase.percent:
-            percent = max(phase.percent, self.now.percent)
-            self._change(replace(self.now, phase=phase, percent=percent, error=None))
+            self._change(replace(self.now, phase=phase, percent=phase.percent, error=None))
 
     def expect_microdescs(self, held: int, listed: int) -> None:
         """Note how many microdescriptors are held of those that the consensus lists."""
@@ -128,7 +128,7 @@ class Tracker:
             held, listed = self.now.microdescs
             held = min(held + count, listed)
             low, high = Phase.LOADING_DESCRIPTORS.percent, Phase.ENOUGH_DIRINFO.percent
-            percent = max(self.now.percent, low + (high - low) * held // max(listed, 1))
+            percent = low + (high - low) * held // max(listed, 1)
             self._change(replace(self.now, percent=percent, microdescs=(held, listed), error=None))
 
     def block(self, error: TorkitError) -> None:
@@ -183,19 +183,22 @@ def diagnose(failures: Sequence[TorkitError]) -> TorkitError:
     failure = furthest(failures)
     if (skewed := _clock_skew(failures)) is not None:
         return skewed
-    count = f"{len(failures)} relays" if len(failures) > 1 else "a relay"
+    message = str(failure)
+    if len(failures) > 1:
+        message = f"none of {len(failures)} relays could be reached: {failure}"
     diagnosis: TorkitError
+    is_cut_again = sum(isinstance(one, HandshakeCut) for one in failures) > 1  # a relay may be restarting
     match _distance(failure):
         case 0:
             diagnosis = NoNetwork(
                 f"this machine seems to be offline: {failure}", hint="connect it to a network"
             )
-        case 1:
+        case 1 | 2 if not is_cut_again:
             diagnosis = Unreachable(
-                f"tried to reach {count}: {failure}",
+                message,
                 hint="see whether other programs reach the internet; a firewall may block Tor",
             )
-        case 2 if not isinstance(failure, CertificateNotCurrent):
+        case 2 | 3 if not isinstance(failure, CertificateNotCurrent):
             diagnosis = Filtered(
                 f"what answers does not behave as a relay: {failure}",
                 hint="open a web page to see whether this network asks for a login; else it may block Tor",
@@ -208,7 +211,7 @@ def diagnose(failures: Sequence[TorkitError]) -> TorkitError:
 
 def _clock_skew(failures: Sequence[TorkitError]) -> ClockSkewed | None:
     """Our clock is to blame if all that answered, and more than one, showed certificates of another time."""
-    answers = [failure for failure in failures if _distance(failure) > 1]
+    answers = [failure for failure in failures if _distance(failure) > 2]
     skews = [failure.skew for failure in answers if isinstance(failure, CertificateNotCurrent)]
     if len(skews) < 2 or len(skews) < len(answers):
         return None
@@ -226,13 +229,15 @@ def _clock_skew(failures: Sequence[TorkitError]) -> ClockSkewed | None:
 
 
 def _distance(failure: TorkitError) -> int:
-    """How far an attempt got: 0 not out of this machine, 1 to no answer, 2 to an answer, 3 to a relay."""
+    """How far an attempt got: 0 not out of this machine, 1 to no answer, 2 and 3 to one, 4 to a relay."""
     match failure:
         case ChannelClosed(__cause__=OSError(errno=number)) if number in _NO_NETWORK:
             return 0
+        case HandshakeCut():
+            return 2
         case ChannelClosed() | TimedOut():
             return 1
         case ChannelError():
-            return 2
-        case _:
             return 3
+        case _:
+            return 4

@@ -7,6 +7,7 @@ The certificate proves nothing here, so TLS itself verifies nothing: the CERTS c
 to the relay's identity (proto/certs.py).
 """
 
+import os
 import socket
 from collections.abc import Callable
 from random import SystemRandom
@@ -49,13 +50,17 @@ class TlsConnection:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await trio.socket.from_stdlib_socket(sock).connect((address, port))
+            try:
+                await trio.socket.from_stdlib_socket(sock).connect((address, port))
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)  # trio's names the address
+                raise ChannelClosed(f"could not connect to the relay: {reason}") from error
             on_connected()
             connection = cls(sock)
             await connection._handshake()
         except OSError as error:
             sock.close()
-            raise ChannelClosed(f"could not connect to the relay: {error.strerror or error}") from error
+            raise ChannelClosed(f"the TLS handshake with the relay broke: {error.strerror}") from error
         except BaseException:
             sock.close()
             raise
