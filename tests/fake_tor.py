@@ -94,6 +94,7 @@ class FakeTor:
     answers: Sequence[FakeAnswer] = ()
     asked: list[tuple[object, ...]] = field(default_factory=list)
     circuits: list[FakeCircuit] = field(default_factory=list)
+    identities: int = 1
 
     @cached_property
     def directory(self) -> Directory:
@@ -124,6 +125,9 @@ class FakeTor:
         self.asked.append((host, isolation))
         await self._answer_as_told()
         return self.answers
+
+    def new_identity(self) -> None:
+        self.identities += 1
 
     async def wait_ready(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -215,6 +215,13 @@ class Tor:
 
         return await self._attempt(look_up, None, False, isolation, path)
 
+    def new_identity(self) -> None:
+        """From now on, streams use circuits that no stream of before has used; those go on as they are.
+
+        The guard stays: a new one would be a risk, and tells nobody who we are.
+        """
+        self._circuits.renew()
+
     async def settle(self, stream: Stream) -> None:
         """End `stream`, and wait until the exit has all that was sent on it.
 

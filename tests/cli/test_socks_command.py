@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ import trio
 import trio.testing
 from fake_tor import FakeTor
 
-from torkit.cli.socks import open_listener, serve
-from torkit.errors import TorkitError
+from torkit.cli.socks import open_listener, parse_isolation
+from torkit.cli.socks import serve as serve_on
+from torkit.errors import TorkitError, UsageError
+from torkit.net.socks import ISOLATION, Isolate
 
 
 class SlowTor(FakeTor):
@@ -25,6 +29,28 @@ class SlowTor(FakeTor):
         await self.is_ready.wait()
 
 
+async def serve(
+    tor: FakeTor,
+    listener: trio.SocketListener,
+    path: str | None = None,
+    ready_file: Path | None = None,
+    as_json: bool = False,
+) -> None:
+    await serve_on(
+        tor,  # type: ignore[arg-type]
+        [listener],
+        path=path,
+        isolation=ISOLATION,
+        ready_file=ready_file,
+        as_json=as_json,
+    )
+
+
+def ready_line(port: int) -> dict[str, object]:
+    address = f"127.0.0.1:{port}"
+    return {"socks": address, "listeners": [address], "pid": os.getpid()}
+
+
 async def test_ready_file_tells_where_once_circuits_can_be_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -32,13 +58,13 @@ async def test_ready_file_tells_where_once_circuits_can_be_built(
     ready_file = tmp_path / "ready"
     async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
         port = listener.socket.getsockname()[1]
-        nursery.start_soon(lambda: serve(tor, listener, path=None, ready_file=ready_file))  # type: ignore[arg-type]
+        nursery.start_soon(partial(serve, tor, listener, ready_file=ready_file))
         await trio.testing.wait_all_tasks_blocked()
         assert not ready_file.exists()
         tor.is_ready.set()
         await trio.testing.wait_all_tasks_blocked()
         [line] = ready_file.read_text().splitlines()
-        assert json.loads(line) == {"socks": f"127.0.0.1:{port}", "pid": os.getpid()}
+        assert json.loads(line) == ready_line(port)
         assert capsys.readouterr() == ("", f"torkit: socks proxy ready on 127.0.0.1:{port}\n")
         nursery.cancel_scope.cancel()
 
@@ -46,12 +72,12 @@ async def test_ready_file_tells_where_once_circuits_can_be_built(
 async def test_programs_get_progress_and_address_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
         port = listener.socket.getsockname()[1]
-        nursery.start_soon(lambda: serve(FakeTor(), listener, path=None, ready_file=None, as_json=True))  # type: ignore[arg-type]
+        nursery.start_soon(partial(serve, FakeTor(), listener, as_json=True))
         await trio.testing.wait_all_tasks_blocked()
         out, err = capsys.readouterr()
         start, done, ready = map(json.loads, out.splitlines())
         assert (start["tag"], done["tag"], done["progress"]) == ("starting", "done", 100)
-        assert ready == {"socks": f"127.0.0.1:{port}", "pid": os.getpid()}
+        assert ready == ready_line(port)
         assert err == f"torkit: socks proxy ready on 127.0.0.1:{port}\n"
         nursery.cancel_scope.cancel()
 
@@ -59,7 +85,7 @@ async def test_programs_get_progress_and_address_as_json(capsys: pytest.CaptureF
 async def test_clients_that_come_early_are_served_when_ready() -> None:
     tor = SlowTor()
     async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: serve(tor, listener, path=None, ready_file=None))  # type: ignore[arg-type]
+        nursery.start_soon(partial(serve, tor, listener))
         async with await trio.open_tcp_stream(*listener.socket.getsockname()) as client:
             await client.send_all(b"\x05\x01\x00")
             tor.is_ready.set()
@@ -72,7 +98,7 @@ async def test_every_stream_takes_the_given_path() -> None:
     path = tuple(relay for index in (1, 2, 3) if (relay := tor.directory.relay_at(index)))
     names = ",".join(relay.fingerprint for relay in path)
     async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: serve(tor, listener, path=names, ready_file=None))  # type: ignore[arg-type]
+        nursery.start_soon(partial(serve, tor, listener, path=names))
         async with await trio.open_tcp_stream(*listener.socket.getsockname()) as client:
             await client.send_all(b"\x05\x01\x00\x05\x01\x00\x03\x08web.test\x00\x50")
             assert (await tor.streams.receive()).circuit.path == path
@@ -86,3 +112,27 @@ async def test_address_in_use_is_a_declared_error() -> None:
     ):
         await open_listener("127.0.0.1", other.getsockname()[1])
     assert caught.value.hint is not None
+
+
+async def test_a_signal_brings_a_new_identity(capsys: pytest.CaptureFixture[str]) -> None:
+    tor = FakeTor()
+    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(serve, tor, listener)
+        await trio.testing.wait_all_tasks_blocked()
+        assert tor.identities == 1
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with trio.fail_after(10):
+            while tor.identities == 1:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+
+def test_isolation_is_named_as_in_c_tor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_isolation(None) == ISOLATION
+    assert parse_isolation("auth,client,listener, dest-addr") == ISOLATION | {Isolate.DEST_ADDR}
+    assert parse_isolation("stream") == {Isolate.STREAM}
+    assert capsys.readouterr().err == ""
+    assert parse_isolation("dest-port") == {Isolate.DEST_PORT}
+    assert "without auth, client, listener" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="'port' is none of auth, client"):
+        parse_isolation("auth,port")

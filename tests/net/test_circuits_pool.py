@@ -261,6 +261,35 @@ async def test_building_ahead_is_tried_again_after_a_while(mock_clock: trio.test
         assert len(pool.fakes[0].circuits) == SPARE_COUNT
 
 
+async def test_a_renewed_pool_uses_no_circuit_of_before() -> None:
+    async with open_pool() as pool:
+        before = [await pool.acquire(isolation) for isolation in "ab"]
+        spare = (await pool.circuits.build(pool.path)).circuit
+        pool.circuits.renew()
+        after = [await pool.acquire(isolation) for isolation in "abc"]
+        assert not {*before, spare} & set(after)
+        assert [circuit.error for circuit in before] == [None, None]
+        assert await pool.acquire("a") is after[0]
+
+
+async def test_a_stream_asked_for_before_shares_nothing_with_those_after_a_renewal() -> None:
+    async with open_pool() as pool:
+        asked = Arrivals()
+        pool.fakes[1].on_extend2 = asked
+        got: list[Circuit] = []
+
+        async def acquire() -> None:
+            got.append(await pool.acquire("a"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(acquire)
+            circuit, number, cell = await asked.next()
+            pool.circuits.renew()
+            pool.fakes[1].on_extend2 = answer_extend2
+            answer_extend2(circuit, number, cell)
+        assert await pool.acquire("a") is not got[0]
+
+
 async def test_closing_closes_every_circuit() -> None:
     async with open_pool() as pool:
         circuits = [await pool.acquire(isolation) for isolation in range(3)]

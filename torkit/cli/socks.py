@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+from collections.abc import Collection, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     import trio
 
     from torkit.client import Tor
+    from torkit.net.socks import Isolate
 
 app = command_app()
 
@@ -43,8 +47,20 @@ RESERVED_DESCRIPTORS = 64  # for relays, files and the like
 def socks(
     context: typer.Context,
     listen: Annotated[
-        str, typer.Option(metavar="ADDRESS:PORT", help="Where to listen; port 0 picks a free one.")
-    ] = "127.0.0.1:9150",
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS:PORT",
+            help="Where to listen, 127.0.0.1:9150 if not said; port 0 picks a free one. May be repeated.",
+        ),
+    ] = None,
+    isolate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT,...",
+            help="What keeps streams apart: auth, client, listener (these by default), dest-addr, "
+            "dest-port, stream.",
+        ),
+    ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Gets one JSON line once a circuit has been built.")
     ] = None,
@@ -66,7 +82,38 @@ def socks(
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
     )
-    host, port = parse_target(listen)
+    addresses = [parse_listen(text) for text in listen or ["127.0.0.1:9150"]]
+    isolation = parse_isolation(isolate)
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)  # of an earlier proxy
+
+    async def command() -> None:
+        from torkit.net.circuits import SPARE_COUNT
+
+        max_clients = allow_descriptors() - RESERVED_DESCRIPTORS
+        async with AsyncExitStack() as stack:
+            listeners = [
+                await stack.enter_async_context(await open_listener(host, port)) for host, port in addresses
+            ]
+            tor = await stack.enter_async_context(
+                open_client(options, spare_circuits=SPARE_COUNT, restrictions=wanted)
+            )
+            await serve(
+                tor,
+                listeners,
+                path=path,
+                isolation=isolation,
+                ready_file=ready_file,
+                as_json=as_json,
+                max_clients=max_clients,
+            )
+
+    run(command, options, on_sigterm=OK)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """An address and a port to listen on. Warns of other machines. Raises UsageError."""
+    host, port = parse_target(text)
     try:
         is_loopback = ip_address(host).is_loopback
     except ValueError:
@@ -75,20 +122,24 @@ def socks(
         ) from None
     if not is_loopback:
         say(f"{host} is not a loopback address: other machines may use this proxy, and see what passes")
-    if ready_file is not None:
-        ready_file.unlink(missing_ok=True)  # of an earlier proxy
+    return host, port
 
-    async def command() -> None:
-        from torkit.net.circuits import SPARE_COUNT
 
-        max_clients = allow_descriptors() - RESERVED_DESCRIPTORS
-        listener = await open_listener(host, port)
-        async with listener, open_client(options, spare_circuits=SPARE_COUNT, restrictions=wanted) as tor:
-            await serve(
-                tor, listener, path=path, ready_file=ready_file, as_json=as_json, max_clients=max_clients
-            )
+def parse_isolation(text: str | None) -> "frozenset[Isolate]":
+    """What `--isolate` names, or the default. Raises UsageError."""
+    from torkit.net.socks import ISOLATION, Isolate
 
-    run(command, options, on_sigterm=OK)
+    if text is None:
+        return ISOLATION
+    names = {name.strip() for name in text.split(",")} - {""}
+    known = {flag.value: flag for flag in Isolate}
+    if unknown := sorted(names - known.keys()):
+        raise UsageError(f"--isolate: {unknown[0]!r} is none of {', '.join(known)}")
+    isolation = frozenset(known[name] for name in names)
+    missing = [flag.value for flag in Isolate if flag in ISOLATION - isolation]
+    if missing and Isolate.STREAM not in isolation:
+        say(f"--isolate without {', '.join(missing)}: who sees one stream may know whose others are")
+    return isolation
 
 
 def allow_descriptors() -> int:
@@ -118,14 +169,15 @@ async def open_listener(host: str, port: int) -> "trio.SocketListener":
 
 async def serve(
     tor: "Tor",
-    listener: "trio.SocketListener",
+    listeners: "Sequence[trio.SocketListener]",
     *,
     path: str | None,
+    isolation: "Collection[Isolate]",
     ready_file: Path | None,
     as_json: bool = False,
     max_clients: int = MAX_DESCRIPTORS,
 ) -> None:
-    """Serve until cancelled, and say when a circuit has been built."""
+    """Serve until cancelled, and say when a circuit has been built. SIGUSR1 brings a new identity."""
     import trio
 
     from torkit.net.socks import serve_socks
@@ -134,20 +186,28 @@ async def serve(
         await tor.wait_ready()
         relays = None if path is None else parse_path(tor, path)
         await serve_socks(
-            [listener],
+            listeners,
             connect=partial(tor.connect, path=relays),
             resolve=partial(tor.resolve, path=relays),
             max_clients=max_clients,
+            isolate=isolation,
         )
+
+    async def renew() -> None:
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            async for _ in signals:
+                tor.new_identity()
+                say("new identity: streams from now on share no circuit with earlier ones")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_when_ready)
+        nursery.start_soon(renew)
         async for progress in tor.progress_changes():
             if as_json:
                 print(to_json(progress), flush=True)
-        address = format_address(*listener.socket.getsockname()[:2])
-        say(f"socks proxy ready on {address}")
-        line = json.dumps({"socks": address, "pid": os.getpid()})
+        addresses = [format_address(*listener.socket.getsockname()[:2]) for listener in listeners]
+        say(f"socks proxy ready on {', '.join(addresses)}")
+        line = json.dumps({"socks": addresses[0], "listeners": addresses, "pid": os.getpid()})
         if as_json:
             print(line, flush=True)
         if ready_file is not None:

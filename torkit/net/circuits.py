@@ -65,6 +65,7 @@ class Circuits:
         self._is_usable = is_usable
         self._circuits: list[_Entry] = []
         self._building: dict[Hashable, trio.Event] = {}
+        self._identity = 0  # how often `renew` was called
         self._spare_is_wanted = trio.Event()
 
     async def acquire(
@@ -81,6 +82,7 @@ class Circuits:
         With `path` the circuit goes exactly there. Equal requests wait for one build, not each for its
         own. Raises NoPath, or what ended the last of BUILD_ATTEMPTS builds.
         """
+        isolation = (self._identity, isolation)
         if path is not None:
             isolation = (isolation, tuple(relay.identity for relay in path))
         while True:
@@ -191,6 +193,13 @@ class Circuits:
             if entry.circuit is circuit:
                 entry.is_retired = True
 
+    def renew(self) -> None:
+        """Let no stream of later share a circuit with one of before, nor use one built before."""
+        self._identity += 1
+        for entry in self._circuits:
+            entry.is_retired = True
+        self._spare_is_wanted.set()
+
     def close(self) -> None:
         for entry in list(self._circuits):
             entry.circuit.close()
@@ -201,7 +210,7 @@ class Circuits:
             self._spare_is_wanted = trio.Event()
             self._close_worn()
             wait = MAX_DIRTINESS / 10
-            if sum(entry.dirty_since is None for entry in self._circuits) < count:
+            if sum(entry.is_spare for entry in self._circuits) < count:
                 try:
                     await self._build_any(None, False, None, ())
                     continue
@@ -307,6 +316,10 @@ class _Entry:
         self.worn_since: float | None = (
             None  # when it was first seen without streams, and to take no new ones
         )
+
+    @property
+    def is_spare(self) -> bool:
+        return self.dirty_since is None and not self.is_retired
 
     @property
     def takes_streams(self) -> bool:

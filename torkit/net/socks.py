@@ -227,9 +227,7 @@ class _Proxy:
             _reset_on_close(client, False)
         await _close_gently(client)
 
-    async def _serve_lookup(
-        self, client: trio.SocketStream, request: Request, isolation: Hashable
-    ) -> None:
+    async def _serve_lookup(self, client: trio.SocketStream, request: Request, isolation: Hashable) -> None:
         try:
             host = await self._lookup(request, isolation)
             reply = encode_reply(request.version, Reply.SUCCEEDED, host)
