@@ -39,6 +39,7 @@ SHELL = {"torkit.net", "torkit.client", "torkit.testnet", "torkit.cli"}
 OUTSIDE = {
     "trio": SHELL,
     "typer": {"torkit.cli"},
+    "backports": {"torkit.directory.compression"},
     "cryptography": {"torkit.proto", "torkit.directory"},
     "filelock": {"torkit.directory.cache"},
     "platformdirs": {"torkit.config", "torkit.cli"},

@@ -4,12 +4,12 @@ What comes back is bytes from a stranger: bounded here, checked in directory/.
 """
 
 import re
-import zlib
 from base64 import b64encode
 from collections.abc import Iterable
 
 import trio
 
+from torkit.directory.compression import ANONYMISED_ENCODINGS, decompress
 from torkit.errors import DocumentError, NoDirectory, TimedOut
 from torkit.net.circuit import Circuit
 
@@ -17,8 +17,10 @@ from torkit.net.circuit import Circuit
 REQUEST_TIMEOUT = 60.0  # seconds without a byte, as long as C tor allows a stalled answer
 HEAD_LEN_MAX = 16384  # bytes of status line and headers; real ones take 300
 BODY_LEN_MAX = 32 << 20  # bytes, decompressed; the public consensus takes 3.5 million
-STREAMS_MAX = 512  # compressed streams in one answer, each of which has what follows it copied
 MICRODESCS_PER_REQUEST = 500  # what one request line of 22 KB names
+
+# Asked for and accepted on every circuit; x-gzip is an old name of gzip that caches may answer with.
+_ACCEPTED = (*ANONYMISED_ENCODINGS, "x-gzip")
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([ -~]*))?")
 
@@ -43,7 +45,7 @@ async def fetch_microdescs(circuit: Circuit, digests: Iterable[bytes]) -> bytes:
 async def _get(circuit: Circuit, path: str) -> bytes:
     """dir-spec, "General-use HTTP URLs"."""
     async with circuit.begin_directory() as stream:
-        request = f"GET {path} HTTP/1.0\r\nAccept-Encoding: deflate, gzip, identity\r\n\r\n"
+        request = f"GET {path} HTTP/1.0\r\nAccept-Encoding: {', '.join(ANONYMISED_ENCODINGS)}\r\n\r\n"
         await stream.send_all(request.encode("ascii"))
         answer = bytearray()
         while True:
@@ -79,28 +81,7 @@ def decode_answer(answer: bytes) -> bytes:
     length = headers.get(b"content-length")
     if length is not None and length != b"%d" % len(body):
         raise DocumentError(f"a directory answer of {len(body)} bytes was announced as {length[:20]!r}")
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding == b"identity":
-        return body
-    if encoding in (b"deflate", b"gzip", b"x-gzip"):
-        return _inflate(body)
-    raise DocumentError(f"a directory answer is encoded as {encoding[:20]!r}, which we did not ask for")
-
-
-def _inflate(body: bytes) -> bytes:
-    """zlib or gzip; relays may send several streams one after the other, bounded in sum."""
-    inflated = bytearray()
-    for _ in range(STREAMS_MAX):
-        decompressor = zlib.decompressobj(wbits=47)  # either header
-        try:
-            inflated += decompressor.decompress(body, BODY_LEN_MAX + 1 - len(inflated))
-        except zlib.error as error:
-            raise DocumentError(f"a directory answer does not decompress: {error}") from error
-        if len(inflated) > BODY_LEN_MAX:
-            raise DocumentError(f"a directory answer decompresses to more than {BODY_LEN_MAX} bytes")
-        if not decompressor.eof:
-            raise DocumentError("a directory answer is truncated")
-        body = decompressor.unused_data
-        if not body:
-            return bytes(inflated)
-    raise DocumentError(f"a directory answer has more than {STREAMS_MAX} compressed streams")
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if encoding not in _ACCEPTED:
+        raise DocumentError(f"a directory answer is encoded as {encoding[:20]!r}, which we did not ask for")
+    return decompress(body, encoding, BODY_LEN_MAX)
