@@ -6,7 +6,7 @@ async with open_tor(network=load_network(None), data_dir=data_dir(None)) as tor:
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path as FilePath
@@ -37,7 +37,8 @@ from torkit.net.bootstrap import Bootstrap
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
-from torkit.net.contact import Contact, DirectoryServer
+from torkit.net.contact import DirectoryServer
+from torkit.net.sources import Sources
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path
 from torkit.proto.circuit import Cgo
@@ -274,12 +275,8 @@ class Tor:
         except StorageError as error:
             logger.warning("the guard could not be kept: %s", error)
 
-    def _directory_sources(self, directory: Directory | None) -> list[Contact]:
-        """Our guard once there is one to ask; fallbacks, then authorities, each in random order."""
-        sources: list[Contact] = []
-        if directory is not None:
-            with suppress(NoGuard):
-                sources.append(self._guard(Constraints()))
+    def _directory_sources(self, directory: Directory | None) -> Sources:
+        """Our guards once there are any to ask; fallbacks and authorities, each in random order."""
         fallbacks = [
             DirectoryServer(f.identity, f.address, f.or_port, f.ipv6) for f in self.network.fallbacks
         ]
@@ -290,8 +287,19 @@ class Tor:
         ]
         for servers in (fallbacks, authorities):
             self._rng.shuffle(servers)
-            sources += servers
-        return sources
+        return Sources(self._directory_guards(directory), fallbacks, authorities)
+
+    def _directory_guards(self, directory: Directory | None) -> list[Relay]:
+        """The guard in use, then others of the list: who knows us already. guard-spec."""
+        if directory is None:
+            return []
+        try:
+            guard = self._guard(Constraints())
+        except NoGuard:
+            return []
+        listed = (directory.relay(identity) for identity in self._guards.identities)
+        others = [one for one in listed if one is not None and one != guard and "Running" in one.flags]
+        return [one for one in (guard, *others) if "V2Dir" in one.flags]
 
     async def run(self) -> None:
         """Keep the directory new and circuits ready; never returns."""

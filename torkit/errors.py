@@ -14,6 +14,8 @@
         NoPath
         NoGuard
         NoDirectory                  too old, too few signatures, nobody answers
+          ClockSkewed  .skew           our clock is wrong, several relays say
+          NothingNewer                 a directory serves, but no newer consensus than ours
       TimedOut                     a deadline passed; the message says waiting for what
       StorageError                 the data directory cannot be read or written
 
@@ -160,6 +162,21 @@ class NoGuard(NotPossible):
 
 class NoDirectory(NotPossible):
     """There is no directory that may be used: too old, too few signatures, nobody answers."""
+
+
+class ClockSkewed(NoDirectory):
+    """No consensus is valid by our clock, and one is by those of several relays.
+
+    `skew` is ours minus theirs, in seconds: negative where ours is behind.
+    """
+
+    def __init__(self, message: str, *, skew: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.skew = skew
+
+
+class NothingNewer(NoDirectory):
+    """A directory has answered, with no consensus that is newer than ours or live."""
 
 
 class TimedOut(TorkitError):

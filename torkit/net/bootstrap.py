@@ -6,11 +6,9 @@ over for another. Nothing is fetched but from the configured fallbacks and autho
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from math import inf
 from random import Random
-from typing import Protocol, TypeVar
 
 import trio
 
@@ -19,24 +17,24 @@ from torkit.directory.cache import Cache
 from torkit.directory.consensus import (
     REASONABLY_LIVE,
     Consensus,
+    check_times,
     missing_certificates,
     parse_consensus,
     verify,
 )
+from torkit.directory.diff import apply_diff, is_diff
 from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
-from torkit.errors import DocumentError, NoDirectory, StorageError, TorkitError
+from torkit.errors import ClockSkewed, DocumentError, NoDirectory, NothingNewer, StorageError, TorkitError
 from torkit.net.channels import Channels
-from torkit.net.circuit import Circuit
-from torkit.net.circuits import build_directory_circuit
-from torkit.net.contact import Contact
 from torkit.net.directory import (
     MICRODESCS_PER_REQUEST,
     fetch_certificates,
     fetch_consensus,
     fetch_microdescs,
 )
+from torkit.net.sources import Asked, DirectoryServers, Sources, next_backoff
 
 # What we speak of the subprotocols that clients may be required to. Those of onion services are not ours
 # to lack: we offer none. subprotocol-versioning; proposals 264 and 303.
@@ -47,23 +45,17 @@ SUPPORTED = decode_protocols(
 # 2026-11-22. What an older consensus requires may have been dropped since: proposal 297.
 RELEASED = 1_795_305_600
 
+# Specification constant, seconds (dir-spec, "Downloading server descriptors or microdescriptors"): after
+# which what could not be had is tried again.
+MISSING_RETRY = 600.0
+
 # Implementation limits.
-STAGGER = 4.0  # seconds until another source is asked beside one that has not answered
-MAX_SOURCES = 8  # asked for one document before giving up for this round
-FIRST_RETRY = 1.0  # seconds after the first failed round; doubled up to LAST_RETRY
-LAST_RETRY = 60.0
 ROUNDS_BEFORE_ERROR = 4  # failed rounds, some 10 s, before whoever waits is told
-CONCURRENT_BATCHES = 3  # requests for microdescriptors under way at once
+CLOCK_CHECK = 60.0  # seconds between looks at the wall clock: the other one stands still during a suspend
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-
-class Sources(Protocol):
-    """Whom to ask for directory documents, best first."""
-
-    def __call__(self, directory: Directory | None) -> Sequence[Contact]: ...
+Verified = tuple[Consensus, tuple[AuthorityCertificate, ...]]
 
 
 class Bootstrap:
@@ -78,7 +70,7 @@ class Bootstrap:
         self,
         *,
         authorities: dict[bytes, str],
-        sources: Sources,
+        sources: Callable[[Directory | None], Sources],
         cache: Cache,
         channels: Channels,
         rng: Random,
@@ -91,12 +83,13 @@ class Bootstrap:
         self._has_failed = trio.Event()
         self._has_consensus = trio.Event()
         self._authorities = authorities
-        self._sources = sources
         self._cache = cache
-        self._channels = channels
+        self._servers = DirectoryServers(channels, lambda: sources(self.directory), rng)
         self._rng = rng
         self._given = consensus
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
+        self._untimely: Verified | None = None  # the newest of this round that is good but for its times
+        self._backoff = 0.0  # seconds
         self._certificates: tuple[AuthorityCertificate, ...] = ()
         self._microdescs = Microdescs()
 
@@ -135,7 +128,7 @@ class Bootstrap:
                 wait = await self._advance()
             except TorkitError as error:
                 failed_rounds += 1
-                wait = min(FIRST_RETRY * 2 ** (failed_rounds - 1), LAST_RETRY)
+                wait = self._retry_wait()
                 logger.info("the directory could not be brought up to date: %s", error)
                 if failed_rounds >= ROUNDS_BEFORE_ERROR or self._given is not None:
                     self.failure = error
@@ -143,11 +136,12 @@ class Bootstrap:
             else:
                 failed_rounds = 0
                 self.failure = None
-            await trio.sleep(wait)
+            await self._sleep(wait)
 
     async def _advance(self) -> float:
         """One round: a consensus that is fresh, its microdescriptors; seconds until the next round."""
         now = time.time()
+        self._drop_if_too_old(now)
         if self._given is not None:
             await self._use_given(self._given, now)
         elif self._newest is None or now >= self._refresh_at:
@@ -155,21 +149,41 @@ class Bootstrap:
                 await self._fetch_consensus()
             except TorkitError as error:
                 # An old one goes on being used as long as it is reasonably live.
+                self._drop_if_too_old(time.time())
                 if self._newest is None:
                     raise
-                if now > self._newest.consensus.valid_until + REASONABLY_LIVE:
-                    self._drop()
-                    raise
                 logger.info("no newer consensus is to be had, the one at hand is still good: %s", error)
+                await self._fetch_microdescs()
                 if not self._has_consensus.is_set():  # somebody may wait for a live one
                     self.failure = error
                     self._has_failed.set()
-                await self._fetch_microdescs()
-                return LAST_RETRY
+                return self._retry_wait()
+            self._backoff = 0.0
         await self._fetch_microdescs()
         if self._given is not None:
             return inf
-        return max(self._refresh_at - time.time(), 1.0)
+        wait = max(self._refresh_at - time.time(), 1.0)
+        return min(wait, MISSING_RETRY) if self._newest and self._newest.missing else wait
+
+    def _retry_wait(self) -> float:
+        """Seconds until the next round after one that has failed: somebody must be there to ask."""
+        self._backoff = next_backoff(self._backoff, self._rng)
+        return max(self._backoff, self._servers.wait_seconds())
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep `seconds` of either clock, the wall's being looked at every CLOCK_CHECK.
+
+        When the wall clock has run ahead, the computer was suspended or its clock set: what is known of
+        the sources is then forgotten, and the caller sees for itself what is to be done.
+        """
+        ends_at = trio.current_time() + seconds
+        ahead = time.time() - trio.current_time()
+        while (remaining := ends_at - trio.current_time()) > 0:
+            await trio.sleep(min(remaining, CLOCK_CHECK))
+            if time.time() - trio.current_time() > ahead + CLOCK_CHECK:
+                self._servers.forget()
+                self._backoff = 0.0
+                return
 
     # --- the cache --------------------------------------------------------------------------------
 
@@ -198,7 +212,19 @@ class Bootstrap:
     # --- the network ------------------------------------------------------------------------------
 
     async def _fetch_consensus(self) -> None:
-        consensus, certificates = await self._ask_any(self._ask_for_consensus)
+        """Adopt the newest consensus to be had: a live one, else one that is still within the tolerance."""
+        self._untimely = None
+        try:
+            verified = await self._servers.ask(self._ask_for_consensus)
+        except TorkitError:
+            if self._untimely is None:
+                raise
+            self._check_times(self._untimely[0], time.time(), tolerance=REASONABLY_LIVE)
+            await self._keep(*self._untimely)
+            raise
+        await self._keep(*verified)
+
+    async def _keep(self, consensus: Consensus, certificates: tuple[AuthorityCertificate, ...]) -> None:
         if certificates != self._certificates:
             self._certificates = certificates
             await self._save(self._cache.save_certificates, certificates)
@@ -209,28 +235,68 @@ class Bootstrap:
         if self._newest is None:
             missing = missing_certificates(consensus, self._certificates, self._authorities, now)
             if missing:
-                fetched = await self._ask_any(lambda circuit: fetch_certificates(circuit, missing))
+                fetched = await self._servers.ask(lambda asked: fetch_certificates(asked.circuit, missing))
                 self._certificates += parse_certificates(fetched)
             self._verify(consensus, self._certificates, now)
             self._adopt(consensus)
 
-    async def _ask_for_consensus(
-        self, circuit: Circuit
-    ) -> tuple[Consensus, tuple[AuthorityCertificate, ...]]:
-        consensus = parse_consensus(await fetch_consensus(circuit))
+    async def _ask_for_consensus(self, asked: Asked) -> Verified:
+        held = None if self._newest is None else self._newest.consensus
+        verified = await self._fetch_verified(asked, held)
+        consensus, _ = verified
+        if held is not None and consensus.valid_after <= held.valid_after:
+            raise NothingNewer("the directory has no newer consensus than ours")
+        try:
+            check_times(consensus, time.time())
+        except NoDirectory as error:
+            if self._untimely is None or consensus.valid_after > self._untimely[0].valid_after:
+                self._untimely = verified
+            raise NothingNewer(str(error), hint=error.hint) from error
+        return verified
+
+    async def _fetch_verified(self, asked: Asked, held: Consensus | None) -> Verified:
+        answer = await fetch_consensus(asked.circuit, held=held, begun=asked.begun)
+        if answer.date is not None:
+            self._servers.note_clock(asked.source, answer.date - time.time())
+        if held is None or not is_diff(answer.body):
+            return await self._check(answer.body, asked)
+        try:
+            return await self._check(apply_diff(held.text, answer.body), asked)
+        except (DocumentError, NoDirectory) as error:
+            logger.info("a consensus diff is not used, the whole consensus is asked for: %s", error)
+            return await self._fetch_verified(asked, None)
+
+    async def _check(self, text: bytes, asked: Asked) -> Verified:
+        """Parse and verify, with certificates fetched where they are missing.
+
+        Raises DocumentError, NoDirectory, or what ended the fetching.
+        """
+        consensus = parse_consensus(text)
         now = time.time()
+        self._check_times(consensus, now, tolerance=REASONABLY_LIVE)
         certificates = self._certificates
         missing = missing_certificates(consensus, certificates, self._authorities, now)
         if missing:
-            fetched = parse_certificates(await fetch_certificates(circuit, missing))
-            kept = {certificate.signing_key_digest: certificate for certificate in certificates + fetched}
+            fetched = parse_certificates(await fetch_certificates(asked.circuit, missing))
+            kept = {(one.identity, one.signing_key_digest): one for one in certificates + fetched}
             certificates = tuple(
-                c for c in kept.values() if c.identity in self._authorities and c.is_current(now)
+                one for one in kept.values() if one.identity in self._authorities and one.is_current(now)
             )
-        self._verify(consensus, certificates, now)
-        if self._newest is not None and consensus.valid_after <= self._newest.consensus.valid_after:
-            raise NoDirectory("the directory has no newer consensus than ours")
+        self._verify(consensus, certificates, now, tolerance=REASONABLY_LIVE)
         return consensus, certificates
+
+    def _check_times(self, consensus: Consensus, now: float, *, tolerance: float) -> None:
+        """As `check_times`. Raises ClockSkewed where by several relays' clocks the consensus is live."""
+        skew = self._servers.clock_skew()
+        if skew is not None and not _is_live(consensus, now) and _is_live(consensus, now - skew):
+            hours, minutes = divmod(round(abs(skew) / 60), 60)
+            raise ClockSkewed(
+                f"this computer's clock is {hours} hours {minutes} minutes"
+                f" {'ahead of' if skew > 0 else 'behind'} what several relays show",
+                skew=skew,
+                hint="set this computer's clock and time zone",
+            )
+        check_times(consensus, now, tolerance=tolerance)
 
     def _verify(
         self,
@@ -263,11 +329,16 @@ class Bootstrap:
 
     def _join(self, consensus: Consensus) -> None:
         self._newest = Directory(consensus, self._microdescs)
-        if time.time() <= consensus.valid_until:
+        if _is_live(consensus, time.time()):
             self._has_consensus.set()
         if self._newest.is_usable():
             self.directory = self._newest
             self.is_ready.set()
+
+    def _drop_if_too_old(self, now: float) -> None:
+        """Use a consensus no longer than it is reasonably live."""
+        if self._newest is not None and now > self._newest.consensus.valid_until + REASONABLY_LIVE:
+            self._drop()
 
     def _drop(self) -> None:
         """Nothing at hand may be used any more."""
@@ -287,56 +358,29 @@ class Bootstrap:
     async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
         missing = list(directory.missing)
         self._rng.shuffle(missing)  # no source shall see which relays stand together in our list
-        batches = iter(missing)
-        limit = trio.CapacityLimiter(CONCURRENT_BATCHES)
-        async with trio.open_nursery() as nursery:
-            while batch := list(islice(batches, MICRODESCS_PER_REQUEST)):
-                nursery.start_soon(self._fetch_batch, batch, limit, failures)
+
+        async def fetch(asked: Asked, digests: list[bytes]) -> set[bytes]:
+            text = await fetch_microdescs(asked.circuit, digests, begun=asked.begun)
+            came = self._microdescs.add(text, frozenset(digests), time.time())
+            if self.directory is not self._newest:
+                self._join(directory.consensus)
+            return came
+
+        failures += await self._servers.share(
+            missing,
+            fetch,
+            max_part_len=MICRODESCS_PER_REQUEST,
+            is_enough=lambda: self.directory is self._newest,
+        )
         self._join(directory.consensus)
         now = time.time()
         self._microdescs.mark_listed((d for d in directory.consensus.relays.digests if d), now)
         await self._save(self._cache.save_microdescs, self._microdescs, now)
 
-    async def _fetch_batch(
-        self, digests: list[bytes], limit: trio.CapacityLimiter, failures: list[TorkitError]
-    ) -> None:
-        async def ask(circuit: Circuit) -> None:
-            text = await fetch_microdescs(circuit, digests)
-            if not self._microdescs.add(text, frozenset(digests), time.time()):
-                raise NoDirectory("the directory sent none of the microdescriptors asked for")
 
-        async with limit:
-            try:
-                await self._ask_any(ask)
-            except TorkitError as error:
-                failures.append(error)
-
-    async def _ask_any(self, ask: Callable[[Circuit], Awaitable[T]]) -> T:
-        """The first good answer of several sources; the next is asked when one fails or is slow."""
-        answers: list[T] = []
-        failures: list[TorkitError] = []
-        sources = self._sources(self.directory)
-
-        async def attempt(source: Contact, is_over: trio.Event) -> None:
-            try:
-                circuit = await build_directory_circuit(self._channels, source)
-                try:
-                    answers.append(await ask(circuit))
-                finally:
-                    circuit.close()
-                nursery.cancel_scope.cancel()
-            except TorkitError as error:
-                failures.append(error)
-                is_over.set()
-
-        async with trio.open_nursery() as nursery:
-            for source in islice(sources, MAX_SOURCES):
-                is_over = trio.Event()
-                nursery.start_soon(attempt, source, is_over)
-                with trio.move_on_after(STAGGER):
-                    await is_over.wait()
-        if answers:
-            return answers[0]
-        if failures:
-            raise failures[-1]
-        raise NoDirectory("no directory source is configured")
+def _is_live(consensus: Consensus, now: float) -> bool:
+    try:
+        check_times(consensus, now)
+    except NoDirectory:
+        return False
+    return True
