@@ -224,6 +224,29 @@ def test_unusual_entries_are_read_by_the_slow_twin_alike() -> None:
     assert weightless.relays[3].bandwidth == weightless.relays.bandwidths[3] == 0
 
 
+@pytest.mark.parametrize("flavor", ["microdesc", "ns"])
+def test_every_entry_looks_alike_on_both_roads(flavor: str) -> None:
+    usual = nd.consensus(RELAYS, AUTHORITIES, flavor=flavor)
+    unusual = nd.consensus([replace(one, extra=["x"]) for one in RELAYS], AUTHORITIES, flavor=flavor)
+    statuses = list(parse_consensus(usual).relays)
+    assert statuses == list(parse_consensus(unusual).relays)
+    assert {one.ipv6 is None for one in statuses} == {True, False}
+
+
+def test_ns_flavor_has_exit_policies() -> None:
+    text = nd.consensus(RELAYS, AUTHORITIES, flavor="ns")
+    written = {one.nickname: one.policy or "reject 1-65535" for one in RELAYS}
+    read = {one.nickname: str(one.policy) for one in parse_consensus(text).relays}
+    assert read == written
+    assert len(set(read.values())) > 1
+    without = parse_consensus(text.replace(b"\np reject 1-65535\n", b"\n")).relays
+    assert {one.nickname: str(one.policy) for one in without} == written
+    assert {one.policy for one in parse_consensus(GOOD).relays} == {None}
+    for wrong in (b"p accept 0", b"p accept 443,80", b"p accept 1-65536", b"p allow 80"):
+        with pytest.raises(DocumentError, match=r"line \d+: p: "):
+            parse_consensus(text.replace(b"p reject 1-65535", wrong, 1))
+
+
 def test_microdesc_digest_may_be_missing() -> None:
     lines = [line for line in entry(3).splitlines(keepends=True) if not line.startswith(b"m ")]
     relays = parse_consensus(resigned(entry(3), b"".join(lines))).relays

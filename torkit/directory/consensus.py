@@ -17,6 +17,7 @@ from sys import intern
 from typing import NamedTuple, overload
 
 from torkit.directory.authorities import AuthorityCertificate, check_signature
+from torkit.directory.microdesc import REJECT_ALL, PortPolicy, decode_policy
 from torkit.directory.netdoc import (
     DIGEST256_LEN,
     DIGEST_LEN,
@@ -114,12 +115,22 @@ _S_TO_W = (
 _NEXT = rb"(?=r |directory-footer\n)"
 
 
+def _status_pattern(before_address: int) -> re.Pattern[bytes]:
+    """What `Relays` keeps no column of, in an entry that has been checked: the usual order, single spaces."""
+    return re.compile(
+        rb"r ([!-~]+)(?: [!-~]+){%d} ([0-9.]+) (\d+) \d+\n((?:a [!-~]+\n)*)(?:m [!-~]+\n)?s[ -~]*\n"
+        rb"(?:v ([!-~]+(?: [!-~]+)*)\n)?(?:pr ([ -~]+)\n)?w [ -~]+\n(?:p ([a-z]+ [0-9,-]+)\n)?"
+        % before_address
+    )
+
+
 class _Flavor(NamedTuple):
-    """What differs between flavors. `entry` is the fast road: it matches only what the table accepts."""
+    """What differs between flavors. Fast roads: `entry` matches only what the table accepts."""
 
     algorithm: str  # of the signatures that count
     digest_len: int
     entry: re.Pattern[bytes]
+    status: re.Pattern[bytes]
 
 
 FLAVORS = {
@@ -130,6 +141,7 @@ FLAVORS = {
             _R_LINE + _R_REST + _A_LINES + rb"m ([A-Za-z0-9+/]{42}" + _LAST + rb")\n" + _S_TO_W + _NEXT,
             re.MULTILINE,
         ),
+        _status_pattern(3),
     ),
     "ns": _Flavor(
         "sha1",
@@ -141,10 +153,11 @@ FLAVORS = {
             + _R_REST
             + _A_LINES
             + _S_TO_W
-            + rb"(?:p (?:accept|reject) [0-9,-]{1,1000}+\n)?+"
+            + rb"(?:p ((?:accept|reject) [0-9,-]{1,1000}+)\n)?+"
             + _NEXT,
             re.MULTILINE,
         ),
+        _status_pattern(4),
     ),
 }
 
@@ -155,7 +168,8 @@ class RouterStatus:
 
     `identity` is 20 bytes; `digest` names its microdescriptor, 32 bytes (ns flavor: its server
     descriptor, 20), or is None; `bandwidth` is the consensus weight, 0 where there is no `w` line;
-    `version` is the whole `v` line; `ipv6` an address and port.
+    `version` is the whole `v` line; `ipv6` an address and port; `policy` the exit policy summary of the
+    ns flavor, None in others.
     """
 
     nickname: str
@@ -168,6 +182,7 @@ class RouterStatus:
     version: str | None
     protocols: Protocols
     bandwidth: int
+    policy: PortPolicy | None
 
 
 class Signature(NamedTuple):
@@ -211,7 +226,26 @@ class Relays(Sequence[RouterStatus]):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
         offsets = self._entry_offsets()
-        return _parse_entry(self._text[offsets[index] : offsets[index + 1]], self._flavor, 1)
+        entry = self._text[offsets[index] : offsets[index + 1]]
+        match = FLAVORS[self._flavor].status.fullmatch(entry)
+        return self._status(index, match) if match else _parse_entry(entry, self._flavor, 1)
+
+    def _status(self, index: int, match: re.Match[bytes]) -> RouterStatus:
+        """Fast road: `_parse_entry` is the slow twin."""
+        nickname, address, or_port, a_lines, version, protocols, policy = match.groups()
+        return RouterStatus(
+            nickname=nickname.decode("ascii"),
+            identity=self.identities[index],
+            digest=self.digests[index],
+            address=address.decode("ascii"),
+            or_port=int(or_port),
+            ipv6=_first_ipv6(line[2:] for line in a_lines.decode("ascii").splitlines()),
+            flags=self.flags[index],
+            version=version.decode("ascii") if version else None,
+            protocols=decode_protocols(protocols.decode("ascii") if protocols else ""),
+            bandwidth=self.bandwidths[index],
+            policy=_decode_policy(policy.decode("ascii") if policy else None, self._flavor),
+        )
 
     def index_of(self, identity: bytes) -> int | None:
         """The place of the relay with this identity, 20 bytes."""
@@ -449,18 +483,20 @@ def _columns(text: bytes, flavor: str, start: int, end: int) -> _Columns:
     return columns
 
 
-def _columns_fast(rows: list[tuple[bytes, bytes, bytes, bytes, bytes]], flavor: str) -> _Columns | None:
+def _columns_fast(rows: list[tuple[bytes, ...]], flavor: str) -> _Columns | None:
     """Fast road: each entry matched the flavor's pattern, and as many matched as there are `r` lines.
 
     Each match begins at an `r` line and ends at the next, so together they leave nothing unread.
-    Flags and protocols repeat: each different line is decoded once. None where a value is out of
-    range: the slow twin says where.
+    Flags, protocols and policies repeat: each different line is decoded once. None where a value is out
+    of range: the slow twin says where.
     """
-    identities, digests, flag_lines, protocol_lines, bandwidths = zip(*rows, strict=True)
+    identities, digests, flag_lines, protocol_lines, bandwidths, *policies = zip(*rows, strict=True)
     weights = array("Q", map(int, bandwidths))
     try:
         for protocols in set(protocol_lines):
             decode_protocols(protocols.decode("ascii"))
+        for policy in {line for lines in policies for line in lines if line}:
+            decode_policy(policy.decode("ascii"))
     except ValueError:
         return None
     if max(weights) > MAX_BANDWIDTH:
@@ -499,7 +535,7 @@ def _columns_slow(text: bytes, flavor: str, start: int, end: int) -> _Columns:
 
 def _parse_entry(entry: bytes, flavor: str, first_line: int) -> RouterStatus:
     items = scan(entry, ENTRY_RULES, what="relay", first_line=first_line)
-    r, m, w, v = items.one("r"), items.maybe("m"), items.maybe("w"), items.maybe("v")
+    r, m, w, v, p = items.one("r"), *map(items.maybe, ("m", "w", "v", "p"))
     nickname, identity, *rest = r.args
     digest = None
     if flavor == "ns":
@@ -513,19 +549,30 @@ def _parse_entry(entry: bytes, flavor: str, first_line: int) -> RouterStatus:
         for arg in w.args:
             if arg.startswith("Bandwidth="):
                 bandwidth = w.decode(decode_int, arg.removeprefix("Bandwidth="), 0, MAX_BANDWIDTH)
-    ipv6 = (decode_ipv6_addr_port(a.args[0]) for a in items.all("a"))
     return RouterStatus(
         nickname=r.decode(decode_nickname, nickname),
         identity=r.decode(decode_base64, identity, DIGEST_LEN),
         digest=digest,
         address=r.decode(decode_ipv4, rest[2]),
         or_port=r.decode(decode_int, rest[3], 1, 65535),
-        ipv6=next((one for one in ipv6 if one), None),
+        ipv6=_first_ipv6(a.args[0] for a in items.all("a")),
         flags=frozenset(map(intern, items.one("s").args)),
         version=" ".join(v.args) if v else None,
         protocols=_decode_protocols(items.maybe("pr")),
         bandwidth=bandwidth,
+        policy=p.decode(_decode_policy, " ".join(p.args), flavor) if p else _decode_policy(None, flavor),
     )
+
+
+def _first_ipv6(addresses: Iterable[str]) -> tuple[str, int] | None:
+    return next(filter(None, map(decode_ipv6_addr_port, addresses)), None)
+
+
+def _decode_policy(text: str | None, flavor: str) -> PortPolicy | None:
+    """The `p` line, which only the ns flavor has. Raises ValueError."""
+    if flavor != "ns":
+        return None
+    return decode_policy(text) if text else REJECT_ALL
 
 
 # Items of the header and of the signatures.
