@@ -16,7 +16,7 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Position
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import NoPath, UsageError
-from torkit.path import Constraints, choose_path, path_from_json, path_to_json
+from torkit.path import Constraints, choose_path, family_of, path_from_json, path_to_json
 
 EVEN = dict.fromkeys(nd.WEIGHTS, 10000)
 
@@ -148,11 +148,22 @@ def test_families_are_mutual_lists_or_a_common_id(
 ) -> None:
     docs = [GUARD, replace(MIDDLE, **one), replace(EXIT, **other)]
     directory = make(docs, weights=EVEN, params=params)
+    middle = directory.relay(MIDDLE.identity)
+    assert middle is not None
+    assert [one.nickname for one in family_of(directory, middle)] == ["r3"] * is_family
     if is_family:
         with pytest.raises(NoPath, match="same family: 1"):
             choose(directory, port=443)
     else:
         assert choose(directory, port=443) == ("r1", "r2", "r3")
+
+
+def test_family_is_known_as_far_as_microdescriptors_are_held() -> None:
+    docs = [replace(one, family=" ".join(f"${other.fingerprint}" for other in THREE)) for one in THREE]
+    relay_held = make(docs, held=docs[:2]).relay(docs[0].identity)
+    assert relay_held is not None
+    assert [one.nickname for one in family_of(make(docs, held=docs[:2]), relay_held)] == ["r2"]
+    assert [one.nickname for one in family_of(make(docs), relay_held)] == ["r2", "r3"]
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,22 @@ def _conflict(
     return None
 
 
+def family_of(directory: Directory, relay: Relay) -> list[Relay]:
+    """The other relays of its family, with none of which it is ever in one path.
+
+    Only those whose microdescriptors are held: to be listed is not enough, both must say so.
+    """
+    indexes = {index for name in relay.family for index in directory.indexes_of(name)}
+    if relay.family_ids:
+        indexes.update(directory.indexes_with_family_ids())
+    others = (directory.relay_at(index) for index in sorted(indexes))
+    return [
+        one
+        for one in others
+        if one and one.identity != relay.identity and _in_one_family(directory, relay, one)
+    ]
+
+
 def _in_one_family(directory: Directory, one: Relay, other: Relay) -> bool:
     """Each lists the other, or both are certified members of a family. Proposal 321, "Client behavior"."""
     param = directory.consensus.param

@@ -100,6 +100,32 @@ def test_each_class_of_relay_has_its_weight_in_each_position(
             assert directory.weights(position) == [pytest.approx(expected)]
 
 
+def test_probabilities_are_shares_of_the_weight_of_what_fits_a_position() -> None:
+    guard, exit_ = "Fast Guard Running Stable V2Dir Valid", "Exit Fast Running Valid"
+    kinds = [
+        (guard, 100),
+        (guard, 300),
+        (exit_, 500),
+        (f"{exit_} BadExit", 700),
+        (f"Exit {guard} MiddleOnly", 900),
+        ("Running Valid", 1100),
+    ]
+    docs = [
+        replace(relay_with(flags, bandwidth), identity=bytes([number]) * 20)
+        for number, (flags, bandwidth) in enumerate(kinds)
+    ]
+    directory = make(docs, weights=EVEN)
+    shares = {
+        position: [round(directory.probability(position, index), 6) for index in range(len(docs))]
+        for position in Position
+    }
+    assert shares[Position.GUARD] == [0.25, 0.75, 0, 0, 0, 0]
+    assert shares[Position.MIDDLE] == [0.04, 0.12, 0.2, 0.28, 0.36, 0]
+    assert shares[Position.EXIT] == [0, 0, 1, 0, 0, 0]
+    unmeasured = make([replace(one, bandwidth=0) for one in docs])
+    assert unmeasured.probability(Position.GUARD, 1) == 0.5
+
+
 def test_missing_weights_leave_bandwidth_alone() -> None:
     directory = make([relay_with("Exit Fast Guard", bandwidth=7)], weights={"Wgd": 0})
     assert directory.weights(Position.GUARD) == [7.0]

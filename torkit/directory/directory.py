@@ -29,6 +29,14 @@ class Position(Enum):
     EXIT = "e"
 
 
+# The flags without which a relay is not drawn for a position.
+POSITION_FLAGS = {
+    Position.GUARD: frozenset({"Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"}),
+    Position.MIDDLE: frozenset({"Fast", "Running", "Valid"}),
+    Position.EXIT: frozenset({"Exit", "Fast", "Running", "Valid"}),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Relay:
     """One relay, all that is known of it.
@@ -80,6 +88,10 @@ class Directory:
 
     def __len__(self) -> int:
         return len(self.consensus.relays)
+
+    def with_consensus(self, consensus: Consensus) -> "Directory":
+        """The same microdescriptors under another consensus."""
+        return Directory(consensus, self._microdescs)
 
     # Single relays.
 
@@ -152,6 +164,13 @@ class Directory:
         """Whether the microdescriptor of the relay at this place is held."""
         return self.consensus.relays.digests[index] in self._microdescs
 
+    def indexes_with_family_ids(self) -> list[int]:
+        """The places of the relays that are certified members of a family, as far as it is known."""
+        digests = self.consensus.relays.digests
+        return [
+            i for i, one in enumerate(digests) if one and b"\nfamily-ids " in self._microdescs.get(one, b"")
+        ]
+
     def exit_policies_at(self, index: int) -> tuple[PortPolicy, PortPolicy]:
         """The IPv4 and IPv6 policies of the relay at this place, without making it an object."""
         digest = self.consensus.relays.digests[index]
@@ -181,6 +200,19 @@ class Directory:
         scale = self.consensus.param("bwweightscale", DEFAULT_WEIGHT_SCALE, 1, 2**31 - 1)
         factor = weights.get(f"W{position.value}{kind}", 0) / scale
         return factor * weights[f"W{kind}b"] / scale if "V2Dir" in flags else factor
+
+    def probability(self, position: Position, index: int) -> float:
+        """How likely a draw for this position takes the relay at this place, by flags and weights alone.
+
+        Exit policies, which only microdescriptors tell, and what else is in a path are not looked at.
+        """
+        fits = {flags: _fits(position, flags) for flags in set(self.consensus.relays.flags)}
+        candidates = [i for i, flags in enumerate(self.consensus.relays.flags) if fits[flags]]
+        if not fits[self.consensus.relays.flags[index]]:
+            return 0.0
+        weights = self.weights(position)
+        total = sum(weights[i] for i in candidates)
+        return weights[index] / total if total else 1 / len(candidates)
 
     def usable_fraction(self) -> float:
         """Which part of all bandwidth-weighted paths can be built with the microdescriptors held.
@@ -217,6 +249,14 @@ class Directory:
                 self._memos.clear()
             self._memos[key] = make()
         return self._memos[key]
+
+
+def _fits(position: Position, flags: frozenset[str]) -> bool:
+    if position is not Position.MIDDLE and "MiddleOnly" in flags:
+        return False
+    if position is Position.EXIT and "BadExit" in flags:
+        return False
+    return POSITION_FLAGS[position] <= flags
 
 
 def supports(relay: Relay, protocol: str, version: int) -> bool:
