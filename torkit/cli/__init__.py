@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from torkit.client import Tor
     from torkit.directory.directory import Relay
 
-COMMANDS = ("socks", "connect", "fetch-consensus", "choose-path", "build-circuit", "testnet")
+COMMANDS = (
+    *("socks", "connect", "fetch-consensus", "relays", "relay", "choose-path", "build-circuit", "testnet"),
+)
 
 # Exit statuses, as in torkit(1). 128 and a signal's number says that the signal ended us.
 OK = 0

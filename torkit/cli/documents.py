@@ -1,0 +1,265 @@
+"""What `fetch-consensus`, `relays` and `relay` share: where documents come from, and countries.
+
+A document is verified wherever it comes from, and the client starts only where the network is needed: what
+the cache or a file holds is printed without it.
+"""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from torkit.cli import Options, format_address, open_client, run
+from torkit.errors import DocumentError, NoDirectory, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from torkit.config import Network
+    from torkit.directory.authorities import AuthorityCertificate
+    from torkit.directory.cache import Cache
+    from torkit.directory.consensus import Consensus, RouterStatus
+    from torkit.directory.directory import Directory
+    from torkit.directory.microdesc import Microdescs
+
+CACHE = "cache"
+NETWORK = "network"
+MICRODESC = "microdesc"
+
+GEOIP_DIR = Path("/usr/share/tor")  # of Debian's tor-geoipdb
+
+
+def iso_time(value: str | float) -> float:
+    """The value of --at, in seconds since the epoch. Raises typer.BadParameter."""
+    if isinstance(value, float):
+        return value
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise typer.BadParameter("expected a time in ISO 8601, like 2022-11-19T10:30:00Z") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="cache|network|FILE",
+        help="Where the consensus comes from, - being stdin; else the cache, or the network.",
+    ),
+]
+Flavor = Annotated[
+    str | None,
+    typer.Option(metavar="microdesc|ns", help="Which consensus; microdesc is what clients use."),
+]
+Certs = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The authorities' certificates for --from; else those of the cache."),
+]
+At = Annotated[
+    float | None,
+    typer.Option(
+        parser=iso_time,
+        metavar="TIME",
+        help="When the consensus of --from must be valid, in ISO 8601; UTC unless it says otherwise.",
+    ),
+]
+GeoIP = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Countries of IPv4 addresses; else tor-geoipdb's, if installed."),
+]
+GeoIP6 = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Countries of IPv6 addresses; else tor-geoipdb's, if installed."),
+]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The options that say which consensus. `at` is in seconds since the epoch."""
+
+    where: str | None = None
+    flavor: str | None = None
+    certs: Path | None = None
+    at: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.flavor not in (None, MICRODESC, "ns"):
+            raise UsageError(f"--flavor takes microdesc or ns, not {self.flavor!r}")
+        if self.where == CACHE and self.flavor == "ns":
+            raise UsageError("the cache holds the microdesc flavor only", hint="--from network has both")
+        if self.where in (None, NETWORK) and (self.certs or self.at is not None):
+            raise UsageError("--certs and --at need --from with cache or a file")
+
+
+def read_directory(options: Options, source: Source, *, microdescs: bool = True) -> "Directory":
+    """A verified consensus, and its microdescriptors as far as they are at hand.
+
+    Without `microdescs`, only the consensus is looked for. Raises NoDirectory, DocumentError, StorageError,
+    UsageError.
+    """
+    from torkit.config import load_network
+    from torkit.directory.directory import Directory
+
+    network = load_network(options.network)
+    if source.where == NETWORK or (source.where is None and source.flavor == "ns"):
+        return _from_network(options, source, microdescs=microdescs)
+    if source.where is not None:
+        consensus = _verified(options, network, source)
+        held = _load_microdescs(options, network) if microdescs and consensus.flavor == MICRODESC else {}
+        return Directory(consensus, held)
+    try:
+        consensus = _verified(options, network, Source(CACHE))
+        directory = Directory(consensus, _load_microdescs(options, network) if microdescs else {})
+        if not microdescs or directory.is_usable():
+            return directory
+    except (NoDirectory, StorageError):
+        pass  # the client says what it cannot do about it
+    return _from_network(options, source, microdescs=microdescs)
+
+
+def _verified(options: Options, network: "Network", source: Source) -> "Consensus":
+    """The consensus of the cache or of a file."""
+    from torkit.directory.consensus import MAX_CONSENSUS_LEN, missing_certificates, parse_consensus, verify
+
+    assert source.where is not None
+    if source.where == CACHE:
+        cached = _cache(options, network).load_consensus()
+        if cached is None:
+            raise NoDirectory("the cache holds no consensus", hint="torkit fetch-consensus fetches one")
+        consensus = cached
+    else:
+        consensus = parse_consensus(read_file(Path(source.where), MAX_CONSENSUS_LEN))
+    if source.flavor not in (None, consensus.flavor):
+        raise DocumentError(
+            f"a consensus of flavor {consensus.flavor}, where --flavor asks for {source.flavor}"
+        )
+    certificates = _load_certificates(options, network, source.certs)
+    now = time.time() if source.at is None else source.at
+    try:
+        verify(consensus, certificates, network.voters, now)
+    except NoDirectory as error:
+        if error.hint is None and missing_certificates(consensus, certificates, network.voters, now):
+            error.hint = "name a file with the authorities' certificates: --certs FILE"
+        raise
+    return consensus
+
+
+def _load_certificates(
+    options: Options, network: "Network", path: Path | None
+) -> "tuple[AuthorityCertificate, ...]":
+    from torkit.directory.authorities import MAX_CERTIFICATES_LEN, parse_certificates
+
+    if path is None:
+        return _cache(options, network).load_certificates() or ()
+    # No authority signs CRLF, but many a file has got it on its way here.
+    return parse_certificates(read_file(path, MAX_CERTIFICATES_LEN).replace(b"\r\n", b"\n"))
+
+
+def _load_microdescs(options: Options, network: "Network") -> "Microdescs":
+    from torkit.directory.microdesc import Microdescs
+
+    return _cache(options, network).load_microdescs() or Microdescs()
+
+
+def _cache(options: Options, network: "Network") -> "Cache":
+    from torkit.config import data_dir
+    from torkit.directory.cache import Cache
+
+    return Cache(data_dir(network, options.data_dir))
+
+
+def _from_network(options: Options, source: Source, *, microdescs: bool) -> "Directory":
+    from torkit.directory.directory import Directory
+
+    found: list[Directory] = []
+
+    async def command() -> None:
+        async with open_client(options) as tor:
+            consensus = await tor.fetch_consensus()
+            if microdescs:
+                await tor.wait_ready()
+                found.append(tor.directory)
+            else:
+                found.append(Directory(consensus, {}))
+
+    run(command, options)
+    return found[0]
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The bytes of a file, `-` being stdin. Raises UsageError for what cannot be read or is over `limit`."""
+    try:
+        with open(0 if path == Path("-") else path, "rb", closefd=path != Path("-")) as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    if len(data) > limit:
+        raise UsageError(f"{path}: more than {limit} bytes")
+    return data
+
+
+def find_relay(directory: "Directory", name: str) -> int:
+    """The place of the one relay with this fingerprint or nickname. Raises UsageError."""
+    indexes = directory.indexes_of(name)
+    if not indexes:
+        raise UsageError(f"no relay {name!r} in the consensus")
+    if len(indexes) > 1:
+        some = ", ".join(directory.consensus.relays.identities[index].hex().upper() for index in indexes[:3])
+        raise UsageError(
+            f"{len(indexes)} relays are called {name!r}",
+            hint=f"name it by its fingerprint: {some}{', ...' if len(indexes) > 3 else ''}",
+        )
+    return indexes[0]
+
+
+class Countries:
+    """Countries of addresses, by the files named or installed; each is read when first needed."""
+
+    def __init__(self, geoip: Path | None = None, geoip6: Path | None = None) -> None:
+        self._paths = {4: geoip, 6: geoip6}
+        self._texts: dict[int, bytes | None] = {}
+
+    def require(self) -> None:
+        """Raises UsageError where no file tells a relay's country, which is that of its IPv4 address."""
+        if self._text(4) is None:
+            raise UsageError(
+                "no file of countries is installed", hint="install tor-geoipdb, or name --geoip FILE"
+            )
+
+    def of(self, address: str) -> str | None:
+        """A code like `us`, `??` for an address in no country, None where there is no file to look in.
+
+        Raises DocumentError for a file that is none, UsageError for one that cannot be read.
+        """
+        from torkit.directory.geoip import country_of
+
+        parsed = ip_address(address)
+        text = self._text(parsed.version)
+        return None if text is None else country_of(text, parsed)
+
+    def _text(self, version: int) -> bytes | None:
+        from torkit.directory.geoip import MAX_GEOIP_LEN
+
+        if version not in self._texts:
+            installed = GEOIP_DIR / ("geoip" if version == 4 else "geoip6")
+            path = self._paths[version] or (installed if installed.exists() else None)
+            self._texts[version] = None if path is None else read_file(path, MAX_GEOIP_LEN)
+        return self._texts[version]
+
+
+def status_fields(status: "RouterStatus") -> dict[str, Any]:
+    """What a consensus says of a relay, for JSON. `bandwidth` has the consensus's unit."""
+    return {
+        "nickname": status.nickname,
+        "fingerprint": status.identity.hex().upper(),
+        "address": status.address,
+        "or_port": status.or_port,
+        "ipv6": format_address(*status.ipv6) if status.ipv6 else None,
+        "flags": sorted(status.flags),
+        "bandwidth": status.bandwidth,
+        "version": status.version,
+        "protocols": str(status.protocols),
+    }
