@@ -36,7 +36,7 @@ def test_everything_known_is_one_json_line(shelf: Shelf) -> None:
             {"fingerprint": "04" * 20, "nickname": "delta", "is_mutual": None},
             {"fingerprint": "AB" * 20, "nickname": None, "is_mutual": None},
         ],
-        "consensus": {"flavor": "microdesc", "valid_after": "2027-01-15 07:30:00Z"},
+        "consensus": {"flavor": "microdesc", "valid_after": "2027-01-15T07:30:00Z"},
     }
 
 

@@ -73,7 +73,10 @@ def relay_fields(directory: "Directory", index: int, countries: Countries) -> di
         "exit_policy6": str(relay.policy6) if relay else None,
         "family_ids": sorted(relay.family_ids) if relay else None,
         "family": family_fields(directory, relay) if relay else None,
-        "consensus": {"flavor": consensus.flavor, "valid_after": f"{encode_time(consensus.valid_after)}Z"},
+        "consensus": {
+            "flavor": consensus.flavor,
+            "valid_after": encode_time(consensus.valid_after).replace(" ", "T") + "Z",
+        },
     }
 
 
