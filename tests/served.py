@@ -248,6 +248,7 @@ class DirectoryService:
     diff: bytes = b""  # sent to whoever asks for one
     clock: float | None = None  # how much more than ours its Date header shows, in seconds
     requests: list[str] = field(default_factory=list)
+    ns_consensus: bytes = b""
 
     def hold(self, docs: Sequence[RelayDoc]) -> None:
         """Serve the microdescriptors of these."""
@@ -259,6 +260,8 @@ class DirectoryService:
         if path == "/tor/status-vote/current/consensus-microdesc":
             is_diff = self.diff and b"\r\nX-Or-Diff-From-Consensus: " in request
             return self._answer(self.diff if is_diff else self.consensus)
+        if path == "/tor/status-vote/current/consensus":
+            return self._answer(self.ns_consensus)
         if path.startswith("/tor/keys/fp-sk/"):
             return self._answer(self.certificates)
         wanted = path.removeprefix("/tor/micro/d/").split("-")
@@ -279,6 +282,7 @@ def signed_service(
     if valid_after is None:
         valid_after = int(time.time()) - HOUR // 2
     service = DirectoryService(network_docs.consensus(docs, signers, valid_after=valid_after))
+    service.ns_consensus = network_docs.consensus(docs, signers, flavor="ns", valid_after=valid_after)
     service.certificates = b"".join(one.certificate() for one in signers)
     service.hold(docs)
     return service

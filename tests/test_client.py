@@ -1,15 +1,17 @@
 """The client as a program uses it, on a network of scripted relays, and failures that are not its fault."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import network_docs
 import pytest
 import trio
 import trio.testing
 from fakes import FakeRelay, FakeStream, answer_begin, answer_resolve, answer_versions, ignore
-from served import Arrivals, ServedNetwork, serve_network
+from served import Arrivals, ServedNetwork, authorities, serve_network
 
 from torkit.client import ATTEMPT_TIMEOUTS, Resolved, Tor, open_tor
 from torkit.errors import (
@@ -105,6 +107,44 @@ async def test_a_second_start_asks_nobody_for_a_directory(tmp_path: Path) -> Non
                 await tor.wait_ready()
                 await tor.connect("web.test", 80)
         assert len([path for path in network.service.requests if "consensus" in path]) == 1
+
+
+@pytest.mark.parametrize("flavor", ["microdesc", "ns"])
+async def test_a_consensus_is_downloaded_verified_and_not_used(tmp_path: Path, flavor: str) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        held = tor.directory
+        consensus = await tor.download_consensus(flavor)
+        assert consensus.flavor == flavor
+        assert (
+            consensus.text
+            == {"microdesc": network.service.consensus, "ns": network.service.ns_consensus}[flavor]
+        )
+        assert tor.directory is held
+        assert (await tor.fetch_consensus()).text == network.service.consensus
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("flavor", "flavor microdesc came, ns expected"),
+        ("forged", "bad signature"),
+        ("expired", "expired"),
+        ("missing", "404"),
+    ],
+)
+async def test_a_downloaded_consensus_must_be_of_its_flavor_live_and_signed(
+    tmp_path: Path, fault: str, reason: str
+) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        valid_after = int(time.time()) - 4 * network_docs.HOUR
+        network.service.ns_consensus = {
+            "flavor": network.service.consensus,
+            "forged": network.service.ns_consensus.replace(b"s Exit", b"s Guard", 1),
+            "expired": network_docs.consensus([], authorities(), flavor="ns", valid_after=valid_after),
+            "missing": b"",
+        }[fault]
+        with pytest.raises((DocumentError, NoDirectory), match=reason):
+            await tor.download_consensus("ns")
 
 
 async def test_an_unreachable_guard_is_replaced(

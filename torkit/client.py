@@ -123,6 +123,13 @@ class Tor:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
         return await self._bootstrap.wait_consensus()
 
+    async def download_consensus(self, flavor: str = "microdesc") -> Consensus:
+        """A live consensus, `microdesc` or `ns`, from the network even if there is one; nothing else uses it.
+
+        Raises NoDirectory, DocumentError, or what made the directory's sources fail.
+        """
+        return await self._bootstrap.download(flavor)
+
     @property
     def directory(self) -> Directory:
         """The newest usable directory. Raises NoDirectory before there is one."""

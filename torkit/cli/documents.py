@@ -178,10 +178,13 @@ def _from_network(options: Options, source: Source, *, microdescs: bool) -> "Dir
 
     async def command() -> None:
         async with open_client(options) as tor:
-            consensus = await tor.fetch_consensus()
-            if microdescs:
+            if source.where == NETWORK or source.flavor == "ns":
+                consensus = await tor.download_consensus(source.flavor or MICRODESC)
+            else:
+                consensus = await tor.fetch_consensus()
+            if microdescs and consensus.flavor == MICRODESC:
                 await tor.wait_ready()
-                found.append(tor.directory)
+                found.append(tor.directory.with_consensus(consensus))
             else:
                 found.append(Directory(consensus, {}))
 

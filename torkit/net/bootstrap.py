@@ -80,6 +80,7 @@ class Bootstrap:
         self.directory: Directory | None = None
         self.is_ready = trio.Event()
         self.failure: TorkitError | None = None
+        self._is_loaded = trio.Event()
         self._has_failed = trio.Event()
         self._has_consensus = trio.Event()
         self._authorities = authorities
@@ -107,6 +108,22 @@ class Bootstrap:
             raise self.failure or NoDirectory("there is no live consensus")
         return self._newest.consensus
 
+    async def download(self, flavor: str) -> Consensus:
+        """A live consensus of this flavor from the network, verified; the directory stays as it is.
+
+        Asked in one round of several sources. Raises NoDirectory, DocumentError, or what made them fail.
+        """
+
+        async def ask(asked: Asked) -> Verified:
+            verified = await self._fetch_verified(asked, None, flavor)
+            self._check_times(verified[0], time.time(), tolerance=0)
+            return verified
+
+        await self._is_loaded.wait()
+        consensus, certificates = await self._servers.ask(ask)
+        await self._keep_certificates(certificates)
+        return consensus
+
     async def _wait_for(self, event: trio.Event) -> None:
         """Until `event`, or until some rounds have failed."""
         async with trio.open_nursery() as nursery:
@@ -123,6 +140,7 @@ class Bootstrap:
         """Never returns. Failures are kept in `failure` and tried again."""
         failed_rounds = 0
         await self._load()
+        self._is_loaded.set()
         while True:
             try:
                 wait = await self._advance()
@@ -225,11 +243,14 @@ class Bootstrap:
         await self._keep(*verified)
 
     async def _keep(self, consensus: Consensus, certificates: tuple[AuthorityCertificate, ...]) -> None:
+        await self._keep_certificates(certificates)
+        await self._save(self._cache.save_consensus, consensus)
+        self._adopt(consensus)
+
+    async def _keep_certificates(self, certificates: tuple[AuthorityCertificate, ...]) -> None:
         if certificates != self._certificates:
             self._certificates = certificates
             await self._save(self._cache.save_certificates, certificates)
-        await self._save(self._cache.save_consensus, consensus)
-        self._adopt(consensus)
 
     async def _use_given(self, consensus: Consensus, now: float) -> None:
         if self._newest is None:
@@ -254,19 +275,21 @@ class Bootstrap:
             raise NothingNewer(str(error), hint=error.hint) from error
         return verified
 
-    async def _fetch_verified(self, asked: Asked, held: Consensus | None) -> Verified:
-        answer = await fetch_consensus(asked.circuit, held=held, begun=asked.begun)
+    async def _fetch_verified(
+        self, asked: Asked, held: Consensus | None, flavor: str = "microdesc"
+    ) -> Verified:
+        answer = await fetch_consensus(asked.circuit, flavor, held=held, begun=asked.begun)
         if answer.date is not None:
             self._servers.note_clock(asked.source, answer.date - time.time())
         if held is None or not is_diff(answer.body):
-            return await self._check(answer.body, asked)
+            return await self._check(answer.body, asked, flavor)
         try:
-            return await self._check(apply_diff(held.text, answer.body), asked)
+            return await self._check(apply_diff(held.text, answer.body), asked, flavor)
         except (DocumentError, NoDirectory) as error:
             logger.info("a consensus diff is not used, the whole consensus is asked for: %s", error)
-            return await self._fetch_verified(asked, None)
+            return await self._fetch_verified(asked, None, flavor)
 
-    async def _check(self, text: bytes, asked: Asked) -> Verified:
+    async def _check(self, text: bytes, asked: Asked, flavor: str) -> Verified:
         """Parse and verify, with certificates fetched where they are missing.
 
         Raises DocumentError, NoDirectory, or what ended the fetching.
@@ -282,7 +305,7 @@ class Bootstrap:
             certificates = tuple(
                 one for one in kept.values() if one.identity in self._authorities and one.is_current(now)
             )
-        self._verify(consensus, certificates, now, tolerance=REASONABLY_LIVE)
+        self._verify(consensus, certificates, now, tolerance=REASONABLY_LIVE, flavor=flavor)
         return consensus, certificates
 
     def _check_times(self, consensus: Consensus, now: float, *, tolerance: float) -> None:
@@ -305,10 +328,11 @@ class Bootstrap:
         now: float,
         *,
         tolerance: float = 0,
+        flavor: str = "microdesc",
     ) -> None:
         """Check flavor, times and signatures. Raises DocumentError or NoDirectory."""
-        if consensus.flavor != "microdesc":
-            raise DocumentError(f"a consensus of flavor {consensus.flavor} came, microdesc expected")
+        if consensus.flavor != flavor:
+            raise DocumentError(f"a consensus of flavor {consensus.flavor} came, {flavor} expected")
         verify(consensus, certificates, self._authorities, now, tolerance=tolerance)
 
     def _adopt(self, consensus: Consensus) -> None:

@@ -48,9 +48,13 @@ def _ignore() -> None:
 
 
 async def fetch_consensus(
-    circuit: Circuit, *, held: Consensus | None = None, begun: Callable[[], None] = _ignore
+    circuit: Circuit,
+    flavor: str = "microdesc",
+    *,
+    held: Consensus | None = None,
+    begun: Callable[[], None] = _ignore,
 ) -> Answer:
-    """A microdesc consensus newer than `held`, unverified, or a diff from it.
+    """A consensus of this flavor newer than `held`, unverified, or a diff from it.
 
     `begun` is called when the first bytes have come. Raises NoDirectory, DocumentError or what ended the
     stream. dir-spec, "Serving and requesting diffs".
@@ -63,8 +67,10 @@ async def fetch_consensus(
         max_age = 3600 * held.param("try-diff-for-consensus-newer-than", 72, 0, 8192)
         if held.valid_after >= time.time() - max_age:
             headers["X-Or-Diff-From-Consensus"] = signed_digest(held.text).hex().upper()
-    path = "/tor/status-vote/current/consensus-microdesc"
-    return await _get(circuit, path, MAX_CONSENSUS_LEN, headers, begun)
+    path = "/tor/status-vote/current/consensus"
+    return await _get(
+        circuit, path if flavor == "ns" else f"{path}-{flavor}", MAX_CONSENSUS_LEN, headers, begun
+    )
 
 
 async def fetch_certificates(circuit: Circuit, keys: Collection[tuple[bytes, bytes]]) -> bytes:
