@@ -1,5 +1,6 @@
 """The commands in pipes and beside each other, and what they say where files or the network fail them."""
 
+import io
 import json
 import os
 import shutil
@@ -7,8 +8,10 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import stem.descriptor
 from network.private_network import RunningTestnet
 from network.servers import HOST, PAGE, WebServer
 from network.torkit_process import Shell
@@ -18,6 +21,12 @@ pytestmark = pytest.mark.network
 
 def _nicknames(line: bytes) -> list[str]:
     return [relay["nickname"] for relay in json.loads(line)["path"]]
+
+
+def stem_documents(consensus: bytes) -> Iterator[Any]:
+    """The relays as stem reads them: a second opinion."""
+    flavor = "microdesc-" if b" microdesc\n" in consensus[:40] else ""
+    yield from stem.descriptor.parse_file(io.BytesIO(consensus), f"network-status-{flavor}consensus-3 1.0")
 
 
 # --- pipes ----------------------------------------------------------------------------------------------
@@ -73,6 +82,62 @@ def test_consensus_lists_every_relay(shell: Shell, testnet: RunningTestnet, tmp_
     assert (tmp_path / "consensus").read_bytes() == document
     chosen = shell.run(f"torkit choose-path < {tmp_path}/consensus")
     assert len(_nicknames(chosen.stdout)) == 3
+
+
+def test_both_flavors_come_from_the_network_and_verify_again_from_files(
+    shell: Shell, testnet: RunningTestnet, tmp_path: Path
+) -> None:
+    fingerprints = {relay.fingerprint for relay in testnet.relays}
+    for flavor, first_line in (
+        ("ns", b"network-status-version 3"),
+        ("microdesc", b"network-status-version 3 microdesc"),
+    ):
+        cold = shell.with_data_dir(tmp_path / flavor)
+        fetched = cold.run(f"torkit fetch-consensus --from network --flavor {flavor}")
+        assert (fetched.returncode, fetched.stderr) == (0, b"")
+        assert fetched.stdout.splitlines()[0] == first_line
+        (tmp_path / "consensus").write_bytes(fetched.stdout)
+        again = cold.run(f"torkit fetch-consensus --from {tmp_path}/consensus --flavor {flavor} --json")
+        assert {json.loads(line)["fingerprint"] for line in again.stdout.splitlines()} == fingerprints
+        relays = list(stem_documents(fetched.stdout))
+        assert {relay.fingerprint for relay in relays} == fingerprints
+        ours = {line["fingerprint"]: line for line in map(json.loads, again.stdout.splitlines())}
+        for relay in relays:
+            assert set(ours[relay.fingerprint]["flags"]) == set(relay.flags)
+            assert ours[relay.fingerprint]["or_port"] == relay.or_port
+        wrong = cold.run(
+            f"torkit fetch-consensus --from {tmp_path}/consensus --at 2020-01-01 -o {tmp_path}/out"
+        )
+        assert (wrong.returncode, wrong.stdout) == (3, b"")
+        assert b"from the future" in wrong.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_relays_are_listed_and_each_is_told_of(shell: Shell, testnet: RunningTestnet, tmp_path: Path) -> None:
+    cold = shell.with_data_dir(tmp_path / "data")
+    exits = {relay.nickname for relay in testnet.exits}
+    listed = cold.run("torkit relays --exit-port 80 --columns nickname")
+    assert (set(listed.stdout.decode().split()), listed.stderr) == (exits, b"")
+    piped = cold.run("torkit fetch-consensus | torkit relays - --flag Exit --columns nickname")
+    assert (set(piped.stdout.decode().split()), piped.stderr) == (exits, b"")
+    told = cold.run("torkit relays --columns fingerprint | xargs -n1 torkit relay --from cache --json")
+    assert (told.returncode, told.stderr) == (0, b"")
+    relays = {one["nickname"]: one for one in map(json.loads, told.stdout.splitlines())}
+    assert {one["fingerprint"] for one in relays.values()} == {one.fingerprint for one in testnet.relays}
+    assert {name for name, one in relays.items() if one["exit_policy"] != "reject 1-65535"} == exits
+    for position in ("guard", "middle", "exit"):
+        assert sum(one["probability"][position] for one in relays.values()) == pytest.approx(1)
+    unknown = cold.run("torkit relay nobody")
+    assert (unknown.returncode, unknown.stdout) == (2, b"")
+    assert unknown.stderr == b"torkit: no relay 'nobody' in the consensus\n"
+
+
+def test_list_that_nobody_reads_to_its_end_ends_quietly(shell: Shell) -> None:
+    line = "for n in $(seq 3); do torkit relays; done | head -n 1"
+    result = shell.run(line)
+    assert result.stdout.count(b"\n") == 1
+    assert result.stderr == b""
+    assert shell.run("torkit relays >/dev/full").returncode == 1
 
 
 def test_tampered_consensus_is_refused_with_a_reason(shell: Shell) -> None:
