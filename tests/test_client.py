@@ -4,16 +4,26 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from hashlib import sha3_256
 from pathlib import Path
 
 import network_docs
 import pytest
 import trio
 import trio.testing
-from fakes import FakeRelay, FakeStream, answer_begin, answer_resolve, answer_versions, ignore
+from fakes import (
+    FakeRelay,
+    FakeStream,
+    answer_begin,
+    answer_resolve,
+    answer_versions,
+    http_response,
+    ignore,
+)
 from served import Arrivals, ServedNetwork, authorities, serve_network
 
 from torkit.client import ATTEMPT_TIMEOUTS, Resolved, Tor, open_tor
+from torkit.directory.consensus import parse_consensus
 from torkit.errors import (
     CircuitClosed,
     DocumentError,
@@ -145,6 +155,37 @@ async def test_a_downloaded_consensus_must_be_of_its_flavor_live_and_signed(
         }[fault]
         with pytest.raises((DocumentError, NoDirectory), match=reason):
             await tor.download_consensus("ns")
+
+
+async def test_a_downloaded_consensus_may_come_as_a_diff_or_whole(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        new = network.service.ns_consensus
+        held = parse_consensus(
+            network_docs.consensus(
+                [], authorities(), flavor="ns", valid_after=int(time.time()) - 2 * network_docs.HOUR
+            )
+        )
+        asked: list[bytes] = []
+
+        def answer(request: bytes) -> bytes:
+            asked.append(request)
+            return http_response(body)
+
+        for fake in network.relays.values():
+            fake.directory = answer
+        body = network_docs.consensus_diff(held.text, new)
+        assert (await tor.download_consensus("ns", held)).text == new
+        body = new
+        assert (await tor.download_consensus("ns", held)).text == new
+        digest = sha3_256(network_docs.signed_part(held.text)).hexdigest().encode()
+        assert all(b"x-or-diff-from-consensus: " + digest in request.lower() for request in asked)
+        body = network_docs.consensus_diff(new, new)  # from another than ours
+        with pytest.raises(DocumentError, match="for another consensus"):
+            await tor.download_consensus("ns", held)
+        forged = new.replace(b"s Exit", b"s Guard", 1)
+        body = network_docs.consensus_diff(held.text, forged)
+        with pytest.raises(NoDirectory, match="bad signature"):
+            await tor.download_consensus("ns", held)
 
 
 async def test_an_unreachable_guard_is_replaced(

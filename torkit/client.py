@@ -123,12 +123,13 @@ class Tor:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
         return await self._bootstrap.wait_consensus()
 
-    async def download_consensus(self, flavor: str = "microdesc") -> Consensus:
+    async def download_consensus(self, flavor: str = "microdesc", held: Consensus | None = None) -> Consensus:
         """A live consensus, `microdesc` or `ns`, from the network even if there is one; nothing else uses it.
 
+        With `held`, one of this flavor, only what has changed since is asked for.
         Raises NoDirectory, DocumentError, or what made the directory's sources fail.
         """
-        return await self._bootstrap.download(flavor)
+        return await self._bootstrap.download(flavor, held)
 
     @property
     def directory(self) -> Directory:
