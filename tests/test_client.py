@@ -157,7 +157,7 @@ async def test_a_downloaded_consensus_must_be_of_its_flavor_live_and_signed(
             await tor.download_consensus("ns")
 
 
-async def test_a_downloaded_consensus_may_come_as_a_diff_or_whole(tmp_path: Path) -> None:
+async def test_a_downloaded_consensus_comes_as_a_diff_or_whole(tmp_path: Path) -> None:
     async with served_tor(tmp_path) as (tor, network):
         new = network.service.ns_consensus
         held = parse_consensus(
@@ -166,24 +166,34 @@ async def test_a_downloaded_consensus_may_come_as_a_diff_or_whole(tmp_path: Path
             )
         )
         asked: list[bytes] = []
+        answers: dict[bool, bytes] = {}  # by whether a diff was asked for
 
         def answer(request: bytes) -> bytes:
-            asked.append(request)
-            return http_response(body)
+            asked.append(request.lower())
+            return answers[b"x-or-diff" in asked[-1]]
 
         for fake in network.relays.values():
             fake.directory = answer
-        body = network_docs.consensus_diff(held.text, new)
-        assert (await tor.download_consensus("ns", held)).text == new
-        body = new
-        assert (await tor.download_consensus("ns", held)).text == new
         digest = sha3_256(network_docs.signed_part(held.text)).hexdigest().encode()
-        assert all(b"x-or-diff-from-consensus: " + digest in request.lower() for request in asked)
-        body = network_docs.consensus_diff(new, new)  # from another than ours
-        with pytest.raises(DocumentError, match="for another consensus"):
-            await tor.download_consensus("ns", held)
+        for body in (network_docs.consensus_diff(held.text, new), new):
+            answers[True] = http_response(body)
+            assert (await tor.download_consensus("ns", held)).text == new
+        assert [b"x-or-diff-from-consensus: " + digest in request for request in asked] == [True, True]
+
+        asked.clear()
+        answers[True] = http_response(b"", status="304 Not modified")
+        assert (await tor.download_consensus("ns", held)).text == held.text
+        assert len(asked) == 1
+
+        answers[False] = http_response(new)
         forged = new.replace(b"s Exit", b"s Guard", 1)
-        body = network_docs.consensus_diff(held.text, forged)
+        for base, made in ((new, new), (held.text, forged)):
+            asked.clear()
+            answers[True] = http_response(network_docs.consensus_diff(base, made))
+            assert (await tor.download_consensus("ns", held)).text == new
+            assert [b"x-or-diff-from-consensus" in request for request in asked] == [True, False]
+
+        answers[False] = http_response(forged)
         with pytest.raises(NoDirectory, match="bad signature"):
             await tor.download_consensus("ns", held)
 

@@ -111,7 +111,8 @@ class Bootstrap:
     async def download(self, flavor: str, held: Consensus | None = None) -> Consensus:
         """A live consensus of this flavor from the network, verified; the directory stays as it is.
 
-        With `held`, what has changed since that one is asked for; it is what comes if nothing has. Asked in one round of several sources. Raises NoDirectory, DocumentError, or what made them fail.
+        With `held`, what has changed since that one is asked for; it is what comes if nothing has. Several
+        sources are asked in one round. Raises NoDirectory, DocumentError, or what made them fail.
         """
 
         async def ask(asked: Asked) -> Verified:
