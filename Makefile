@@ -25,7 +25,7 @@ lint: setup
 
 typecheck: setup
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python -m mypy.stubtest --concise $(STUBS)
+	@$(BIN)/python -m mypy.stubtest --concise --mypy-config-file pyproject.toml $(STUBS)
 
 bench: bench-setup
 	@$(BIN)/python -m bench
