@@ -137,7 +137,8 @@ class Bootstrap:
                     self._has_failed.set()
             else:
                 failed_rounds = 0
-                self.failure = None
+                if self._has_consensus.is_set():
+                    self.failure = None
             await self._sleep(wait)
 
     async def _advance(self) -> float:
