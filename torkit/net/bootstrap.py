@@ -153,19 +153,21 @@ class Bootstrap:
             except TorkitError as error:
                 failed_rounds += 1
                 wait = self._retry_wait()
+                if isinstance(error, ClockSkewed):  # somebody is about to set it
+                    wait = min(wait, CLOCK_CHECK)
                 logger.info("the directory could not be brought up to date: %s", error)
                 if failed_rounds >= ROUNDS_BEFORE_ERROR or self._given is not None:
                     self.failure = error
                     self._has_failed.set()
             else:
                 failed_rounds = 0
-                self.failure = None
+                if self._has_consensus.is_set():
+                    self.failure = None
             await self._sleep(wait)
 
     async def _advance(self) -> float:
         """One round: a consensus that is fresh, its microdescriptors; seconds until the next round."""
         now = time.time()
-        self._drop_if_too_old(now)
         if self._given is not None:
             await self._use_given(self._given, now)
         elif self._newest is None or now >= self._refresh_at:
@@ -173,8 +175,10 @@ class Bootstrap:
                 await self._fetch_consensus()
             except TorkitError as error:
                 # An old one goes on being used as long as it is reasonably live.
-                self._drop_if_too_old(time.time())
                 if self._newest is None:
+                    raise
+                if time.time() > self._newest.consensus.valid_until + REASONABLY_LIVE:
+                    self._drop()
                     raise
                 logger.info("no newer consensus is to be had, the one at hand is still good: %s", error)
                 await self._fetch_microdescs()
@@ -364,11 +368,6 @@ class Bootstrap:
         if self._newest.is_usable():
             self.directory = self._newest
             self.is_ready.set()
-
-    def _drop_if_too_old(self, now: float) -> None:
-        """Use a consensus no longer than it is reasonably live."""
-        if self._newest is not None and now > self._newest.consensus.valid_until + REASONABLY_LIVE:
-            self._drop()
 
     def _drop(self) -> None:
         """Nothing at hand may be used any more."""

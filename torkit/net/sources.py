@@ -138,7 +138,7 @@ class DirectoryServers:
         for part in round_.under_way:
             self._note_failure(part.source, TimedOut("a directory was slower than others"))
         if round_.wanted and not failures:
-            failures.append(self._last_failure())
+            failures.append(self._why_nobody())
         return failures
 
     async def _ask_one(
@@ -176,17 +176,15 @@ class DirectoryServers:
         backoff = next_backoff(last.backoff if last else 0.0, self._rng)
         self._failed[source.identity] = _Failed(error, backoff, trio.current_time() + backoff)
 
-    def _last_failure(self) -> TorkitError:
-        """Why nobody was asked."""
-        failed = [
-            self._failed[one.identity]
-            for tier in self._choose()
-            for one in tier
-            if one.identity in self._failed
-        ]
-        if not failed:
-            return NoDirectory("no directory source is configured")
-        return max(failed, key=lambda one: one.until - one.backoff).error
+    def _why_nobody(self) -> TorkitError:
+        """Why something has not come though nobody failed in this round: none was asked, or none had it."""
+        everybody = [one.identity for tier in self._choose() for one in tier]
+        failed = [self._failed[identity] for identity in everybody if identity in self._failed]
+        if failed:
+            return max(failed, key=lambda one: one.until - one.backoff).error
+        if everybody:
+            return NoDirectory("no directory has all that it was asked for")
+        return NoDirectory("no directory source is configured")
 
     def wait_seconds(self) -> float:
         """How long until there is a source that may be asked."""
