@@ -17,6 +17,7 @@ from sys import intern
 from typing import NamedTuple, overload
 
 from torkit.directory.authorities import AuthorityCertificate, check_signature
+from torkit.directory.microdesc import PortPolicy, decode_policy
 from torkit.directory.netdoc import (
     DIGEST256_LEN,
     DIGEST_LEN,
@@ -141,7 +142,7 @@ FLAVORS = {
             + _R_REST
             + _A_LINES
             + _S_TO_W
-            + rb"(?:p (?:accept|reject) [0-9,-]{1,1000}+\n)?+"
+            + rb"(?:p ((?:accept|reject) [0-9,-]{1,1000}+)\n)?+"
             + _NEXT,
             re.MULTILINE,
         ),
@@ -155,7 +156,7 @@ class RouterStatus:
 
     `identity` is 20 bytes; `digest` names its microdescriptor, 32 bytes (ns flavor: its server
     descriptor, 20), or is None; `bandwidth` is the consensus weight, 0 where there is no `w` line;
-    `version` is the whole `v` line; `ipv6` an address and port.
+    `version` is the whole `v` line; `ipv6` an address and port; `policy` stands in the ns flavor only.
     """
 
     nickname: str
@@ -168,6 +169,7 @@ class RouterStatus:
     version: str | None
     protocols: Protocols
     bandwidth: int
+    policy: PortPolicy | None
 
 
 class Signature(NamedTuple):
@@ -449,18 +451,20 @@ def _columns(text: bytes, flavor: str, start: int, end: int) -> _Columns:
     return columns
 
 
-def _columns_fast(rows: list[tuple[bytes, bytes, bytes, bytes, bytes]], flavor: str) -> _Columns | None:
+def _columns_fast(rows: list[tuple[bytes, ...]], flavor: str) -> _Columns | None:
     """Fast road: each entry matched the flavor's pattern, and as many matched as there are `r` lines.
 
     Each match begins at an `r` line and ends at the next, so together they leave nothing unread.
-    Flags and protocols repeat: each different line is decoded once. None where a value is out of
+    Flags, protocols and policies repeat: each different line is decoded once. None where a value is out of
     range: the slow twin says where.
     """
-    identities, digests, flag_lines, protocol_lines, bandwidths = zip(*rows, strict=True)
+    identities, digests, flag_lines, protocol_lines, bandwidths, *policies = zip(*rows, strict=True)
     weights = array("Q", map(int, bandwidths))
     try:
         for protocols in set(protocol_lines):
             decode_protocols(protocols.decode("ascii"))
+        for policy in {line for column in policies for line in column if line}:
+            decode_policy(policy.decode("ascii"))
     except ValueError:
         return None
     if max(weights) > MAX_BANDWIDTH:
@@ -499,7 +503,7 @@ def _columns_slow(text: bytes, flavor: str, start: int, end: int) -> _Columns:
 
 def _parse_entry(entry: bytes, flavor: str, first_line: int) -> RouterStatus:
     items = scan(entry, ENTRY_RULES, what="relay", first_line=first_line)
-    r, m, w, v = items.one("r"), items.maybe("m"), items.maybe("w"), items.maybe("v")
+    r, m, w, v, p = items.one("r"), *map(items.maybe, "mwvp")
     nickname, identity, *rest = r.args
     digest = None
     if flavor == "ns":
@@ -525,6 +529,7 @@ def _parse_entry(entry: bytes, flavor: str, first_line: int) -> RouterStatus:
         version=" ".join(v.args) if v else None,
         protocols=_decode_protocols(items.maybe("pr")),
         bandwidth=bandwidth,
+        policy=p.decode(decode_policy, " ".join(p.args)) if p else None,
     )
 
 
