@@ -52,6 +52,16 @@ def run_pytest_benchmarks() -> dict[str, dict[str, Any]]:
         return {benchmark["name"]: benchmark for benchmark in json.loads(output.read_text())["benchmarks"]}
 
 
+def directory_lines() -> list[Line]:
+    """In a process of its own, so that memory and times are of a fresh heap."""
+    command = [sys.executable, "-m", "bench.bench_directory", "--json"]
+    environment = os.environ | {"PYTHONPATH": "tests"}
+    result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(result.stdout + result.stderr)
+    return [Line(**line) for line in json.loads(result.stdout)]
+
+
 def core_lines(benchmarks: dict[str, dict[str, Any]]) -> list[Line]:
     lines = []
     for way in "inbound", "outbound":
@@ -102,6 +112,8 @@ def main() -> None:
     load = os.getloadavg()[0]
     say("the compiled core")
     lines = core_lines(run_pytest_benchmarks())
+    say("the directory of a full-size network")
+    lines += directory_lines()
     sizes = bench_network.QUICK if is_quick else bench_network.Sizes()
     network_lines, curves = trio.run(bench_network.measure, sizes)
     delay = bench_delay.QUICK if is_quick else {}

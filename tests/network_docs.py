@@ -7,15 +7,17 @@ import hashlib
 from base64 import b64encode
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from random import Random
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.utils import NoDigestInfo
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from torkit.directory.netdoc import encode_time
@@ -83,7 +85,11 @@ class TestAuthority:
 
     def certificate(self) -> bytes:
         """The key certificate, both signatures good."""
-        body = (
+        return self.seal_certificate(self.certificate_body())
+
+    def certificate_body(self) -> bytes:
+        """The key certificate without its last object, the signature over all that is before."""
+        return (
             "dir-key-certificate-version 3\n"
             f"fingerprint {self.v3ident.hex().upper()}\n"
             f"dir-key-published {encode_time(self.published)}\n"
@@ -92,9 +98,12 @@ class TestAuthority:
             f"dir-signing-key\n{armor('RSA PUBLIC KEY', rsa_der(self.signing_key))}"
             f"dir-key-crosscert\n{armor('ID SIGNATURE', sign(self.signing_key, self.v3ident))}"
             "dir-key-certification\n"
-        )
-        signature = sign(self.identity_key, hashlib.sha1(body.encode()).digest())
-        return (body + armor("SIGNATURE", signature)).encode()
+        ).encode()
+
+    def seal_certificate(self, body: bytes) -> bytes:
+        """What `certificate_body` made, or what became of it, with a good signature."""
+        signature = sign(self.identity_key, hashlib.sha1(body).digest())
+        return body + armor("SIGNATURE", signature).encode()
 
     def signature(self, signed: bytes, algorithm: str = "sha256") -> str:
         """A directory-signature item over the signed part of a consensus."""
@@ -129,6 +138,7 @@ class RelayDoc:
     family: str | None = None
     family_ids: str | None = None
     onion_key: bytes | None = None
+    version: str = "Tor 0.4.9.11"
     extra: list[str] = field(default_factory=list)
 
     @property
@@ -158,7 +168,7 @@ class RelayDoc:
         lines += [f"a {self.ipv6}"] if self.ipv6 else []
         if flavor == "microdesc":
             lines.append(f"m {bare64(hashlib.sha256(self.microdesc()).digest())}")
-        lines += [f"s {self.flags}", "v Tor 0.4.9.11", f"pr {self.protocols}"]
+        lines += [f"s {self.flags}", f"v {self.version}", f"pr {self.protocols}"]
         lines += [] if self.bandwidth is None else [f"w Bandwidth={self.bandwidth}"]
         lines += [f"p {self.policy or 'reject 1-65535'}"] if flavor == "ns" else []
         return "\n".join(lines + self.extra) + "\n"
@@ -195,6 +205,38 @@ def relays(count: int, seed: int = 1) -> list[RelayDoc]:
         members = made[at : at + 4]
         for member in members:
             member.family = " ".join(sorted(f"${one.fingerprint}" for one in members))
+    return made
+
+
+FULL_SIZE = 10_000  # relays: a quarter more than the public network has had
+
+
+@cache
+def full_size(count: int = FULL_SIZE) -> list[RelayDoc]:
+    """A network with the variety of the public one: old versions, onion keys, many families, few flags alike.
+
+    Documents of it have the sizes of real ones: 330 bytes a consensus entry, 900 a microdescriptor.
+    """
+    rng = Random(count)
+    made = relays(count, seed=count)
+    protocols = [PROTOCOLS.replace("FlowCtrl=1-2", f"FlowCtrl={n % 2 + 1}") for n in range(10)]
+    for relay in made:
+        optional = ("Fast", "HSDir", "Stable", "StaleDesc", "Sybil", "V2Dir")
+        kept = [f for f in relay.flags.split() if f not in optional or rng.random() < 0.8]
+        relay.flags = " ".join(kept)
+        relay.bandwidth = int(rng.lognormvariate(7, 1.5)) + 1
+        relay.protocols = rng.choice(protocols)
+        relay.version = f"Tor 0.4.{rng.randrange(8, 10)}.{rng.randrange(1, 15)}"
+        relay.onion_key = rng.randbytes(140)
+        if relay.policy:
+            ports = sorted(rng.sample(range(1, 65536), rng.randrange(1, 20)))
+            relay.policy = f"{rng.choice(('accept', 'reject'))} {','.join(map(str, ports))}"
+            relay.policy6 = rng.choice((None, relay.policy))
+    for at in range(0, count - 40, 50):
+        members = made[at : at + rng.randrange(2, 40)]
+        family = " ".join(sorted(f"${one.fingerprint}" for one in members))
+        for member in members:
+            member.family, member.family_ids = family, f"ed25519:{bare64(rng.randbytes(32))}"
     return made
 
 
@@ -249,6 +291,16 @@ def sign_consensus(unsigned: bytes, signers: Iterable[TestAuthority], algorithm:
 def microdescs(relay_docs: Iterable[RelayDoc]) -> bytes:
     """All microdescriptors, one after another, as a cache sends them."""
     return b"".join(doc.microdesc() for doc in relay_docs)
+
+
+def an_hour_later(relay_docs: Sequence[RelayDoc], seed: int = 1) -> list[RelayDoc]:
+    """The same network, some relays gone, some new, and every other bandwidth measured anew."""
+    rng = Random(seed)
+    kept = [replace(one) for one in relay_docs if rng.random() > 0.01]
+    for one in kept:
+        if rng.random() < 0.5:
+            one.bandwidth = rng.randrange(20, 20_000)
+    return kept + relays(len(relay_docs) // 100 + 1, seed=1000 + seed)
 
 
 def consensus_diff(base: bytes, target: bytes) -> bytes:
@@ -309,3 +361,177 @@ def _common_lines(old: list[bytes], new: list[bytes]) -> list[tuple[int, int]]:
         pairs.append(chain[:2])
         chain = chain[2]
     return pairs[::-1]
+
+
+# Server descriptors and extra-info, as a relay signs them itself.
+
+
+@dataclass
+class Router:
+    """A relay with all its keys: number n is the same one throughout a process."""
+
+    number: int
+    published: int = NOW - HOUR
+
+    def __post_init__(self) -> None:
+        rng = Random(self.number)
+        self.identity_key = rsa_key(1000 + self.number)
+        self.onion_key = rsa_key(2000 + self.number)
+        self.master, self.signing, self.family = (
+            Ed25519PrivateKey.from_private_bytes(rng.randbytes(32)) for _ in range(3)
+        )
+        self.ntor = rng.randbytes(32)
+
+    @property
+    def identity(self) -> bytes:
+        return hashlib.sha1(rsa_der(self.identity_key)).digest()
+
+    @property
+    def ed25519_identity(self) -> bytes:
+        return self.master.public_key().public_bytes_raw()
+
+    def items(self) -> dict[str, str]:
+        """The items of a server descriptor up to the signatures, in order: to be changed, then signed."""
+        expires = self.published + 720 * HOUR
+        ntor_key, sign_bit = ntor_public(self.ntor)
+        master = self.ed25519_identity
+        crosscert = ed25519_cert(0x0A, master, expires, lambda data: sign_with_ntor(self.ntor, data))
+        family_cert = ed25519_cert(0x0C, master, expires, self.family.sign, self.family)
+        return {
+            "router": f"router relay{self.number} 192.0.2.7 9001 0 9030\n",
+            **self._identity_item(),
+            "master-key-ed25519": f"master-key-ed25519 {bare64(master)}\n",
+            "platform": "platform Tor 0.4.9.11 on Linux\n",
+            "proto": f"proto {PROTOCOLS}\n",
+            "published": f"published {encode_time(self.published)}\n",
+            "fingerprint": f"fingerprint {self.identity.hex(' ', 2).upper()}\n",
+            "uptime": "uptime 12345\n",
+            "bandwidth": "bandwidth 1000000 2000000 500000\n",
+            "extra-info-digest": self._extra_info_item(),
+            "onion-key": "onion-key\n" + armor("RSA PUBLIC KEY", rsa_der(self.onion_key)),
+            "signing-key": "signing-key\n" + armor("RSA PUBLIC KEY", rsa_der(self.identity_key)),
+            "onion-key-crosscert": "onion-key-crosscert\n"
+            + armor("CROSSCERT", sign(self.onion_key, self.identity + master)),
+            "ntor-onion-key-crosscert": f"ntor-onion-key-crosscert {sign_bit}\n"
+            + armor("ED25519 CERT", crosscert),
+            "family": f"family ${self.identity.hex().upper()}\n",
+            "family-cert": "family-cert\n" + armor("FAMILY CERT", family_cert),
+            "contact": "contact tests@example.invalid\n",
+            "ntor-onion-key": f"ntor-onion-key {bare64(ntor_key)}\n",
+            "or-address": "or-address [2001:db8::7]:9001\n",
+            "policy": "reject 192.0.2.0/24:*\naccept *:80-443\nreject *:*\n",
+            "ipv6-policy": "ipv6-policy accept 80,443\n",
+            "tunnelled-dir-server": "tunnelled-dir-server\n",
+        }
+
+    def descriptor(self, **changes: str) -> bytes:
+        """The signed server descriptor; `changes` replace items, an underscore standing for each hyphen."""
+        return self.sign(self.items() | {name.replace("_", "-"): item for name, item in changes.items()})
+
+    def extra_info_items(self) -> dict[str, str]:
+        """As `items`, of the extra-info document."""
+        return {
+            "extra-info": f"extra-info relay{self.number} {self.identity.hex().upper()}\n",
+            **self._identity_item(),
+            "published": f"published {encode_time(self.published)}\n",
+            "write-history": f"write-history {encode_time(self.published)} (900 s) 10,20,30000000000\n",
+            "read-history": f"read-history {encode_time(self.published)} (900 s)\n",
+            "padding-counts": "padding-counts 2038-01-01 00:00:00 (86400 s) bin-size=10000\n",
+        }
+
+    def extra_info(self, **changes: str) -> bytes:
+        """The signed extra-info document, as `descriptor`."""
+        items = self.extra_info_items()
+        return self.sign(items | {name.replace("_", "-"): item for name, item in changes.items()})
+
+    def sign(self, items: dict[str, str]) -> bytes:
+        """A document of these items with both signatures."""
+        return self.seal(self.body(items))
+
+    def body(self, items: dict[str, str]) -> bytes:
+        """A document up to its signatures."""
+        return "".join(items.values()).encode()
+
+    def seal(self, body: bytes) -> bytes:
+        """What `body` made, or what became of it, with both signatures."""
+        body += b"router-sig-ed25519 "
+        digest = hashlib.sha256(b"Tor router descriptor signature v1" + body).digest()
+        body += bare64(self.signing.sign(digest)).encode() + b"\nrouter-signature\n"
+        return body + armor("SIGNATURE", sign(self.identity_key, hashlib.sha1(body).digest())).encode()
+
+    def _identity_item(self) -> dict[str, str]:
+        signing_key = self.signing.public_key().public_bytes_raw()
+        cert = ed25519_cert(4, signing_key, self.published + 1000 * HOUR, self.master.sign, self.master)
+        return {"identity-ed25519": "identity-ed25519\n" + armor("ED25519 CERT", cert)}
+
+    def _extra_info_item(self) -> str:
+        text = self.extra_info()
+        signed = text[: text.index(b"router-signature\n") + len(b"router-signature\n")]
+        digests = hashlib.sha1(signed).hexdigest().upper(), bare64(hashlib.sha256(text).digest())
+        return f"extra-info-digest {digests[0]} {digests[1]}\n"
+
+
+def ed25519_cert(
+    cert_type: int,
+    certified_key: bytes,
+    expires: int,
+    sign: Callable[[bytes], bytes],
+    signer: Ed25519PrivateKey | None = None,
+) -> bytes:
+    """An Ed25519 certificate, which names its signer if that is given."""
+    extensions = b"\0"
+    if signer:
+        extensions = b"\1\0\x20\4\0" + signer.public_key().public_bytes_raw()
+    head = bytes([1, cert_type]) + (expires // 3600).to_bytes(4, "big") + b"\1"
+    return head + certified_key + extensions + sign(head + certified_key + extensions)
+
+
+# Ed25519 with the scalar of a Curve25519 key, which no library signs with. RFC 8032, 5.1.
+
+_P = 2**255 - 19
+_ORDER = 2**252 + 27742317777372353535851937790883648493
+_D = -121665 * pow(121666, -1, _P) % _P
+_BASE = (
+    15112221349535400772501151409588531511454012693041857206046113283949847762202,
+    46316835694926478169428394003475163141307993866256225615783033603165251855960,
+)
+_Point = tuple[int, int]
+
+
+def _add(a: _Point, b: _Point) -> _Point:
+    product = _D * a[0] * b[0] * a[1] * b[1]
+    x = (a[0] * b[1] + a[1] * b[0]) * pow(1 + product, -1, _P)
+    y = (a[1] * b[1] + a[0] * b[0]) * pow(1 - product, -1, _P)
+    return x % _P, y % _P
+
+
+def _multiply(scalar: int, point: _Point = _BASE) -> _Point:
+    result = (0, 1)
+    for bit in f"{scalar:b}":
+        result = _add(result, result)
+        result = _add(result, point) if bit == "1" else result
+    return result
+
+
+def _encode_point(point: _Point) -> bytes:
+    return (point[1] | (point[0] & 1) << 255).to_bytes(32, "little")
+
+
+def _scalar(secret: bytes) -> int:
+    return int.from_bytes(secret, "little") & (2**254 - 8) | 2**254
+
+
+@cache
+def ntor_public(secret: bytes) -> tuple[bytes, int]:
+    """The Curve25519 key of 32 bytes, and the sign of its Ed25519 form."""
+    public = X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+    return public, _multiply(_scalar(secret))[0] & 1
+
+
+@cache
+def sign_with_ntor(secret: bytes, data: bytes) -> bytes:
+    """An Ed25519 signature by the key that `ntor_public` gives."""
+    nonce = int.from_bytes(hashlib.sha512(secret + data).digest(), "little") % _ORDER
+    commitment, key = _encode_point(_multiply(nonce)), _encode_point(_multiply(_scalar(secret)))
+    challenge = int.from_bytes(hashlib.sha512(commitment + key + data).digest(), "little")
+    return commitment + ((nonce + challenge * _scalar(secret)) % _ORDER).to_bytes(32, "little")

@@ -189,3 +189,15 @@ def test_malformed_annotations_count_as_long_ago() -> None:
     assert len(kept) == 2
     kept.expire(nd.NOW)
     assert len(kept) == 0
+
+
+def test_only_lines_at_the_end_are_annotations_of_what_follows() -> None:
+    """A line with @ amid a text once ended it there, but not where annotations followed."""
+    odd = b"onion-key\nx\n@y\nz\n"
+    for text in (odd, odd + b"@a\n@b\n" + odd, odd + b"@a\n"):
+        assert {exact for _, exact, _ in split_microdescs(text)} == {odd}
+        assert dict(Microdescs.decode(text)) == {hashlib.sha256(odd).digest(): odd}
+    assert [exact for _, exact, _ in split_microdescs(b"@a\nonion-key\n@b\nonion-key\n")] == [
+        b"onion-key\n"
+    ] * 2
+    assert [annotation for _, _, annotation in split_microdescs(odd + b"@a\n@b\n" + odd)][1] == b"@a\n@b\n"

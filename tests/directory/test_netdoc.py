@@ -53,6 +53,12 @@ def test_scan_finds_items_with_arguments_objects_lines_and_ends() -> None:
     assert items.all("soft")[0].object == b""
 
 
+def test_an_object_may_lack_its_equals_signs() -> None:
+    """As the specification has it of certificates, though tor writes them."""
+    items = scan(GOOD.replace(b"AwQ=", b"AwQ"), RULES, what="thing")
+    assert items.all("key")[0].object == bytes([0, 1, 2, 3, 4])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
@@ -65,7 +71,8 @@ def test_scan_finds_items_with_arguments_objects_lines_and_ends() -> None:
         (b"end\n", b"", "lacks end"),
         (b"end\n", b"end\nsome\n", "must end with end"),
         (b"-----END RSA PUBLIC KEY-----\n", b"", "malformed or oversized object"),
-        (b"AwQ=", b"AwQ", "not base64"),
+        (b"AwQ=", b"Aw=Q", "not base64"),
+        (b"AwQ=", b"AwQBA", "not base64"),
         (b"AwQ=", b"A=wQ", "not base64"),
         (b"key\n-----BEGIN RSA PUBLIC KEY-----", b"key\n-----BEGIN DSA-----", "object"),
         (b"key\n", b"", "object RSA PUBLIC KEY that it may not have"),

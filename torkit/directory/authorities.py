@@ -1,6 +1,6 @@
 """Authority key certificates: which signing key speaks for which configured authority, and until when.
 
-The only RSA in the directory: every signature here and in a consensus goes through `check_signature`.
+The only RSA in the directory: every signature of a document goes through `check_signature`.
 dir-spec, "Creating key certificates".
 """
 
@@ -96,8 +96,8 @@ def _parse_certificate(text: bytes, first_line: int) -> AuthorityCertificate:
     version = items.one("dir-key-certificate-version")
     if version.args[0] != CERTIFICATE_VERSION:
         raise version.fail(f"version {CERTIFICATE_VERSION} expected")
-    identity_key, identity = _decode_key(items.one("dir-identity-key"))
-    signing_key, signing_key_digest = _decode_key(items.one("dir-signing-key"))
+    identity_key, identity = decode_key(items.one("dir-identity-key"))
+    signing_key, signing_key_digest = decode_key(items.one("dir-signing-key"))
     fingerprint = items.one("fingerprint")
     if fingerprint.decode(decode_fingerprint, fingerprint.args[0]) != identity:
         raise fingerprint.fail("not the SHA-1 of the identity key")
@@ -125,11 +125,16 @@ def check_signature(key: RSAPublicKey, signature: bytes, digest: bytes) -> bool:
 
     dir-spec, "Signing documents".
     """
+    signed = recover_signed(key, signature)
+    return signed is not None and hmac.compare_digest(signed, digest)
+
+
+def recover_signed(key: RSAPublicKey, signature: bytes) -> bytes | None:
+    """What a signature that is PKCS#1 v1.5 padded is over; None where the padding does not hold."""
     try:
-        signed = key.recover_data_from_signature(signature, PKCS1v15(), None)
+        return key.recover_data_from_signature(signature, PKCS1v15(), None)
     except InvalidSignature:
-        return False
-    return hmac.compare_digest(signed, digest)
+        return None
 
 
 @lru_cache(maxsize=64)  # the authorities' few keys, seen again in each bundle
@@ -142,7 +147,8 @@ def _load_key(der: bytes) -> RSAPublicKey:
     return key
 
 
-def _decode_key(item: Item) -> tuple[RSAPublicKey, bytes]:
+def decode_key(item: Item) -> tuple[RSAPublicKey, bytes]:
+    """The RSA key that is this item's object, and its SHA-1, 20 bytes. Raises DocumentError."""
     try:
         return _load_key(item.object), hashlib.sha1(item.object).digest()
     except (ValueError, UnsupportedAlgorithm) as error:

@@ -6,7 +6,6 @@ like any consensus. dir-spec, "Consensus diffs" and "Limited ed diff format".
 
 import hashlib
 import re
-from itertools import chain
 
 from torkit.directory.consensus import MAX_CONSENSUS_LEN
 from torkit.directory.netdoc import check_text, line_at
@@ -79,7 +78,8 @@ def _edit(lines: list[bytes], diff: bytes, at: int) -> bytes:
         return DocumentError(f"consensus diff: {reason}", line=line_at(diff, at))
 
     last = rest = len(lines) - 1
-    parts = [lines[last:]]  # nothing, behind the last newline
+    result = [b""]  # from the end: nothing, behind the last newline
+    commands = 0
     while at < len(diff):
         command = _COMMAND.match(diff, at)
         if command is None:
@@ -92,17 +92,18 @@ def _edit(lines: list[bytes], diff: bytes, at: int) -> bytes:
             raise fail("not a range")
         if end > rest or (start == 0 and action != b"a"):
             raise fail("lines out of order or past the end")
-        parts.append(lines[end:rest])
+        result += lines[end:rest][::-1]
         rest = end if action == b"a" else start - 1
         if action != b"d":
             block, block_end = command.end(), diff.find(b"\n.\n", command.end() - 1)
             if block_end < block:
                 raise fail("a block that is empty or has no end")
-            parts.append([diff[block:block_end]])
+            result.append(diff[block:block_end])
             at = block_end + len(b"\n.\n")
         else:
             at = command.end()
-        if len(parts) > 2 * MAX_COMMANDS:
+        commands += 1
+        if commands > MAX_COMMANDS:
             raise fail(f"more than {MAX_COMMANDS} commands")
-    parts.append(lines[:rest])
-    return b"\n".join(chain.from_iterable(reversed(parts)))
+    result += lines[:rest][::-1]
+    return b"\n".join(reversed(result))

@@ -180,20 +180,20 @@ def split_microdescs(text: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
     if not text:
         return
     check_text(text, MAX_MICRODESCS_LEN, "microdescriptors")
-    sha256 = hashlib.sha256
-    annotation, *bodies = (b"\n" + text).split(b"\n" + _START)
-    if annotation and not (bodies and annotation.startswith(b"\n@")):
+    at = 0 if text.startswith(_START) else text.find(b"\n" + _START) + 1
+    if not text.startswith((_START, b"@")) or not text.startswith(_START, at):
         raise DocumentError("microdescriptors must start with onion-key", line=1)
-    last = len(bodies) - 1
-    for index, body in enumerate(bodies):
-        following = b""
-        if (at := body.rfind(b"\n@")) >= 0:  # from the end, where annotations are: bodies are long
-            while (before := body.rfind(b"\n", 0, at)) >= 0 and body.startswith(b"\n@", before):
-                at = before
-            body, following = body[:at], body[at:]
-        exact = _START + body if index == last and not following else _START + body + b"\n"
-        yield sha256(exact).digest(), exact, annotation
-        annotation = following
+    annotation = text[:at]
+    while at < len(text):
+        following = text.find(b"\n" + _START, at + len(_START) - 1) + 1 or len(text)
+        end = following
+        while (line := text.rfind(b"\n", at, end - 1) + 1) and text.startswith(b"@", line):
+            end = line
+        # Sliced one by one, so that no other copy of everything leaves holes in the memory between these.
+        exact = text[at:end]
+        yield hashlib.sha256(exact).digest(), exact, annotation
+        annotation = text[end:following]
+        at = following
 
 
 def parse_microdesc(text: bytes) -> Microdesc:
@@ -207,7 +207,7 @@ def parse_microdesc(text: bytes) -> Microdesc:
     return Microdesc(
         ntor_onion_key=ntor.decode(decode_base64, ntor.args[0], KEY_LEN),
         ed25519_identity=_decode_ed25519(items.all("id")),
-        family=_decode_family(" ".join(family.args)) if family else frozenset(),
+        family=decode_family(" ".join(family.args)) if family else frozenset(),
         family_ids=frozenset(map(intern, family_ids.args)) if family_ids else frozenset(),
         policy=_decode_policy_item(items.maybe("p")),
         policy6=_decode_policy_item(items.maybe("p6")),
@@ -254,7 +254,7 @@ def _decode_policy_item(item: Item | None) -> PortPolicy:
 
 
 @lru_cache(maxsize=1024)  # the members of one family list the same line
-def _decode_family(text: str) -> frozenset[str]:
+def decode_family(text: str) -> frozenset[str]:
     """A family's members. Entries of unknown form stay as they are and match nobody."""
     return frozenset(
         entry.partition("=")[0].partition("~")[0].upper() if entry.startswith("$") else entry.lower()

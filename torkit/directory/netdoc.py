@@ -210,7 +210,7 @@ def _items(text: bytes, rules: Mapping[str, Rule], what: str, first_line: int) -
         if label not in rule.objects:
             raise item.fail(f"an object {label} that it may not have")
         try:
-            yield item._replace(object=binascii.a2b_base64(body, strict_mode=True))
+            yield item._replace(object=binascii.a2b_base64(body + b"=" * (-len(body) % 4), strict_mode=True))
         except binascii.Error:
             raise item.fail("an object that is not base64") from None
 
@@ -252,7 +252,7 @@ def encode_time(seconds: float) -> str:
 def decode_int(text: str, low: int, high: int) -> int:
     """A decimal integer from `low` to `high`."""
     digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 10):
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
         raise ValueError("a decimal integer expected")
     if not low <= (value := int(text)) <= high:
         raise ValueError(f"{value} is not from {low} to {high}")
