@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from email.utils import formatdate
 from functools import cache
 from hashlib import sha256
 from random import Random
@@ -244,6 +245,8 @@ class DirectoryService:
     consensus: bytes = b""
     certificates: bytes = b""
     microdescs: dict[str, bytes] = field(default_factory=dict)  # by base64 digest
+    diff: bytes = b""  # sent to whoever asks for one
+    clock: float | None = None  # how much more than ours its Date header shows, in seconds
     requests: list[str] = field(default_factory=list)
     ns_consensus: bytes = b""
 
@@ -255,7 +258,8 @@ class DirectoryService:
         path = request.split()[1].decode()
         self.requests.append(path)
         if path == "/tor/status-vote/current/consensus-microdesc":
-            return self._answer(self.consensus)
+            is_diff = self.diff and b"\r\nX-Or-Diff-From-Consensus: " in request
+            return self._answer(self.diff if is_diff else self.consensus)
         if path == "/tor/status-vote/current/consensus":
             return self._answer(self.ns_consensus)
         if path.startswith("/tor/keys/fp-sk/"):
@@ -263,9 +267,12 @@ class DirectoryService:
         wanted = path.removeprefix("/tor/micro/d/").split("-")
         return self._answer(b"".join(self.microdescs.get(digest, b"") for digest in wanted))
 
-    @staticmethod
-    def _answer(body: bytes) -> bytes:
-        return http_response(body) if body else http_response(b"", status="404 Not found")
+    def _answer(self, body: bytes) -> bytes:
+        answer = http_response(body) if body else http_response(b"", status="404 Not found")
+        if self.clock is None:
+            return answer
+        date = formatdate(time.time() + self.clock, usegmt=True)
+        return answer.replace(b"\r\n", f"\r\nDate: {date}\r\n".encode(), 1)
 
 
 def signed_service(

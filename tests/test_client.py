@@ -5,16 +5,26 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from hashlib import sha3_256
 from pathlib import Path
 
 import network_docs
 import pytest
 import trio
 import trio.testing
-from fakes import FakeRelay, FakeStream, answer_begin, answer_resolve, answer_versions, ignore
+from fakes import (
+    FakeRelay,
+    FakeStream,
+    answer_begin,
+    answer_resolve,
+    answer_versions,
+    http_response,
+    ignore,
+)
 from served import Arrivals, ServedNetwork, authorities, serve_network
 
 from torkit.client import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT, Resolved, Tor, open_tor
+from torkit.directory.consensus import parse_consensus
 from torkit.errors import (
     CircuitClosed,
     DocumentError,
@@ -124,23 +134,69 @@ async def test_a_consensus_is_downloaded_verified_and_not_used(tmp_path: Path, f
         assert (await tor.fetch_consensus()).text == network.service.consensus
 
 
-async def test_a_downloaded_consensus_must_be_of_its_flavor_live_and_signed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("flavor", "flavor microdesc came, ns expected"),
+        ("forged", "bad signature"),
+        ("expired", "expired"),
+        ("missing", "404"),
+    ],
+)
+async def test_a_downloaded_consensus_must_be_of_its_flavor_live_and_signed(
+    tmp_path: Path, fault: str, reason: str
+) -> None:
     async with served_tor(tmp_path) as (tor, network):
-        good = network.service.ns_consensus
-        network.service.ns_consensus = network.service.consensus
-        with pytest.raises(DocumentError, match="flavor microdesc came, ns expected"):
+        valid_after = int(time.time()) - 4 * network_docs.HOUR
+        network.service.ns_consensus = {
+            "flavor": network.service.consensus,
+            "forged": network.service.ns_consensus.replace(b"s Exit", b"s Guard", 1),
+            "expired": network_docs.consensus([], authorities(), flavor="ns", valid_after=valid_after),
+            "missing": b"",
+        }[fault]
+        with pytest.raises((DocumentError, NoDirectory), match=reason):
             await tor.download_consensus("ns")
-        network.service.ns_consensus = good.replace(b"s Exit", b"s Guard", 1)
-        with pytest.raises(NoDirectory, match="bad signature"):
-            await tor.download_consensus("ns")
-        network.service.ns_consensus = network_docs.consensus(
-            [], authorities(), flavor="ns", valid_after=int(time.time()) - 4 * network_docs.HOUR
+
+
+async def test_a_downloaded_consensus_comes_as_a_diff_or_whole(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        new = network.service.ns_consensus
+        held = parse_consensus(
+            network_docs.consensus(
+                [], authorities(), flavor="ns", valid_after=int(time.time()) - 2 * network_docs.HOUR
+            )
         )
-        with pytest.raises(NoDirectory, match="expired"):
-            await tor.download_consensus("ns")
-        network.service.ns_consensus = b""
-        with pytest.raises(NoDirectory, match="404"):
-            await tor.download_consensus("ns")
+        asked: list[bytes] = []
+        answers: dict[bool, bytes] = {}  # by whether a diff was asked for
+
+        def answer(request: bytes) -> bytes:
+            asked.append(request.lower())
+            return answers[b"x-or-diff" in asked[-1]]
+
+        for fake in network.relays.values():
+            fake.directory = answer
+        digest = sha3_256(network_docs.signed_part(held.text)).hexdigest().encode()
+        for body in (network_docs.consensus_diff(held.text, new), new):
+            answers[True] = http_response(body)
+            assert (await tor.download_consensus("ns", held)).text == new
+        assert [b"x-or-diff-from-consensus: " + digest in request for request in asked] == [True, True]
+
+        asked.clear()
+        answers[True] = http_response(b"", status="304 Not modified")
+        assert (await tor.download_consensus("ns", held)).text == held.text
+        assert len(asked) == 1
+
+        answers[False] = http_response(new)
+        forged = new.replace(b"s Exit", b"s Guard", 1)
+        for base, made in ((new, new), (held.text, forged)):
+            asked.clear()
+            answers[True] = http_response(network_docs.consensus_diff(base, made))
+            assert (await tor.download_consensus("ns", held)).text == new
+            assert [b"x-or-diff-from-consensus" in request for request in asked] == [True, False]
+
+        answers[False] = http_response(forged)
+        with pytest.raises(NoDirectory, match="bad signature"):
+            await tor.download_consensus("ns", held)
 
 
 async def test_an_unreachable_guard_is_replaced_and_come_back_to(

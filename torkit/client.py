@@ -7,7 +7,7 @@ async with open_tor(network=load_network(None), data_dir=data_dir(None)) as tor:
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -40,8 +40,9 @@ from torkit.net.bootstrap import Bootstrap
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
-from torkit.net.contact import Contact, DirectoryServer
+from torkit.net.contact import DirectoryServer
 from torkit.net.progress import Changes, Progress
+from torkit.net.sources import Sources
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path, goes_with
 from torkit.proto.circuit import Cgo
@@ -151,12 +152,13 @@ class Tor:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
         return await self._bootstrap.wait_consensus()
 
-    async def download_consensus(self, flavor: str = "microdesc") -> Consensus:
+    async def download_consensus(self, flavor: str = "microdesc", held: Consensus | None = None) -> Consensus:
         """A live consensus, `microdesc` or `ns`, from the network even if there is one; nothing else uses it.
 
+        With `held`, one of this flavor, only what has changed since is asked for.
         Raises NoDirectory, DocumentError, or what made the directory's sources fail.
         """
-        return await self._bootstrap.download(flavor)
+        return await self._bootstrap.download(flavor, held)
 
     @property
     def directory(self) -> Directory:
@@ -350,13 +352,8 @@ class Tor:
         if self._guards.is_extremely_restricted:
             logger.warning("hardly any guard is allowed: this client is easy to tell from others")
 
-    def _directory_sources(self, directory: Directory | None) -> list[Contact]:
-        """Our guards once there are some to ask; fallbacks, then authorities, each in random order."""
-        sources: list[Contact] = []
-        if directory is not None:
-            with suppress(NoGuard, NoPath):
-                sources += self._guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
-            self._keep_guards()
+    def _directory_sources(self, directory: Directory | None) -> Sources:
+        """Our guards once there are any to ask; fallbacks and authorities, each in random order."""
         fallbacks = [
             DirectoryServer(f.identity, f.address, f.or_port, f.ipv6) for f in self.network.fallbacks
         ]
@@ -367,8 +364,18 @@ class Tor:
         ]
         for servers in (fallbacks, authorities):
             self._rng.shuffle(servers)
-            sources += servers
-        return sources
+        return Sources(self._directory_guards(directory), fallbacks, authorities)
+
+    def _directory_guards(self, directory: Directory | None) -> list[Relay]:
+        if directory is None:
+            return []
+        try:
+            guards = self._guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
+            return [guard for guard in guards if "V2Dir" in guard.flags]
+        except (NoGuard, NoPath):
+            return []
+        finally:
+            self._keep_guards()
 
     async def run(self) -> None:
         """Keep the directory new and circuits ready; never returns."""

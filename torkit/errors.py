@@ -20,6 +20,7 @@
           NoNetwork                    this machine is offline
           Unreachable                  no relay that we know answers
           Filtered                     what answers is no relay: a login page, a censor
+          NothingNewer                 a directory serves, but no newer consensus than ours
       TimedOut                     a deadline passed; the message says waiting for what
       StorageError                 the data directory cannot be read or written
 
@@ -204,6 +205,10 @@ class Unreachable(NoDirectory):
 
 class Filtered(NoDirectory):
     """Connections are answered, but not by relays: the network wants a login, or blocks Tor."""
+
+
+class NothingNewer(NoDirectory):
+    """A directory has answered, with no consensus that is newer than ours or live."""
 
 
 class TimedOut(TorkitError):

@@ -106,6 +106,8 @@ def test_missing_certificates_are_named_with_a_hint(shelf: Shelf) -> None:
         (["--at", NOW], "--certs and --at need --from"),
         (["--from", "network", "--certs", "x"], "--certs and --at need --from"),
         (["--from", "cache", "--at", "yesterday"], "expected a time in ISO 8601"),
+        (["--from", "cache", "--diff-from", "x"], "--diff-from asks the network, not --from cache"),
+        (["--diff-from", "/nonexistent"], "/nonexistent: No such file"),
         (["--raw", "--json"], "two forms of one output"),
     ],
 )

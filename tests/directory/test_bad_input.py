@@ -197,6 +197,9 @@ def test_ports_of_a_summary(ports: str) -> None:
     assert refused(parse_microdesc, text).line == line
     error = refused(parse_server_descriptor, ROUTER.descriptor(ipv6_policy=f"ipv6-policy accept {ports}\n"))
     assert error.line is not None
+    text = nd.consensus([relay], AUTHORITIES, flavor="ns")
+    line = text[: text.index(b"\np ")].count(b"\n") + 2
+    assert refused(parse_consensus, text).line == line
 
 
 # --- Of microdescriptors ------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torkit.directory.compression import (
 from torkit.errors import DocumentError
 
 try:
-    from compression import zstd  # Python 3.14
+    from compression import zstd  # type: ignore[import-not-found]  # new in Python 3.14
 except ImportError:
     from backports import zstd
 

@@ -1,8 +1,12 @@
 """Consensus diffs: what they make, and each way in which one is refused."""
 
 import hashlib
+import json
 import tracemalloc
+from base64 import b64decode
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import network_docs as nd
 import pytest
@@ -10,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torkit.directory.authorities import parse_certificates
+from torkit.directory.compression import decompress
 from torkit.directory.consensus import MAX_CONSENSUS_LEN, parse_consensus, verify
 from torkit.directory.diff import MAX_COMMANDS, apply_diff, is_diff, signed_digest
 from torkit.errors import DocumentError
 
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "consensus_diff.json").read_text())["records"]
 AUTHORITIES = nd.authorities(3)
 
 
@@ -38,6 +44,18 @@ BASE, TARGET = an_hour_later(40)
 DIFF = nd.consensus_diff(BASE, TARGET)
 LINES = BASE.count(b"\n")
 FIVE = b"1\n2\n3\n4\ndirectory-signature x\n"
+
+
+@pytest.mark.parametrize("record", VECTORS, ids=lambda record: record["flavor"])
+def test_what_tor_answers_applies(record: dict[str, Any]) -> None:
+    base, target = record["base"].encode(), record["target"].encode()
+    assert decompress(b64decode(record["deflate"]), "deflate", len(target)) == target
+    assert set(record["diff"]) == {"identity", "gzip", "x-zstd", "x-tor-lzma"}
+    for encoding, body in record["diff"].items():
+        diff = decompress(b64decode(body), encoding, MAX_CONSENSUS_LEN)
+        assert is_diff(diff)
+        assert apply_diff(base, diff) == target
+    assert parse_consensus(target).flavor == record["flavor"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 40, 500])

@@ -35,6 +35,7 @@ def test_each_flavor_verifies_and_says_what_went_in(flavor: str) -> None:
         assert (status.nickname, status.identity, status.version) == (doc.nickname, doc.identity, doc.version)
         assert (status.address, status.or_port) == (doc.address, doc.or_port)
         assert (status.ipv6 is None) == (doc.ipv6 is None)
+        assert str(status.policy) == ((doc.policy or "reject 1-65535") if flavor == "ns" else "None")
         named = hashlib.sha1(doc.identity) if flavor == "ns" else hashlib.sha256(doc.microdesc())
         assert status.digest == named.digest()
 

@@ -1,5 +1,6 @@
 """Server descriptors and extra-info: recorded, and made with one thing wrong that is signed all the same."""
 
+import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -280,6 +281,22 @@ def test_each_of_both_signatures_is_needed() -> None:
         parse_server_descriptor(other)
     with pytest.raises(DocumentError, match="router-signature"):
         parse_server_descriptor(other.replace(other_item, ed25519_item))
+
+
+def test_nothing_may_stand_between_the_signatures() -> None:
+    end = DESCRIPTOR.index(b"router-signature\n")
+    signed = DESCRIPTOR[:end] + b"x-between\nrouter-signature\n"
+    signature = nd.sign(ROUTER.identity_key, hashlib.sha1(signed).digest())
+    with pytest.raises(DocumentError, match="right before router-signature"):
+        parse_server_descriptor(signed + nd.armor("SIGNATURE", signature).encode())
+
+
+def test_keys_of_a_relay_have_1024_bits() -> None:
+    for name in ("identity_key", "onion_key"):
+        router = nd.Router(3)
+        setattr(router, name, nd.rsa_key(5048, 2048))
+        with pytest.raises(DocumentError, match="2048 bits; 1024 expected"):
+            parse_server_descriptor(router.descriptor())
 
 
 def test_every_truncation_is_refused() -> None:

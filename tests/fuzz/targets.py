@@ -21,7 +21,7 @@ from torkit.directory.server_descriptor import parse_server_descriptor
 from torkit.errors import DocumentError
 
 try:
-    from compression import zstd  # Python 3.14
+    from compression import zstd  # type: ignore[import-not-found]  # new in Python 3.14
 except ImportError:
     from backports import zstd
 

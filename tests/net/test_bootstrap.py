@@ -12,20 +12,21 @@ import network_docs
 import pytest
 import trio
 import trio.testing
-from fakes import FakeRelay, ignore
+from fakes import FakeRelay, FakeStream, answer_begin_dir, http_response, ignore
 from network_docs import HOUR, TestAuthority, bare64
 from served import DirectoryService, authorities, fresh_relays, serve, signed_service, source_of
 
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import REASONABLY_LIVE, Consensus, parse_consensus
 from torkit.directory.directory import Directory
-from torkit.errors import DocumentError, NoDirectory, NoGuard, TorkitError
-from torkit.net.bootstrap import LAST_RETRY, ROUNDS_BEFORE_ERROR, STAGGER, Bootstrap
+from torkit.errors import ClockSkewed, DocumentError, NoDirectory, TorkitError
+from torkit.net.bootstrap import MISSING_RETRY, ROUNDS_BEFORE_ERROR, Bootstrap
 from torkit.net.channels import Channels
-from torkit.net.contact import Contact
 from torkit.net.directory import MICRODESCS_PER_REQUEST
+from torkit.net.sources import STAGGER, Sources
 
 DOCS = network_docs.relays(30)
+MINUTE = 60
 CONSENSUS_PATH = "/tor/status-vote/current/consensus-microdesc"
 
 
@@ -70,9 +71,12 @@ async def bootstrapping(
     services: Sequence[Callable[[bytes], bytes] | None],
     *,
     given: Consensus | None = None,
-    sources: Callable[[], Sequence[Contact]] | None = None,
+    authority_count: int = 0,
 ) -> AsyncIterator[Started]:
-    """A bootstrap that runs, from one relay for each of `services`, asked in this order."""
+    """A bootstrap that runs, from one relay for each of `services`, asked in this order.
+
+    The last `authority_count` are authorities, the others fallbacks.
+    """
     relays = fresh_relays(len(services))
     asked_with: list[Directory | None] = []
     async with AsyncExitStack() as stack:
@@ -80,9 +84,11 @@ async def bootstrapping(
             relay.directory = service
             await stack.enter_async_context(serve(relay))
 
-        def ask(directory: Directory | None) -> Sequence[Contact]:
+        def ask(directory: Directory | None) -> Sources:
             asked_with.append(directory)
-            return sources() if sources else [source_of(relay) for relay in relays]
+            servers = [source_of(relay) for relay in relays]
+            fallback_count = len(servers) - authority_count
+            return Sources([], servers[:fallback_count], servers[fallback_count:])
 
         async with trio.open_nursery() as nursery:
             bootstrap = Bootstrap(
@@ -97,6 +103,12 @@ async def bootstrapping(
             yield Started(bootstrap, relays, asked_with)
             nursery.cancel_scope.cancel()
     assert [relay.complaints for relay in relays] == [[]] * len(relays)
+
+
+def microdescs_asked_of(service: DirectoryService) -> list[list[str]]:
+    """The base64 digests in each request."""
+    prefix = "/tor/micro/d/"
+    return [path.removeprefix(prefix).split("-") for path in service.requests if path.startswith(prefix)]
 
 
 async def fill_cache(data_dir: Path, signers: Sequence[TestAuthority], service: DirectoryService) -> None:
@@ -140,20 +152,21 @@ async def test_a_second_start_needs_no_network(
     assert service.requests == []
 
 
-async def test_microdescs_come_in_batches_from_several_requests(
+async def test_microdescs_come_in_parts_from_several_sources(
     tmp_path: Path, signers: list[TestAuthority]
 ) -> None:
     docs = network_docs.relays(2 * MICRODESCS_PER_REQUEST + 100)
-    service = signed_service(docs, signers)
-    async with bootstrapping(tmp_path, signers, [service]) as started:
+    services = [signed_service(docs, signers) for _ in range(4)]
+    async with bootstrapping(tmp_path, signers, services) as started:
         assert (await started.bootstrap.wait_ready()).missing == ()
-    batches = [path.removeprefix("/tor/micro/d/").split("-") for path in service.requests[2:]]
-    assert sorted(map(len, batches)) == [100, MICRODESCS_PER_REQUEST, MICRODESCS_PER_REQUEST]
-    asked = [digest for batch in batches for digest in batch]
+    parts = [part for service in services for part in microdescs_asked_of(service)]
+    assert sorted(map(len, parts)) == [366, 367, 367]
+    assert max(len(microdescs_asked_of(service)) for service in services) == 1
+    asked = [digest for part in parts for digest in part]
     assert len(set(asked)) == len(docs)
-    listed = [bare64(digest or b"") for digest in parse_consensus(service.consensus).relays.digests]
-    for batch in batches:  # shuffled: no source sees which relays stand together
-        assert batch != sorted(batch, key=listed.index)
+    listed = [bare64(digest or b"") for digest in parse_consensus(services[0].consensus).relays.digests]
+    for part in parts:  # shuffled: no source sees which relays stand together
+        assert part != sorted(part, key=listed.index)
 
 
 async def test_a_certificate_held_is_not_fetched_again(
@@ -164,6 +177,47 @@ async def test_a_certificate_held_is_not_fetched_again(
     async with bootstrapping(tmp_path, signers, [service]) as started:
         await started.bootstrap.wait_ready()
     assert service.requests == [CONSENSUS_PATH]
+
+
+async def test_certificates_of_renewed_signing_keys_are_fetched_and_older_ones_go_on_counting(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    await fill_cache(tmp_path, signers, service)
+    renewed = [
+        replace(signers[0], signing_key=network_docs.rsa_key(301), published=int(time.time()) - HOUR),
+        signers[1],
+        replace(signers[2], signing_key=network_docs.rsa_key(302), published=int(time.time()) - HOUR),
+    ]
+    newer = signed_service(DOCS, renewed)
+    (tmp_path / "consensus-microdesc").unlink()
+    async with bootstrapping(tmp_path, signers, [newer]) as started:
+        await started.bootstrap.wait_ready()
+    (fetched,) = (path for path in newer.requests if path.startswith("/tor/keys/"))
+    asked_for = {pair.split("-")[0] for pair in fetched.removeprefix("/tor/keys/fp-sk/").split("+")}
+    assert asked_for == {one.v3ident.hex().upper() for one in (renewed[0], renewed[2])}
+    kept = Cache(tmp_path).load_certificates()
+    assert kept is not None
+    assert {one.signing_key_digest for one in kept} == {
+        one.signing_key_digest for one in (*signers, *renewed)
+    }
+    (tmp_path / "consensus-microdesc").unlink()
+    async with bootstrapping(tmp_path, signers, [service]) as started:  # signed with the keys of before
+        await started.bootstrap.wait_ready()
+    assert service.requests == [CONSENSUS_PATH]
+
+
+async def test_certificates_of_strangers_are_not_kept(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    stranger = replace(
+        signers[0], identity_key=network_docs.rsa_key(303), signing_key=network_docs.rsa_key(304)
+    )
+    service.certificates += stranger.certificate()
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        await started.bootstrap.wait_ready()
+    kept = Cache(tmp_path).load_certificates()
+    assert kept is not None
+    assert {one.identity for one in kept} == {one.v3ident for one in signers}
 
 
 @pytest.mark.parametrize("name", ["consensus-microdesc", "certificates", "microdescs"])
@@ -216,11 +270,11 @@ def forged(good: DirectoryService) -> None:
 
 
 def expired(good: DirectoryService) -> None:
-    good.consensus = signed_service(DOCS, authorities(), valid_after=int(time.time()) - 4 * HOUR).consensus
+    good.consensus = signed_service(DOCS, authorities(), valid_after=int(time.time()) - 28 * HOUR).consensus
 
 
 def from_the_future(good: DirectoryService) -> None:
-    good.consensus = signed_service(DOCS, authorities(), valid_after=int(time.time()) + 2 * HOUR).consensus
+    good.consensus = signed_service(DOCS, authorities(), valid_after=int(time.time()) + 26 * HOUR).consensus
 
 
 def half_signed(good: DirectoryService) -> None:
@@ -316,7 +370,7 @@ async def test_the_good_cached_one_is_kept_and_used(
     spoil(service)
     async with bootstrapping(tmp_path, signers, [service]) as started:
         directory = await started.bootstrap.wait_ready()
-        await trio.sleep(3 * LAST_RETRY)
+        await until(lambda: service.requests.count(CONSENSUS_PATH) >= 4)
         assert started.bootstrap.directory is directory
         assert directory.consensus.text == kept
         assert started.bootstrap.failure is None
@@ -396,7 +450,76 @@ async def test_a_silent_source_is_overtaken(
         started.relays[0].on_versions = ignore
         before = trio.current_time()
         await started.bootstrap.wait_ready()
-        assert trio.current_time() - before == pytest.approx(2 * STAGGER)  # consensus, then microdescriptors
+        assert trio.current_time() - before == pytest.approx(STAGGER)
+
+
+async def test_authorities_are_left_alone_where_fallbacks_serve(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    async with bootstrapping(tmp_path, signers, [None, service, service], authority_count=1) as started:
+        await started.bootstrap.wait_ready()
+        assert started.relays[2].links == []
+
+
+@pytest.mark.parametrize("status", ["404 Not found", "503 Directory busy"])
+async def test_one_that_has_not_what_is_asked_for_is_named_as_such(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, status: str
+) -> None:
+    async with bootstrapping(tmp_path, signers, [lambda _: http_response(b"", status=status)]) as started:
+        assert status in str(await refusal(started.bootstrap))
+
+
+async def test_what_one_source_lacks_comes_from_another(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    partial = signed_service(DOCS, signers)
+    partial.hold(DOCS[:20])
+    async with bootstrapping(tmp_path, signers, [partial, service]) as started:
+        await started.bootstrap.wait_ready()
+        await until(lambda: started.bootstrap.directory and not started.bootstrap.directory.missing)
+    (rest,) = microdescs_asked_of(service)
+    assert len(rest) == 10
+    assert len(microdescs_asked_of(partial)) == 1
+
+
+async def test_what_nobody_had_is_asked_for_again_later(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+) -> None:
+    """The next consensus may be hours away."""
+    light = sorted(DOCS, key=lambda doc: doc.bandwidth or 0)[:3]
+    everything = dict(service.microdescs)
+    service.hold([doc for doc in DOCS if doc not in light])
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        assert len((await started.bootstrap.wait_ready()).missing) == 3
+        service.microdescs = everything
+        asked = trio.current_time()
+        await until(
+            lambda: started.bootstrap.directory and not started.bootstrap.directory.missing, step=MINUTE
+        )
+        assert trio.current_time() - asked == pytest.approx(MISSING_RETRY, abs=MINUTE)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["consensus", "certificates", "microdescs"])
+async def test_a_source_that_dies_in_mid_answer_is_passed_over(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, number: int
+) -> None:
+    answers = [service.consensus, service.certificates, b"".join(service.microdescs.values())]
+    begun: list[FakeStream] = []
+
+    def die_in_mid_answer(stream: FakeStream) -> None:
+        begun.append(stream)
+        answer_begin_dir(stream)
+        if len(begun) == number + 1:
+            answer = http_response(answers[number])
+            stream.write(answer[: len(answer) * 2 // 3])
+            stream.circuit.link.close(abrupt=True)
+
+    async with bootstrapping(tmp_path, signers, [service, service]) as started:
+        started.relays[0].on_begin_dir = die_in_mid_answer
+        directory = await started.bootstrap.wait_ready()
+        assert len(directory) == 30
+        assert len(begun) == number + 1
+        assert started.relays[1].links != []
 
 
 async def test_no_source_is_a_failure_told(
@@ -404,18 +527,6 @@ async def test_no_source_is_a_failure_told(
 ) -> None:
     async with bootstrapping(tmp_path, signers, []) as started:
         assert isinstance(await refusal(started.bootstrap), NoDirectory)
-
-
-async def test_sources_that_cannot_be_named_are_a_failure_told(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
-) -> None:
-    """It came out of a nursery as a group, which nobody expected."""
-
-    def no_guard() -> Sequence[Contact]:
-        raise NoGuard("none fits")
-
-    async with bootstrapping(tmp_path, signers, [], sources=no_guard) as started:
-        assert isinstance(await refusal(started.bootstrap), NoGuard)
 
 
 async def test_failure_is_forgotten_when_the_directory_comes(
@@ -477,11 +588,11 @@ def stale_service(signers: Sequence[TestAuthority]) -> DirectoryService:
     return signed_service(DOCS, signers, valid_after=int(time.time()) - 5 * HOUR // 2)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Rounds on the mock clock until `condition` holds."""
-    with trio.move_on_after(20 * LAST_RETRY):
+async def until(condition: Callable[[], object], *, step: float = 1) -> None:
+    """Rounds of `step` seconds on the mock clock until `condition` holds."""
+    with trio.move_on_after(20 * MINUTE):
         while not condition():
-            await trio.sleep(1)
+            await trio.sleep(step)
     assert condition()
 
 
@@ -507,7 +618,8 @@ async def test_an_older_consensus_replaces_nothing(
         old = await started.bootstrap.wait_ready()
         older = signed_service(DOCS[:25], signers, valid_after=old.consensus.valid_after - 60)
         service.consensus = older.consensus
-        await trio.sleep(3 * LAST_RETRY)
+        service.requests.clear()
+        await until(lambda: service.requests.count(CONSENSUS_PATH) >= 3)
         assert started.bootstrap.directory is old
 
 
@@ -529,6 +641,176 @@ async def test_a_newer_one_is_not_used_before_its_microdescs_have_come(
         await until(lambda: started.bootstrap.directory is not old)
         assert started.bootstrap.directory is not None
         assert started.bootstrap.directory.consensus.text == newer.consensus
+
+
+async def test_a_consensus_is_replaced_though_the_computer_was_suspended(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    service: DirectoryService,
+    clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The monotonic clock stands still meanwhile: it would have slept for hours more."""
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        old = await started.bootstrap.wait_ready()
+        await trio.sleep(MINUTE)
+        real_time = time.time
+        monkeypatch.setattr(time, "time", lambda: real_time() + 5 * HOUR)
+        service.consensus = signed_service(DOCS[:25], signers).consensus
+        resumed = trio.current_time()
+        await until(lambda: started.bootstrap.directory is not old)
+        assert trio.current_time() - resumed < 2 * MINUTE
+
+
+async def test_after_a_day_and_more_nothing_is_used_any_longer(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    service: DirectoryService,
+    clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        await started.bootstrap.wait_ready()
+        real_time = time.time
+        for later, is_used in ((26 * HOUR, True), (27 * HOUR, False)):
+            monkeypatch.setattr(time, "time", lambda later=later: real_time() + later)
+            service.requests.clear()
+            await until(lambda: service.requests.count(CONSENSUS_PATH) >= 2)
+            assert (started.bootstrap.directory is not None) is is_used
+            assert started.bootstrap.is_ready.is_set() is is_used
+
+
+@pytest.mark.parametrize("hours", [-20, 20])
+async def test_one_that_is_not_live_is_used_where_there_is_no_other(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, hours: int
+) -> None:
+    """As after an outage of the authorities. It is no answer to who wants a live one."""
+    untimely = signed_service(DOCS, signers, valid_after=int(time.time()) + hours * HOUR)
+    older = signed_service(DOCS, signers, valid_after=int(time.time()) - 21 * HOUR)
+    async with bootstrapping(tmp_path, signers, [older, untimely, older]) as started:
+        assert (await started.bootstrap.wait_ready()).consensus.text == untimely.consensus
+        with pytest.raises(NoDirectory, match=r"has expired|from the future"):
+            await started.bootstrap.wait_consensus()
+
+
+async def test_a_live_one_is_taken_before_one_that_is_not(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    untimely = signed_service(DOCS, signers, valid_after=int(time.time()) - 20 * HOUR)
+    async with bootstrapping(tmp_path, signers, [untimely, untimely, service]) as started:
+        assert (await started.bootstrap.wait_ready()).consensus.text == service.consensus
+
+
+# --- Diffs ---------------------------------------------------------------------------------------------
+
+
+def newer_as_diff(service: DirectoryService, signers: Sequence[TestAuthority]) -> bytes:
+    """Give `service` a newer consensus and the diff to it; returns the text."""
+    newer = signed_service(DOCS[:25], signers).consensus
+    service.diff = network_docs.consensus_diff(service.consensus, newer)
+    service.consensus = newer
+    return newer
+
+
+async def test_a_diff_makes_the_newer_consensus(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    service = stale_service(signers)
+    await fill_cache(tmp_path, signers, service)
+    newer = newer_as_diff(service, signers)
+    service.consensus = b""  # nothing else is to be had
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        await until(lambda: started.bootstrap.directory and len(started.bootstrap.directory) == 25)
+    assert (tmp_path / "consensus-microdesc").read_bytes() == newer
+    assert service.requests == [CONSENSUS_PATH]
+
+
+def diff_of_another(service: DirectoryService, signers: Sequence[TestAuthority]) -> None:
+    other = signed_service(DOCS[:20], signers).consensus
+    service.diff = network_docs.consensus_diff(other, service.consensus)
+
+
+def diff_that_is_cut(service: DirectoryService, signers: Sequence[TestAuthority]) -> None:
+    service.diff = service.diff[: len(service.diff) // 2]
+
+
+def diff_to_a_forgery(service: DirectoryService, signers: Sequence[TestAuthority]) -> None:
+    held = stale_service(signers)
+    held.consensus = service.consensus
+    bit_flipped(held)
+    base = stale_service(signers).consensus
+    service.diff = network_docs.consensus_diff(base, held.consensus)
+
+
+@pytest.mark.parametrize("spoil", [diff_of_another, diff_that_is_cut, diff_to_a_forgery])
+async def test_where_a_diff_fails_the_whole_is_asked_for(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    clock: trio.testing.MockClock,
+    spoil: Callable[[DirectoryService, Sequence[TestAuthority]], None],
+) -> None:
+    service = stale_service(signers)
+    await fill_cache(tmp_path, signers, service)
+    newer = newer_as_diff(service, signers)
+    spoil(service, signers)
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        await until(lambda: started.bootstrap.directory and len(started.bootstrap.directory) == 25)
+    assert (tmp_path / "consensus-microdesc").read_bytes() == newer
+    assert service.requests == [CONSENSUS_PATH] * 2
+
+
+async def test_where_diff_and_whole_fail_another_is_asked(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    good, bad = stale_service(signers), stale_service(signers)
+    await fill_cache(tmp_path, signers, good)
+    newer = newer_as_diff(good, signers)
+    bad.consensus, bad.diff = newer, good.diff
+    diff_that_is_cut(bad, signers)
+    bit_flipped(bad)
+    async with bootstrapping(tmp_path, signers, [bad, good]) as started:
+        await until(lambda: started.bootstrap.directory and len(started.bootstrap.directory) == 25)
+    assert bad.requests == [CONSENSUS_PATH] * 2
+    assert good.requests == [CONSENSUS_PATH]
+
+
+# --- The clock -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hours", [-50, -5, 5, 50])
+async def test_several_relays_that_tell_another_time_blame_our_clock(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, hours: int
+) -> None:
+    there = int(time.time()) + hours * HOUR
+    services = [signed_service(DOCS, signers, valid_after=there - HOUR // 2) for _ in range(3)]
+    for service in services:
+        service.clock = hours * HOUR
+    async with bootstrapping(tmp_path, signers, services) as started:
+        error = await refusal(started.bootstrap)
+    assert isinstance(error, ClockSkewed)
+    assert error.skew == pytest.approx(-hours * HOUR, abs=30)
+    assert f"{abs(hours)} hours 0 minutes {'behind' if hours > 0 else 'ahead of'}" in str(error)
+    assert not (tmp_path / "consensus-microdesc").exists()
+
+
+async def test_relays_that_agree_with_our_clock_do_not_blame_it(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    services = [signed_service(DOCS, signers, valid_after=int(time.time()) - 50 * HOUR) for _ in range(3)]
+    async with bootstrapping(tmp_path, signers, services) as started:
+        error = await refusal(started.bootstrap)
+    assert not isinstance(error, ClockSkewed)
+    assert "has expired" in str(error)
+
+
+async def test_two_relays_alone_cannot_blame_our_clock(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    services = [signed_service(DOCS, signers, valid_after=int(time.time()) - 50 * HOUR) for _ in range(2)]
+    for service in services:
+        service.clock = -49 * HOUR
+    async with bootstrapping(tmp_path, signers, services) as started:
+        assert not isinstance(await refusal(started.bootstrap), ClockSkewed)
 
 
 # --- A given consensus ---------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ class Source:
     flavor: str | None = None
     certs: Path | None = None
     at: float | None = None
+    diff_from: Path | None = None
 
     def __post_init__(self) -> None:
         if self.flavor not in (None, MICRODESC, "ns"):
@@ -92,6 +93,8 @@ class Source:
             raise UsageError("the cache holds the microdesc flavor only", hint="--from network has both")
         if self.where in (None, NETWORK) and (self.certs or self.at is not None):
             raise UsageError("--certs and --at need --from with cache or a file")
+        if self.where not in (None, NETWORK) and self.diff_from is not None:
+            raise UsageError(f"--diff-from asks the network, not --from {self.where}")
 
 
 def read_directory(options: Options, source: Source, *, microdescs: bool = True) -> "Directory":
@@ -104,7 +107,7 @@ def read_directory(options: Options, source: Source, *, microdescs: bool = True)
     from torkit.directory.directory import Directory
 
     network = load_network(options.network)
-    if source.where == NETWORK or (source.where is None and source.flavor == "ns"):
+    if source.where == NETWORK or source.diff_from or (source.where is None and source.flavor == "ns"):
         return _from_network(options, source, microdescs=microdescs)
     if source.where is not None:
         consensus = _verified(options, network, source)
@@ -122,7 +125,7 @@ def read_directory(options: Options, source: Source, *, microdescs: bool = True)
 
 def _verified(options: Options, network: "Network", source: Source) -> "Consensus":
     """The consensus of the cache or of a file."""
-    from torkit.directory.consensus import MAX_CONSENSUS_LEN, missing_certificates, parse_consensus, verify
+    from torkit.directory.consensus import missing_certificates, verify
 
     assert source.where is not None
     if source.where == CACHE:
@@ -131,11 +134,7 @@ def _verified(options: Options, network: "Network", source: Source) -> "Consensu
             raise NoDirectory("the cache holds no consensus", hint="torkit fetch-consensus fetches one")
         consensus = cached
     else:
-        consensus = parse_consensus(read_file(Path(source.where), MAX_CONSENSUS_LEN))
-    if source.flavor not in (None, consensus.flavor):
-        raise DocumentError(
-            f"a consensus of flavor {consensus.flavor}, where --flavor asks for {source.flavor}"
-        )
+        consensus = _parse_file(Path(source.where), source.flavor)
     certificates = _load_certificates(options, network, source.certs)
     now = time.time() if source.at is None else source.at
     try:
@@ -144,6 +143,15 @@ def _verified(options: Options, network: "Network", source: Source) -> "Consensu
         if error.hint is None and missing_certificates(consensus, certificates, network.voters, now):
             error.hint = "name a file with the authorities' certificates: --certs FILE"
         raise
+    return consensus
+
+
+def _parse_file(path: Path, flavor: str | None) -> "Consensus":
+    from torkit.directory.consensus import MAX_CONSENSUS_LEN, parse_consensus
+
+    consensus = parse_consensus(read_file(path, MAX_CONSENSUS_LEN))
+    if flavor not in (None, consensus.flavor):
+        raise DocumentError(f"a consensus of flavor {consensus.flavor}, where --flavor asks for {flavor}")
     return consensus
 
 
@@ -175,11 +183,13 @@ def _from_network(options: Options, source: Source, *, microdescs: bool) -> "Dir
     from torkit.directory.directory import Directory
 
     found: list[Directory] = []
+    held = None if source.diff_from is None else _parse_file(source.diff_from, source.flavor)
+    flavor = held.flavor if held else source.flavor or MICRODESC
 
     async def command() -> None:
         async with open_client(options) as tor:
-            if source.where == NETWORK or source.flavor == "ns":
-                consensus = await tor.download_consensus(source.flavor or MICRODESC)
+            if source.where == NETWORK or held or flavor != MICRODESC:
+                consensus = await tor.download_consensus(flavor, held)
             else:
                 consensus = await tor.fetch_consensus()
             if microdescs and consensus.flavor == MICRODESC:

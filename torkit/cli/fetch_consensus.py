@@ -24,6 +24,10 @@ def fetch_consensus(
     where: From = None,
     certs: Certs = None,
     at: At = None,
+    diff_from: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Ask for what has changed since this consensus, and apply it."),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
     ] = Path("-"),
@@ -34,7 +38,8 @@ def fetch_consensus(
     if raw and as_json:
         raise UsageError("--raw and --json are two forms of one output")
     options: Options = context.obj
-    consensus = read_directory(options, Source(where, flavor, certs, at), microdescs=False).consensus
+    source = Source(where, flavor, certs, at, diff_from)
+    consensus = read_directory(options, source, microdescs=False).consensus
     to_stdout = output == Path("-")
     if as_json:
         data = relays_to_json(consensus)

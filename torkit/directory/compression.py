@@ -84,7 +84,7 @@ def _zlib() -> _Codec:
 def _zstd() -> _Codec:
     # Imported when first met, as lzma below: most starts decompress nothing.
     try:
-        from compression import zstd  # Python 3.14
+        from compression import zstd  # type: ignore[import-not-found]  # new in Python 3.14
     except ImportError:
         from backports import zstd
     options = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}

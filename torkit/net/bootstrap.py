@@ -6,11 +6,9 @@ over for another. Nothing is fetched but from the configured fallbacks and autho
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from math import inf
 from random import Random
-from typing import Protocol, TypeVar
 
 import trio
 
@@ -19,18 +17,17 @@ from torkit.directory.cache import Cache
 from torkit.directory.consensus import (
     REASONABLY_LIVE,
     Consensus,
+    check_times,
     missing_certificates,
     parse_consensus,
     verify,
 )
+from torkit.directory.diff import apply_diff, is_diff
 from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
-from torkit.errors import DocumentError, NoDirectory, StorageError, TorkitError
+from torkit.errors import ClockSkewed, DocumentError, NoDirectory, NothingNewer, StorageError, TorkitError
 from torkit.net.channels import Channels
-from torkit.net.circuit import Circuit
-from torkit.net.circuits import build_directory_circuit
-from torkit.net.contact import Contact
 from torkit.net.directory import (
     MICRODESCS_PER_REQUEST,
     fetch_certificates,
@@ -38,6 +35,7 @@ from torkit.net.directory import (
     fetch_microdescs,
 )
 from torkit.net.progress import Phase, diagnose
+from torkit.net.sources import Asked, DirectoryServers, Sources, next_backoff
 
 # What we speak of the subprotocols that clients may be required to. Those of onion services are not ours
 # to lack: we offer none. subprotocol-versioning; proposals 264 and 303.
@@ -48,23 +46,17 @@ SUPPORTED = decode_protocols(
 # 2026-11-22. What an older consensus requires may have been dropped since: proposal 297.
 RELEASED = 1_795_305_600
 
+# Specification constant, seconds (dir-spec, "Downloading server descriptors or microdescriptors"): after
+# which what could not be had is tried again.
+MISSING_RETRY = 600.0
+
 # Implementation limits.
-STAGGER = 4.0  # seconds until another source is asked beside one that has not answered
-MAX_SOURCES = 8  # asked for one document before giving up for this round
-FIRST_RETRY = 1.0  # seconds after the first failed round; doubled up to LAST_RETRY
-LAST_RETRY = 60.0
 ROUNDS_BEFORE_ERROR = 4  # failed rounds, some 10 s, before whoever waits is told
-CONCURRENT_BATCHES = 3  # requests for microdescriptors under way at once
+CLOCK_CHECK = 60.0  # seconds between looks at the wall clock: the other one stands still during a suspend
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-
-class Sources(Protocol):
-    """Whom to ask for directory documents, best first."""
-
-    def __call__(self, directory: Directory | None) -> Sequence[Contact]: ...
+Verified = tuple[Consensus, tuple[AuthorityCertificate, ...]]
 
 
 class Bootstrap:
@@ -79,7 +71,7 @@ class Bootstrap:
         self,
         *,
         authorities: dict[bytes, str],
-        sources: Sources,
+        sources: Callable[[Directory | None], Sources],
         cache: Cache,
         channels: Channels,
         rng: Random,
@@ -93,13 +85,14 @@ class Bootstrap:
         self._has_failed = trio.Event()
         self._has_consensus = trio.Event()
         self._authorities = authorities
-        self._sources = sources
         self._cache = cache
-        self._channels = channels
         self._progress = channels.progress
+        self._servers = DirectoryServers(channels, lambda: sources(self.directory), rng)
         self._rng = rng
         self._given = consensus
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
+        self._untimely: Verified | None = None  # the newest of this round that is good but for its times
+        self._backoff = 0.0  # seconds
         self._certificates: tuple[AuthorityCertificate, ...] = ()
         self._microdescs = Microdescs()
 
@@ -117,13 +110,25 @@ class Bootstrap:
             raise self.failure or NoDirectory("there is no live consensus")
         return self._newest.consensus
 
-    async def download(self, flavor: str) -> Consensus:
+    async def download(self, flavor: str, held: Consensus | None = None) -> Consensus:
         """A live consensus of this flavor from the network, verified; the directory stays as it is.
 
-        Asked once of several sources. Raises NoDirectory, DocumentError, or what made the sources fail.
+        With `held`, what has changed since that one is asked for; it is what comes if nothing has. Several
+        sources are asked in one round. Raises NoDirectory, DocumentError, or what made them fail.
         """
+
+        async def ask(asked: Asked) -> Verified:
+            try:
+                verified = await self._fetch_verified(asked, held, flavor)
+            except NothingNewer:
+                if held is None:
+                    raise
+                verified = await self._check(held.text, asked, flavor)
+            self._check_times(verified[0], time.time(), tolerance=0)
+            return verified
+
         await self._is_loaded.wait()
-        consensus, certificates = await self._ask_any(lambda circuit: self._fetch_verified(circuit, flavor))
+        consensus, certificates = await self._servers.ask(ask)
         await self._keep_certificates(certificates)
         return consensus
 
@@ -149,7 +154,9 @@ class Bootstrap:
                 wait = await self._advance()
             except TorkitError as error:
                 failed_rounds += 1
-                wait = min(FIRST_RETRY * 2 ** (failed_rounds - 1), LAST_RETRY)
+                wait = self._retry_wait()
+                if isinstance(error, ClockSkewed):  # somebody is about to set it
+                    wait = min(wait, CLOCK_CHECK)
                 logger.info("the directory could not be brought up to date: %s", error)
                 self._progress.block(error)
                 if failed_rounds >= ROUNDS_BEFORE_ERROR or self._given is not None:
@@ -157,8 +164,9 @@ class Bootstrap:
                     self._has_failed.set()
             else:
                 failed_rounds = 0
-                self.failure = None
-            await trio.sleep(wait)
+                if self._has_consensus.is_set():
+                    self.failure = None
+            await self._sleep(wait)
 
     async def _advance(self) -> float:
         """One round: a consensus that is fresh, its microdescriptors; seconds until the next round."""
@@ -172,19 +180,41 @@ class Bootstrap:
                 # An old one goes on being used as long as it is reasonably live.
                 if self._newest is None:
                     raise
-                if now > self._newest.consensus.valid_until + REASONABLY_LIVE:
+                if time.time() > self._newest.consensus.valid_until + REASONABLY_LIVE:
                     self._drop()
                     raise
                 logger.info("no newer consensus is to be had, the one at hand is still good: %s", error)
+                await self._fetch_microdescs()
                 if not self._has_consensus.is_set():  # somebody may wait for a live one
                     self.failure = error
                     self._has_failed.set()
-                await self._fetch_microdescs()
-                return LAST_RETRY
+                return self._retry_wait()
+            self._backoff = 0.0
         await self._fetch_microdescs()
         if self._given is not None:
             return inf
-        return max(self._refresh_at - time.time(), 1.0)
+        wait = max(self._refresh_at - time.time(), 1.0)
+        return min(wait, MISSING_RETRY) if self._newest and self._newest.missing else wait
+
+    def _retry_wait(self) -> float:
+        """Seconds until the next round after one that has failed: somebody must be there to ask."""
+        self._backoff = next_backoff(self._backoff, self._rng)
+        return max(self._backoff, self._servers.wait_seconds())
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep `seconds` of either clock, the wall's being looked at every CLOCK_CHECK.
+
+        When the wall clock has run ahead, the computer was suspended or its clock set: what is known of
+        the sources is then forgotten, and the caller sees for itself what is to be done.
+        """
+        ends_at = trio.current_time() + seconds
+        ahead = time.time() - trio.current_time()
+        while (remaining := ends_at - trio.current_time()) > 0:
+            await trio.sleep(min(remaining, CLOCK_CHECK))
+            if time.time() - trio.current_time() > ahead + CLOCK_CHECK:
+                self._servers.forget()
+                self._backoff = 0.0
+                return
 
     # --- the cache --------------------------------------------------------------------------------
 
@@ -217,7 +247,19 @@ class Bootstrap:
     # --- the network ------------------------------------------------------------------------------
 
     async def _fetch_consensus(self) -> None:
-        consensus, certificates = await self._ask_any(self._ask_for_consensus)
+        """Adopt the newest consensus to be had: a live one, else one that is still within the tolerance."""
+        self._untimely = None
+        try:
+            verified = await self._servers.ask(self._ask_for_consensus)
+        except TorkitError:
+            if self._untimely is None:
+                raise
+            self._check_times(self._untimely[0], time.time(), tolerance=REASONABLY_LIVE)
+            await self._keep(*self._untimely)
+            raise
+        await self._keep(*verified)
+
+    async def _keep(self, consensus: Consensus, certificates: tuple[AuthorityCertificate, ...]) -> None:
         await self._keep_certificates(certificates)
         await self._save(self._cache.save_consensus, consensus)
         self._adopt(consensus)
@@ -231,36 +273,72 @@ class Bootstrap:
         if self._newest is None:
             missing = missing_certificates(consensus, self._certificates, self._authorities, now)
             if missing:
-                fetched = await self._ask_any(lambda circuit: fetch_certificates(circuit, missing))
+                fetched = await self._servers.ask(lambda asked: fetch_certificates(asked.circuit, missing))
                 self._certificates += parse_certificates(fetched)
             self._verify(consensus, self._certificates, now)
             self._adopt(consensus)
 
-    async def _ask_for_consensus(
-        self, circuit: Circuit
-    ) -> tuple[Consensus, tuple[AuthorityCertificate, ...]]:
+    async def _ask_for_consensus(self, asked: Asked) -> Verified:
         self._progress.reach(Phase.LOADING_STATUS)
-        consensus, certificates = await self._fetch_verified(circuit, "microdesc")
-        if self._newest is not None and consensus.valid_after <= self._newest.consensus.valid_after:
-            raise NoDirectory("the directory has no newer consensus than ours")
-        return consensus, certificates
+        held = None if self._newest is None else self._newest.consensus
+        verified = await self._fetch_verified(asked, held)
+        consensus, _ = verified
+        if held is not None and consensus.valid_after <= held.valid_after:
+            raise NothingNewer("the directory has no newer consensus than ours")
+        try:
+            check_times(consensus, time.time())
+        except NoDirectory as error:
+            if self._untimely is None or consensus.valid_after > self._untimely[0].valid_after:
+                self._untimely = verified
+            raise NothingNewer(str(error), hint=error.hint) from error
+        return verified
 
     async def _fetch_verified(
-        self, circuit: Circuit, flavor: str
-    ) -> tuple[Consensus, tuple[AuthorityCertificate, ...]]:
-        consensus = parse_consensus(await fetch_consensus(circuit, flavor))
+        self, asked: Asked, held: Consensus | None, flavor: str = "microdesc"
+    ) -> Verified:
+        answer = await fetch_consensus(asked.circuit, flavor, held=held, begun=asked.begun)
+        if answer.date is not None:
+            self._servers.note_clock(asked.source, answer.date - time.time())
+        if held is None or not is_diff(answer.body):
+            return await self._check(answer.body, asked, flavor)
+        try:
+            return await self._check(apply_diff(held.text, answer.body), asked, flavor)
+        except (DocumentError, NoDirectory) as error:
+            logger.info("a consensus diff is not used, the whole consensus is asked for: %s", error)
+            return await self._fetch_verified(asked, None, flavor)
+
+    async def _check(self, text: bytes, asked: Asked, flavor: str) -> Verified:
+        """Parse and verify, with certificates fetched where they are missing.
+
+        Raises DocumentError, NoDirectory, or what ended the fetching.
+        """
+        consensus = parse_consensus(text)
         now = time.time()
+        self._check_times(consensus, now, tolerance=REASONABLY_LIVE)
         certificates = self._certificates
         missing = missing_certificates(consensus, certificates, self._authorities, now)
         if missing:
             self._progress.reach(Phase.LOADING_KEYS)
-            fetched = parse_certificates(await fetch_certificates(circuit, missing))
-            kept = {certificate.signing_key_digest: certificate for certificate in certificates + fetched}
+            fetched = parse_certificates(await fetch_certificates(asked.circuit, missing))
+            kept = {(one.identity, one.signing_key_digest): one for one in certificates + fetched}
             certificates = tuple(
-                c for c in kept.values() if c.identity in self._authorities and c.is_current(now)
+                one for one in kept.values() if one.identity in self._authorities and one.is_current(now)
             )
-        self._verify(consensus, certificates, now, flavor=flavor)
+        self._verify(consensus, certificates, now, tolerance=REASONABLY_LIVE, flavor=flavor)
         return consensus, certificates
+
+    def _check_times(self, consensus: Consensus, now: float, *, tolerance: float) -> None:
+        """As `check_times`. Raises ClockSkewed where by several relays' clocks the consensus is live."""
+        skew = self._servers.clock_skew()
+        if skew is not None and not _is_live(consensus, now) and _is_live(consensus, now - skew):
+            hours, minutes = divmod(round(abs(skew) / 60), 60)
+            raise ClockSkewed(
+                f"this computer's clock is {hours} hours {minutes} minutes"
+                f" {'ahead of' if skew > 0 else 'behind'} what several relays show",
+                skew=skew,
+                hint="set this computer's clock and time zone",
+            )
+        check_times(consensus, now, tolerance=tolerance)
 
     def _verify(
         self,
@@ -294,7 +372,7 @@ class Bootstrap:
 
     def _join(self, consensus: Consensus) -> None:
         self._newest = Directory(consensus, self._microdescs)
-        if time.time() <= consensus.valid_until:
+        if _is_live(consensus, time.time()):
             self._has_consensus.set()
         if self._newest.is_usable():
             self.directory = self._newest
@@ -314,64 +392,38 @@ class Bootstrap:
         if self._newest.missing:
             await self._fetch_missing(self._newest, failures)
         if self.directory is not self._newest:
-            raise failures[-1] if failures else NoDirectory("too few relays are known to build circuits")
+            if failures:
+                raise diagnose(failures)
+            raise NoDirectory("too few relays are known to build circuits")
 
     async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
         missing = list(directory.missing)
         self._progress.expect_microdescs(len(directory) - len(missing), len(directory))
         self._rng.shuffle(missing)  # no source shall see which relays stand together in our list
-        batches = iter(missing)
-        limit = trio.CapacityLimiter(CONCURRENT_BATCHES)
-        async with trio.open_nursery() as nursery:
-            while batch := list(islice(batches, MICRODESCS_PER_REQUEST)):
-                nursery.start_soon(self._fetch_batch, batch, limit, failures)
+
+        async def fetch(asked: Asked, digests: list[bytes]) -> set[bytes]:
+            text = await fetch_microdescs(asked.circuit, digests, begun=asked.begun)
+            came = self._microdescs.add(text, frozenset(digests), time.time())
+            self._progress.add_microdescs(len(came))
+            if self.directory is not self._newest:
+                self._join(directory.consensus)
+            return came
+
+        failures += await self._servers.share(
+            missing,
+            fetch,
+            max_part_len=MICRODESCS_PER_REQUEST,
+            is_enough=lambda: self.directory is self._newest,
+        )
         self._join(directory.consensus)
         now = time.time()
         self._microdescs.mark_listed((d for d in directory.consensus.relays.digests if d), now)
         await self._save(self._cache.save_microdescs, self._microdescs, now)
 
-    async def _fetch_batch(
-        self, digests: list[bytes], limit: trio.CapacityLimiter, failures: list[TorkitError]
-    ) -> None:
-        async def ask(circuit: Circuit) -> None:
-            text = await fetch_microdescs(circuit, digests)
-            found = self._microdescs.add(text, frozenset(digests), time.time())
-            if not found:
-                raise NoDirectory("the directory sent none of the microdescriptors asked for")
-            self._progress.add_microdescs(len(found))
 
-        async with limit:
-            try:
-                await self._ask_any(ask)
-            except TorkitError as error:
-                failures.append(error)
-
-    async def _ask_any(self, ask: Callable[[Circuit], Awaitable[T]]) -> T:
-        """The first good answer of several sources; the next is asked when one fails or is slow."""
-        answers: list[T] = []
-        failures: list[TorkitError] = []
-        sources = self._sources(self.directory)
-
-        async def attempt(source: Contact, is_over: trio.Event) -> None:
-            try:
-                circuit = await build_directory_circuit(self._channels, source)
-                try:
-                    answers.append(await ask(circuit))
-                finally:
-                    circuit.close()
-                nursery.cancel_scope.cancel()
-            except TorkitError as error:
-                failures.append(error)
-                is_over.set()
-
-        async with trio.open_nursery() as nursery:
-            for source in islice(sources, MAX_SOURCES):
-                is_over = trio.Event()
-                nursery.start_soon(attempt, source, is_over)
-                with trio.move_on_after(STAGGER):
-                    await is_over.wait()
-        if answers:
-            return answers[0]
-        if failures:
-            raise diagnose(failures)
-        raise NoDirectory("no directory source is configured")
+def _is_live(consensus: Consensus, now: float) -> bool:
+    try:
+        check_times(consensus, now)
+    except NoDirectory:
+        return False
+    return True

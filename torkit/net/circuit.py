@@ -71,6 +71,11 @@ class Circuit:
         self._streams: set[StreamOwner] = set()
         self._reply: _Reply | None = None
 
+    @property
+    def clock_skew(self) -> float | None:
+        """The first relay's clock minus ours, in seconds, when we connected; None if it told no time."""
+        return self._channel.link.clock_skew
+
     # --- hops -------------------------------------------------------------------------------------
 
     async def create_fast(self) -> None:

@@ -4,78 +4,139 @@ What comes back is bytes from a stranger: bounded here, checked in directory/.
 """
 
 import re
+import time
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
+from types import MappingProxyType
+from typing import NamedTuple
 
 import trio
 
-from torkit.directory.compression import ANONYMISED_ENCODINGS, decompress
-from torkit.errors import DocumentError, NoDirectory, TimedOut
+from torkit.directory.authorities import MAX_CERTIFICATES_LEN
+from torkit.directory.compression import ACCEPT_ENCODING, ANONYMISED_ENCODINGS, decompress
+from torkit.directory.consensus import MAX_CONSENSUS_LEN, Consensus
+from torkit.directory.diff import signed_digest
+from torkit.directory.microdesc import MAX_MICRODESC_LEN
+from torkit.errors import DocumentError, NoDirectory, NothingNewer, TimedOut
 from torkit.net.circuit import Circuit
+from torkit.net.stream import Stream
 
 # Implementation limits.
 REQUEST_TIMEOUT = 60.0  # seconds without a byte, as long as C tor allows a stalled answer
+ANSWER_TIMEOUT = 600.0  # seconds for a whole answer, or a byte now and then would hold us for ever
 HEAD_LEN_MAX = 16384  # bytes of status line and headers; real ones take 300
-BODY_LEN_MAX = 32 << 20  # bytes, decompressed; the public consensus takes 3.5 million
 MICRODESCS_PER_REQUEST = 500  # what one request line of 22 KB names
 
-# Asked for and accepted on every circuit; x-gzip is an old name of gzip that caches may answer with.
-_ACCEPTED = (*ANONYMISED_ENCODINGS, "x-gzip")
+# As C tor: how much newer than ours a consensus must be, in seconds, where its lifetime allows that.
+NEWER_BY = 180
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([ -~]*))?")
+_OLD_NAMES = ("x-gzip",)  # that caches may give to what we asked for
 
 
-async def fetch_consensus(circuit: Circuit, flavor: str = "microdesc") -> bytes:
-    """A consensus of this flavor, unverified. Raises NoDirectory, DocumentError or what ended the stream."""
-    suffix = "" if flavor == "ns" else f"-{flavor}"
-    return await _get(circuit, f"/tor/status-vote/current/consensus{suffix}")
+class Answer(NamedTuple):
+    """The body of an answer, and its Date header in seconds since the epoch where there is one."""
+
+    body: bytes
+    date: float | None
 
 
-async def fetch_certificates(circuit: Circuit, keys: Iterable[tuple[bytes, bytes]]) -> bytes:
+def _ignore() -> None:
+    """Nobody wants to know."""
+
+
+async def fetch_consensus(
+    circuit: Circuit,
+    flavor: str = "microdesc",
+    *,
+    held: Consensus | None = None,
+    begun: Callable[[], None] = _ignore,
+) -> Answer:
+    """A consensus of this flavor newer than `held`, unverified, or a diff from it.
+
+    `begun` is called when the first bytes have come. Raises NoDirectory, DocumentError or what ended the
+    stream. dir-spec, "Serving and requesting diffs".
+    """
+    headers = {}
+    if held is not None:
+        newer_by = min(NEWER_BY, (held.fresh_until - held.valid_after) // 2)
+        since = datetime.fromtimestamp(held.valid_after + newer_by, UTC)
+        headers["If-Modified-Since"] = format_datetime(since, usegmt=True)
+        max_age = 3600 * held.param("try-diff-for-consensus-newer-than", 72, 0, 8192)
+        if held.valid_after >= time.time() - max_age:
+            headers["X-Or-Diff-From-Consensus"] = signed_digest(held.text).hex().upper()
+    path = "/tor/status-vote/current/consensus"
+    return await _get(
+        circuit, path if flavor == "ns" else f"{path}-{flavor}", MAX_CONSENSUS_LEN, headers, begun
+    )
+
+
+async def fetch_certificates(circuit: Circuit, keys: Collection[tuple[bytes, bytes]]) -> bytes:
     """Authority certificates by (identity, signing key digest), 20 bytes each, one after the other."""
     wanted = "+".join(f"{identity.hex()}-{digest.hex()}".upper() for identity, digest in keys)
-    return await _get(circuit, f"/tor/keys/fp-sk/{wanted}")
+    return (await _get(circuit, f"/tor/keys/fp-sk/{wanted}", MAX_CERTIFICATES_LEN)).body
 
 
-async def fetch_microdescs(circuit: Circuit, digests: Iterable[bytes]) -> bytes:
+async def fetch_microdescs(
+    circuit: Circuit, digests: Collection[bytes], *, begun: Callable[[], None] = _ignore
+) -> bytes:
     """At most MICRODESCS_PER_REQUEST microdescriptors by SHA-256 digest; those the relay has."""
     wanted = "-".join(b64encode(digest).decode().rstrip("=") for digest in digests)
-    return await _get(circuit, f"/tor/micro/d/{wanted}")
+    limit = len(digests) * MAX_MICRODESC_LEN
+    return (await _get(circuit, f"/tor/micro/d/{wanted}", limit, begun=begun)).body
 
 
-async def _get(circuit: Circuit, path: str) -> bytes:
-    """dir-spec, "General-use HTTP URLs"."""
+async def _get(
+    circuit: Circuit,
+    path: str,
+    limit: int,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    begun: Callable[[], None] = _ignore,
+) -> Answer:
+    """At most `limit` bytes. dir-spec, "General-use HTTP URLs"."""
+    is_anonymised = len(circuit.path) > 1
+    if not is_anonymised:
+        headers = {"Accept-Encoding": ", ".join(ACCEPT_ENCODING), **headers}
+    lines = [f"GET {path} HTTP/1.0", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    answer = bytearray()
     async with circuit.begin_directory() as stream:
-        request = f"GET {path} HTTP/1.0\r\nAccept-Encoding: {', '.join(ANONYMISED_ENCODINGS)}\r\n\r\n"
-        await stream.send_all(request.encode("ascii"))
-        answer = bytearray()
-        while True:
-            with trio.move_on_after(REQUEST_TIMEOUT) as deadline:
-                data = await stream.receive_some()
-            if deadline.cancelled_caught:
-                raise TimedOut(f"a directory answer stalled for {REQUEST_TIMEOUT:.0f} s")
-            if not data:
-                return decode_answer(bytes(answer))
-            answer += data
-            if len(answer) > HEAD_LEN_MAX + BODY_LEN_MAX:
-                raise DocumentError(f"a directory answer exceeds {BODY_LEN_MAX} bytes")
+        try:
+            with trio.fail_after(ANSWER_TIMEOUT):
+                await stream.send_all("\r\n".join(lines).encode("ascii"))
+                while data := await _receive(stream):
+                    if not answer:
+                        begun()
+                    answer += data
+                    if len(answer) > HEAD_LEN_MAX + limit:
+                        raise DocumentError(f"a directory answer exceeds {limit} bytes")
+        except trio.TooSlowError:
+            raise TimedOut(f"a directory answer was not complete after {ANSWER_TIMEOUT:.0f} s") from None
+    return decode_answer(bytes(answer), limit, ANONYMISED_ENCODINGS if is_anonymised else ACCEPT_ENCODING)
 
 
-def decode_answer(answer: bytes) -> bytes:
-    """The body of an HTTP answer, decompressed.
+async def _receive(stream: Stream) -> bytes:
+    with trio.move_on_after(REQUEST_TIMEOUT):
+        return await stream.receive_some()
+    raise TimedOut(f"a directory answer stalled for {REQUEST_TIMEOUT:.0f} s")
 
-    Raises NoDirectory for a status other than 200, DocumentError for what is not HTTP, is truncated or
-    decompresses to more than BODY_LEN_MAX. dir-spec, "Standards compliance".
+
+def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT_ENCODING) -> Answer:
+    """An HTTP answer, its body decompressed, of at most `limit` bytes and in one of `encodings`.
+
+    Raises NoDirectory for a status other than 200, of these NothingNewer for 304; DocumentError for what
+    is not HTTP, is truncated or decompresses to more. dir-spec, "Standards compliance".
     """
     head, blank, body = answer.partition(b"\r\n\r\n")
     status_line, *lines = head.split(b"\r\n")
     status = _STATUS_LINE.fullmatch(status_line)
     if not blank or status is None or len(head) > HEAD_LEN_MAX:
         raise DocumentError("a directory answer is not HTTP")
+    if status[1] == b"304":
+        raise NothingNewer("the directory has no newer consensus than ours")
     if status[1] != b"200":
-        raise NoDirectory(
-            f"the directory answered {status[1].decode()} {(status[2] or b'').decode()}".rstrip()
-        )
+        raise NoDirectory(_refusal(status[1].decode(), (status[2] or b"").decode()))
     headers = {
         name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)
     }
@@ -83,6 +144,24 @@ def decode_answer(answer: bytes) -> bytes:
     if length is not None and length != b"%d" % len(body):
         raise DocumentError(f"a directory answer of {len(body)} bytes was announced as {length[:20]!r}")
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-    if encoding not in _ACCEPTED:
+    if encoding not in encodings and encoding not in _OLD_NAMES:
         raise DocumentError(f"a directory answer is encoded as {encoding[:20]!r}, which we did not ask for")
-    return decompress(body, encoding, BODY_LEN_MAX)
+    return Answer(decompress(body, encoding, limit), _decode_date(headers.get(b"date", b"")))
+
+
+def _refusal(status: str, reason: str) -> str:
+    """What a status other than 200 means. dir-spec, "HTTP status codes"."""
+    meaning = {
+        "404": "it does not have what was asked for",
+        "503": "it is too busy, or has none yet",
+    }.get(status)
+    said = f"the directory answered {status} {reason}".rstrip()
+    return f"{said}: {meaning}" if meaning else said
+
+
+def _decode_date(value: bytes) -> float | None:
+    """Seconds since the epoch; None for what is no date. RFC 1945, "Date/Time Formats"."""
+    try:
+        return parsedate_to_datetime(value[:40].decode("ascii")).timestamp() if value else None
+    except (ValueError, OverflowError):
+        return None

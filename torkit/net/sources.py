@@ -1,0 +1,301 @@
+"""Which directory servers are asked, when, how many at once, and how long one that failed is left alone.
+
+What they are asked and whether an answer is good is the caller's. A round begins with our guards where
+there are any, goes on with fallbacks, and comes to the authorities last. dir-spec, "Client operation" and
+"Retrying failed downloads".
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from itertools import islice
+from math import inf
+from random import Random
+from statistics import median
+from typing import NamedTuple, TypeVar
+
+import trio
+
+from torkit.errors import ClockSkewed, NoDirectory, NothingNewer, TimedOut, TorkitError
+from torkit.net.channels import Channels
+from torkit.net.circuit import Circuit
+from torkit.net.circuits import build_directory_circuit
+from torkit.net.contact import Contact
+from torkit.net.progress import diagnose
+
+# Specification constants, seconds (dir-spec, "Retrying failed downloads").
+AUTHORITY_DELAY = 6.0  # from the beginning of a round until an authority is asked beside caches
+MIN_BACKOFF = 1.0
+
+# Implementation limits.
+MAX_BACKOFF = 600.0  # seconds; the specification has none, but who comes back is to be noticed
+STAGGER = 4.0  # seconds until another source is asked beside one that has not begun to answer
+PATIENCE = 30.0  # the same for one that has begun: a large document takes its time on a slow line
+MAX_AT_ONCE = 3  # sources asked at the same time, as C tor's clients do while they bootstrap
+MAX_CACHES = 8  # asked in one round, beside the authorities
+MAX_AUTHORITIES = 3
+MIN_CLOCKS = 3  # relays that must have told the time before ours is doubted: one or two may lie
+CLOCK_AGE = 600.0  # seconds that what a relay told of its clock is good for
+
+# So that no cache alone chooses what we see, yet none is asked for crumbs. Both as in C tor.
+MIN_PARTS = 3
+MIN_PART_LEN = 32
+
+T = TypeVar("T")
+
+
+class Sources(NamedTuple):
+    """Whom to ask, each list in the order of asking."""
+
+    guards: Sequence[Contact]
+    fallbacks: Sequence[Contact]
+    authorities: Sequence[Contact]
+
+
+AUTHORITIES = Sources._fields.index("authorities")
+
+
+class Asked(NamedTuple):
+    """A source that is being asked. `begun` is to be called when the first bytes of its answer have come."""
+
+    source: Contact
+    circuit: Circuit
+    begun: Callable[[], None]
+
+
+def next_backoff(last: float, rng: Random) -> float:
+    """Seconds to wait after a failure; `last` are those after the one before it, or 0.
+
+    Random, so that clients which failed together do not come back together.
+    """
+    return min(rng.uniform(MIN_BACKOFF, max(MIN_BACKOFF + 1, 3 * last)), MAX_BACKOFF)
+
+
+class DirectoryServers:
+    """Asks the sources that `choose` names at the beginning of each round."""
+
+    def __init__(self, channels: Channels, choose: Callable[[], Sources], rng: Random) -> None:
+        self._channels = channels
+        self._choose = choose
+        self._rng = rng
+        self._failed: dict[bytes, _Failed] = {}  # by identity, until they serve again
+        self._clocks: dict[bytes, _Clock] = {}  # by identity
+
+    async def ask(self, question: Callable[[Asked], Awaitable[T]]) -> T:
+        """The first good answer; another source is asked when one fails, or does not begin to answer.
+
+        Raises what the failures say together, or NoDirectory where there is nobody to ask.
+        """
+        answers: list[T] = []
+
+        async def ask(asked: Asked, part: list[bytes]) -> list[bytes]:
+            answers.append(await question(asked))
+            return part
+
+        failures = await self.share([b"the answer"], ask)
+        if not answers:
+            # With those who are left alone because of an earlier round: together they say more.
+            earlier = [failed.error for failed in self._failed.values() if failed.error not in failures]
+            raise diagnose([*earlier, *failures])
+        return answers[0]
+
+    async def share(
+        self,
+        wanted: Collection[bytes],
+        fetch: Callable[[Asked, list[bytes]], Awaitable[Collection[bytes]]],
+        *,
+        max_part_len: int = 1,
+        is_enough: Callable[[], bool] = lambda: False,
+    ) -> list[TorkitError]:
+        """Fetch `wanted` in parts from several sources; `fetch` returns what has come of a part.
+
+        What a source lacks is asked of others, and never again of the same. A source that fails or has
+        none of a part is asked nothing more. Authorities are not asked while `is_enough`. Returns every
+        failure: at least one where something has not come.
+        """
+        round_ = _Round(self._ready(), wanted, max_part_len, trio.current_time())
+        failures: list[TorkitError] = []
+        changed = trio.Event()
+
+        async def attempt(part: _Part) -> None:
+            came: Collection[bytes] = ()
+            try:
+                came = await self._ask_one(part, fetch)
+                self._failed.pop(part.source.identity, None)
+            except TorkitError as error:
+                failures.append(error)
+                if not isinstance(error, ClockSkewed | NothingNewer):  # of which it is not the cause
+                    self._note_failure(part.source, error)
+                round_.give_up(part.source)
+            round_.settle(part, came)
+            changed.set()
+
+        async with trio.open_nursery() as nursery:
+            while round_.wanted:
+                while part := round_.pick(trio.current_time(), with_authorities=not is_enough()):
+                    nursery.start_soon(attempt, part)
+                if not round_.under_way:
+                    break
+                changed = trio.Event()
+                with trio.move_on_at(round_.next_due(trio.current_time())):
+                    await changed.wait()
+            nursery.cancel_scope.cancel()  # those who are late, and have been overtaken
+        for part in round_.under_way:
+            self._note_failure(part.source, TimedOut("a directory was slower than others"))
+        if round_.wanted and not failures:
+            failures.append(self._why_nobody())
+        return failures
+
+    async def _ask_one(
+        self, part: "_Part", fetch: Callable[[Asked, list[bytes]], Awaitable[Collection[bytes]]]
+    ) -> Collection[bytes]:
+        circuit = await build_directory_circuit(self._channels, part.source)
+        try:
+            if circuit.clock_skew is not None:
+                self.note_clock(part.source, circuit.clock_skew)
+            came = await fetch(Asked(part.source, circuit, part.begun), part.items)
+        finally:
+            circuit.close()
+        if not came:
+            raise NoDirectory("the directory sent nothing of what it was asked for")
+        return came
+
+    # --- who is to be left alone --------------------------------------------------------------------
+
+    def _ready(self) -> Sources:
+        """Those that have not failed a moment ago, as many as one round may ask."""
+        now = trio.current_time()
+        guards, fallbacks, authorities = (
+            [
+                one
+                for one in tier
+                if one.identity not in self._failed or self._failed[one.identity].until <= now
+            ]
+            for tier in self._choose()
+        )
+        guards = guards[:MAX_CACHES]
+        return Sources(guards, fallbacks[: MAX_CACHES - len(guards)], authorities[:MAX_AUTHORITIES])
+
+    def _note_failure(self, source: Contact, error: TorkitError) -> None:
+        last = self._failed.get(source.identity)
+        backoff = next_backoff(last.backoff if last else 0.0, self._rng)
+        self._failed[source.identity] = _Failed(error, backoff, trio.current_time() + backoff)
+
+    def _why_nobody(self) -> TorkitError:
+        """Why something has not come though nobody failed in this round: none was asked, or none had it."""
+        everybody = [one.identity for tier in self._choose() for one in tier]
+        failed = [self._failed[identity] for identity in everybody if identity in self._failed]
+        if failed:
+            return max(failed, key=lambda one: one.until - one.backoff).error
+        if everybody:
+            return NoDirectory("no directory has all that it was asked for")
+        return NoDirectory("no directory source is configured")
+
+    def wait_seconds(self) -> float:
+        """How long until there is a source that may be asked."""
+        now = trio.current_time()
+        untils = (
+            self._failed[one.identity].until if one.identity in self._failed else now
+            for tier in self._choose()
+            for one in tier
+        )
+        return max(min(untils, default=now) - now, 0.0)
+
+    def forget(self) -> None:
+        """Forget failures and clocks: after a suspend they say nothing any more."""
+        self._failed.clear()
+        self._clocks.clear()
+
+    # --- what time it is ----------------------------------------------------------------------------
+
+    def note_clock(self, source: Contact, skew: float) -> None:
+        """A relay's clock has just shown `skew` seconds more than ours."""
+        self._clocks[source.identity] = _Clock(skew, trio.current_time())
+
+    def clock_skew(self) -> float | None:
+        """Our clock minus the relays', in seconds: the median. None before enough of them have told."""
+        since = trio.current_time() - CLOCK_AGE
+        skews = [clock.skew for clock in self._clocks.values() if clock.noted_at >= since]
+        return -median(skews) if len(skews) >= MIN_CLOCKS else None
+
+
+class _Failed(NamedTuple):
+    error: TorkitError
+    backoff: float
+    until: float
+
+
+class _Clock(NamedTuple):
+    skew: float
+    noted_at: float
+
+
+class _Part:
+    """What one source is being asked for. From `due` on, others may be asked for it too."""
+
+    def __init__(self, tier: int, source: Contact, items: list[bytes], now: float) -> None:
+        self.tier = tier
+        self.source = source
+        self.items = items
+        self.due = now + STAGGER
+
+    def begun(self) -> None:
+        """The answer has begun to come."""
+        self.due = max(self.due, trio.current_time() + PATIENCE)
+
+
+class _Round:
+    """Who is asked for what next. Asks nobody itself."""
+
+    def __init__(self, sources: Sources, wanted: Iterable[bytes], max_part_len: int, now: float) -> None:
+        self.wanted: dict[bytes, set[bytes]] = {item: set() for item in wanted}  # and who has been asked
+        self.under_way: list[_Part] = []
+        self._sources = [(tier, one) for tier, several in enumerate(sources) for one in several]
+        self._authorities_at = now + AUTHORITY_DELAY
+        self._part_len = min(max(-(-len(self.wanted) // MIN_PARTS), MIN_PART_LEN), max_part_len)
+
+    def pick(self, now: float, *, with_authorities: bool) -> _Part | None:
+        """The next to be asked, who then is under way; None if there is to be none now."""
+        if len(self.under_way) >= MAX_AT_ONCE:
+            return None
+        busy = {part.source.identity: part.tier for part in self.under_way}
+        may_ask_authorities = with_authorities and (
+            all(tier == AUTHORITIES for tier in busy.values()) or now >= self._authorities_at
+        )
+        best = min((part.tier for part in self.under_way if part.due > now), default=AUTHORITIES)
+        for tier, source in self._sources:
+            if source.identity in busy:
+                continue
+            if tier == AUTHORITIES and not may_ask_authorities:
+                continue
+            # While better ones do their work, others help out only with what is overdue.
+            items = self._items_for(source.identity, now, only_overdue=best < tier)
+            if items:
+                for item in items:
+                    self.wanted[item].add(source.identity)
+                self.under_way.append(_Part(tier, source, items, now))
+                return self.under_way[-1]
+        return None
+
+    def _items_for(self, identity: bytes, now: float, *, only_overdue: bool) -> list[bytes]:
+        asked = {item for part in self.under_way for item in part.items}
+        not_due = {item for part in self.under_way if part.due > now for item in part.items}
+        free = (
+            item
+            for item, asked_of in self.wanted.items()
+            if identity not in asked_of and item not in not_due and (item in asked or not only_overdue)
+        )
+        return list(islice(free, self._part_len))
+
+    def next_due(self, now: float) -> float:
+        """When `pick` may have something new to say though nothing has come."""
+        times = [self._authorities_at, *(part.due for part in self.under_way)]
+        return min((time for time in times if time > now), default=inf)
+
+    def settle(self, part: _Part, came: Iterable[bytes]) -> None:
+        """A part is no longer under way, and this has come of it."""
+        self.under_way.remove(part)
+        for item in came:
+            self.wanted.pop(item, None)
+
+    def give_up(self, source: Contact) -> None:
+        """Ask `source` nothing more."""
+        self._sources = [(tier, one) for tier, one in self._sources if one.identity != source.identity]
