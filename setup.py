@@ -1,4 +1,4 @@
-"""Build the compiled core: one extension per module of torkit/_fast, over the system's libcrypto."""
+"""Build the compiled core: one extension per module of torkit/_fast, over the system's libcrypto and libssl."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ extensions = [
     Extension(
         f"torkit._fast.{source.stem}",
         [str(source)],
-        libraries=["crypto"],
+        libraries=["ssl", "crypto"] if source.stem == "tls" else ["crypto"],
         depends=HEADERS,
         define_macros=[("CYTHON_TRACE_NOGIL", "1")] if DEBUG else [],
         extra_compile_args=compile_args,

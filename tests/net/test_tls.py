@@ -1,6 +1,7 @@
 """The TLS pump against a real TLS server: everything at hand in one read, and every way it can end."""
 
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -289,6 +290,39 @@ async def test_bytes_that_are_no_record_break_the_channel() -> None:
         with pytest.raises(ChannelError, match="TLS from the relay is broken"):
             await receive_all(connection)
         connection.close()
+
+
+async def test_what_came_before_broken_bytes_is_received() -> None:
+    spoiled = trio.Event()
+
+    async def spoil(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(b"last words")
+        await stream.transport_stream.send_all(bytes(1000))
+        spoiled.set()
+        await trio.sleep_forever()
+
+    async with tcp_server(over_tls(spoil)) as address:
+        connection = await TlsConnection.connect(*address)
+        await spoiled.wait()
+        assert await receive_until(connection, 10) == b"last words"
+        for _ in range(2):
+            with pytest.raises(ChannelError, match="TLS from the relay is broken: "):
+                await connection.receive()
+        connection.close()
+
+
+async def test_a_closed_connection_leaves_the_sockets_number_alone() -> None:
+    async with tcp_server(over_tls(never_after_handshake)) as address:
+        connection = await TlsConnection.connect(*address)
+        connection.close()
+        other, end = socket.socketpair()  # takes the number that has become free
+        with other, end:
+            with pytest.raises(ChannelClosed):
+                connection.send_now(b"x")
+            end.send(b"y")
+            with pytest.raises(ChannelClosed):
+                await connection.receive()
+            assert other.recv(2) == b"y"
 
 
 async def test_closing_wakes_a_reader() -> None:

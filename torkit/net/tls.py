@@ -1,33 +1,25 @@
 """TLS to a relay over a socket: reads everything at hand into one reusable buffer. No cells here.
 
 Relays write TLS records of about 4 KiB, and a general TLS stream would return one per call. This one
-takes all that the socket holds, decrypts every record of it, and wakes its caller once.
+takes all that the socket holds, decrypts every record of it (_fast/tls), and wakes its caller once.
 
 The certificate proves nothing here, so TLS itself verifies nothing: the CERTS cell that follows ties it
 to the relay's identity (proto/certs.py).
 """
 
 import socket
-import ssl
 from random import SystemRandom
 
 import trio
 
+from torkit._fast.tls import Tls
 from torkit.errors import ChannelClosed, ChannelError
 
-# Implementation limit, bytes: what one read may bring. A busy relay's burst; larger gains nothing
-# measurable and stays resident.
-READ_LEN = 131072
+# Implementation limit, bytes: what one read may bring to the core. A busy relay's burst; larger gains
+# nothing measurable and stays resident.
+BUFFER_LEN = 131072
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
-
-
-def _client_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 def random_server_name(rng: SystemRandom) -> str:
@@ -40,18 +32,8 @@ class TlsConnection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._tls = _client_context().wrap_bio(
-            self._incoming, self._outgoing, server_hostname=random_server_name(SystemRandom())
-        )
-        self._unsent = memoryview(b"")
-        self._has_ended = False  # the relay has said goodbye in TLS
-        self._ciphertext = bytearray(READ_LEN)
-        # A record's plaintext is shorter than its ciphertext, so one read always fits; a partial record
-        # left over from the read before adds at most one more.
-        self.buffer = bytearray(READ_LEN + 16384)
-        self._view = memoryview(self.buffer)
+        self._tls = Tls(sock.fileno(), random_server_name(SystemRandom()).encode())
+        self.buffer = bytearray(BUFFER_LEN)
 
     @classmethod
     async def connect(cls, address: str, port: int) -> "TlsConnection":
@@ -69,8 +51,6 @@ class TlsConnection:
             await connection._handshake()
         except OSError as error:
             sock.close()
-            if isinstance(error, ssl.SSLError):
-                raise ChannelError(f"the TLS handshake with the relay failed: {error.reason}") from error
             raise ChannelClosed(f"could not connect to the relay: {error.strerror or error}") from error
         except BaseException:
             sock.close()
@@ -78,71 +58,34 @@ class TlsConnection:
         return connection
 
     async def _handshake(self) -> None:
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                await self.send(b"")
-                if not await self._fill():
-                    raise ChannelClosed("the relay closed the connection during the TLS handshake") from None
-            else:
-                return await self.send(b"")
+        while not self._tls.do_handshake():
+            await self.send(b"")
+            await trio.lowlevel.wait_readable(self._sock)
+        await self.send(b"")
 
     def peer_certificate(self) -> bytes:
         """The relay's TLS certificate, DER."""
-        certificate = self._tls.getpeercert(binary_form=True)
-        if certificate is None:
+        certificate = self._tls.peer_certificate()
+        if not certificate:
             raise ChannelError("the relay showed no TLS certificate")
         return certificate
 
     @property
     def wants_to_send(self) -> bool:
         """Something is left to send, be it TLS's own, such as an answer to a key update."""
-        return self.is_blocked or self._outgoing.pending > 0
+        return self._tls.wants_to_send
 
     @property
     def is_blocked(self) -> bool:
         """The relay does not take what we send as fast as we send it."""
-        return len(self._unsent) > 0
+        return self._tls.is_blocked
 
     async def receive(self) -> int:
         """Wait for data and decrypt all of it into the start of `buffer`; its length, 0 at the end."""
-        try:
-            # Decrypting first: the last flight of the handshake may have brought data with it.
-            while not (count := self._decrypt()):
-                if self._has_ended or not await self._fill():
-                    break
-        except ssl.SSLError as error:
-            raise ChannelError(f"TLS from the relay is broken: {error.reason}") from error
-        except OSError as error:
-            raise ChannelClosed(f"the connection to the relay broke: {error.strerror or error}") from error
-        return count
-
-    def _decrypt(self) -> int:
-        count = 0
-        # Asking `pending` first: an SSLWantReadError costs nearly as much as a record.
-        while self._incoming.pending or self._tls.pending():
-            try:
-                got = self._tls.read(len(self.buffer) - count, self._view[count:])  # one record a call
-            except ssl.SSLWantReadError:
-                break
-            if not got:
-                self._has_ended = True
-                break
-            count += got  # type: ignore[operator]
-        return count
-
-    async def _fill(self) -> bool:
-        """Move what the socket holds into TLS; False at the end of the connection."""
-        while True:
+        # Decrypting first: the last flight of the handshake may have brought data with it.
+        while not (count := self._tls.receive(self.buffer)) and not self._tls.has_ended:
             await trio.lowlevel.wait_readable(self._sock)
-            try:
-                count = self._sock.recv_into(self._ciphertext)
-            except (BlockingIOError, InterruptedError):
-                continue
-            if count:
-                self._incoming.write(memoryview(self._ciphertext)[:count])
-            return count > 0
+        return count
 
     async def send(self, data: bytes) -> None:
         """Encrypt and send all of `data`. Must not be cancelled but to close the connection."""
@@ -155,20 +98,9 @@ class TlsConnection:
 
         Not to be called while `is_blocked`, so that what waits here stays bounded.
         """
-        try:
-            if data:
-                self._tls.write(data)
-            while self._unsent or self._outgoing.pending:
-                self._unsent = self._unsent or memoryview(self._outgoing.read())
-                self._unsent = self._unsent[self._sock.send(self._unsent) :]
-        except (BlockingIOError, InterruptedError):
-            return False
-        except ssl.SSLError as error:
-            raise ChannelError(f"TLS to the relay is broken: {error.reason}") from error
-        except OSError as error:
-            raise ChannelClosed(f"the connection to the relay broke: {error.strerror or error}") from error
-        return True
+        return self._tls.send(data)
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
+        self._tls.close()
         self._sock.close()

@@ -1,0 +1,70 @@
+# Contents: one TLS connection over a non-blocking socket; the libssl functions used, declared once.
+
+cimport cython
+from libc.stdint cimport uint8_t
+
+cdef extern from "openssl/ssl.h" nogil:
+    ctypedef struct SSL
+    ctypedef struct SSL_CTX
+    ctypedef struct SSL_METHOD
+    ctypedef struct BIO
+    ctypedef struct BIO_METHOD
+    ctypedef struct X509
+
+    int TLS1_2_VERSION
+    int SSL_VERIFY_NONE
+    int SSL_ERROR_WANT_READ
+    int SSL_ERROR_ZERO_RETURN
+    int SSL_ERROR_SYSCALL
+    int BIO_NOCLOSE
+    unsigned long SSL_OP_ALL
+    unsigned long SSL_OP_IGNORE_UNEXPECTED_EOF
+
+    const SSL_METHOD* TLS_client_method()
+    SSL_CTX* SSL_CTX_new(const SSL_METHOD* method)
+    int SSL_CTX_set_min_proto_version(SSL_CTX* context, int version)
+    int SSL_CTX_set_cipher_list(SSL_CTX* context, const char* ciphers)
+    unsigned long SSL_CTX_set_options(SSL_CTX* context, unsigned long options)
+    void SSL_CTX_set_verify(SSL_CTX* context, int mode, void* callback)
+    void SSL_CTX_set_read_ahead(SSL_CTX* context, int yes)
+    void SSL_CTX_set_default_read_buffer_len(SSL_CTX* context, size_t length)
+
+    SSL* SSL_new(SSL_CTX* context)
+    void SSL_free(SSL* ssl)
+    int SSL_set_tlsext_host_name(SSL* ssl, const char* name)
+    void SSL_set_connect_state(SSL* ssl)
+    void SSL_set_bio(SSL* ssl, BIO* incoming, BIO* outgoing)
+    int SSL_do_handshake(SSL* ssl)
+    int SSL_read_ex(SSL* ssl, void* data, size_t count, size_t* got)
+    int SSL_write_ex(SSL* ssl, const void* data, size_t count, size_t* sent)
+    int SSL_has_pending(const SSL* ssl)
+    int SSL_get_error(const SSL* ssl, int result)
+    X509* SSL_get1_peer_certificate(const SSL* ssl)
+
+    BIO* BIO_new(const BIO_METHOD* method)
+    BIO* BIO_new_socket(int descriptor, int close)
+    const BIO_METHOD* BIO_s_mem()
+    void BIO_free(BIO* bio)
+    long BIO_get_mem_data(BIO* bio, char** data)
+    int BIO_reset(BIO* bio)
+
+    void X509_free(X509* certificate)
+    int i2d_X509(const X509* certificate, unsigned char** out)
+
+cdef extern from "openssl/err.h" nogil:
+    void ERR_clear_error()
+    unsigned long ERR_peek_error()
+    const char* ERR_reason_error_string(unsigned long code)
+
+@cython.final
+cdef class Tls:
+    cdef SSL* ssl
+    cdef BIO* outgoing            # ciphertext until the socket takes it; owned by `ssl`
+    cdef Py_ssize_t sent          # of `outgoing`
+    cdef int descriptor
+    cdef readonly bint has_ended  # the peer has ended the connection; all it sent was received
+    cdef readonly bint is_blocked # the socket did not take all of the last `send`
+    cdef object failure           # to be raised once what came before it was received
+
+    cdef int check_open(self) except -1
+    cdef int fail(self, int result, str during) except -1

@@ -1,0 +1,174 @@
+"""TLS over a non-blocking socket: one call decrypts all that the socket holds, one sends all that is sealed.
+
+The standard library's ssl needs a call, and some microseconds, for each record; relays write records of 4 KiB.
+The socket is the caller's, who waits for it and closes it; nothing here blocks.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, EINTR, errno
+
+import os
+
+from torkit.errors import ChannelClosed, ChannelError
+
+cdef extern from "<sys/socket.h>" nogil:
+    Py_ssize_t send(int descriptor, const void* data, size_t count, int flags)
+
+# Implementation limit, bytes: what one system call may read. A busy relay's burst; larger gains nothing
+# measurable and stays resident.
+cdef size_t READ_LEN = 131072
+
+# What Python's ssl offers by default: the ClientHello shall not tell torkit by its version from before, nor
+# from other Python programs.
+cdef const char* CIPHERS = (
+    b"@SECLEVEL=2:ECDH+AESGCM:ECDH+CHACHA20:ECDH+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
+)
+
+cdef SSL_CTX* context = NULL
+
+
+cdef SSL_CTX* the_context() except NULL:
+    """Verifies nothing: the CERTS cell that follows ties the certificate to the relay (proto/certs.py)."""
+    global context
+    if context == NULL:
+        fresh = SSL_CTX_new(TLS_client_method())
+        if fresh == NULL:
+            raise MemoryError
+        if SSL_CTX_set_min_proto_version(fresh, TLS1_2_VERSION) != 1 or SSL_CTX_set_cipher_list(fresh, CIPHERS) != 1:
+            raise MemoryError("libssl refuses the settings of TLS")
+        # An end without a goodbye is an end: cells and circuits have their own.
+        SSL_CTX_set_options(fresh, SSL_OP_ALL | SSL_OP_IGNORE_UNEXPECTED_EOF)
+        SSL_CTX_set_verify(fresh, SSL_VERIFY_NONE, NULL)
+        SSL_CTX_set_read_ahead(fresh, 1)
+        SSL_CTX_set_default_read_buffer_len(fresh, READ_LEN)
+        context = fresh
+    return context
+
+
+@cython.final
+cdef class Tls:
+    """The client's side. Raises ChannelError where the peer breaks TLS, ChannelClosed where the socket fails."""
+
+    def __cinit__(self, int descriptor, bytes server_name not None):
+        self.descriptor = descriptor
+        self.ssl = SSL_new(the_context())
+        cdef BIO* incoming = BIO_new_socket(descriptor, BIO_NOCLOSE)
+        self.outgoing = BIO_new(BIO_s_mem())
+        if self.ssl == NULL or incoming == NULL or self.outgoing == NULL:
+            BIO_free(incoming)
+            BIO_free(self.outgoing)
+            raise MemoryError
+        SSL_set_bio(self.ssl, incoming, self.outgoing)
+        if SSL_set_tlsext_host_name(self.ssl, PyBytes_AS_STRING(server_name)) != 1:
+            raise MemoryError
+        SSL_set_connect_state(self.ssl)
+
+    def __dealloc__(self):
+        SSL_free(self.ssl)
+
+    def do_handshake(self):
+        """Go on with the handshake; whether it is done. What it has to say waits for `send`."""
+        self.check_open()
+        ERR_clear_error()
+        cdef int result = SSL_do_handshake(self.ssl)
+        if result == 1:
+            return True
+        if self.fail(result, "the TLS handshake with the relay failed"):
+            raise ChannelClosed("the relay closed the connection during the TLS handshake")
+        return False
+
+    def peer_certificate(self):
+        """The peer's certificate, DER; b"" if it showed none."""
+        cdef X509* certificate = SSL_get1_peer_certificate(self.ssl)
+        if certificate == NULL:
+            return b""
+        cdef int length = i2d_X509(certificate, NULL)
+        encoded = PyBytes_FromStringAndSize(NULL, length)
+        cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(encoded)
+        i2d_X509(certificate, &out)
+        X509_free(certificate)
+        return encoded
+
+    def receive(self, uint8_t[::1] buffer not None):
+        """Decrypt what is at hand into `buffer`; how much that was, 0 if nothing is or the peer has ended."""
+        cdef size_t count = 0
+        cdef size_t got = 0
+        cdef size_t room = <size_t>buffer.shape[0]
+        cdef int result
+        self.check_open()
+        if self.failure is not None:
+            raise self.failure
+        while count < room and not self.has_ended:
+            ERR_clear_error()
+            result = SSL_read_ex(self.ssl, &buffer[count], room - count, &got)
+            if result == 1:
+                count += got
+                if not SSL_has_pending(self.ssl):
+                    break
+            else:
+                try:
+                    self.has_ended = self.fail(result, "TLS from the relay is broken")
+                except (ChannelClosed, ChannelError) as error:
+                    if not count:
+                        raise
+                    self.failure = error  # what came before it was received in good order
+                break
+        return count
+
+    @property
+    def wants_to_send(self):
+        """Something is left to send, be it TLS's own."""
+        cdef char* data
+        return BIO_get_mem_data(self.outgoing, &data) > 0
+
+    def send(self, const uint8_t[::1] data not None):
+        """Encrypt `data` and send what the socket takes; whether that was all."""
+        cdef size_t written
+        cdef int result
+        self.check_open()
+        if data.shape[0]:
+            ERR_clear_error()
+            result = SSL_write_ex(self.ssl, &data[0], data.shape[0], &written)
+            if result != 1:
+                self.fail(result, "TLS to the relay is broken")
+                raise ChannelError("TLS to the relay is broken")
+        cdef char* waiting
+        cdef Py_ssize_t count = BIO_get_mem_data(self.outgoing, &waiting)
+        cdef Py_ssize_t taken
+        while self.sent < count:
+            taken = send(self.descriptor, waiting + self.sent, count - self.sent, 0)
+            if taken >= 0:
+                self.sent += taken
+            elif errno == EAGAIN:
+                self.is_blocked = True
+                return False
+            elif errno != EINTR:
+                raise ChannelClosed(f"the connection to the relay broke: {os.strerror(errno)}")
+        if count:
+            BIO_reset(self.outgoing)
+            self.sent = 0
+        self.is_blocked = False
+        return True
+
+    def close(self):
+        """Touch the socket no more: its number may soon be another's."""
+        self.descriptor = -1
+
+    cdef int check_open(self) except -1:
+        if self.descriptor < 0:
+            raise ChannelClosed("the connection to the relay was closed here")
+        return 0
+
+    cdef int fail(self, int result, str during) except -1:
+        """After a call that did not succeed: 0 if it waits for the socket, 1 at the end; else raises."""
+        cdef int number = errno
+        cdef int kind = SSL_get_error(self.ssl, result)
+        if kind == SSL_ERROR_WANT_READ:
+            return 0
+        if kind == SSL_ERROR_ZERO_RETURN:
+            return 1
+        if kind == SSL_ERROR_SYSCALL:
+            raise ChannelClosed(f"the connection to the relay broke: {os.strerror(number)}")
+        cdef const char* reason = ERR_reason_error_string(ERR_peek_error())
+        raise ChannelError(f"{during}: {reason.decode() if reason != NULL else 'unknown'}")
