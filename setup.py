@@ -1,4 +1,4 @@
-"""Build the compiled core: one extension per module of torkit/_fast, over the system's libcrypto and libssl."""
+"""Build the compiled core: one extension per module of torkit/_fast, over the system's OpenSSL."""
 
 import os
 from pathlib import Path
