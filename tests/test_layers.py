@@ -45,7 +45,7 @@ OUTSIDE = {
     "platformdirs": {"torkit.config", "torkit.cli"},
 }
 
-TOUCHES_THE_SYSTEM = SHELL | {"torkit.directory.cache", "torkit.config", "torkit._fast.tls"}
+TOUCHES_THE_SYSTEM = SHELL | {"torkit.directory.cache", "torkit.config"}
 OPERATING_SYSTEM = {
     *("asyncio", "ctypes", "fcntl", "glob", "io", "mmap", "multiprocessing", "os", "pathlib", "resource"),
     *("secrets", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "subprocess"),

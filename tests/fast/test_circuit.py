@@ -1,6 +1,8 @@
 """The compiled core against the scripted relays: streams, windows, and every rule a relay may break."""
 
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -76,6 +78,59 @@ def test_a_reader_that_keeps_up_never_stalls_its_peer(talk: Talk) -> None:
         got += data
     assert got == sent
     assert complaints(talk) == []
+
+
+def test_a_sink_takes_what_arrives_without_an_event(talk: Talk) -> None:
+    circuit = talk.circuit()
+    stream = talk.stream(circuit)
+    far = talk.far_end(circuit).streams[stream.id]
+    near, sink = socket.socketpair()
+    with near, sink:
+        sink.setblocking(False)
+        stream.sink = sink.fileno()
+        for number in range(600):  # more cells than the stream's window has
+            far.write(bytes([number % 256]) * 498)
+            assert talk.exchange() == []
+            assert near.recv(1000) == bytes([number % 256]) * 498
+    assert stream.queued == 0
+    assert complaints(talk) == []
+
+
+def test_what_a_sink_does_not_take_waits_and_is_told(talk: Talk) -> None:
+    circuit = talk.circuit()
+    stream = talk.stream(circuit)
+    far = talk.far_end(circuit).streams[stream.id]
+    near, sink = socket.socketpair()
+    sent = bytes(range(256)) * 8192  # 2 MiB: more than a socket holds
+    got = bytearray()
+    with near, sink:
+        sink.setblocking(False)
+        stream.sink = sink.fileno()
+        far.write(sent)
+        assert [type(event) for event in talk.exchange()][-1] is Readable
+        assert stream.queued
+        stream.sink = -1
+        near.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                got += near.recv(65536)
+        while data := stream.take() or (talk.exchange() and stream.take()):
+            got += data
+    assert got == sent
+    assert complaints(talk) == []
+
+
+def test_a_sink_that_fails_is_told_like_one_that_is_full(talk: Talk) -> None:
+    circuit = talk.circuit()
+    stream = talk.stream(circuit)
+    far = talk.far_end(circuit).streams[stream.id]
+    near, sink = socket.socketpair()
+    with sink:
+        near.close()
+        stream.sink = sink.fileno()
+        far.write(b"to nobody")
+        assert [type(event) for event in talk.exchange()] == [Readable]
+    assert stream.take() == b"to nobody"
 
 
 def test_a_slow_reader_holds_only_its_own_stream(talk: Talk) -> None:

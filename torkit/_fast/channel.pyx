@@ -14,7 +14,8 @@ from torkit._fast.cells cimport (
     is_variable_length, load16, load32, store16, store32,
 )
 from torkit._fast.circuit cimport Circuit
-from torkit._fast.events cimport ChannelFailed, ControlCell
+from torkit._fast.events cimport ChannelFailed, ControlCell, Readable
+from torkit._fast.stream cimport Stream
 
 from torkit.errors import ChannelError, UsageError
 
@@ -111,7 +112,7 @@ cdef class Channel:
         used += self.receive(data + used, nbytes - used, events)
         if used < nbytes and not self.has_failed:
             self.partial += data[used:nbytes]
-        return events
+        return [event for event in events if not was_delivered(event)] if events else events
 
     cdef Py_ssize_t complete_partial(self, uint8_t* data, Py_ssize_t count, list events) except -1:
         """Slow road, once per read: the cell that began in an earlier read. Returns the bytes used."""
@@ -185,3 +186,11 @@ cdef class Channel:
         cdef Py_ssize_t header_len = id_len + (3 if is_variable_length(command) else 1)
         events.append(ControlCell(circ_id, command, cell[header_len:length]))
         return 0
+
+
+cdef bint was_delivered(event) except -1:
+    """Whether it tells of data that the stream's sink has taken meanwhile."""
+    if type(event) is not Readable:
+        return False
+    cdef Stream stream = <Stream>(<Readable>event).stream
+    return stream.sink >= 0 and stream.drain()

@@ -42,7 +42,10 @@ cdef class Stream(Entry):
     cdef Py_ssize_t capacity
     cdef Py_ssize_t head
     cdef Py_ssize_t tail
+    cdef public int sink          # a descriptor that takes what arrives, or -1
 
+    cdef bint drain(self) except -1
+    cdef int taken(self, Py_ssize_t count) except -1
     cdef int push(self, const uint8_t* data, Py_ssize_t count) except -1
     cdef int acknowledge(self) except -1
     cdef void drop_queue(self) noexcept

@@ -12,6 +12,7 @@ class Outlet(Entry): ...
 @final
 class Stream(Entry):
     owner: Any
+    sink: int
     @property
     def hop(self) -> int: ...
     @property

@@ -6,12 +6,14 @@ to seal for it.
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.errno cimport EINTR, errno
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
+from posix.unistd cimport write
 
 # Implementation limits, bytes.
 cdef Py_ssize_t SMALLEST_QUEUE = 4096    # what a first DATA cell allocates
-cdef Py_ssize_t KEPT_QUEUE = 65536       # a larger queue is freed when it has been drained
+cdef Py_ssize_t KEPT_QUEUE = 131072      # what one read may bring; a larger queue is freed when it has been drained
 
 # A stream SENDME is held back while this much waits for the reader, so that a slow reader stops its
 # peer; ten full cells, so that a quick one never does.
@@ -28,7 +30,14 @@ cdef class Outlet(Entry):
 
 @cython.final
 cdef class Stream(Entry):
-    """Made by Circuit.open_stream. `owner` is free for the caller's use."""
+    """Made by Circuit.open_stream. `owner` is free for the caller's use.
+
+    While `sink` is a non-blocking descriptor, what a read brought is written there at its end, and
+    Readable tells of it only where the descriptor did not take all.
+    """
+
+    def __cinit__(self):
+        self.sink = -1
 
     def __dealloc__(self):
         free(self.queue)
@@ -59,12 +68,7 @@ cdef class Stream(Entry):
         if count == 0:
             return b""
         taken = PyBytes_FromStringAndSize(<const char*>self.queue + self.head, count)
-        self.head += count
-        if self.head == self.tail:
-            self.head = self.tail = 0
-            if self.capacity > KEPT_QUEUE:
-                self.drop_queue()
-        self.acknowledge()
+        self.taken(count)
         return taken
 
     def put(self, const uint8_t[::1] data not None):
@@ -84,6 +88,26 @@ cdef class Stream(Entry):
     def resume(self):
         """The peer sent XON."""
         self.is_xoff = False
+
+    cdef bint drain(self) except -1:
+        """Write what is queued to the sink; whether that is all. What fails is the caller's to find out."""
+        cdef Py_ssize_t written
+        while self.head < self.tail:
+            written = write(self.sink, self.queue + self.head, self.tail - self.head)
+            if written >= 0:
+                self.taken(written)
+            elif errno != EINTR:
+                return False
+        return True
+
+    cdef int taken(self, Py_ssize_t count) except -1:
+        """Forget the first `count` bytes of the queue, and let the peer send more."""
+        self.head += count
+        if self.head == self.tail:
+            self.head = self.tail = 0
+            if self.capacity > KEPT_QUEUE:
+                self.drop_queue()
+        return self.acknowledge()
 
     cdef int push(self, const uint8_t* data, Py_ssize_t count) except -1:
         """Queue received bytes. The circuit bounds how many wait."""

@@ -8,8 +8,7 @@ The socket is the caller's, who waits for it and closes it; nothing here blocks.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
-
-import os
+from libc.string cimport strerror
 
 from torkit.errors import ChannelClosed, ChannelError
 
@@ -170,7 +169,7 @@ cdef class Tls:
                 self.is_blocked = True
                 return False
             elif errno != EINTR:
-                raise ChannelClosed(f"the connection to the relay broke: {os.strerror(errno)}")
+                raise ChannelClosed(f"the connection to the relay broke: {strerror(errno).decode()}")
         if count:
             BIO_reset(self.outgoing)
             self.sent = 0
@@ -195,6 +194,6 @@ cdef class Tls:
         if kind == SSL_ERROR_ZERO_RETURN:
             return 1
         if kind == SSL_ERROR_SYSCALL:
-            raise ChannelClosed(f"the connection to the relay broke: {os.strerror(number)}")
+            raise ChannelClosed(f"the connection to the relay broke: {strerror(number).decode()}")
         cdef const char* reason = ERR_reason_error_string(ERR_peek_error())
         raise ChannelError(f"{during}: {reason.decode() if reason != NULL else 'unknown'}")

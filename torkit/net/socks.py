@@ -12,6 +12,7 @@ Destinations are never logged.
 """
 
 import logging
+import os
 import socket
 import struct
 from collections.abc import Collection, Hashable, Iterator, Sequence
@@ -317,18 +318,26 @@ class _Carrier:
             raise failure
 
     async def _upload(self, early: bytes) -> None:
-        data: bytes | bytearray = early
+        data = early
         try:
-            data = data or await self._client.receive_some(READ_SIZE)
+            data = data or await self._receive()
             while data:
                 # If the stream is over, nobody takes this; how it ended, and what came before, `run` tells.
                 with suppress(TorkitError, trio.BrokenResourceError):
                     await self._stream.send_all(data)
-                data = await self._client.receive_some(READ_SIZE)
-        except trio.BrokenResourceError:
+                data = await self._receive()
+        except OSError:
             self._leave()
         self._has_ended = True
         self.look()
+
+    async def _receive(self) -> bytes:
+        """As the client's own receive_some, at half the price: most clients send once, and then wait."""
+        descriptor = self._client.socket.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            with suppress(BlockingIOError):
+                return os.read(descriptor, READ_SIZE)
 
     def look(self) -> None:
         """End if the client is gone, which nothing need tell while nothing is read or written.

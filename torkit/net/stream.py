@@ -129,8 +129,8 @@ class Stream(trio.abc.Stream):
     async def copy_to(self, descriptor: int) -> None:
         """Write all that arrives to a non-blocking descriptor, until the peer has ended in good order.
 
-        The fast road of `receive_some`: the channel's reader hands the bytes over by itself, and this
-        task wakes only where the descriptor is full or something ends. Raises as `receive_some` does, and
+        The fast road of `receive_some`: the core writes the bytes there by itself, and this task wakes
+        only where the descriptor is full or something ends. Raises as `receive_some` does, and
         OSError where the descriptor fails.
         """
         with self._receive_guard:
@@ -154,9 +154,10 @@ class Stream(trio.abc.Stream):
                         await self._is_readable.park()
             finally:
                 self._sink = None
+                self._core.sink = -1
 
     def _push(self, sink: _Sink) -> None:
-        """Move what has arrived into the sink, as far as it takes it."""
+        """Move what has arrived into the sink, as far as it takes it; all of it, and the core goes on."""
         if not sink.unwritten:
             sink.unwritten = memoryview(self._take(-1))
         try:
@@ -166,6 +167,9 @@ class Stream(trio.abc.Stream):
             pass
         except OSError as error:
             sink.error = error
+        # Whoever lagged is watched until its peer has been told that it lags no more.
+        is_free = not sink.unwritten and (self._flow is None or self._flow.watch.is_idle)
+        self._core.sink = sink.descriptor if is_free and not self._core.queued else -1
 
     def close(self) -> None:
         """Send END, once; what the peer has under way is dropped."""
@@ -218,7 +222,7 @@ class Stream(trio.abc.Stream):
     def on_readable(self) -> None:
         if self._sink is None:
             self._is_readable.unpark_all()
-        elif not self._sink.unwritten:
+        elif not self._sink.unwritten:  # else the task waits for the descriptor
             self._push(self._sink)
             if self._sink.unwritten or self._sink.error is not None:
                 self._is_readable.unpark_all()

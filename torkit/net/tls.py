@@ -92,9 +92,22 @@ class TlsConnection:
     async def receive(self) -> int:
         """Wait for data and decrypt all of it into the start of `buffer`; its length, 0 at the end."""
         # Decrypting first: the last flight of the handshake may have brought data with it.
-        while not (count := self._tls.receive(self.buffer)) and not self._tls.has_ended:
-            await trio.lowlevel.wait_readable(self._sock)
+        while not (count := self.receive_now()) and not self.has_ended:
+            await self.wait_readable()
         return count
+
+    def receive_now(self) -> int:
+        """Decrypt what has come into the start of `buffer`; its length, 0 if it is nothing or the end."""
+        return self._tls.receive(self.buffer)
+
+    @property
+    def has_ended(self) -> bool:
+        """The relay has ended the connection, and all that it sent was received."""
+        return self._tls.has_ended
+
+    async def wait_readable(self) -> None:
+        """Wait until `receive_now` may have something: after it had nothing."""
+        await trio.lowlevel.wait_readable(self._sock)
 
     async def send(self, data: bytes) -> None:
         """Encrypt and send all of `data`. Must not be cancelled but to close the connection."""
