@@ -68,6 +68,10 @@ _RETRIED = frozenset(
     }
 )
 
+# On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
+# is learnt is shorter there, in ms.
+TESTING_MIN_TIMEOUT = 5000
+
 CLOSE_TIMEOUT = 2.0  # seconds that closing waits for what has been sealed to be sent
 
 # What `settle` asks an exit: an address, which it answers by itself. One of TEST-NET-1, that nobody has.
@@ -302,6 +306,8 @@ class Tor:
 
     def _param(self, name: str, default: int, low: int, high: int) -> int:
         """A consensus parameter; its default while there is no directory."""
+        if name == "cbtmintimeout" and self.network.testing:
+            low = default = TESTING_MIN_TIMEOUT
         directory = self._bootstrap.directory
         return default if directory is None else directory.consensus.param(name, default, low, high)
 

@@ -42,7 +42,7 @@ def _nickname(net: RunningTestnet, fingerprint: str) -> str:
 
 
 def _learn(shell: Shell) -> None:
-    """Let circuits be waited for as after a while on this network: about a second."""
+    """Let circuits be waited for as after a while on this network: five seconds."""
     shell.data_dir.mkdir()
     (shell.data_dir / "state.json").write_text(json.dumps({"build_times": {"995": 100}}))
 
