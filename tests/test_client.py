@@ -23,7 +23,16 @@ from fakes import (
 )
 from served import Arrivals, ServedNetwork, authorities, serve_network
 
-from torkit.client import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT, Resolved, Tor, open_tor
+from torkit.build_times import INITIAL
+from torkit.client import (
+    ATTEMPT_TIMEOUTS,
+    MAX_FAILURES,
+    STREAM_TIMEOUT,
+    TESTING_MIN_TIMEOUT,
+    Resolved,
+    Tor,
+    open_tor,
+)
 from torkit.directory.consensus import parse_consensus
 from torkit.errors import (
     CircuitClosed,
@@ -499,8 +508,22 @@ async def test_of_a_state_the_good_is_kept_and_the_whole_set_aside(
             assert (await tor.connect("web.test", 80)).path[0] == guard
         assert (tmp_path / "state.json.damaged-1").read_text() == text
         assert "guards, entry 1: " in caplog.text
-        del state["guards"][0]
-        assert json.loads((tmp_path / "state.json").read_text()) == state
+        kept = json.loads((tmp_path / "state.json").read_text())
+        assert kept["guards"] == state["guards"][1:]
+        assert kept["of a later version"] == {"n": 1}
+        assert sum(kept["build_times"].values()) > sum(state["build_times"].values())
+
+
+async def test_build_times_are_kept_but_never_trusted_below_seconds_on_a_private_network(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"build_times": {"105": 99}}))
+    async with served_tor(tmp_path) as (tor, _):
+        assert tor._build_times.timeouts == INITIAL
+        await tor.connect("web.test", 80)
+        assert tor._build_times.timeouts.use == TESTING_MIN_TIMEOUT / 1000
+    kept = json.loads((tmp_path / "state.json").read_text())
+    assert sum(kept["build_times"].values()) >= 100
 
 
 async def test_a_guard_of_an_older_state_is_kept(tmp_path: Path) -> None:

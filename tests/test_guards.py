@@ -247,8 +247,17 @@ def test_a_used_guard_is_removed_sixty_days_after(user: User) -> None:
 
 
 def test_dates_do_not_tell_when_they_were_made() -> None:
-    dates = sorted(guard.sampled_on for guard in User(seed=3).guards.sample)
-    assert dates[-1] - dates[0] > 6 * DAY
+    """Sampled and confirmed up to twelve days earlier, a tenth of a lifetime; unlisted up to four."""
+    user = User()
+    for name in user.sample:
+        user.guards.confirm(IDENTITIES[name], now=NOW, rng=user.rng)
+    user.see(directory_of(without(*user.sample)))
+    unlisted = [guard for guard in user.guards.sample if guard.unlisted_since is not None]
+    assert len(unlisted) == 20
+    for name, days in [("sampled_on", 12), ("confirmed_on", 12), ("unlisted_since", 4)]:
+        ages = [NOW - getattr(guard, name) for guard in unlisted]
+        assert 0 <= min(ages) < days * DAY / 4
+        assert days * DAY * 3 / 4 < max(ages) <= days * DAY
 
 
 # --- Primary guards ------------------------------------------------------------------------------------

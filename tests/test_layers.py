@@ -22,11 +22,12 @@ ROOMS = {
     "torkit.hs": {"proto", "directory"},
     "torkit.path": {"directory"},
     "torkit.guards": {"directory", "path"},
+    "torkit.build_times": set[str](),
     "torkit.public_network": set[str](),
     "torkit.config": {"public_network"},
-    "torkit.net": {"_fast", "proto", "directory", "hs", "path", "guards"},
+    "torkit.net": {"_fast", "proto", "directory", "hs", "path", "guards", "build_times"},
     # proto: what a user may choose about handshakes, and the clock that congestion control shares.
-    "torkit.client": {"net", "path", "guards", "directory", "config", "proto"},
+    "torkit.client": {"net", "path", "guards", "build_times", "directory", "config", "proto"},
     "torkit.testnet": set[str](),
     # proto: what a user may choose about handshakes.
     "torkit.cli": {"client", "net", "path", "directory", "testnet", "config", "proto"},
@@ -54,7 +55,15 @@ OPERATING_SYSTEM = {
 HARMLESS = {"sys": {"intern"}}  # names that touch nothing
 
 # Where time and randomness are arguments, and nothing is logged.
-PURE = {"torkit._fast", "torkit.proto", "torkit.directory", "torkit.hs", "torkit.path", "torkit.guards"}
+PURE = {
+    "torkit._fast",
+    "torkit.proto",
+    "torkit.directory",
+    "torkit.hs",
+    "torkit.path",
+    "torkit.guards",
+    "torkit.build_times",
+}
 CLOCKS = {"time", "logging"}
 
 

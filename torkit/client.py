@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import trio
 
+from torkit.build_times import BuildTimes
 from torkit.config import Network
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus, parse_consensus
@@ -68,6 +69,10 @@ _RETRIED = frozenset(
     }
 )
 
+# On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
+# is learnt is shorter there, in ms.
+TESTING_MIN_TIMEOUT = 5000
+
 CLOSE_TIMEOUT = 2.0  # seconds that closing waits for what has been sealed to be sent
 
 # What `settle` asks an exit: an address, which it answers by itself. One of TEST-NET-1, that nobody has.
@@ -112,13 +117,20 @@ class Tor:
         self._spare_circuits = spare_circuits
         self._clock = ClockGuard()
         self._restrictions = replace(restrictions or Constraints(), distinct_subnets=network.distinct_subnets)
-        self._state, self._guards = _load_state(cache, self._restrictions, rng)
+        state, self._guards = _load_state(cache, self._restrictions, rng)
         self._saving = trio.Lock()
         self._has_warned = False
         self._channels = Channels(nursery, rng)
         self._channels.on_first_hop = self._note_first_hop
+        self._build_times = BuildTimes.from_state(state, rng=rng, param=self._param)
         self._circuits = Circuits(
-            self._channels, self._choose_for, self._circuit_settings, rng, self._is_usable
+            self._channels,
+            self._choose_for,
+            self._circuit_settings,
+            rng,
+            nursery,
+            self._build_times,
+            self._is_usable,
         )
         self._bootstrap = Bootstrap(
             authorities=network.voters,
@@ -296,9 +308,17 @@ class Tor:
 
     async def build_circuit(self, path: Path) -> Circuit:
         """A circuit of its own through exactly these relays; the caller closes it."""
-        return await build_circuit(self._channels, path, self._circuit_settings(), self._rng)
+        timeouts = self._build_times.timeouts.for_hops(len(path))
+        return await build_circuit(self._channels, path, self._circuit_settings(), self._rng, timeouts)
 
     # --- what the parts below ask for -------------------------------------------------------------
+
+    def _param(self, name: str, default: int, low: int, high: int) -> int:
+        """A consensus parameter; its default while there is no directory."""
+        if name == "cbtmintimeout" and self.network.testing:
+            low = default = TESTING_MIN_TIMEOUT
+        directory = self._bootstrap.directory
+        return default if directory is None else directory.consensus.param(name, default, low, high)
 
     def _circuit_settings(self) -> CircuitSettings:
         return CircuitSettings(self.directory.consensus.params, self._cgo, self._clock)
@@ -333,12 +353,16 @@ class Tor:
 
     async def _save_state(self) -> None:
         async with self._saving:
-            if not self._guards.has_changed:
+            values: dict[str, Any] = {}
+            if self._guards.has_changed:
+                values |= self._guards.to_state()
+            if self._build_times.has_changed and self._spare_circuits:  # not for one circuit
+                values |= self._build_times.to_state()
+            if not values:
                 return
-            self._guards.has_changed = False
-            state = self._state | self._guards.to_state()
+            self._guards.has_changed = self._build_times.has_changed = False
             try:
-                await trio.to_thread.run_sync(self._cache.save_state, state)
+                await trio.to_thread.run_sync(self._cache.update_state, values)
             except StorageError as error:
                 logger.warning("the guards could not be kept: %s", error)
 
@@ -384,6 +408,8 @@ class Tor:
                 nursery.start_soon(self._bootstrap.run)
                 await self._bootstrap.is_ready.wait()
                 nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
+                if self._spare_circuits:
+                    nursery.start_soon(self._circuits.learn_build_times, self._param)
 
     async def aclose(self) -> None:
         """Close every circuit, and see what has been sealed off, within CLOSE_TIMEOUT."""
@@ -451,7 +477,7 @@ def _load_state(cache: Cache, restrictions: Constraints, rng: Random) -> tuple[d
     if complaints:
         try:
             logger.warning("the state as it was is kept as %s", cache.set_state_aside())
-            cache.save_state(state | guards.to_state())
+            cache.update_state(state | guards.to_state())
         except StorageError as error:
             logger.warning("the state cannot be set aside: %s", error)
     return state, guards

@@ -51,7 +51,7 @@ def fill(directory: Path) -> Cache:
     cache.save_consensus(CONSENSUS)
     cache.save_certificates(CERTIFICATES)
     cache.save_microdescs(some_microdescs(), nd.NOW)
-    cache.save_state(OLD)
+    cache.update_state(OLD)
     return cache
 
 
@@ -169,7 +169,7 @@ STATE = b'{\n "guard": "AB",\n "n": [\n  1\n ]\n}\n'
 def test_a_state_that_cannot_be_read_is_set_aside(tmp_path: Path, junk: bytes) -> None:
     """Of documents there are others to be had, of a list of guards there is none."""
     cache = Cache(tmp_path)
-    cache.save_state({"guard": "AB", "n": [1]})
+    cache.update_state({"guard": "AB", "n": [1]})
     assert (tmp_path / "state.json").read_bytes() == STATE
     for number in (1, 2):
         (tmp_path / "state.json").write_bytes(junk)
@@ -177,7 +177,7 @@ def test_a_state_that_cannot_be_read_is_set_aside(tmp_path: Path, junk: bytes) -
             cache.load_state()
         assert (tmp_path / f"state.json.damaged-{number}").read_bytes() == junk
         assert cache.load_state() is None
-    cache.save_state({"newer": 1})
+    cache.update_state({"newer": 1})
     assert cache.load_state() == {"newer": 1}
 
 
@@ -249,7 +249,7 @@ def check_after_a_crash(directory: Path) -> bool:
     assert {path.name for path in directory.iterdir()} <= FILES | {"lock", "unfinished"}
     cache.save_certificates(CERTIFICATES)  # nor does the dead process hold the lock
     assert {path.name for path in directory.iterdir()} == FILES | {"lock"}
-    cache.save_state(OLD)
+    cache.update_state(OLD)
     return state == NEW
 
 
@@ -259,7 +259,7 @@ def test_a_process_killed_at_any_call_leaves_the_old_file_or_the_new(tmp_path: P
 
     def save_and_die() -> None:
         die_around(len(kept))
-        Cache(tmp_path).save_state(NEW)
+        Cache(tmp_path).update_state(NEW)
 
     while (status := wait_for(start_child(save_and_die))) == -signal.SIGKILL:
         kept.append(check_after_a_crash(tmp_path))
@@ -271,15 +271,15 @@ def test_a_process_killed_at_any_call_leaves_the_old_file_or_the_new(tmp_path: P
 
 def test_a_process_killed_at_any_byte_leaves_the_old_file(tmp_path: Path) -> None:
     fill(tmp_path)
-    Cache(tmp_path).save_state(NEW)
+    Cache(tmp_path).update_state(NEW)
     size = (tmp_path / "state.json").stat().st_size
-    Cache(tmp_path).save_state(OLD)
+    Cache(tmp_path).update_state(OLD)
 
     def save_up_to(limit: int) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        Cache(tmp_path).save_state(NEW)
+        Cache(tmp_path).update_state(NEW)
 
     for limit in [*range(0, size, 211), size - 1]:
         assert wait_for(start_child(partial(save_up_to, limit))) == -signal.SIGXFSZ
@@ -306,7 +306,7 @@ def test_what_is_renamed_is_on_the_disk_and_so_is_the_renaming(
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
-    cache.save_state(NEW)
+    cache.update_state(NEW)
     assert set(synced) == {tmp_path.stat().st_ino}
 
 
@@ -321,7 +321,7 @@ def test_processes_at_once_see_whole_files_and_lose_no_microdescs(tmp_path: Path
     def work(number: int) -> None:
         cache = Cache(tmp_path)
         for turn in range(5):
-            cache.save_state({"n": [number, turn] * 2000})
+            cache.update_state({"n": [number, turn] * 2000})
             cache.save_microdescs(some_microdescs([DOCS[number]]), nd.NOW)
             cache.save_consensus(CONSENSUS)
             consensus, certificates, microdescs, state = load_all(cache)
@@ -338,17 +338,23 @@ def test_processes_at_once_see_whole_files_and_lose_no_microdescs(tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"lock"}
 
 
-def test_many_writers_leave_one_whole_file(tmp_path: Path) -> None:
+def test_many_writers_each_leave_what_is_theirs(tmp_path: Path) -> None:
     threads = [
-        threading.Thread(target=lambda n=n: Cache(tmp_path).save_state({str(n): "x" * 10_000}))
+        threading.Thread(target=lambda n=n: Cache(tmp_path).update_state({str(n): "x" * 10_000}))
         for n in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    (value,) = (Cache(tmp_path).load_state() or {}).values()
-    assert value == "x" * 10_000
+    assert Cache(tmp_path).load_state() == {str(n): "x" * 10_000 for n in range(8)}
+
+
+def test_what_cannot_be_read_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_bytes(b"[")
+    Cache(tmp_path).update_state({"newer": 1})
+    assert (tmp_path / "state.json.damaged-1").read_bytes() == b"["
+    assert Cache(tmp_path).load_state() == {"newer": 1}
 
 
 def test_a_held_lock_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +363,7 @@ def test_a_held_lock_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Monk
         FileLock(tmp_path / cache_module.LOCK),
         pytest.raises(StorageError, match="another process") as caught,
     ):
-        Cache(tmp_path).save_state({})
+        Cache(tmp_path).update_state({})
     assert caught.value.hint is not None
 
 
@@ -365,7 +371,7 @@ def test_a_directory_that_is_not_there_or_no_directory_is_a_storage_error(tmp_pa
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(StorageError):
-            Cache(path).save_state({})
+            Cache(path).update_state({})
     (tmp_path / "state.json").mkdir()
     with pytest.raises(StorageError, match=r"state\.json"):
         Cache(tmp_path).load_state()
@@ -385,7 +391,7 @@ def test_full_or_read_only_disk_is_a_storage_error_and_the_old_file_stays(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fail)
         with pytest.raises(StorageError, match=os.strerror(code)) as caught:
-            cache.save_state({"new": 1})
+            cache.update_state({"new": 1})
     assert hint in (caught.value.hint or "")
     assert cache.load_state() == {"guard": "AB", "n": [1]}
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"lock"}
@@ -402,12 +408,12 @@ from torkit.errors import StorageError
 place = Path({place!r})
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], check=True)
 cache = Cache(place)
-cache.save_state({{"old": 1}})
+cache.update_state({{"old": 1}})
 print("mounted")
 
 def refuse(state, hint):
     try:
-        cache.save_state(state)
+        cache.update_state(state)
     except StorageError as error:
         assert hint in error.hint, error.hint
     else:
@@ -416,7 +422,7 @@ def refuse(state, hint):
     assert sorted(path.name for path in place.iterdir()) == ["lock", "state.json"]
 
 refuse({{"new": "x" * 100_000}}, "free some space")
-cache.save_state({{"old": 1}})
+cache.update_state({{"old": 1}})
 subprocess.run(["mount", "-o", "remount,ro", place], check=True)
 refuse({{"new": 1}}, "make it writable")
 print("passed")

@@ -11,6 +11,7 @@ import trio.testing
 from fakes import FakeCircuit, FakeRelay, RelayCell, answer_extend2, ignore
 from served import ACCEPT_ALL, Arrivals, fresh_relays, open_stream, relay_of, serve, source_of
 
+from torkit.build_times import INITIAL, BuildTimes
 from torkit.directory.directory import Relay
 from torkit.directory.microdesc import REJECT_ALL, PortPolicy
 from torkit.errors import ChannelClosed, CircuitClosed, NoPath, TimedOut, UsageError
@@ -18,8 +19,8 @@ from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import (
     BUILD_ATTEMPTS,
-    BUILD_TIMEOUT,
     MAX_DIRTINESS,
+    PATH_DRAWS,
     SPARE_COUNT,
     SPARE_RETRY,
     Circuits,
@@ -61,7 +62,7 @@ def patient_clock() -> trio.testing.MockClock:
 
 @asynccontextmanager
 async def open_pool(
-    policies: tuple[PortPolicy, PortPolicy] = (ACCEPT_ALL, ACCEPT_ALL),
+    policies: tuple[PortPolicy, PortPolicy] = (ACCEPT_ALL, ACCEPT_ALL), times: BuildTimes | None = None
 ) -> AsyncIterator[Pool]:
     fakes = fresh_relays(4)
     async with serve(fakes[0]), trio.open_nursery() as nursery:
@@ -83,7 +84,9 @@ async def open_pool(
         def is_usable(path: tuple[Relay, ...]) -> bool | None:
             return pool.verdicts.pop(0) if pool.verdicts else True
 
-        circuits = Circuits(channels, choose, CircuitSettings, Random(), is_usable)
+        circuits = Circuits(
+            channels, choose, CircuitSettings, Random(), nursery, times or BuildTimes(), is_usable
+        )
         pool = Pool(circuits, channels, fakes, exits, nursery)
         channels.on_first_hop = lambda *outcome: pool.first_hops.append(outcome)
         yield pool
@@ -329,7 +332,7 @@ async def test_a_step_that_failed_is_not_tried_again_for_that_request() -> None:
             draws.append(pool.exits[len(draws) // 3])  # the same three times
             return (*pool.path[:2], draws[-1])
 
-        circuits = Circuits(pool.channels, choose, CircuitSettings, Random())
+        circuits = Circuits(pool.channels, choose, CircuitSettings, Random(), pool.nursery, BuildTimes())
         pool.fakes[1].on_extend2 = failing_at_first(1)
         assert (await circuits.acquire(80, isolation="a")).path[-1] == pool.exits[1]
         assert len(pool.fakes[0].circuits) == 2
@@ -427,7 +430,7 @@ async def test_a_build_that_takes_too_long_is_given_up(patient_clock: trio.testi
         started = trio.current_time()
         with pytest.raises(TimedOut):
             await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
-        assert trio.current_time() - started >= BUILD_TIMEOUT
+        assert trio.current_time() - started >= INITIAL.close
         await destroyed.next()
 
 
@@ -440,11 +443,12 @@ async def test_a_first_hop_that_was_made_is_told() -> None:
         await pool.acquire()
         assert pool.first_hops == [(guard, True)]
         pool.fakes[1].on_extend2 = failing_at_first(1)
+        with pytest.raises(CircuitClosed):
+            await pool.circuits.build(pool.path)
         await pool.acquire("b")
-        assert pool.first_hops.count((guard, True)) == 3
+        assert pool.first_hops == [(guard, True)] * 3
         await build_directory_circuit(pool.channels, pool.path[0])
-        assert pool.first_hops.count((guard, True)) == 4
-        assert set(pool.first_hops) == {(guard, True), (guard, None)}  # None: drawn and not used
+        assert pool.first_hops == [(guard, True)] * 4
 
 
 async def test_a_first_relay_that_answers_by_destroy_is_there() -> None:
@@ -478,7 +482,16 @@ async def test_a_build_given_up_says_nothing_of_its_first_relay() -> None:
             nursery.start_soon(pool.acquire)
             await asked.next()
             nursery.cancel_scope.cancel()
+        await settle()
         assert pool.first_hops == [(pool.path[0].identity, None)]
+
+
+async def test_the_guard_of_a_path_that_is_drawn_and_not_used_is_not_waited_for() -> None:
+    async with open_pool() as pool:
+        pool.fakes[1].on_extend2 = failing_at_first(1)
+        guard = pool.path[0].identity
+        await pool.acquire()  # each draw gives the step that failed
+        assert pool.first_hops == [(guard, True), *[(guard, None)] * (PATH_DRAWS - 1), (guard, True)]
 
 
 async def test_a_circuit_waits_until_it_is_known_that_its_guard_is_good_enough(
@@ -525,6 +538,116 @@ async def test_a_path_that_was_given_is_used_whatever_its_guard() -> None:
     async with open_pool() as pool:
         pool.verdicts = [False]
         assert (await pool.circuits.acquire(80, isolation="a", path=pool.path)).error is None
+
+
+# --- Build times ---------------------------------------------------------------------------------------
+
+
+def learnt(seconds: float) -> BuildTimes:
+    """Timeouts after one circuit that took so long: it suffices here."""
+    times = BuildTimes(lambda name, default, low, high: 1 if name == "cbtmincircs" else default)
+    times.note_built(seconds)
+    return times
+
+
+def count(times: BuildTimes) -> int:
+    return sum(times.to_state()["build_times"].values())
+
+
+async def test_circuits_of_three_hops_teach_how_long_they_take() -> None:
+    async with open_pool(times=BuildTimes()) as pool:
+        times = pool.circuits._build_times
+        await pool.acquire()
+        assert count(times) == 1
+        await pool.circuits.acquire(80, isolation="a", path=(relay_of(pool.fakes[0]), pool.exits[1]))
+        assert count(times) == 1
+
+
+async def test_a_circuit_that_comes_late_is_not_used_but_learnt_from(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(times=learnt(2.0)) as pool:
+        asked, destroyed = Arrivals(), Arrivals()
+        pool.fakes[1].on_extend2, pool.fakes[0].on_destroy = asked, destroyed
+        started = trio.current_time()
+        with pytest.raises(TimedOut):
+            await pool.circuits.build(pool.path)
+        assert 2.0 <= trio.current_time() - started < 2.5
+        await trio.sleep(8.0)
+        answer_extend2(*await asked.next())
+        await destroyed.next()
+        assert max(map(int, pool.circuits._build_times.to_state()["build_times"])) >= 10_000
+        pool.fakes[1].on_extend2 = answer_extend2
+        assert len(pool.fakes[0].circuits) == 1
+        await pool.acquire()
+        assert len(pool.fakes[0].circuits) == 2
+
+
+async def test_a_circuit_that_never_comes_is_closed(patient_clock: trio.testing.MockClock) -> None:
+    async with open_pool(times=learnt(2.0)) as pool:
+        destroyed = Arrivals()
+        pool.fakes[1].on_extend2, pool.fakes[0].on_destroy = ignore, destroyed
+        started = trio.current_time()
+        with pytest.raises(TimedOut):
+            await pool.circuits.build(pool.path)
+        await destroyed.next()
+        assert trio.current_time() - started >= INITIAL.close
+        assert count(pool.circuits._build_times) == 1
+
+
+async def test_a_build_given_up_is_destroyed_at_once() -> None:
+    async with open_pool(times=learnt(2.0)) as pool:
+        asked, destroyed = Arrivals(), Arrivals()
+        pool.fakes[1].on_extend2, pool.fakes[0].on_destroy = asked, destroyed
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.circuits.build, pool.path)
+            await asked.next()
+            nursery.cancel_scope.cancel()
+        await destroyed.next()
+        assert count(pool.circuits._build_times) == 1
+
+
+async def test_a_silent_guard_is_connected_to_anew_before_it_is_blamed(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    """After a machine slept, or its address changed, only the old connection is dead."""
+    async with open_pool(times=learnt(2.0)) as pool:
+        guard = pool.path[0].identity
+        spare = await pool.circuits.build(pool.path)
+        pool.fakes[0].on_create = silent = Arrivals()
+        started = trio.current_time()
+        with pytest.raises(TimedOut):
+            await pool.circuits.build(pool.path)
+        assert pool.first_hops == [(guard, True), (guard, None)]
+        assert spare.circuit.error is not None  # nobody shall have to find out that it is dead
+        with pytest.raises(TimedOut):
+            await pool.circuits.build(pool.path)
+        assert pool.first_hops[2:] == [(guard, False)]
+        assert trio.current_time() - started < 10
+        await silent.next()
+        assert len(pool.fakes[0].links) == 2
+
+
+async def test_circuits_are_built_to_learn_from_until_enough_is_learnt(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    def param(name: str, default: int, low: int, high: int) -> int:
+        return {"cbtmincircs": 15}.get(name, default)
+
+    times = BuildTimes(param)
+    async with open_pool(times=times) as pool:
+        pool.nursery.start_soon(pool.circuits.learn_build_times, param)
+        await trio.sleep(9.5)
+        assert count(times) == 0
+        await trio.sleep(10)
+        assert count(times) == 1
+        await trio.sleep(150)
+        assert count(times) == 10  # that many are open, and nobody has used one
+        await trio.sleep(200)
+        assert count(times) == 15
+        await trio.sleep(400)
+        assert count(times) == 15
+        assert all(circuit.closed for circuit in pool.fakes[0].circuits)
 
 
 async def test_an_empty_path_is_misuse() -> None:

@@ -79,7 +79,7 @@ class Cache:
             self._replace(MICRODESCS, kept.encode())
 
     def load_state(self) -> dict[str, Any] | None:
-        """The state as `save_state` was given it.
+        """All that `update_state` was given.
 
         A file that cannot be read is set aside, since nobody could give it to us again; StorageError says so.
         """
@@ -91,14 +91,21 @@ class Cache:
 
     def set_state_aside(self) -> Path:
         """Rename the file of the state, so that the next one does not replace it; its new place."""
-        path = self._directory / STATE
-        with self._locked(), _storage_errors(path):
-            aside = next(p for n in count(1) if not (p := path.with_name(f"{STATE}.damaged-{n}")).exists())
-            return path.rename(aside)
+        with self._locked():
+            return self._set_aside(self._directory / STATE)
 
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Keep a state of JSON values."""
-        self._save(STATE, json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+    def update_state(self, values: dict[str, Any]) -> None:
+        """Keep these JSON values, and what is there under other names: it may be another process's."""
+        path = self._directory / STATE
+        with self._locked():
+            text = self._read(STATE, MAX_STATE_LEN)
+            try:
+                state = {} if text is None else _decode_state(text)
+            except DocumentError:
+                state = {}
+                self._set_aside(path)
+            state |= values
+            self._replace(STATE, json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
 
     def _load(self, name: str, limit: int, parse: Callable[[bytes], _T]) -> _T | None:
         text = self._read(name, limit)
@@ -109,6 +116,12 @@ class Cache:
         except DocumentError:
             # Left where it is: another process may have just replaced it, and so will we.
             return None
+
+    def _set_aside(self, path: Path) -> Path:
+        with _storage_errors(path):
+            return path.rename(
+                next(p for n in count(1) if not (p := path.with_name(f"{path.name}.damaged-{n}")).exists())
+            )
 
     def _read(self, name: str, limit: int) -> bytes | None:
         """At most one byte more than `limit`; None where there is no such file."""

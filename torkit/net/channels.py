@@ -39,9 +39,8 @@ class Channels:
         key = relay.identity
         while key in self._opening:
             await self._opening[key].wait()
-        channel = self._open.get(key)
-        if channel is not None and channel.error is None and _is_to(channel, relay):
-            return channel
+        if self.is_open(relay):
+            return self._open[key]
         opened = self._opening[key] = trio.Event()
         try:
             channel = self._open[key] = await self._connect(relay)
@@ -50,6 +49,15 @@ class Channels:
             del self._opening[key]
             opened.set()
         return channel
+
+    def is_open(self, relay: Contact) -> bool:
+        """Whether `get` would give a channel at once."""
+        channel = self._open.get(relay.identity)
+        return channel is not None and channel.error is None and _is_to(channel, relay)
+
+    def forget(self, relay: Contact) -> None:
+        """Let the next `get` connect anew; the channel there is stays as long as it has circuits."""
+        self._open.pop(relay.identity, None)
 
     async def drain(self) -> None:
         """Until everything sealed so far has been sent."""

@@ -11,6 +11,7 @@ from random import Random
 
 import trio
 
+from torkit.build_times import HOPS, INITIAL, INT32_MAX, BuildTimes, Param, Timeouts
 from torkit.directory.directory import Relay
 from torkit.errors import CircuitClosed, Closed, PeerError, Retry, TimedOut, TorkitError, UsageError
 from torkit.net.channels import Channels
@@ -29,7 +30,6 @@ MAX_DIRTINESS = 600.0
 MAX_RELAY_EARLY = 8
 
 # Implementation limits.
-BUILD_TIMEOUT = 60.0  # seconds; path-spec's value before build times have been learnt
 BUILD_ATTEMPTS = 8  # paths tried for one request before its last error is the answer
 PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 SPARE_COUNT = 2  # clean circuits kept ready, so that one failure costs no waiting
@@ -51,9 +51,11 @@ class Circuits:
         choose_path: Callable[[int | None, bool, Collection[bytes]], Path],
         settings: Callable[[], CircuitSettings],
         rng: Random,
+        nursery: trio.Nursery,
+        build_times: BuildTimes,
         is_usable: Callable[[Path], bool | None] = lambda path: True,
     ) -> None:
-        """`settings` gives those of the consensus of the moment.
+        """`settings` gives those of the consensus of the moment. Builds run in `nursery`.
 
         `is_usable` says whether the guard of a path it chose is good enough now that the circuit is built,
         None while that is open.
@@ -62,6 +64,8 @@ class Circuits:
         self._choose_path = choose_path
         self._settings = settings
         self._rng = rng
+        self._nursery = nursery
+        self._build_times = build_times
         self._is_usable = is_usable
         self._circuits: list[_Entry] = []
         self._building: dict[Hashable, trio.Event] = {}
@@ -154,7 +158,7 @@ class Circuits:
             relays = self._choose_path(port, is_ipv6, excluded)
             if failed.isdisjoint(_steps(relays)):
                 return relays
-            self._channels.on_first_hop(relays[0].identity, None)
+            self._channels.on_first_hop(relays[0].identity, None)  # nobody waits to hear of it
         return self._choose_path(port, is_ipv6, excluded)
 
     async def build(self, path: Path, *, is_ours: bool = False) -> "_Entry":
@@ -162,13 +166,86 @@ class Circuits:
 
         Where we chose the path, it may not be used before its guard `is_usable`.
         """
-        circuit = await build_circuit(self._channels, path, self._settings(), self._rng)
+        circuit = await self._build_in_time(path)
         if is_ours:
             await self._wait_for_guard(circuit)
         entry = _Entry(circuit)
         self._circuits.append(entry)
         circuit.on_end = lambda: self._forget(entry)
         return entry
+
+    async def _build_in_time(self, path: Path) -> Circuit:
+        """Build within the timeout for use. What comes later is closed, but its time is learnt from."""
+        timeouts = self._build_times.timeouts.for_hops(len(path))
+        build = _Build()
+        self._nursery.start_soon(self._run, build, path, timeouts)
+        try:
+            await build.is_begun.wait()
+            with trio.move_on_after(timeouts.use):
+                await build.is_over.wait()
+            if build.circuit is not None and not build.circuit.hops:
+                await build.is_over.wait()  # the first hop's time is up as well, which is being noted
+        except BaseException:
+            build.scope.cancel()
+            if build.circuit is not None and build.is_over.is_set():  # just then it was finished
+                build.circuit.close()
+            raise
+        if not build.is_over.is_set():
+            build.is_late = True
+            self._build_times.note_outcome(timed_out=True)
+            raise TimedOut(f"a circuit was not built within {timeouts.use:.1f} s")
+        if build.error is not None:
+            raise build.error
+        assert build.circuit is not None
+        return build.circuit
+
+    async def _run(self, build: "_Build", path: Path, timeouts: Timeouts) -> None:
+        """Build one circuit, however late."""
+        try:
+            with build.scope:
+                circuit = await build_circuit(
+                    self._channels, path, self._settings(), self._rng, timeouts, build.begin
+                )
+                if len(path) == HOPS:
+                    self._build_times.note_built(trio.current_time() - build.begun_at)
+                if build.is_late:
+                    circuit.close()
+                else:
+                    self._build_times.note_outcome(timed_out=False)
+        except TorkitError as error:
+            build.error = error
+            if isinstance(error, TimedOut) and not self._channels.is_open(path[0]):
+                self._close_clean(path[0])
+        finally:
+            build.is_begun.set()
+            build.is_over.set()
+
+    def _close_clean(self, first: Relay) -> None:
+        """Let nobody have to find out that the circuits through a relay that is silent are, too."""
+        for entry in list(self._circuits):
+            if entry.dirty_since is None and entry.circuit.path[0].identity == first.identity:
+                entry.circuit.close()
+
+    async def learn_build_times(self, param: Param) -> None:
+        """Build circuits to learn from as long as too few have been; never returns.
+
+        path-spec, "How much data to record": not too often, and not too many that nobody uses.
+        """
+        while True:
+            await trio.sleep(param("cbttestfreq", 10, 1, INT32_MAX))
+            idle = sum(entry.dirty_since is None for entry in self._circuits)
+            if not self._build_times.is_learning or idle >= param("cbtmaxopencircs", 10, 0, 14):
+                continue
+            try:
+                entry = await self.build(self._choose_path(None, False, ()), is_ours=True)
+            except TorkitError:
+                continue
+            self._nursery.start_soon(self._close_unused, entry, param("cbtlearntimeout", 180, 10, 60000))
+
+    async def _close_unused(self, entry: "_Entry", after: float) -> None:
+        await trio.sleep(after)
+        if entry.dirty_since is None and entry in self._circuits:
+            entry.circuit.close()
 
     async def _wait_for_guard(self, circuit: Circuit) -> None:
         """Until no better guard may still answer. Raises CircuitClosed if one is worth a try."""
@@ -236,23 +313,59 @@ def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
     return {(one.identity, next_one.identity) for one, next_one in pairwise(relays)}
 
 
-async def build_circuit(channels: Channels, path: Path, settings: CircuitSettings, rng: Random) -> Circuit:
-    """A circuit through all of `path`. Raises what made a hop fail, or TimedOut."""
+class _Build:
+    """A circuit under way. It may outlive whoever waits for it."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.is_begun = trio.Event()  # the channel is there: what it takes from now on is learnt from
+        self.begun_at = 0.0
+        self.is_over = trio.Event()
+        self.is_late = False
+        self.circuit: Circuit | None = None
+        self.error: TorkitError | None = None
+
+    def begin(self, circuit: Circuit) -> None:
+        self.circuit = circuit
+        self.begun_at = trio.current_time()
+        self.is_begun.set()
+
+
+def _do_nothing(circuit: Circuit) -> None:
+    """For those who need not know when a build begins."""
+
+
+async def build_circuit(
+    channels: Channels,
+    path: Path,
+    settings: CircuitSettings,
+    rng: Random,
+    timeouts: Timeouts = INITIAL,
+    begin: Callable[[Circuit], None] = _do_nothing,
+) -> Circuit:
+    """A circuit through all of `path`. Raises what made a hop fail, or TimedOut.
+
+    The connection and the first hop must each be made within the timeout for use, all hops within that for
+    closing. `begin` is called between connecting and the first hop.
+    """
 
     async def add_hops(circuit: Circuit) -> None:
         channels.progress.reach(Phase.CIRCUIT_CREATE)
+        begin(circuit)
         for number, relay in enumerate(path, 1):
             is_last = number == len(path)
             try:
-                await (circuit.extend if circuit.path else circuit.create)(relay, is_last=is_last)
+                with trio.fail_after(timeouts.use if number == 1 else timeouts.close):
+                    await (circuit.extend if circuit.path else circuit.create)(relay, is_last=is_last)
             except CircuitClosed as error:
                 error.hop = number  # the one that could not be added
                 raise
 
     if not path:
         raise UsageError("a path needs at least one relay")
+    early_count = MAX_RELAY_EARLY - rng.randrange(2)
     try:
-        circuit = await _build(channels, path[0], MAX_RELAY_EARLY - rng.randrange(2), settings, add_hops)
+        circuit = await _build(channels, path[0], early_count, settings, timeouts, add_hops)
     except TorkitError as error:
         channels.progress.block(diagnose([error]))
         raise
@@ -270,7 +383,7 @@ async def build_directory_circuit(channels: Channels, contact: Contact) -> Circu
         else:
             await circuit.create_fast()
 
-    return await _build(channels, contact, 0, CircuitSettings(), add_hop)
+    return await _build(channels, contact, 0, CircuitSettings(), INITIAL, add_hop)
 
 
 async def _build(
@@ -278,21 +391,30 @@ async def _build(
     first: Contact,
     relay_early_count: int,
     settings: CircuitSettings,
+    timeouts: Timeouts,
     add_hops: Callable[[Circuit], Awaitable[None]],
 ) -> Circuit:
     circuit: Circuit | None = None
+    had_channel = channels.is_open(first)
     try:
-        with trio.fail_after(BUILD_TIMEOUT):
-            circuit = (await channels.get(first)).open_circuit(relay_early_count, settings)
+        with trio.fail_after(timeouts.use):
+            channel = await channels.get(first)
+        circuit = channel.open_circuit(relay_early_count, settings)
+        with trio.fail_after(timeouts.close):
             await add_hops(circuit)
-            if circuit.error is not None:  # it ended in the same read as its last handshake
-                raise circuit.error
+        if circuit.error is not None:  # it ended in the same read as its last handshake
+            raise circuit.error
     except BaseException as error:
-        channels.on_first_hop(first.identity, _reached(circuit, error))
+        was_reached = _reached(circuit, error)
+        if isinstance(error, trio.TooSlowError) and not was_reached:
+            channels.forget(first)
+            if had_channel:
+                was_reached = None  # perhaps only that connection is dead: a new one will tell
+        channels.on_first_hop(first.identity, was_reached)
         if circuit is not None:
             circuit.close()
         if isinstance(error, trio.TooSlowError):
-            raise TimedOut(f"a circuit was not built within {BUILD_TIMEOUT:.0f} s") from None
+            raise TimedOut("a circuit was not built in time") from None
         raise
     channels.on_first_hop(first.identity, True)
     return circuit

@@ -1,0 +1,119 @@
+"""Guards on real relays: which are used, what happens when one goes away, what users restrict."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from network.private_network import RunningTestnet, running_testnet
+from network.servers import PAGE, WebServer
+from network.torkit_process import Shell, make_shell, running_proxy
+
+pytestmark = pytest.mark.network
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTestnet]:
+    """A network of its own, since its relays are stopped."""
+    with running_testnet(tmp_path_factory.mktemp("guards-testnet")) as net:
+        yield net
+
+
+@pytest.fixture
+def own_shell(net: RunningTestnet, tmp_path: Path) -> Shell:
+    return make_shell(net, tmp_path)
+
+
+def _guards(shell: Shell) -> list[str]:
+    """Fingerprints of the state, the guard in use first."""
+    state = json.loads((shell.data_dir / "state.json").read_text())
+    return [guard["fingerprint"] for guard in state["guards"]]
+
+
+def _path(line: bytes) -> list[str]:
+    return [relay["nickname"] for relay in json.loads(line)["path"]]
+
+
+def _nickname(net: RunningTestnet, fingerprint: str) -> str:
+    return next(relay.nickname for relay in net.relays if relay.fingerprint == fingerprint)
+
+
+def _learn(shell: Shell) -> None:
+    """Let circuits be waited for as after a while on this network: five seconds."""
+    shell.data_dir.mkdir()
+    (shell.data_dir / "state.json").write_text(json.dumps({"build_times": {"995": 100}}))
+
+
+@contextmanager
+def _paused(net: RunningTestnet, nickname: str) -> Iterator[None]:
+    """A relay that holds its connections and answers nothing."""
+    pid = net.relay(nickname).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_restrictions_hold_on_real_circuits(net: RunningTestnet, own_shell: Shell) -> None:
+    entry, other, excluded = [relay for relay in net.relays if not relay.is_exit][:3]
+    exit_ = net.exits[0]
+    result = own_shell.run(
+        f"torkit build-circuit --count 3 --entry-nodes {entry.nickname},{other.nickname}"
+        f" --exit-nodes {exit_.fingerprint} --exclude-nodes {other.nickname},{excluded.nickname},nobody"
+    )
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3, result
+    for line in lines:
+        first, middle, last = _path(line)
+        assert (first, last) == (entry.nickname, exit_.nickname)
+        assert middle not in (other.nickname, excluded.nickname)
+    said = result.stderr.decode()
+    assert [said.count(f"torkit: --{name}-nodes: ") for name in ("entry", "exit", "exclude")] == [1, 1, 1]
+    assert "torkit: no relay nobody in the directory\n" in said
+
+
+def test_an_exit_that_is_the_guard_gets_another_guard(net: RunningTestnet, own_shell: Shell) -> None:
+    """Every relay of this network may be a guard; one entry node of two makes sure that an exit is."""
+    entries = [net.exits[0].nickname, net.relays[0].nickname]
+    for number in range(2):
+        exit_ = net.exits[number].nickname
+        line = f"torkit build-circuit --entry-nodes {','.join(entries)} --exit-nodes {exit_}"
+        first, _, last = _path(own_shell.run(line).stdout)
+        assert last == exit_
+        assert first in entries
+        assert first != exit_
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+def test_a_guard_goes_away_and_comes_back(
+    net: RunningTestnet, own_shell: Shell, tmp_path: Path, web_server: WebServer, how: str
+) -> None:
+    _learn(own_shell)
+    with running_proxy(own_shell, tmp_path / "proxy") as proxy:
+
+        def fetch(isolation: str) -> bytes:
+            line = f"{proxy.curl(f'{isolation}:x')} http://web.test:{web_server.port}/page"
+            return own_shell.run(line, timeout=60).stdout
+
+        assert fetch("before") == PAGE
+        guards = _guards(own_shell)
+        guard = _nickname(net, guards[0])
+        if how == "killed":
+            net.kill_relay(guard)
+            for n in range(5):
+                assert fetch(f"while{n}") == PAGE
+            net.start_relay(guard)
+        else:
+            with _paused(net, guard):
+                for n in range(5):
+                    assert fetch(f"while{n}") == PAGE
+        assert fetch("after") == PAGE
+    # Another guard has carried traffic, and is now the second choice; the first has not changed.
+    assert _guards(own_shell)[0] == guards[0]
+    path = json.loads(own_shell.run("torkit build-circuit").stdout)["path"]
+    assert guards[0] in (path[0]["fingerprint"], path[2]["fingerprint"])

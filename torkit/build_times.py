@@ -1,0 +1,179 @@
+"""How long to wait for a circuit: learnt from those that were built. path-spec, "Learning when to give up".
+
+Pure: times and outcomes are arguments, and so is randomness. Only circuits of three hops teach. Their times
+are taken for the tail of a Pareto distribution, F(t) = 1 - (Xm / t)^alpha for t of Xm and more, where
+
+    Xm      is the average of the ten commonest times, in bins of 10 ms, each as often as it came
+    alpha   is n / sum(ln(max(t, Xm)) - ln(Xm)) over the n times: the likeliest, given that Xm
+
+A circuit that takes longer than four of five others, by that distribution, is used no more; one that takes
+longer than 99 of a hundred is closed. Those between still teach: without its tail the estimate would shrink.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from math import exp, inf, log
+from random import Random
+from typing import Any, NamedTuple
+
+INT32_MAX = 2**31 - 1
+
+# Specification constants.
+BIN_WIDTH = 10  # ms
+MAX_TIMES = 1000  # that are remembered
+HOPS = 3  # of a circuit that teaches
+
+# Implementation limit: a build of twice the close timeout and this many ms more was not one, but a machine
+# that slept. As C tor.
+CLOCK_SLACK = 1000
+
+# `param(name, default, minimum, maximum)`, as a consensus has it.
+Param = Callable[[str, int, int, int], int]
+
+
+def default_param(name: str, default: int, low: int, high: int) -> int:
+    """Where there is no consensus."""
+    return default
+
+
+class Timeouts(NamedTuple):
+    """Of a circuit of three hops, in seconds: when it is used no more, and when it is closed."""
+
+    use: float
+    close: float
+
+    def for_hops(self, count: int) -> Timeouts:
+        """Of a circuit of `count` hops, which takes 1 + 2 + ... + count trips between neighbours."""
+        factor = count * (count + 1) / (HOPS * (HOPS + 1))
+        return Timeouts(self.use * factor, self.close * factor)
+
+
+# Until something is learnt, by the consensus parameters' defaults.
+INITIAL = Timeouts(60.0, 60.0)
+
+
+class BuildTimes:
+    """Told with `note_*` how builds went; `timeouts` follows. `to_state` is what to keep."""
+
+    def __init__(self, param: Param = default_param) -> None:
+        self.has_changed = False  # since the state was last kept
+        self._param = param
+        self._times: deque[int] = deque(maxlen=MAX_TIMES)  # ms, oldest first
+        self._recent: deque[bool] = deque()  # whether each of the last circuits timed out
+        self._backoff = 1  # of the initial timeout, doubled by every reset that did not help
+        self._timeouts: Timeouts | None = None  # once computed
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], *, rng: Random, param: Param = default_param) -> BuildTimes:
+        """From what `to_state` gave; what is none is left out.
+
+        Their order is not kept: they are shuffled, so that not the shortest are forgotten first.
+        """
+        times = cls(param)
+        bins = state.get("build_times")
+        counts = {
+            int(middle): count
+            for middle, count in (bins.items() if isinstance(bins, dict) else ())
+            if re.fullmatch(r"[0-9]{1,9}", middle) and type(count) is int and 0 < count <= MAX_TIMES
+        }
+        if counts:
+            size = min(sum(counts.values()), MAX_TIMES)
+            times._times.extend(rng.sample(list(counts), size, counts=list(counts.values())))
+        return times
+
+    def to_state(self) -> dict[str, Any]:
+        """JSON values: how often each bin came, by its middle in ms."""
+        bins = Counter(_middle(time) for time in self._times)
+        return {"build_times": {str(middle): count for middle, count in sorted(bins.items())}}
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether more circuits should be built to learn from."""
+        return not self._is_disabled and len(self._times) < self._min_count
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """Those in force now."""
+        if self._is_disabled or len(self._times) < self._min_count:
+            waiting = self._initial * self._backoff / 1000
+            return Timeouts(waiting, waiting)
+        if self._timeouts is None:
+            self._timeouts = self._estimate()
+        return self._timeouts
+
+    def note_built(self, seconds: float) -> None:
+        """The third hop of a circuit of at least three was made, so long after the build began.
+
+        To be told of those too that were no longer wanted.
+        """
+        milliseconds = round(1000 * seconds)
+        if self._is_disabled or milliseconds > 2000 * self.timeouts.close + CLOCK_SLACK:
+            return
+        self._times.append(max(milliseconds, 1))
+        self._timeouts = None
+        self.has_changed = True
+
+    def note_outcome(self, *, timed_out: bool) -> None:
+        """Whether a circuit that made its first hop, so that the network was there, took too long for use.
+
+        When nearly all of the last ones did, the network is another than before, and all is learnt anew.
+        """
+        if self._is_disabled:
+            return
+        self._recent.append(timed_out)
+        while len(self._recent) > self._param("cbtrecentcount", 20, 3, 1000):
+            self._recent.popleft()
+        if sum(self._recent) >= self._param("cbtmaxtimeouts", 18, 3, 10000):
+            self._backoff = 2 * self._backoff if 1000 * self.timeouts.use >= self._initial else 1
+            self._backoff = min(self._backoff, INT32_MAX // self._initial)
+            self._times.clear()
+            self._recent.clear()
+            self._timeouts = None
+            self.has_changed = True
+
+    def _estimate(self) -> Timeouts:
+        """path-spec, "Parameter estimation"."""
+        xm, alpha = fit_pareto(self._times, self._param("cbtnummodes", 10, 1, 20))
+        use_percent = self._param("cbtquantile", 80, 10, 99)
+        close_percent = self._param("cbtclosequantile", 99, use_percent, 99)
+        longest = max(self._times)
+        use = min(pareto_quantile(xm, alpha, use_percent / 100), longest)
+        close = min(pareto_quantile(xm, alpha, close_percent / 100), 2 * longest)
+        use = max(use, self._param("cbtmintimeout", 10, 10, INT32_MAX))
+        return Timeouts(use / 1000, max(close, self._initial, use) / 1000)
+
+    @property
+    def _is_disabled(self) -> bool:
+        return bool(self._param("cbtdisabled", 0, 0, 1))
+
+    @property
+    def _min_count(self) -> int:
+        return self._param("cbtmincircs", 100, 1, 10000)
+
+    @property
+    def _initial(self) -> int:
+        """In ms."""
+        minimum = self._param("cbtmintimeout", 10, 10, INT32_MAX)
+        return self._param("cbtinitialtimeout", 60000, minimum, INT32_MAX)
+
+
+def fit_pareto(times: deque[int], mode_count: int) -> tuple[float, float]:
+    """Xm in ms and alpha, infinite where no time is above Xm. path-spec, "Parameter estimation"."""
+    bins = Counter(_middle(time) for time in times)
+    modes = sorted(bins.items(), key=lambda item: (-item[1], item[0]))[:mode_count]
+    xm = sum(middle * count for middle, count in modes) / sum(count for _, count in modes)
+    excess = sum(log(max(xm, time)) for time in times) - len(times) * log(xm)
+    return xm, len(times) / excess if excess > 1e-9 else inf
+
+
+def pareto_quantile(xm: float, alpha: float, fraction: float) -> float:
+    """The time, in ms, that such a part of all circuits takes at most."""
+    return xm * exp(-log(1 - fraction) / alpha)
+
+
+def _middle(time: int) -> int:
+    """Of its bin, in ms."""
+    return time // BIN_WIDTH * BIN_WIDTH + BIN_WIDTH // 2
