@@ -178,7 +178,7 @@ def test_tampered_consensus_is_refused_with_a_reason(shell: Shell) -> None:
 
 
 def _kept_guards(shell: Shell) -> list[str]:
-    """Fingerprints, the guard in use first. On this network every relay may be one."""
+    """Fingerprints, the guard in use first."""
     state = json.loads((shell.data_dir / "state.json").read_text())
     return [guard["fingerprint"] for guard in state["guards"]]
 
@@ -207,7 +207,11 @@ def test_five_cold_starts_share_one_new_data_directory(
     assert {"consensus-microdesc", "certificates", "microdescs", "state.json"} <= kept
     assert not [name for name in kept if name.startswith(".")], "a temporary file was left behind"
     assert cold.data_dir.stat().st_mode & 0o077 == 0
-    assert len(_kept_guards(cold)) == len(testnet.relays)
+    # Those that the consensus of the moment calls Fast, Stable and Guard: not always all.
+    guards = _kept_guards(cold)
+    assert len(guards) >= 3
+    assert len(set(guards)) == len(guards)
+    assert set(guards) <= {relay.fingerprint for relay in testnet.relays}
 
 
 def test_second_start_keeps_the_guard_and_needs_no_authority(
