@@ -177,6 +177,18 @@ def test_an_upload_waits_for_the_circuit_window(talk: Talk) -> None:
     assert streams[2].put(b"u" * 300_000) == 100 * 498
 
 
+def test_a_stream_closed_here_hears_of_no_window(talk: Talk) -> None:
+    talk.relays[2].on_sendme_due = lambda circuit, hop, tag: held.append(tag)
+    held: list[bytes] = []
+    circuit = talk.circuit()
+    streams = [talk.stream(circuit) for _ in range(3)]
+    assert sum(stream.put(b"u" * 300_000) for stream in streams) == 1000 * 498
+    circuit.close_stream(streams[2], b"\x01", 60.0)
+    talk.exchange()
+    talk.far_end(circuit).sendme(3, held[0])
+    assert streams[2] not in [event.stream for event in talk.exchange() if isinstance(event, Writable)]
+
+
 def test_relay_early_goes_to_every_hop_but_the_guard_until_spent(talk: Talk) -> None:
     circuit = talk.circuit()  # two EXTEND2: one to the guard, one through it
     stream = talk.stream(circuit)

@@ -291,7 +291,7 @@ class _Carrier:
     def __init__(self, client: trio.SocketStream, stream: SocksStream) -> None:
         self._client = client
         self._stream = stream
-        self._scope = trio.CancelScope()
+        self._scope: trio.CancelScope  # that of `run`
         self._has_ended = False  # the client, its direction
         self._is_gone = False
 
@@ -302,16 +302,16 @@ class _Carrier:
         trio.BrokenResourceError when the client is gone. The caller closes both.
         """
         failure: TorkitError | None = None
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._upload, early)
-                try:
-                    await self._stream.copy_to(self._client.socket.fileno())
-                except TorkitError as error:
-                    failure = error
-                except OSError:
-                    self._is_gone = True
-                nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
+            nursery.start_soon(self._upload, early)
+            try:
+                await self._stream.copy_to(self._client.socket.fileno())
+            except TorkitError as error:
+                failure = error
+            except OSError:
+                self._is_gone = True
+            nursery.cancel_scope.cancel()
         if self._is_gone:
             raise trio.BrokenResourceError("the client is gone")
         if failure is not None:
