@@ -19,7 +19,7 @@ import trio
 
 from bench import bench_delay, bench_network
 from bench.plots import draw
-from bench.processes import GEOIP_MAPS, say
+from bench.processes import GEOIP_MAPS, let_python_keep_bytecode, say
 from bench.table import Line, compare, table
 
 HERE = Path(__file__).parent
@@ -106,6 +106,7 @@ def with_latest_run(readme: str, report: str) -> str:
 
 def main() -> None:
     is_quick = "--quick" in sys.argv
+    let_python_keep_bytecode()
     started = monotonic()
     date = datetime.now(UTC).isoformat(timespec="seconds")
     load = os.getloadavg()[0]

@@ -14,14 +14,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from statistics import median
-from time import process_time
+from time import perf_counter, process_time, time
 
 import network_docs as nd
 
+from bench.processes import let_python_keep_bytecode
 from bench.table import Line, table
 from torkit.directory.authorities import parse_certificates
 from torkit.directory.cache import Cache
@@ -187,6 +189,37 @@ def resident() -> float:
     return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
 
 
+def start(relays: Sequence[nd.RelayDoc], authorities: Sequence[nd.TestAuthority]) -> Line:
+    """From nothing to a chosen path, the last step before a circuit is built; beside the least start."""
+    now = int(time())
+    with tempfile.TemporaryDirectory(prefix="torkit-bench-") as scratch:
+        cache, network = Cache(Path(scratch)), Path(scratch) / "network.toml"
+        consensus = parse_consensus(nd.consensus(relays, authorities, valid_after=now - 60))
+        cache.save_consensus(consensus)
+        current = [replace(one, published=now - nd.HOUR, expires=now + nd.HOUR) for one in authorities]
+        cache.save_certificates(parse_certificates(b"".join(one.certificate() for one in current)))
+        held = Microdescs()
+        held.add(nd.microdescs(relays), {digest for digest in consensus.relays.digests if digest}, now)
+        cache.save_microdescs(held, now)
+        lines = (
+            f'"{one.nickname} orport=1 v3ident={one.v3ident.hex()} 127.0.0.1:1 {number:040X}"'
+            for number, one in enumerate(authorities)
+        )
+        network.write_text(f"authorities = [{', '.join(lines)}]")
+        torkit = [sys.executable, "-m", "torkit", "--network", str(network), "--data-dir", scratch]
+
+        def run(*arguments: str) -> float:
+            started = perf_counter()
+            subprocess.run([*torkit, *arguments], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+            return perf_counter() - started
+
+        pairs = [(run("choose-path"), run("--version")) for _ in range(ROUNDS + 1)][1:]
+    ours, least = [a for a, _ in pairs], [b for _, b in pairs]
+    what = "process start to a path, warm cache of 10,000 relays"
+    runs = {"ours": ours, "other": least}
+    return Line(what, "s", median(ours), median(least), "torkit --version", bar=0.5, runs=runs)
+
+
 def measure() -> list[Line]:
     relays, authorities = nd.full_size(), nd.authorities(9)
     text, texts = nd.consensus(relays, authorities), nd.microdescs(relays)
@@ -219,9 +252,11 @@ def measure() -> list[Line]:
         cache.save_microdescs(held, nd.NOW)
         lines.append(memory(Path(scratch)))
         lines += paths(Directory(consensus, held))
+    lines.append(start(relays, authorities))
     return lines
 
 
 if __name__ == "__main__":
+    let_python_keep_bytecode()
     measured = measure()
     print(json.dumps([vars(one) for one in measured]) if "--json" in sys.argv else table(measured))

@@ -1,6 +1,7 @@
 """The measured processes, and what the kernel counts of them."""
 
 import json
+import os
 import re
 import resource
 import subprocess
@@ -63,6 +64,11 @@ class Client:
 def say(what: str) -> None:
     """What is measured from now on, for whoever waits."""
     print(f"bench: {time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def let_python_keep_bytecode() -> None:
+    """Let measured programs start as installed ones do, also where .pyc files are not to be written."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def allow_many_files() -> None:
