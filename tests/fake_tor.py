@@ -1,6 +1,5 @@
 """A client over memory: streams end as torkit's own do, and the test plays the peer."""
 
-import os
 from collections.abc import AsyncIterator, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,12 +67,6 @@ class FakeStream(trio.abc.Stream):
             raise StreamBroken(f"the stream ended with {self._reason.name}", reason=self._reason)
         return b""
 
-    async def copy_to(self, descriptor: int) -> None:
-        while rest := memoryview(await self.receive_some()):
-            while rest:
-                await trio.lowlevel.wait_writable(descriptor)
-                rest = rest[os.write(descriptor, rest) :]
-
     async def aclose(self) -> None:
         self.has_ended.set()
         await self._near.aclose()
@@ -93,6 +86,7 @@ class FakeTor:
     is_silent: bool = False
     answers: Sequence[FakeAnswer] = ()
     asked: list[tuple[object, ...]] = field(default_factory=list)
+    paths: list[tuple[Relay, ...] | None] = field(default_factory=list)  # that streams were to take
     circuits: list[FakeCircuit] = field(default_factory=list)
     identities: int = 1
 
@@ -109,10 +103,22 @@ class FakeTor:
     def __post_init__(self) -> None:
         self._opened, self.streams = trio.open_memory_channel[FakeStream](1_000)
 
-    async def connect(
+    def begin(
         self, host: str, port: int, *, isolation: Hashable = None, path: tuple[Relay, ...] | None = None
+    ) -> None:
+        """No circuit is ever ready."""
+
+    async def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        isolation: Hashable = None,
+        path: tuple[Relay, ...] | None = None,
+        begun: None = None,
     ) -> FakeStream:
         self.asked.append((host, port, isolation))
+        self.paths.append(path)
         await self._answer_as_told()
         stream = FakeStream()
         stream.circuit = FakeCircuit(path or self.choose_path(Constraints(port=port)))

@@ -179,14 +179,29 @@ class Tor:
             raise self._bootstrap.failure or NoDirectory("there is no directory yet")
         return self._bootstrap.directory
 
-    async def connect(
+    def begin(
         self, host: str, port: int, *, isolation: Hashable = None, path: Path | None = None
+    ) -> Stream | None:
+        """As `connect`, at once: a stream not answered yet, or None where no circuit is ready for it."""
+        _refuse_special(host)
+        circuit = self._circuits.take_ready(port, is_ipv6=":" in host, isolation=isolation, path=path)
+        return None if circuit is None else circuit.begin(host, port)
+
+    async def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        isolation: Hashable = None,
+        path: Path | None = None,
+        begun: Stream | None = None,
     ) -> Stream:
         """A stream to `host`, a name or address that the exit resolves; never looked up here.
 
         Streams share circuits only where `isolation` is equal. Attempts that fail for a circuit's or an
         exit's fault are repeated elsewhere. Raises StreamClosed with the exit's reason, TimedOut, NoPath,
-        or what made circuits fail.
+        or what made circuits fail. `begun` is a first attempt, by `begin`, which has failed or was not
+        answered in time.
         """
         _refuse_special(host)
         is_ipv6 = ":" in host
@@ -200,7 +215,7 @@ class Tor:
                 raise
             return stream
 
-        return await self._attempt(begin, port, is_ipv6, isolation, path)
+        return await self._attempt(begin, port, is_ipv6, isolation, path, begun)
 
     async def resolve(
         self, host: str, *, isolation: Hashable = None, path: Path | None = None
@@ -260,12 +275,23 @@ class Tor:
         is_ipv6: bool,
         isolation: Hashable,
         path: Path | None,
+        begun: Stream | None = None,
     ) -> T:
         """Use a circuit, and where that fails for its or its exit's fault, another."""
         failures: list[TorkitError] = []
         excluded: set[bytes] = set()
         timeouts = chain(ATTEMPT_TIMEOUTS, repeat(ATTEMPT_TIMEOUTS[-1]))
         give_up_at = trio.current_time() + STREAM_TIMEOUT
+        if begun is not None:
+            next(timeouts)
+            excluded.add(begun.path[-1].identity)
+            if begun.failure is None:
+                begun.close()
+                self._circuits.retire(begun.circuit)
+            elif isinstance(begun.failure, StreamClosed) and begun.failure.reason not in _RETRIED:
+                raise begun.failure
+            else:
+                failures.append(begun.failure)
         while len(failures) < MAX_FAILURES and trio.current_time() < give_up_at:
             try:
                 circuit = await self._circuits.acquire(

@@ -14,7 +14,7 @@ from fake_tor import FakeTor
 
 from torkit.cli.socks import open_listener, parse_isolation
 from torkit.cli.socks import serve as serve_on
-from torkit.errors import TorkitError, UsageError
+from torkit.errors import NoPath, TorkitError, UsageError
 from torkit.net.socks import ISOLATION, Isolate
 
 
@@ -94,14 +94,16 @@ async def test_clients_that_come_early_are_served_when_ready() -> None:
 
 
 async def test_every_stream_takes_the_given_path() -> None:
-    tor = FakeTor()
+    tor = FakeTor(failure=NoPath("none"))
     path = tuple(relay for index in (1, 2, 3) if (relay := tor.directory.relay_at(index)))
     names = ",".join(relay.fingerprint for relay in path)
     async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve, tor, listener, path=names))
         async with await trio.open_tcp_stream(*listener.socket.getsockname()) as client:
             await client.send_all(b"\x05\x01\x00\x05\x01\x00\x03\x08web.test\x00\x50")
-            assert (await tor.streams.receive()).circuit.path == path
+            assert await client.receive_some() == b"\x05\x00"
+            assert (await client.receive_some())[:2] == b"\x05\x02"
+            assert tor.paths == [path]
         nursery.cancel_scope.cancel()
 
 

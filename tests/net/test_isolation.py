@@ -72,7 +72,9 @@ async def _circuits_of(
 
     async with trio.open_nursery() as proxy:
         proxy.start_soon(
-            lambda: serve_socks(listeners, connect=tor.connect, resolve=tor.resolve, isolate=isolate)
+            lambda: serve_socks(
+                listeners, begin=tor.begin, connect=tor.connect, resolve=tor.resolve, isolate=isolate
+            )
         )
         async with trio.open_nursery() as clients:
             for asked in REQUESTS:

@@ -1,26 +1,110 @@
-"""The SOCKS proxy with real clients on loopback, and a peer in memory."""
+"""The SOCKS proxy with real clients on loopback, on a circuit through scripted relays.
+
+Each test runs twice: with a circuit that is ready for streams, and with one that has to be waited for.
+"""
 
 import logging
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from fake_tor import FakeAnswer, FakeStream, FakeTor
+from fake_tor import FakeAnswer, FakeTor
+from fakes import FakeRelay, FakeStream, answer_begin
+from served import serve_circuit
 
 from torkit.errors import EndReason, NoPath, StreamClosed
 from torkit.net import socks
+from torkit.net.circuit import Circuit
 from torkit.net.socks import serve_socks
+from torkit.net.stream import Stream
 
 GREETING = b"\x05\x01\x00"
 CONNECT = b"\x05\x01\x00\x03\x08web.test\x00\x50"
 CONNECT_ADDRESS = b"\x05\x01\x00\x01\xc0\x00\x02\x01\x00\x50"
 GRANTED = b"\x05\x00" + b"\x05\x00\x00\x01" + bytes(6)
+
+
+class Peer:
+    """The exit's end of one stream."""
+
+    def __init__(self, stream: FakeStream) -> None:
+        self.fake = stream
+        self.has_ended = trio.Event()
+        self._taken = 0
+        self._has_more = trio.Event()
+
+    def note_data(self) -> None:
+        self._has_more.set()
+
+    async def receive_some(self) -> bytes:
+        while self._taken == len(self.fake.received):
+            self._has_more = trio.Event()
+            await self._has_more.wait()
+        data = bytes(self.fake.received[self._taken :])
+        self._taken += len(data)
+        return data
+
+    async def send_all(self, data: bytes) -> None:
+        self.fake.write(data)
+        await trio.lowlevel.checkpoint()
+
+    async def end(self, reason: EndReason = EndReason.DONE) -> None:
+        """After all that was sent."""
+        self.fake.finish(reason)
+        await trio.lowlevel.checkpoint()
+
+
+@dataclass
+class ScriptedTor(FakeTor):
+    """Its streams are real ones, on one circuit, and the test plays the peer."""
+
+    is_ready = True  # whether a circuit is there before somebody asks
+
+    def __post_init__(self) -> None:
+        self._arrived, self.peers = trio.open_memory_channel[Peer](1_000)
+        self._by_stream: dict[FakeStream, Peer] = {}
+        self._circuit: Circuit | None = None
+
+    def use(self, circuit: Circuit, exit_relay: FakeRelay) -> None:
+        self._circuit = circuit
+        exit_relay.on_begin = self._note_begun
+        exit_relay.on_data = lambda stream, _: self._by_stream[stream].note_data()
+        exit_relay.on_end = lambda stream, *_: self._by_stream[stream].has_ended.set()
+
+    def _note_begun(self, stream: FakeStream) -> None:
+        answer_begin(stream)
+        peer = self._by_stream[stream] = Peer(stream)
+        self._arrived.send_nowait(peer)
+
+    def begin_now(self, host: str, port: int, *, isolation: Hashable = None) -> Stream | None:
+        if not self.is_ready or self.failure is not None or self.is_silent:
+            return None
+        self.asked.append((host, port, isolation))
+        assert self._circuit is not None
+        return self._circuit.begin(host, port)
+
+    async def open(
+        self, host: str, port: int, *, isolation: Hashable = None, begun: Stream | None = None
+    ) -> Stream:
+        assert begun is None
+        self.asked.append((host, port, isolation))
+        await self._answer_as_told()
+        assert self._circuit is not None
+        stream = self._circuit.begin(host, port)
+        await stream.wait_connected()
+        return stream
+
+
+@pytest.fixture(params=[True, False], ids=["ready", "not ready"], autouse=True)
+def readiness(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedTor, "is_ready", request.param)
 
 
 class Proxy:
@@ -41,24 +125,32 @@ class Proxy:
             return await receive_all(client)
 
     async def open(
-        self, tor: FakeTor, data: bytes = GREETING + CONNECT
-    ) -> tuple[trio.SocketStream, FakeStream]:
+        self, tor: ScriptedTor, data: bytes = GREETING + CONNECT
+    ) -> tuple[trio.SocketStream, Peer]:
         client = await self.client()
         await client.send_all(data)
-        stream = await tor.streams.receive()
+        stream = await tor.peers.receive()
         await receive_exactly(client, len(GRANTED))
         return client, stream
 
 
 @asynccontextmanager
-async def proxy_for(tor: FakeTor, **settings: Any) -> AsyncIterator[Proxy]:
+async def proxy_for(tor: ScriptedTor, *, circuit: bool = True, **settings: Any) -> AsyncIterator[Proxy]:
+    """A proxy whose streams go over a circuit, which tests that need none can do without."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with AsyncExitStack() as clients, trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
+        if circuit:
+            built, relays = await stack.enter_async_context(serve_circuit())
+            tor.use(built, relays[-1])
+        clients = await stack.enter_async_context(AsyncExitStack())
+        nursery = await stack.enter_async_context(trio.open_nursery())
         proxy = Proxy(listeners[0].socket.getsockname()[:2], clients)
 
         async def serve() -> None:
             with proxy.scope:
-                await serve_socks(listeners, connect=tor.connect, resolve=tor.resolve, **settings)
+                await serve_socks(
+                    listeners, begin=tor.begin_now, connect=tor.open, resolve=tor.resolve, **settings
+                )
 
         nursery.start_soon(serve)
         yield proxy
@@ -84,47 +176,46 @@ def reset(client: trio.SocketStream) -> None:
 
 
 async def test_bytes_go_both_ways() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         client = await proxy.client()
         await client.send_all(GREETING + CONNECT)
-        stream = await tor.streams.receive()
+        stream = await tor.peers.receive()
         assert await receive_exactly(client, len(GRANTED)) == GRANTED
         assert [(host, port) for host, port, _ in tor.asked] == [("web.test", 80)]
         await client.send_all(b"ping")
-        assert await stream.peer.receive_some() == b"ping"
-        await stream.peer.send_all(b"pong")
+        assert await stream.receive_some() == b"ping"
+        await stream.send_all(b"pong")
         assert await receive_exactly(client, 4) == b"pong"
 
 
 async def test_data_sent_with_the_request_is_first_on_the_stream() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         _, stream = await proxy.open(tor, GREETING + CONNECT + b"GET / HTTP/1.0\r\n\r\n")
-        assert await stream.peer.receive_some() == b"GET / HTTP/1.0\r\n\r\n"
+        assert await stream.receive_some() == b"GET / HTTP/1.0\r\n\r\n"
 
 
 async def test_end_of_file_from_client_is_not_an_end() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         client, stream = await proxy.open(tor)
         await client.send_all(b"request")
         await client.send_eof()
-        assert await stream.peer.receive_some() == b"request"
+        assert await stream.receive_some() == b"request"
         await trio.testing.wait_all_tasks_blocked()
         assert not stream.has_ended.is_set()
-        await stream.peer.send_all(b"late reply")
+        await stream.send_all(b"late reply")
         await stream.end()
         assert await receive_all(client) == b"late reply"
-        await stream.has_ended.wait()
 
 
 async def test_client_gets_every_byte_before_the_end() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     body = bytes(range(256)) * 32_768  # 8 MiB: far more than the socket holds
     async with proxy_for(tor) as proxy:
         client, stream = await proxy.open(tor)
-        await stream.peer.send_all(body)
+        await stream.send_all(body)
         await stream.end()
         # Bytes of the client's that nobody will read must not turn the close into a reset.
         await client.send_all(bytes(300_000))
@@ -135,15 +226,15 @@ async def test_client_gets_every_byte_before_the_end() -> None:
 async def test_client_that_reads_slowly_still_gets_every_byte(
     mock_clock: trio.testing.MockClock, wait: float
 ) -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     body = bytes(1_000_000)
     async with proxy_for(tor) as proxy:
         client, stream = await proxy.open(tor)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
-        await stream.peer.send_all(body)
+        await stream.send_all(body)
         await stream.end()
         received = 0
-        while not stream.has_ended.is_set():
+        while received < len(body) - 30_000:
             received += len(await client.receive_some(4_096))
         # The proxy has written its last; the kernel still holds some, as the client is the slower one.
         await trio.testing.wait_all_tasks_blocked()
@@ -156,10 +247,10 @@ async def test_client_that_reads_slowly_still_gets_every_byte(
 
 
 async def test_peer_that_ends_while_the_client_sends_still_answers() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         client, stream = await proxy.open(tor)
-        await stream.peer.send_all(b"413 too large")
+        await stream.send_all(b"413 too large")
         await stream.end()
         await client.send_all(bytes(100_000))
         assert await receive_all(client) == b"413 too large"
@@ -167,48 +258,47 @@ async def test_peer_that_ends_while_the_client_sends_still_answers() -> None:
 
 @pytest.mark.parametrize("reason", [EndReason.MISC, EndReason.DESTROY, EndReason.CONNRESET])
 async def test_stream_that_fails_resets_the_client(reason: EndReason) -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         client, stream = await proxy.open(tor)
-        await stream.peer.send_all(b"half of it")
+        await stream.send_all(b"half of it")
         assert await receive_exactly(client, 10) == b"half of it"
         await stream.end(reason)
         with pytest.raises(trio.BrokenResourceError):
             await client.receive_some()
-        await stream.has_ended.wait()
 
 
 async def test_proxy_that_stops_resets_its_clients() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         client, stream = await proxy.open(tor)
         proxy.scope.cancel()
         with pytest.raises(trio.BrokenResourceError):
             await client.receive_some()
-        assert stream.has_ended.is_set()
+        await stream.has_ended.wait()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only keepalive tells")
 async def test_client_that_closes_its_socket_ends_the_stream() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         client, stream = await proxy.open(tor)
         await client.send_all(b"last words")
         await client.aclose()
-        assert await stream.peer.receive_some() == b"last words"
+        assert await stream.receive_some() == b"last words"
         await stream.has_ended.wait()
 
 
 async def test_reset_by_client_ends_the_stream() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         client, stream = await proxy.open(tor)
         reset(client)
         await stream.has_ended.wait()
 
 
-async def test_reset_after_end_of_file_ends_the_stream(autojump_clock: trio.testing.MockClock) -> None:
-    tor = FakeTor()
+async def test_reset_after_end_of_file_ends_the_stream() -> None:
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         client, stream = await proxy.open(tor)
         await client.send_eof()
@@ -226,21 +316,21 @@ async def test_reset_after_end_of_file_ends_the_stream(autojump_clock: trio.test
     ],
 )
 async def test_failure_to_connect_is_answered_with_its_code(failure: Exception, code: int) -> None:
-    async with proxy_for(FakeTor(failure=failure)) as proxy:
+    async with proxy_for(ScriptedTor(failure=failure), circuit=False) as proxy:
         assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00" + bytes([5, code]) + b"\0\x01" + bytes(6)
         assert await proxy.ask(b"\x04\x01\x00\x50\0\0\0\x01\0web.test\0") == b"\0\x5b" + bytes(6)
 
 
 async def test_connection_that_takes_too_long_is_answered(autojump_clock: trio.testing.MockClock) -> None:
-    async with proxy_for(FakeTor(is_silent=True)) as proxy:
+    async with proxy_for(ScriptedTor(is_silent=True), circuit=False) as proxy:
         assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00\x05\x06\0\x01" + bytes(6)
         assert trio.current_time() >= socks.CONNECT_TIMEOUT
 
 
 async def test_fault_of_ours_ends_one_connection_only(caplog: pytest.LogCaptureFixture) -> None:
-    tor = FakeTor(failure=RuntimeError("web.test"))
+    tor = ScriptedTor(failure=RuntimeError("web.test"))
     async with proxy_for(tor) as proxy:
-        assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00"
+        assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00\x05\x01\0\x01" + bytes(6)
         tor.failure = None
         await proxy.open(tor)
     assert "internal RuntimeError" in caplog.text
@@ -264,20 +354,20 @@ async def test_fault_of_ours_ends_one_connection_only(caplog: pytest.LogCaptureF
     ],
 )
 async def test_lookup_is_answered(request_: bytes, answers: list[tuple[str, str]], reply: bytes) -> None:
-    tor = FakeTor(answers=[FakeAnswer(*answer) for answer in answers])
+    tor = ScriptedTor(answers=[FakeAnswer(*answer) for answer in answers])
     async with proxy_for(tor) as proxy:
         answer = await proxy.ask(GREETING + b"\x05" + request_ + b"\0\0")
         assert answer == b"\x05\x00\x05" + reply + b"\0\0"
 
 
 async def test_socks4_lookup_takes_the_ipv4_answer() -> None:
-    tor = FakeTor(answers=[FakeAnswer("ipv6", "::1"), FakeAnswer("ipv4", "192.0.2.7")])
+    tor = ScriptedTor(answers=[FakeAnswer("ipv6", "::1"), FakeAnswer("ipv4", "192.0.2.7")])
     async with proxy_for(tor) as proxy:
         assert await proxy.ask(b"\x04\xf0\0\0\0\0\0\x01\0web.test\0") == b"\0\x5a\0\0\xc0\0\x02\x07"
 
 
 async def test_address_is_its_own_answer() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         assert (await proxy.ask(GREETING + b"\x05\xf0\x00\x03\x09192.0.2.1\0\0"))[2:] == (
             b"\x05\0\0\x01\xc0\0\x02\x01\0\0"
@@ -286,12 +376,12 @@ async def test_address_is_its_own_answer() -> None:
 
 
 async def test_credentials_isolate() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         for credentials in (b"\x01\x01a\x01x", b"\x01\x01a\x01x", b"\x01\x01a\x01y", b"\x01\x01b\x01x"):
             client = await proxy.client()
             await client.send_all(b"\x05\x01\x02" + credentials + CONNECT)
-            await tor.streams.receive()
+            await tor.peers.receive()
         await proxy.open(tor)
     first, same, other_password, other_user, nobody = [asked[2] for asked in tor.asked]
     assert first == same
@@ -309,13 +399,13 @@ async def test_credentials_isolate() -> None:
 async def test_half_a_handshake_is_answered_and_closed(
     autojump_clock: trio.testing.MockClock, start: bytes, answer: bytes
 ) -> None:
-    async with proxy_for(FakeTor()) as proxy:
+    async with proxy_for(ScriptedTor(), circuit=False) as proxy:
         assert await proxy.ask(start) == answer
         assert socks.HANDSHAKE_TIMEOUT <= trio.current_time() < 2 * socks.HANDSHAKE_TIMEOUT
 
 
 async def test_client_that_leaves_in_mid_handshake_is_let_go() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         client = await proxy.client()
         await client.send_all(GREETING + CONNECT[:4])
@@ -326,7 +416,7 @@ async def test_client_that_leaves_in_mid_handshake_is_let_go() -> None:
 
 async def test_http_request_is_told_what_this_is() -> None:
     request = b"POST http://web.test/ HTTP/1.1\r\n\r\n" + bytes(200_000)
-    async with proxy_for(FakeTor()) as proxy:
+    async with proxy_for(ScriptedTor(), circuit=False) as proxy:
         answer = await proxy.ask(request)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 501 ")
@@ -335,12 +425,12 @@ async def test_http_request_is_told_what_this_is() -> None:
 
 
 async def test_garbage_is_answered_and_closed() -> None:
-    async with proxy_for(FakeTor()) as proxy:
+    async with proxy_for(ScriptedTor(), circuit=False) as proxy:
         assert await proxy.ask(b"\x16\x03\x01\x02\x00") == b"\x05\xff"
 
 
 async def test_clients_beyond_the_limit_wait_for_a_place() -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor, max_clients=1) as proxy:
         first, stream = await proxy.open(tor)
         second = await proxy.client()
@@ -353,7 +443,7 @@ async def test_clients_beyond_the_limit_wait_for_a_place() -> None:
 
 
 async def test_address_without_a_name_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         await proxy.open(tor, GREETING + CONNECT_ADDRESS)
         await proxy.open(tor, GREETING + CONNECT_ADDRESS)
@@ -362,7 +452,7 @@ async def test_address_without_a_name_is_warned_about_once(caplog: pytest.LogCap
 
 
 async def test_address_that_was_looked_up_here_is_no_leak(caplog: pytest.LogCaptureFixture) -> None:
-    tor = FakeTor(answers=[FakeAnswer("ipv4", "192.0.2.1")])
+    tor = ScriptedTor(answers=[FakeAnswer("ipv4", "192.0.2.1")])
     async with proxy_for(tor) as proxy:
         await proxy.ask(GREETING + b"\x05\xf0\x00\x03\x08web.test\0\0")
         await proxy.open(tor, GREETING + CONNECT_ADDRESS)
@@ -371,11 +461,12 @@ async def test_address_that_was_looked_up_here_is_no_leak(caplog: pytest.LogCapt
 
 async def test_destinations_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="torkit")
-    tor = FakeTor()
+    tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
-        _, stream = await proxy.open(tor)
+        client, stream = await proxy.open(tor)
         await stream.end(EndReason.MISC)
-        await stream.has_ended.wait()
+        with pytest.raises(trio.BrokenResourceError):
+            await client.receive_some()
         await proxy.open(tor, GREETING + CONNECT_ADDRESS)
         await proxy.ask(GREETING + CONNECT.replace(b"web.test", b"web.exit"))
     assert caplog.records

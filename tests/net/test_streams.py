@@ -474,8 +474,8 @@ async def test_resolve_can_be_given_up_and_a_late_answer_is_dropped() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(circuit.resolve, "name.test")
             far, hop, stream_id, name = await asked.next()
+            far.ended_streams.add(stream_id)
             nursery.cancel_scope.cancel()
-        far.ended_streams.add(stream_id)
         answer(far, hop, stream_id, name)
         relays[2].on_resolve = answer
         assert await circuit.resolve("name.test")

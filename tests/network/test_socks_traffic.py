@@ -16,7 +16,7 @@ from network.torkit_process import CarrierServer, Proxy, Shell, open_through, sk
 from torkit.client import Tor, open_tor
 from torkit.config import load_network
 from torkit.net.circuit import Circuit
-from torkit.net.socks import Connect, serve_socks
+from torkit.net.socks import Begin, Connect, serve_socks
 from torkit.net.stream import Stream
 
 pytestmark = pytest.mark.network
@@ -154,7 +154,7 @@ async def test_streams_share_a_circuit_exactly_where_credentials_are_equal(
     circuits: list[Circuit] = []
     async with open_tor(network=load_network(testnet.network_file), data_dir=tmp_path) as tor:
         await tor.wait_ready()
-        connect = _recording(tor, circuits)
+        begin, connect = _recording(tor, circuits)
         [listener] = await trio.open_tcp_listeners(0, host=HOST)
         port = listener.socket.getsockname()[1]
 
@@ -165,7 +165,9 @@ async def test_streams_share_a_circuit_exactly_where_credentials_are_equal(
             return circuits.pop()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: serve_socks([listener], connect=connect, resolve=tor.resolve))
+            nursery.start_soon(
+                lambda: serve_socks([listener], begin=begin, connect=connect, resolve=tor.resolve)
+            )
             identities = ("", "alice:1@", "alice:2@", "bob:1@", "alice:@")
             first = [await circuit_of(credentials) for credentials in identities]
             again = [await circuit_of(credentials) for credentials in identities]
@@ -174,13 +176,19 @@ async def test_streams_share_a_circuit_exactly_where_credentials_are_equal(
     assert len(set(map(id, first))) == len(identities)
 
 
-def _recording(tor: Tor, circuits: list[Circuit]) -> Connect:
-    async def connect(host: str, port: int, *, isolation: Hashable) -> Stream:
-        stream = await tor.connect(host, port, isolation=isolation)
+def _recording(tor: Tor, circuits: list[Circuit]) -> tuple[Begin, Connect]:
+    def begin(host: str, port: int, *, isolation: Hashable) -> Stream | None:
+        stream = tor.begin(host, port, isolation=isolation)
+        if stream is not None:
+            circuits.append(stream.circuit)
+        return stream
+
+    async def connect(host: str, port: int, *, isolation: Hashable, begun: Stream | None = None) -> Stream:
+        stream = await tor.connect(host, port, isolation=isolation, begun=begun)
         circuits.append(stream.circuit)
         return stream
 
-    return connect
+    return begin, connect
 
 
 # --- bulk -----------------------------------------------------------------------------------------------

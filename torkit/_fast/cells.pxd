@@ -85,4 +85,6 @@ cdef class Outbox:
     cdef uint8_t* reserve(self, Py_ssize_t count) except NULL
     cdef uint8_t* begin_cell(self, uint32_t circ_id, uint8_t command) except NULL
     cdef int pad(self, uint8_t* start, Py_ssize_t count) except -1
+    cdef const uint8_t* data(self) noexcept
+    cdef void clear(self) noexcept
     cdef bytes take(self)

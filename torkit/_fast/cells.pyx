@@ -19,6 +19,9 @@ cdef extern from "Python.h":
 # Implementation limit, bytes: the least that is allocated; one full TLS record.
 cdef Py_ssize_t SMALLEST_CHUNK = 16384
 
+# Implementation limit, bytes: the most that stays allocated; what one read from a client is sealed into.
+cdef Py_ssize_t KEPT_CHUNK = 131072
+
 # Specification constant (tor-spec, "Relay cells"): bytes of zeros between message and random padding.
 cdef Py_ssize_t ZERO_PADDING_LEN = 4
 
@@ -82,6 +85,18 @@ cdef class Outbox:
         if EVP_EncryptUpdate(self.padding, start, &length, start, <int>(count - ZERO_PADDING_LEN)) != 1:
             raise MemoryError("libcrypto could not make padding")
         return 0
+
+    cdef const uint8_t* data(self) noexcept:
+        """Everything since the last take or clear, `length` bytes; NULL before the first."""
+        return <const uint8_t*>PyBytes_AS_STRING(<object>self.chunk) if self.chunk != NULL else NULL
+
+    cdef void clear(self) noexcept:
+        """Forget it; room for an ordinary burst is kept."""
+        self.length = 0
+        if self.capacity > KEPT_CHUNK:
+            Py_XDECREF(self.chunk)
+            self.chunk = NULL
+            self.capacity = 0
 
     cdef bytes take(self):
         """Everything since the last take."""

@@ -15,6 +15,7 @@ cdef class Channel:
     cdef bint has_failed
     cdef bytearray partial        # the cell that the last read ended in
 
+    cdef list receive_read(self, uint8_t* data, Py_ssize_t nbytes)
     cdef Py_ssize_t complete_partial(self, uint8_t* data, Py_ssize_t count, list events) except -1
     cdef Py_ssize_t receive(self, uint8_t* data, Py_ssize_t count, list events) except -1
     cdef Py_ssize_t cell_length(self, const uint8_t* data, Py_ssize_t count) noexcept nogil

@@ -99,11 +99,13 @@ cdef class Channel:
         """
         if not 0 <= nbytes <= buffer.shape[0]:
             raise UsageError(f"{nbytes} bytes of a buffer of {buffer.shape[0]}")
+        return self.receive_read(&buffer[0], nbytes) if nbytes else []
+
+    cdef list receive_read(self, uint8_t* data, Py_ssize_t nbytes):
         cdef list events = []
-        if nbytes == 0 or self.has_failed:
-            return events
-        cdef uint8_t* data = &buffer[0]
         cdef Py_ssize_t used = 0
+        if self.has_failed:
+            return events
         self.read_serial += 1
         if self.partial:
             used = self.complete_partial(data, nbytes, events)

@@ -43,3 +43,7 @@ cdef class CircuitFailed(Event):
 @cython.final
 cdef class ChannelFailed(Event):
     cdef readonly object error
+
+@cython.final
+cdef class Flushed(Event):
+    pass

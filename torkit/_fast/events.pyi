@@ -4,7 +4,7 @@ from typing import final
 
 from torkit._fast.circuit import Circuit
 from torkit._fast.stream import Stream
-from torkit.errors import ChannelError, CircuitError
+from torkit.errors import ChannelClosed, ChannelError, CircuitError
 
 class Event: ...
 
@@ -70,6 +70,10 @@ class CircuitFailed(Event):
 
 @final
 class ChannelFailed(Event):
-    def __new__(cls, error: ChannelError) -> ChannelFailed: ...
+    def __new__(cls, error: ChannelError | ChannelClosed) -> ChannelFailed: ...
     @property
-    def error(self) -> ChannelError: ...
+    def error(self) -> ChannelError | ChannelClosed: ...
+
+@final
+class Flushed(Event):
+    def __new__(cls) -> Flushed: ...

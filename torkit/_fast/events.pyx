@@ -78,3 +78,8 @@ cdef class ChannelFailed(Event):
 
     def __cinit__(self, error):
         self.error = error
+
+
+@cython.final
+cdef class Flushed(Event):
+    """All that was sealed for this channel has been sent: told once, where it was asked for."""

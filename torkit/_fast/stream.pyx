@@ -6,9 +6,9 @@ to seal for it.
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, strerror
 from posix.unistd cimport write
 
 # Implementation limits, bytes.
@@ -77,9 +77,25 @@ cdef class Stream(Entry):
         If it was not all, a Writable event follows when there is room again. Raises nothing for a
         stream or circuit that has ended: it accepts nothing.
         """
-        if data.shape[0] == 0:
-            return 0
-        return self.circuit.seal_data(self, &data[0], data.shape[0])
+        return self.put_from(&data[0], data.shape[0]) if data.shape[0] else 0
+
+    cdef Py_ssize_t put_from(self, const uint8_t* data, Py_ssize_t count) except -1:
+        cdef Py_ssize_t sealed = self.circuit.seal_data(self, data, count)
+        self.sent += sealed
+        return sealed
+
+    def write_to(self, int descriptor):
+        """Write what is queued to a non-blocking descriptor; whether it took all. Raises OSError where it fails.
+
+        May seal a stream-level SENDME.
+        """
+        self.sink = descriptor
+        cdef bint is_done = self.drain()
+        cdef int number = errno
+        self.sink = -1
+        if not is_done and number != EAGAIN:
+            raise OSError(number, strerror(number).decode())
+        return is_done
 
     def pause(self):
         """The peer sent XOFF: put() accepts nothing until resume()."""

@@ -76,5 +76,8 @@ cdef class Tls:
     cdef readonly bint is_blocked # the socket did not take all of the last `send`
     cdef object failure           # to be raised once what came before it was received
 
+    cdef Py_ssize_t waiting(self) noexcept
+    cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1
+    cdef bint send_from(self, const uint8_t* data, size_t length) except -1
     cdef int check_open(self) except -1
     cdef int fail(self, int result, str during) except -1

@@ -117,9 +117,11 @@ cdef class Tls:
 
     def receive(self, uint8_t[::1] buffer not None):
         """Decrypt what is at hand into `buffer`; how much that was, 0 if nothing is or the peer has ended."""
+        return self.receive_into(&buffer[0], buffer.shape[0]) if buffer.shape[0] else 0
+
+    cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1:
         cdef size_t count = 0
         cdef size_t got = 0
-        cdef size_t room = <size_t>buffer.shape[0]
         cdef int result
         self.check_open()
         if self.failure is not None:
@@ -144,17 +146,24 @@ cdef class Tls:
     @property
     def wants_to_send(self):
         """Something is left to send, be it TLS's own."""
+        return self.waiting() > 0
+
+    cdef Py_ssize_t waiting(self) noexcept:
+        """Bytes of ciphertext."""
         cdef char* data
-        return BIO_get_mem_data(self.outgoing, &data) > 0
+        return BIO_get_mem_data(self.outgoing, &data)
 
     def send(self, const uint8_t[::1] data not None):
         """Encrypt `data` and send what the socket takes; whether that was all."""
+        return self.send_from(&data[0] if data.shape[0] else NULL, data.shape[0])
+
+    cdef bint send_from(self, const uint8_t* data, size_t length) except -1:
         cdef size_t written
         cdef int result
         self.check_open()
-        if data.shape[0]:
+        if length:
             ERR_clear_error()
-            result = SSL_write_ex(self.ssl, &data[0], data.shape[0], &written)
+            result = SSL_write_ex(self.ssl, data, length, &written)
             if result != 1:
                 self.fail(result, "TLS to the relay is broken")
                 raise ChannelError("TLS to the relay is broken")

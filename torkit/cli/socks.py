@@ -187,6 +187,7 @@ async def serve(
         relays = None if path is None else parse_path(tor, path)
         await serve_socks(
             listeners,
+            begin=partial(tor.begin, path=relays),
             connect=partial(tor.connect, path=relays),
             resolve=partial(tor.resolve, path=relays),
             max_clients=max_clients,

@@ -1,8 +1,8 @@
-"""One connection to a relay, shared by every circuit through it: a reader task and a writer task.
+"""One connection to a relay, shared by every circuit through it.
 
-The reader hands each TLS read to the compiled core and the events that come back to their circuits and
-streams. Only the writer touches TLS for sending, so cancelling an application task can never cut a cell.
-What the cells of the link handshake mean is proto/channel.py's.
+Once the link handshake is done only the pump (net/pump.py) touches TLS, so cancelling a task can never cut a
+cell. What it has read comes here as events, which go to their circuits and streams; what these seal goes out
+when every task that can run has run. What the link handshake's cells mean is proto/channel.py's.
 """
 
 import time
@@ -22,21 +22,20 @@ from torkit._fast.events import (
     CircuitFailed,
     ControlCell,
     Event,
+    Flushed,
     Message,
     Readable,
     Writable,
 )
+from torkit._fast.pump import Link
 from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, TimedOut, TorkitError
 from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.pump import Pump
 from torkit.net.tls import TlsConnection
 from torkit.proto.channel import LinkHandshake, LinkResult
 
 # Implementation limit, seconds: TCP, TLS and link handshake together.
 CONNECT_TIMEOUT = 30.0
-
-# Implementation limit: reads until other tasks have their turn. A relay goes on sending while we decrypt, and
-# another read costs less than to be woken again.
-READS_PER_TURN = 8
 
 
 class Channel:
@@ -50,7 +49,8 @@ class Channel:
         self._core = core
         self._rng = rng
         self._circuits: dict[int, Circuit] = {}
-        self._work = trio.Event()
+        self._link: Link | None = None  # while `run` runs
+        self._has_ended = trio.Event()
         self._is_sent = trio.Event()
         # One handler per event, in the order of how often they come.
         self._handlers: dict[type[Event], Callable[..., None]] = {
@@ -61,6 +61,7 @@ class Channel:
             ControlCell: self._on_control_cell,
             CircuitFailed: _on_circuit_failed,
             ChannelFailed: self._on_channel_failed,
+            Flushed: self._on_flushed,
         }
 
     @classmethod
@@ -126,60 +127,33 @@ class Channel:
 
         Never raises for a peer's faults: `error` says how it ended.
         """
+        pump = Pump.current()
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
-                await self._read()
-                nursery.cancel_scope.cancel()
-        except* TorkitError as group:
-            self.error = _first(group)
-        except* trio.ClosedResourceError:
-            pass
+            self._link = pump.add_link(self._tls.core, self._core, self)
+            await self._has_ended.wait()
         finally:
             self.error = self.error or ChannelClosed("the connection to the relay ended")
+            if self._link is not None:
+                pump.remove(self._link)
             self._is_sent.set()
             self._tls.close()
             for circuit in list(self._circuits.values()):
                 circuit.fail(ChannelClosed(str(self.error)))
             self._circuits.clear()
 
-    async def _read(self) -> None:
-        while not self._tls.has_ended:
-            for _ in range(READS_PER_TURN):
-                if not (count := self._tls.receive_now()):
-                    break
-                for event in self._core.receive_data(self._tls.buffer, count):
-                    self._handlers[type(event)](event)
-                if self.error is not None:
-                    return
-            # What the reads made due, mostly SENDMEs, goes at once: waking the writer costs more.
-            if not self._tls.is_blocked and not self._tls.send_now(self._core.data_to_send()):
-                self._work.set()
-            if count:
-                await trio.lowlevel.checkpoint()
-            elif not self._tls.has_ended:
-                await self._tls.wait_readable()
+    def on_pump(self, events: list[Event]) -> None:
+        """What the pump has read."""
+        for event in events:
+            self._handlers[type(event)](event)
 
-    async def _write(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work = trio.Event()
-            while True:
-                data = self._core.data_to_send()
-                if not data and not self._tls.wants_to_send:
-                    break
-                await self._tls.send(data)
-            self._is_sent.set()
-
-    def flush(self) -> None:
-        """Have the writer send what has been sealed."""
-        self._work.set()
+    def on_fault(self) -> None:
+        self._on_channel_failed(ChannelFailed(ChannelClosed("an internal error ended the connection")))
 
     async def drain(self) -> None:
         """Until everything sealed so far has been sent, or the channel has ended."""
-        self._is_sent = trio.Event()
-        self.flush()
-        if self.error is None:
+        if self.error is None and self._link is not None:
+            self._is_sent = trio.Event()
+            self._link.tell_when_sent = True
             await self._is_sent.wait()
 
     # --- circuits -----------------------------------------------------------------------------
@@ -187,7 +161,7 @@ class Channel:
     @property
     def is_congested(self) -> bool:
         """The relay does not take what we send as fast as we seal it."""
-        return self._tls.is_blocked
+        return self._link is not None and self._link.is_blocked
 
     def open_circuit(self, relay_early_count: int, settings: CircuitSettings) -> Circuit:
         """A circuit without hops; Circuit.create gives it the first one."""
@@ -212,9 +186,8 @@ class Channel:
         self._core.close_circuit(core)
 
     def send_control(self, circ_id: int, command: Command, body: bytes) -> None:
-        """Queue a cell that is not a relay cell, and have it sent."""
+        """Queue a cell that is not a relay cell."""
         self._core.send_control(circ_id, command, body)
-        self.flush()
 
     # --- events -------------------------------------------------------------------------------
 
@@ -227,7 +200,11 @@ class Channel:
         # Anything else is unknown to us or for a circuit just closed: to be ignored.
 
     def _on_channel_failed(self, event: ChannelFailed) -> None:
-        self.error = event.error
+        self.error = self.error or event.error
+        self._has_ended.set()
+
+    def _on_flushed(self, event: Flushed) -> None:
+        self._is_sent.set()
 
 
 def _on_readable(event: Readable) -> None:
@@ -269,8 +246,3 @@ async def _shake_hands(tls: TlsConnection, core: CoreChannel, handshake: LinkHan
                     core.send_control(0, command, body)
     await tls.send(core.data_to_send())
     return handshake.result
-
-
-def _first(group: BaseExceptionGroup[TorkitError]) -> TorkitError:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -108,7 +108,6 @@ class Circuit:
         )
         body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
         self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
-        self.flush()
         reply = await self._await_reply(RelayCommand.EXTENDED2)
         self._add_hop(relay, handshake.finish(messages.decode_extended2(reply)), started)
 
@@ -184,7 +183,6 @@ class Circuit:
         core.owner = stream
         self._streams.add(stream)
         self._core.send(core.hop, command, core.id, body)
-        self.flush()
         return stream
 
     def _flow_of(self, hop: int) -> StreamFlow | None:
@@ -204,7 +202,6 @@ class Circuit:
         core.owner = resolution
         self._streams.add(resolution)
         self._core.send(core.hop, RelayCommand.RESOLVE, core.id, question)
-        self.flush()
         try:
             await resolution.has_come.wait()
         finally:
@@ -222,19 +219,15 @@ class Circuit:
         self._core.close_stream(core, end_body, self._settings.half_open_time)
         core.owner = None  # the core keeps its stream for what is under way, long after everybody else
         self._streams.discard(owner)
-        self.flush()
 
     def send_message(self, core: CoreStream, command: RelayCommand, body: bytes) -> None:
-        """Seal one message on a stream, if it is still open; the caller flushes."""
+        """Seal one message on a stream, if it is still open."""
         if not core.has_ended:
             self._core.send(core.hop, command, core.id, body)
 
     def forget_stream(self, owner: StreamOwner) -> None:
         """The peer has ended it."""
         self._streams.discard(owner)
-
-    def flush(self) -> None:
-        self._channel.flush()
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -86,9 +86,7 @@ class Circuits:
         With `path` the circuit goes exactly there. Equal requests wait for one build, not each for its
         own. Raises NoPath, or what ended the last of BUILD_ATTEMPTS builds.
         """
-        isolation = (self._identity, isolation)
-        if path is not None:
-            isolation = (isolation, tuple(relay.identity for relay in path))
+        isolation = self._key(isolation, path)
         while True:
             entry = self._find(port, is_ipv6, isolation, path, excluded)
             if entry is not None:
@@ -102,6 +100,19 @@ class Circuits:
         finally:
             del self._building[isolation]
             built.set()
+
+    def take_ready(
+        self, port: int | None, *, is_ipv6: bool = False, isolation: Hashable, path: Path | None = None
+    ) -> Circuit | None:
+        """As `acquire`, but only what is there already."""
+        isolation = self._key(isolation, path)
+        entry = self._find(port, is_ipv6, isolation, path, ())
+        return None if entry is None else entry.claim(isolation)
+
+    def _key(self, isolation: Hashable, path: Path | None) -> Hashable:
+        """Equal for requests that may share a circuit."""
+        identities = None if path is None else tuple(relay.identity for relay in path)
+        return self._identity, isolation, identities
 
     def _find(
         self,

@@ -21,7 +21,7 @@ _ID = struct.Struct("!HH16s16s")  # source and destination: ports, addresses
 _INODE_AT = _HEADER.size + 4 + 48 + 4 * 4  # state and timers; the socket's id; times, queues, owner
 
 
-def is_closed_by_program(sock: trio.socket.SocketType) -> bool:
+def is_closed_by_program(sock: socket.socket | trio.socket.SocketType) -> bool:
     """Whether no program has the other end of `sock` open; False too where that cannot be known.
 
     A peer on another machine, or another system than Linux, cannot be asked.

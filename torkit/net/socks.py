@@ -1,12 +1,9 @@
-"""The SOCKS proxy: from a local program's connection to a stream, and bytes both ways.
+"""The SOCKS proxy: from a local program's connection to a stream (carrier.py carries its bytes).
 
-The rules of the handshake are in proto/socks.py. What is decided here is how ends are carried over, since
-TCP ends each direction by itself and Tor ends streams whole:
-
-    the client ends its direction   nothing is told to the peer; what the peer sends is still carried
-    the client is gone              the stream ends (sockdiag.py tells the two apart)
-    the peer ends in good order     the client gets every byte, then the end of file
-    anything else goes wrong        the client's connection is reset, so that no cut looks like an end
+The rules of the handshake are in proto/socks.py. Clients come in crowds, and a task costs as much as all else
+that is done for one. So the pump calls here when a client has sent something, and where a circuit is ready
+its stream is begun at once; a task is made only where there is something to wait for: a circuit, another try,
+a look-up.
 
 Destinations are never logged.
 """
@@ -15,15 +12,18 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Collection, Hashable, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
-from typing import NoReturn, Protocol
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from typing import Any, NoReturn, Protocol
 
 import trio
 
 from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError
-from torkit.net.sockdiag import is_closed_by_program
+from torkit.net.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, READ_SIZE, Carrier, Farewell
+from torkit.net.pump import Pump
+from torkit.net.stream import Stream
 from torkit.proto.socks import (
     SOCKS4_VERSION,
     Command,
@@ -35,23 +35,24 @@ from torkit.proto.socks import (
     reply_for,
 )
 
-READ_SIZE = 65_536  # bytes; large enough that one read feeds some 130 cells
-
 # A client writes its handshake at once; this is for those that write nothing.
 HANDSHAKE_TIMEOUT = 30.0  # seconds
 
 # As long as C tor's SocksTimeout: several circuits may be tried within it.
 CONNECT_TIMEOUT = 120.0  # seconds
 
+# How long the first attempt has, on a circuit that was ready, as C tor's.
+FIRST_ATTEMPT_TIMEOUT = 10.0  # seconds
+
 # How long a client may take to read what was said last, once nothing more will be carried.
 LINGER_TIMEOUT = 2.0  # seconds
 
-# A client that closed its socket and one that only ended its direction look alike until the kernel asks.
-KEEPALIVE_IDLE = 30  # seconds until it asks
-KEEPALIVE_INTERVAL = 15  # seconds between questions, and between our looks at the answer
-
 # Each has one descriptor; half of the usual soft limit of 1,024 is left for relays and files.
 MAX_CLIENTS = 512
+
+ACCEPTED_PER_TURN = 64  # clients, before those that are there have their turn
+ACCEPT_RETRY = 0.1  # seconds, where the system has no descriptor left
+OUT_OF_RESOURCES = {EMFILE, ENFILE, ENOBUFS, ENOMEM}
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +71,21 @@ class Isolate(Enum):
 ISOLATION = frozenset({Isolate.AUTH, Isolate.CLIENT, Isolate.LISTENER})  # as C tor's SocksPort by default
 
 
-class SocksStream(Protocol):
-    """What the proxy needs of a stream: torkit.net.stream.Stream is one."""
+class Begin(Protocol):
+    """Begins a stream for one request on a circuit that is ready; None where none is. Raises TorkitError."""
 
-    async def send_all(self, data: bytes | bytearray) -> None: ...
-    async def copy_to(self, descriptor: int) -> None: ...
-    async def aclose(self) -> None: ...
+    def __call__(self, host: str, port: int, *, isolation: Hashable) -> Stream | None: ...
 
 
 class Connect(Protocol):
-    """Opens a stream for one request; raises TorkitError."""
+    """Opens a stream for one request, however long it takes; raises TorkitError.
 
-    async def __call__(self, host: str, port: int, *, isolation: Hashable) -> SocksStream: ...
+    `begun` is a first attempt, which has failed or was not answered in time.
+    """
+
+    async def __call__(
+        self, host: str, port: int, *, isolation: Hashable, begun: Stream | None = None
+    ) -> Stream: ...
 
 
 class Answer(Protocol):
@@ -104,144 +108,111 @@ class Resolve(Protocol):
 async def serve_socks(
     listeners: Sequence[trio.SocketListener],
     *,
+    begin: Begin,
     connect: Connect,
     resolve: Resolve,
     max_clients: int = MAX_CLIENTS,
     isolate: Collection[Isolate] = ISOLATION,
 ) -> NoReturn:
-    """Serve SOCKS clients until cancelled. Clients beyond `max_clients` wait to be accepted.
+    """Serve SOCKS clients until cancelled, and close the listeners.
 
-    `isolate` says what keeps streams on circuits of their own.
+    Clients beyond `max_clients` wait to be accepted. `isolate` says what keeps streams apart.
     """
-    proxy = _Proxy(connect, resolve, frozenset(isolate))
-    places = trio.Semaphore(max_clients)
-    for listener in listeners:
-        _set_keepalive(listener.socket)
-
-    async def serve(client: trio.SocketStream) -> None:
-        try:
-            await proxy.serve(client)
-        finally:
-            places.release()
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(proxy.look)
-        await trio.serve_listeners(serve, [_BoundedListener(listener, places) for listener in listeners])
-
-
-class _BoundedListener(trio.abc.Listener[trio.SocketStream]):
-    """Accepts a client only when it has a place for it."""
-
-    def __init__(self, listener: trio.SocketListener, places: trio.Semaphore) -> None:
-        self._listener = listener
-        self._places = places
-
-    async def accept(self) -> trio.SocketStream:
-        await self._places.acquire()
+        proxy = _Proxy(nursery, begin, connect, resolve, max_clients, frozenset(isolate))
         try:
-            return await self._listener.accept()
-        except BaseException:
-            self._places.release()
-            raise
-
-    async def aclose(self) -> None:
-        await self._listener.aclose()
+            proxy.listen(listeners)
+            for deadlines in (proxy.handshakes, proxy.attempts, proxy.farewells):
+                nursery.start_soon(deadlines.run)
+            await proxy.look()
+        finally:
+            proxy.close()
+            for listener in listeners:
+                listener.socket.close()
 
 
 class _Proxy:
     """What the clients of one proxy share."""
 
-    def __init__(self, connect: Connect, resolve: Resolve, isolate: frozenset[Isolate]) -> None:
-        self._connect = connect
-        self._resolve = resolve
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        begin: Begin,
+        connect: Connect,
+        resolve: Resolve,
+        max_clients: int,
+        isolate: frozenset[Isolate],
+    ) -> None:
+        self.nursery = nursery
+        self.begin = begin
+        self.connect = connect
+        self.resolve = resolve
+        self.pump = Pump.current()
+        self.handshakes = _Deadlines(HANDSHAKE_TIMEOUT, _Client.give_up_handshake)
+        self.attempts = _Deadlines(FIRST_ATTEMPT_TIMEOUT, _Client.give_up_attempt)
+        self.farewells = _Deadlines(LINGER_TIMEOUT, _Client.close)
+        self._clients: set[_Client] = set()
+        self._max_clients = max_clients
+        self._listeners: list[_Listener] = []
         self._isolate = isolate
         self._is_leak_settled = False
-        self._carriers: set[_Carrier] = set()
+
+    def listen(self, listeners: Sequence[trio.SocketListener]) -> None:
+        self._listeners = [_Listener(self, listener) for listener in listeners]
 
     async def look(self) -> NoReturn:
         """Look now and then for clients that are gone."""
         while True:
             await trio.sleep(KEEPALIVE_INTERVAL)
-            for carrier in list(self._carriers):
-                carrier.look()
+            for client in list(self._clients):
+                client.look()
 
-    async def serve(self, client: trio.SocketStream) -> None:
-        """Serve one client to its end; never raises for what it or its peer does."""
-        try:
-            async with client:
-                handshake = Handshake()
-                request = await _negotiate(client, handshake)
-                if request is None:
-                    return
-                self._look_for_leak(request)
-                isolation = self._isolation(client, request)
-                if request.command is Command.CONNECT:
-                    await self._serve_connect(client, request, isolation, handshake.trailing_data)
-                else:
-                    await self._serve_lookup(client, request, isolation)
-        except trio.BrokenResourceError:
-            pass  # the client is gone; nobody is left to be told
-        except Exception as error:
-            # A fault of ours in one connection must not end the others. Its text may name a destination.
-            debugging = logger.isEnabledFor(logging.DEBUG)
-            logger.warning("a SOCKS connection failed: internal %s", type(error).__name__, exc_info=debugging)
+    def close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        for client in list(self._clients):
+            client.close()
 
-    def _isolation(self, client: trio.SocketStream, request: Request) -> Hashable:
+    @property
+    def has_room(self) -> bool:
+        return len(self._clients) < self._max_clients
+
+    def add(self, client: "_Client") -> None:
+        self._clients.add(client)
+        self.handshakes.add(client)
+        if not self.has_room:
+            self._watch_listeners()
+
+    def forget(self, client: "_Client") -> None:
+        had_room = self.has_room
+        for deadlines in (self.handshakes, self.attempts, self.farewells):
+            deadlines.discard(client)
+        self._clients.discard(client)
+        if not had_room:
+            self._watch_listeners()
+
+    def _watch_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.watch(self.has_room)
+
+    def isolation(self, client: "_Client", request: Request) -> Hashable:
         """Equal for requests that may share a circuit."""
-        try:
-            peer, listener = client.socket.getpeername()[0], client.socket.getsockname()[:2]
-        except OSError as error:
-            raise trio.BrokenResourceError from error
         keys: dict[Isolate, Hashable] = {
             Isolate.AUTH: request.isolation,
-            Isolate.CLIENT: peer,
-            Isolate.LISTENER: listener,
+            Isolate.CLIENT: client.address,
+            Isolate.LISTENER: client.listener,
             Isolate.DEST_ADDR: request.host.rstrip(".").lower(),
             Isolate.DEST_PORT: request.port,
-            Isolate.STREAM: object(),
+            Isolate.STREAM: client,
         }
         return tuple(keys[flag] for flag in Isolate if flag in self._isolate)
 
-    async def _serve_connect(
-        self, client: trio.SocketStream, request: Request, isolation: Hashable, early: bytes
-    ) -> None:
-        try:
-            with _deadline(CONNECT_TIMEOUT, "a connection"):
-                stream = await self._connect(request.host, request.port, isolation=isolation)
-        except TorkitError as error:
-            await _answer(client, encode_reply(request.version, reply_for(error)))
-            return
-        async with aclosing(stream):
-            # In a write of its own: ncat before 7.94 loses what arrives together with the reply.
-            await client.send_all(encode_reply(request.version, Reply.SUCCEEDED))
-            # From here on a close is a reset, whatever causes it, until the peer has ended in good order.
-            _reset_on_close(client, True)
-            carrier = _Carrier(client, stream)
-            self._carriers.add(carrier)
-            try:
-                await carrier.run(early)
-            except TorkitError as error:
-                logger.info("a stream failed: %s", error)
-                return
-            finally:
-                self._carriers.discard(carrier)
-            _reset_on_close(client, False)
-        await _close_gently(client)
-
-    async def _serve_lookup(self, client: trio.SocketStream, request: Request, isolation: Hashable) -> None:
-        try:
-            host = await self._lookup(request, isolation)
-            reply = encode_reply(request.version, Reply.SUCCEEDED, host)
-        except TorkitError as error:
-            reply = encode_reply(request.version, reply_for(error))
-        await _answer(client, reply)
-
-    async def _lookup(self, request: Request, isolation: Hashable) -> str:
+    async def lookup(self, request: Request, isolation: Hashable) -> str:
         """The one answer that a SOCKS reply has room for; raises TorkitError if there is none."""
         if request.command is Command.RESOLVE and request.is_address:
             return request.host
         with _deadline(CONNECT_TIMEOUT, "a look-up"):
-            answers = await self._resolve(request.host, isolation=isolation)
+            answers = await self.resolve(request.host, isolation=isolation)
         if request.command is Command.RESOLVE_PTR:
             kinds = ["hostname"]
         elif request.version == SOCKS4_VERSION:
@@ -254,7 +225,7 @@ class _Proxy:
                     return check_host(answer.value)
         raise StreamClosed("no answer of the kind asked for", reason=EndReason.RESOLVEFAILED)
 
-    def _look_for_leak(self, request: Request) -> None:
+    def look_for_leak(self, request: Request) -> None:
         """Warn once if the first destination is an address: nobody has asked for its name here."""
         if self._is_leak_settled or (request.is_address and request.command is not Command.CONNECT):
             return
@@ -266,120 +237,282 @@ class _Proxy:
             )
 
 
-async def _negotiate(client: trio.SocketStream, handshake: Handshake) -> Request | None:
-    """Take the client's request; None if it made none that is served, and was told so."""
-    with trio.move_on_after(HANDSHAKE_TIMEOUT) as deadline:
-        while data := await client.receive_some(READ_SIZE):
+class _Listener:
+    """Accepts clients while there is room for them."""
+
+    def __init__(self, proxy: _Proxy, listener: trio.SocketListener) -> None:
+        self._proxy = proxy
+        # A second descriptor of the same socket: trio's own waits for nobody.
+        self._socket = socket.fromfd(listener.socket.fileno(), listener.socket.family, socket.SOCK_STREAM)
+        _set_options(self._socket)
+        self._address = self._socket.getsockname()[:2]
+        self._source = proxy.pump.add_local(self._socket.fileno(), self)
+
+    def watch(self, is_wanted: bool) -> None:
+        self._proxy.pump.watch_reading(self._source, is_wanted)
+
+    def on_pump(self, what: Any) -> None:
+        """Somebody is at the door."""
+        for _ in range(ACCEPTED_PER_TURN):
+            if not self._proxy.has_room:
+                return
             try:
-                request = handshake.receive_data(data)
-            except TorkitError as error:
-                logger.info("a SOCKS client was refused: %s", error)
-                break
-            if answer := handshake.data_to_send():
-                await client.send_all(answer)
-            if request is not None:
-                return request
-    if deadline.cancelled_caught:
-        handshake.give_up()
-    await _answer(client, handshake.data_to_send())
-    return None
+                accepted, address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in OUT_OF_RESOURCES:
+                    logger.warning("no client can be accepted now: %s", os.strerror(error.errno or 0))
+                    self.watch(False)
+                    self._proxy.nursery.start_soon(self._try_later)
+                    return
+                continue  # that client has left again
+            accepted.setblocking(False)
+            self._proxy.add(_Client(self._proxy, accepted, address[0], self._address))
+
+    def on_fault(self) -> None:
+        """The next client may fare better."""
+
+    async def _try_later(self) -> None:
+        await trio.sleep(ACCEPT_RETRY)
+        self.watch(self._proxy.has_room)
+
+    def close(self) -> None:
+        self._proxy.pump.remove(self._source)
+        self._socket.close()
 
 
-class _Carrier:
-    """Carries bytes both ways between one client and its stream."""
+class _Client:
+    """One client, from its first byte to its last. `address` is where it is, `listener` where it came to."""
 
-    def __init__(self, client: trio.SocketStream, stream: SocksStream) -> None:
-        self._client = client
-        self._stream = stream
-        self._scope: trio.CancelScope  # that of `run`
-        self._has_ended = False  # the client, its direction
-        self._is_gone = False
+    def __init__(self, proxy: _Proxy, sock: socket.socket, address: str, listener: tuple[str, int]) -> None:
+        self.address = address
+        self.listener = listener
+        self._proxy = proxy
+        self._socket = sock
+        self._source = proxy.pump.add_local(sock.fileno(), self)
+        self._handshake = Handshake()
+        self._request: Request | None = None
+        self._isolation: Hashable = None
+        self._stream: Stream | None = None
+        self._carrier: Carrier | None = None
+        self._scope = trio.CancelScope()  # of a task that works for this client
 
-    async def run(self, early: bytes) -> None:
-        """Carry, `early` first to the stream, until the peer ends it.
+    # --- the handshake ----------------------------------------------------------------------------
 
-        Raises what the stream raises when it ended otherwise than in good order, and
-        trio.BrokenResourceError when the client is gone. The caller closes both.
-        """
-        failure: TorkitError | None = None
-        async with trio.open_nursery() as nursery:
-            self._scope = nursery.cancel_scope
-            nursery.start_soon(self._upload, early)
-            try:
-                await self._stream.copy_to(self._client.socket.fileno())
-            except TorkitError as error:
-                failure = error
-            except OSError:
-                self._is_gone = True
-            nursery.cancel_scope.cancel()
-        if self._is_gone:
-            raise trio.BrokenResourceError("the client is gone")
-        if failure is not None:
-            raise failure
-
-    async def _upload(self, early: bytes) -> None:
-        data = early
+    def on_pump(self, what: Any) -> None:
+        """It sends, or, once its request is complete, has broken."""
+        if self._request is not None:
+            return self.close()
         try:
-            data = data or await self._receive()
-            while data:
-                # If the stream is over, nobody takes this; how it ended, and what came before, `run` tells.
-                with suppress(TorkitError, trio.BrokenResourceError):
-                    await self._stream.send_all(data)
-                data = await self._receive()
+            data = self._socket.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return None
         except OSError:
-            self._leave()
-        self._has_ended = True
-        self.look()
+            return self.close()
+        try:
+            self._request = self._handshake.receive_data(data) if data else None
+        except TorkitError as error:
+            logger.info("a SOCKS client was refused: %s", error)
+            return self._part(self._handshake.data_to_send())
+        answer = self._handshake.data_to_send()
+        if not data:
+            return self._part(answer)
+        if answer and not self._send(answer):
+            return self.close()
+        if self._request is not None:
+            self._serve(self._request)
+        return None
 
-    async def _receive(self) -> bytes:
-        """As the client's own receive_some, at half the price: most clients send once, and then wait."""
-        descriptor = self._client.socket.fileno()
-        while True:
-            await trio.lowlevel.wait_readable(descriptor)
-            with suppress(BlockingIOError):
-                return os.read(descriptor, READ_SIZE)
+    def give_up_handshake(self) -> None:
+        """It has taken too long to say what it wants."""
+        self._handshake.give_up()
+        self._part(self._handshake.data_to_send())
+
+    def _serve(self, request: Request) -> None:
+        self._proxy.handshakes.discard(self)
+        self._proxy.pump.watch_reading(self._source, False)
+        self._proxy.look_for_leak(request)
+        self._isolation = self._proxy.isolation(self, request)
+        if request.command is not Command.CONNECT:
+            self._proxy.nursery.start_soon(self._look_up, request)
+            return None
+        try:
+            stream = self._proxy.begin(request.host, request.port, isolation=self._isolation)
+        except TorkitError as error:
+            return self._refuse(request, error)
+        if stream is None:
+            self._proxy.nursery.start_soon(self._connect, request, None)
+            return None
+        self._stream = stream
+        stream.watcher = self
+        self._proxy.attempts.add(self)
+        return None
+
+    # --- connecting -------------------------------------------------------------------------------
+
+    def on_change(self) -> None:
+        """The stream that was begun has been answered, or has failed."""
+        assert self._stream is not None
+        if self._stream.is_connected:
+            self._proxy.attempts.discard(self)
+            self._carry(self._stream)
+        else:
+            self.give_up_attempt()
+
+    def on_xon(self) -> None:
+        """Nothing is sent yet."""
+
+    def give_up_attempt(self) -> None:
+        """It failed or has taken too long: what can be done about that is worth a task."""
+        assert self._stream is not None
+        assert self._request is not None
+        self._proxy.attempts.discard(self)
+        self._stream.watcher = None
+        begun, self._stream = self._stream, None
+        self._proxy.nursery.start_soon(self._connect, self._request, begun)
+
+    async def _connect(self, request: Request, begun: Stream | None) -> None:
+        with self._guarded():
+            try:
+                with _deadline(CONNECT_TIMEOUT, "a connection"):
+                    stream = await self._proxy.connect(
+                        request.host, request.port, isolation=self._isolation, begun=begun
+                    )
+            except TorkitError as error:
+                self._refuse(request, error)
+            else:
+                self._carry(stream)
+
+    async def _look_up(self, request: Request) -> None:
+        with self._guarded():
+            try:
+                host = await self._proxy.lookup(request, self._isolation)
+                reply = encode_reply(request.version, Reply.SUCCEEDED, host)
+            except TorkitError as error:
+                self._refuse(request, error)
+            else:
+                self._part(reply)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Until the client leaves. A fault of ours must not end the others."""
+        with self._scope:
+            try:
+                yield
+            except Exception as error:
+                # Its text may name a destination.
+                debugging = logger.isEnabledFor(logging.DEBUG)
+                name = type(error).__name__
+                logger.warning("a SOCKS connection failed: internal %s", name, exc_info=debugging)
+                assert self._request is not None
+                self._part(encode_reply(self._request.version, Reply.GENERAL_FAILURE))
+
+    # --- carrying ---------------------------------------------------------------------------------
+
+    def _carry(self, stream: Stream) -> None:
+        assert self._request is not None
+        self._stream = stream
+        # In a write of its own: ncat before 7.94 loses what arrives together with the reply.
+        if not self._send(encode_reply(self._request.version, Reply.SUCCEEDED)):
+            return self.close()
+        self._carrier = Carrier(self._proxy, self._socket, self._source, stream, self._end)
+        self._carrier.start(self._handshake.trailing_data)
+        return None
+
+    def _end(self, failure: Exception | None) -> None:
+        """The carrier has done its work; `failure` is why it could not do all."""
+        if failure is None:
+            self._part(b"")
+        else:
+            if isinstance(failure, TorkitError):
+                logger.info("a stream failed: %s", failure)
+            self.close()
 
     def look(self) -> None:
-        """End if the client is gone, which nothing need tell while nothing is read or written.
+        """End if the client is gone, which nothing need tell while nothing is read or written."""
+        if self._carrier is not None:
+            self._carrier.look()
 
-        A client that only ended its direction answers the kernel's keepalive questions; one that closed
-        its socket does not, or answers with a reset.
-        """
-        sock = self._client.socket
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or (
-            self._has_ended and is_closed_by_program(sock)
-        ):
-            self._leave()
+    # --- the end ----------------------------------------------------------------------------------
 
-    def _leave(self) -> None:
-        self._is_gone = True
+    def _refuse(self, request: Request, error: TorkitError) -> None:
+        self._part(encode_reply(request.version, reply_for(error)))
+
+    def _send(self, data: bytes) -> bool:
+        """Send what is so short that it always fits; whether it did."""
+        try:
+            return self._socket.send(data) == len(data)
+        except OSError:
+            return False
+
+    def _part(self, last_words: bytes) -> None:
+        """Say the last that will be said, and let the client read it."""
+        self._proxy.handshakes.discard(self)
+        self._close_stream()
+        if not self._source.is_watched or (last_words and not self._send(last_words)):
+            return self.close()
+        self._proxy.farewells.add(self)
+        Farewell(self._proxy.pump, self._socket, self._source, self.close)
+        return None
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.watcher = None
+            self._stream.close()
+            self._stream = self._carrier = None
+
+    def on_fault(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything, once. The client sees a reset, unless all was said."""
+        self._proxy.forget(self)
+        self._proxy.pump.remove(self._source)
         self._scope.cancel()
+        self._close_stream()
+        self._socket.close()
 
 
-async def _answer(client: trio.SocketStream, data: bytes) -> None:
-    """Send the last bytes that the client gets."""
-    with trio.move_on_after(LINGER_TIMEOUT):
-        await client.send_all(data)
-        await _close_gently(client)
+class _Deadlines:
+    """Clients that have equally long to be through with something, the first of them first."""
+
+    def __init__(self, timeout: float, expire: Callable[[_Client], None]) -> None:
+        self._timeout = timeout
+        self._expire = expire
+        self._waiting: dict[_Client, float] = {}
+        self._is_needed = trio.Event()
+
+    def add(self, client: _Client) -> None:
+        self._waiting[client] = trio.current_time() + self._timeout
+        self._is_needed.set()
+
+    def discard(self, client: _Client) -> None:
+        self._waiting.pop(client, None)
+
+    async def run(self) -> NoReturn:
+        while True:
+            await self._is_needed.wait()
+            self._is_needed = trio.Event()
+            while self._waiting:
+                client, at = next(iter(self._waiting.items()))
+                if at <= trio.current_time():
+                    del self._waiting[client]
+                    self._expire(client)
+                else:
+                    await trio.sleep_until(at)
 
 
-async def _close_gently(client: trio.SocketStream) -> None:
-    """Let the client read what was sent: a close with bytes of its own unread would take that back."""
-    with trio.move_on_after(LINGER_TIMEOUT):
-        await client.send_eof()
-        while await client.receive_some(READ_SIZE):
-            pass
+def _set_options(listener: socket.socket) -> None:
+    """What accepted sockets inherit.
 
-
-def _reset_on_close(client: trio.SocketStream, reset: bool) -> None:
-    """Whether closing `client` sends a reset, which its program sees as an error, or an end of file."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
-
-
-def _set_keepalive(listener: trio.socket.SocketType) -> None:
-    """Have the kernel ask whether a silent client is still there: accepted sockets inherit this."""
+    The kernel asks whether a silent client is still there. And whatever closes its socket resets the
+    connection, until all has been said in good order: no cut may look like an end.
+    """
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):  # elsewhere the system's own, long, times hold
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
 

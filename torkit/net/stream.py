@@ -5,9 +5,8 @@ Tor has no half-close: `aclose` ends both directions. No windows are counted her
 
 from __future__ import annotations
 
-import os
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -26,6 +25,7 @@ from torkit.proto.messages import (
 )
 
 if TYPE_CHECKING:
+    from torkit._fast.pump import Local
     from torkit.directory.directory import Relay
     from torkit.net.circuit import Circuit
 
@@ -50,7 +50,7 @@ class Stream(trio.abc.Stream):
         self._is_closed = False
         self._answered = trio.Event()
         self._is_connected = False
-        self._sink: _Sink | None = None
+        self.watcher: Watcher | None = None
         self._unsent = memoryview(b"")  # what send_all still has to seal
         self._is_readable = trio.lowlevel.ParkingLot()
         self._is_writable = trio.lowlevel.ParkingLot()
@@ -83,9 +83,7 @@ class Stream(trio.abc.Stream):
                     self._check_open()
                     if self._has_ended:
                         raise self._broken()
-                    if self._seal():
-                        self.circuit.flush()
-                    else:
+                    if not self._seal():
                         with trio.move_on_at(inf if self._flow is None else self._flow.wake_at):
                             await self._is_writable.park()  # a window, another rate, or the end
             finally:
@@ -100,7 +98,7 @@ class Stream(trio.abc.Stream):
             if now < self._flow.next_send_at:
                 return False
             accepted = self._core.put(self._unsent[: self._flow.check.rate])
-            self._flow.sent(accepted, now)
+            self._flow.pace(accepted, now)
         self._unsent = self._unsent[accepted:]
         return accepted > 0
 
@@ -118,63 +116,34 @@ class Stream(trio.abc.Stream):
                 self._check_open()
                 data = self._take(-1 if max_bytes is None else max_bytes)
                 if data:
-                    self.circuit.flush()
                     return data
-                if self._end is EndReason.DONE:
+                if self.is_over():
                     return b""
-                if self._has_ended:
-                    raise self._broken()
                 await self._is_readable.park()
 
-    async def copy_to(self, descriptor: int) -> None:
-        """Write all that arrives to a non-blocking descriptor, until the peer has ended in good order.
+    def push(self, descriptor: int) -> bool:
+        """Write what has arrived to a non-blocking descriptor; whether that was all.
 
-        The fast road of `receive_some`: the core writes the bytes there by itself, and this task wakes
-        only where the descriptor is full or something ends. Raises as `receive_some` does, and
-        OSError where the descriptor fails.
+        If it was, the core goes on writing there by itself, and `watcher` hears of what the descriptor does
+        not take. Raises OSError where the descriptor fails.
         """
-        with self._receive_guard:
-            sink = self._sink = _Sink(descriptor)
-            try:
-                while True:
-                    self._check_open()
-                    self._push(sink)
-                    self.circuit.flush()
-                    if sink.error is not None:
-                        raise sink.error
-                    if sink.unwritten:
-                        await trio.lowlevel.wait_writable(descriptor)
-                    elif self._core.queued:
-                        await trio.lowlevel.checkpoint()
-                    elif self._end is EndReason.DONE:
-                        return
-                    elif self._has_ended:
-                        raise self._broken()
-                    else:
-                        await self._is_readable.park()
-            finally:
-                self._sink = None
-                self._core.sink = -1
-
-    def _push(self, sink: _Sink) -> None:
-        """Move what has arrived into the sink, as far as it takes it; all of it, and the core goes on."""
-        if not sink.unwritten:
-            sink.unwritten = memoryview(self._take(-1))
-        try:
-            while sink.unwritten:
-                sink.unwritten = sink.unwritten[os.write(sink.descriptor, sink.unwritten) :]
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError as error:
-            sink.error = error
+        before = self._core.queued
+        is_done = self._core.write_to(descriptor)
+        self._note_taken(before - self._core.queued)
         # Whoever lagged is watched until its peer has been told that it lags no more.
-        is_free = not sink.unwritten and (self._flow is None or self._flow.watch.is_idle)
-        self._core.sink = sink.descriptor if is_free and not self._core.queued else -1
+        is_free = is_done and (self._flow is None or self._flow.watch.is_idle)
+        self._core.sink = descriptor if is_free else -1
+        return is_done
+
+    def be_fed(self, local: Local, early: bytes) -> None:
+        """Have the core seal what is read from `local`, `early` first, without Python."""
+        local.feed(self._core, early)
 
     def close(self) -> None:
         """Send END, once; what the peer has under way is dropped."""
         if not self._is_closed:
             self._is_closed = True
+            self._core.sink = -1
             # The reason tells the exit nothing of why: C tor's clients always say MISC.
             self.circuit.close_stream(self, self._core, encode_end(EndReason.MISC))
             self._wake()
@@ -183,12 +152,39 @@ class Stream(trio.abc.Stream):
         self.close()
         await trio.lowlevel.checkpoint()
 
+    def is_over(self) -> bool:
+        """Whether the peer has ended in good order; there may be more to read. Raises StreamBroken."""
+        if self._end is EndReason.DONE and self._is_connected:
+            return True
+        if self._has_ended:
+            raise self._broken()
+        return False
+
+    @property
+    def failure(self) -> StreamBroken | None:
+        """Why it has ended other than in good order, or before it was connected; None otherwise."""
+        is_good = self._end is EndReason.DONE and self._is_connected
+        return self._broken() if self._has_ended and not is_good else None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the exit has answered that it is; it may have ended since."""
+        return self._is_connected
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether the peer has asked for a rate, which only `send_all` keeps."""
+        return self._flow is not None and self._flow.check.rate is not None
+
     def _take(self, max_bytes: int) -> bytes:
         """Received bytes; whatever message that makes due is sealed."""
         data = self._core.take(max_bytes)
-        if data and self._flow is not None and (self._core.queued or not self._flow.watch.is_idle):
-            self._advise(self._flow.watch.drained(len(data), self._core.queued, trio.current_time()))
+        self._note_taken(len(data))
         return data
+
+    def _note_taken(self, count: int) -> None:
+        if count and self._flow is not None and (self._core.queued or not self._flow.watch.is_idle):
+            self._advise(self._flow.watch.drained(count, self._core.queued, trio.current_time()))
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -209,6 +205,8 @@ class Stream(trio.abc.Stream):
         self._answered.set()
         self._is_readable.unpark_all()
         self._is_writable.unpark_all()
+        if self.watcher is not None:
+            self.watcher.on_change()
 
     def _advise(self, advice: Xon | Xoff | None) -> None:
         """Send what the queue's length asks for."""
@@ -220,12 +218,10 @@ class Stream(trio.abc.Stream):
     # --- called by the channel's reader ---------------------------------------------------------
 
     def on_readable(self) -> None:
-        if self._sink is None:
+        if self.watcher is not None:
+            self.watcher.on_change()
+        else:
             self._is_readable.unpark_all()
-        elif not self._sink.unwritten:  # else the task waits for the descriptor
-            self._push(self._sink)
-            if self._sink.unwritten or self._sink.error is not None:
-                self._is_readable.unpark_all()
         if self._flow is not None and self._core.queued:
             self._advise(self._flow.watch.queued(self._core.queued, trio.current_time()))
 
@@ -247,12 +243,16 @@ class Stream(trio.abc.Stream):
                 self._wake()
             elif command == RelayCommand.XOFF and self._flow is not None:
                 decode_xoff(body)
+                self._flow.note_sent(self._core.sent)
                 self._flow.check.xoff()
                 self._core.pause()
             elif command == RelayCommand.XON and self._flow is not None:
+                self._flow.note_sent(self._core.sent)
                 self._flow.xon(decode_xon(body))
                 self._core.resume()
                 self._is_writable.unpark_all()
+                if self.watcher is not None:
+                    self.watcher.on_xon()
             else:
                 raise CircuitError(f"relay command {command} arrived for a stream that did not ask for it")
         except CircuitError as error:
@@ -262,6 +262,16 @@ class Stream(trio.abc.Stream):
         """The circuit has ended with `error`; what was received before can still be read."""
         self._failure = error
         self._wake()
+
+
+class Watcher(Protocol):
+    """Who is told of a stream by calls, instead of tasks that wait on it. They never wait and never raise."""
+
+    def on_change(self) -> None:
+        """It was connected or has ended, or bytes have arrived that the core does not write by itself."""
+
+    def on_xon(self) -> None:
+        """The peer takes data again, or at another rate."""
 
 
 class StreamFlow:
@@ -275,15 +285,20 @@ class StreamFlow:
         self.watch = DrainWatch(params, clock)
         self.check = XoffCheck(params)
         self.next_send_at = 0.0
+        self._sent = 0
 
     @property
     def wake_at(self) -> float:
         """When a sender that must wait may look again; never, if nothing but a window holds it."""
         return self.next_send_at if self.next_send_at > trio.current_time() else inf
 
-    def sent(self, count: int, now: float) -> None:
-        """Note `count` bytes sent."""
-        self.check.data_sent(count)
+    def note_sent(self, total: int) -> None:
+        """Note how many bytes the core has sent in all, before a message is judged by that."""
+        self.check.data_sent(total - self._sent)
+        self._sent = total
+
+    def pace(self, count: int, now: float) -> None:
+        """Note `count` bytes sent at the rate."""
         if self.check.rate is not None:
             self.next_send_at = max(self.next_send_at, now) + count / self.check.rate
 
@@ -291,15 +306,6 @@ class StreamFlow:
         """Take an XON: its rate counts from now on. Raises CircuitError."""
         self.check.xon(kbps_ewma)
         self.next_send_at = 0.0
-
-
-class _Sink:
-    """A descriptor that takes what a stream receives; `unwritten` is what it did not take yet."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.unwritten = memoryview(b"")
-        self.error: OSError | None = None
 
 
 class ConflictGuard:

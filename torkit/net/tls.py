@@ -30,11 +30,11 @@ def random_server_name(rng: SystemRandom) -> str:
 
 
 class TlsConnection:
-    """Driven by one reader and one writer task. Made by `connect`; `buffer` belongs to the reader."""
+    """Made by `connect`. After the link handshake, `core` is the pump's."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._tls = Tls(sock.fileno(), random_server_name(SystemRandom()).encode())
+        self.core = Tls(sock.fileno(), random_server_name(SystemRandom()).encode())
         self.buffer = bytearray(BUFFER_LEN)
 
     @classmethod
@@ -67,14 +67,14 @@ class TlsConnection:
         return connection
 
     async def _handshake(self) -> None:
-        while not self._tls.do_handshake():
+        while not self.core.do_handshake():
             await self.send(b"")
             await trio.lowlevel.wait_readable(self._sock)
         await self.send(b"")
 
     def peer_certificate(self) -> bytes:
         """The relay's TLS certificate, DER."""
-        certificate = self._tls.peer_certificate()
+        certificate = self.core.peer_certificate()
         if not certificate:
             raise ChannelError("the relay showed no TLS certificate")
         return certificate
@@ -82,12 +82,12 @@ class TlsConnection:
     @property
     def wants_to_send(self) -> bool:
         """Something is left to send, be it TLS's own, such as an answer to a key update."""
-        return self._tls.wants_to_send
+        return self.core.wants_to_send
 
     @property
     def is_blocked(self) -> bool:
         """The relay does not take what we send as fast as we send it."""
-        return self._tls.is_blocked
+        return self.core.is_blocked
 
     async def receive(self) -> int:
         """Wait for data and decrypt all of it into the start of `buffer`; its length, 0 at the end."""
@@ -98,12 +98,12 @@ class TlsConnection:
 
     def receive_now(self) -> int:
         """Decrypt what has come into the start of `buffer`; its length, 0 if it is nothing or the end."""
-        return self._tls.receive(self.buffer)
+        return self.core.receive(self.buffer)
 
     @property
     def has_ended(self) -> bool:
         """The relay has ended the connection, and all that it sent was received."""
-        return self._tls.has_ended
+        return self.core.has_ended
 
     async def wait_readable(self) -> None:
         """Wait until `receive_now` may have something: after it had nothing."""
@@ -120,9 +120,9 @@ class TlsConnection:
 
         Not to be called while `is_blocked`, so that what waits here stays bounded.
         """
-        return self._tls.send(data)
+        return self.core.send(data)
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
-        self._tls.close()
+        self.core.close()
         self._sock.close()

@@ -1,0 +1,65 @@
+# Contents: the sockets that bytes move between without Python, and the loop over those that are ready.
+
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t
+
+from torkit._fast.channel cimport Channel
+from torkit._fast.stream cimport Stream
+from torkit._fast.tls cimport Tls
+
+# Implementation limits.
+cdef enum:
+    BUFFER_LEN = 131072           # bytes of one read from a relay: a busy relay's burst; more gains nothing measurable
+    CLIENT_READ_LEN = 65536       # bytes of one read from a client: some 130 cells
+    MAX_READY = 64                # sockets looked at in one round, so that a crowd cannot starve the rest
+    MAX_READS = 8                 # from one relay in one round
+
+# A socket that the pump watches. Made by the pump's methods; `owner` is handed back with what happens.
+cdef class Source:
+    cdef public object owner
+    cdef int descriptor           # -1 once it is watched no more
+    cdef uint32_t interest        # epoll's flags
+    cdef Py_ssize_t slot
+
+# The connection to a relay.
+@cython.final
+cdef class Link(Source):
+    cdef Tls tls
+    cdef Channel channel
+    cdef bint has_more            # the last round did not take all that it holds
+    cdef public bint tell_when_sent
+
+cdef class Pump
+
+# A socket of this machine: a listener, or a client of the proxy.
+@cython.final
+cdef class Local(Source):
+    cdef Pump pump                # None once it is watched no more
+    cdef Stream stream            # takes what the client sends; None while Python reads
+    cdef uint8_t* unsent          # of the last read: what the stream's windows had no room for
+    cdef Py_ssize_t unsent_len
+    cdef bint has_ended           # nothing more can be read
+    cdef bint is_due              # the windows have opened
+
+    cdef int seal(self) except -1
+
+@cython.final
+cdef class Pump:
+    cdef readonly int descriptor  # of epoll: readable when there is something to do
+    cdef list sources             # by slot; None where one has gone
+    cdef list free                # slots
+    cdef list links
+    cdef list due                 # locals whose streams may send again
+    cdef uint8_t* buffer
+    cdef double moved_at          # seconds, monotonic: when a byte last moved
+
+    cdef int add(self, Source source, int descriptor, uint32_t interest) except -1
+    cdef int watch_for(self, Source source, uint32_t interest) except -1
+    cdef int round(self, list found) except -1
+    cdef bint is_behind(self)
+    cdef int receive(self, Link link, list found) except -1
+    cdef list without_fed(self, list events)
+    cdef int upload(self, Local local, uint32_t flags, list found) except -1
+    cdef int feed(self) except -1
+    cdef int send(self, list found) except -1
+    cdef bint send_link(self, Link link, list found) except -1

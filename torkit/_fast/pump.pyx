@@ -1,0 +1,407 @@
+"""Moves bytes between relays' connections and the proxy's clients, without Python and without a task.
+
+    relay's socket -> TLS -> cells -> streams -> the clients' sockets (Stream.sink)
+    client's socket -> its stream -> cells -> TLS -> relay's socket
+
+Python has its turn for what is no bulk data: `run` returns it as (owner, what) pairs. Whoever drives this
+(net/pump.py) calls `run` whenever the program would sleep, so what was sealed meanwhile goes out in one piece.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport EAGAIN, EINTR, ENOENT, errno
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close, read
+
+from torkit._fast.events cimport ChannelFailed, Flushed, Writable
+
+from torkit.errors import ChannelClosed, ChannelError, UsageError
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint32_t u32
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    uint32_t EPOLLIN
+    uint32_t EPOLLOUT
+    int EPOLL_CLOEXEC
+    int EPOLL_CTL_ADD
+    int EPOLL_CTL_MOD
+    int EPOLL_CTL_DEL
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int operation, int descriptor, epoll_event* event)
+    int epoll_wait(int epoll, epoll_event* events, int count, int milliseconds)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    short POLLIN
+    int ppoll(pollfd* descriptors, unsigned long count, const timespec* timeout, const void* signals)
+
+
+cdef class Source:
+    @property
+    def is_watched(self):
+        return self.descriptor >= 0
+
+
+@cython.final
+cdef class Link(Source):
+    @property
+    def is_blocked(self):
+        """The relay does not take what we send as fast as we seal it."""
+        return self.tls.is_blocked
+
+
+@cython.final
+cdef class Local(Source):
+    def __dealloc__(self):
+        free(self.unsent)
+
+    def feed(self, Stream stream, const uint8_t[::1] early=b""):
+        """Have the core hand `early` and all that is read here to `stream`; with None, Python is told instead.
+
+        `early` may be as long as one read, 64 KiB: raises UsageError for more.
+        """
+        if self.stream is not None:
+            self.stream.feeder = None
+        self.stream = stream
+        if stream is None:
+            return
+        if early.shape[0] > CLIENT_READ_LEN:
+            raise UsageError(f"{early.shape[0]} bytes are more than one read")
+        stream.feeder = self
+        if self.unsent == NULL:
+            self.unsent = <uint8_t*>malloc(CLIENT_READ_LEN)
+            if self.unsent == NULL:
+                raise MemoryError
+        if early.shape[0]:
+            memcpy(self.unsent, &early[0], early.shape[0])
+            self.unsent_len = early.shape[0]
+        self.resume()
+
+    def take_unsent(self):
+        """Remove and return what was read and not yet sealed."""
+        cdef bytes taken = self.unsent[:self.unsent_len] if self.unsent_len else b""
+        self.unsent_len = 0
+        return taken
+
+    def resume(self):
+        """Go on reading, and with what was read: after XON, which is no event of the circuit."""
+        if self.pump is not None and not self.is_due:
+            self.is_due = True
+            self.pump.due.append(self)
+
+    cdef int seal(self) except -1:
+        """Let the stream have as much of what waits as its windows allow."""
+        cdef Py_ssize_t count = self.stream.put_from(self.unsent, self.unsent_len)
+        self.unsent_len -= count
+        if self.unsent_len:
+            memmove(self.unsent, self.unsent + count, self.unsent_len)
+        return 0
+
+
+@cython.final
+cdef class Pump:
+    """Watches sockets that others own and close. Raises OSError where the system refuses to watch one."""
+
+    def __cinit__(self):
+        self.descriptor = epoll_create1(EPOLL_CLOEXEC)
+        self.buffer = <uint8_t*>malloc(BUFFER_LEN)
+        if self.descriptor < 0 or self.buffer == NULL:
+            raise MemoryError("no epoll instance")
+        self.sources = []
+        self.free = []
+        self.links = []
+        self.due = []
+
+    def __dealloc__(self):
+        if self.descriptor >= 0:
+            close(self.descriptor)
+        free(self.buffer)
+
+    # --- who is watched ---------------------------------------------------------------------------
+
+    def add_link(self, Tls tls not None, Channel channel not None, owner):
+        """A relay's connection, past its handshake. Its owner is told lists of events."""
+        cdef Link link = Link.__new__(Link)
+        link.owner = owner
+        link.tls = tls
+        link.channel = channel
+        link.has_more = True  # the last flight of a handshake may have brought data with it
+        self.add(link, tls.descriptor, EPOLLIN)
+        self.links.append(link)
+        return link
+
+    def add_local(self, int descriptor, owner):
+        """A non-blocking socket of this machine, read by Python until `Local.feed`.
+
+        Its owner is told True when it is readable or broken, False when it is writable; where the core reads
+        it, b"" at its end and an OSError when it failed. Neither is watched for any more then.
+        """
+        cdef Local local = Local.__new__(Local)
+        local.owner = owner
+        local.pump = self
+        self.add(local, descriptor, EPOLLIN)
+        return local
+
+    def watch_reading(self, Local local not None, bint is_wanted):
+        """Whether to look for something to read; a socket that breaks is always reported."""
+        if local.descriptor >= 0:
+            self.watch_for(local, local.interest | EPOLLIN if is_wanted else local.interest & ~EPOLLIN)
+
+    def watch_writing(self, Local local not None, bint is_wanted):
+        """Whether to look for room to write."""
+        if local.descriptor >= 0:
+            self.watch_for(local, local.interest | EPOLLOUT if is_wanted else local.interest & ~EPOLLOUT)
+
+    def remove(self, Source source not None):
+        """Watch no more, once; before the socket is closed."""
+        cdef epoll_event ignored
+        if source.descriptor < 0:
+            return
+        epoll_ctl(self.descriptor, EPOLL_CTL_DEL, source.descriptor, &ignored)
+        source.descriptor = -1
+        self.sources[source.slot] = None
+        self.free.append(source.slot)
+        if type(source) is Link:
+            self.links.remove(source)
+        else:
+            (<Local>source).feed(None)
+            (<Local>source).pump = None
+
+    cdef int add(self, Source source, int descriptor, uint32_t interest) except -1:
+        cdef epoll_event event
+        source.slot = self.free.pop() if self.free else len(self.sources)
+        event.events = interest
+        event.data.u32 = <uint32_t>source.slot
+        if epoll_ctl(self.descriptor, EPOLL_CTL_ADD, descriptor, &event) != 0:
+            if source.slot < len(self.sources):
+                self.free.append(source.slot)
+            raise OSError(errno, "the socket cannot be watched")
+        source.descriptor = descriptor
+        source.interest = interest
+        if source.slot == len(self.sources):
+            self.sources.append(source)
+        else:
+            self.sources[source.slot] = source
+        return 0
+
+    cdef int watch_for(self, Source source, uint32_t interest) except -1:
+        cdef epoll_event event
+        if interest != source.interest:
+            event.events = interest
+            event.data.u32 = <uint32_t>source.slot
+            if epoll_ctl(self.descriptor, EPOLL_CTL_MOD, source.descriptor, &event) != 0:
+                raise OSError(errno, "the socket cannot be watched")
+            source.interest = interest
+        return 0
+
+    # --- moving -----------------------------------------------------------------------------------
+
+    def run(self, int other, double seconds, double linger):
+        """Move what there is to move; what Python must hear of, as (owner, what) pairs.
+
+        Then, if a byte has moved in the last `linger` seconds, wait for more, `seconds` at most or until the
+        descriptor `other` is readable; not at all where `other` is -1.
+        """
+        cdef list found = []
+        cdef double now = monotonic()
+        cdef double give_up_at = now + seconds
+        cdef double until
+        cdef pollfd[2] polled
+        cdef timespec timeout
+        cdef int ready
+        self.feed()  # Python has moved windows since, and opened some
+        while True:
+            self.round(found)
+            if found or seconds <= 0:
+                return found
+            if self.is_behind():
+                continue
+            if other < 0:
+                return found
+            now = monotonic()
+            until = min(give_up_at, self.moved_at + linger)
+            if until <= now:
+                return found
+            polled[0].fd = self.descriptor
+            polled[1].fd = other
+            polled[0].events = polled[1].events = POLLIN
+            polled[0].revents = polled[1].revents = 0
+            timeout.tv_sec = <long>(until - now)
+            timeout.tv_nsec = <long>(1e9 * (until - now - timeout.tv_sec))
+            with nogil:
+                ready = ppoll(polled, 2, &timeout, NULL)
+            # A signal is for Python to see; a timeout, and the other descriptor alone, are for the caller.
+            if ready <= 0 or not polled[0].revents:
+                return found
+
+    cdef int round(self, list found) except -1:
+        """Look at each socket that is ready, once."""
+        cdef epoll_event[MAX_READY] events
+        cdef Source source
+        cdef Link link
+        cdef int i
+        cdef int count = epoll_wait(self.descriptor, events, MAX_READY, 0)
+        for i in range(count):
+            source = <Source>self.sources[events[i].data.u32]
+            if source is None:
+                continue
+            if type(source) is Local:
+                self.upload(<Local>source, events[i].events, found)
+                continue
+            link = <Link>source
+            if events[i].events & EPOLLOUT:
+                link.tls.is_blocked = False
+            if events[i].events & ~EPOLLOUT:
+                link.has_more = True
+        for link in list(self.links):
+            if link.has_more:
+                self.receive(link, found)
+        if not found:
+            self.feed()
+        return self.send(found)
+
+    cdef bint is_behind(self):
+        """Whether a relay's connection holds more than one round takes, which epoll may not know."""
+        cdef Link link
+        for link in self.links:
+            if link.has_more:
+                return True
+        return False
+
+    cdef int receive(self, Link link, list found) except -1:
+        """What a relay has sent, up to the streams' sinks."""
+        cdef Py_ssize_t count
+        cdef int i
+        cdef list events
+        for i in range(MAX_READS):
+            try:
+                count = link.tls.receive_into(self.buffer, BUFFER_LEN)
+                if count == 0 and link.tls.has_ended:
+                    raise ChannelClosed("the relay closed the connection")
+            except (ChannelClosed, ChannelError) as error:
+                self.remove(link)
+                found.append((link.owner, [ChannelFailed(error)]))
+                return 0
+            link.has_more = count == BUFFER_LEN or link.tls.has_ended or link.tls.failure is not None
+            if count:
+                self.moved_at = monotonic()
+                events = link.channel.receive_read(self.buffer, count)
+                if events:
+                    events = self.without_fed(events)
+                if events:
+                    found.append((link.owner, events))
+                if link.channel.has_failed:
+                    self.remove(link)
+                    return 0
+            if not link.has_more:
+                return 0
+        return 0
+
+    cdef list without_fed(self, list events):
+        """Events but for windows that have opened for streams which the core feeds: it goes on by itself."""
+        cdef Stream stream
+        cdef Local local
+        cdef list others = []
+        for event in events:
+            if type(event) is Writable:
+                stream = <Stream>(<Writable>event).stream
+                if stream.feeder is not None:
+                    local = <Local>stream.feeder
+                    if not local.is_due:
+                        local.is_due = True
+                        self.due.append(local)
+                    continue
+            others.append(event)
+        return others
+
+    cdef int upload(self, Local local, uint32_t flags, list found) except -1:
+        """What a client has sent, up to sealed cells."""
+        cdef Py_ssize_t count
+        cdef int number
+        if not flags & local.interest:
+            # Nothing that was asked for: it broke. epoll would say so again and again.
+            found.append((local.owner, True))
+            self.remove(local)
+            return 0
+        if flags & EPOLLOUT:
+            found.append((local.owner, False))
+        if not flags & ~EPOLLOUT:
+            return 0
+        if local.stream is None:
+            found.append((local.owner, True))
+            return 0
+        if local.unsent_len:
+            return 0
+        count = read(local.descriptor, local.unsent, CLIENT_READ_LEN)
+        if count > 0:
+            self.moved_at = monotonic()
+            local.unsent_len = count
+            local.seal()
+            if local.unsent_len:  # until its windows open
+                self.watch_for(local, local.interest & ~EPOLLIN)
+            return 0
+        number = errno
+        if count < 0 and (number == EAGAIN or number == EINTR):
+            return 0
+        local.has_ended = True
+        self.watch_for(local, local.interest & ~EPOLLIN)
+        found.append((local.owner, b"" if count == 0 else OSError(number, "the client's connection broke")))
+        return 0
+
+    cdef int feed(self) except -1:
+        """Go on with uploads whose windows have opened."""
+        cdef Local local
+        cdef list due
+        if not self.due:
+            return 0
+        due, self.due = self.due, []
+        for local in due:
+            local.is_due = False
+            if local.stream is None or local.descriptor < 0:
+                continue
+            if local.unsent_len:
+                local.seal()
+            if not local.unsent_len and not local.has_ended:
+                self.watch_for(local, local.interest | EPOLLIN)
+        return 0
+
+    cdef int send(self, list found) except -1:
+        """Everything that has been sealed, each relay's in one piece."""
+        cdef Link link
+        for link in list(self.links):
+            if not link.tls.is_blocked:
+                self.send_link(link, found)
+        return 0
+
+    cdef bint send_link(self, Link link, list found) except -1:
+        cdef bint is_sent
+        cdef Py_ssize_t length = link.channel.outbox.length
+        if length == 0 and not link.tls.waiting() and not link.tell_when_sent:
+            return True
+        try:
+            is_sent = link.tls.send_from(link.channel.outbox.data(), length)
+        except (ChannelClosed, ChannelError) as error:
+            self.remove(link)
+            found.append((link.owner, [ChannelFailed(error)]))
+            return False
+        link.channel.outbox.clear()
+        self.watch_for(link, EPOLLIN if is_sent else EPOLLIN | EPOLLOUT)
+        if is_sent and link.tell_when_sent:
+            link.tell_when_sent = False
+            found.append((link.owner, [Flushed()]))
+        return is_sent
+
+
+cdef double monotonic() noexcept nogil:
+    """Seconds; its zero means nothing."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9

@@ -1,0 +1,197 @@
+"""Carries bytes both ways between a client's socket and its stream.
+
+The fast road needs no Python: the core writes what arrives, and seals what the client sends (_fast/pump).
+What is decided here is how ends are carried over, since TCP ends each direction by itself and Tor ends whole
+streams:
+
+    the client ends its direction   nothing is told to the peer; what the peer sends is still carried
+    the client is gone              the stream ends (sockdiag.py tells the two apart)
+    the peer ends in good order     the client gets every byte, then the end of file
+    anything else goes wrong        the client's connection is reset, so that no cut looks like an end
+"""
+
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+import trio
+
+from torkit._fast.pump import Local
+from torkit.errors import TorkitError
+from torkit.net.pump import Pump
+from torkit.net.sockdiag import is_closed_by_program
+from torkit.net.stream import Stream
+
+READ_SIZE = 65_536  # bytes; large enough that one read feeds some 130 cells
+
+# A client that closed its socket and one that only ended its direction look alike until the kernel asks.
+KEEPALIVE_IDLE = 30  # seconds until it asks
+KEEPALIVE_INTERVAL = 15  # seconds between questions, and between our looks at the answer
+
+
+class Home(Protocol):
+    """Where carriers live."""
+
+    pump: Pump
+    nursery: trio.Nursery
+
+
+class Carrier:
+    """Told by the pump what the socket does, and by the stream what came of it.
+
+    `end` is called once, at the end: with None where the peer ended in good order and the client has every
+    byte, otherwise with what went wrong.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        sock: socket.socket,
+        source: Local,
+        stream: Stream,
+        end: Callable[[Exception | None], None],
+    ) -> None:
+        self._home = home
+        self._socket = sock
+        self._source = source
+        self._stream = stream
+        self._end = end
+        self._has_ended = False  # the client, its direction
+        self._is_slow = False
+        self._is_over = False
+        self._scope = trio.CancelScope()  # of the slow road
+
+    def start(self, early: bytes) -> None:
+        """Carry, `early` first to the stream."""
+        self._source.owner = self._stream.watcher = self
+        self._stream.be_fed(self._source, early)
+        self.on_change()
+        if not self._is_over and self._stream.is_paced:
+            self.on_xon()
+
+    # --- from the stream --------------------------------------------------------------------------
+
+    def on_change(self) -> None:
+        """Bytes have come that the core did not write by itself, or the stream has ended."""
+        try:
+            is_pushed = self._stream.push(self._socket.fileno())
+            is_done = is_pushed and self._stream.is_over()
+        except (OSError, TorkitError) as error:
+            self._finish(error)
+        else:
+            self._home.pump.watch_writing(self._source, not is_pushed)
+            if is_done:
+                self._finish(None)
+
+    def on_xon(self) -> None:
+        """The peer takes data again, or at another rate."""
+        if self._is_slow:
+            return
+        if not self._stream.is_paced:
+            self._source.resume()
+            return
+        self._is_slow = True
+        rest = self._source.take_unsent()
+        self._source.feed(None)
+        self._home.pump.watch_reading(self._source, False)
+        self._home.nursery.start_soon(self._upload, rest)
+
+    # --- from the pump ----------------------------------------------------------------------------
+
+    def on_pump(self, what: Any) -> None:
+        """What the client's socket did."""
+        if what is False:
+            self.on_change()
+        elif what == b"":
+            self._has_ended = True
+            self.look()
+        else:
+            self._finish(what if isinstance(what, OSError) else ConnectionResetError())
+
+    def on_fault(self) -> None:
+        self._finish(ConnectionAbortedError())
+
+    # --- the slow road ----------------------------------------------------------------------------
+
+    async def _upload(self, data: bytes) -> None:
+        """Send no faster than the peer has asked for; from then on, whatever it asks for later."""
+        with self._scope:
+            try:
+                while True:
+                    # If the stream is over, nobody takes this; how it ended, `on_change` finds out.
+                    with suppress(TorkitError, trio.BrokenResourceError):
+                        await self._stream.send_all(data)
+                    if self._has_ended or not (data := await self._receive()):
+                        break
+            except trio.ClosedResourceError:
+                return
+            except OSError as error:
+                self._finish(error)
+                return
+            self._has_ended = True
+            self.look()
+
+    async def _receive(self) -> bytes:
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            with suppress(BlockingIOError, InterruptedError):
+                return self._socket.recv(READ_SIZE)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """End if the client is gone, which nothing need tell while nothing is read or written.
+
+        A client that only ended its direction answers the kernel's keepalive questions; one that closed
+        its socket does not, or answers with a reset.
+        """
+        if self._is_over:
+            return
+        error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error or (self._has_ended and is_closed_by_program(self._socket)):
+            self._finish(ConnectionResetError())
+
+    def _finish(self, failure: Exception | None) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._stream.watcher = None
+            self._scope.cancel()
+            if self._is_slow:
+                trio.lowlevel.notify_closing(self._socket)
+            self._end(failure)
+
+
+class Farewell:
+    """Lets a client read what was said last: a close with bytes of its own unread would take that back.
+
+    `close` is called when it has ended its direction too; when it takes too long is the caller's to say.
+    """
+
+    def __init__(self, pump: Pump, sock: socket.socket, source: Local, close: Callable[[], None]) -> None:
+        self._socket = sock
+        self._close = close
+        source.owner = self
+        source.feed(None)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            close()
+            return
+        pump.watch_writing(source, False)
+        pump.watch_reading(source, True)
+
+    def on_pump(self, what: Any) -> None:
+        try:
+            if self._socket.recv(READ_SIZE):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self._close()
+
+    def on_fault(self) -> None:
+        self._close()
