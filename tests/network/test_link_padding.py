@@ -26,6 +26,9 @@ pytestmark = pytest.mark.network
 LONGEST_SILENCE = PARAMETERS["nf_ito_high"][0] / 1000 + 1.5
 DEADLINE = 20.0  # seconds
 
+# What a relay notes of a C tor 0.4.9 client with ReducedConnectionPadding 1 or ConnectionPadding 0.
+STOP = "Negotiated padding=0, lo=1500, hi=1500 "
+
 NEVER = {"nf_ito_low": 60_000, "nf_ito_high": 60_000}
 EVERY_SECOND = dict.fromkeys(("nf_ito_low", "nf_ito_high", "nf_ito_low_reduced", "nf_ito_high_reduced"), 1000)
 
@@ -63,7 +66,7 @@ async def test_relay_and_client_pad_each_other_and_heed_a_stop(
             for name in (WATCHED, "middle1", "exit1")  # relays pad once a circuit goes on from them
             if (relay := tor.directory.relay_at(tor.directory.indexes_of(name)[0])) is not None
         )
-        stops = count("Negotiated padding=0")
+        stops = count(STOP)
         received = await padding_received()
 
         kinds = [(Padding.AUTO, NEVER), (Padding.REDUCED, EVERY_SECOND), (Padding.OFF, EVERY_SECOND)]
@@ -77,7 +80,7 @@ async def test_relay_and_client_pad_each_other_and_heed_a_stop(
         await until(lambda: silent.active_at != before[0])  # neither of the two sends anything by itself
         await trio.sleep_until(before[1] + LONGEST_SILENCE)
         assert off.active_at == before[1]
-        assert count("Negotiated padding=0") - stops == 2
+        assert count(STOP) - stops == 2
         # One a second from us, and a few of other tests' clients.
         assert await padding_received() - received >= LONGEST_SILENCE - 3
         assert [channel.error for channel in channels] == [None] * 3
