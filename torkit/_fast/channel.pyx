@@ -11,9 +11,9 @@ from libc.string cimport memcpy, memset
 
 from torkit._fast.cells cimport (
     CELL_BODY_LEN, CELL_LEN, CIRC_ID_LEN, Command, VAR_HEADER_LEN, VERSIONS_CIRC_ID_LEN,
-    is_variable_length, load16, load32, store16, store32,
+    is_variable_length, load16, load32, monotonic, store16, store32,
 )
-from torkit._fast.circuit cimport Circuit, monotonic
+from torkit._fast.circuit cimport Circuit
 from torkit._fast.events cimport ChannelFailed, ControlCell, Readable
 from torkit._fast.stream cimport Stream
 

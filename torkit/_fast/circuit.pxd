@@ -76,5 +76,3 @@ cdef class Circuit(Outlet):
                        Py_ssize_t count, uint8_t* tag) except -1
     cdef int seal_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* received_tag) except -1
     cdef int unblock(self, list events) except -1
-
-cdef double monotonic() noexcept nogil
