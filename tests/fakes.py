@@ -70,6 +70,7 @@ RELAY_BODY_LEN = CELL_BODY_LEN - RELAY_HEADER_LEN
 CIRCWINDOW_START, CIRCWINDOW_INCREMENT = 1000, 100  # tor-spec, "Circuit-level flow control"
 STREAMWINDOW_START, STREAMWINDOW_INCREMENT = 500, 50  # tor-spec, "Stream-level flow control"
 MAX_RELAY_EARLY = 8  # tor-spec, "Handling relay_early cells"
+PADDING_LINK = 5  # the first link protocol with padding
 
 NTOR, NTOR_V3 = 2, 3  # handshake types of CREATE2
 CC_REQUEST, CC_RESPONSE, SUBPROTO_REQUEST = 1, 2, 3  # ntor-v3 extension types
@@ -496,6 +497,8 @@ class FakeRelay:
         )
         self.on_versions: Callable[[FakeLink], object] = answer_versions
         self.on_netinfo: Callable[[FakeLink, bytes], object] = ignore
+        self.on_padding: Callable[[FakeLink], object] = ignore
+        self.on_padding_negotiate: Callable[[FakeLink, int, int, int], object] = ignore
         self.on_create: Callable[[FakeCircuit, int, bytes], object] = answer_create
         self.on_destroy: Callable[[FakeCircuit, int], object] = ignore
         self.on_extend2: Callable[[FakeCircuit, int, RelayCell], object] = answer_extend2
@@ -681,6 +684,20 @@ class FakeLink:
             if body[:4] != bytes(4):
                 self.relay.complaints.append("a client's NETINFO carries a timestamp")
             self.relay.on_netinfo(self, body)
+        elif command == Command.PADDING:
+            self.relay.on_padding(self)
+        elif command == Command.PADDING_NEGOTIATE:
+            self._handle_padding_negotiate(circ_id, body)
+
+    def _handle_padding_negotiate(self, circ_id: int, body: bytes) -> None:
+        """Stop (1) or start (2), with the shortest and longest silence in ms. tor-spec, "Link padding"."""
+        version, command, low, high = struct.unpack_from(">BBHH", body)
+        if circ_id != 0 or version != 0 or command not in (1, 2) or any(body[6:]):
+            self.complain("PADDING_NEGOTIATE as no relay understands it")
+        elif (self.version or 0) < PADDING_LINK:
+            self.complain("PADDING_NEGOTIATE on a link without padding")
+        else:
+            self.relay.on_padding_negotiate(self, command, low, high)
 
     def _handle_versions(self, command: int, body: bytes) -> None:
         if command != Command.VERSIONS or len(body) % 2:

@@ -276,12 +276,16 @@ class DirectoryService:
 
 
 def signed_service(
-    docs: Sequence[RelayDoc], signers: Sequence[TestAuthority], *, valid_after: int | None = None
+    docs: Sequence[RelayDoc],
+    signers: Sequence[TestAuthority],
+    *,
+    valid_after: int | None = None,
+    params: str = "",
 ) -> DirectoryService:
     """A directory of these relays, valid from half an hour ago or from `valid_after`, for three hours."""
     if valid_after is None:
         valid_after = int(time.time()) - HOUR // 2
-    service = DirectoryService(network_docs.consensus(docs, signers, valid_after=valid_after))
+    service = DirectoryService(network_docs.consensus(docs, signers, valid_after=valid_after, params=params))
     service.ns_consensus = network_docs.consensus(docs, signers, flavor="ns", valid_after=valid_after)
     service.certificates = b"".join(one.certificate() for one in signers)
     service.hold(docs)
@@ -302,7 +306,7 @@ class ServedNetwork:
 
 
 @asynccontextmanager
-async def serve_network(*, guards: int = 2, exits: int = 2) -> AsyncIterator[ServedNetwork]:
+async def serve_network(*, guards: int = 2, exits: int = 2, params: str = "") -> AsyncIterator[ServedNetwork]:
     """A network for `open_tor`, whose middle relay is the authorities' and serves the directory."""
     names = ["middle", *(f"guard{n}" for n in range(guards)), *(f"exit{n}" for n in range(exits))]
     relays = dict(zip(names, fresh_relays(len(names)), strict=True))
@@ -319,7 +323,7 @@ async def serve_network(*, guards: int = 2, exits: int = 2) -> AsyncIterator[Ser
             for name, fake in relays.items()
         ]
         signers = authorities()
-        service = signed_service(docs, signers)
+        service = signed_service(docs, signers, params=params)
         for fake in relays.values():
             fake.directory = service
         middle = relays["middle"]

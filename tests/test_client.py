@@ -23,6 +23,7 @@ from fakes import (
 )
 from served import Arrivals, ServedNetwork, authorities, serve_network
 
+from torkit._fast.cells import Command
 from torkit.build_times import INITIAL
 from torkit.client import (
     ATTEMPT_TIMEOUTS,
@@ -46,6 +47,7 @@ from torkit.errors import (
 )
 from torkit.guards import RETRY_SCHEDULE
 from torkit.path import Constraints
+from torkit.proto.padding import Padding
 
 
 @pytest.fixture
@@ -56,11 +58,11 @@ def patient_clock() -> trio.testing.MockClock:
 
 @asynccontextmanager
 async def served_tor(
-    tmp_path: Path, *, guards: int = 2, exits: int = 2
+    tmp_path: Path, *, guards: int = 2, exits: int = 2, padding: Padding = Padding.AUTO
 ) -> AsyncIterator[tuple[Tor, ServedNetwork]]:
     async with (
         serve_network(guards=guards, exits=exits) as network,
-        open_tor(network=network.config, data_dir=tmp_path) as tor,
+        open_tor(network=network.config, data_dir=tmp_path, padding=padding) as tor,
     ):
         await tor.wait_ready()
         yield tor, network
@@ -214,7 +216,7 @@ async def test_an_unreachable_guard_is_replaced_and_come_back_to(
     """In a network of one subnet too, where the second guard once conflicted with the first."""
     started = time.time() - trio.current_time()
     monkeypatch.setattr(time, "time", lambda: started + trio.current_time())
-    async with served_tor(tmp_path) as (tor, network):
+    async with served_tor(tmp_path, padding=Padding.OFF) as (tor, network):
         first = (await tor.connect("web.test", 80)).path[0].nickname
         guard = network.relays[first]
         guard.on_versions = lambda link: link.close()
@@ -227,6 +229,38 @@ async def test_an_unreachable_guard_is_replaced_and_come_back_to(
         assert tor.choose_path(Constraints(port=80))[0].nickname == second
         await trio.sleep(60)
         assert tor.choose_path(Constraints(port=80))[0].nickname == first
+
+
+# --- Padding -------------------------------------------------------------------------------------------
+
+
+async def test_the_guard_is_padded_as_the_consensus_says(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with (
+        serve_network(params="nf_ito_high=7000 nf_ito_low=7000") as network,
+        open_tor(network=network.config, data_dir=tmp_path, spare_circuits=0) as tor,
+    ):
+        await tor.wait_ready()
+        stream = await tor.connect("web.test", 80)
+        guard = network.relays[stream.path[0].nickname]
+        guard.on_padding = padded = Arrivals()
+        await padded.next()
+        for _ in range(3):
+            started = trio.current_time()
+            await padded.next()
+            assert trio.current_time() - started == pytest.approx(7.0, abs=0.1)
+        assert not any(command == Command.PADDING_NEGOTIATE for _, command, _ in guard.links[0].control_cells)
+        assert not any(
+            command == Command.PADDING for _, command, _ in network.relays["middle"].links[0].control_cells
+        )
+
+
+async def test_padding_can_be_turned_off(tmp_path: Path) -> None:
+    async with served_tor(tmp_path, padding=Padding.OFF) as (tor, network):
+        stream = await tor.connect("web.test", 80)
+        guard = network.relays[stream.path[0].nickname]
+        assert any(command == Command.PADDING_NEGOTIATE for _, command, _ in guard.links[0].control_cells)
 
 
 # --- Attempts ------------------------------------------------------------------------------------------
@@ -302,7 +336,7 @@ async def test_a_circuit_destroyed_under_a_stream_is_replaced(tmp_path: Path) ->
 async def test_an_exit_that_never_answers_is_left_for_another(
     tmp_path: Path, patient_clock: trio.testing.MockClock
 ) -> None:
-    async with served_tor(tmp_path) as (tor, network):
+    async with served_tor(tmp_path, padding=Padding.OFF) as (tor, network):
         silent: list[FakeStream] = []
 
         def silent_once(stream: FakeStream) -> None:
@@ -324,7 +358,7 @@ async def test_an_exit_that_never_answers_is_left_for_another(
 async def test_exits_that_never_answer_time_out(
     tmp_path: Path, patient_clock: trio.testing.MockClock
 ) -> None:
-    async with served_tor(tmp_path, exits=3) as (tor, network):
+    async with served_tor(tmp_path, padding=Padding.OFF, exits=3) as (tor, network):
         ended = Arrivals()
         for exit_relay in exits_of(network):
             exit_relay.on_begin, exit_relay.on_end = ignore, ended
@@ -339,7 +373,7 @@ async def test_exits_that_never_answer_time_out(
 async def test_a_stream_is_tried_until_it_is_too_old(
     tmp_path: Path, patient_clock: trio.testing.MockClock
 ) -> None:
-    async with served_tor(tmp_path, exits=10) as (tor, network):
+    async with served_tor(tmp_path, padding=Padding.OFF, exits=10) as (tor, network):
         begun: list[FakeStream] = []
         for exit_relay in exits_of(network):
             exit_relay.on_begin = begun.append

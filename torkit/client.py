@@ -6,7 +6,7 @@ async with open_tor(network=load_network(None), data_dir=data_dir(None)) as tor:
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,6 +49,7 @@ from torkit.path import Constraints, choose_path, goes_with
 from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
+from torkit.proto.padding import Padding
 
 # As C tor: two attempts of 10 s on different circuits, then 15 s each, until the stream is 120 s old.
 # path-spec, "Handling failure".
@@ -104,6 +105,7 @@ class Tor:
         rng: Random,
         *,
         cgo: Cgo,
+        padding: Padding,
         spare_circuits: int,
         consensus: bytes | None,
         restrictions: Constraints | None,
@@ -120,7 +122,7 @@ class Tor:
         state, self._guards = _load_state(cache, self._restrictions, rng)
         self._saving = trio.Lock()
         self._has_warned = False
-        self._channels = Channels(nursery, rng)
+        self._channels = Channels(nursery, rng, padding=padding, params=self._params)
         self._channels.on_first_hop = self._note_first_hop
         self._build_times = BuildTimes.from_state(state, rng=rng, param=self._param)
         self._circuits = Circuits(
@@ -346,6 +348,11 @@ class Tor:
         directory = self._bootstrap.directory
         return default if directory is None else directory.consensus.param(name, default, low, high)
 
+    def _params(self) -> Mapping[str, int]:
+        """All of them; none while there is no directory."""
+        directory = self._bootstrap.directory
+        return {} if directory is None else directory.consensus.params
+
     def _circuit_settings(self) -> CircuitSettings:
         return CircuitSettings(self.directory.consensus.params, self._cgo, self._clock)
 
@@ -452,6 +459,7 @@ async def open_tor(
     network: Network,
     data_dir: FilePath,
     cgo: Cgo = Cgo.EXIT,
+    padding: Padding = Padding.AUTO,
     spare_circuits: int = SPARE_COUNT,
     consensus: bytes | None = None,
     restrictions: Constraints | None = None,
@@ -459,8 +467,9 @@ async def open_tor(
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
     `cgo` says which hops are asked for Counter Galois Onion; by default those that C tor asks, since
-    whoever asks others is easier to tell apart. `spare_circuits` are kept ready for streams to come; none
-    serves a program that opens one and ends. With `consensus`, that document is verified and used
+    whoever asks others is easier to tell apart. With less `padding` than by default, records of the traffic
+    to the guard tell better when this client was used. `spare_circuits` are kept ready for streams to come;
+    none serves a program that opens one and ends. With `consensus`, that document is verified and used
     instead of the cached or a fetched one. Raises DocumentError if it is none. Of `restrictions`, the
     `entries`, `exits` and `exclude` hold for every path: each makes this client easier to tell from others.
     """
@@ -473,6 +482,7 @@ async def open_tor(
                 nursery,
                 rng,
                 cgo=cgo,
+                padding=padding,
                 spare_circuits=spare_circuits,
                 consensus=consensus,
                 restrictions=restrictions,

@@ -1,6 +1,7 @@
 """The compiled core against the scripted relays: streams, windows, and every rule a relay may break."""
 
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -429,6 +430,24 @@ def test_a_circuit_takes_a_bounded_number_of_streams(talk: Talk) -> None:
         circuit.open_stream(2)
     with pytest.raises(UsageError, match="no more streams"):
         circuit.open_stream(2)
+
+
+def test_when_cells_came_or_went_is_noted() -> None:
+    def now() -> float:
+        return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+    core = Channel()
+    core.send_control(0, Command.VERSIONS, b"\0\5")
+    core.receive_data(bytearray(1), 0)
+    assert core.last_active == 0.0
+    started = now()
+    assert core.data_to_send()
+    sent = core.last_active
+    assert started <= sent <= now()
+    assert core.data_to_send() == b""
+    assert core.last_active == sent
+    core.receive_data(bytearray(b"\0\0\7\0\2\0\5"), 7)
+    assert sent < core.last_active <= now()
 
 
 def test_misuse_raises(talk: Talk) -> None:

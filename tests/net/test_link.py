@@ -35,9 +35,10 @@ from served import (
 from torkit._fast.cells import Command
 from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, TimedOut
 from torkit.net.channel import CONNECT_TIMEOUT, Channel
-from torkit.net.channels import IDLE_TIMEOUT, Channels
+from torkit.net.channels import MAX_AGE, Channels
 from torkit.net.circuit import CircuitSettings
 from torkit.net.contact import DirectoryServer
+from torkit.proto.padding import IDLE_TIMEOUT, IDLE_TIMEOUT_SPREAD, Padding
 
 Certs = list[tuple[int, bytes]]
 
@@ -276,8 +277,12 @@ async def served_until_end(relay: FakeRelay) -> AsyncIterator[Channel]:
         yield channel
 
 
-@pytest.mark.parametrize("command", [Command.VERSIONS, Command.CERTS, Command.NETINFO])
-async def test_a_second_handshake_ends_the_channel(relay: FakeRelay, command: Command) -> None:
+@pytest.mark.parametrize(
+    "command", [Command.VERSIONS, Command.CERTS, Command.NETINFO, Command.PADDING_NEGOTIATE]
+)
+async def test_cells_that_only_handshakes_or_clients_have_end_the_channel(
+    relay: FakeRelay, command: Command
+) -> None:
     async with served_until_end(relay) as channel:
         circuit = await build(channel, [relay])
         relay.links[0].send_cell(0, command, b"\0\5\0\4")
@@ -356,9 +361,9 @@ async def test_cancelling_the_tasks_of_many_streams_cuts_no_cell() -> None:
 
 
 @asynccontextmanager
-async def channels_to(relay: FakeRelay) -> AsyncIterator[Channels]:
+async def channels_to(relay: FakeRelay, padding: Padding = Padding.AUTO) -> AsyncIterator[Channels]:
     async with serve(relay), trio.open_nursery() as nursery:
-        yield Channels(nursery, Random())
+        yield Channels(nursery, Random(), padding=padding)
         nursery.cancel_scope.cancel()
 
 
@@ -436,22 +441,49 @@ async def test_a_waiter_tries_itself_when_the_first_attempt_fails(relay: FakeRel
         assert [type(outcome) for outcome in outcomes] == [HandshakeCut, Channel]
 
 
+@pytest.mark.parametrize("padding", [Padding.AUTO, Padding.REDUCED])
 async def test_an_idle_channel_is_closed_and_a_busy_one_is_not(
-    relay: FakeRelay, mock_clock: trio.testing.MockClock
+    relay: FakeRelay, mock_clock: trio.testing.MockClock, padding: Padding
 ) -> None:
-    async with channels_to(relay) as channels:
+    least, most = IDLE_TIMEOUT, IDLE_TIMEOUT + IDLE_TIMEOUT_SPREAD
+    if padding is Padding.REDUCED:
+        least, most = least // 2, most // 2
+    async with channels_to(relay, padding) as channels:
         channel = await channels.get(relay_of(relay))
         circuit = channel.open_circuit(8, CircuitSettings())
         await circuit.create(relay_of(relay))
-        mock_clock.jump(IDLE_TIMEOUT * 10)
+        mock_clock.jump(most * 10)
         await trio.testing.wait_all_tasks_blocked()
         assert channel.error is None
         circuit.close()
-        mock_clock.jump(IDLE_TIMEOUT - 1)
+        mock_clock.jump(least - 1)
         await trio.testing.wait_all_tasks_blocked()
         assert channel.error is None
         assert await channels.get(relay_of(relay)) is channel
-        mock_clock.jump(1 + IDLE_TIMEOUT)
-        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):
+            mock_clock.jump(most - least + 1)
+            await trio.testing.wait_all_tasks_blocked()
         assert isinstance(channel.error, ChannelClosed)
         assert await channels.get(relay_of(relay)) is not channel
+
+
+async def test_a_channel_of_a_week_takes_no_new_circuits_and_ends_with_its_last(
+    relay: FakeRelay, mock_clock: trio.testing.MockClock
+) -> None:
+    async with channels_to(relay) as channels:
+        old = await channels.get(relay_of(relay))
+        circuit = old.open_circuit(8, CircuitSettings())
+        await circuit.create(relay_of(relay))
+        mock_clock.jump(MAX_AGE - 1)
+        assert await channels.get(relay_of(relay)) is old
+        mock_clock.jump(1)
+        assert not channels.is_open(relay_of(relay))
+        new = await channels.get(relay_of(relay))
+        assert new is not old
+        assert await channels.get(relay_of(relay)) is new
+        assert (circuit.error, old.error) == (None, None)
+        circuit.close()
+        for _ in range(2):
+            mock_clock.jump(IDLE_TIMEOUT + IDLE_TIMEOUT_SPREAD)
+            await trio.testing.wait_all_tasks_blocked()
+        assert isinstance(old.error, ChannelClosed)

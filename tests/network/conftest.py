@@ -1,16 +1,26 @@
 """For the whole session: a private network of real `tor` processes, a proxy on it, servers to reach."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from network.private_network import RunningTestnet, running_testnet
+from network.private_network import WATCHED, RunningTestnet, running_testnet
 from network.servers import BannerServer, EchoServer, SilentServer, SinkServer, WebServer
 from network.torkit_process import CarrierServer, Proxy, Shell, make_shell, running_proxy
 
+from torkit.testnet import Options
+
 
 @pytest.fixture(scope="session")
-def testnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTestnet]:
-    with running_testnet(tmp_path_factory.mktemp("testnet")) as net:
+def watched_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the relay WATCHED notes what it does with its connections."""
+    return tmp_path_factory.mktemp("watched") / "log"
+
+
+@pytest.fixture(scope="session")
+def testnet(tmp_path_factory: pytest.TempPathFactory, watched_log: Path) -> Iterator[RunningTestnet]:
+    options = Options(torrc={WATCHED: [f"Log [or,net]info file {watched_log}"]})
+    with running_testnet(tmp_path_factory.mktemp("testnet"), options) as net:
         yield net
 
 

@@ -11,6 +11,8 @@ import trio
 
 from torkit.testnet import Options, Relay, Testnet, run_testnet
 
+WATCHED = "middle2"  # the relay of the session's network that logs more; see conftest.py
+
 
 class RunningTestnet:
     """The network as seen from other threads. Calls block: from trio, use `trio.to_thread.run_sync`."""

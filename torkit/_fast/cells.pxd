@@ -1,8 +1,9 @@
-# Contents: framing constants, the command enums (their only definition), big-endian access, Outbox.
+# Contents: framing constants, the command enums (their only definition), big-endian access, the clock, Outbox.
 
 cimport cython
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from torkit._fast.openssl cimport EVP_CIPHER_CTX
 
@@ -73,6 +74,12 @@ cdef inline void store32(uint8_t* p, uint32_t value) noexcept nogil:
 
 cdef inline bint is_variable_length(uint8_t command) noexcept nogil:
     return command == Command.VERSIONS or command >= 128
+
+# Seconds; its zero means nothing.
+cdef inline double monotonic() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
 
 # Growing buffer of sealed cells, handed over whole.
 @cython.final

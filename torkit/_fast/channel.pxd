@@ -14,6 +14,7 @@ cdef class Channel:
     cdef bint is_versioned        # VERSIONS has been received: circuit ids have 4 bytes
     cdef bint has_failed
     cdef bytearray partial        # the cell that the last read ended in
+    cdef readonly double last_active  # seconds, CLOCK_MONOTONIC: when cells last came or were taken to be sent
 
     cdef list receive_read(self, uint8_t* data, Py_ssize_t nbytes)
     cdef Py_ssize_t complete_partial(self, uint8_t* data, Py_ssize_t count, list events) except -1

@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 
 from torkit._fast.cells cimport (
     CELL_BODY_LEN, CELL_LEN, CIRC_ID_LEN, Command, VAR_HEADER_LEN, VERSIONS_CIRC_ID_LEN,
-    is_variable_length, load16, load32, store16, store32,
+    is_variable_length, load16, load32, monotonic, store16, store32,
 )
 from torkit._fast.circuit cimport Circuit
 from torkit._fast.events cimport ChannelFailed, ControlCell, Readable
@@ -88,7 +88,10 @@ cdef class Channel:
 
     def data_to_send(self):
         """Every cell sealed since the last call, whole cells only; b"" if there are none."""
-        return self.outbox.take()
+        data = self.outbox.take()
+        if data:
+            self.last_active = monotonic()
+        return data
 
     def receive_data(self, uint8_t[::1] buffer not None, Py_ssize_t nbytes):
         """Act on `nbytes` of link plaintext at the start of `buffer`, decrypting in place.
@@ -107,6 +110,7 @@ cdef class Channel:
         if self.has_failed:
             return events
         self.read_serial += 1
+        self.last_active = monotonic()
         if self.partial:
             used = self.complete_partial(data, nbytes, events)
         if self.partial or self.has_failed:

@@ -18,9 +18,8 @@ from collections import deque
 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from torkit._fast.cells cimport CELL_BODY_LEN, Command, RelayCommand, load16, store16
+from torkit._fast.cells cimport CELL_BODY_LEN, Command, RelayCommand, load16, monotonic, store16
 from torkit._fast.cgo cimport CGO_TAG_LEN
 from torkit._fast.events cimport Acknowledged, CircuitFailed, Message, Readable, Writable
 from torkit._fast.onion cimport LayerKind
@@ -457,13 +456,6 @@ cdef bint is_for_streams(uint8_t command) noexcept nogil:
 cdef bint is_known(uint8_t command) noexcept nogil:
     return (RelayCommand.BEGIN <= command <= RelayCommand.EXTENDED2
             or command == RelayCommand.XON or command == RelayCommand.XOFF)
-
-
-cdef double monotonic() noexcept nogil:
-    """Seconds; its zero means nothing."""
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef str name_of(int command):

@@ -12,9 +12,10 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport EAGAIN, EINTR, ENOENT, errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport timespec
 from posix.unistd cimport close, read
 
+from torkit._fast.cells cimport monotonic
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
 
 from torkit.errors import ChannelClosed, ChannelError, UsageError
@@ -386,6 +387,8 @@ cdef class Pump:
         cdef Py_ssize_t length = link.channel.outbox.length
         if length == 0 and not link.tls.waiting() and not link.tell_when_sent:
             return True
+        if length:
+            link.channel.last_active = monotonic()
         try:
             is_sent = link.tls.send_from(link.channel.outbox.data(), length)
         except (ChannelClosed, ChannelError) as error:
@@ -399,9 +402,3 @@ cdef class Pump:
             found.append((link.owner, [Flushed()]))
         return is_sent
 
-
-cdef double monotonic() noexcept nogil:
-    """Seconds; its zero means nothing."""
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + now.tv_nsec * 1e-9

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torkit.client import Tor
     from torkit.directory.directory import Relay
     from torkit.path import Constraints
+    from torkit.proto.padding import Padding
 
 COMMANDS = (
     *("socks", "connect", "fetch-consensus", "relays", "relay", "choose-path", "build-circuit", "testnet"),
@@ -79,6 +80,15 @@ ExitNodes = Annotated[
 ]
 ExcludeNodes = Annotated[
     str | None, typer.Option("--exclude-nodes", metavar="NAMES", help="Never use these.")
+]
+
+PaddingName = Annotated[
+    str,
+    typer.Option(
+        "--padding",
+        metavar="auto|reduced|off",
+        help="How much link padding; auto is what C tor's clients do.",
+    ),
 ]
 
 
@@ -287,6 +297,7 @@ async def open_client(
     consensus: bytes | None = None,
     as_json: bool = False,
     restrictions: "Constraints | None" = None,
+    padding: "Padding | None" = None,
 ) -> "AsyncIterator[Tor]":
     """The client that the global options describe; how far it has come is shown, perhaps `as_json`."""
     import trio
@@ -294,6 +305,7 @@ async def open_client(
     from torkit.client import open_tor
     from torkit.config import data_dir, load_network
     from torkit.proto.circuit import Cgo
+    from torkit.proto.padding import Padding
 
     try:
         cgo = Cgo(options.cgo)
@@ -305,6 +317,7 @@ async def open_client(
             network=network,
             data_dir=data_dir(network, options.data_dir),
             cgo=cgo,
+            padding=padding or Padding.AUTO,
             spare_circuits=spare_circuits,
             consensus=consensus,
             restrictions=restrictions,
@@ -318,6 +331,20 @@ async def open_client(
         finally:
             progress.erase()
             nursery.cancel_scope.cancel()
+
+
+def parse_padding(text: str) -> "Padding":
+    """What `--padding` names. Says what less than by default costs. Raises UsageError."""
+    from torkit.proto.padding import Padding
+
+    try:
+        padding = Padding(text)
+    except ValueError:
+        raise UsageError(f"--padding takes auto, reduced or off, not {text!r}") from None
+    if padding is not Padding.AUTO:
+        how_well = "to the second" if padding is Padding.OFF else "better"
+        say(f"--padding {text}: who records your network's traffic can see {how_well} when you used Tor")
+    return padding
 
 
 def restrictions(

@@ -11,9 +11,11 @@ from torkit.cli import (
     ExcludeNodes,
     ExitNodes,
     Options,
+    PaddingName,
     command_app,
     format_address,
     open_client,
+    parse_padding,
     parse_path,
     parse_target,
     restrictions,
@@ -48,6 +50,7 @@ def connect(
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
+    padding: PaddingName = "auto",
     zero: Annotated[bool, typer.Option("-z", help="Only see whether the connection can be made.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr when connected.")] = False,
     wait: Annotated[
@@ -88,11 +91,12 @@ def connect(
     destination = parse_target(target, port)
     if destination[1] == 0:
         raise UsageError("port 0 cannot be connected to")
+    link_padding = parse_padding(padding)
     if end or eof is AtEof.END:
         eof_timeout = 0
 
     async def command() -> None:
-        async with open_client(options, restrictions=wanted) as tor:
+        async with open_client(options, restrictions=wanted, padding=link_padding) as tor:
             await tor.wait_ready()
             await carry(
                 tor,

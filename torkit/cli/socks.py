@@ -18,9 +18,11 @@ from torkit.cli import (
     ExcludeNodes,
     ExitNodes,
     Options,
+    PaddingName,
     command_app,
     format_address,
     open_client,
+    parse_padding,
     parse_path,
     parse_target,
     restrictions,
@@ -76,6 +78,7 @@ def socks(
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
+    padding: PaddingName = "auto",
 ) -> None:
     """Serve SOCKS4a and SOCKS5 to programs on this machine."""
     options: Options = context.obj
@@ -84,6 +87,7 @@ def socks(
     )
     addresses = [parse_listen(text) for text in listen or ["127.0.0.1:9150"]]
     isolation = parse_isolation(isolate)
+    link_padding = parse_padding(padding)
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)  # of an earlier proxy
 
@@ -96,7 +100,7 @@ def socks(
                 await stack.enter_async_context(await open_listener(host, port)) for host, port in addresses
             ]
             tor = await stack.enter_async_context(
-                open_client(options, spare_circuits=SPARE_COUNT, restrictions=wanted)
+                open_client(options, spare_circuits=SPARE_COUNT, restrictions=wanted, padding=link_padding)
             )
             await serve(
                 tor,

@@ -33,6 +33,7 @@ from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.pump import Pump
 from torkit.net.tls import TlsConnection
 from torkit.proto.channel import LinkHandshake, LinkResult
+from torkit.proto.padding import Use
 
 # Implementation limit, seconds: TCP, TLS and link handshake together.
 CONNECT_TIMEOUT = 30.0
@@ -44,7 +45,12 @@ class Channel:
     def __init__(self, tls: TlsConnection, core: CoreChannel, link: LinkResult, rng: Random) -> None:
         self.link = link
         self.error: TorkitError | None = None
-        self.idle_since: float | None = trio.current_time()  # None while there are circuits
+        self.opened_at = trio.current_time()
+        self.idle_since: float | None = self.opened_at  # None while there are circuits
+        self.use = Use.DIRECTORY
+        self._used_more = trio.Event()
+        self._last_active = 0.0  # on the core's clock; and on trio's:
+        self._active_at = self.opened_at
         self._tls = tls
         self._core = core
         self._rng = rng
@@ -152,7 +158,6 @@ class Channel:
     async def drain(self) -> None:
         """Until everything sealed so far has been sent, or the channel has ended."""
         if self.error is None and self._link is not None:
-            self._is_sent = trio.Event()
             self._link.tell_when_sent = True
             await self._is_sent.wait()
 
@@ -173,6 +178,8 @@ class Channel:
             if circ_id not in self._circuits:
                 break
         core = self._core.open_circuit(circ_id, self._rng.randrange(1, 65536), relay_early_count)
+        if relay_early_count:  # else it cannot be extended
+            self.note_use(Use.CIRCUITS)
         circuit = Circuit(self, core, settings)
         core.owner = circuit
         self._circuits[circ_id] = circuit
@@ -189,11 +196,45 @@ class Channel:
         """Queue a cell that is not a relay cell."""
         self._core.send_control(circ_id, command, body)
 
+    # --- padding ------------------------------------------------------------------------------
+
+    @property
+    def active_at(self) -> float:
+        """When cells last came or went, on trio's clock; now, while the relay does not take what we send."""
+        if self.is_congested:
+            return trio.current_time()
+        if self._core.last_active != self._last_active:
+            self._last_active = self._core.last_active
+            age = time.clock_gettime(time.CLOCK_MONOTONIC) - self._last_active
+            self._active_at = trio.current_time() - age
+        return self._active_at
+
+    def note_use(self, use: Use) -> None:
+        """Tell what the channel carries from now on."""
+        if use > self.use:
+            self.use = use
+            self._used_more.set()
+            self._used_more = trio.Event()
+
+    async def wait_used_more(self) -> None:
+        """Until `use` grows."""
+        await self._used_more.wait()
+
+    async def send_padding(self) -> None:
+        """Send one PADDING cell."""
+        self.send_control(0, Command.PADDING, b"")
+        await self.drain()
+
     # --- events -------------------------------------------------------------------------------
 
     def _on_control_cell(self, event: ControlCell) -> None:
         circuit = self._circuits.get(event.circ_id)
-        if circuit is not None:
+        if event.command == Command.PADDING_NEGOTIATE:
+            # padding-spec, "Reducing or Disabling Padding via Negotiation": clients MUST reject it from a
+            # relay, and close the channel.
+            error = ChannelError("the relay sent PADDING_NEGOTIATE, which is for clients to send")
+            self._on_channel_failed(ChannelFailed(error))
+        elif circuit is not None:
             circuit.on_control_cell(event.command, event.body)
         elif event.circ_id == 0 and event.command in (Command.VERSIONS, Command.CERTS, Command.NETINFO):
             self._on_channel_failed(ChannelFailed(ChannelError("the relay began a second link handshake")))
@@ -205,6 +246,7 @@ class Channel:
 
     def _on_flushed(self, event: Flushed) -> None:
         self._is_sent.set()
+        self._is_sent = trio.Event()
 
 
 def _on_readable(event: Readable) -> None:

@@ -1,6 +1,6 @@
 """The channels in use, one for each relay: whoever needs a relay shares the connection to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
 
@@ -10,9 +10,10 @@ from torkit.errors import ChannelClosed, TimedOut, TorkitError
 from torkit.net.channel import Channel
 from torkit.net.contact import Contact, or_addresses
 from torkit.net.progress import Phase, Tracker, furthest
+from torkit.proto.padding import LinkPadding, Padding, idle_timeout
 
-# Implementation limit, seconds: how long a channel without circuits is kept, as C tor's clients do.
-IDLE_TIMEOUT = 180.0
+# Seconds after which a channel takes no new circuits, as C tor's.
+MAX_AGE = 7 * 86400.0
 
 
 def _ignore(identity: bytes, was_reached: bool | None) -> None:
@@ -20,15 +21,24 @@ def _ignore(identity: bytes, was_reached: bool | None) -> None:
 
 
 class Channels:
-    """Opens, shares and expires channels; their tasks run in `nursery`.
+    """Opens, shares, pads and expires channels; their tasks run in `nursery`. `params` are the consensus's.
 
     `on_first_hop` is told of every attempt to build a circuit, by the identity of its first relay: whether
     that could be reached, None where the attempt was given up.
     """
 
-    def __init__(self, nursery: trio.Nursery, rng: Random) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        rng: Random,
+        *,
+        padding: Padding = Padding.AUTO,
+        params: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self._nursery = nursery
         self._rng = rng
+        self._padding = padding
+        self._params = params
         self.progress = Tracker()  # told here, and by those who work on these channels
         self.on_first_hop: Callable[[bytes, bool | None], None] = _ignore
         self._open: dict[bytes, Channel] = {}
@@ -44,7 +54,10 @@ class Channels:
         opened = self._opening[key] = trio.Event()
         try:
             channel = self._open[key] = await self._connect(relay)
-            self._nursery.start_soon(self._keep, key, channel)
+            padding = LinkPadding(self._padding, link_protocol=channel.link.link_protocol, rng=self._rng)
+            for command, body in padding.start():
+                channel.send_control(0, command, body)
+            self._nursery.start_soon(self._keep, key, channel, padding)
         finally:
             del self._opening[key]
             opened.set()
@@ -53,7 +66,9 @@ class Channels:
     def is_open(self, relay: Contact) -> bool:
         """Whether `get` would give a channel at once."""
         channel = self._open.get(relay.identity)
-        return channel is not None and channel.error is None and _is_to(channel, relay)
+        if channel is None or channel.error is not None or not _is_to(channel, relay):
+            return False
+        return trio.current_time() - channel.opened_at < MAX_AGE
 
     def forget(self, relay: Contact) -> None:
         """Let the next `get` connect anew; the channel there is stays as long as it has circuits."""
@@ -81,23 +96,37 @@ class Channels:
                 failures.append(error)
         raise furthest(failures)
 
-    async def _keep(self, key: bytes, channel: Channel) -> None:
+    async def _keep(self, key: bytes, channel: Channel, padding: LinkPadding) -> None:
         """Run a channel until it ends or has long had no circuit."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire, channel, nursery.cancel_scope)
+            nursery.start_soon(self._pad, channel, padding)
             await channel.run()
             nursery.cancel_scope.cancel()
         if self._open.get(key) is channel:
             del self._open[key]
 
     async def _expire(self, channel: Channel, scope: trio.CancelScope) -> None:
+        timeout = idle_timeout(self._padding, self._rng)
         while True:
             idle_since = channel.idle_since
-            wake_at = IDLE_TIMEOUT + (trio.current_time() if idle_since is None else idle_since)
+            wake_at = timeout + (trio.current_time() if idle_since is None else idle_since)
             if wake_at <= trio.current_time():
                 scope.cancel()
                 return
             await trio.sleep_until(wake_at)
+
+    async def _pad(self, channel: Channel, padding: LinkPadding) -> None:
+        """Send PADDING when it is due, until the channel ends."""
+        while channel.error is None:
+            look_at = padding.look(
+                trio.current_time(), active_at=channel.active_at, use=channel.use, params=self._params()
+            )
+            if look_at is None:
+                await channel.send_padding()
+                continue
+            with trio.move_on_at(look_at):
+                await channel.wait_used_more()
 
 
 def _is_to(channel: Channel, relay: Contact) -> bool:

@@ -22,6 +22,7 @@ from torkit.net.contact import or_addresses
 from torkit.net.stream import Stream, StreamBroken, StreamFlow
 from torkit.proto import cells, flow, messages, ntor
 from torkit.proto.circuit import Cgo, HopHandshake, NewHop
+from torkit.proto.padding import Use
 
 if TYPE_CHECKING:
     from torkit.directory.directory import Relay
@@ -213,6 +214,8 @@ class Circuit:
     def _open_stream(self, *, is_resolve: bool) -> CoreStream:
         if self.error is not None:
             raise self.error
+        if self._core.hop_count > 1:
+            self._channel.note_use(Use.STREAMS)
         return self._core.open_stream(self._core.hop_count - 1, is_resolve)
 
     def close_stream(self, owner: StreamOwner, core: CoreStream, end_body: bytes) -> None:
