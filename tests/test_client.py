@@ -46,6 +46,7 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.guards import RETRY_SCHEDULE
+from torkit.net.stream import Stream
 from torkit.path import Constraints
 from torkit.proto.padding import Padding
 
@@ -314,6 +315,77 @@ async def test_a_port_that_no_exit_allows_is_no_path(tmp_path: Path) -> None:
     async with served_tor(tmp_path) as (tor, _):
         with pytest.raises(NoPath, match="exit policy"):
             await tor.connect("web.test", 25)
+
+
+async def failed(stream: Stream | None) -> Stream:
+    """A stream that was begun, once it has failed."""
+    assert stream is not None
+    with pytest.raises(StreamClosed):
+        await stream.wait_connected()
+    return stream
+
+
+async def test_a_stream_is_begun_at_once_only_where_a_circuit_is_ready(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, _):
+        stream = await tor.connect("web.test", 80, isolation="a")
+        begun = tor.begin("web.test", 443, isolation="a")
+        assert begun is not None
+        assert begun.circuit is stream.circuit
+        await begun.wait_connected()
+        assert tor.begin("web.test", 25, isolation="a") is None  # no exit allows that port
+        tor.new_identity()
+        assert tor.begin("web.test", 80, isolation="a") is None
+
+
+async def test_a_first_attempt_that_an_exit_refused_goes_on_at_another(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        await tor.connect("web.test", 80)
+        refused: list[FakeStream] = []
+
+        def refuse_once(stream: FakeStream) -> None:
+            if refused:
+                answer_begin(stream)
+            else:
+                refused.append(stream)
+                stream.end(EndReason.EXITPOLICY)
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = refuse_once
+        begun = await failed(tor.begin("web.test", 80))
+        stream = await tor.connect("web.test", 80, begun=begun)
+        assert stream.path[-1] != begun.path[-1]
+
+
+async def test_a_first_attempt_that_the_destination_refused_is_not_repeated(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        await tor.connect("web.test", 80)
+        asked: list[FakeStream] = []
+
+        def refuse(stream: FakeStream) -> None:
+            asked.append(stream)
+            stream.end(EndReason.CONNECTREFUSED)
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = refuse
+        begun = await failed(tor.begin("web.test", 80))
+        with pytest.raises(StreamClosed) as caught:
+            await tor.connect("web.test", 80, begun=begun)
+        assert caught.value.reason is EndReason.CONNECTREFUSED
+        assert len(asked) == 1
+
+
+async def test_a_first_attempt_that_is_not_answered_retires_its_circuit(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        first = await tor.connect("web.test", 80)
+        silent = next(fake for fake in exits_of(network) if fake.rsa_identity == first.path[-1].identity)
+        silent.on_begin = ignore
+        begun = tor.begin("web.test", 80)
+        assert begun is not None
+        stream = await tor.connect("web.test", 80, begun=begun)
+        assert stream.path[-1] != first.path[-1]
+        again = tor.begin("web.test", 80)
+        assert again is not None
+        assert again.circuit is stream.circuit
 
 
 async def test_a_circuit_destroyed_under_a_stream_is_replaced(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import pytest
 import trio
 import trio.testing
 from fake_tor import FakeAnswer, FakeTor
-from fakes import FakeRelay, FakeStream, answer_begin
+from fakes import FakeRelay, FakeStream, answer_begin, ignore
 from served import serve_circuit
 
-from torkit.errors import EndReason, NoPath, StreamClosed
+from torkit.errors import EndReason, NoPath, StreamClosed, TimedOut
 from torkit.net import socks
 from torkit.net.circuit import Circuit
 from torkit.net.socks import serve_socks
@@ -71,9 +71,11 @@ class ScriptedTor(FakeTor):
         self._arrived, self.peers = trio.open_memory_channel[Peer](1_000)
         self._by_stream: dict[FakeStream, Peer] = {}
         self._circuit: Circuit | None = None
+        self.begun: list[Stream | None] = []  # first attempts that `open` was given
 
     def use(self, circuit: Circuit, exit_relay: FakeRelay) -> None:
         self._circuit = circuit
+        self.exit = exit_relay
         exit_relay.on_begin = self._note_begun
         exit_relay.on_data = lambda stream, _: self._by_stream[stream].note_data()
         exit_relay.on_end = lambda stream, *_: self._by_stream[stream].has_ended.set()
@@ -93,7 +95,9 @@ class ScriptedTor(FakeTor):
     async def open(
         self, host: str, port: int, *, isolation: Hashable = None, begun: Stream | None = None
     ) -> Stream:
-        assert begun is None
+        self.begun.append(begun)
+        if begun is not None:
+            raise TimedOut("not answered in time")
         self.asked.append((host, port, isolation))
         await self._answer_as_told()
         assert self._circuit is not None
@@ -325,6 +329,32 @@ async def test_connection_that_takes_too_long_is_answered(autojump_clock: trio.t
     async with proxy_for(ScriptedTor(is_silent=True), circuit=False) as proxy:
         assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00\x05\x06\0\x01" + bytes(6)
         assert trio.current_time() >= socks.CONNECT_TIMEOUT
+
+
+async def test_first_attempt_that_is_not_answered_is_given_to_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ScriptedTor, "is_ready", True)
+    monkeypatch.setattr(socks, "FIRST_ATTEMPT_TIMEOUT", 0.05)
+    tor = ScriptedTor()
+    async with proxy_for(tor) as proxy:
+        tor.exit.on_begin = ignore
+        client = await proxy.client()
+        await client.send_all(GREETING + CONNECT)
+        assert await receive_exactly(client, 4) == b"\x05\x00\x05\x06"
+        assert [begun is not None for begun in tor.begun] == [True]
+
+
+async def test_client_that_breaks_while_it_waits_is_let_go() -> None:
+    tor = ScriptedTor(is_silent=True)
+    async with proxy_for(tor, circuit=False, max_clients=1) as proxy:
+        client = await proxy.client()
+        await client.send_all(GREETING + CONNECT)
+        assert await receive_exactly(client, 2) == b"\x05\x00"
+        await trio.testing.wait_all_tasks_blocked()
+        reset(client)
+        # There is room for one: the next is served only when the first is known to have gone.
+        assert await proxy.ask(b"\x16") == b"\x05\xff"
 
 
 async def test_fault_of_ours_ends_one_connection_only(caplog: pytest.LogCaptureFixture) -> None:
