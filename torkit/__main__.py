@@ -1,5 +1,15 @@
-"""`python -m torkit`."""
+"""Where the program starts: `torkit`, and `python -m torkit`."""
 
-from torkit.cli import main
+import gc
 
-main()
+
+def start() -> None:
+    """Run the command line. Imports make nothing but what stays: torkit.cli.run has garbage looked for later."""
+    gc.disable()
+    from torkit.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    start()

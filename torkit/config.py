@@ -12,7 +12,6 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
-from platformdirs import user_state_path
 
 from torkit import public_network
 from torkit.errors import StorageError, UsageError
@@ -215,7 +214,11 @@ def data_dir(network: Network, explicit: Path | None) -> Path:
     Networks do not share the platform's place: guards and documents of one mean nothing to another.
     Made, for its owner alone, where it is not there yet. Raises StorageError.
     """
-    path = explicit or user_state_path("torkit") / network.name
+    path = explicit
+    if path is None:
+        from platformdirs import user_state_path  # 2 ms at every start, and most starts of programs name one
+
+        path = user_state_path("torkit") / network.name
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -56,7 +56,11 @@ TIMED_OUT = 6
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
-# Implementation limit: objects made, and not freed, before the garbage collector looks for cycles.
+
+# Implementation limits. Seconds until the garbage collector is switched on: until then next to nothing is
+# garbage, and a fifth of a start would be spent looking. And how many objects are made, and not freed, before it
+# looks for cycles: every task switch makes some, and by default it looks hundreds of times a second.
+START_TIME = 2.0
 GC_THRESHOLD = 50_000
 
 
@@ -248,11 +252,6 @@ def run(
 
     import trio
 
-    # Every task switch makes objects that the collector counts, and next to none of them are cycles: by
-    # default it looks at all there is hundreds of times a second.
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
-
     logging.basicConfig(
         format="torkit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING
     )
@@ -271,9 +270,16 @@ def run(
         # A second signal finds the handlers as they were, and ends us without ceremony.
         scope.cancel()
 
+    async def collect_garbage() -> None:
+        await trio.sleep(START_TIME)
+        gc.freeze()  # what a start makes stays: imports, and the directory
+        gc.set_threshold(GC_THRESHOLD)
+        gc.enable()
+
     async def run_command() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(cancel_on_signal, nursery.cancel_scope)
+            nursery.start_soon(collect_garbage)
             await command()
             nursery.cancel_scope.cancel()
 

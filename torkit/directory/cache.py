@@ -16,7 +16,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
 
 from torkit.directory.authorities import MAX_CERTIFICATES_LEN, AuthorityCertificate, parse_certificates
 from torkit.directory.consensus import MAX_CONSENSUS_LEN, Consensus, parse_consensus
@@ -161,6 +160,8 @@ class Cache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout  # 10 ms, which a start that writes nothing is spared
+
         path = self._directory / LOCK
         if not self._directory.is_dir():  # the lock would make it, open to all
             raise StorageError(f"{self._directory} is not a directory")

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from math import inf
 from random import Random
-from statistics import median
 from typing import NamedTuple, TypeVar
 
 import trio
@@ -214,7 +213,11 @@ class DirectoryServers:
         """Our clock minus the relays', in seconds: the median. None before enough of them have told."""
         since = trio.current_time() - CLOCK_AGE
         skews = [clock.skew for clock in self._clocks.values() if clock.noted_at >= since]
-        return -median(skews) if len(skews) >= MIN_CLOCKS else None
+        if len(skews) < MIN_CLOCKS:
+            return None
+        from statistics import median
+
+        return -median(skews)
 
 
 class _Failed(NamedTuple):
