@@ -118,12 +118,13 @@ def encode_versions(versions: Iterable[int]) -> bytes:
 
 @dataclass(frozen=True)
 class RelayCell:
-    """The decoded body of a RELAY or RELAY_EARLY cell that a hop recognized."""
+    """The decoded body of a RELAY or RELAY_EARLY cell that a hop recognized, and what fills it up."""
 
     command: int
     stream_id: int
     body: bytes
     early: bool = False
+    padding: bytes = field(default=b"", compare=False, repr=False)
 
 
 # --- Onion layers, the relay's half --------------------------------------------------------------------
@@ -168,7 +169,9 @@ class Tor1Layer:
         padding = body[RELAY_HEADER_LEN + length :]
         if any(padding[:4]):
             raise ValueError("the first four bytes of padding are not zero")
-        return RelayCell(command, stream_id, body[RELAY_HEADER_LEN : RELAY_HEADER_LEN + length], early)
+        return RelayCell(
+            command, stream_id, body[RELAY_HEADER_LEN : RELAY_HEADER_LEN + length], early, padding
+        )
 
     def originate(
         self,
@@ -218,9 +221,10 @@ class CgoLayer:
             raise ValueError(f"unknown relay command {command}")
         if at + length > CELL_BODY_LEN:
             raise ValueError(f"a relay cell announces {length} bytes")
-        if any(body[at + length : at + length + 4]):
+        padding = body[at + length :]
+        if any(padding[:4]):
             raise ValueError("the first four bytes of padding are not zero")
-        return RelayCell(command, stream_id, body[at : at + length], early)
+        return RelayCell(command, stream_id, body[at : at + length], early, padding)
 
     def originate(
         self,
@@ -489,6 +493,11 @@ class FakeRelay:
         self.circuits: list[FakeCircuit] = []  # every circuit with a hop here, closed ones too
         self.complaints: list[str] = []
 
+        # For those who watch: called for each cell of our links, and each that a hop of their circuits
+        # recognized.
+        self.on_link_cell: Callable[[FakeLink, int, int, bytes], object] = ignore
+        self.on_relay_cell: Callable[[FakeCircuit, int, RelayCell], object] = ignore
+
         # The answers. Typed loosely so that a test's lambda may return anything.
         self.edit_certs: Callable[[list[tuple[int, bytes]]], list[tuple[int, bytes]]] = lambda certs: certs
         self.edit_extensions: Callable[[list[tuple[int, bytes]]], list[tuple[int, bytes]]] = (
@@ -663,6 +672,7 @@ class FakeLink:
         return circ_id, command, body
 
     def _handle(self, circ_id: int, command: int, body: bytes) -> None:
+        self.relay.on_link_cell(self, circ_id, command, body)
         if command in (Command.RELAY, Command.RELAY_EARLY):
             if circ_id in self.circuits:  # a cell in flight to a closed circuit is dropped
                 self.circuits[circ_id].receive(body, early=command == Command.RELAY_EARLY)
@@ -844,6 +854,7 @@ class FakeCircuit:
 
     def _dispatch(self, number: int, cell: RelayCell, tag: bytes) -> None:
         hop, relay = self.hops[number - 1], self.hops[number - 1].relay
+        self.link.relay.on_relay_cell(self, number, cell)
         if cell.command == RelayCommand.DATA:
             self._receive_data(number, cell, tag)
             return

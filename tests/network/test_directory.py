@@ -27,7 +27,7 @@ from torkit.errors import NothingNewer
 from torkit.net.channels import Channels
 from torkit.net.circuits import build_directory_circuit
 from torkit.net.contact import DirectoryServer
-from torkit.net.directory import fetch_certificates, fetch_consensus
+from torkit.net.directory import fetch_certificates, fetch_certificates_of_keys, fetch_consensus
 from torkit.testnet import Options
 
 VOTING_INTERVAL = 15  # seconds; a consensus lives twice as long
@@ -94,7 +94,7 @@ async def test_relays_send_diffs_and_what_they_make_is_verified(net: RunningTest
         async def fetch(held: Consensus | None) -> bytes:
             circuit = await build_directory_circuit(channels, server)
             try:
-                return (await fetch_consensus(circuit, held=held)).body
+                return (await fetch_consensus(circuit, network.voters, held=held)).body
             finally:
                 circuit.close()
 
@@ -106,8 +106,10 @@ async def test_relays_send_diffs_and_what_they_make_is_verified(net: RunningTest
             await trio.sleep(1)
         newer = parse_consensus(apply_diff(held.text, diff))
         circuit = await build_directory_circuit(channels, server)
+        certificates = parse_certificates(await fetch_certificates(circuit, network.voters))
         missing = missing_certificates(newer, (), network.voters, time.time())
-        certificates = parse_certificates(await fetch_certificates(circuit, missing))
+        of_keys = parse_certificates(await fetch_certificates_of_keys(circuit, missing))
+        assert {one.signing_key_digest for one in of_keys} == {one.signing_key_digest for one in certificates}
         assert len(verify(newer, certificates, network.voters, time.time())) == len(network.voters)
         assert newer.valid_after > held.valid_after
         nursery.cancel_scope.cancel()

@@ -42,8 +42,11 @@ READS_PER_TURN = 8
 class Channel:
     """Made by `connect`; `run` must be running for anything to move. `link` tells who the relay is."""
 
-    def __init__(self, tls: TlsConnection, core: CoreChannel, link: LinkResult, rng: Random) -> None:
+    def __init__(
+        self, tls: TlsConnection, core: CoreChannel, link: LinkResult, address: tuple[str, int], rng: Random
+    ) -> None:
         self.link = link
+        self.address = address  # what we connected to, and its port
         self.error: TorkitError | None = None
         self.idle_since: float | None = trio.current_time()  # None while there are circuits
         self._tls = tls
@@ -119,7 +122,7 @@ class Channel:
         except BaseException:
             tls.close()
             raise
-        return cls(tls, core, link, rng)
+        return cls(tls, core, link, (address, port), rng)
 
     async def run(self) -> None:
         """Move cells until the connection ends or the task is cancelled; every circuit then fails.

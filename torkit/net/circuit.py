@@ -76,6 +76,11 @@ class Circuit:
         """The first relay's clock minus ours, in seconds, when we connected; None if it told no time."""
         return self._channel.link.clock_skew
 
+    @property
+    def last_address(self) -> tuple[str, int]:
+        """An address and OR port of the last hop; on a circuit of one hop those that we connected to."""
+        return self._channel.address if len(self.path) < 2 else (self.path[-1].address, self.path[-1].or_port)
+
     # --- hops -------------------------------------------------------------------------------------
 
     async def create_fast(self) -> None:
