@@ -571,8 +571,10 @@ class FakeRelay:
         if handshake_type != NTOR_V3 or not self.supports("Relay", 4):
             raise HandshakeRefusedError(f"handshake type {handshake_type}")
         agreed: list[Agreement] = []
+        messages: list[bytes] = []
 
         def reply_to(message: bytes) -> bytes:
+            messages.append(message)
             agreed.append(self.answer_extensions(message))
             return agreed[0].reply
 
@@ -581,7 +583,7 @@ class FakeRelay:
         )
         kind = CgoLayer if agreed[0].cgo else Tor1Layer
         layer = kind(key_stream(kind.KEY_MATERIAL_LEN))
-        hop = FakeHop(self, layer, NTOR_V3)
+        hop = FakeHop(self, layer, NTOR_V3, messages[0])
         if agreed[0].congestion_control:
             hop.use_congestion_control()
         return reply, hop
@@ -736,6 +738,7 @@ class FakeHop:
     relay: FakeRelay
     layer: Tor1Layer | CgoLayer
     handshake_type: int | None = None  # None for CREATE_FAST
+    client_message: bytes | None = None  # what an ntor-v3 handshake carried
     congestion_control: bool = False
     sendme_inc: int = CIRCWINDOW_INCREMENT  # DATA cells to a circuit-level SENDME
     data_sent: int = 0  # cells since the circuit began; so with the three below

@@ -22,6 +22,7 @@ from torkit.directory.directory import Directory
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, TorkitError
 from torkit.net.bootstrap import MISSING_RETRY, ROUNDS_BEFORE_ERROR, Bootstrap
 from torkit.net.channels import Channels
+from torkit.net.circuit import CircuitSettings
 from torkit.net.directory import MICRODESCS_PER_REQUEST
 from torkit.net.sources import STAGGER, Sources
 
@@ -96,6 +97,7 @@ async def bootstrapping(
                 sources=ask,
                 cache=Cache(data_dir),
                 channels=Channels(nursery, Random()),
+                settings=CircuitSettings,
                 rng=Eager(),
                 consensus=given,
             )

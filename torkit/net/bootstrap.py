@@ -28,6 +28,7 @@ from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, NothingNewer, StorageError, TorkitError
 from torkit.net.channels import Channels
+from torkit.net.circuit import CircuitSettings
 from torkit.net.directory import (
     MICRODESCS_PER_REQUEST,
     fetch_certificates,
@@ -75,10 +76,14 @@ class Bootstrap:
         sources: Callable[[Directory | None], Sources],
         cache: Cache,
         channels: Channels,
+        settings: Callable[[], CircuitSettings],
         rng: Random,
         consensus: Consensus | None = None,
     ) -> None:
-        """With `consensus`, a document from elsewhere, that one is verified and used, and never replaced."""
+        """`settings` are for circuits to directories.
+
+        With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
+        """
         self.directory: Directory | None = None
         self.is_ready = trio.Event()
         self.failure: TorkitError | None = None
@@ -88,7 +93,7 @@ class Bootstrap:
         self._authorities = authorities
         self._cache = cache
         self._progress = channels.progress
-        self._servers = DirectoryServers(channels, lambda: sources(self.directory), rng)
+        self._servers = DirectoryServers(channels, lambda: sources(self.directory), settings, rng)
         self._rng = rng
         self._given = consensus
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
@@ -203,7 +208,7 @@ class Bootstrap:
         return max(self._backoff, self._servers.wait_seconds())
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep `seconds` of either clock, the wall's being looked at every CLOCK_CHECK.
+        """Sleep `seconds` of either clock, the wall's and old circuits being looked at every CLOCK_CHECK.
 
         When the wall clock has run ahead, the computer was suspended or its clock set: what is known of
         the sources is then forgotten, and the caller sees for itself what is to be done.
@@ -212,6 +217,7 @@ class Bootstrap:
         ahead = time.time() - trio.current_time()
         while (remaining := ends_at - trio.current_time()) > 0:
             await trio.sleep(min(remaining, CLOCK_CHECK))
+            self._servers.close_worn()
             if time.time() - trio.current_time() > ahead + CLOCK_CHECK:
                 self._servers.forget()
                 self._backoff = 0.0

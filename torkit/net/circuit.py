@@ -175,7 +175,7 @@ class Circuit:
         """Ask the last hop to connect to `host`, a name or address it resolves. Not waited for."""
         flags = messages.BeginFlags(0)
         if self.path[-1].policy6.accepts(port):
-            # As C tor's clients do where the exit can use it.
+            # As C tor's clients do on the port that Tor Browser has them open, where the exit can use it.
             flags = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
         return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags))
 
