@@ -109,7 +109,9 @@ class Circuit:
         handshake = self._handshake(relay, is_last=is_last)
         started = trio.current_time()
         specifiers = messages.encode_link_specifiers(
-            or_addresses(relay), rsa_identity=relay.identity, ed25519_identity=relay.ed25519_identity
+            or_addresses(relay)[:1],  # C tor's clients name one address, too
+            rsa_identity=relay.identity,
+            ed25519_identity=relay.ed25519_identity,
         )
         body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
         self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
