@@ -37,6 +37,8 @@ WEIGHTS = network_docs.WEIGHTS | {"Wmg": 0, "Wme": 0, "Wmd": 0}
 
 NAME, ADDRESS, REVERSE_NAME = "web.test", "192.0.2.7", "7.2.0.192.in-addr.arpa"
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+UPLOAD = bytes(1000)  # more than two cells hold
+LATE_NAME, EARLY = "late.test", b"sent before the answer"
 ANSWER_LEN = 60_000  # bytes: more DATA cells than either kind of SENDME acknowledges
 
 FINISHED = 9  # a reason in DESTROY
@@ -86,6 +88,10 @@ class Recording:
         """All circuits that got so many hops."""
         made = {id(one): one for relay in self.relays.values() for one in relay.circuits}
         return [one for one in made.values() if len(one.hops) == length]
+
+    def streams(self) -> list[FakeStream]:
+        """Those that are open."""
+        return [stream for circuit in self.circuits(3) for stream in circuit.streams.values()]
 
     def name_of(self, relay: FakeRelay) -> str:
         return next(name for name, one in self.relays.items() if one is relay)
@@ -162,6 +168,7 @@ async def _network(now: int) -> AsyncIterator[tuple[Recording, list[str], str]]:
             relay.protocols = WITHOUT_CGO if name == "middle" else PROTOCOLS
             relay.hosts = {NAME: [ADDRESS], REVERSE_NAME: [NAME]}
             relay.on_data = _answer
+            relay.on_begin = _begin
             relay.directory = service
             relay.on_link_cell = lambda *cell: seen.link_cells.append(LinkCell(*cell))
             relay.on_relay_cell = lambda *cell: seen.hop_cells.append(HopCell(*cell))
@@ -188,6 +195,12 @@ async def _network(now: int) -> AsyncIterator[tuple[Recording, list[str], str]]:
         yield seen, dir_authorities, f"{host}:{or_port} orport={or_port} id={fallback.rsa_identity.hex()}"
 
 
+def _begin(stream: FakeStream) -> None:
+    """Connected at once, except to LATE_NAME."""
+    if stream.target != (LATE_NAME, 80):
+        stream.connected()
+
+
 def _answer(stream: FakeStream, _: bytes) -> None:
     """What the web server behind the exits does."""
     if stream.received == REQUEST:
@@ -199,7 +212,8 @@ def _answer(stream: FakeStream, _: bytes) -> None:
 
 
 async def _use(seen: Recording, port: int) -> None:
-    """A download that the server ends; a stream that the client ends; names looked up; a circuit cut off.
+    """A download that the server ends; an upload that the client ends; names looked up while another stream,
+    on which the client has sent already, waits for its answer; a circuit cut off.
 
     Before the newer consensus is asked for, relays end what circuits of one hop the bootstrap has left.
     """
@@ -214,12 +228,17 @@ async def _use(seen: Recording, port: int) -> None:
             received += data
         assert len(received) == ANSWER_LEN
     async with await _ask(port, CONNECT, NAME, 443) as stream:
-        await stream.send_all(b"hello")
-        await _wait_until(lambda: any(one.cell.body == b"hello" for one in seen.hop_cells))
+        await stream.send_all(UPLOAD)
+        await _wait_until(lambda: any(one.received == UPLOAD for one in seen.streams()))
     await _wait_until(lambda: seen.messages(RelayCommand.END))
-    for command, name in (RESOLVE, NAME), (RESOLVE_PTR, ADDRESS):
-        async with await _ask(port, command, name, 0):
-            pass
+    async with await _request(port, CONNECT, LATE_NAME, 80, EARLY):
+        await _wait_until(lambda: len(seen.messages(RelayCommand.BEGIN)) == 3)
+        for command, name in (RESOLVE, NAME), (RESOLVE_PTR, ADDRESS):
+            async with await _ask(port, command, name, 0):
+                pass
+        (late,) = (one for one in seen.streams() if one.target == (LATE_NAME, 80))
+        late.connected()
+        await _wait_until(lambda: late.received == EARLY)
     await _wait_until(lambda: seen.requests(b"X-Or-Diff-From-Consensus"))
     circuit = seen.messages(RelayCommand.BEGIN)[0].circuit
     circuit.truncated(2)
@@ -228,6 +247,14 @@ async def _use(seen: Recording, port: int) -> None:
 
 async def _ask(port: int, command: int, host: str, to_port: int) -> trio.SocketStream:
     """A SOCKS5 request that is granted."""
+    stream = await _request(port, command, host, to_port)
+    reply = await stream.receive_some(300)
+    assert reply[:2] == b"\x05\x00", reply
+    return stream
+
+
+async def _request(port: int, command: int, host: str, to_port: int, more: bytes = b"") -> trio.SocketStream:
+    """A SOCKS5 request, with `more` in the same segment."""
     while True:
         with suppress(OSError):  # until it listens
             stream = await trio.open_tcp_stream(HOST, port)
@@ -238,9 +265,7 @@ async def _ask(port: int, command: int, host: str, to_port: int) -> trio.SocketS
     where = b"\x03" + bytes([len(host)]) + host.encode()
     if command == RESOLVE_PTR:
         where = b"\x01" + socket.inet_aton(host)
-    await stream.send_all(bytes([5, command, 0]) + where + to_port.to_bytes(2, "big"))
-    reply = await stream.receive_some(300)
-    assert reply[:2] == b"\x05\x00", reply
+    await stream.send_all(bytes([5, command, 0]) + where + to_port.to_bytes(2, "big") + more)
     return stream
 
 

@@ -12,8 +12,11 @@ import trio
 from fakes import NTOR, NTOR_V3, RELAY_CRYPT_CGO, FakeHop, decode_extend2, encode_extensions
 from network.recording import (
     ANSWER_LEN,
+    EARLY,
+    LATE_NAME,
     NAME,
     REVERSE_NAME,
+    UPLOAD,
     Client,
     HopCell,
     Recording,
@@ -210,7 +213,7 @@ def _bodies(seen: Recording, command: RelayCommand) -> list[bytes]:
 
 
 def test_begin_names_the_target_and_allows_and_prefers_ipv6(alike: Alike) -> None:
-    targets = [f"{NAME}:{port}\0\0\0\0\5".encode() for port in (80, 443)]
+    targets = [f"{target}\0\0\0\0\5".encode() for target in (f"{NAME}:80", f"{NAME}:443", f"{LATE_NAME}:80")]
     assert alike(lambda seen: _bodies(seen, RelayCommand.BEGIN)) == targets
 
 
@@ -235,8 +238,29 @@ def test_stream_ids_count_up_from_anywhere(alike: Alike) -> None:
     assert alike(observe) == {1}
 
 
+def test_data_fills_cells(alike: Alike) -> None:
+    def observe(seen: Recording) -> list[int]:
+        stream_id = seen.messages(RelayCommand.BEGIN)[1].cell.stream_id
+        cells = [one.cell for one in seen.messages(RelayCommand.DATA) if one.hop == 3]
+        return [len(one.body) for one in cells if one.stream_id == stream_id]
+
+    assert alike(observe) == [488, 488, len(UPLOAD) - 2 * 488]
+
+
+def test_data_sent_early_goes_before_the_exits_answer_with_c_tor_and_after_it_with_torkit(
+    recordings: tuple[Recording, Recording],
+) -> None:
+    """The exit answers after the look-ups."""
+
+    def observe(seen: Recording) -> bool:
+        (early,) = (one for one in seen.hop_cells if one.cell.body == EARLY)
+        return seen.hop_cells.index(early) < seen.hop_cells.index(seen.messages(RelayCommand.RESOLVE)[0])
+
+    assert [observe(seen) for seen in recordings] == [False, True]
+
+
 def test_only_a_stream_that_the_client_ends_gets_an_end_which_tells_nothing(alike: Alike) -> None:
-    assert alike(lambda seen: _bodies(seen, RelayCommand.END)) == [MISC]
+    assert alike(lambda seen: _bodies(seen, RelayCommand.END)) == [MISC, MISC]
 
 
 def test_sendmes_are_for_the_circuit_and_carry_the_tag_of_its_layer(alike: Alike) -> None:
