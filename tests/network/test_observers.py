@@ -209,7 +209,8 @@ def test_a_circuit_that_was_cut_off_is_destroyed_without_a_reason(alike: Alike) 
 
 
 def _bodies(seen: Recording, command: RelayCommand) -> list[bytes]:
-    return [one.cell.body for one in seen.messages(command)]
+    """Those that exits get: a directory request that another has overtaken is ended, too."""
+    return [one.cell.body for one in seen.messages(command) if one.hop == 3]
 
 
 def test_begin_names_the_target_and_allows_and_prefers_ipv6(alike: Alike) -> None:
@@ -223,19 +224,18 @@ def test_resolve_asks_for_a_name_or_the_name_of_an_address(alike: Alike) -> None
 
 
 def test_stream_ids_count_up_from_anywhere(alike: Alike) -> None:
-    def observe(seen: Recording) -> set[int]:
+    """By one, though C tor seldom passes over some."""
+
+    def observe(seen: Recording) -> bool:
         begin = (RelayCommand.BEGIN, RelayCommand.BEGIN_DIR, RelayCommand.RESOLVE)
         begun = [one for one in seen.hop_cells if one.cell.command in begin]
-        steps = (
-            (b.cell.stream_id - a.cell.stream_id) % 65536
-            for circuit in seen.circuits(1) + seen.circuits(3)
-            for a, b in pairwise(one for one in begun if one.circuit is circuit)
-        )
-        firsts = {one.cell.stream_id for one in begun if one.circuit is begun[0].circuit}
-        assert min(firsts) > 1
-        return set(steps)
+        circuits = seen.circuits(1) + seen.circuits(3)
+        ids = [[one.cell.stream_id for one in begun if one.circuit is circuit] for circuit in circuits]
+        assert len({some[0] for some in ids if some}) > 1
+        steps = [(b - a) % 65536 for some in ids for a, b in pairwise(some)]
+        return all(0 < step < 16 for step in steps) and steps.count(1) > len(steps) / 2
 
-    assert alike(observe) == {1}
+    assert alike(observe) is True
 
 
 def test_data_fills_cells(alike: Alike) -> None:
