@@ -118,11 +118,11 @@ def test_ipv6_exits_are_chosen_by_their_ipv6_policy() -> None:
 
 
 def test_long_lived_ports_and_stable_want_stable_relays_where_there_are_such() -> None:
-    hasty = relay(4, "Exit Fast Running Valid", "accept 22,443", bandwidth=10**9)
-    steady = replace(EXIT, policy="accept 22,443")
+    hasty = relay(4, "Exit Fast Running Valid", "accept 22,443,6523", bandwidth=10**9)
+    steady = replace(EXIT, policy="accept 22,443,6523")
     directory = make([GUARD, MIDDLE, steady, hasty], weights=EVEN)
     assert choose(directory, port=443)[2] == "r4"
-    assert choose(directory, port=22)[2] == "r3"
+    assert choose(directory, port=22)[2] == choose(directory, port=6523)[2] == "r3"
     assert choose(directory, port=443, stable=True)[2] == "r3"
     assert choose(make([GUARD, MIDDLE, hasty], weights=EVEN), port=22)[2] == "r4"
 
