@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import network_docs
 import trio
-from fakes import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell
+from fakes import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell, ignore
 from network.servers import HOST
 from network_docs import HOUR, consensus, consensus_diff
 from served import DirectoryService, authorities, doc_of, fresh_relays, serve
@@ -71,6 +71,13 @@ class Recording:
     link_cells: list[LinkCell] = field(default_factory=list)
     hop_cells: list[HopCell] = field(default_factory=list)
     kept: list[FakeCircuit] = field(default_factory=list)  # circuits for directories, open after their use
+
+    def note(self, circuit: FakeCircuit, hop: int, cell: RelayCell) -> None:
+        """Write down a relay cell. What a directory is asked must come before it says CONNECTED."""
+        self.hop_cells.append(HopCell(circuit, hop, cell))
+        stream = circuit.streams.get(cell.stream_id)
+        if cell.command == RelayCommand.DATA and stream is not None and stream.target is None:
+            stream.send(RelayCommand.CONNECTED)
 
     def cells_of(self, circuit: FakeCircuit) -> list[LinkCell]:
         """What the first relay of a circuit gets for it."""
@@ -171,7 +178,8 @@ async def _network(now: int) -> AsyncIterator[tuple[Recording, list[str], str]]:
             relay.on_begin = _begin
             relay.directory = service
             relay.on_link_cell = lambda *cell: seen.link_cells.append(LinkCell(*cell))
-            relay.on_relay_cell = lambda *cell: seen.hop_cells.append(HopCell(*cell))
+            relay.on_relay_cell = seen.note
+            relay.on_begin_dir = ignore  # see Recording.note
             await stack.enter_async_context(serve(relay))
             flags = {"g": "Guard", "e": "Exit"}.get(name[0], "")
             policy = "accept 80,443" if flags == "Exit" else None

@@ -292,6 +292,11 @@ def test_a_first_consensus_is_asked_for_by_the_authorities_that_shall_have_signe
     )
 
 
+def test_a_request_does_not_wait_for_connected(alike: Alike) -> None:
+    """That nobody says before it has come."""
+    assert alike(lambda seen: len(seen.requests(b"")) >= 4) is True
+
+
 def test_certificates_are_asked_for_by_authority(alike: Alike) -> None:
     voters = "+".join(one.hex().upper() for one in alike(lambda seen: seen.voters))
     assert alike(_asked(CERTIFICATES)).startswith(f"GET /tor/keys/fp/{voters} HTTP/1.0\r\n")
