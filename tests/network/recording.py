@@ -139,7 +139,8 @@ async def record(client: Client, directory: Path, now: int) -> Recording:
         with socket.create_server((HOST, 0)) as free:
             port = free.getsockname()[1]
         line = client(directory, dir_authorities, fallback_dir, port)
-        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with (directory / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=stderr)
         try:
             with trio.fail_after(DEADLINE):
                 await _use(seen, port)
