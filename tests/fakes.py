@@ -119,12 +119,13 @@ def encode_versions(versions: Iterable[int]) -> bytes:
 
 @dataclass(frozen=True)
 class RelayCell:
-    """The decoded body of a RELAY or RELAY_EARLY cell that a hop recognized."""
+    """The decoded body of a RELAY or RELAY_EARLY cell that a hop recognized, and what fills it up."""
 
     command: int
     stream_id: int
     body: bytes
     early: bool = False
+    padding: bytes = field(default=b"", compare=False, repr=False)
 
 
 # --- Onion layers, the relay's half --------------------------------------------------------------------
@@ -169,7 +170,9 @@ class Tor1Layer:
         padding = body[RELAY_HEADER_LEN + length :]
         if any(padding[:4]):
             raise ValueError("the first four bytes of padding are not zero")
-        return RelayCell(command, stream_id, body[RELAY_HEADER_LEN : RELAY_HEADER_LEN + length], early)
+        return RelayCell(
+            command, stream_id, body[RELAY_HEADER_LEN : RELAY_HEADER_LEN + length], early, padding
+        )
 
     def originate(
         self,
@@ -219,9 +222,10 @@ class CgoLayer:
             raise ValueError(f"unknown relay command {command}")
         if at + length > CELL_BODY_LEN:
             raise ValueError(f"a relay cell announces {length} bytes")
-        if any(body[at + length : at + length + 4]):
+        padding = body[at + length :]
+        if any(padding[:4]):
             raise ValueError("the first four bytes of padding are not zero")
-        return RelayCell(command, stream_id, body[at : at + length], early)
+        return RelayCell(command, stream_id, body[at : at + length], early, padding)
 
     def originate(
         self,
@@ -490,6 +494,11 @@ class FakeRelay:
         self.circuits: list[FakeCircuit] = []  # every circuit with a hop here, closed ones too
         self.complaints: list[str] = []
 
+        # For those who watch: called for each cell of our links, and each that a hop of their circuits
+        # recognized.
+        self.on_link_cell: Callable[[FakeLink, int, int, bytes], object] = ignore
+        self.on_relay_cell: Callable[[FakeCircuit, int, RelayCell], object] = ignore
+
         # The answers. Typed loosely so that a test's lambda may return anything.
         self.edit_certs: Callable[[list[tuple[int, bytes]]], list[tuple[int, bytes]]] = lambda certs: certs
         self.edit_extensions: Callable[[list[tuple[int, bytes]]], list[tuple[int, bytes]]] = (
@@ -565,8 +574,10 @@ class FakeRelay:
         if handshake_type != NTOR_V3 or not self.supports("Relay", 4):
             raise HandshakeRefusedError(f"handshake type {handshake_type}")
         agreed: list[Agreement] = []
+        messages: list[bytes] = []
 
         def reply_to(message: bytes) -> bytes:
+            messages.append(message)
             agreed.append(self.answer_extensions(message))
             return agreed[0].reply
 
@@ -575,7 +586,7 @@ class FakeRelay:
         )
         kind = CgoLayer if agreed[0].cgo else Tor1Layer
         layer = kind(key_stream(kind.KEY_MATERIAL_LEN))
-        hop = FakeHop(self, layer, NTOR_V3)
+        hop = FakeHop(self, layer, NTOR_V3, messages[0])
         if agreed[0].congestion_control:
             hop.use_congestion_control()
         return reply, hop
@@ -666,6 +677,7 @@ class FakeLink:
         return circ_id, command, body
 
     def _handle(self, circ_id: int, command: int, body: bytes) -> None:
+        self.relay.on_link_cell(self, circ_id, command, body)
         if command in (Command.RELAY, Command.RELAY_EARLY):
             if circ_id in self.circuits:  # a cell in flight to a closed circuit is dropped
                 self.circuits[circ_id].receive(body, early=command == Command.RELAY_EARLY)
@@ -743,6 +755,7 @@ class FakeHop:
     relay: FakeRelay
     layer: Tor1Layer | CgoLayer
     handshake_type: int | None = None  # None for CREATE_FAST
+    client_message: bytes | None = None  # what an ntor-v3 handshake carried
     congestion_control: bool = False
     sendme_inc: int = CIRCWINDOW_INCREMENT  # DATA cells to a circuit-level SENDME
     data_sent: int = 0  # cells since the circuit began; so with the three below
@@ -861,6 +874,7 @@ class FakeCircuit:
 
     def _dispatch(self, number: int, cell: RelayCell, tag: bytes) -> None:
         hop, relay = self.hops[number - 1], self.hops[number - 1].relay
+        self.link.relay.on_relay_cell(self, number, cell)
         if cell.command == RelayCommand.DATA:
             self._receive_data(number, cell, tag)
             return

@@ -255,14 +255,16 @@ class DirectoryService:
         self.microdescs = {bare64(sha256(doc.microdesc()).digest()): doc.microdesc() for doc in docs}
 
     def __call__(self, request: bytes) -> bytes:
-        path = request.split()[1].decode()
+        path = request.split()[1].decode().removesuffix(".z")
+        if path.startswith("/tor/status-vote/"):  # all of the authorities asked for have signed it
+            path, _, _ = path.rpartition("/")
         self.requests.append(path)
         if path == "/tor/status-vote/current/consensus-microdesc":
             is_diff = self.diff and b"\r\nX-Or-Diff-From-Consensus: " in request
             return self._answer(self.diff if is_diff else self.consensus)
         if path == "/tor/status-vote/current/consensus":
             return self._answer(self.ns_consensus)
-        if path.startswith("/tor/keys/fp-sk/"):
+        if path.startswith(("/tor/keys/fp/", "/tor/keys/fp-sk/")):
             return self._answer(self.certificates)
         wanted = path.removeprefix("/tor/micro/d/").split("-")
         return self._answer(b"".join(self.microdescs.get(digest, b"") for digest in wanted))

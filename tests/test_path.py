@@ -12,11 +12,13 @@ import network_docs as nd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from path_rules import broken_rules
 
 from torkit.directory.consensus import parse_consensus
-from torkit.directory.directory import Directory, Position, Relay
-from torkit.directory.microdesc import split_microdescs
+from torkit.directory.directory import Directory, Relay
+from torkit.directory.microdesc import REJECT_ALL, split_microdescs
 from torkit.errors import NoPath, UsageError
+from torkit.guards import Guards
 from torkit.path import Constraints, choose_path, family_of, path_from_json, path_to_json
 
 EVEN = dict.fromkeys(nd.WEIGHTS, 10000)
@@ -116,11 +118,11 @@ def test_ipv6_exits_are_chosen_by_their_ipv6_policy() -> None:
 
 
 def test_long_lived_ports_and_stable_want_stable_relays_where_there_are_such() -> None:
-    hasty = relay(4, "Exit Fast Running Valid", "accept 22,443", bandwidth=10**9)
-    steady = replace(EXIT, policy="accept 22,443")
+    hasty = relay(4, "Exit Fast Running Valid", "accept 22,443,6523", bandwidth=10**9)
+    steady = replace(EXIT, policy="accept 22,443,6523")
     directory = make([GUARD, MIDDLE, steady, hasty], weights=EVEN)
     assert choose(directory, port=443)[2] == "r4"
-    assert choose(directory, port=22)[2] == "r3"
+    assert choose(directory, port=22)[2] == choose(directory, port=6523)[2] == "r3"
     assert choose(directory, port=443, stable=True)[2] == "r3"
     assert choose(make([GUARD, MIDDLE, hasty], weights=EVEN), port=22)[2] == "r4"
 
@@ -307,21 +309,66 @@ def test_the_test_of_frequencies_sees_wrong_weights() -> None:
     assert min(p_values["guard"], p_values["exit"]) > 0.001
 
 
+def tempting_relays() -> list[nd.RelayDoc]:
+    """A network in which every rule can be broken: much in common, and flags that forbid a position."""
+    docs = nd.relays(300)
+    for n, doc in enumerate(docs):
+        if n % 7 == 0 and doc.policy:
+            doc.flags = f"BadExit {doc.flags}"
+        if n % 11 == 0:
+            doc.flags = f"{doc.flags} MiddleOnly"
+        if n % 13 == 0:
+            doc.flags = doc.flags.replace("Fast ", "")
+        if n % 5 == 0:
+            doc.family_ids = f"ed25519:{nd.bare64(bytes([n // 5 % 3]) * 32)}"
+        if n % 8 < 2:
+            doc.address = f"10.{n % 3}.0.{n % 251 + 1}"
+            doc.ipv6 = f"[2001:db8:{n:x}::1]:9001"
+    return docs
+
+
 def test_ten_thousand_paths_obey_every_rule() -> None:
-    directory = make(nd.relays(300))
-    rng = random.Random(7)
-    for _ in range(10_000):
-        path = choose_path(directory, Constraints(port=443), rng)
-        assert len({one.identity for one in path}) == 3
-        assert len({network for one in path for network in one.networks}) == sum(
-            len(one.networks) for one in path
-        )
-        assert not any(
-            f"${one.fingerprint}" in other.family for one in path for other in path if one is not other
-        )
-        assert "Guard" in path[0].flags
-        assert path[2].policy.accepts(443)
-    assert len(directory.weights(Position.MIDDLE)) == 300
+    directory, rng = make(tempting_relays()), random.Random(7)
+    guards = Guards()
+    guards.update(directory, now=nd.NOW, rng=rng)
+
+    def pick_guard(fits: Callable[[Relay], bool]) -> Relay:
+        return guards.choose(directory, fits, now=nd.NOW, rng=rng)
+
+    primary = [guard.identity for guard in guards.primary]
+    assert len(primary) == 3
+    paths = [choose_path(directory, Constraints(port=443), rng, pick_guard) for _ in range(5000)]
+    assert broken_rules(directory, paths, port=443, guards=primary) == []
+    paths = [choose_path(directory, Constraints(port=443), rng) for _ in range(5000)]
+    assert broken_rules(directory, paths, port=443) == []
+    assert any("MiddleOnly" in middle.flags for _, middle, _ in paths)
+    assert any("BadExit" in middle.flags for _, middle, _ in paths)
+
+
+def test_broken_rules_are_noticed() -> None:
+    """One by one, of paths that were good."""
+    directory = make(tempting_relays())
+    relays = [one for place in range(len(directory)) if (one := directory.relay_at(place)) is not None]
+    path = choose_path(directory, Constraints(port=443), random.Random(7))
+    guard, middle, exit_ = path
+    bad_paths = [
+        ((guard, guard, exit_), "relays, families, subnets"),
+        ((guard, replace(middle, address=exit_.address), exit_), "subnets"),
+        ((guard, replace(middle, flags=middle.flags - {"Running"}), exit_), "relays can be used"),
+        ((replace(guard, flags=guard.flags - {"Guard"}), middle, exit_), "the first is a guard"),
+        ((replace(guard, flags=guard.flags | {"MiddleOnly"}), middle, exit_), "no end is MiddleOnly"),
+        ((guard, middle, replace(exit_, flags=exit_.flags | {"BadExit"})), "the exit is not bad"),
+        ((guard, middle, replace(exit_, policy=REJECT_ALL)), "the exit accepts the port"),
+    ]
+    for bad, rule in bad_paths:
+        assert {said.partition(":")[0] for said in broken_rules(directory, [bad], port=443)} >= {rule}
+    (only,) = broken_rules(directory, [path], port=443, guards=[middle.identity])
+    assert only.startswith("the guard is ours")
+    for shared in ("family", "family_ids"):
+        one = next(one for one in relays if getattr(one, shared))
+        other = next(two for two in relays if getattr(two, shared) == getattr(one, shared) and two is not one)
+        said = broken_rules(directory, [(one, other, exit_)], port=443)
+        assert any(rule.startswith("relays, families, subnets") for rule in said), shared
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])

@@ -4,7 +4,7 @@ import gc
 
 
 def start() -> None:
-    """Run the command line. Imports make nothing but what stays: torkit.cli.run has garbage looked for later."""
+    """Run the command line. What imports make stays: torkit.cli.run has garbage looked for later."""
     gc.disable()
     from torkit.cli import main
 

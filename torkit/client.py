@@ -139,6 +139,7 @@ class Tor:
             sources=self._directory_sources,
             cache=cache,
             channels=self._channels,
+            settings=self._circuit_settings,
             rng=rng,
             consensus=None if consensus is None else parse_consensus(consensus),
         )
@@ -354,7 +355,10 @@ class Tor:
         return {} if directory is None else directory.consensus.params
 
     def _circuit_settings(self) -> CircuitSettings:
-        return CircuitSettings(self.directory.consensus.params, self._cgo, self._clock)
+        """Those of the directory in use; with the defaults of parameters while there is none."""
+        directory = self._bootstrap.directory
+        params = {} if directory is None else directory.consensus.params
+        return CircuitSettings(params, self._cgo, self._clock)
 
     def _choose_for(self, port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> Path:
         avoid = frozenset(identity.hex().upper() for identity in excluded)

@@ -12,7 +12,6 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
-
 from torkit import public_network
 from torkit.errors import StorageError, UsageError
 

@@ -24,7 +24,8 @@ from torkit.errors import NoPath, UsageError
 
 # Specification constants.
 
-LONG_LIVED_PORTS = frozenset({21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6667, 6697, 8300})
+# Those of path-spec, and 6523, which C tor's list has besides.
+LONG_LIVED_PORTS = frozenset({21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6523, 6667, 6697, 8300})
 
 # guard-spec, "The guards listed in the current consensus": a guard must also be one that we can fetch
 # directories from, and stay up.

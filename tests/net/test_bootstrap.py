@@ -22,6 +22,7 @@ from torkit.directory.directory import Directory
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, TorkitError
 from torkit.net.bootstrap import MISSING_RETRY, ROUNDS_BEFORE_ERROR, Bootstrap
 from torkit.net.channels import Channels
+from torkit.net.circuit import CircuitSettings
 from torkit.net.directory import MICRODESCS_PER_REQUEST
 from torkit.net.sources import STAGGER, Sources
 
@@ -96,6 +97,7 @@ async def bootstrapping(
                 sources=ask,
                 cache=Cache(data_dir),
                 channels=Channels(nursery, Random()),
+                settings=CircuitSettings,
                 rng=Eager(),
                 consensus=given,
             )
@@ -204,6 +206,29 @@ async def test_certificates_of_renewed_signing_keys_are_fetched_and_older_ones_g
     async with bootstrapping(tmp_path, signers, [service]) as started:  # signed with the keys of before
         await started.bootstrap.wait_ready()
     assert service.requests == [CONSENSUS_PATH]
+
+
+async def test_where_the_newest_certificate_is_not_of_the_key_that_signed_that_one_is_asked_for(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    newer = replace(signers[1], signing_key=network_docs.rsa_key(305))
+    answers = [b"".join(one.certificate() for one in (signers[0], newer, signers[2])), service.certificates]
+
+    class Service(DirectoryService):
+        def __call__(self, request: bytes) -> bytes:
+            if b"/tor/keys/" in request:
+                self.certificates = answers.pop(0)
+            return super().__call__(request)
+
+    renewing = Service(service.consensus, microdescs=service.microdescs)
+    async with bootstrapping(tmp_path, signers, [renewing]) as started:
+        await started.bootstrap.wait_ready()
+    everybody = "+".join(one.v3ident.hex() for one in signers)
+    key = f"{signers[1].v3ident.hex()}-{signers[1].signing_key_digest.hex()}"
+    assert renewing.requests[1:3] == [
+        f"/tor/keys/fp/{everybody.upper()}",
+        f"/tor/keys/fp-sk/{key.upper()}",
+    ]
 
 
 async def test_certificates_of_strangers_are_not_kept(

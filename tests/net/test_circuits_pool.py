@@ -9,11 +9,21 @@ import pytest
 import trio
 import trio.testing
 from fakes import FakeCircuit, FakeRelay, RelayCell, answer_extend2, ignore
-from served import ACCEPT_ALL, Arrivals, fresh_relays, open_stream, relay_of, serve, source_of
+from served import (
+    ACCEPT_ALL,
+    CONGESTION_CONTROL,
+    Arrivals,
+    fresh_relays,
+    open_stream,
+    relay_of,
+    serve,
+    source_of,
+)
 
 from torkit.build_times import INITIAL, BuildTimes
 from torkit.directory.directory import Relay
 from torkit.directory.microdesc import REJECT_ALL, PortPolicy
+from torkit.directory.netdoc import decode_protocols
 from torkit.errors import ChannelClosed, CircuitClosed, NoPath, TimedOut, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
@@ -449,7 +459,7 @@ async def test_a_first_hop_that_was_made_is_told() -> None:
             await pool.circuits.build(pool.path)
         await pool.acquire("b")
         assert pool.first_hops == [(guard, True)] * 3
-        await build_directory_circuit(pool.channels, pool.path[0])
+        await build_directory_circuit(pool.channels, pool.path[0], CircuitSettings())
         assert pool.first_hops == [(guard, True)] * 4
 
 
@@ -662,9 +672,10 @@ async def test_directory_circuits_have_one_hop_by_the_key_that_is_known() -> Non
     async with open_pool() as pool:
         fake = pool.fakes[0]
         fake.directory = lambda _: b""
-        known = await build_directory_circuit(pool.channels, relay_of(fake))
-        assert [hop.handshake for hop in known.hops] == ["ntor"]
-        unknown = await build_directory_circuit(pool.channels, source_of(fake))
+        relay = relay_of(fake, protocols=decode_protocols(CONGESTION_CONTROL))
+        known = await build_directory_circuit(pool.channels, relay, CircuitSettings())
+        assert [(hop.handshake, hop.flow_control) for hop in known.hops] == [("ntor-v3", "vegas")]
+        unknown = await build_directory_circuit(pool.channels, source_of(fake), CircuitSettings())
         assert unknown.path == ()
         for circuit in (known, unknown):
             await circuit.begin_directory().wait_connected()

@@ -35,15 +35,18 @@ from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.directory import (
     ANSWER_TIMEOUT,
     HEAD_LEN_MAX,
+    HEADERS,
     REQUEST_TIMEOUT,
     decode_answer,
     fetch_certificates,
+    fetch_certificates_of_keys,
     fetch_consensus,
     fetch_microdescs,
 )
 
 LIMIT = 1 << 20
 BODY = b"network-status-version 3 microdesc\n" * 100
+SIGNERS = (b"\xfe" * 20, b"\1\2\3" + bytes(17))  # v3 identities
 
 
 @pytest.fixture
@@ -192,22 +195,26 @@ async def directory_circuit(
 
 
 async def fetch_body(circuit: Circuit) -> bytes:
-    return (await fetch_consensus(circuit)).body
+    return (await fetch_consensus(circuit, SIGNERS)).body
 
 
 @pytest.mark.parametrize(
     ("fetch", "path"),
     [
-        (fetch_body, "/tor/status-vote/current/consensus-microdesc"),
+        (fetch_body, "/tor/status-vote/current/consensus-microdesc/010203+FEFEFE.z"),
         (
-            lambda circuit: fetch_certificates(
+            lambda circuit: fetch_certificates(circuit, [b"\xab" * 20, bytes(20)]),
+            f"/tor/keys/fp/{'AB' * 20}+{'00' * 20}",
+        ),
+        (
+            lambda circuit: fetch_certificates_of_keys(
                 circuit, [(b"\xab" * 20, b"\xcd" * 20), (bytes(20), bytes(20))]
             ),
             f"/tor/keys/fp-sk/{'AB' * 20}-{'CD' * 20}+{'00' * 20}-{'00' * 20}",
         ),
         (
             lambda circuit: fetch_microdescs(circuit, [b"\xff" * 32, bytes(32)]),
-            f"/tor/micro/d/{'/' * 42}8-{'A' * 43}",
+            f"/tor/micro/d/{'/' * 42}8-{'A' * 43}.z",
         ),
     ],
 )
@@ -223,9 +230,25 @@ async def test_a_request_names_what_is_wanted_and_nothing_of_us(
     async with directory_circuit(answers=serve) as circuit:
         assert await fetch(circuit) == BODY
         assert circuit.stream_count == 0
+        host, port = circuit.last_address
     lines = requests[0].decode("ascii").split("\r\n")
     assert lines[0] == f"GET {path} HTTP/1.0"
-    assert lines[1:] == [f"Accept-Encoding: {', '.join(ACCEPT_ENCODING)}", "", ""]
+    encodings = f"Accept-Encoding: {', '.join(ACCEPT_ENCODING)}"
+    assert lines[1:] == [f"Host: {host}:{port}", encodings, "", ""]
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [(("192.0.2.7", 9001), b"192.0.2.7:9001"), (("192.0.2.7", 80), b"192.0.2.7"), (("::7", 9), b"[::7]:9")],
+)
+async def test_the_host_is_what_we_connected_to(address: tuple[str, int], host: bytes) -> None:
+    (relay,) = fresh_relays(1)
+    relay.directory = lambda request: http_response(request.split(b"\r\n")[1])
+    async with serve_channel(relay) as channel:
+        channel.address = address
+        circuit = channel.open_circuit(0, CircuitSettings())
+        await circuit.create_fast()
+        assert await fetch_body(circuit) == b"Host: " + host
 
 
 async def test_a_consensus_we_hold_is_named_so_that_a_diff_will_do() -> None:
@@ -242,14 +265,17 @@ async def test_a_consensus_we_hold_is_named_so_that_a_diff_will_do() -> None:
     )
     held = parse_consensus(text)
     async with directory_circuit(answers=serve) as circuit:
-        await fetch_consensus(circuit, held=held)
-        await fetch_consensus(circuit, held=replace(held, valid_after=hour - 73 * HOUR))
-        await fetch_consensus(circuit, held=replace(held, params={"try-diff-for-consensus-newer-than": 0}))
+        await fetch_consensus(circuit, SIGNERS, held=held)
+        await fetch_consensus(circuit, SIGNERS, held=replace(held, valid_after=hour - 73 * HOUR))
+        await fetch_consensus(
+            circuit, SIGNERS, held=replace(held, params={"try-diff-for-consensus-newer-than": 0})
+        )
     modified = time.strftime("If-Modified-Since: %a, %d %b %Y %H:03:00 GMT", time.gmtime(hour))
     signed = text[: text.index(b"\ndirectory-signature ") + len(b"\ndirectory-signature ")]
     diff_from = f"X-Or-Diff-From-Consensus: {sha3_256(signed).hexdigest().upper()}"
     lines = [request.decode("ascii").split("\r\n")[1:-2] for request in requests]
-    assert lines[0][1:] == [modified, diff_from]
+    assert [line.split(":")[0] for line in lines[0]] == list(HEADERS)
+    assert {modified, diff_from} < set(lines[0])
     assert not any(line.startswith("X-Or-Diff") for line in lines[1] + lines[2])
 
 
@@ -270,13 +296,15 @@ async def test_on_an_anonymised_circuit_nothing_tells_us_from_others() -> None:
         assert await fetch_body(circuit) == BODY
         with pytest.raises(DocumentError, match="did not ask for"):
             await fetch_body(circuit)
-    assert b"Accept-Encoding" not in requests[0]
+    path, host = b"/tor/status-vote/current/consensus-microdesc/010203+FEFEFE.z", b"%s:%d"
+    host %= relays[1].address[0].encode(), relays[1].address[1]
+    assert requests == [b"GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" % (path, host)] * 2
 
 
 async def test_what_a_relay_says_of_the_time_is_read() -> None:
     date = "Date: Sun, 22 Nov 2026 22:00:00 GMT"
     async with directory_circuit(answers=lambda _: answer(BODY, date)) as circuit:
-        assert (await fetch_consensus(circuit)).date == 1795384800
+        assert (await fetch_consensus(circuit, SIGNERS)).date == 1795384800
 
 
 @pytest.mark.parametrize(
@@ -289,7 +317,7 @@ def test_a_date_that_is_none_is_no_date(date: str) -> None:
 async def test_who_asks_is_told_when_the_answer_begins() -> None:
     begun: list[bool] = []
     async with directory_circuit(answers=lambda _: http_response(BODY * 100)) as circuit:
-        await fetch_consensus(circuit, begun=lambda: begun.append(True))
+        await fetch_consensus(circuit, SIGNERS, begun=lambda: begun.append(True))
     assert begun == [True]
 
 
@@ -317,7 +345,7 @@ async def test_an_answer_that_drips_is_given_up(patient_clock: MockClock) -> Non
         async with directory_circuit(lambda stream: nursery.start_soon(drip, stream)) as circuit:
             started = trio.current_time()
             with pytest.raises(TimedOut, match="not complete"):
-                await fetch_consensus(circuit)
+                await fetch_consensus(circuit, SIGNERS)
             assert trio.current_time() - started == pytest.approx(ANSWER_TIMEOUT, abs=1)
         nursery.cancel_scope.cancel()
 
@@ -344,7 +372,7 @@ async def test_many_requests_share_one_circuit() -> None:
 async def test_a_relay_without_a_directory_refuses() -> None:
     async with directory_circuit() as circuit:
         with pytest.raises(StreamClosed) as caught:
-            await fetch_consensus(circuit)
+            await fetch_consensus(circuit, SIGNERS)
         assert caught.value.reason is EndReason.NOTDIRECTORY
 
 
@@ -356,7 +384,7 @@ async def test_an_answer_broken_off_is_not_taken_for_whole() -> None:
 
     async with directory_circuit(break_off) as circuit:
         with pytest.raises(StreamClosed) as caught:
-            await fetch_consensus(circuit)
+            await fetch_consensus(circuit, SIGNERS)
         assert caught.value.reason is EndReason.TIMEOUT
 
 
@@ -368,7 +396,7 @@ async def test_a_stalled_answer_is_given_up_and_its_stream_ended(patient_clock: 
     async with directory_circuit(stall) as circuit:
         started = trio.current_time()
         with pytest.raises(TimedOut):
-            await fetch_consensus(circuit)
+            await fetch_consensus(circuit, SIGNERS)
         assert trio.current_time() - started >= REQUEST_TIMEOUT
         assert circuit.stream_count == 0
 
@@ -376,11 +404,11 @@ async def test_a_stalled_answer_is_given_up_and_its_stream_ended(patient_clock: 
 async def test_a_directory_that_never_connects_is_given_up(patient_clock: MockClock) -> None:
     async with directory_circuit(ignore) as circuit:
         with pytest.raises(TimedOut):
-            await fetch_consensus(circuit)
+            await fetch_consensus(circuit, SIGNERS)
 
 
 async def test_the_circuits_end_ends_the_request() -> None:
     async with directory_circuit(lambda stream: stream.circuit.destroy()) as circuit:
         with pytest.raises(StreamClosed) as caught:
-            await fetch_consensus(circuit)
+            await fetch_consensus(circuit, SIGNERS)
         assert isinstance(caught.value.__cause__, CircuitClosed)

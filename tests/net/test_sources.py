@@ -12,6 +12,8 @@ from trio.testing import MockClock
 
 from torkit.errors import NoDirectory, TorkitError
 from torkit.net.channels import Channels
+from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.circuits import MAX_DIRTINESS
 from torkit.net.contact import DirectoryServer
 from torkit.net.sources import (
     AUTHORITY_DELAY,
@@ -52,7 +54,10 @@ async def servers(
             contacts[:guards], contacts[guards : guards + fallbacks], contacts[guards + fallbacks :]
         )
         async with trio.open_nursery() as nursery:
-            yield DirectoryServers(Channels(nursery, Random()), lambda: sources, Random(1)), sources
+            yield (
+                DirectoryServers(Channels(nursery, Random()), lambda: sources, CircuitSettings, Random(1)),
+                sources,
+            )
             nursery.cancel_scope.cancel()
 
 
@@ -79,6 +84,18 @@ class Question:
                 await trio.sleep_forever()
         finally:
             self.at_once -= 1
+        return "good"
+
+
+class Good:
+    """Any relay's answer is good. Notes the circuits."""
+
+    def __init__(self) -> None:
+        self.circuits: list[Circuit] = []
+
+    async def __call__(self, asked: Asked) -> str:
+        self.circuits.append(asked.circuit)
+        await trio.lowlevel.checkpoint()
         return "good"
 
 
@@ -350,3 +367,45 @@ async def test_what_was_told_long_ago_says_nothing(autojump_clock: MockClock) ->
         assert asking.clock_skew() == -3600.0
         await trio.sleep(601)
         assert asking.clock_skew() is None
+
+
+# --- Circuits ------------------------------------------------------------------------------------------
+
+
+async def test_a_circuit_is_kept_for_the_next_question_and_closed_when_it_is_old(
+    autojump_clock: MockClock,
+) -> None:
+    async with servers(0, 1) as (asking, _):
+        question = Good()
+        for _ in range(2):
+            await asking.ask(question)
+        first, second = question.circuits
+        assert first is second
+        await trio.sleep(MAX_DIRTINESS - 1)
+        asking.close_worn()
+        assert first.error is None
+        await trio.sleep(1)
+        asking.close_worn()
+        assert first.error is not None
+        await asking.ask(question)
+        assert question.circuits[2].error is None
+
+
+async def test_a_circuit_that_failed_has_ended_or_slept_is_not_used_again(autojump_clock: MockClock) -> None:
+    async with servers(0, 2) as (asking, sources):
+        question = Good()
+        await asking.ask(question)
+
+        async def fail(asked: Asked) -> str:
+            if asked.source == sources.fallbacks[0]:
+                assert asked.circuit is question.circuits[0]
+                raise NoDirectory("it has not")
+            return await question(asked)
+
+        await asking.ask(fail)
+        assert question.circuits[0].error is not None
+        question.circuits[1].close()
+        await asking.ask(question)
+        asking.forget()
+        await asking.ask(question)
+        assert [one.error is None for one in question.circuits] == [False, False, False, True]

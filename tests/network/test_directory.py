@@ -25,9 +25,10 @@ from torkit.directory.consensus import Consensus, missing_certificates, parse_co
 from torkit.directory.diff import apply_diff, is_diff
 from torkit.errors import NothingNewer
 from torkit.net.channels import Channels
+from torkit.net.circuit import CircuitSettings
 from torkit.net.circuits import build_directory_circuit
 from torkit.net.contact import DirectoryServer
-from torkit.net.directory import fetch_certificates, fetch_consensus
+from torkit.net.directory import fetch_certificates, fetch_certificates_of_keys, fetch_consensus
 from torkit.testnet import Options
 
 VOTING_INTERVAL = 15  # seconds; a consensus lives twice as long
@@ -92,9 +93,9 @@ async def test_relays_send_diffs_and_what_they_make_is_verified(net: RunningTest
         channels = Channels(nursery, Random())
 
         async def fetch(held: Consensus | None) -> bytes:
-            circuit = await build_directory_circuit(channels, server)
+            circuit = await build_directory_circuit(channels, server, CircuitSettings())
             try:
-                return (await fetch_consensus(circuit, held=held)).body
+                return (await fetch_consensus(circuit, network.voters, held=held)).body
             finally:
                 circuit.close()
 
@@ -105,9 +106,11 @@ async def test_relays_send_diffs_and_what_they_make_is_verified(net: RunningTest
                 diff = await fetch(held)
             await trio.sleep(1)
         newer = parse_consensus(apply_diff(held.text, diff))
-        circuit = await build_directory_circuit(channels, server)
+        circuit = await build_directory_circuit(channels, server, CircuitSettings())
+        certificates = parse_certificates(await fetch_certificates(circuit, network.voters))
         missing = missing_certificates(newer, (), network.voters, time.time())
-        certificates = parse_certificates(await fetch_certificates(circuit, missing))
+        of_keys = parse_certificates(await fetch_certificates_of_keys(circuit, missing))
+        assert {one.signing_key_digest for one in of_keys} == {one.signing_key_digest for one in certificates}
         assert len(verify(newer, certificates, network.voters, time.time())) == len(network.voters)
         assert newer.valid_after > held.valid_after
         nursery.cancel_scope.cancel()

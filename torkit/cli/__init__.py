@@ -58,8 +58,8 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 # Implementation limits. Seconds until the garbage collector is switched on: until then next to nothing is
-# garbage, and a fifth of a start would be spent looking. And how many objects are made, and not freed, before it
-# looks for cycles: every task switch makes some, and by default it looks hundreds of times a second.
+# garbage. And how many objects are made, and not freed, before it looks for cycles: every task switch makes
+# some, and by default it looks hundreds of times a second.
 START_TIME = 2.0
 GC_THRESHOLD = 50_000
 

@@ -16,7 +16,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-
 from torkit.directory.authorities import MAX_CERTIFICATES_LEN, AuthorityCertificate, parse_certificates
 from torkit.directory.consensus import MAX_CONSENSUS_LEN, Consensus, parse_consensus
 from torkit.directory.microdesc import MAX_MICRODESCS_LEN, Microdescs

@@ -28,9 +28,11 @@ from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, NothingNewer, StorageError, TorkitError
 from torkit.net.channels import Channels
+from torkit.net.circuit import CircuitSettings
 from torkit.net.directory import (
     MICRODESCS_PER_REQUEST,
     fetch_certificates,
+    fetch_certificates_of_keys,
     fetch_consensus,
     fetch_microdescs,
 )
@@ -74,10 +76,14 @@ class Bootstrap:
         sources: Callable[[Directory | None], Sources],
         cache: Cache,
         channels: Channels,
+        settings: Callable[[], CircuitSettings],
         rng: Random,
         consensus: Consensus | None = None,
     ) -> None:
-        """With `consensus`, a document from elsewhere, that one is verified and used, and never replaced."""
+        """`settings` are for circuits to directories.
+
+        With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
+        """
         self.directory: Directory | None = None
         self.is_ready = trio.Event()
         self.failure: TorkitError | None = None
@@ -87,7 +93,7 @@ class Bootstrap:
         self._authorities = authorities
         self._cache = cache
         self._progress = channels.progress
-        self._servers = DirectoryServers(channels, lambda: sources(self.directory), rng)
+        self._servers = DirectoryServers(channels, lambda: sources(self.directory), settings, rng)
         self._rng = rng
         self._given = consensus
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
@@ -202,7 +208,7 @@ class Bootstrap:
         return max(self._backoff, self._servers.wait_seconds())
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep `seconds` of either clock, the wall's being looked at every CLOCK_CHECK.
+        """Sleep `seconds` of either clock, the wall's and old circuits being looked at every CLOCK_CHECK.
 
         When the wall clock has run ahead, the computer was suspended or its clock set: what is known of
         the sources is then forgotten, and the caller sees for itself what is to be done.
@@ -211,6 +217,7 @@ class Bootstrap:
         ahead = time.time() - trio.current_time()
         while (remaining := ends_at - trio.current_time()) > 0:
             await trio.sleep(min(remaining, CLOCK_CHECK))
+            self._servers.close_worn()
             if time.time() - trio.current_time() > ahead + CLOCK_CHECK:
                 self._servers.forget()
                 self._backoff = 0.0
@@ -271,10 +278,10 @@ class Bootstrap:
 
     async def _use_given(self, consensus: Consensus, now: float) -> None:
         if self._newest is None:
-            missing = missing_certificates(consensus, self._certificates, self._authorities, now)
-            if missing:
-                fetched = await self._servers.ask(lambda asked: fetch_certificates(asked.circuit, missing))
-                self._certificates += parse_certificates(fetched)
+            if missing_certificates(consensus, self._certificates, self._authorities, now):
+                self._certificates = await self._servers.ask(
+                    lambda asked: self._with_certificates(consensus, asked, now)
+                )
             self._verify(consensus, self._certificates, now)
             self._adopt(consensus)
 
@@ -296,7 +303,7 @@ class Bootstrap:
     async def _fetch_verified(
         self, asked: Asked, held: Consensus | None, flavor: str = "microdesc"
     ) -> Verified:
-        answer = await fetch_consensus(asked.circuit, flavor, held=held, begun=asked.begun)
+        answer = await fetch_consensus(asked.circuit, self._authorities, flavor, held=held, begun=asked.begun)
         if answer.date is not None:
             self._servers.note_clock(asked.source, answer.date - time.time())
         if held is None or not is_diff(answer.body):
@@ -316,16 +323,38 @@ class Bootstrap:
         now = time.time()
         self._check_times(consensus, now, tolerance=REASONABLY_LIVE)
         certificates = self._certificates
-        missing = missing_certificates(consensus, certificates, self._authorities, now)
-        if missing:
+        if missing_certificates(consensus, certificates, self._authorities, now):
             self._progress.reach(Phase.LOADING_KEYS)
-            fetched = parse_certificates(await fetch_certificates(asked.circuit, missing))
-            kept = {(one.identity, one.signing_key_digest): one for one in certificates + fetched}
-            certificates = tuple(
-                one for one in kept.values() if one.identity in self._authorities and one.is_current(now)
-            )
+            certificates = await self._with_certificates(consensus, asked, now)
         self._verify(consensus, certificates, now, tolerance=REASONABLY_LIVE, flavor=flavor)
         return consensus, certificates
+
+    async def _with_certificates(
+        self, consensus: Consensus, asked: Asked, now: float
+    ) -> tuple[AuthorityCertificate, ...]:
+        """Those at hand and those that a consensus needs.
+
+        As C tor asks for them: the newest of every authority of which there is none; then, where a signature
+        was made with another key, that key's.
+        """
+        kept = {(one.identity, one.signing_key_digest): one for one in self._certificates}
+
+        def current() -> tuple[AuthorityCertificate, ...]:
+            return tuple(
+                one for one in kept.values() if one.identity in self._authorities and one.is_current(now)
+            )
+
+        def keep(fetched: bytes) -> None:
+            kept.update(((one.identity, one.signing_key_digest), one) for one in parse_certificates(fetched))
+
+        unknown = self._authorities.keys() - {one.identity for one in current()}
+        if unknown:
+            in_order = (identity for identity in self._authorities if identity in unknown)
+            keep(await fetch_certificates(asked.circuit, in_order))
+        missing = missing_certificates(consensus, current(), self._authorities, now)
+        if missing:
+            keep(await fetch_certificates_of_keys(asked.circuit, missing))
+        return current()
 
     def _check_times(self, consensus: Consensus, now: float, *, tolerance: float) -> None:
         """As `check_times`. Raises ClockSkewed where by several relays' clocks the consensus is live."""
@@ -397,9 +426,9 @@ class Bootstrap:
             raise NoDirectory("too few relays are known to build circuits")
 
     async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
-        missing = list(directory.missing)
+        # In this order no source sees which relays stand together in our list; it is also C tor's.
+        missing = sorted(directory.missing)
         self._progress.expect_microdescs(len(directory) - len(missing), len(directory))
-        self._rng.shuffle(missing)  # no source shall see which relays stand together in our list
 
         async def fetch(asked: Asked, digests: list[bytes]) -> set[bytes]:
             text = await fetch_microdescs(asked.circuit, digests, begun=asked.begun)

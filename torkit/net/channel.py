@@ -42,8 +42,11 @@ CONNECT_TIMEOUT = 30.0
 class Channel:
     """Made by `connect`; `run` must be running for anything to move. `link` tells who the relay is."""
 
-    def __init__(self, tls: TlsConnection, core: CoreChannel, link: LinkResult, rng: Random) -> None:
+    def __init__(
+        self, tls: TlsConnection, core: CoreChannel, link: LinkResult, address: tuple[str, int], rng: Random
+    ) -> None:
         self.link = link
+        self.address = address  # what we connected to, and its port
         self.error: TorkitError | None = None
         self.opened_at = trio.current_time()
         self.idle_since: float | None = self.opened_at  # None while there are circuits
@@ -126,7 +129,7 @@ class Channel:
         except BaseException:
             tls.close()
             raise
-        return cls(tls, core, link, rng)
+        return cls(tls, core, link, (address, port), rng)
 
     async def run(self) -> None:
         """Move cells until the connection ends or the task is cancelled; every circuit then fails.

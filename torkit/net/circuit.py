@@ -77,6 +77,11 @@ class Circuit:
         """The first relay's clock minus ours, in seconds, when we connected; None if it told no time."""
         return self._channel.link.clock_skew
 
+    @property
+    def last_address(self) -> tuple[str, int]:
+        """An address and OR port of the last hop; on a circuit of one hop those that we connected to."""
+        return self._channel.address if len(self.path) < 2 else (self.path[-1].address, self.path[-1].or_port)
+
     # --- hops -------------------------------------------------------------------------------------
 
     async def create_fast(self) -> None:
@@ -105,7 +110,9 @@ class Circuit:
         handshake = self._handshake(relay, is_last=is_last)
         started = trio.current_time()
         specifiers = messages.encode_link_specifiers(
-            or_addresses(relay), rsa_identity=relay.identity, ed25519_identity=relay.ed25519_identity
+            or_addresses(relay)[:1],  # C tor's clients name one address, too
+            rsa_identity=relay.identity,
+            ed25519_identity=relay.ed25519_identity,
         )
         body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
         self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
@@ -170,7 +177,7 @@ class Circuit:
         """Ask the last hop to connect to `host`, a name or address it resolves. Not waited for."""
         flags = messages.BeginFlags(0)
         if self.path[-1].policy6.accepts(port):
-            # As C tor's clients do where the exit can use it.
+            # As C tor's clients do on the port that Tor Browser has them open, where the exit can use it.
             flags = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
         return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags))
 

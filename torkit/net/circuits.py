@@ -384,17 +384,20 @@ async def build_circuit(
     return circuit
 
 
-async def build_directory_circuit(channels: Channels, contact: Contact) -> Circuit:
-    """A one-hop circuit to ask a directory server. Raises what made it fail, or TimedOut."""
+async def build_directory_circuit(channels: Channels, contact: Contact, settings: CircuitSettings) -> Circuit:
+    """A one-hop circuit to ask a directory server. Raises what made it fail, or TimedOut.
+
+    Where the relay's keys are known, it is asked for what the last hop of any circuit is, as by C tor.
+    """
 
     async def add_hop(circuit: Circuit) -> None:
         channels.progress.reach(Phase.ONEHOP_CREATE)
         if isinstance(contact, Relay):
-            await circuit.create(contact)
+            await circuit.create(contact, is_last=True)
         else:
             await circuit.create_fast()
 
-    return await _build(channels, contact, 0, CircuitSettings(), INITIAL, add_hop)
+    return await _build(channels, contact, 0, settings, INITIAL, add_hop)
 
 
 async def _build(

@@ -6,7 +6,7 @@ What comes back is bytes from a stranger: bounded here, checked in directory/.
 import re
 import time
 from base64 import b64encode
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from types import MappingProxyType
@@ -29,8 +29,11 @@ ANSWER_TIMEOUT = 600.0  # seconds for a whole answer, or a byte now and then wou
 HEAD_LEN_MAX = 16384  # bytes of status line and headers; real ones take 300
 MICRODESCS_PER_REQUEST = 500  # what one request line of 22 KB names
 
-# As C tor: how much newer than ours a consensus must be, in seconds, where its lifetime allows that.
+# As C tor: how much newer than ours a consensus must be, in seconds, where its lifetime allows that; how many
+# bytes of an authority's identity are told; the headers that requests may have, in their order.
 NEWER_BY = 180
+PREFIX_LEN = 3
+HEADERS = ("Host", "If-Modified-Since", "Accept-Encoding", "X-Or-Diff-From-Consensus")
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([ -~]*))?")
 _OLD_NAMES = ("x-gzip",)  # that caches may give to what we asked for
@@ -49,6 +52,7 @@ def _ignore() -> None:
 
 async def fetch_consensus(
     circuit: Circuit,
+    authorities: Iterable[bytes],
     flavor: str = "microdesc",
     *,
     held: Consensus | None = None,
@@ -56,8 +60,9 @@ async def fetch_consensus(
 ) -> Answer:
     """A consensus of this flavor newer than `held`, unverified, or a diff from it.
 
-    `begun` is called when the first bytes have come. Raises NoDirectory, DocumentError or what ended the
-    stream. dir-spec, "Serving and requesting diffs".
+    More than half of `authorities`, v3 identities of 20 bytes, must have signed it: else the relay answers
+    that it has none. `begun` is called when the first bytes have come. Raises NoDirectory, DocumentError or
+    what ended the stream. dir-spec, "Serving and requesting diffs".
     """
     headers = {}
     if held is not None:
@@ -67,13 +72,19 @@ async def fetch_consensus(
         max_age = 3600 * held.param("try-diff-for-consensus-newer-than", 72, 0, 8192)
         if held.valid_after >= time.time() - max_age:
             headers["X-Or-Diff-From-Consensus"] = signed_digest(held.text).hex().upper()
-    path = "/tor/status-vote/current/consensus"
-    return await _get(
-        circuit, path if flavor == "ns" else f"{path}-{flavor}", MAX_CONSENSUS_LEN, headers, begun
-    )
+    name = "consensus" if flavor == "ns" else f"consensus-{flavor}"
+    signers = "+".join(sorted(identity[:PREFIX_LEN].hex().upper() for identity in authorities))
+    path = f"/tor/status-vote/current/{name}/{signers}.z"
+    return await _get(circuit, path, MAX_CONSENSUS_LEN, headers, begun)
 
 
-async def fetch_certificates(circuit: Circuit, keys: Collection[tuple[bytes, bytes]]) -> bytes:
+async def fetch_certificates(circuit: Circuit, identities: Iterable[bytes]) -> bytes:
+    """The newest certificates of authorities, by v3 identity, 20 bytes each, one after the other."""
+    wanted = "+".join(identity.hex().upper() for identity in identities)
+    return (await _get(circuit, f"/tor/keys/fp/{wanted}", MAX_CERTIFICATES_LEN)).body
+
+
+async def fetch_certificates_of_keys(circuit: Circuit, keys: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Authority certificates by (identity, signing key digest), 20 bytes each, one after the other."""
     wanted = "+".join(f"{identity.hex()}-{digest.hex()}".upper() for identity, digest in keys)
     return (await _get(circuit, f"/tor/keys/fp-sk/{wanted}", MAX_CERTIFICATES_LEN)).body
@@ -85,7 +96,7 @@ async def fetch_microdescs(
     """At most MICRODESCS_PER_REQUEST microdescriptors by SHA-256 digest; those the relay has."""
     wanted = "-".join(b64encode(digest).decode().rstrip("=") for digest in digests)
     limit = len(digests) * MAX_MICRODESC_LEN
-    return (await _get(circuit, f"/tor/micro/d/{wanted}", limit, begun=begun)).body
+    return (await _get(circuit, f"/tor/micro/d/{wanted}.z", limit, begun=begun)).body
 
 
 async def _get(
@@ -95,11 +106,16 @@ async def _get(
     headers: Mapping[str, str] = MappingProxyType({}),
     begun: Callable[[], None] = _ignore,
 ) -> Answer:
-    """At most `limit` bytes. dir-spec, "General-use HTTP URLs"."""
+    """At most `limit` bytes. The paths and headers, and their order, are those of C tor.
+
+    dir-spec, "General-use HTTP URLs".
+    """
     is_anonymised = len(circuit.path) > 1
+    headers = {"Host": _host(*circuit.last_address), **headers}
     if not is_anonymised:
-        headers = {"Accept-Encoding": ", ".join(ACCEPT_ENCODING), **headers}
-    lines = [f"GET {path} HTTP/1.0", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        headers["Accept-Encoding"] = ", ".join(ACCEPT_ENCODING)
+    fields = [f"{name}: {headers[name]}" for name in HEADERS if name in headers]
+    lines = [f"GET {path} HTTP/1.0", *fields, "", ""]
     answer = bytearray()
     async with circuit.begin_directory() as stream:
         try:
@@ -114,6 +130,13 @@ async def _get(
         except trio.TooSlowError:
             raise TimedOut(f"a directory answer was not complete after {ANSWER_TIMEOUT:.0f} s") from None
     return decode_answer(bytes(answer), limit, ANONYMISED_ENCODINGS if is_anonymised else ACCEPT_ENCODING)
+
+
+def _host(address: str, port: int) -> str:
+    """RFC 9110, 7.2."""
+    if ":" in address:
+        address = f"[{address}]"
+    return address if port == 80 else f"{address}:{port}"
 
 
 async def _receive(stream: Stream) -> bytes:

@@ -15,8 +15,8 @@ import trio
 
 from torkit.errors import ClockSkewed, NoDirectory, NothingNewer, TimedOut, TorkitError
 from torkit.net.channels import Channels
-from torkit.net.circuit import Circuit
-from torkit.net.circuits import build_directory_circuit
+from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.circuits import MAX_DIRTINESS, build_directory_circuit
 from torkit.net.contact import Contact
 from torkit.net.progress import diagnose
 
@@ -71,12 +71,20 @@ def next_backoff(last: float, rng: Random) -> float:
 class DirectoryServers:
     """Asks the sources that `choose` names at the beginning of each round."""
 
-    def __init__(self, channels: Channels, choose: Callable[[], Sources], rng: Random) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        choose: Callable[[], Sources],
+        settings: Callable[[], CircuitSettings],
+        rng: Random,
+    ) -> None:
         self._channels = channels
         self._choose = choose
+        self._settings = settings
         self._rng = rng
         self._failed: dict[bytes, _Failed] = {}  # by identity, until they serve again
         self._clocks: dict[bytes, _Clock] = {}  # by identity
+        self._kept: dict[bytes, _Kept] = {}  # by the relay's identity; nobody asks on these now
 
     async def ask(self, question: Callable[[Asked], Awaitable[T]]) -> T:
         """The first good answer; another source is asked when one fails, or does not begin to answer.
@@ -146,16 +154,45 @@ class DirectoryServers:
     async def _ask_one(
         self, part: "_Part", fetch: Callable[[Asked, list[bytes]], Awaitable[Collection[bytes]]]
     ) -> Collection[bytes]:
-        circuit = await build_directory_circuit(self._channels, part.source)
+        kept = self._take_kept(part.source) or await self._build(part.source)
         try:
-            if circuit.clock_skew is not None:
-                self.note_clock(part.source, circuit.clock_skew)
-            came = await fetch(Asked(part.source, circuit, part.begun), part.items)
-        finally:
-            circuit.close()
-        if not came:
-            raise NoDirectory("the directory sent nothing of what it was asked for")
+            came = await fetch(Asked(part.source, kept.circuit, part.begun), part.items)
+            if not came:
+                raise NoDirectory("the directory sent nothing of what it was asked for")
+        except NothingNewer:
+            self._keep(part.source, kept)
+            raise
+        except BaseException:
+            kept.circuit.close()
+            raise
+        self._keep(part.source, kept)
         return came
+
+    def _keep(self, source: Contact, kept: "_Kept") -> None:
+        if other := self._take_kept(source):
+            other.circuit.close()
+        self._kept[source.identity] = kept
+
+    def _take_kept(self, source: Contact) -> "_Kept | None":
+        """The circuit to `source` that was kept, if it is still good."""
+        kept = self._kept.pop(source.identity, None)
+        if kept is None or (kept.circuit.error is None and self._channels.is_open(source)):
+            return kept
+        kept.circuit.close()
+        return None
+
+    async def _build(self, source: Contact) -> "_Kept":
+        circuit = await build_directory_circuit(self._channels, source, self._settings())
+        if circuit.clock_skew is not None:
+            self.note_clock(source, circuit.clock_skew)
+        return _Kept(circuit, trio.current_time())
+
+    def close_worn(self, max_age: float = MAX_DIRTINESS) -> None:
+        """Close the circuits that nobody asks on and that were built this long ago, in seconds."""
+        for identity, kept in list(self._kept.items()):
+            if trio.current_time() - kept.built_at >= max_age:
+                del self._kept[identity]
+                kept.circuit.close()
 
     # --- who is to be left alone --------------------------------------------------------------------
 
@@ -199,9 +236,10 @@ class DirectoryServers:
         return max(min(untils, default=now) - now, 0.0)
 
     def forget(self) -> None:
-        """Forget failures and clocks: after a suspend they say nothing any more."""
+        """Forget failures, clocks and circuits: after a suspend they say nothing any more."""
         self._failed.clear()
         self._clocks.clear()
+        self.close_worn(0)
 
     # --- what time it is ----------------------------------------------------------------------------
 
@@ -218,6 +256,13 @@ class DirectoryServers:
         from statistics import median
 
         return -median(skews)
+
+
+class _Kept(NamedTuple):
+    """A circuit that its last question has left open, as C tor's clients do."""
+
+    circuit: Circuit
+    built_at: float
 
 
 class _Failed(NamedTuple):

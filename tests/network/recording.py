@@ -1,0 +1,283 @@
+"""What relays see of a client: scripted relays that write down each cell of C tor's client, or of torkit's.
+
+Both clients are SOCKS proxies with a network of their own, and are asked for the same things. What the relays
+can do differs, and weights leave no choice of whom to use where:
+
+    guard0 to guard2    CGO; never in the middle; directories as well
+    middle              no CGO; the only one in the middle; the only fallback, and an authority
+    exit0, exit1        CGO; accept ports 80 and 443
+"""
+
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import network_docs
+import trio
+from fakes import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell, ignore
+from network.servers import HOST
+from network_docs import HOUR, consensus, consensus_diff
+from served import DirectoryService, authorities, doc_of, fresh_relays, serve
+
+from torkit._fast.cells import RelayCommand
+
+DEADLINE = 60.0  # seconds for all that one client is asked for
+POLL_INTERVAL = 0.02
+
+# All that relays can do but conflux, which torkit has not got.
+PROTOCOLS = network_docs.PROTOCOLS
+WITHOUT_CGO = PROTOCOLS.replace("Relay=1-6", "Relay=1-4")
+PARAMS = "ExtendByEd25519ID=1"  # as on the public network
+WEIGHTS = network_docs.WEIGHTS | {"Wmg": 0, "Wme": 0, "Wmd": 0}
+
+NAME, ADDRESS, REVERSE_NAME = "web.test", "192.0.2.7", "7.2.0.192.in-addr.arpa"
+REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+UPLOAD = bytes(1000)  # more than two cells hold
+LATE_NAME, EARLY = "late.test", b"sent before the answer"
+ANSWER_LEN = 60_000  # bytes: more DATA cells than either kind of SENDME acknowledges
+
+FINISHED = 9  # a reason in DESTROY
+CONNECT, RESOLVE, RESOLVE_PTR = 0x01, 0xF0, 0xF1  # commands of SOCKS
+
+
+class LinkCell(NamedTuple):
+    """A cell as it came out of a client's connection."""
+
+    link: FakeLink
+    circ_id: int
+    command: int
+    body: bytes
+
+
+class HopCell(NamedTuple):
+    """A relay cell as the hop that recognized it sees it; hops count from 1."""
+
+    circuit: FakeCircuit
+    hop: int
+    cell: RelayCell
+
+
+@dataclass
+class Recording:
+    """All that one client said, in order."""
+
+    relays: dict[str, FakeRelay]  # by nickname
+    voters: list[bytes]  # the authorities' v3 identities, as configured
+    link_cells: list[LinkCell] = field(default_factory=list)
+    hop_cells: list[HopCell] = field(default_factory=list)
+    kept: list[FakeCircuit] = field(default_factory=list)  # circuits for directories, open after their use
+
+    def note(self, circuit: FakeCircuit, hop: int, cell: RelayCell) -> None:
+        """Write down a relay cell. What a directory is asked must come before it says CONNECTED."""
+        self.hop_cells.append(HopCell(circuit, hop, cell))
+        stream = circuit.streams.get(cell.stream_id)
+        if cell.command == RelayCommand.DATA and stream is not None and stream.target is None:
+            stream.send(RelayCommand.CONNECTED)
+
+    def cells_of(self, circuit: FakeCircuit) -> list[LinkCell]:
+        """What the first relay of a circuit gets for it."""
+        return [one for one in self.link_cells if (one.link, one.circ_id) == (circuit.link, circuit.circ_id)]
+
+    def messages(self, command: int) -> list[HopCell]:
+        return [one for one in self.hop_cells if one.cell.command == command]
+
+    def requests(self, what: bytes) -> list[HopCell]:
+        """What directories were asked that `what` occurs in; each request fits one cell here."""
+        asked = (one for one in self.messages(RelayCommand.DATA) if one.cell.body.startswith(b"GET /tor/"))
+        return [one for one in asked if what in one.cell.body]
+
+    def circuits(self, length: int) -> list[FakeCircuit]:
+        """All circuits that got so many hops."""
+        made = {id(one): one for relay in self.relays.values() for one in relay.circuits}
+        return [one for one in made.values() if len(one.hops) == length]
+
+    def streams(self) -> list[FakeStream]:
+        """Those that are open."""
+        return [stream for circuit in self.circuits(3) for stream in circuit.streams.values()]
+
+    def name_of(self, relay: FakeRelay) -> str:
+        return next(name for name, one in self.relays.items() if one is relay)
+
+
+# How a client is started: its command line, from the directory for its files, the values of torrc's
+# DirAuthority and FallbackDir, and the port that its SOCKS proxy shall have.
+Client = Callable[[Path, list[str], str, int], list[str]]
+
+
+def torkit(directory: Path, dir_authorities: list[str], fallback_dir: str, port: int) -> list[str]:
+    entries = "".join(f'  "{one}",\n' for one in dir_authorities)
+    network = directory / "network.toml"
+    network.write_text(f'authorities = [\n{entries}]\nfallbacks = ["{fallback_dir}"]\ntesting = true\n')
+    options = ["--network", str(network), "--data-dir", str(directory / "data")]
+    return [sys.executable, "-m", "torkit", *options, "socks", "--listen", f"{HOST}:{port}"]
+
+
+def c_tor(directory: Path, dir_authorities: list[str], fallback_dir: str, port: int) -> list[str]:
+    lines = [
+        "TestingTorNetwork 1",
+        f"DataDirectory {directory / 'data'}",
+        f"Log notice file {directory / 'log'}",
+        "GeoIPFile /dev/null",
+        "GeoIPv6File /dev/null",
+        f"SocksPort {HOST}:{port} IPv6Traffic PreferIPv6",  # as Tor Browser has it
+        *(f"DirAuthority {one}" for one in dir_authorities),
+        f"FallbackDir {fallback_dir}",
+    ]
+    torrc = directory / "torrc"
+    torrc.write_text("\n".join(lines) + "\n")
+    return ["tor", "--defaults-torrc", "/dev/null", "-f", str(torrc), "--quiet"]
+
+
+async def record(client: Client, directory: Path, now: int) -> Recording:
+    """Run a client through everything. Raises trio.TooSlowError where it does not get through."""
+    async with _network(now) as (seen, dir_authorities, fallback_dir):
+        with socket.create_server((HOST, 0)) as free:
+            port = free.getsockname()[1]
+        line = client(directory, dir_authorities, fallback_dir, port)
+        with (directory / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=stderr)
+        try:
+            with trio.fail_after(DEADLINE):
+                await _use(seen, port)
+                process.terminate()
+                await _wait_until(
+                    lambda: all(link.closed for one in seen.relays.values() for link in one.links)
+                )
+                await _wait_until(lambda: process.poll() is not None)
+        finally:
+            process.kill()
+            process.wait()
+        return seen
+
+
+# --- The network ---------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _network(now: int) -> AsyncIterator[tuple[Recording, list[str], str]]:
+    """A network, and the values of torrc's DirAuthority and FallbackDir.
+
+    Its consensus is about to expire, so that whoever has it asks for a newer one at once, and gets a diff.
+    """
+    names = ["middle", "guard0", "guard1", "guard2", "exit0", "exit1"]
+    signers = authorities()
+    seen = Recording(
+        dict(zip(names, fresh_relays(len(names)), strict=True)), [one.v3ident for one in signers]
+    )
+    service = DirectoryService()
+    async with AsyncExitStack() as stack:
+        docs = []
+        for name, relay in seen.relays.items():
+            relay.protocols = WITHOUT_CGO if name == "middle" else PROTOCOLS
+            relay.hosts = {NAME: [ADDRESS], REVERSE_NAME: [NAME]}
+            relay.on_data = _answer
+            relay.on_begin = _begin
+            relay.directory = service
+            relay.on_link_cell = lambda *cell: seen.link_cells.append(LinkCell(*cell))
+            relay.on_relay_cell = seen.note
+            relay.on_begin_dir = ignore  # see Recording.note
+            await stack.enter_async_context(serve(relay))
+            flags = {"g": "Guard", "e": "Exit"}.get(name[0], "")
+            policy = "accept 80,443" if flags == "Exit" else None
+            doc = doc_of(relay, name, flags=flags, policy=policy)
+            ipv6 = "[2001:db8::7]:9001" if name == "middle" else None
+            docs.append(replace(doc, protocols=relay.protocols, policy6=policy, ipv6=ipv6))
+        old, new = (
+            consensus(docs, signers, valid_after=valid_after, params=PARAMS, weights=WEIGHTS)
+            for valid_after in (now - 3 * HOUR + 300, now - HOUR // 2)
+        )
+        service.consensus, service.diff = old, consensus_diff(old, new)
+        service.certificates = b"".join(one.certificate() for one in signers)
+        service.hold(docs)
+        fallback = seen.relays["middle"]
+        host, or_port = fallback.address
+        dir_authorities = [
+            f"{one.nickname} orport={relay.address[1]} no-v2 v3ident={one.v3ident.hex()} "
+            f"{host}:{relay.address[1]} {relay.rsa_identity.hex()}"
+            for one, relay in zip(signers, seen.relays.values(), strict=False)
+        ]
+        yield seen, dir_authorities, f"{host}:{or_port} orport={or_port} id={fallback.rsa_identity.hex()}"
+
+
+def _begin(stream: FakeStream) -> None:
+    """Connected at once, except to LATE_NAME."""
+    if stream.target != (LATE_NAME, 80):
+        stream.connected()
+
+
+def _answer(stream: FakeStream, _: bytes) -> None:
+    """What the web server behind the exits does."""
+    if stream.received == REQUEST:
+        stream.write(bytes(ANSWER_LEN))
+        stream.finish()
+
+
+# --- What the clients are asked for --------------------------------------------------------------------
+
+
+async def _use(seen: Recording, port: int) -> None:
+    """A download that the server ends; an upload that the client ends; names looked up while another stream,
+    on which the client has sent already, waits for its answer; a circuit cut off.
+
+    Before the newer consensus is asked for, relays end what circuits of one hop the bootstrap has left.
+    """
+    await _wait_until(lambda: seen.requests(b"/tor/micro/"))
+    seen.kept = [circuit for circuit in seen.circuits(1) if not circuit.closed]
+    for circuit in seen.kept:
+        circuit.destroy(FINISHED)
+    async with await _ask(port, CONNECT, NAME, 80) as stream:
+        await stream.send_all(REQUEST)
+        received = b""
+        while data := await stream.receive_some():
+            received += data
+        assert len(received) == ANSWER_LEN
+    async with await _ask(port, CONNECT, NAME, 443) as stream:
+        await stream.send_all(UPLOAD)
+        await _wait_until(lambda: any(one.received == UPLOAD for one in seen.streams()))
+    await _wait_until(lambda: seen.messages(RelayCommand.END))
+    async with await _request(port, CONNECT, LATE_NAME, 80, EARLY):
+        await _wait_until(lambda: len(seen.messages(RelayCommand.BEGIN)) == 3)
+        for command, name in (RESOLVE, NAME), (RESOLVE_PTR, ADDRESS):
+            async with await _ask(port, command, name, 0):
+                pass
+        (late,) = (one for one in seen.streams() if one.target == (LATE_NAME, 80))
+        late.connected()
+        await _wait_until(lambda: late.received == EARLY)
+    await _wait_until(lambda: seen.requests(b"X-Or-Diff-From-Consensus"))
+    circuit = seen.messages(RelayCommand.BEGIN)[0].circuit
+    circuit.truncated(2)
+    await _wait_until(lambda: circuit.closed)
+
+
+async def _ask(port: int, command: int, host: str, to_port: int) -> trio.SocketStream:
+    """A SOCKS5 request that is granted."""
+    stream = await _request(port, command, host, to_port)
+    reply = await stream.receive_some(300)
+    assert reply[:2] == b"\x05\x00", reply
+    return stream
+
+
+async def _request(port: int, command: int, host: str, to_port: int, more: bytes = b"") -> trio.SocketStream:
+    """A SOCKS5 request, with `more` in the same segment."""
+    while True:
+        with suppress(OSError):  # until it listens
+            stream = await trio.open_tcp_stream(HOST, port)
+            break
+        await trio.sleep(POLL_INTERVAL)
+    await stream.send_all(b"\x05\x01\x00")
+    assert await stream.receive_some(2) == b"\x05\x00"
+    where = b"\x03" + bytes([len(host)]) + host.encode()
+    if command == RESOLVE_PTR:
+        where = b"\x01" + socket.inet_aton(host)
+    await stream.send_all(bytes([5, command, 0]) + where + to_port.to_bytes(2, "big") + more)
+    return stream
+
+
+async def _wait_until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await trio.sleep(POLL_INTERVAL)

@@ -1,0 +1,346 @@
+"""What relays see of torkit beside what they see of C tor's client: rows of docs/observers.md."""
+
+import re
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from fakes import NTOR, NTOR_V3, RELAY_CRYPT_CGO, FakeHop, decode_extend2, encode_extensions
+from network.recording import (
+    ANSWER_LEN,
+    EARLY,
+    LATE_NAME,
+    NAME,
+    REVERSE_NAME,
+    UPLOAD,
+    Client,
+    HopCell,
+    Recording,
+    c_tor,
+    record,
+    torkit,
+)
+
+from torkit._fast.cells import Command, RelayCommand
+
+pytestmark = pytest.mark.network
+
+CELL_BODY_LEN = 509
+CREATE2_HEAD_LEN = 4
+IPV4, RSA_ID, ED25519_ID = 0, 2, 3  # link specifiers
+MISC = b"\1"  # a reason in END
+NOTHING = encode_extensions([])
+CC_AND_CGO = encode_extensions([(1, b""), (3, RELAY_CRYPT_CGO)])
+
+# Requests to directories, by what occurs in them.
+FIRST_CONSENSUS, CERTIFICATES, MICRODESCS = b"/tor/status-vote/", b"/tor/keys/", b"/tor/micro/"
+NEWER_CONSENSUS = b"X-Or-Diff-From-Consensus"
+
+Alike = Callable[[Callable[[Recording], Any]], Any]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recording, Recording]:
+    """Of torkit and of C tor's client, made at the same time."""
+
+    async def record_both() -> tuple[Recording, Recording]:
+        made: dict[Client, Recording] = {}
+        now = int(time.time())
+
+        async def record_one(client: Client, directory: Path) -> None:
+            made[client] = await record(client, directory, now)
+
+        async with trio.open_nursery() as nursery:
+            for client in (torkit, c_tor):
+                nursery.start_soon(record_one, client, tmp_path_factory.mktemp("client"))
+        return made[torkit], made[c_tor]
+
+    return trio.run(record_both)
+
+
+@pytest.fixture
+def alike(recordings: tuple[Recording, Recording]) -> Alike:
+    """Gives what is observed of torkit, if the same is observed of C tor."""
+
+    def check(observe: Callable[[Recording], Any]) -> Any:
+        ours, theirs = (observe(seen) for seen in recordings)
+        assert ours == theirs
+        return ours
+
+    return check
+
+
+def test_relays_have_nothing_to_complain_about(alike: Alike) -> None:
+    assert alike(lambda seen: [text for relay in seen.relays.values() for text in relay.complaints]) == []
+
+
+# --- The link ------------------------------------------------------------------------------------------
+
+
+def test_a_relay_gets_one_connection_for_everything(alike: Alike) -> None:
+    assert alike(lambda seen: {len(relay.links) for relay in seen.relays.values() if relay.links}) == {1}
+
+
+def test_the_link_handshake_is_the_same_to_the_byte(alike: Alike) -> None:
+    def observe(seen: Recording) -> set[tuple[tuple[int, bytes], ...]]:
+        links = [link for relay in seen.relays.values() for link in relay.links]
+        return {
+            tuple((one.command, one.body) for one in seen.link_cells if one.link is link)[:2]
+            for link in links
+        }
+
+    netinfo = bytes(4) + bytes([4, 4, 127, 0, 0, 1]) + b"\0"  # no time, the relay's address, none of ours
+    versions = (Command.VERSIONS, bytes([0, 3, 0, 4, 0, 5]))
+    assert alike(observe) == {(versions, (Command.NETINFO, netinfo.ljust(CELL_BODY_LEN, b"\0")))}
+
+
+def test_no_other_cells_than_these_are_sent(alike: Alike) -> None:
+    """None of AUTHENTICATE, DROP, PADDING_NEGOTIATE, XON. PADDING comes when it comes."""
+    names = "CREATE_FAST CREATE2 DESTROY NETINFO RELAY RELAY_EARLY VERSIONS"
+    assert alike(lambda seen: {one.command for one in seen.link_cells} - {Command.PADDING}) == {
+        Command[name] for name in names.split()
+    }
+    names = "BEGIN BEGIN_DIR DATA END EXTEND2 RESOLVE SENDME"
+    assert alike(lambda seen: {one.cell.command for one in seen.hop_cells}) == {
+        RelayCommand[name] for name in names.split()
+    }
+
+
+def test_circuit_ids_have_the_top_bit_and_no_order(alike: Alike) -> None:
+    def observe(seen: Recording) -> tuple[bool, bool]:
+        creates = (Command.CREATE_FAST, Command.CREATE2)
+        ids = [one.circ_id for one in seen.link_cells if one.command in creates]
+        assert len(ids) > 3
+        return all(one >> 31 == 1 for one in ids), any(abs(a - b) < 16 for a, b in pairwise(ids))
+
+    assert alike(observe) == (True, False)
+
+
+# --- Building circuits ---------------------------------------------------------------------------------
+
+
+def _handshakes(place: int) -> Callable[[Recording], set[tuple[int | None, bytes | None]]]:
+    """Of the hop at this place of circuits of three: the kinds, and what an ntor-v3 asks for."""
+    return lambda seen: {_handshake(one.hops[place]) for one in seen.circuits(3)}
+
+
+def _handshake(hop: FakeHop) -> tuple[int | None, bytes | None]:
+    return hop.handshake_type, hop.client_message
+
+
+def test_a_guard_that_can_do_cgo_gets_an_ntor_v3_that_asks_for_nothing(alike: Alike) -> None:
+    assert alike(_handshakes(0)) == {(NTOR_V3, NOTHING)}
+
+
+def test_a_middle_that_cannot_do_cgo_gets_ntor(alike: Alike) -> None:
+    assert alike(_handshakes(1)) == {(NTOR, None)}
+
+
+def test_an_exit_is_asked_for_congestion_control_and_cgo(alike: Alike) -> None:
+    assert alike(_handshakes(2)) == {(NTOR_V3, CC_AND_CGO)}
+
+
+def test_control_cells_are_filled_with_zeros(alike: Alike) -> None:
+    def observe(seen: Recording) -> bool:
+        created = [one.body for one in seen.link_cells if one.command == Command.CREATE2]
+        fast = [one.body for one in seen.link_cells if one.command == Command.CREATE_FAST]
+        fills = [body[CREATE2_HEAD_LEN + int.from_bytes(body[2:4], "big") :] for body in created]
+        fills += [body[20:] for body in fast]
+        return any(any(fill) for fill in fills)
+
+    assert alike(observe) is False
+
+
+def test_circuits_are_built_in_three_cells(alike: Alike) -> None:
+    def observe(seen: Recording) -> set[tuple[int, ...]]:
+        return {tuple(one.command for one in seen.cells_of(circuit)[:3]) for circuit in seen.circuits(3)}
+
+    assert alike(observe) == {(Command.CREATE2, Command.RELAY_EARLY, Command.RELAY_EARLY)}
+
+
+def test_relay_early_is_for_the_first_eight_or_seven_cells_of_any_kind(alike: Alike) -> None:
+    def observe(seen: Recording) -> bool:
+        circuit = seen.messages(RelayCommand.BEGIN)[0].circuit
+        commands = [one.command for one in seen.cells_of(circuit)[1:]]
+        early = commands.index(Command.RELAY)
+        rest = {Command.RELAY, Command.DESTROY}
+        return (
+            early in (7, 8)
+            and set(commands[:early]) == {Command.RELAY_EARLY}
+            and set(commands[early:]) == rest
+        )
+
+    assert alike(observe) is True
+
+
+def test_a_hop_is_extended_to_by_one_address_and_both_identities(alike: Alike) -> None:
+    """Though the middle relay has an IPv6 address, too."""
+
+    def observe(seen: Recording) -> set[tuple[int, ...]]:
+        bodies = [one.cell.body for one in seen.messages(RelayCommand.EXTEND2)]
+        return {tuple(kind for kind, _ in decode_extend2(body)[0]) for body in bodies}
+
+    assert alike(observe) == {(IPV4, RSA_ID, ED25519_ID)}
+
+
+def test_relay_cells_are_filled_with_four_zeros_and_random_bytes(alike: Alike) -> None:
+    def observe(seen: Recording) -> tuple[bool, bool]:
+        fills = [one.cell.padding for one in seen.hop_cells if len(one.cell.padding) > 300]
+        assert len(fills) > 10
+        return any(any(fill[:4]) for fill in fills), all(len(set(fill)) > 100 for fill in fills)
+
+    assert alike(observe) == (False, True)
+
+
+def test_a_circuit_that_was_cut_off_is_destroyed_without_a_reason(alike: Alike) -> None:
+    """And nothing is on the way out: a client that is stopped just closes its connections."""
+
+    def observe(seen: Recording) -> list[bytes]:
+        return [one.body for one in seen.link_cells if one.command == Command.DESTROY]
+
+    assert alike(observe) == [bytes(CELL_BODY_LEN)]
+
+
+# --- Streams -------------------------------------------------------------------------------------------
+
+
+def _bodies(seen: Recording, command: RelayCommand) -> list[bytes]:
+    """Those that exits get: a directory request that another has overtaken is ended, too."""
+    return [one.cell.body for one in seen.messages(command) if one.hop == 3]
+
+
+def test_begin_names_the_target_and_allows_and_prefers_ipv6(alike: Alike) -> None:
+    targets = [f"{target}\0\0\0\0\5".encode() for target in (f"{NAME}:80", f"{NAME}:443", f"{LATE_NAME}:80")]
+    assert alike(lambda seen: _bodies(seen, RelayCommand.BEGIN)) == targets
+
+
+def test_resolve_asks_for_a_name_or_the_name_of_an_address(alike: Alike) -> None:
+    names = [f"{name}\0".encode() for name in (NAME, REVERSE_NAME)]
+    assert alike(lambda seen: _bodies(seen, RelayCommand.RESOLVE)) == names
+
+
+def test_stream_ids_count_up_from_anywhere(alike: Alike) -> None:
+    """By one, though C tor seldom passes over some."""
+
+    def observe(seen: Recording) -> bool:
+        begin = (RelayCommand.BEGIN, RelayCommand.BEGIN_DIR, RelayCommand.RESOLVE)
+        begun = [one for one in seen.hop_cells if one.cell.command in begin]
+        circuits = seen.circuits(1) + seen.circuits(3)
+        ids = [[one.cell.stream_id for one in begun if one.circuit is circuit] for circuit in circuits]
+        assert len({some[0] for some in ids if some}) > 1
+        steps = [(b - a) % 65536 for some in ids for a, b in pairwise(some)]
+        return all(0 < step < 16 for step in steps) and steps.count(1) > len(steps) / 2
+
+    assert alike(observe) is True
+
+
+def test_data_fills_cells(alike: Alike) -> None:
+    def observe(seen: Recording) -> list[int]:
+        stream_id = seen.messages(RelayCommand.BEGIN)[1].cell.stream_id
+        cells = [one.cell for one in seen.messages(RelayCommand.DATA) if one.hop == 3]
+        return [len(one.body) for one in cells if one.stream_id == stream_id]
+
+    assert alike(observe) == [488, 488, len(UPLOAD) - 2 * 488]
+
+
+def test_data_sent_early_goes_before_the_exits_answer_with_c_tor_and_after_it_with_torkit(
+    recordings: tuple[Recording, Recording],
+) -> None:
+    """The exit answers after the look-ups."""
+
+    def observe(seen: Recording) -> bool:
+        (early,) = (one for one in seen.hop_cells if one.cell.body == EARLY)
+        return seen.hop_cells.index(early) < seen.hop_cells.index(seen.messages(RelayCommand.RESOLVE)[0])
+
+    assert [observe(seen) for seen in recordings] == [False, True]
+
+
+def test_only_a_stream_that_the_client_ends_gets_an_end_which_tells_nothing(alike: Alike) -> None:
+    assert alike(lambda seen: _bodies(seen, RelayCommand.END)) == [MISC, MISC]
+
+
+def test_sendmes_are_for_the_circuit_and_carry_the_tag_of_its_layer(alike: Alike) -> None:
+    def observe(seen: Recording) -> list[tuple[int, bytes, int]]:
+        cells = [one.cell for one in seen.messages(RelayCommand.SENDME)]
+        return [(one.stream_id, one.body[:3], len(one.body)) for one in cells]
+
+    count = -(-ANSWER_LEN // 488) // 31  # DATA cells, and how many of these one acknowledges
+    assert alike(observe) == [(0, b"\1\0\x10", 19)] * count
+
+
+# --- Directories ---------------------------------------------------------------------------------------
+
+
+def _asked(what: bytes) -> Callable[[Recording], str]:
+    """The first such request, but for the port of the relay and the digest of the consensus at hand."""
+
+    def observe(seen: Recording) -> str:
+        text = seen.requests(what)[0].cell.body.decode("ascii")
+        return re.sub(r"(?<=Host: 127\.0\.0\.1:)\d+|(?<=Diff-From-Consensus: )[0-9A-F]{64}", "...", text)
+
+    return observe
+
+
+def test_a_first_consensus_is_asked_for_by_the_authorities_that_shall_have_signed_it(alike: Alike) -> None:
+    text = alike(_asked(FIRST_CONSENSUS))
+    assert re.match(
+        r"GET /tor/status-vote/current/consensus-microdesc/\w{6}\+\w{6}\+\w{6}\.z HTTP/1\.0\r\n", text
+    )
+
+
+def test_a_request_does_not_wait_for_connected(alike: Alike) -> None:
+    """That nobody says before it has come."""
+    assert alike(lambda seen: len(seen.requests(b"")) >= 4) is True
+
+
+def test_certificates_are_asked_for_by_authority(alike: Alike) -> None:
+    voters = "+".join(one.hex().upper() for one in alike(lambda seen: seen.voters))
+    assert alike(_asked(CERTIFICATES)).startswith(f"GET /tor/keys/fp/{voters} HTTP/1.0\r\n")
+
+
+def test_microdescriptors_are_asked_for_in_the_order_of_their_digests(alike: Alike) -> None:
+    assert alike(_asked(MICRODESCS)).count("-") >= 5
+
+
+def test_a_newer_consensus_is_asked_for_by_what_is_at_hand(alike: Alike) -> None:
+    lines = alike(_asked(NEWER_CONSENSUS)).split("\r\n")
+    assert [line.partition(":")[0] for line in lines[1:-2]] == [
+        "Host",
+        "If-Modified-Since",
+        "Accept-Encoding",
+        "X-Or-Diff-From-Consensus",
+    ]
+
+
+def test_a_directory_without_known_keys_gets_create_fast_and_a_guard_what_an_exit_gets(alike: Alike) -> None:
+    def hop(one: HopCell) -> FakeHop:
+        assert len(one.circuit.hops) == 1
+        return one.circuit.hops[0]
+
+    kinds = (FIRST_CONSENSUS, CERTIFICATES, MICRODESCS, NEWER_CONSENSUS)
+    assert alike(lambda seen: [_handshake(hop(seen.requests(what)[0])) for what in kinds]) == [
+        *[(None, None)] * 3,
+        (NTOR_V3, CC_AND_CGO),
+    ]
+
+
+def test_a_circuit_to_a_directory_is_kept_and_used_again(alike: Alike) -> None:
+    def observe(seen: Recording) -> tuple[bool, bool]:
+        consensus, certificates = (seen.requests(what)[0].circuit for what in (FIRST_CONSENSUS, CERTIFICATES))
+        return consensus is certificates, consensus in seen.kept
+
+    assert alike(observe) == (True, True)
+
+
+def test_the_first_microdescriptors_come_from_a_fallback_and_not_from_guards(
+    recordings: tuple[Recording, Recording],
+) -> None:
+    ours, theirs = (
+        {seen.name_of(one.circuit.hops[0].relay) for one in seen.requests(MICRODESCS)} for seen in recordings
+    )
+    assert ours == {"middle"}
+    assert theirs <= {"guard0", "guard1", "guard2"}

@@ -1,0 +1,44 @@
+"""The tables of docs/: every test that they name exists, and no row is without evidence."""
+
+import ast
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+OBSERVERS = TESTS.parent / "docs" / "observers.md"
+UNPROVEN = ("not equal", "not measured")
+
+
+def _rows() -> list[list[str]]:
+    """The cells of each row but headings."""
+    lines = [line for line in OBSERVERS.read_text().splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in rows if row[0] != "what" and not row[0].startswith("---")]
+
+
+def _tests() -> set[str]:
+    names = set()
+    for path in TESTS.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names.add(node.name)
+    return names
+
+
+def test_every_test_that_is_named_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", OBSERVERS.read_text()))
+    assert named
+    assert named - _tests() == set()
+
+
+def test_every_row_has_a_test_or_says_that_it_has_none() -> None:
+    rows = _rows()
+    assert len(rows) > 30
+    for row in rows:
+        *_, is_equal, evidence = row
+        assert len(row) == 6, row
+        assert is_equal in ("yes", "no", "?"), row
+        if is_equal == "yes":
+            assert re.search(r"`test_\w+`", evidence), row
+        else:
+            assert evidence.startswith(UNPROVEN), row
