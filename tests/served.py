@@ -130,9 +130,11 @@ class Arrivals:
 
     def __init__(self, answer: Callable[..., object] = lambda *_: None) -> None:
         self._answer = answer
+        self.count = 0
         self._send, self._receive = trio.open_memory_channel[tuple[Any, ...]](float("inf"))
 
     def __call__(self, *args: Any) -> None:
+        self.count += 1
         self._answer(*args)
         self._send.send_nowait(args)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha3_256
 from pathlib import Path
 
@@ -400,11 +401,70 @@ async def test_names_that_no_exit_can_look_up_are_refused(tmp_path: Path, host: 
     async with served_tor(tmp_path) as (tor, network):
         begun = Arrivals()
         for exit_relay in exits_of(network):
-            exit_relay.on_begin = begun
+            exit_relay.on_begin = exit_relay.on_resolve = begun
         with pytest.raises(UsageError):
             await tor.connect(host, 80)
         with pytest.raises(UsageError):
             await tor.resolve(host)
+        assert begun.count == 0
+
+
+@pytest.mark.parametrize("host", ["localhost", "x.local", "127.0.0.1", "192.168.1.1", "::1", "[fe80::1]"])
+async def test_places_near_the_exit_are_never_asked_of_it(tmp_path: Path, host: str) -> None:
+    async with serve_network() as network:
+        asked = Arrivals()
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = exit_relay.on_resolve = asked
+        public = replace(network.config, testing=False)
+        async with open_tor(network=public, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            for ask in (partial(tor.connect, port=80), tor.resolve):
+                with pytest.raises(UsageError) as caught:
+                    await ask(host)
+                assert caught.value.hint is not None
+        assert asked.count == 0
+
+
+async def test_on_a_private_network_every_place_is_asked_for(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        for exit_relay in exits_of(network):
+            exit_relay.hosts = {"a.localhost": ["127.0.0.1"]}
+        for host in ("localhost", "127.0.0.1"):
+            await (await tor.connect(host, 80)).aclose()
+        assert await tor.resolve("a.localhost") == [Resolved("ipv4", "127.0.0.1", 60)]
+
+
+async def test_answers_that_are_internal_are_no_answers(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        for exit_relay in exits_of(network):
+            exit_relay.hosts = {
+                "mixed.test": ["10.0.0.1", "192.0.2.1", "::1"],
+                "internal.test": ["10.0.0.1", "fe80::1"],
+            }
+        public = replace(network.config, testing=False)
+        async with open_tor(network=public, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            assert await tor.resolve("mixed.test") == [Resolved("ipv4", "192.0.2.1", 60)]
+            with pytest.raises(StreamClosed) as caught:
+                await tor.resolve("internal.test")
+            assert caught.value.reason is EndReason.RESOLVEFAILED
+
+
+async def test_an_exit_that_connects_inside_its_own_network_is_left(tmp_path: Path) -> None:
+    """A name may be made to mean a router or a printer of the exit's: as C tor, we want none of it."""
+    async with serve_network() as network:
+        ended = Arrivals()
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = lambda stream: stream.connected("192.168.1.1")
+            exit_relay.on_end = ended
+        public = replace(network.config, testing=False)
+        async with open_tor(network=public, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            with pytest.raises(StreamClosed) as caught:
+                await tor.connect("web.test", 80)
+            assert caught.value.reason is EndReason.TORPROTOCOL
+            await ended.next()
+        assert ended.count == 1
 
 
 async def test_a_given_path_is_the_one_used(tmp_path: Path) -> None:

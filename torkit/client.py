@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hash
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain, repeat
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
@@ -34,7 +33,6 @@ from torkit.errors import (
     StreamClosed,
     TimedOut,
     TorkitError,
-    UsageError,
 )
 from torkit.guards import Guards
 from torkit.net.bootstrap import Bootstrap
@@ -46,7 +44,9 @@ from torkit.net.progress import Changes, Progress
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path, goes_with
+from torkit.proto.cells import IPAddress
 from torkit.proto.circuit import Cgo
+from torkit.proto.destination import check_destination, is_internal, parse_address
 from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
 
@@ -185,16 +185,21 @@ class Tor:
         """A stream to `host`, a name or address that the exit resolves; never looked up here.
 
         Streams share circuits only where `isolation` is equal. Attempts that fail for a circuit's or an
-        exit's fault are repeated elsewhere. Raises StreamClosed with the exit's reason, TimedOut, NoPath,
-        or what made circuits fail.
+        exit's fault are repeated elsewhere. Raises UsageError for what no exit can reach, StreamClosed
+        with the exit's reason, TimedOut, NoPath, or what made circuits fail.
         """
-        _refuse_special(host)
+        host = check_destination(host, allow_internal=self.network.testing)
         is_ipv6 = ":" in host
 
         async def begin(circuit: Circuit) -> Stream:
             stream = circuit.begin(host, port)
             try:
                 await stream.wait_connected()
+                if self._is_refused(stream.address):
+                    raise StreamClosed(
+                        "the exit connected to an address that is internal to its network",
+                        reason=EndReason.TORPROTOCOL,
+                    )
             except BaseException:
                 stream.close()
                 raise
@@ -207,20 +212,18 @@ class Tor:
     ) -> list[Resolved]:
         """The addresses of a name, or for an address its names, as an exit sees them.
 
-        Raises as `connect` does; StreamClosed with RESOLVEFAILED where there is no answer.
+        Raises as `connect` does; StreamClosed with RESOLVEFAILED where there is no answer. An answer that
+        is internal to a network is none: a program that took it would connect to somebody else's.
         """
-        _refuse_special(host)
-        try:
-            question: str | IPv4Address | IPv6Address = ip_address(host)
-        except ValueError:
-            question = host
+        host = check_destination(host, allow_internal=self.network.testing)
+        question = parse_address(host) or host
 
         async def look_up(circuit: Circuit) -> list[Resolved]:
             found = []
             for answer in await circuit.resolve(question):
                 if isinstance(answer.value, str):
                     found.append(Resolved("hostname", answer.value, answer.ttl))
-                elif not isinstance(answer.value, ResolvedError):
+                elif not isinstance(answer.value, ResolvedError) and not self._is_refused(answer.value):
                     kind: Literal["ipv4", "ipv6"] = "ipv4" if answer.value.version == 4 else "ipv6"
                     found.append(Resolved(kind, str(answer.value), answer.ttl))
             if not found:
@@ -228,6 +231,10 @@ class Tor:
             return found
 
         return await self._attempt(look_up, None, False, isolation, path)
+
+    def _is_refused(self, address: IPAddress | None) -> bool:
+        """Whether an exit that says this address is wrong or has been fooled, as C tor judges."""
+        return address is not None and not self.network.testing and is_internal(address)
 
     def new_identity(self) -> None:
         """From now on, streams use circuits that no stream of before has used; those go on as they are.
@@ -481,12 +488,3 @@ def _load_state(cache: Cache, restrictions: Constraints, rng: Random) -> tuple[d
         except StorageError as error:
             logger.warning("the state cannot be set aside: %s", error)
     return state, guards
-
-
-def _refuse_special(host: str) -> None:
-    """Names that mean something else than a host to look up at an exit."""
-    last_label = host.rstrip(".").lower().rpartition(".")[2]
-    if last_label == "onion":
-        raise UsageError("onion services are not supported yet")
-    if last_label == "exit":
-        raise UsageError("names in .exit are not supported", hint="choose an exit with --path")

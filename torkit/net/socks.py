@@ -24,13 +24,13 @@ import trio
 
 from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError
 from torkit.net.sockdiag import is_closed_by_program
+from torkit.proto.destination import check_host
 from torkit.proto.socks import (
     SOCKS4_VERSION,
     Command,
     Handshake,
     Reply,
     Request,
-    check_host,
     encode_reply,
     reply_for,
 )

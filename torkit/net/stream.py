@@ -28,6 +28,7 @@ from torkit.proto.messages import (
 if TYPE_CHECKING:
     from torkit.directory.directory import Relay
     from torkit.net.circuit import Circuit
+    from torkit.proto.cells import IPAddress
 
 
 class StreamBroken(StreamClosed, trio.BrokenResourceError):
@@ -43,6 +44,7 @@ class Stream(trio.abc.Stream):
 
     def __init__(self, circuit: Circuit, core: CoreStream, flow: StreamFlow | None) -> None:
         self.circuit = circuit
+        self.address: IPAddress | None = None  # where the exit has connected to, as it says
         self._core = core
         self._flow = flow
         self._failure: TorkitError | None = None
@@ -238,7 +240,7 @@ class Stream(trio.abc.Stream):
     def on_message(self, command: int, body: bytes) -> None:
         try:
             if command == RelayCommand.CONNECTED:
-                decode_connected(body)
+                self.address = decode_connected(body).address
                 self._is_connected = True
                 self._wake()
             elif command == RelayCommand.END:
