@@ -61,6 +61,12 @@ def socks(
             "dest-port, stream.",
         ),
     ] = None,
+    safe_socks: Annotated[
+        bool,
+        typer.Option(
+            "--safe-socks", help="Refuse programs that ask for addresses, and may have looked up names."
+        ),
+    ] = False,
     ready_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Gets one JSON line once a circuit has been built.")
     ] = None,
@@ -103,6 +109,7 @@ def socks(
                 listeners,
                 path=path,
                 isolation=isolation,
+                safe_socks=safe_socks,
                 ready_file=ready_file,
                 as_json=as_json,
                 max_clients=max_clients,
@@ -173,6 +180,7 @@ async def serve(
     *,
     path: str | None,
     isolation: "Collection[Isolate]",
+    safe_socks: bool = False,
     ready_file: Path | None,
     as_json: bool = False,
     max_clients: int = MAX_DESCRIPTORS,
@@ -191,6 +199,7 @@ async def serve(
             resolve=partial(tor.resolve, path=relays),
             max_clients=max_clients,
             isolate=isolation,
+            names_only=safe_socks,
         )
 
     async def renew() -> None:

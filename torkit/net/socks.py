@@ -108,12 +108,14 @@ async def serve_socks(
     resolve: Resolve,
     max_clients: int = MAX_CLIENTS,
     isolate: Collection[Isolate] = ISOLATION,
+    names_only: bool = False,
 ) -> NoReturn:
     """Serve SOCKS clients until cancelled. Clients beyond `max_clients` wait to be accepted.
 
-    `isolate` says what keeps streams on circuits of their own.
+    `isolate` says what keeps streams on circuits of their own. With `names_only`, connections to addresses
+    are refused: whoever asks for one may have asked a resolver for its name.
     """
-    proxy = _Proxy(connect, resolve, frozenset(isolate))
+    proxy = _Proxy(connect, resolve, frozenset(isolate), names_only)
     places = trio.Semaphore(max_clients)
     for listener in listeners:
         _set_keepalive(listener.socket)
@@ -151,10 +153,13 @@ class _BoundedListener(trio.abc.Listener[trio.SocketStream]):
 class _Proxy:
     """What the clients of one proxy share."""
 
-    def __init__(self, connect: Connect, resolve: Resolve, isolate: frozenset[Isolate]) -> None:
+    def __init__(
+        self, connect: Connect, resolve: Resolve, isolate: frozenset[Isolate], names_only: bool
+    ) -> None:
         self._connect = connect
         self._resolve = resolve
         self._isolate = isolate
+        self._names_only = names_only
         self._is_leak_settled = False
         self._carriers: set[_Carrier] = set()
 
@@ -173,7 +178,9 @@ class _Proxy:
                 request = await _negotiate(client, handshake)
                 if request is None:
                     return
-                self._look_for_leak(request)
+                if self._is_leak(request):
+                    await _answer(client, encode_reply(request.version, Reply.NOT_ALLOWED))
+                    return
                 isolation = self._isolation(client, request)
                 if request.command is Command.CONNECT:
                     await self._serve_connect(client, request, isolation, handshake.trailing_data)
@@ -254,16 +261,21 @@ class _Proxy:
                     return check_host(answer.value)
         raise StreamClosed("no answer of the kind asked for", reason=EndReason.RESOLVEFAILED)
 
-    def _look_for_leak(self, request: Request) -> None:
-        """Warn once if the first destination is an address: nobody has asked for its name here."""
-        if self._is_leak_settled or (request.is_address and request.command is not Command.CONNECT):
-            return
-        self._is_leak_settled = True
-        if request.is_address:
+    def _is_leak(self, request: Request) -> bool:
+        """Whether to refuse an address of which nobody has asked us for the name.
+
+        Warns once of the first that is refused, or that is the first destination of all.
+        """
+        if request.is_address and request.command is not Command.CONNECT:
+            return False
+        if request.is_address and not self._is_leak_settled:
             logger.warning(
-                "a program asked for an address, not a name; if it looked the name up by itself, "
-                "its resolver knows where it goes (use socks5h:// or SOCKS4a)"
+                "a program asked for an address, not a name%s; if it looked the name up by itself, "
+                "its resolver knows where it goes (use socks5h:// or SOCKS4a)",
+                ", and was refused" if self._names_only else "",
             )
+        self._is_leak_settled = self._is_leak_settled or request.is_address or not self._names_only
+        return request.is_address and self._names_only
 
 
 async def _negotiate(client: trio.SocketStream, handshake: Handshake) -> Request | None:
