@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import sha3_256
 from pathlib import Path
+from typing import Any
 
 import network_docs
 import pytest
@@ -41,6 +42,7 @@ from torkit.errors import (
     EndReason,
     NoDirectory,
     NoPath,
+    NotPossible,
     StreamClosed,
     TimedOut,
     UsageError,
@@ -616,6 +618,38 @@ async def test_what_the_user_restricts_holds_for_every_path(tmp_path: Path) -> N
             for isolation in range(5):
                 path = (await tor.connect("web.test", 80, isolation=isolation)).path
                 assert (path[0].nickname, path[2].nickname) == ("guard1", "exit0")
+
+
+@pytest.mark.parametrize("option", ["entries", "exits", "exclude"])
+async def test_countries_are_looked_up_where_a_relay_is(tmp_path: Path, option: str) -> None:
+    everyone, nobody = ("{cc}", "{aa}") if option == "exclude" else ("{aa}", "{cc}")
+    async with serve_network() as network:
+
+        @asynccontextmanager
+        async def restricted(name: str) -> AsyncIterator[Tor]:
+            wanted: dict[str, Any] = {option: frozenset({name})}
+            async with open_tor(
+                network=network.config,
+                data_dir=tmp_path,
+                restrictions=Constraints(**wanted),
+                country_of={"127.0.0.1": "aa"}.get,
+            ) as tor:
+                await tor.wait_ready()
+                yield tor
+
+        async with restricted(everyone) as tor:
+            await tor.connect("web.test", 80)
+        async with restricted(nobody) as tor:
+            with pytest.raises(NotPossible):
+                await tor.connect("web.test", 80)
+
+
+async def test_countries_that_nobody_can_look_up_are_a_mistake(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        restrictions = Constraints(exits=frozenset({"{aa}"}))
+        with pytest.raises(UsageError, match="country_of"):
+            async with open_tor(network=network.config, data_dir=tmp_path, restrictions=restrictions):
+                pass
 
 
 async def test_authorities_are_asked_where_there_are_no_fallbacks(tmp_path: Path) -> None:

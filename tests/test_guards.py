@@ -609,6 +609,20 @@ def test_entry_nodes_are_the_only_ones_used() -> None:
     assert not guards.is_extremely_restricted
 
 
+def test_entry_nodes_may_be_countries() -> None:
+    where = {doc.nickname: "aa" if place < len(DOCS) / 2 else "bb" for place, doc in enumerate(DOCS)}
+    addresses = {doc.address: where[doc.nickname] for doc in DOCS}
+    assert len(addresses) == len(DOCS)
+    directory = Directory(DIRECTORY.consensus, {}, addresses.get)
+    for constraints, country in (
+        (Constraints(entries=frozenset({"{aa}"})), "aa"),
+        (Constraints(exclude=frozenset({"{AA}"})), "bb"),
+    ):
+        user = User(Guards(constraints), directory)
+        assert {where[name] for name in user.primary} == {country}
+        assert len(user.guards._allowed) > 20
+
+
 def test_few_entry_nodes_have_a_sample_of_their_own(user: User) -> None:
     first = user.use()
     guards, _ = Guards.from_state(user.guards.to_state(), now=NOW, rng=Random(1))

@@ -21,7 +21,7 @@ from torkit.build_times import BuildTimes
 from torkit.config import Network
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus, parse_consensus
-from torkit.directory.directory import Directory, Relay
+from torkit.directory.directory import CountryOf, Directory, Relay
 from torkit.errors import (
     Closed,
     EndReason,
@@ -33,6 +33,7 @@ from torkit.errors import (
     StreamClosed,
     TimedOut,
     TorkitError,
+    UsageError,
 )
 from torkit.guards import Guards
 from torkit.net.bootstrap import Bootstrap
@@ -43,7 +44,7 @@ from torkit.net.contact import DirectoryServer
 from torkit.net.progress import Changes, Progress
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
-from torkit.path import Constraints, choose_path, goes_with
+from torkit.path import Constraints, choose_path, country_in, goes_with, places_of
 from torkit.proto.cells import IPAddress
 from torkit.proto.circuit import Cgo
 from torkit.proto.destination import check_destination, is_internal, parse_address
@@ -107,6 +108,7 @@ class Tor:
         spare_circuits: int,
         consensus: bytes | None,
         restrictions: Constraints | None,
+        country_of: CountryOf | None,
     ) -> None:
         self.network = network
         self._cache = cache
@@ -116,6 +118,9 @@ class Tor:
         self._cgo = cgo
         self._spare_circuits = spare_circuits
         self._clock = ClockGuard()
+        names = restrictions.entries | restrictions.exits | restrictions.exclude if restrictions else ()
+        if country_of is None and any(map(country_in, names)):
+            raise UsageError("restrictions by country need country_of")
         self._restrictions = replace(restrictions or Constraints(), distinct_subnets=network.distinct_subnets)
         state, self._guards = _load_state(cache, self._restrictions, rng)
         self._saving = trio.Lock()
@@ -139,6 +144,7 @@ class Tor:
             channels=self._channels,
             rng=rng,
             consensus=None if consensus is None else parse_consensus(consensus),
+            country_of=country_of,
         )
 
     async def wait_ready(self) -> None:
@@ -377,7 +383,7 @@ class Tor:
         """A name that means nobody excludes nobody; and few guards that are left tell a user from others."""
         restrictions = self._restrictions
         for name in sorted(restrictions.entries | restrictions.exits | restrictions.exclude):
-            if not self.directory.indexes_of(name):
+            if not places_of(self.directory, [name]):
                 logger.warning("no relay %s in the directory", name)
         self._guards.update(self.directory, now=time.time(), rng=self._rng)
         if self._guards.is_extremely_restricted:
@@ -436,6 +442,7 @@ async def open_tor(
     spare_circuits: int = SPARE_COUNT,
     consensus: bytes | None = None,
     restrictions: Constraints | None = None,
+    country_of: CountryOf | None = None,
 ) -> AsyncIterator[Tor]:
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
@@ -444,6 +451,7 @@ async def open_tor(
     serves a program that opens one and ends. With `consensus`, that document is verified and used
     instead of the cached or a fetched one. Raises DocumentError if it is none. Of `restrictions`, the
     `entries`, `exits` and `exclude` hold for every path: each makes this client easier to tell from others.
+    Those that name countries need `country_of`, such as torkit.directory.geoip.country_of on a file.
     """
     rng = SystemRandom()
     try:
@@ -457,6 +465,7 @@ async def open_tor(
                 spare_circuits=spare_circuits,
                 consensus=consensus,
                 restrictions=restrictions,
+                country_of=country_of,
             )
             nursery.start_soon(tor.run)
             try:

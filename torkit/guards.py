@@ -25,7 +25,7 @@ from typing import Any
 from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.netdoc import decode_fingerprint, decode_time, encode_time
 from torkit.errors import NoGuard, NoPath
-from torkit.path import Constraints, is_possible_guard, places_of
+from torkit.path import Constraints, excluded_places, is_possible_guard, places_of
 
 DAY = 86400.0
 INT32_MAX = 2**31 - 1
@@ -392,7 +392,7 @@ class Guards:
         relays = directory.consensus.relays
         self._possible = [place for place, flags in enumerate(relays.flags) if is_possible_guard(flags)]
         entries = places_of(directory, self._restrictions.entries)
-        excluded = places_of(directory, self._restrictions.exclude)
+        excluded = excluded_places(directory, self._restrictions)
         self._allowed = frozenset(
             relays.identities[place]
             for place in self._possible

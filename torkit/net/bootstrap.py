@@ -23,7 +23,7 @@ from torkit.directory.consensus import (
     verify,
 )
 from torkit.directory.diff import apply_diff, is_diff
-from torkit.directory.directory import Directory
+from torkit.directory.directory import CountryOf, Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, NothingNewer, StorageError, TorkitError
@@ -76,8 +76,12 @@ class Bootstrap:
         channels: Channels,
         rng: Random,
         consensus: Consensus | None = None,
+        country_of: CountryOf | None = None,
     ) -> None:
-        """With `consensus`, a document from elsewhere, that one is verified and used, and never replaced."""
+        """With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
+
+        `country_of` is for the directories that are made.
+        """
         self.directory: Directory | None = None
         self.is_ready = trio.Event()
         self.failure: TorkitError | None = None
@@ -90,6 +94,7 @@ class Bootstrap:
         self._servers = DirectoryServers(channels, lambda: sources(self.directory), rng)
         self._rng = rng
         self._given = consensus
+        self._country_of = country_of
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
         self._untimely: Verified | None = None  # the newest of this round that is good but for its times
         self._backoff = 0.0  # seconds
@@ -371,7 +376,7 @@ class Bootstrap:
         self._join(consensus)
 
     def _join(self, consensus: Consensus) -> None:
-        self._newest = Directory(consensus, self._microdescs)
+        self._newest = Directory(consensus, self._microdescs, self._country_of)
         if _is_live(consensus, time.time()):
             self._has_consensus.set()
         if self._newest.is_usable():
