@@ -301,6 +301,11 @@ class ServedNetwork:
     relays: dict[str, FakeRelay]
     service: DirectoryService
     config: Network
+    docs: list[RelayDoc]
+
+    def renew_consensus(self) -> None:
+        """Serve one that is as valid now as the first was then."""
+        self.service.consensus = signed_service(self.docs, authorities()).consensus
 
 
 @asynccontextmanager
@@ -330,4 +335,4 @@ async def serve_network(*, guards: int = 2, exits: int = 2) -> AsyncIterator[Ser
             for n, one in enumerate(signers)
         )
         fallback = Fallback(*middle.address, middle.rsa_identity, None)
-        yield ServedNetwork(relays, service, Network(voters, (fallback,), True, False))
+        yield ServedNetwork(relays, service, Network(voters, (fallback,), True, False), docs)

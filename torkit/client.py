@@ -40,6 +40,7 @@ from torkit.net.bootstrap import Bootstrap
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
+from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.contact import DirectoryServer
 from torkit.net.progress import Changes, Progress
 from torkit.net.sources import Sources
@@ -124,6 +125,7 @@ class Tor:
         self._restrictions = replace(restrictions or Constraints(), distinct_subnets=network.distinct_subnets)
         state, self._guards = _load_state(cache, self._restrictions, rng)
         self._saving = trio.Lock()
+        self._clock_watch = ClockWatch()
         self._has_warned = False
         self._channels = Channels(nursery, rng)
         self._channels.on_first_hop = self._note_first_hop
@@ -275,6 +277,7 @@ class Tor:
         path: Path | None,
     ) -> T:
         """Use a circuit, and where that fails for its or its exit's fault, another."""
+        self._look_at_clock()
         failures: list[TorkitError] = []
         excluded: set[bytes] = set()
         timeouts = chain(ATTEMPT_TIMEOUTS, repeat(ATTEMPT_TIMEOUTS[-1]))
@@ -414,11 +417,24 @@ class Tor:
         finally:
             self._keep_guards()
 
+    def _look_at_clock(self) -> None:
+        """After a suspend, connections are dead, and nothing would tell before timeouts did. As C tor."""
+        if self._clock_watch.has_jumped():
+            logger.info("the clock has jumped: connections and circuits are made anew")
+            self._channels.forget_all()
+            self._circuits.retire_all()
+
+    async def _watch_clock(self) -> None:
+        while True:
+            await trio.sleep(CLOCK_CHECK)
+            self._look_at_clock()
+
     async def run(self) -> None:
         """Keep the directory new and circuits ready; never returns."""
         with self._background:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._bootstrap.run)
+                nursery.start_soon(self._watch_clock)
                 await self._bootstrap.is_ready.wait()
                 nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
                 if self._spare_circuits:
