@@ -3,11 +3,12 @@
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from hashlib import sha3_256
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import network_docs
@@ -33,8 +34,10 @@ from torkit.client import (
     TESTING_MIN_TIMEOUT,
     Resolved,
     Tor,
+    _load_state,
     open_tor,
 )
+from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.errors import (
     CircuitClosed,
@@ -574,6 +577,59 @@ async def test_of_a_state_the_good_is_kept_and_the_whole_set_aside(
         assert kept["guards"] == state["guards"][1:]
         assert kept["of a later version"] == {"n": 1}
         assert sum(kept["build_times"].values()) > sum(state["build_times"].values())
+
+
+def test_of_a_state_cut_off_anywhere_nothing_is_lost_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [{"fingerprint": f"{n:02X}" * 20, "sampled_on": "2026-11-01T10:00:00"} for n in range(3)]
+    text = json.dumps({"build_times": {"105": 3}, "guards": entries}).encode()
+    aside = tmp_path / "state.json.damaged-1"
+    for length in range(len(text)):
+        (tmp_path / "state.json").write_bytes(text[:length])
+        state, guards = _load_state(Cache(tmp_path), Constraints(), Random(1))
+        assert (state, guards.sample) == ({}, [])
+        assert aside.read_bytes() == text[:length]
+        assert str(aside) in caplog.text
+        aside.unlink()
+        caplog.clear()
+
+
+async def test_a_state_damaged_while_a_client_runs_costs_no_guard(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state.json"
+    async with served_tor(tmp_path) as (tor, _):
+        await tor.connect("web.test", 80)
+        with trio.fail_after(10):
+            while not state.exists():
+                await trio.sleep(0.01)
+        # Only what has changed is saved, from now on the build times.
+        await tor._save_state()
+        guards = json.loads(state.read_text())["guards"]
+        state.write_text("{")
+        for isolation in range(5):  # more than were built ahead
+            await tor.connect("web.test", 80, isolation=isolation)
+    assert json.loads(state.read_text())["guards"] == guards
+    assert (tmp_path / "state.json.damaged-1").read_text() == "{"
+    assert "kept as" in caplog.text
+
+
+async def test_first_starts_at_once_agree_on_their_guards(tmp_path: Path) -> None:
+    """Each would draw its own, and the last to save would change the others' guard at their next start."""
+    async with serve_network(guards=5) as network, AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(open_tor(network=network.config, data_dir=tmp_path))
+            for _ in range(4)
+        ]
+        for tor in clients:
+            await tor.wait_ready()
+        used = {(await tor.connect("web.test", 80)).path[0].nickname for tor in clients}
+        orders = [[guard.identity for guard in tor._guards.sample] for tor in clients]
+    assert len(used) == 1
+    assert orders == [orders[0]] * 4
+    kept = json.loads((tmp_path / "state.json").read_text())["guards"]
+    assert [bytes.fromhex(guard["fingerprint"]) for guard in kept] == orders[0]
 
 
 async def test_build_times_are_kept_but_never_trusted_below_seconds_on_a_private_network(

@@ -124,6 +124,7 @@ class Tor:
             raise UsageError("restrictions by country need country_of")
         self._restrictions = replace(restrictions or Constraints(), distinct_subnets=network.distinct_subnets)
         state, self._guards = _load_state(cache, self._restrictions, rng)
+        self._is_first_start = not any(self._guards.to_state().values())
         self._saving = trio.Lock()
         self._clock_watch = ClockWatch()
         self._has_warned = False
@@ -344,6 +345,7 @@ class Tor:
         return self.choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=avoid))
 
     def _pick_guard(self, fits: Callable[[Relay], bool]) -> Relay:
+        self._agree_on_guards(self.directory)
         return self._guards.choose(self.directory, fits, now=time.time(), rng=self._rng)
 
     def _is_usable(self, path: Path) -> bool | None:
@@ -363,6 +365,25 @@ class Tor:
         else:
             self._guards.note_failed(identity, now=time.time())
 
+    def _agree_on_guards(self, directory: Directory) -> None:
+        """Before the first use of guards that were drawn just now: another process may have been earlier."""
+        if not self._is_first_start:
+            return
+        self._guards.update(directory, now=time.time(), rng=self._rng)
+        drawn = self._guards.to_state()
+        if not any(drawn.values()):
+            return
+        self._is_first_start = False
+        try:
+            kept = self._cache.add_to_state(drawn)
+        except StorageError as error:
+            logger.warning("the guards could not be kept: %s", error)
+            return
+        if any(kept[name] != guards for name, guards in drawn.items()):
+            self._guards, _ = Guards.from_state(
+                kept, now=time.time(), rng=self._rng, restrictions=self._restrictions
+            )
+
     def _keep_guards(self) -> None:
         if self._guards.has_changed:
             self._nursery.start_soon(self._save_state)
@@ -378,7 +399,11 @@ class Tor:
                 return
             self._guards.has_changed = self._build_times.has_changed = False
             try:
-                await trio.to_thread.run_sync(self._cache.update_state, values)
+                aside = await trio.to_thread.run_sync(self._cache.update_state, values)
+                if aside is not None:
+                    logger.warning("the state could not be read any more, and is kept as %s", aside)
+                    everything = self._guards.to_state() | self._build_times.to_state()
+                    await trio.to_thread.run_sync(self._cache.update_state, everything)
             except StorageError as error:
                 logger.warning("the guards could not be kept: %s", error)
 
@@ -409,6 +434,7 @@ class Tor:
     def _directory_guards(self, directory: Directory | None) -> list[Relay]:
         if directory is None:
             return []
+        self._agree_on_guards(directory)
         try:
             guards = self._guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
             return [guard for guard in guards if "V2Dir" in guard.flags]
