@@ -84,6 +84,7 @@ def socks(
     exclude_nodes: ExcludeNodes = None,
 ) -> None:
     """Serve SOCKS4a and SOCKS5 to programs on this machine."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before `serve` there is no identity to be changed
     options: Options = context.obj
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
