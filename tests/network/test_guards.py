@@ -12,9 +12,6 @@ from network.private_network import RunningTestnet, running_testnet
 from network.servers import PAGE, WebServer
 from network.torkit_process import Shell, make_shell, running_proxy, wait_until
 
-from torkit.client import open_tor
-from torkit.config import load_network
-
 pytestmark = pytest.mark.network
 
 
@@ -90,25 +87,6 @@ def test_an_exit_that_is_the_guard_gets_another_guard(net: RunningTestnet, own_s
         assert last == exit_
         assert first in entries
         assert first != exit_
-
-
-async def test_guards_are_kept_through_twenty_starts(
-    testnet: RunningTestnet, web_server: WebServer, tmp_path: Path
-) -> None:
-    """The first stays the first; one is added behind it where a path ends at the first."""
-    kept: list[dict[str, str]] = []
-    for _ in range(20):
-        async with open_tor(network=load_network(testnet.network_file), data_dir=tmp_path) as tor:
-            await tor.wait_ready()
-            async with await tor.connect("web.test", web_server.port) as stream:
-                fingerprints = [relay.fingerprint for relay in stream.path]
-        guards = json.loads((tmp_path / "state.json").read_text())["guards"]
-        used = [guard for guard in guards if "confirmed_on" in guard]
-        assert guards[: len(used)] == used
-        assert used[: len(kept)] == kept
-        assert used[0]["fingerprint"] in fingerprints
-        assert fingerprints[0] in [guard["fingerprint"] for guard in used]
-        kept = used
 
 
 @pytest.mark.parametrize("how", ["killed", "paused"])
