@@ -156,7 +156,7 @@ async def test_a_clock_that_is_set_to_and_fro_costs_no_guard(
         guard, _ = await use(tor)
         kept = await guards_of(tmp_path)
         set_clock(-400 * DAY)
-        await trio.sleep(5 * MINUTE)
+        await trio.sleep(1.5 * MINUTE)
         assert (await use(tor))[0] == guard
         set_clock(400 * DAY)
         await until(lambda: not has_directory(tor), 5 * MINUTE)
