@@ -130,9 +130,11 @@ class Arrivals:
 
     def __init__(self, answer: Callable[..., object] = lambda *_: None) -> None:
         self._answer = answer
+        self.count = 0
         self._send, self._receive = trio.open_memory_channel[tuple[Any, ...]](float("inf"))
 
     def __call__(self, *args: Any) -> None:
+        self.count += 1
         self._answer(*args)
         self._send.send_nowait(args)
 
@@ -305,6 +307,11 @@ class ServedNetwork:
     relays: dict[str, FakeRelay]
     service: DirectoryService
     config: Network
+    docs: list[RelayDoc]
+
+    def renew_consensus(self) -> None:
+        """Serve one that is as valid now as the first was then."""
+        self.service.consensus = signed_service(self.docs, authorities()).consensus
 
 
 @asynccontextmanager
@@ -334,4 +341,4 @@ async def serve_network(*, guards: int = 2, exits: int = 2, params: str = "") ->
             for n, one in enumerate(signers)
         )
         fallback = Fallback(*middle.address, middle.rsa_identity, None)
-        yield ServedNetwork(relays, service, Network(voters, (fallback,), True, False))
+        yield ServedNetwork(relays, service, Network(voters, (fallback,), True, False), docs)

@@ -3,10 +3,13 @@
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha3_256
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import network_docs
 import pytest
@@ -32,8 +35,10 @@ from torkit.client import (
     TESTING_MIN_TIMEOUT,
     Resolved,
     Tor,
+    _load_state,
     open_tor,
 )
+from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.errors import (
     CircuitClosed,
@@ -41,6 +46,7 @@ from torkit.errors import (
     EndReason,
     NoDirectory,
     NoPath,
+    NotPossible,
     StreamClosed,
     TimedOut,
     UsageError,
@@ -506,11 +512,70 @@ async def test_names_that_no_exit_can_look_up_are_refused(tmp_path: Path, host: 
     async with served_tor(tmp_path) as (tor, network):
         begun = Arrivals()
         for exit_relay in exits_of(network):
-            exit_relay.on_begin = begun
+            exit_relay.on_begin = exit_relay.on_resolve = begun
         with pytest.raises(UsageError):
             await tor.connect(host, 80)
         with pytest.raises(UsageError):
             await tor.resolve(host)
+        assert begun.count == 0
+
+
+@pytest.mark.parametrize("host", ["localhost", "x.local", "127.0.0.1", "192.168.1.1", "::1", "[fe80::1]"])
+async def test_places_near_the_exit_are_never_asked_of_it(tmp_path: Path, host: str) -> None:
+    async with serve_network() as network:
+        asked = Arrivals()
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = exit_relay.on_resolve = asked
+        public = replace(network.config, testing=False)
+        async with open_tor(network=public, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            for ask in (partial(tor.connect, port=80), tor.resolve):
+                with pytest.raises(UsageError) as caught:
+                    await ask(host)
+                assert caught.value.hint is not None
+        assert asked.count == 0
+
+
+async def test_on_a_private_network_every_place_is_asked_for(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        for exit_relay in exits_of(network):
+            exit_relay.hosts = {"a.localhost": ["127.0.0.1"]}
+        for host in ("localhost", "127.0.0.1"):
+            await (await tor.connect(host, 80)).aclose()
+        assert await tor.resolve("a.localhost") == [Resolved("ipv4", "127.0.0.1", 60)]
+
+
+async def test_answers_that_are_internal_are_no_answers(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        for exit_relay in exits_of(network):
+            exit_relay.hosts = {
+                "mixed.test": ["10.0.0.1", "192.0.2.1", "::1"],
+                "internal.test": ["10.0.0.1", "fe80::1"],
+            }
+        public = replace(network.config, testing=False)
+        async with open_tor(network=public, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            assert await tor.resolve("mixed.test") == [Resolved("ipv4", "192.0.2.1", 60)]
+            with pytest.raises(StreamClosed) as caught:
+                await tor.resolve("internal.test")
+            assert caught.value.reason is EndReason.RESOLVEFAILED
+
+
+async def test_an_exit_that_connects_inside_its_own_network_is_left(tmp_path: Path) -> None:
+    """A name may be made to mean a router or a printer of the exit's: as C tor, we want none of it."""
+    async with serve_network() as network:
+        ended = Arrivals()
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = lambda stream: stream.connected("192.168.1.1")
+            exit_relay.on_end = ended
+        public = replace(network.config, testing=False)
+        async with open_tor(network=public, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            with pytest.raises(StreamClosed) as caught:
+                await tor.connect("web.test", 80)
+            assert caught.value.reason is EndReason.TORPROTOCOL
+            await ended.next()
+        assert ended.count == 1
 
 
 async def test_a_given_path_is_the_one_used(tmp_path: Path) -> None:
@@ -620,6 +685,59 @@ async def test_of_a_state_the_good_is_kept_and_the_whole_set_aside(
         assert sum(kept["build_times"].values()) > sum(state["build_times"].values())
 
 
+def test_of_a_state_cut_off_anywhere_nothing_is_lost_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [{"fingerprint": f"{n:02X}" * 20, "sampled_on": "2026-11-01T10:00:00"} for n in range(3)]
+    text = json.dumps({"build_times": {"105": 3}, "guards": entries}).encode()
+    aside = tmp_path / "state.json.damaged-1"
+    for length in range(len(text)):
+        (tmp_path / "state.json").write_bytes(text[:length])
+        state, guards = _load_state(Cache(tmp_path), Constraints(), Random(1))
+        assert (state, guards.sample) == ({}, [])
+        assert aside.read_bytes() == text[:length]
+        assert str(aside) in caplog.text
+        aside.unlink()
+        caplog.clear()
+
+
+async def test_a_state_damaged_while_a_client_runs_costs_no_guard(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state.json"
+    async with served_tor(tmp_path) as (tor, _):
+        await tor.connect("web.test", 80)
+        with trio.fail_after(10):
+            while not state.exists():
+                await trio.sleep(0.01)
+        # Only what has changed is saved, from now on the build times.
+        await tor._save_state()
+        guards = json.loads(state.read_text())["guards"]
+        state.write_text("{")
+        for isolation in range(5):  # more than were built ahead
+            await tor.connect("web.test", 80, isolation=isolation)
+    assert json.loads(state.read_text())["guards"] == guards
+    assert (tmp_path / "state.json.damaged-1").read_text() == "{"
+    assert "kept as" in caplog.text
+
+
+async def test_first_starts_at_once_agree_on_their_guards(tmp_path: Path) -> None:
+    """Each would draw its own, and the last to save would change the others' guard at their next start."""
+    async with serve_network(guards=5) as network, AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(open_tor(network=network.config, data_dir=tmp_path))
+            for _ in range(4)
+        ]
+        for tor in clients:
+            await tor.wait_ready()
+        used = {(await tor.connect("web.test", 80)).path[0].nickname for tor in clients}
+        orders = [[guard.identity for guard in tor._guards.sample] for tor in clients]
+    assert len(used) == 1
+    assert orders == [orders[0]] * 4
+    kept = json.loads((tmp_path / "state.json").read_text())["guards"]
+    assert [bytes.fromhex(guard["fingerprint"]) for guard in kept] == orders[0]
+
+
 async def test_build_times_are_kept_but_never_trusted_below_seconds_on_a_private_network(
     tmp_path: Path,
 ) -> None:
@@ -662,6 +780,38 @@ async def test_what_the_user_restricts_holds_for_every_path(tmp_path: Path) -> N
             for isolation in range(5):
                 path = (await tor.connect("web.test", 80, isolation=isolation)).path
                 assert (path[0].nickname, path[2].nickname) == ("guard1", "exit0")
+
+
+@pytest.mark.parametrize("option", ["entries", "exits", "exclude"])
+async def test_countries_are_looked_up_where_a_relay_is(tmp_path: Path, option: str) -> None:
+    everyone, nobody = ("{cc}", "{aa}") if option == "exclude" else ("{aa}", "{cc}")
+    async with serve_network() as network:
+
+        @asynccontextmanager
+        async def restricted(name: str) -> AsyncIterator[Tor]:
+            wanted: dict[str, Any] = {option: frozenset({name})}
+            async with open_tor(
+                network=network.config,
+                data_dir=tmp_path,
+                restrictions=Constraints(**wanted),
+                country_of={"127.0.0.1": "aa"}.get,
+            ) as tor:
+                await tor.wait_ready()
+                yield tor
+
+        async with restricted(everyone) as tor:
+            await tor.connect("web.test", 80)
+        async with restricted(nobody) as tor:
+            with pytest.raises(NotPossible):
+                await tor.connect("web.test", 80)
+
+
+async def test_countries_that_nobody_can_look_up_are_a_mistake(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        restrictions = Constraints(exits=frozenset({"{aa}"}))
+        with pytest.raises(UsageError, match="country_of"):
+            async with open_tor(network=network.config, data_dir=tmp_path, restrictions=restrictions):
+                pass
 
 
 async def test_authorities_are_asked_where_there_are_no_fallbacks(tmp_path: Path) -> None:

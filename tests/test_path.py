@@ -214,6 +214,55 @@ def test_one_of_several_entries_and_exits_is_chosen() -> None:
         choose(directory, port=443, entries=frozenset({"nobody"}))
 
 
+def in_countries(*countries: str) -> Directory:
+    """A guard, a middle and an exit, r1 to r3, and then another of each; where each is, r1 first."""
+    docs = [*THREE, relay(4), relay(5, MIDDLE.flags), relay(6, EXIT.flags, "accept 80,443")]
+    where = {doc.address: country for doc, country in zip(docs, countries, strict=True)}
+    directory = make(docs, weights=EVEN)
+    return Directory(directory.consensus, directory._microdescs, where.get)
+
+
+def drawn(directory: Directory, **names: set[str]) -> list[set[str]]:
+    """Who is drawn for each position."""
+    restrictions: dict[str, Any] = {option: frozenset(some) for option, some in names.items()}
+    paths = [choose(directory, seed, port=443, **restrictions) for seed in range(60)]
+    return [set(relays) for relays in zip(*paths, strict=True)]
+
+
+def test_countries_stand_for_the_relays_in_them() -> None:
+    directory = in_countries("aa", "bb", "cc", "bb", "??", "aa")
+    guards, middles, exits = drawn(directory)
+    assert (guards, exits) == ({"r1", "r4"}, {"r3", "r6"})
+    assert middles > {"r2", "r5"}
+    assert drawn(directory, exits={"{aa}"})[2] == {"r6"}
+    assert drawn(directory, exits={"{AA}", "r3"})[2] == {"r3", "r6"}
+    assert drawn(directory, entries={"{bb}"})[0] == {"r4"}
+    assert "r5" in drawn(directory, exclude={"r1"})[1]
+    assert drawn(directory, exclude={"{??}"}) == [guards, middles - {"r5"}, exits]
+
+
+def test_who_excludes_a_country_excludes_what_may_be_there() -> None:
+    """As C tor does unless told otherwise: r5 may be in any country."""
+    directory = in_countries("aa", "aa", "cc", "bb", "??", "aa")
+    guards, middles, exits = drawn(directory, exclude={"{bb}"})
+    assert (guards, exits) == ({"r1"}, {"r3", "r6"})
+    assert middles == {"r2", "r3", "r6"}
+
+
+def test_a_country_without_a_relay_that_fits_is_no_path() -> None:
+    directory = in_countries("aa", "bb", "cc", "bb", "??", "aa")
+    for country in ("{zz}", "{bb}"):
+        with pytest.raises(NoPath, match="no exit among 6 relays"):
+            choose(directory, port=443, exits=frozenset({country}))
+
+
+def test_countries_need_somebody_who_knows_them() -> None:
+    directory = make(THREE, weights=EVEN)
+    for option in ("entries", "exits", "exclude"):
+        with pytest.raises(UsageError, match="nothing says where they are"):
+            drawn(directory, **{option: {"{aa}"}})
+
+
 def test_what_is_to_be_avoided_may_still_be_the_guard() -> None:
     directory = make([*THREE, relay(4, EXIT.flags, "accept 443")], weights=EVEN)
     avoid = frozenset({"r1", "r3"})

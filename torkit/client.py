@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hash
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain, repeat
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
@@ -22,7 +21,7 @@ from torkit.build_times import BuildTimes
 from torkit.config import Network
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus, parse_consensus
-from torkit.directory.directory import Directory, Relay
+from torkit.directory.directory import CountryOf, Directory, Relay
 from torkit.errors import (
     Closed,
     EndReason,
@@ -41,12 +40,14 @@ from torkit.net.bootstrap import Bootstrap
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
+from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.contact import DirectoryServer
 from torkit.net.progress import Changes, Progress
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
-from torkit.path import Constraints, choose_path, goes_with
+from torkit.path import Constraints, choose_path, country_in, goes_with, places_of
 from torkit.proto.circuit import Cgo
+from torkit.proto.destination import check_destination, parse_address
 from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
 from torkit.proto.padding import Padding
@@ -109,6 +110,7 @@ class Tor:
         spare_circuits: int,
         consensus: bytes | None,
         restrictions: Constraints | None,
+        country_of: CountryOf | None,
     ) -> None:
         self.network = network
         self._cache = cache
@@ -118,9 +120,14 @@ class Tor:
         self._cgo = cgo
         self._spare_circuits = spare_circuits
         self._clock = ClockGuard()
+        names = restrictions.entries | restrictions.exits | restrictions.exclude if restrictions else ()
+        if country_of is None and any(map(country_in, names)):
+            raise UsageError("restrictions by country need country_of")
         self._restrictions = replace(restrictions or Constraints(), distinct_subnets=network.distinct_subnets)
         state, self._guards = _load_state(cache, self._restrictions, rng)
+        self._is_first_start = not any(self._guards.to_state().values())
         self._saving = trio.Lock()
+        self._clock_watch = ClockWatch()
         self._has_warned = False
         self._channels = Channels(nursery, rng, padding=padding, params=self._params)
         self._channels.on_first_hop = self._note_first_hop
@@ -142,6 +149,7 @@ class Tor:
             settings=self._circuit_settings,
             rng=rng,
             consensus=None if consensus is None else parse_consensus(consensus),
+            country_of=country_of,
         )
 
     async def wait_ready(self) -> None:
@@ -186,7 +194,8 @@ class Tor:
         self, host: str, port: int, *, isolation: Hashable = None, path: Path | None = None
     ) -> Stream | None:
         """As `connect`, at once: a stream not answered yet, or None where no circuit is ready for it."""
-        _refuse_special(host)
+        host = check_destination(host, allow_internal=self.network.testing)
+        self._look_at_clock()
         circuit = self._circuits.take_ready(port, is_ipv6=":" in host, isolation=isolation, path=path)
         return None if circuit is None else circuit.begin(host, port)
 
@@ -202,11 +211,11 @@ class Tor:
         """A stream to `host`, a name or address that the exit resolves; never looked up here.
 
         Streams share circuits only where `isolation` is equal. Attempts that fail for a circuit's or an
-        exit's fault are repeated elsewhere. Raises StreamClosed with the exit's reason, TimedOut, NoPath,
-        or what made circuits fail. `begun` is a first attempt, by `begin`, which has failed or was not
-        answered in time.
+        exit's fault are repeated elsewhere. Raises UsageError for what no exit can reach, StreamClosed
+        with the exit's reason, TimedOut, NoPath, or what made circuits fail. `begun` is a first attempt,
+        by `begin`, which has failed or was not answered in time.
         """
-        _refuse_special(host)
+        host = check_destination(host, allow_internal=self.network.testing)
         is_ipv6 = ":" in host
 
         async def begin(circuit: Circuit) -> Stream:
@@ -225,20 +234,18 @@ class Tor:
     ) -> list[Resolved]:
         """The addresses of a name, or for an address its names, as an exit sees them.
 
-        Raises as `connect` does; StreamClosed with RESOLVEFAILED where there is no answer.
+        Raises as `connect` does; StreamClosed with RESOLVEFAILED where there is no answer. An answer that
+        is internal to a network is none: a program that took it would connect to somebody else's.
         """
-        _refuse_special(host)
-        try:
-            question: str | IPv4Address | IPv6Address = ip_address(host)
-        except ValueError:
-            question = host
+        host = check_destination(host, allow_internal=self.network.testing)
+        question = parse_address(host) or host
 
         async def look_up(circuit: Circuit) -> list[Resolved]:
             found = []
             for answer in await circuit.resolve(question):
                 if isinstance(answer.value, str):
                     found.append(Resolved("hostname", answer.value, answer.ttl))
-                elif not isinstance(answer.value, ResolvedError):
+                elif not isinstance(answer.value, ResolvedError) and not circuit.refuses(answer.value):
                     kind: Literal["ipv4", "ipv6"] = "ipv4" if answer.value.version == 4 else "ipv6"
                     found.append(Resolved(kind, str(answer.value), answer.ttl))
             if not found:
@@ -281,6 +288,7 @@ class Tor:
         begun: Stream | None = None,
     ) -> T:
         """Use a circuit, and where that fails for its or its exit's fault, another."""
+        self._look_at_clock()
         failures: list[TorkitError] = []
         excluded: set[bytes] = set()
         timeouts = chain(ATTEMPT_TIMEOUTS, repeat(ATTEMPT_TIMEOUTS[-1]))
@@ -358,13 +366,14 @@ class Tor:
         """Those of the directory in use; with the defaults of parameters while there is none."""
         directory = self._bootstrap.directory
         params = {} if directory is None else directory.consensus.params
-        return CircuitSettings(params, self._cgo, self._clock)
+        return CircuitSettings(params, self._cgo, self._clock, refuse_internal=not self.network.testing)
 
     def _choose_for(self, port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> Path:
         avoid = frozenset(identity.hex().upper() for identity in excluded)
         return self.choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=avoid))
 
     def _pick_guard(self, fits: Callable[[Relay], bool]) -> Relay:
+        self._agree_on_guards(self.directory)
         return self._guards.choose(self.directory, fits, now=time.time(), rng=self._rng)
 
     def _is_usable(self, path: Path) -> bool | None:
@@ -384,6 +393,25 @@ class Tor:
         else:
             self._guards.note_failed(identity, now=time.time())
 
+    def _agree_on_guards(self, directory: Directory) -> None:
+        """Before the first use of guards that were drawn just now: another process may have been earlier."""
+        if not self._is_first_start:
+            return
+        self._guards.update(directory, now=time.time(), rng=self._rng)
+        drawn = self._guards.to_state()
+        if not any(drawn.values()):
+            return
+        self._is_first_start = False
+        try:
+            kept = self._cache.add_to_state(drawn)
+        except StorageError as error:
+            logger.warning("the guards could not be kept: %s", error)
+            return
+        if any(kept[name] != guards for name, guards in drawn.items()):
+            self._guards, _ = Guards.from_state(
+                kept, now=time.time(), rng=self._rng, restrictions=self._restrictions
+            )
+
     def _keep_guards(self) -> None:
         if self._guards.has_changed:
             self._nursery.start_soon(self._save_state)
@@ -399,7 +427,11 @@ class Tor:
                 return
             self._guards.has_changed = self._build_times.has_changed = False
             try:
-                await trio.to_thread.run_sync(self._cache.update_state, values)
+                aside = await trio.to_thread.run_sync(self._cache.update_state, values)
+                if aside is not None:
+                    logger.warning("the state could not be read any more, and is kept as %s", aside)
+                    everything = self._guards.to_state() | self._build_times.to_state()
+                    await trio.to_thread.run_sync(self._cache.update_state, everything)
             except StorageError as error:
                 logger.warning("the guards could not be kept: %s", error)
 
@@ -407,7 +439,7 @@ class Tor:
         """A name that means nobody excludes nobody; and few guards that are left tell a user from others."""
         restrictions = self._restrictions
         for name in sorted(restrictions.entries | restrictions.exits | restrictions.exclude):
-            if not self.directory.indexes_of(name):
+            if not places_of(self.directory, [name]):
                 logger.warning("no relay %s in the directory", name)
         self._guards.update(self.directory, now=time.time(), rng=self._rng)
         if self._guards.is_extremely_restricted:
@@ -430,6 +462,7 @@ class Tor:
     def _directory_guards(self, directory: Directory | None) -> list[Relay]:
         if directory is None:
             return []
+        self._agree_on_guards(directory)
         try:
             guards = self._guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
             return [guard for guard in guards if "V2Dir" in guard.flags]
@@ -438,11 +471,24 @@ class Tor:
         finally:
             self._keep_guards()
 
+    def _look_at_clock(self) -> None:
+        """After a suspend, connections are dead, and nothing would tell before timeouts did. As C tor."""
+        if self._clock_watch.has_jumped():
+            logger.info("the clock has jumped: connections and circuits are made anew")
+            self._channels.forget_all()
+            self._circuits.retire_all()
+
+    async def _watch_clock(self) -> None:
+        while True:
+            await trio.sleep(CLOCK_CHECK)
+            self._look_at_clock()
+
     async def run(self) -> None:
         """Keep the directory new and circuits ready; never returns."""
         with self._background:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._bootstrap.run)
+                nursery.start_soon(self._watch_clock)
                 await self._bootstrap.is_ready.wait()
                 nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
                 if self._spare_circuits:
@@ -467,6 +513,7 @@ async def open_tor(
     spare_circuits: int = SPARE_COUNT,
     consensus: bytes | None = None,
     restrictions: Constraints | None = None,
+    country_of: CountryOf | None = None,
 ) -> AsyncIterator[Tor]:
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
@@ -476,6 +523,7 @@ async def open_tor(
     none serves a program that opens one and ends. With `consensus`, that document is verified and used
     instead of the cached or a fetched one. Raises DocumentError if it is none. Of `restrictions`, the
     `entries`, `exits` and `exclude` hold for every path: each makes this client easier to tell from others.
+    Those that name countries need `country_of`, such as torkit.directory.geoip.country_of on a file.
     """
     rng = SystemRandom()
     try:
@@ -490,6 +538,7 @@ async def open_tor(
                 spare_circuits=spare_circuits,
                 consensus=consensus,
                 restrictions=restrictions,
+                country_of=country_of,
             )
             nursery.start_soon(tor.run)
             try:
@@ -521,12 +570,3 @@ def _load_state(cache: Cache, restrictions: Constraints, rng: Random) -> tuple[d
         except StorageError as error:
             logger.warning("the state cannot be set aside: %s", error)
     return state, guards
-
-
-def _refuse_special(host: str) -> None:
-    """Names that mean something else than a host to look up at an exit."""
-    last_label = host.rstrip(".").lower().rpartition(".")[2]
-    if last_label == "onion":
-        raise UsageError("onion services are not supported yet")
-    if last_label == "exit":
-        raise UsageError("names in .exit are not supported", hint="choose an exit with --path")

@@ -53,7 +53,7 @@ class Fallback:
 class Network:
     """Whom to ask and whom to believe.
 
-    `testing` is for private networks: private addresses and short consensus lives are allowed.
+    `testing` is for private networks: private destinations and short consensus lives are allowed.
     `distinct_subnets` says whether no two relays of a path may share a subnet.
     """
 

@@ -22,10 +22,11 @@ from math import inf
 from random import Random
 from typing import Any
 
+from torkit.directory.consensus import REASONABLY_LIVE, check_times
 from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.netdoc import decode_fingerprint, decode_time, encode_time
-from torkit.errors import NoGuard, NoPath
-from torkit.path import Constraints, is_possible_guard, places_of
+from torkit.errors import NoDirectory, NoGuard, NoPath
+from torkit.path import Constraints, excluded_places, is_possible_guard, places_of
 
 DAY = 86400.0
 INT32_MAX = 2**31 - 1
@@ -126,7 +127,7 @@ class Guards:
     """Asked with `choose` for a guard and told with `note_*` what came of it; `to_state` is what to keep.
 
     `now` is the time of day in seconds since the epoch, which a suspended machine goes on counting; should
-    it be set back, guards are retried early. The directory must be one that is reasonably live.
+    it be set back, guards are retried early. By a directory that is not reasonably live, no guard is removed.
     """
 
     def __init__(self, restrictions: Constraints | None = None) -> None:
@@ -141,6 +142,7 @@ class Guards:
         self._possible: list[int] = []  # places in the consensus: GUARDS of guard-spec
         self._allowed: frozenset[bytes] = frozenset()  # identities of those that the user allows
         self._last_on_internet = -inf
+        self._have_all_failed = False  # since any answered
 
     @classmethod
     def from_state(
@@ -290,6 +292,7 @@ class Guards:
             return False
         for guard in down:
             guard.reachability = Reachability.MAYBE
+        self._have_all_failed = True
         return True
 
     def _explain(self, directory: Directory, fits: Fits) -> NoGuard | NoPath:
@@ -329,7 +332,10 @@ class Guards:
         guard.failing_since = guard.pending_since = None
         was_down = not 0 <= now - self._last_on_internet <= self._param("guard-internet-likely-down-interval")
         self._last_on_internet = now
-        if was_down and guard not in self._primary:
+        # guard-spec asks only how long ago any answered; that all have failed says the same, and sooner.
+        is_back = self._have_all_failed or (was_down and guard not in self._primary)
+        self._have_all_failed = False
+        if is_back:
             # What failed meanwhile may have failed for our own network: first the best are tried again.
             for one in self._primary:
                 if one.reachability is Reachability.NO:
@@ -392,18 +398,19 @@ class Guards:
         relays = directory.consensus.relays
         self._possible = [place for place, flags in enumerate(relays.flags) if is_possible_guard(flags)]
         entries = places_of(directory, self._restrictions.entries)
-        excluded = places_of(directory, self._restrictions.exclude)
+        excluded = excluded_places(directory, self._restrictions)
         self._allowed = frozenset(
             relays.identities[place]
             for place in self._possible
             if place not in excluded and (place in entries or not self._restrictions.entries)
         )
         self._choose_instance()
-        self._note_listed({relays.identities[place] for place in self._possible}, now, rng)
-        kept = [guard for guard in self.sample if not self._has_expired(guard, now)]
-        if len(kept) < len(self.sample):
-            self._samples[self._instance or "guards"] = kept
-            self.has_changed = True
+        if _is_reasonably_live(directory, now):  # else our clock may be wrong, and every guard seem too old
+            self._note_listed({relays.identities[place] for place in self._possible}, now, rng)
+            kept = [guard for guard in self.sample if not self._has_expired(guard, now)]
+            if len(kept) < len(self.sample):
+                self._samples[self._instance or "guards"] = kept
+                self.has_changed = True
         self._expand(now, rng)
         self._choose_primary()
 
@@ -492,6 +499,14 @@ class Guards:
     def _days(self, name: str) -> float:
         """In seconds."""
         return DAY * self._param(name)
+
+
+def _is_reasonably_live(directory: Directory, now: float) -> bool:
+    try:
+        check_times(directory.consensus, now, tolerance=REASONABLY_LIVE)
+    except NoDirectory:
+        return False
+    return True
 
 
 def _any(relay: Relay) -> bool:

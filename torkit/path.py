@@ -19,6 +19,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from torkit.directory.directory import Directory, Position, Relay
+from torkit.directory.geoip import UNKNOWN
 from torkit.directory.netdoc import decode_base64, decode_fingerprint
 from torkit.errors import NoPath, UsageError
 
@@ -51,7 +52,8 @@ class Constraints:
     `stable`. `guard`, `middle` and `exit` each name one relay, by fingerprint or nickname, which then
     need not have the flags of its position. Where `entries` is not empty, the guard must be one of these,
     and the exit one of `exits`. `exclude` names relays not to use anywhere, `avoid` those not to use
-    behind the guard: a guard is not changed for what failed behind it.
+    behind the guard: a guard is not changed for what failed behind it. In these four, `{de}` names all
+    relays in a country, and `{??}` those in none known; who excludes a country excludes the latter, too.
     """
 
     port: int | None = None
@@ -102,7 +104,7 @@ def choose_path(
         Position.MIDDLE: constraints.middle,
         Position.EXIT: constraints.exit,
     }
-    excluded = places_of(directory, constraints.exclude)
+    excluded = excluded_places(directory, constraints)
     named: dict[Position, Relay] = {}
     for position, name in names.items():
         if name is not None:
@@ -141,7 +143,7 @@ def goes_with(directory: Directory, constraints: Constraints, others: Sequence[R
     """Whether `relay` may be the guard of a path with all of `others`."""
     if constraints.exclude or constraints.entries:
         index = directory.consensus.relays.index_of(relay.identity)
-        if index in places_of(directory, constraints.exclude):
+        if index in excluded_places(directory, constraints):
             return False
         if constraints.entries and index not in places_of(directory, constraints.entries):
             return False
@@ -154,8 +156,29 @@ def is_possible_guard(flags: frozenset[str]) -> bool:
 
 
 def places_of(directory: Directory, names: Iterable[str]) -> set[int]:
-    """The places in the consensus of all relays so called, by fingerprint or nickname."""
-    return {index for name in names for index in directory.indexes_of(name)}
+    """The places in the consensus of all relays so called, by fingerprint, nickname or `{country}`.
+
+    Raises UsageError for a country where the directory knows of none.
+    """
+    places: set[int] = set()
+    for name in names:
+        country = country_in(name)
+        places.update(directory.indexes_of(name) if country is None else directory.indexes_in(country))
+    return places
+
+
+def excluded_places(directory: Directory, constraints: Constraints) -> set[int]:
+    """The places of the relays that are not to be used. Raises as `places_of` does.
+
+    Where a country is excluded, so is what may be there: as C tor does by default (GeoIPExcludeUnknown).
+    """
+    names = constraints.exclude
+    return places_of(directory, names | {f"{{{UNKNOWN}}}"} if any(map(country_in, names)) else names)
+
+
+def country_in(name: str) -> str | None:
+    """The code in `{de}`; None for a name that is no country's."""
+    return name[1:-1] if name.startswith("{") and name.endswith("}") else None
 
 
 def _named_relay(

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from cli.shelf import Shelf
 from fake_tor import FakeTor
 
+from torkit.cli import WRONG_USAGE
 from torkit.cli.connect import carry
 from torkit.errors import EndReason, StreamClosed, TimedOut, UsageError
 from torkit.path import path_to_json
@@ -115,3 +117,13 @@ async def test_stream_that_fails_is_ended_and_reported(stdin: int) -> None:
             stream = await tor.streams.receive()
             await stream.end(EndReason.CONNRESET)
     assert stream.has_ended.is_set()
+
+
+@pytest.mark.parametrize(
+    "target", ["localhost:80", "[fe80::1]:80", "10.0.0.1:22", "a.onion:80", "web.exit:80"]
+)
+def test_what_no_exit_can_reach_is_refused_before_a_start(shelf: Shelf, target: str) -> None:
+    (shelf.path / "data").mkdir()
+    status, out, err = shelf("connect", target)
+    assert (status, out) == (WRONG_USAGE, "")
+    assert len(err.splitlines()) == (1 if ".onion" in target else 2)

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+from cli.shelf import Shelf
 from fake_tor import FakeTor
 
-from torkit.cli import WRONG_USAGE, parse_path, restrictions, run_command_line
+from torkit.cli import WRONG_USAGE, country_lookup, parse_path, restrictions, run_command_line
 from torkit.errors import UsageError
 from torkit.path import Constraints, path_to_json
 
@@ -25,17 +26,47 @@ def test_nothing_is_restricted_and_nothing_said_by_default(capsys: pytest.Captur
 def test_names_become_constraints_and_their_cost_is_said(
     option: str, field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = f"relay1, ${'ab' * 20},{'CD' * 20}"
-    wanted: dict[str, Any] = {field: frozenset({"relay1", "$" + "ab" * 20, "CD" * 20})}
+    names = f"relay1, ${'ab' * 20},{'CD' * 20},{{de}}, {{??}}"
+    wanted: dict[str, Any] = {field: frozenset({"relay1", "$" + "ab" * 20, "CD" * 20, "{de}", "{??}"})}
     assert restrictions(**NONE | {option: names}) == Constraints(**wanted)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"torkit: --{option.replace('_', '-')}: ")
 
 
-@pytest.mark.parametrize("names", ["", ",", "a,,b", "no-dashes", "a" * 20, "$" + "AB" * 19, "ab" * 21])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *("", ",", "a,,b", "no-dashes", "a" * 20, "$" + "AB" * 19, "ab" * 21),
+        *("{deu}", "{d}", "{}", "{de", "de}", "{?}", "{d?}", "{de,fr}"),
+    ],
+)
 def test_what_is_no_name_is_refused(names: str) -> None:
     with pytest.raises(UsageError, match="--exclude-nodes"):
         restrictions(**NONE | {"exclude_nodes": names})
+
+
+@pytest.mark.parametrize("option", ["--entry-nodes", "--exit-nodes", "--exclude-nodes"])
+def test_countries_are_never_silently_ignored(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    (shelf.path / "data").mkdir()
+    monkeypatch.setattr("torkit.cli.documents.GEOIP_DIR", shelf.path / "none")
+    status, _, err = shelf("build-circuit", option, "{aa}")
+    assert (status, "no file of countries is installed" in err) == (WRONG_USAGE, True)
+    monkeypatch.setattr("torkit.cli.documents.GEOIP_DIR", shelf.path)
+    status, _, err = shelf("build-circuit", option, "{aa},{??},{zz}")
+    assert (status, "no address is in a country 'zz'" in err) == (WRONG_USAGE, True)
+
+
+def test_country_of_a_relay_is_looked_up_once(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torkit.cli.documents.GEOIP_DIR", shelf.path)
+    assert country_lookup(None) is None
+    assert country_lookup(Constraints(exits=frozenset({"relay1"}))) is None
+    country_of = country_lookup(Constraints(exclude=frozenset({"{AA}", "{??}"})))
+    assert country_of is not None
+    assert [country_of(f"10.0.{n}.1") for n in (0, 1, 2)] == ["aa", "??", "bb"]
+    monkeypatch.setattr("torkit.directory.geoip.country_of", None)
+    assert country_of("10.0.2.1") == "bb"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -127,6 +129,17 @@ async def test_a_signal_brings_a_new_identity(capsys: pytest.CaptureFixture[str]
             while tor.identities == 1:
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
+
+
+def test_a_signal_that_comes_early_ends_nothing() -> None:
+    """Before the proxy serves: its default would be the end of the process."""
+    script = (
+        "import os, signal, torkit.cli.socks as command\n"
+        "command.run = lambda *_, **__: os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "raise SystemExit(command.app([], standalone_mode=False))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], check=False)
+    assert result.returncode == 0
 
 
 def test_isolation_is_named_as_in_c_tor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,6 +181,36 @@ def test_a_state_that_cannot_be_read_is_set_aside(tmp_path: Path, junk: bytes) -
     assert cache.load_state() == {"newer": 1}
 
 
+def test_of_many_damaged_states_the_first_and_the_last_are_kept(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / "state.json").write_text(f"{{{number}")
+        with pytest.raises(StorageError, match="damaged-"):
+            Cache(tmp_path).load_state()
+    kept = {path.name: path.read_text() for path in tmp_path.glob("*.damaged-*")}
+    assert len(kept) == cache_module.MAX_SET_ASIDE
+    assert kept["state.json.damaged-1"] == "{0"
+    assert kept[f"state.json.damaged-{cache_module.MAX_SET_ASIDE}"] == "{11"
+
+
+def test_what_is_added_to_a_state_replaces_nothing(tmp_path: Path) -> None:
+    first = {"guards": ["a"], "more": []}
+    assert Cache(tmp_path).add_to_state(first) == first
+    assert Cache(tmp_path).add_to_state({"guards": ["b"], "more": ["c"]}) == {"guards": ["a"], "more": ["c"]}
+    assert Cache(tmp_path).load_state() == {"guards": ["a"], "more": ["c"]}
+    (tmp_path / "state.json").write_bytes(b"[")
+    assert Cache(tmp_path).add_to_state(first) == first
+    assert (tmp_path / "state.json.damaged-1").read_bytes() == b"["
+
+
+def test_processes_that_add_at_once_agree(tmp_path: Path) -> None:
+    def work(number: int) -> None:
+        agreed = Cache(tmp_path).add_to_state({"guards": [number]})
+        assert Cache(tmp_path).load_state() == agreed
+
+    children = [start_child(partial(work, number)) for number in range(6)]
+    assert [wait_for(child) for child in children] == [0] * 6
+
+
 def test_a_state_that_cannot_be_opened_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "state.json").mkdir()
     with pytest.raises(StorageError, match="damaged-1"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torkit.directory.geoip import MAX_GEOIP_LEN, UNKNOWN, country_of
+from torkit.directory.geoip import MAX_GEOIP_LEN, UNKNOWN, country_of, has_country
 from torkit.errors import DocumentError
 
 GEOIP = b"# from somewhere\n# in 2026\n\n16,31,AU\n32,32,us\n# between\n40,49,??\n50,4294967295,DE\n"
@@ -102,6 +102,17 @@ def test_ranges_out_of_order_or_overlapping_are_refused() -> None:
         for address in range(10, 1000, 10):
             with pytest.raises(DocumentError, match="must ascend"):
                 country_of(text, IPv4Address(address))
+
+
+@pytest.mark.parametrize("country", ["au", "US", "de", "??"])
+def test_country_that_is_in_the_file_is_found(country: str) -> None:
+    assert has_country(GEOIP, country)
+    assert has_country(GEOIP[:-1].replace(b"\n", b"\r\n"), country)
+
+
+@pytest.mark.parametrize("country", ["zz", "31", "d", ".e", "in", ""])
+def test_country_that_is_not_in_the_file_is_not_found(country: str) -> None:
+    assert not has_country(GEOIP, country)
 
 
 def test_file_for_the_other_version_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import frequencies
@@ -10,6 +11,7 @@ import pytest
 from torkit.directory.authorities import AuthorityCertificate, parse_certificates
 from torkit.directory.consensus import REASONABLY_LIVE, Consensus, check_times, parse_consensus, verify
 from torkit.directory.directory import Directory
+from torkit.directory.geoip import country_of
 from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdesc
 from torkit.errors import DocumentError, NoDirectory
 from torkit.path import Constraints, choose_path
@@ -109,6 +111,27 @@ def test_weighted_paths_obey_the_rules(consensus: Consensus, microdescs: Microde
             assert {"Guard", "V2Dir"} <= path[0].flags
             assert "BadExit" not in path[2].flags
             assert path[2].policy.accepts(port)
+
+
+def test_paths_keep_to_the_countries_asked_for(consensus: Consensus, microdescs: Microdescs) -> None:
+    """Countries are made up: one of each two neighbouring /8s is `aa`, but for what is in none."""
+
+    def number(address: str) -> int:
+        return int(IPv4Address(address)) >> 24
+
+    geoip = b"".join(
+        b"%d,%d,%s\n" % (n << 24, ((n + 1) << 24) - 1, b"AB"[n % 2 : n % 2 + 1] * 2) for n in range(160)
+    )
+    directory = Directory(consensus, microdescs, lambda address: country_of(geoip, IPv4Address(address)))
+    rng = random.Random(13)
+    for _ in range(300):
+        restrictions = Constraints(port=443, entries=frozenset({"{bb}"}), exits=frozenset({"{aa}"}))
+        path = choose_path(directory, restrictions, rng)
+        assert (number(path[0].address) % 2, number(path[2].address) % 2) == (1, 0)
+        assert max(number(path[0].address), number(path[2].address)) < 160
+        for one in choose_path(directory, Constraints(port=443, exclude=frozenset({"{bb}"})), rng):
+            assert number(one.address) % 2 == 0
+            assert number(one.address) < 160
 
 
 def test_frequencies_of_paths_follow_the_weights(consensus: Consensus, microdescs: Microdescs) -> None:

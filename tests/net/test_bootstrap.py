@@ -687,6 +687,24 @@ async def test_a_consensus_is_replaced_though_the_computer_was_suspended(
         assert trio.current_time() - resumed < 2 * MINUTE
 
 
+async def test_a_clock_set_back_does_not_put_off_the_next_consensus(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would have been asked for when that clock is there again."""
+    service = signed_service(DOCS, signers, valid_after=int(time.time() - 1.7 * HOUR))
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        old = await started.bootstrap.wait_ready()
+        await trio.sleep(MINUTE)
+        service.requests.clear()
+        real_time = time.time
+        monkeypatch.setattr(time, "time", lambda: real_time() - 48 * HOUR)
+        await until(lambda: service.requests.count(CONSENSUS_PATH) >= 2, step=20)
+        assert started.bootstrap.directory is old
+
+
 async def test_after_a_day_and_more_nothing_is_used_any_longer(
     tmp_path: Path,
     signers: list[TestAuthority],

@@ -489,6 +489,27 @@ async def test_address_that_was_looked_up_here_is_no_leak(caplog: pytest.LogCapt
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_addresses_are_refused_where_only_names_are_safe(caplog: pytest.LogCaptureFixture) -> None:
+    tor = ScriptedTor(answers=[FakeAnswer("ipv4", "192.0.2.1"), FakeAnswer("hostname", "web.test")])
+    async with proxy_for(tor, names_only=True) as proxy:
+        await proxy.open(tor)
+        for _ in range(2):
+            refused = await proxy.ask(GREETING + CONNECT_ADDRESS)
+            assert refused == b"\x05\x00" + b"\x05\x02\x00\x01" + bytes(6)
+            refused = await proxy.ask(b"\x04\x01\x00\x50\xc0\x00\x02\x01\x00")
+            assert refused == b"\x00\x5b" + bytes(6)
+        assert len(tor.asked) == 1
+        # No connection is made for these, and SOCKS4a brings a name.
+        assert (await proxy.ask(GREETING + b"\x05\xf1\x00\x01\xc0\x00\x02\x01\0\0"))[3] == 0
+        assert (await proxy.ask(GREETING + b"\x05\xf0\x00\x01\xc0\x00\x02\x01\0\0"))[3] == 0
+        client = await proxy.client()
+        await client.send_all(b"\x04\x01\x00\x50\x00\x00\x00\x01\x00web.test\x00")
+        assert (await receive_exactly(client, 8))[1] == 0x5A
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "was refused" in record.message
+    assert "192.0.2.1" not in record.message
+
+
 async def test_destinations_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="torkit")
     tor = ScriptedTor()

@@ -1,15 +1,25 @@
-"""What the kernel saw of connections: relays of the network and nobody else, no look-up outside Tor."""
+"""What the kernel saw of connections, relays of the network and nobody else; and what is said of them."""
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
 from network.private_network import RunningTestnet
 from network.servers import HOST, PAGE, WebServer
-from network.torkit_process import START_DEADLINE, Shell, skip_without, wait_until
+from network.torkit_process import (
+    START_DEADLINE,
+    Proxy,
+    Shell,
+    running_proxy,
+    skip_without,
+    wait_until,
+)
 
-pytestmark = [pytest.mark.network, skip_without("strace")]
+from torkit.cli import format_address
+
+pytestmark = pytest.mark.network
 
 # Every call that can name another end.
 STRACE = "strace -f -qq -e trace=connect,sendto,sendmsg,sendmmsg -e signal=none -o"
@@ -35,6 +45,7 @@ def _relays(net: RunningTestnet) -> set[tuple[str, int]]:
     return {(relay.address, relay.or_port) for relay in net.relays}
 
 
+@skip_without("strace")
 def test_the_proxy_connects_to_relays_only(
     shell: Shell, testnet: RunningTestnet, web_server: WebServer, tmp_path: Path
 ) -> None:
@@ -54,6 +65,7 @@ def test_the_proxy_connects_to_relays_only(
     assert peers <= _relays(testnet)
 
 
+@skip_without("strace")
 @pytest.mark.parametrize(
     "line",
     [
@@ -72,3 +84,46 @@ def test_commands_connect_to_relays_only(
     peers = _peers(trace)
     assert peers
     assert peers <= _relays(testnet)
+
+
+def test_neither_destinations_nor_relays_are_named_in_what_is_said(
+    shell: Shell, testnet: RunningTestnet, web_server: WebServer, tmp_path: Path
+) -> None:
+    """Of connections that work and that fail in every way; the proxy does not even with -v."""
+    with socket.socket() as nobody:
+        nobody.bind((HOST, 0))
+        refused = nobody.getsockname()[1]
+        asked = [
+            ("web.test", web_server.port, {0}),
+            ("web.test", refused, {1, 5}),
+            ("no-such-name.invalid", 28123, {4}),
+            ("2001:db8::1234", 28124, {2}),  # no exit of this network goes there
+            (f"{'a' * 56}.onion", 28125, {2}),
+            ("web.test.exit3.exit", 28126, {2}),
+            ("strange name.test", 28127, {2}),
+            ("::", 28128, {2}),
+        ]
+        with running_proxy(shell, tmp_path / "proxy", ["-v"]) as proxy:
+            for host, port, replies in asked:
+                assert _reply(proxy, host, port) in replies, host
+            said = proxy.log.read_text()
+        assert "a SOCKS client was refused" in said
+        for host, port, replies in asked[:4]:
+            result = shell.run(f"torkit connect -z {format_address(host, port)}")
+            assert (result.returncode == 0) is (replies == {0}), result
+            said += result.stderr.decode()
+    names = {name for host, port, _ in asked for name in (host, str(port))}
+    names |= {name for relay in testnet.relays for name in (relay.address, str(relay.or_port))}
+    for name in names:
+        assert re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", said) is None, (name, said)
+
+
+def _reply(proxy: Proxy, host: str, port: int) -> int:
+    """The REP field of what a SOCKS5 client is told that asks for this, always as a name."""
+    request = b"\x05\x01\x00\x03" + bytes([len(host)]) + host.encode() + port.to_bytes(2, "big")
+    with socket.create_connection((HOST, proxy.port), timeout=START_DEADLINE) as client:
+        client.sendall(b"\x05\x01\x00" + request)
+        with client.makefile("rb") as file:
+            reply = file.read(4)
+    assert reply[:3] == b"\x05\x00\x05", reply
+    return reply[3]

@@ -147,6 +147,27 @@ def test_equal_credentials_use_one_exit_and_different_ones_spread(
     assert len({result.stdout for result in of_many}) > 1
 
 
+def test_a_signal_brings_a_new_identity_and_ends_nothing(
+    shell: Shell, proxy: Proxy, carrier_server: CarrierServer
+) -> None:
+    said = "new identity: "
+    with open_through(proxy, "web.test", carrier_server.port) as download:
+        download.sendall(b"GET /endless HTTP/1.0\r\n\r\n")
+        carrier_server.carriers.get(timeout=30)
+        carriers = set()
+        for number in range(proxy.log.read_text().count(said), 100):
+            line = f"{proxy.curl('same:1')} http://web.test:{carrier_server.port}/carrier"
+            carriers |= {shell.run(line).stdout for _ in range(2)}
+            if len(carriers) > 1:
+                break
+            assert shell.run(f"kill -USR1 {proxy.pid}").returncode == 0
+            wait_until(lambda: proxy.log.read_text().count(said) > number, 10, "the new identity")  # noqa: B023
+        assert len(carriers) > 1
+        assert said in proxy.log.read_text()
+        for _ in range(10):
+            assert download.recv(1 << 20)
+
+
 async def test_streams_share_a_circuit_exactly_where_credentials_are_equal(
     testnet: RunningTestnet, tmp_path: Path, web_server: WebServer
 ) -> None:

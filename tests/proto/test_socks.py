@@ -24,7 +24,6 @@ from torkit.proto.socks import (
     Reply,
     Request,
     State,
-    check_host,
     encode_reply,
     reply_for,
 )
@@ -339,49 +338,3 @@ def test_errors_have_their_reply_codes(error: TorkitError, reply: Reply) -> None
 def test_every_end_reason_is_a_failure() -> None:
     for reason in EndReason:
         assert reply_for(StreamClosed("", reason=reason)) is not Reply.SUCCEEDED
-
-
-@pytest.mark.parametrize(
-    ("host", "checked"),
-    [
-        ("web.test", "web.test"),
-        ("web.test.", "web.test."),
-        ("my_host-1", "my_host-1"),
-        ("xn--bcher-kva.test", "xn--bcher-kva.test"),
-        ("onion.test", "onion.test"),
-        ("127.0.0.1", "127.0.0.1"),
-        ("2001:DB8:0::1", "2001:db8::1"),
-        ("[::1]", "::1"),
-    ],
-)
-def test_host_is_accepted(host: str, checked: str) -> None:
-    assert check_host(host) == checked
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "",
-        ".",
-        "web..test",
-        ".web.test",
-        "-web.test",
-        "web test",
-        "web.test\n",
-        "web.test:80",
-        "a\x7f",
-        "a" * 256,
-        "fe80::1%eth0",
-        "0.0.0.0",
-        "::",
-        "[web.test]",
-        "bücher.test",
-        "x.onion",
-        "X.ONION.",
-        "onion",
-        "web.test.exit",
-    ],
-)
-def test_host_is_refused(host: str) -> None:
-    with pytest.raises(UsageError):
-        check_host(host)

@@ -64,7 +64,7 @@ cdef class Local(Source):
     def __dealloc__(self):
         free(self.unsent)
 
-    def feed(self, Stream stream, const uint8_t[::1] early=b""):
+    def feed(self, Stream stream, const uint8_t[::1] early=None):
         """Have the core hand `early` and all that is read here to `stream`; with None, Python is told instead.
 
         `early` may be as long as one read, 64 KiB: raises UsageError for more.
@@ -74,14 +74,14 @@ cdef class Local(Source):
         self.stream = stream
         if stream is None:
             return
-        if early.shape[0] > CLIENT_READ_LEN:
+        if early is not None and early.shape[0] > CLIENT_READ_LEN:
             raise UsageError(f"{early.shape[0]} bytes are more than one read")
         stream.feeder = self
         if self.unsent == NULL:
             self.unsent = <uint8_t*>malloc(CLIENT_READ_LEN)
             if self.unsent == NULL:
                 raise MemoryError
-        if early.shape[0]:
+        if early is not None and early.shape[0]:
             memcpy(self.unsent, &early[0], early.shape[0])
             self.unsent_len = early.shape[0]
         self.resume()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -37,7 +37,7 @@ from torkit.errors import (
 
 if TYPE_CHECKING:
     from torkit.client import Tor
-    from torkit.directory.directory import Relay
+    from torkit.directory.directory import CountryOf, Relay
     from torkit.path import Constraints
     from torkit.proto.padding import Padding
 
@@ -62,6 +62,7 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 # some, and by default it looks hundreds of times a second.
 START_TIME = 2.0
 GC_THRESHOLD = 50_000
+MAX_COUNTRIES = 20_000  # relays whose country is remembered from one consensus to the next
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,11 @@ class Options:
 # What the user may restrict in the paths of a command.
 EntryNodes = Annotated[
     str | None,
-    typer.Option("--entry-nodes", metavar="NAMES", help="Begin at these only: fingerprints or nicknames."),
+    typer.Option(
+        "--entry-nodes",
+        metavar="NAMES",
+        help="Begin at these only: fingerprints, nicknames, or {de} for a country.",
+    ),
 ]
 ExitNodes = Annotated[
     str | None, typer.Option("--exit-nodes", metavar="NAMES", help="Leave Tor only through these.")
@@ -327,6 +332,7 @@ async def open_client(
             spare_circuits=spare_circuits,
             consensus=consensus,
             restrictions=restrictions,
+            country_of=country_lookup(restrictions),
         ) as tor,
         trio.open_nursery() as nursery,
     ):
@@ -376,12 +382,31 @@ def restrictions(
 
 
 def _relay_names(option: str, text: str | None) -> frozenset[str]:
-    """What `Directory.indexes_of` takes."""
+    """What `torkit.path.places_of` takes."""
     names = frozenset() if text is None else frozenset(name.strip() for name in text.split(","))
     for name in names:
-        if not re.fullmatch(r"\$?[0-9A-Fa-f]{40}|[0-9A-Za-z]{1,19}", name):
-            raise UsageError(f"{option}: {name!r} is neither a fingerprint nor a nickname")
+        if not re.fullmatch(r"\$?[0-9A-Fa-f]{40}|[0-9A-Za-z]{1,19}|\{(?:[0-9A-Za-z]{2}|\?\?)\}", name):
+            raise UsageError(
+                f"{option}: {name!r} is neither a fingerprint nor a nickname nor a country like {{de}}"
+            )
     return names
+
+
+def country_lookup(restrictions: "Constraints | None") -> "CountryOf | None":
+    """What tells countries, if any are named. Raises UsageError where nothing does, or one is unknown."""
+    from torkit.path import country_in
+
+    if restrictions is None:
+        return None
+    names = restrictions.entries | restrictions.exits | restrictions.exclude
+    named = sorted(country for name in names if (country := country_in(name)) is not None)
+    if not named:
+        return None
+    from torkit.cli.documents import Countries
+
+    countries = Countries()
+    countries.require_known(named)
+    return lru_cache(MAX_COUNTRIES)(countries.of)
 
 
 def parse_target(target: str, port: str | None = None) -> tuple[str, int]:

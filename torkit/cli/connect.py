@@ -96,7 +96,10 @@ def connect(
         eof_timeout = 0
 
     async def command() -> None:
+        from torkit.proto.destination import check_destination
+
         async with open_client(options, restrictions=wanted, padding=link_padding) as tor:
+            check_destination(destination[0], allow_internal=tor.network.testing)  # before a long start
             await tor.wait_ready()
             await carry(
                 tor,

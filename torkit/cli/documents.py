@@ -5,6 +5,7 @@ the cache or a file holds is printed without it.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -241,6 +242,17 @@ class Countries:
             raise UsageError(
                 "no file of countries is installed", hint="install tor-geoipdb, or name --geoip FILE"
             )
+
+    def require_known(self, countries: Iterable[str]) -> None:
+        """Raises UsageError where no file is installed, and for a code that is not in it."""
+        from torkit.directory.geoip import UNKNOWN, has_country
+
+        text = self._text(4)
+        if text is None:
+            raise UsageError("no file of countries is installed", hint="install tor-geoipdb")
+        for country in countries:
+            if country != UNKNOWN and not has_country(text, country):
+                raise UsageError(f"no address is in a country {country!r}", hint="use codes like de or us")
 
     def of(self, address: str) -> str | None:
         """A code like `us`, `??` for an address in no country, None where there is no file to look in.

@@ -63,6 +63,12 @@ def socks(
             "dest-port, stream.",
         ),
     ] = None,
+    safe_socks: Annotated[
+        bool,
+        typer.Option(
+            "--safe-socks", help="Refuse programs that ask for addresses, and may have looked up names."
+        ),
+    ] = False,
     ready_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Gets one JSON line once a circuit has been built.")
     ] = None,
@@ -81,6 +87,7 @@ def socks(
     padding: PaddingName = "auto",
 ) -> None:
     """Serve SOCKS4a and SOCKS5 to programs on this machine."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before `serve` there is no identity to be changed
     options: Options = context.obj
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
@@ -107,6 +114,7 @@ def socks(
                 listeners,
                 path=path,
                 isolation=isolation,
+                safe_socks=safe_socks,
                 ready_file=ready_file,
                 as_json=as_json,
                 max_clients=max_clients,
@@ -177,6 +185,7 @@ async def serve(
     *,
     path: str | None,
     isolation: "Collection[Isolate]",
+    safe_socks: bool = False,
     ready_file: Path | None,
     as_json: bool = False,
     max_clients: int = MAX_DESCRIPTORS,
@@ -196,6 +205,7 @@ async def serve(
             resolve=partial(tor.resolve, path=relays),
             max_clients=max_clients,
             isolate=isolation,
+            names_only=safe_socks,
         )
 
     async def renew() -> None:

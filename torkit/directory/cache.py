@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ UNFINISHED = "unfinished"
 # Implementation limits.
 
 MAX_STATE_LEN = 1 << 20  # bytes; a guard list takes a few thousand
+MAX_SET_ASIDE = 8  # damaged states kept; of more, the first ones and the last
 LOCK_TIMEOUT = 10  # seconds; holders write some 10 MB at most
 
 _T = TypeVar("_T")
@@ -92,18 +92,34 @@ class Cache:
         with self._locked():
             return self._set_aside(self._directory / STATE)
 
-    def update_state(self, values: dict[str, Any]) -> None:
-        """Keep these JSON values, and what is there under other names: it may be another process's."""
-        path = self._directory / STATE
+    def update_state(self, values: dict[str, Any]) -> Path | None:
+        """Keep these JSON values, and what is there under other names: it may be another process's.
+
+        Returns where a file that cannot be read was set aside; then there is nothing but `values`.
+        """
         with self._locked():
-            text = self._read(STATE, MAX_STATE_LEN)
-            try:
-                state = {} if text is None else _decode_state(text)
-            except DocumentError:
-                state = {}
-                self._set_aside(path)
-            state |= values
-            self._replace(STATE, json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+            state, aside = self._state_for_change()
+            self._replace(STATE, _encode_state(state | values))
+        return aside
+
+    def add_to_state(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Keep those of these JSON values that nothing is there for yet; returns all that is there then.
+
+        So processes that start at the same time agree: the first one's values are everybody's.
+        """
+        with self._locked():
+            state, _ = self._state_for_change()
+            state |= {name: value for name, value in values.items() if not state.get(name)}
+            self._replace(STATE, _encode_state(state))
+        return state
+
+    def _state_for_change(self) -> tuple[dict[str, Any], Path | None]:
+        """Only under the lock: the state, and where one that cannot be read was set aside."""
+        text = self._read(STATE, MAX_STATE_LEN)
+        try:
+            return ({} if text is None else _decode_state(text)), None
+        except DocumentError:
+            return {}, self._set_aside(self._directory / STATE)
 
     def _load(self, name: str, limit: int, parse: Callable[[bytes], _T]) -> _T | None:
         text = self._read(name, limit)
@@ -116,10 +132,9 @@ class Cache:
             return None
 
     def _set_aside(self, path: Path) -> Path:
+        names = [path.with_name(f"{path.name}.damaged-{n}") for n in range(1, MAX_SET_ASIDE + 1)]
         with _storage_errors(path):
-            return path.rename(
-                next(p for n in count(1) if not (p := path.with_name(f"{path.name}.damaged-{n}")).exists())
-            )
+            return path.rename(next((name for name in names if not name.exists()), names[-1]))
 
     def _read(self, name: str, limit: int) -> bytes | None:
         """At most one byte more than `limit`; None where there is no such file."""
@@ -188,6 +203,10 @@ def _storage_errors(path: Path) -> Iterator[None]:
         hints = dict.fromkeys((ENOSPC, EDQUOT), "free some space, or choose another place with --data-dir")
         hints |= dict.fromkeys((EACCES, EPERM, EROFS), "make it writable, or choose another with --data-dir")
         raise StorageError(f"{path}: {error.strerror or error}", hint=hints.get(error.errno or 0)) from error
+
+
+def _encode_state(state: dict[str, Any]) -> bytes:
+    return json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def _decode_state(text: bytes) -> dict[str, Any]:

@@ -12,13 +12,18 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from torkit.directory.consensus import Consensus
+from torkit.directory.geoip import UNKNOWN
 from torkit.directory.microdesc import REJECT_ALL, PortPolicy, exit_policies, parse_microdesc
 from torkit.directory.netdoc import DIGEST_LEN, Protocols
-from torkit.errors import DocumentError
+from torkit.errors import DocumentError, UsageError
 
 # Specification constants.
 
 DEFAULT_WEIGHT_SCALE = 10000  # bwweightscale; param-spec
+
+
+# The country of an address in its usual text, as `geoip.country_of` names it; None where nothing says.
+CountryOf = Callable[[str], str | None]
 
 
 class Position(Enum):
@@ -77,12 +82,18 @@ class Directory:
 
     Made anew when either changes, which is cheap: nothing is joined before it is looked at.
     `microdescs` maps digests to exact texts. Raises nothing for a microdescriptor that cannot be
-    read: its relay is as if missing.
+    read: its relay is as if missing. Without `country_of`, no relay can be asked for by its country.
     """
 
-    def __init__(self, consensus: Consensus, microdescs: Mapping[bytes, bytes]) -> None:
+    def __init__(
+        self,
+        consensus: Consensus,
+        microdescs: Mapping[bytes, bytes],
+        country_of: CountryOf | None = None,
+    ) -> None:
         self.consensus = consensus
         self._microdescs = microdescs
+        self._country_of = country_of
         self._relays: dict[int, Relay | None] = {}
         self._memos: dict[tuple[Any, ...], Any] = {}
 
@@ -91,7 +102,7 @@ class Directory:
 
     def with_consensus(self, consensus: Consensus) -> "Directory":
         """The same microdescriptors under another consensus."""
-        return Directory(consensus, self._microdescs)
+        return Directory(consensus, self._microdescs, self._country_of)
 
     # Single relays.
 
@@ -118,6 +129,23 @@ class Directory:
                 return []
             return [] if index is None else [index]
         return self.consensus.relays.indexes_of_nickname(name)
+
+    def indexes_in(self, country: str) -> list[int]:
+        """The places of the relays in a country, by its code; of `geoip.UNKNOWN`, those in none known.
+
+        A relay is where its IPv4 address is, as for C tor. Raises UsageError where nothing tells countries,
+        and what looking them up raises.
+        """
+        return self._indexes_by_country.get(country.lower(), [])
+
+    @cached_property
+    def _indexes_by_country(self) -> dict[str, list[int]]:
+        if self._country_of is None:
+            raise UsageError("relays are asked for by country, and nothing says where they are")
+        indexes: dict[str, list[int]] = {}
+        for index, status in enumerate(self.consensus.relays):
+            indexes.setdefault(self._country_of(status.address) or UNKNOWN, []).append(index)
+        return indexes
 
     def _join(self, index: int) -> Relay | None:
         digest = self.consensus.relays.digests[index]

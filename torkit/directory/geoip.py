@@ -52,6 +52,12 @@ def country_of(text: bytes, address: IPv4Address | IPv6Address) -> str:
     return country
 
 
+def has_country(text: bytes, country: str) -> bool:
+    """Whether the file has a range in the country with this code."""
+    pattern = rb",%b\r?$" % re.escape(country.encode("ascii", "replace"))
+    return re.search(pattern, text, re.MULTILINE | re.IGNORECASE) is not None
+
+
 def _decode_line(
     text: bytes, start: int, end: int, decode: type[IPv4Address] | type[IPv6Address]
 ) -> tuple[int, int, str]:

@@ -23,12 +23,13 @@ from torkit.directory.consensus import (
     verify,
 )
 from torkit.directory.diff import apply_diff, is_diff
-from torkit.directory.directory import Directory
+from torkit.directory.directory import CountryOf, Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, NothingNewer, StorageError, TorkitError
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings
+from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.directory import (
     MICRODESCS_PER_REQUEST,
     fetch_certificates,
@@ -54,7 +55,6 @@ MISSING_RETRY = 600.0
 
 # Implementation limits.
 ROUNDS_BEFORE_ERROR = 4  # failed rounds, some 10 s, before whoever waits is told
-CLOCK_CHECK = 60.0  # seconds between looks at the wall clock: the other one stands still during a suspend
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,9 @@ class Bootstrap:
         settings: Callable[[], CircuitSettings],
         rng: Random,
         consensus: Consensus | None = None,
+        country_of: CountryOf | None = None,
     ) -> None:
-        """`settings` are for circuits to directories.
+        """`settings` are for circuits to directories, `country_of` is for the directories that are made.
 
         With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
         """
@@ -96,9 +97,11 @@ class Bootstrap:
         self._servers = DirectoryServers(channels, lambda: sources(self.directory), settings, rng)
         self._rng = rng
         self._given = consensus
+        self._country_of = country_of
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
         self._untimely: Verified | None = None  # the newest of this round that is good but for its times
         self._backoff = 0.0  # seconds
+        self._said: type[TorkitError] | None = None  # what was in the way when that was last told
         self._certificates: tuple[AuthorityCertificate, ...] = ()
         self._microdescs = Microdescs()
 
@@ -163,7 +166,7 @@ class Bootstrap:
                 wait = self._retry_wait()
                 if isinstance(error, ClockSkewed):  # somebody is about to set it
                     wait = min(wait, CLOCK_CHECK)
-                logger.info("the directory could not be brought up to date: %s", error)
+                self._say("the directory cannot be brought up to date", error)
                 self._progress.block(error)
                 if failed_rounds >= ROUNDS_BEFORE_ERROR or self._given is not None:
                     self.failure = error
@@ -179,7 +182,7 @@ class Bootstrap:
         now = time.time()
         if self._given is not None:
             await self._use_given(self._given, now)
-        elif self._newest is None or now >= self._refresh_at:
+        elif self._newest is None or now >= self._refresh_at or not _is_live(self._newest.consensus, now):
             try:
                 await self._fetch_consensus()
             except TorkitError as error:
@@ -189,7 +192,11 @@ class Bootstrap:
                 if time.time() > self._newest.consensus.valid_until + REASONABLY_LIVE:
                     self._drop()
                     raise
-                logger.info("no newer consensus is to be had, the one at hand is still good: %s", error)
+                what = "no newer consensus is to be had, the one at hand is still good"
+                if isinstance(error, ClockSkewed):
+                    self._say(what, error)
+                else:
+                    logger.info("%s: %s", what, error)
                 await self._fetch_microdescs()
                 if not self._has_consensus.is_set():  # somebody may wait for a live one
                     self.failure = error
@@ -201,6 +208,17 @@ class Bootstrap:
             return inf
         wait = max(self._refresh_at - time.time(), 1.0)
         return min(wait, MISSING_RETRY) if self._newest and self._newest.missing else wait
+
+    def _say(self, what: str, error: TorkitError) -> None:
+        """Loudly where it is news and the progress of a start does not tell it any more."""
+        is_news = self._progress.now.is_done and self._said is not type(error)
+        self._said = type(error)
+        logger.log(
+            logging.WARNING if is_news else logging.INFO,
+            "%s: %s",
+            what,
+            "; ".join(filter(None, (str(error), error.hint))),
+        )
 
     def _retry_wait(self) -> float:
         """Seconds until the next round after one that has failed: somebody must be there to ask."""
@@ -214,11 +232,11 @@ class Bootstrap:
         the sources is then forgotten, and the caller sees for itself what is to be done.
         """
         ends_at = trio.current_time() + seconds
-        ahead = time.time() - trio.current_time()
+        watch = ClockWatch()
         while (remaining := ends_at - trio.current_time()) > 0:
             await trio.sleep(min(remaining, CLOCK_CHECK))
             self._servers.close_worn()
-            if time.time() - trio.current_time() > ahead + CLOCK_CHECK:
+            if watch.has_jumped():
                 self._servers.forget()
                 self._backoff = 0.0
                 return
@@ -397,10 +415,11 @@ class Bootstrap:
         # At random, so that clients neither fall upon the caches together nor are told apart by when
         # they come. dir-spec, "Downloading network-status documents".
         self._refresh_at = earliest + self._rng.random() * max(consensus.valid_until - earliest, 0) * 7 / 8
+        self._said = None
         self._join(consensus)
 
     def _join(self, consensus: Consensus) -> None:
-        self._newest = Directory(consensus, self._microdescs)
+        self._newest = Directory(consensus, self._microdescs, self._country_of)
         if _is_live(consensus, time.time()):
             self._has_consensus.set()
         if self._newest.is_usable():

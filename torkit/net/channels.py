@@ -74,6 +74,10 @@ class Channels:
         """Let the next `get` connect anew; the channel there is stays as long as it has circuits."""
         self._open.pop(relay.identity, None)
 
+    def forget_all(self) -> None:
+        """Let every next `get` connect anew."""
+        self._open.clear()
+
     async def drain(self) -> None:
         """Until everything sealed so far has been sent."""
         for channel in list(self._open.values()):

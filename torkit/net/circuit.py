@@ -22,6 +22,7 @@ from torkit.net.contact import or_addresses
 from torkit.net.stream import Stream, StreamBroken, StreamFlow
 from torkit.proto import cells, flow, messages, ntor
 from torkit.proto.circuit import Cgo, HopHandshake, NewHop
+from torkit.proto.destination import is_internal
 from torkit.proto.padding import Use
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ class StreamOwner(Protocol):
 @dataclass(frozen=True, slots=True)
 class CircuitSettings:
     """What the circuits of one client share: `params` are the consensus's; `half_open_time`, in seconds, is
-    how long data may still arrive for a stream that we closed (the build timeout of circuits)."""
+    how long data may still arrive for a stream that we closed (the build timeout of circuits). With
+    `refuse_internal`, addresses internal to some network are no answer of an exit's."""
 
     params: Mapping[str, int] = field(default_factory=dict)
     cgo: Cgo = Cgo.EXIT
     clock: flow.ClockGuard = field(default_factory=flow.ClockGuard)
     half_open_time: float = 60.0
+    refuse_internal: bool = False
 
 
 class HopInfo(NamedTuple):
@@ -180,6 +183,10 @@ class Circuit:
             # As C tor's clients do on the port that Tor Browser has them open, where the exit can use it.
             flags = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
         return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags))
+
+    def refuses(self, address: cells.IPAddress | None) -> bool:
+        """Whether an exit that says this address is wrong or has been fooled, as C tor judges."""
+        return self._settings.refuse_internal and address is not None and is_internal(address)
 
     def begin_directory(self) -> Stream:
         """A stream to the last hop's own directory service."""

@@ -5,6 +5,7 @@ streams of an equal isolation may join, until the circuit is MAX_DIRTINESS old. 
 "Attaching streams to circuits".
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable
 from itertools import pairwise
 from random import Random
@@ -13,7 +14,16 @@ import trio
 
 from torkit.build_times import HOPS, INITIAL, INT32_MAX, BuildTimes, Param, Timeouts
 from torkit.directory.directory import Relay
-from torkit.errors import CircuitClosed, Closed, PeerError, Retry, TimedOut, TorkitError, UsageError
+from torkit.errors import (
+    CircuitClosed,
+    Closed,
+    NoDirectory,
+    PeerError,
+    Retry,
+    TimedOut,
+    TorkitError,
+    UsageError,
+)
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
@@ -34,8 +44,11 @@ BUILD_ATTEMPTS = 8  # paths tried for one request before its last error is the a
 PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 SPARE_COUNT = 2  # clean circuits kept ready, so that one failure costs no waiting
 WORN_GRACE = 30.0  # seconds that a worn circuit is kept after its last stream, for what relays still hold
+ROUNDS_BEFORE_WARNING = 2  # failed ones of building ahead, each of some attempts
 SPARE_RETRY = 5.0  # seconds before building ahead is tried again after a failure
 GUARD_CHECK = 0.25  # seconds between looks at whether a better guard has answered
+
+logger = logging.getLogger(__name__)
 
 
 class Circuits:
@@ -284,6 +297,10 @@ class Circuits:
     def renew(self) -> None:
         """Let no stream of later share a circuit with one of before, nor use one built before."""
         self._identity += 1
+        self.retire_all()
+
+    def retire_all(self) -> None:
+        """Let no circuit take new streams; those that there are go on."""
         for entry in self._circuits:
             entry.is_retired = True
         self._spare_is_wanted.set()
@@ -293,7 +310,11 @@ class Circuits:
             entry.circuit.close()
 
     async def keep_spares(self, count: int = SPARE_COUNT) -> None:
-        """Keep `count` clean circuits ready and close those that have served; never returns."""
+        """Keep `count` clean circuits ready and close those that have served; never returns.
+
+        Says what is in the way if that goes on, and when it is gone: nobody else does after the start.
+        """
+        failed_rounds = 0
         while True:
             self._spare_is_wanted = trio.Event()
             self._close_worn()
@@ -301,9 +322,20 @@ class Circuits:
             if sum(entry.is_spare for entry in self._circuits) < count:
                 try:
                     await self._build_any(None, False, None, ())
+                    if failed_rounds >= ROUNDS_BEFORE_WARNING:
+                        logger.warning("circuits can be built again")
+                    failed_rounds = 0
                     continue
-                except TorkitError:
+                except TorkitError as error:
                     wait = SPARE_RETRY  # whoever needs a circuit now is told why there is none
+                    # Why there is no directory is said by who fetches it.
+                    failed_rounds += self._channels.progress.now.is_done and not isinstance(
+                        error, NoDirectory
+                    )
+                    if failed_rounds == ROUNDS_BEFORE_WARNING:
+                        failure = diagnose([error])
+                        reason = "; ".join(filter(None, (str(failure), failure.hint)))
+                        logger.warning("no circuit can be built: %s", reason)
             with trio.move_on_after(wait):
                 await self._spare_is_wanted.wait()
 

@@ -24,13 +24,13 @@ from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError
 from torkit.net.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, READ_SIZE, Carrier, Farewell
 from torkit.net.pump import Pump
 from torkit.net.stream import Stream
+from torkit.proto.destination import check_host
 from torkit.proto.socks import (
     SOCKS4_VERSION,
     Command,
     Handshake,
     Reply,
     Request,
-    check_host,
     encode_reply,
     reply_for,
 )
@@ -113,13 +113,16 @@ async def serve_socks(
     resolve: Resolve,
     max_clients: int = MAX_CLIENTS,
     isolate: Collection[Isolate] = ISOLATION,
+    names_only: bool = False,
 ) -> NoReturn:
     """Serve SOCKS clients until cancelled, and close the listeners.
 
-    Clients beyond `max_clients` wait to be accepted. `isolate` says what keeps streams apart.
+    Clients beyond `max_clients` wait to be accepted. `isolate` says what keeps streams apart. With
+    `names_only`, connections to addresses are refused: whoever asks for one may have asked a resolver for its
+    name.
     """
     async with trio.open_nursery() as nursery:
-        proxy = _Proxy(nursery, begin, connect, resolve, max_clients, frozenset(isolate))
+        proxy = _Proxy(nursery, begin, connect, resolve, max_clients, frozenset(isolate), names_only)
         try:
             proxy.listen(listeners)
             for deadlines in (proxy.handshakes, proxy.attempts, proxy.farewells):
@@ -142,6 +145,7 @@ class _Proxy:
         resolve: Resolve,
         max_clients: int,
         isolate: frozenset[Isolate],
+        names_only: bool,
     ) -> None:
         self.nursery = nursery
         self.begin = begin
@@ -155,6 +159,7 @@ class _Proxy:
         self._max_clients = max_clients
         self._listeners: list[_Listener] = []
         self._isolate = isolate
+        self._names_only = names_only
         self._is_leak_settled = False
 
     def listen(self, listeners: Sequence[trio.SocketListener]) -> None:
@@ -203,7 +208,7 @@ class _Proxy:
             Isolate.LISTENER: client.listener,
             Isolate.DEST_ADDR: request.host.rstrip(".").lower(),
             Isolate.DEST_PORT: request.port,
-            Isolate.STREAM: client,
+            Isolate.STREAM: object(),
         }
         return tuple(keys[flag] for flag in Isolate if flag in self._isolate)
 
@@ -225,16 +230,21 @@ class _Proxy:
                     return check_host(answer.value)
         raise StreamClosed("no answer of the kind asked for", reason=EndReason.RESOLVEFAILED)
 
-    def look_for_leak(self, request: Request) -> None:
-        """Warn once if the first destination is an address: nobody has asked for its name here."""
-        if self._is_leak_settled or (request.is_address and request.command is not Command.CONNECT):
-            return
-        self._is_leak_settled = True
-        if request.is_address:
+    def is_leak(self, request: Request) -> bool:
+        """Whether to refuse an address of which nobody has asked us for the name.
+
+        Warns once of the first that is refused, or that is the first destination of all.
+        """
+        if request.is_address and request.command is not Command.CONNECT:
+            return False
+        if request.is_address and not self._is_leak_settled:
             logger.warning(
-                "a program asked for an address, not a name; if it looked the name up by itself, "
-                "its resolver knows where it goes (use socks5h:// or SOCKS4a)"
+                "a program asked for an address, not a name%s; if it looked the name up by itself, "
+                "its resolver knows where it goes (use socks5h:// or SOCKS4a)",
+                ", and was refused" if self._names_only else "",
             )
+        self._is_leak_settled = self._is_leak_settled or request.is_address or not self._names_only
+        return request.is_address and self._names_only
 
 
 class _Listener:
@@ -295,6 +305,7 @@ class _Client:
         self._request: Request | None = None
         self._isolation: Hashable = None
         self._stream: Stream | None = None
+        self._sent_early = 0  # bytes of what it sent with its request, before the exit has answered; as C tor
         self._carrier: Carrier | None = None
         self._scope = trio.CancelScope()  # of a task that works for this client
 
@@ -332,7 +343,8 @@ class _Client:
     def _serve(self, request: Request) -> None:
         self._proxy.handshakes.discard(self)
         self._proxy.pump.watch_reading(self._source, False)
-        self._proxy.look_for_leak(request)
+        if self._proxy.is_leak(request):
+            return self._part(encode_reply(request.version, Reply.NOT_ALLOWED))
         self._isolation = self._proxy.isolation(self, request)
         if request.command is not Command.CONNECT:
             self._proxy.nursery.start_soon(self._look_up, request)
@@ -345,6 +357,7 @@ class _Client:
             self._proxy.nursery.start_soon(self._connect, request, None)
             return None
         self._stream = stream
+        self._sent_early = stream.put(self._handshake.trailing_data)
         stream.watcher = self
         self._proxy.attempts.add(self)
         return None
@@ -370,6 +383,7 @@ class _Client:
         self._proxy.attempts.discard(self)
         self._stream.watcher = None
         begun, self._stream = self._stream, None
+        self._sent_early = 0
         self._proxy.nursery.start_soon(self._connect, self._request, begun)
 
     async def _connect(self, request: Request, begun: Stream | None) -> None:
@@ -417,7 +431,7 @@ class _Client:
         if not self._send(encode_reply(self._request.version, Reply.SUCCEEDED)):
             return self.close()
         self._carrier = Carrier(self._proxy, self._socket, self._source, stream, self._end)
-        self._carrier.start(self._handshake.trailing_data)
+        self._carrier.start(self._handshake.trailing_data[self._sent_early :])
         return None
 
     def _end(self, failure: Exception | None) -> None:

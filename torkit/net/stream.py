@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torkit._fast.pump import Local
     from torkit.directory.directory import Relay
     from torkit.net.circuit import Circuit
+    from torkit.proto.cells import IPAddress
 
 
 class StreamBroken(StreamClosed, trio.BrokenResourceError):
@@ -43,6 +44,7 @@ class Stream(trio.abc.Stream):
 
     def __init__(self, circuit: Circuit, core: CoreStream, flow: StreamFlow | None) -> None:
         self.circuit = circuit
+        self.address: IPAddress | None = None  # where the exit has connected to, as it says
         self._core = core
         self._flow = flow
         self._failure: TorkitError | None = None
@@ -50,6 +52,7 @@ class Stream(trio.abc.Stream):
         self._is_closed = False
         self._answered = trio.Event()
         self._is_connected = False
+        self._is_refused = False  # by us, for where the exit says that it has connected to
         self.watcher: Watcher | None = None
         self._unsent = memoryview(b"")  # what send_all still has to seal
         self._is_readable = trio.lowlevel.ParkingLot()
@@ -135,6 +138,10 @@ class Stream(trio.abc.Stream):
         self._core.sink = descriptor if is_free else -1
         return is_done
 
+    def put(self, data: bytes) -> int:
+        """Send as much of `data` at once as windows allow, be it before CONNECTED; how much that was."""
+        return self._core.put(data)
+
     def be_fed(self, local: Local, early: bytes) -> None:
         """Have the core seal what is read from `local`, `early` first, without Python."""
         local.feed(self._core, early)
@@ -192,9 +199,14 @@ class Stream(trio.abc.Stream):
 
     @property
     def _has_ended(self) -> bool:
-        return self._end is not None or self._failure is not None
+        return self._end is not None or self._failure is not None or self._is_refused
 
     def _broken(self) -> StreamBroken:
+        if self._is_refused:
+            return StreamBroken(
+                "the exit connected to an address that is internal to its network",
+                reason=EndReason.TORPROTOCOL,
+            )
         if self._end is not None:
             return StreamBroken(f"the exit ended the stream: {self._end.name}", reason=self._end)
         broken = StreamBroken(f"the stream's circuit failed: {self._failure}", reason=EndReason.DESTROY)
@@ -234,8 +246,12 @@ class Stream(trio.abc.Stream):
     def on_message(self, command: int, body: bytes) -> None:
         try:
             if command == RelayCommand.CONNECTED:
-                decode_connected(body)
-                self._is_connected = True
+                self.address = decode_connected(body).address
+                if self.circuit.refuses(self.address):
+                    self._is_refused = True
+                    self.circuit.close_stream(self, self._core, encode_end(EndReason.MISC))
+                else:
+                    self._is_connected = True
                 self._wake()
             elif command == RelayCommand.END:
                 self._end = decode_end(body).reason

@@ -20,11 +20,10 @@ User names and passwords prove nothing here: they are all accepted, and say whic
 circuit. RFC 1928, RFC 1929 and socks-extensions.
 """
 
-import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, ip_address
 
 from torkit.errors import (
     ChannelClosed,
@@ -38,6 +37,7 @@ from torkit.errors import (
     TorkitError,
     UsageError,
 )
+from torkit.proto.destination import MAX_HOST_LEN, check_host, parse_address
 
 # Specification constants.
 
@@ -96,7 +96,7 @@ class Reply(IntEnum):
 
 # Implementation limits.
 
-MAX_STRING_LEN = 255  # bytes of a SOCKS4 user or host: what SOCKS5's one-byte lengths allow
+MAX_STRING_LEN = MAX_HOST_LEN  # bytes of a SOCKS4 user or host
 
 _HTTP_BODY = (
     b"This is a SOCKS proxy, and the request was for an HTTP proxy.\n"
@@ -109,10 +109,6 @@ HTTP_ANSWER = (
     b"Connection: close\r\n"
     b"\r\n%b" % (len(_HTTP_BODY), _HTTP_BODY)
 )
-
-# Letters, digits, "-" and "_"; no label begins with a sign; one final dot. Nothing here can be mistaken
-# for the other fields of a BEGIN, and C tor lets the same names through, so none tells the two apart.
-_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]*\.)*[A-Za-z0-9][A-Za-z0-9_-]*\.?")
 
 
 @dataclass(frozen=True)
@@ -392,33 +388,6 @@ def reply_for(error: TorkitError) -> Reply:
             return Reply.TTL_EXPIRED
         case _:
             return Reply.GENERAL_FAILURE
-
-
-def check_host(host: str) -> str:
-    """`host` as a destination: a name as it is, an address in its usual text without brackets.
-
-    Raises UsageError for what is neither, and for names that mean something only inside Tor and are
-    not served: an exit's resolver must never see those.
-    """
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if (address := parse_address(bare)) is not None:
-        if address.is_unspecified:
-            raise UsageError("the unspecified address is no destination")
-        return str(address)
-    if len(host) > MAX_STRING_LEN or not _NAME.fullmatch(host):
-        raise UsageError("the destination is neither an address nor a host name")
-    top_level = host.rstrip(".").rpartition(".")[2].lower()
-    if top_level in ("onion", "exit"):
-        raise UsageError(f"names under .{top_level} are not supported")
-    return host
-
-
-def parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """The address that `text` spells, or None: an interface (`%eth0`) means nothing to an exit."""
-    try:
-        return None if "%" in text else ip_address(text)
-    except ValueError:
-        return None
 
 
 def _decode_name(name: bytes | bytearray) -> str:

@@ -1,0 +1,97 @@
+"""What an exit may be asked for: a host name or an address of the internet at large.
+
+Everything else is refused before anything is sent: names that mean something only inside Tor, which an
+exit's resolver must never see, and names and addresses that mean a place near whoever looks them up. An
+exit would look near itself, and a program that asks for one has most likely been tricked, or was to be
+told not to use a proxy for it.
+"""
+
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+from torkit.errors import UsageError
+
+# Addresses that are nowhere, or somewhere else for everybody: what C tor calls internal. Multicast is not
+# among them, nor is what is kept for examples.
+_INTERNAL_IPV4 = tuple(
+    map(
+        IPv4Network,
+        (
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8"),
+            *("169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
+        ),
+    )
+)
+_INTERNAL_IPV6 = tuple(map(IPv6Network, ("::/127", "fc00::/7", "fe80::/10", "fec0::/10")))
+
+# The last labels of names for this machine (RFC 6761) and for its neighbours (RFC 6762, multicast DNS).
+_LOCAL_LABELS = frozenset({"localhost", "local"})
+
+# Implementation limits.
+
+MAX_HOST_LEN = 255  # bytes: what SOCKS5's one-byte lengths allow
+
+# Letters, digits, "-" and "_"; no label begins with a sign; one final dot. Nothing here can be mistaken
+# for the other fields of a BEGIN, and C tor lets the same names through, so none tells the two apart.
+_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]*\.)*[A-Za-z0-9][A-Za-z0-9_-]*\.?")
+
+
+def check_destination(host: str, *, allow_internal: bool) -> str:
+    """`host` as `check_host` returns it, if an exit may be asked for it. Raises UsageError.
+
+    `allow_internal` is for private networks, where every address is internal; as for C tor's clients on a
+    testing network, nothing is then left of this but `check_host`.
+    """
+    host = check_host(host)
+    if allow_internal:
+        return host
+    address = parse_address(host)
+    if is_internal(address) if address is not None else _last_label(host) in _LOCAL_LABELS:
+        raise UsageError(
+            "the destination is on this machine or its own network, where no exit can reach it",
+            hint="have the program connect to it without a proxy",
+        )
+    return host
+
+
+def check_host(host: str) -> str:
+    """`host` as a destination: a name as it is, an address in its usual text without brackets.
+
+    Raises UsageError for what is neither, and for names that mean something only inside Tor and are
+    not served.
+    """
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if (address := parse_address(bare)) is not None:
+        if address.is_unspecified:
+            raise UsageError("the unspecified address is no destination")
+        return str(address)
+    if len(host) > MAX_HOST_LEN or not _NAME.fullmatch(host):
+        hint = None if host.isascii() else "write the name in its xn-- form"
+        raise UsageError("the destination is neither an address nor a host name", hint=hint)
+    match _last_label(host):
+        case "onion":
+            raise UsageError("onion services are not supported yet")
+        case "exit":
+            raise UsageError("names in .exit are not supported", hint="choose an exit with --path")
+    return host
+
+
+def parse_address(text: str) -> IPv4Address | IPv6Address | None:
+    """The address that `text` spells, or None: an interface (`%eth0`) means nothing to an exit."""
+    try:
+        return None if "%" in text else ip_address(text)
+    except ValueError:
+        return None
+
+
+def is_internal(address: IPv4Address | IPv6Address) -> bool:
+    """Whether an address means another host, or none, on every network."""
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is None:
+            return any(address in network for network in _INTERNAL_IPV6)
+        address = address.ipv4_mapped
+    return any(address in network for network in _INTERNAL_IPV4)
+
+
+def _last_label(name: str) -> str:
+    return name.rstrip(".").rpartition(".")[2].lower()
