@@ -297,6 +297,7 @@ class ServedNetwork:
     """Scripted relays by nickname, and what a client needs to know of them."""
 
     relays: dict[str, FakeRelay]
+    docs: list[RelayDoc]  # what its directory says of them
     service: DirectoryService
     config: Network
 
@@ -328,4 +329,4 @@ async def serve_network(*, guards: int = 2, exits: int = 2) -> AsyncIterator[Ser
             for n, one in enumerate(signers)
         )
         fallback = Fallback(*middle.address, middle.rsa_identity, None)
-        yield ServedNetwork(relays, service, Network(voters, (fallback,), True, False))
+        yield ServedNetwork(relays, docs, service, Network(voters, (fallback,), True, False))

@@ -21,7 +21,8 @@ from fakes import (
     http_response,
     ignore,
 )
-from served import Arrivals, ServedNetwork, authorities, serve_network
+from network_docs import HOUR
+from served import Arrivals, ServedNetwork, authorities, serve_network, signed_service
 
 from torkit.build_times import INITIAL
 from torkit.client import (
@@ -227,6 +228,26 @@ async def test_an_unreachable_guard_is_replaced_and_come_back_to(
         assert tor.choose_path(Constraints(port=80))[0].nickname == second
         await trio.sleep(60)
         assert tor.choose_path(Constraints(port=80))[0].nickname == first
+
+
+async def test_a_circuit_whose_exit_has_left_the_network_takes_no_new_stream(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with serve_network() as network:
+        expiring = signed_service(network.docs, authorities(), valid_after=int(time.time()) - 29 * HOUR // 10)
+        network.service.consensus = expiring.consensus
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            before = tor.directory
+            stream = await tor.connect("web.test", 80)
+            gone = stream.path[-1].nickname
+            left = [doc for doc in network.docs if doc.nickname != gone]
+            network.service.consensus = signed_service(left, authorities()).consensus
+            with trio.fail_after(600):
+                while tor.directory is before:
+                    await trio.sleep(5)
+            assert (await tor.connect("web.test", 80)).path[-1].nickname != gone
+            await stream.send_all(b"still here")
 
 
 # --- Attempts ------------------------------------------------------------------------------------------

@@ -23,11 +23,14 @@ ROOMS = {
     "torkit.path": {"directory"},
     "torkit.guards": {"directory", "path"},
     "torkit.build_times": set[str](),
+    "torkit.predicted_ports": {"build_times"},
     "torkit.public_network": set[str](),
     "torkit.config": {"public_network"},
-    "torkit.net": {"_fast", "proto", "directory", "hs", "path", "guards", "build_times"},
+    "torkit.net": {"_fast", "proto", "directory", "hs", "path", "guards", "build_times", "predicted_ports"},
     # proto: what a user may choose about handshakes, and the clock that congestion control shares.
-    "torkit.client": {"net", "path", "guards", "build_times", "directory", "config", "proto"},
+    "torkit.client": {
+        *("net", "path", "guards", "build_times", "predicted_ports", "directory", "config", "proto")
+    },
     "torkit.testnet": set[str](),
     # proto: what a user may choose about handshakes.
     "torkit.cli": {"client", "net", "path", "directory", "testnet", "config", "proto"},
@@ -63,6 +66,7 @@ PURE = {
     "torkit.path",
     "torkit.guards",
     "torkit.build_times",
+    "torkit.predicted_ports",
 }
 CLOCKS = {"time", "logging"}
 

@@ -46,6 +46,7 @@ from torkit.net.progress import Changes, Progress
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path, goes_with
+from torkit.predicted_ports import PredictedPorts
 from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
@@ -130,6 +131,7 @@ class Tor:
             rng,
             nursery,
             self._build_times,
+            PredictedPorts(self._param),
             self._is_usable,
         )
         self._bootstrap = Bootstrap(
@@ -140,6 +142,7 @@ class Tor:
             rng=rng,
             consensus=None if consensus is None else parse_consensus(consensus),
         )
+        self._bootstrap.on_directory = self._circuits.note_directory
 
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
