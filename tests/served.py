@@ -10,7 +10,7 @@ import copy
 import operator
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from functools import cache
@@ -135,6 +135,14 @@ class Arrivals:
     def __call__(self, *args: Any) -> None:
         self._answer(*args)
         self._send.send_nowait(args)
+
+    def all(self) -> list[tuple[Any, ...]]:
+        """The arguments of every call so far that nobody has waited for."""
+        calls = []
+        with suppress(trio.WouldBlock):
+            while True:
+                calls.append(self._receive.receive_nowait())
+        return calls
 
     async def next(self) -> Any:
         """The arguments of the next call, or the only one."""

@@ -2,10 +2,12 @@
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from hashlib import sha3_256
+from ipaddress import ip_address
+from itertools import count, pairwise
 from pathlib import Path
 
 import network_docs
@@ -13,10 +15,10 @@ import pytest
 import trio
 import trio.testing
 from fakes import (
+    FakeCircuit,
     FakeRelay,
     FakeStream,
     answer_begin,
-    answer_resolve,
     answer_versions,
     http_response,
     ignore,
@@ -24,6 +26,7 @@ from fakes import (
 from network_docs import HOUR
 from served import Arrivals, ServedNetwork, authorities, serve_network, signed_service
 
+from torkit._fast.cells import RelayCommand
 from torkit.build_times import INITIAL
 from torkit.client import (
     ATTEMPT_TIMEOUTS,
@@ -35,6 +38,7 @@ from torkit.client import (
     open_tor,
 )
 from torkit.directory.consensus import parse_consensus
+from torkit.directory.directory import Directory
 from torkit.errors import (
     CircuitClosed,
     DocumentError,
@@ -46,6 +50,7 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.guards import RETRY_SCHEDULE
+from torkit.net.stream import Stream
 from torkit.path import Constraints
 
 
@@ -70,6 +75,26 @@ async def served_tor(
 
 def exits_of(network: ServedNetwork) -> list[FakeRelay]:
     return [fake for name, fake in network.relays.items() if name.startswith("exit")]
+
+
+def exit_of(network: ServedNetwork, stream: Stream) -> FakeRelay:
+    return network.relays[stream.path[-1].nickname]
+
+
+def refuse_by_policy(stream: FakeStream, address: str = "203.0.113.5") -> None:
+    stream.end(EndReason.EXITPOLICY, ip_address(address).packed + bytes(4))
+
+
+def expire(network: ServedNetwork) -> None:
+    """Let its consensus be one that is about to be replaced."""
+    expiring = signed_service(network.docs, authorities(), valid_after=int(time.time()) - 29 * HOUR // 10)
+    network.service.consensus = expiring.consensus
+
+
+async def until_replaced(tor: Tor, directory: Directory) -> None:
+    with trio.fail_after(600):
+        while tor.directory is directory:
+            await trio.sleep(5)
 
 
 async def test_a_stream_goes_through_guard_middle_and_exit(tmp_path: Path) -> None:
@@ -234,8 +259,7 @@ async def test_a_circuit_whose_exit_has_left_the_network_takes_no_new_stream(
     tmp_path: Path, patient_clock: trio.testing.MockClock
 ) -> None:
     async with serve_network() as network:
-        expiring = signed_service(network.docs, authorities(), valid_after=int(time.time()) - 29 * HOUR // 10)
-        network.service.consensus = expiring.consensus
+        expire(network)
         async with open_tor(network=network.config, data_dir=tmp_path) as tor:
             await tor.wait_ready()
             before = tor.directory
@@ -243,9 +267,7 @@ async def test_a_circuit_whose_exit_has_left_the_network_takes_no_new_stream(
             gone = stream.path[-1].nickname
             left = [doc for doc in network.docs if doc.nickname != gone]
             network.service.consensus = signed_service(left, authorities()).consensus
-            with trio.fail_after(600):
-                while tor.directory is before:
-                    await trio.sleep(5)
+            await until_replaced(tor, before)
             assert (await tor.connect("web.test", 80)).path[-1].nickname != gone
             await stream.send_all(b"still here")
 
@@ -386,17 +408,203 @@ async def test_a_stream_that_exits_refuse_is_not_tried_for_ever(tmp_path: Path) 
         assert len(begun) == MAX_FAILURES
 
 
-async def test_a_look_up_that_fails_is_tried_at_another_exit(tmp_path: Path) -> None:
+def answer_error(kind: int) -> Callable[[FakeCircuit, int, int, str], None]:
+    """RESOLVED with one error. tor-spec, "Remote hostname lookup"."""
+
+    def answer(circuit: FakeCircuit, number: int, stream_id: int, name: str) -> None:
+        body = bytes([kind, 1]) + b"?" + bytes(4)
+        circuit.send(number, RelayCommand.RESOLVED, stream_id, body)
+
+    return answer
+
+
+@pytest.mark.parametrize(("kind", "attempts"), [(0xF0, 2), (0xF1, 1)])
+async def test_a_look_up_that_fails_at_an_exit_is_tried_at_another(
+    tmp_path: Path, kind: int, attempts: int
+) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        asked = Arrivals(answer_error(kind))
+        for exit_relay in exits_of(network):
+            exit_relay.on_resolve = asked
+        with pytest.raises(StreamClosed) as caught:
+            await tor.resolve("name.test")
+        assert caught.value.reason is EndReason.RESOLVEFAILED
+        assert len({circuit.hops[2].relay.rsa_identity for circuit, *_ in asked.all()}) == attempts
+
+
+@pytest.mark.parametrize("reason", [EndReason.MISC, EndReason.NOROUTE, EndReason.RESOLVEFAILED])
+async def test_a_circuit_whose_exit_fails_takes_no_further_stream(tmp_path: Path, reason: EndReason) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        first = await tor.connect("web.test", 80)
+        exit_relay = exit_of(network, first)
+        exit_relay.on_begin = lambda stream: stream.end(reason)
+        second = await tor.connect("web.test", 80)
+        exit_relay.on_begin = answer_begin
+        assert first.path[-1] != second.path[-1]
+        assert first.circuit.error is None
+        exit_of(network, second).on_begin = lambda stream: stream.end(reason)
+        third = await tor.connect("web.test", 80)
+        assert third.path[-1] == first.path[-1]
+        assert third.circuit is not first.circuit
+
+
+@pytest.mark.parametrize("reason", [EndReason.TORPROTOCOL, EndReason.DESTROY])
+async def test_an_end_that_tells_of_broken_cells_ends_its_circuit(tmp_path: Path, reason: EndReason) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        first = await tor.connect("web.test", 80)
+        exit_relay = exit_of(network, first)
+        exit_relay.on_begin = lambda stream: stream.end(reason)
+        second = await tor.connect("web.test", 80)
+        assert first.circuit.error is not None
+        assert first.path[-1] != second.path[-1]
+
+
+async def test_an_exit_that_refused_a_target_is_not_asked_for_it_again(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        first = await tor.connect("other.test", 80)
+        exit_relay = exit_of(network, first)
+        exit_relay.on_begin = begun = Arrivals(refuse_by_policy)
+        second = await tor.connect("Web.test", 80)
+        assert second.path[-1] != first.path[-1]
+        for isolation in range(8):
+            await tor.connect("web.test", 80, isolation=isolation)
+        assert len(begun.all()) == 1
+        exit_relay.on_begin = answer_begin
+        exit_of(network, second).on_begin = refuse_by_policy
+        assert (await tor.connect("other.test", 80)).circuit is first.circuit
+        exit_of(network, second).on_begin = answer_begin
+        tor.new_identity()  # and nobody can tell from the exits which targets were before
+        exit_relay.on_begin = begun = Arrivals(answer_begin)
+        with trio.fail_after(10):
+            for isolation in count():
+                await tor.connect("web.test", 80, isolation=isolation)
+                if begun.all():
+                    break
+
+
+async def test_exits_that_all_refused_a_target_are_asked_again(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        begun = Arrivals(refuse_by_policy)
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = begun
+        for _ in range(2):
+            with pytest.raises(StreamClosed) as caught:
+                await tor.connect("web.test", 80)
+            assert caught.value.reason is EndReason.EXITPOLICY
+            assert len({stream.hop.relay.rsa_identity for (stream,) in begun.all()}) == 2
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = answer_begin
+        await tor.connect("web.test", 80)
+
+
+@pytest.mark.parametrize("reason", [EndReason.EXITPOLICY, EndReason.HIBERNATING, EndReason.RESOURCELIMIT])
+async def test_an_exit_that_wants_no_streams_gets_none_before_the_next_consensus(
+    tmp_path: Path, patient_clock: trio.testing.MockClock, reason: EndReason
+) -> None:
+    async with serve_network() as network:
+        new = network.service.consensus
+        expire(network)
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            old = tor.directory
+            first = await tor.connect("other.test", 80)
+            exit_relay = exit_of(network, first)
+            exit_relay.on_begin = begun = Arrivals(lambda stream: stream.end(reason))
+            for isolation in range(4):
+                await tor.connect("web.test", 443, isolation=isolation)
+                await tor.connect("other.test", 80, isolation=isolation)
+            assert len(begun.all()) <= 1
+            exit_relay.on_begin = begun = Arrivals(answer_begin)
+            network.service.consensus = new
+            await until_replaced(tor, old)
+            with trio.fail_after(600):
+                for isolation in count():
+                    await tor.connect("web.test", 80, isolation=isolation)
+                    if begun.all():
+                        break
+
+
+async def test_exits_that_all_want_no_streams_are_asked_again(tmp_path: Path) -> None:
     async with served_tor(tmp_path) as (tor, network):
         for exit_relay in exits_of(network):
-            exit_relay.hosts = {"name.test": ["192.0.2.1"]}
-        asked = Arrivals(answer_resolve)
-        first = await tor.connect("web.test", 80)
-        used = next(f for f in exits_of(network) if f.rsa_identity == first.path[-1].identity)
-        used.hosts = {}
-        used.on_resolve = asked
-        assert await tor.resolve("name.test") == [Resolved("ipv4", "192.0.2.1", 60)]
-        await asked.next()
+            exit_relay.on_begin = lambda stream: stream.end(EndReason.RESOURCELIMIT)
+        with pytest.raises(StreamClosed):
+            await tor.connect("web.test", 80)
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = answer_begin
+        await tor.connect("web.test", 80)
+
+
+async def test_refusals_by_policy_are_followed_to_many_exits(tmp_path: Path) -> None:
+    async with served_tor(tmp_path, exits=6) as (tor, network):
+        begun: list[FakeStream] = []
+
+        def refuse_five(stream: FakeStream) -> None:
+            begun.append(stream)
+            (refuse_by_policy if len(begun) <= 5 else answer_begin)(stream)
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = refuse_five
+        await tor.connect("web.test", 80)
+        assert len({stream.hop.relay.rsa_identity for stream in begun}) == 6
+
+
+async def test_a_path_whose_exit_refuses_is_not_tried_again(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        begun = Arrivals(refuse_by_policy)
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = begun
+        with pytest.raises(StreamClosed):
+            await tor.connect("web.test", 80, path=tor.choose_path(Constraints(port=80)))
+        assert len(begun.all()) == 1
+
+
+async def test_a_name_of_a_private_address_is_not_tried_elsewhere(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        begun = Arrivals(lambda stream: refuse_by_policy(stream, "192.168.0.1"))
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = begun
+        for testing in (False, True):  # on a private network all are
+            config = replace(network.config, testing=testing)
+            async with open_tor(network=config, data_dir=tmp_path) as tor:
+                await tor.wait_ready()
+                with pytest.raises(StreamClosed) as caught:
+                    await tor.connect("web.test", 80)
+            assert str(caught.value.address) == "192.168.0.1"
+            assert len(begun.all()) == (2 if testing else 1)
+
+
+async def test_only_attempts_that_time_out_lengthen_the_next(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with served_tor(tmp_path, exits=5) as (tor, network):
+        begun: list[float] = []
+
+        def refuse_two(stream: FakeStream) -> None:
+            begun.append(trio.current_time())
+            if len(begun) < 3:
+                stream.end(EndReason.MISC)
+            elif len(begun) == 5:
+                answer_begin(stream)
+
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = refuse_two
+        await tor.connect("web.test", 80)
+        waits = [after - before for before, after in pairwise(begun[2:])]
+        assert waits == pytest.approx(ATTEMPT_TIMEOUTS[:2], abs=1)
+
+
+async def test_a_stream_waits_for_circuits_until_it_is_too_old(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        tor.new_identity()
+        for fake in network.relays.values():
+            fake.on_extend2 = ignore
+        started = trio.current_time()
+        with pytest.raises(TimedOut):
+            await tor.connect("web.test", 80)
+        assert trio.current_time() - started == pytest.approx(STREAM_TIMEOUT, abs=1)
 
 
 async def test_a_connect_given_up_sends_end(tmp_path: Path) -> None:

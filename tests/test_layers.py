@@ -24,12 +24,14 @@ ROOMS = {
     "torkit.guards": {"directory", "path"},
     "torkit.build_times": set[str](),
     "torkit.predicted_ports": {"build_times"},
+    "torkit.refusals": set[str](),
     "torkit.public_network": set[str](),
     "torkit.config": {"public_network"},
     "torkit.net": {"_fast", "proto", "directory", "hs", "path", "guards", "build_times", "predicted_ports"},
     # proto: what a user may choose about handshakes, and the clock that congestion control shares.
     "torkit.client": {
-        *("net", "path", "guards", "build_times", "predicted_ports", "directory", "config", "proto")
+        *("net", "path", "guards", "build_times", "predicted_ports", "refusals", "directory", "config"),
+        "proto",
     },
     "torkit.testnet": set[str](),
     # proto: what a user may choose about handshakes.
@@ -67,6 +69,7 @@ PURE = {
     "torkit.guards",
     "torkit.build_times",
     "torkit.predicted_ports",
+    "torkit.refusals",
 }
 CLOCKS = {"time", "logging"}
 

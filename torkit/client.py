@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from itertools import chain, repeat
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
 from typing import Any, Literal, TypeVar
@@ -50,25 +49,23 @@ from torkit.predicted_ports import PredictedPorts
 from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
+from torkit.refusals import Refusals, is_internal
 
-# As C tor: two attempts of 10 s on different circuits, then 15 s each, until the stream is 120 s old.
-# path-spec, "Handling failure".
+# As C tor: seconds until the first attempt times out, the second, and each further one; and after which a
+# stream gets no further one. path-spec, "Handling failure".
 ATTEMPT_TIMEOUTS = (10.0, 10.0, 15.0)
 STREAM_TIMEOUT = 120.0
-MAX_FAILURES = 3  # ends by exits and circuits that one stream is tried again after, all but the last
 
-# Ends that another exit may not give, as C tor takes them; DESTROY is a circuit's fault.
-_RETRIED = frozenset(
-    {
-        EndReason.DESTROY,
-        EndReason.EXITPOLICY,
-        EndReason.HIBERNATING,
-        EndReason.MISC,
-        EndReason.NOROUTE,
-        EndReason.RESOLVEFAILED,
-        EndReason.RESOURCELIMIT,
-    }
-)
+# As C tor: how often one stream ends by one of _UNCERTAIN, or with its circuit, until that is the answer.
+MAX_FAILURES = 3
+
+# Implementation limit: exits by whose policy one stream is refused. C tor goes on for 120 s.
+MAX_REFUSALS = 16
+
+# Ends that another exit may not give, as C tor takes them. All others are the target's answer.
+_UNCERTAIN = frozenset({EndReason.MISC, EndReason.NOROUTE, EndReason.RESOLVEFAILED})
+_NO_EXIT = frozenset({EndReason.HIBERNATING, EndReason.RESOURCELIMIT})  # it wants no streams at all
+_BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
 
 # On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
 # is learnt is shorter there, in ms.
@@ -124,6 +121,7 @@ class Tor:
         self._channels = Channels(nursery, rng)
         self._channels.on_first_hop = self._note_first_hop
         self._build_times = BuildTimes.from_state(state, rng=rng, param=self._param)
+        self._refusals = Refusals()
         self._circuits = Circuits(
             self._channels,
             self._choose_for,
@@ -142,7 +140,7 @@ class Tor:
             rng=rng,
             consensus=None if consensus is None else parse_consensus(consensus),
         )
-        self._bootstrap.on_directory = self._circuits.note_directory
+        self._bootstrap.on_directory = self._note_directory
 
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
@@ -203,7 +201,7 @@ class Tor:
                 raise
             return stream
 
-        return await self._attempt(begin, port, is_ipv6, isolation, path)
+        return await self._attempt(begin, host, port, is_ipv6, isolation, path)
 
     async def resolve(
         self, host: str, *, isolation: Hashable = None, path: Path | None = None
@@ -220,17 +218,21 @@ class Tor:
 
         async def look_up(circuit: Circuit) -> list[Resolved]:
             found = []
-            for answer in await circuit.resolve(question):
+            answers = await circuit.resolve(question)
+            for answer in answers:
                 if isinstance(answer.value, str):
                     found.append(Resolved("hostname", answer.value, answer.ttl))
                 elif not isinstance(answer.value, ResolvedError):
                     kind: Literal["ipv4", "ipv6"] = "ipv4" if answer.value.version == 4 else "ipv6"
                     found.append(Resolved(kind, str(answer.value), answer.ttl))
-            if not found:
+            if not found and all(answer.value is not ResolvedError.NONTRANSIENT for answer in answers):
                 raise StreamClosed("the exit found no answer", reason=EndReason.RESOLVEFAILED)
             return found
 
-        return await self._attempt(look_up, None, False, isolation, path)
+        found = await self._attempt(look_up, host, None, False, isolation, path)
+        if not found:
+            raise StreamClosed("there is no answer, says the exit", reason=EndReason.RESOLVEFAILED)
+        return found
 
     def new_identity(self) -> None:
         """From now on, streams use circuits that no stream of before has used; those go on as they are.
@@ -238,6 +240,7 @@ class Tor:
         The guard stays: a new one would be a risk, and tells nobody who we are.
         """
         self._circuits.renew()
+        self._refusals.forget_targets()
 
     async def settle(self, stream: Stream) -> None:
         """End `stream`, and wait until the exit has all that was sent on it.
@@ -259,38 +262,77 @@ class Tor:
     async def _attempt(
         self,
         use: Callable[[Circuit], Awaitable[T]],
+        host: str,
         port: int | None,
         is_ipv6: bool,
         isolation: Hashable,
         path: Path | None,
     ) -> T:
         """Use a circuit, and where that fails for its or its exit's fault, another."""
-        failures: list[TorkitError] = []
-        excluded: set[bytes] = set()
-        timeouts = chain(ATTEMPT_TIMEOUTS, repeat(ATTEMPT_TIMEOUTS[-1]))
+        failure: TorkitError | None = None
+        failure_count = refusal_count = timeout_count = 0
+        failed: set[bytes] = set()  # exits
+        has_choice = True  # without exits that have refused
         give_up_at = trio.current_time() + STREAM_TIMEOUT
-        while len(failures) < MAX_FAILURES and trio.current_time() < give_up_at:
+        while (
+            failure_count < MAX_FAILURES and refusal_count < MAX_REFUSALS and trio.current_time() < give_up_at
+        ):
+            circuit: Circuit | None = None
+            refusing = self._refusals.exits_refusing(host, port) if has_choice else frozenset()
             try:
-                circuit = await self._circuits.acquire(
-                    port, is_ipv6=is_ipv6, isolation=isolation, path=path, excluded=excluded
-                )
+                with trio.move_on_at(give_up_at):
+                    circuit = await self._circuits.acquire(
+                        port, is_ipv6=is_ipv6, isolation=isolation, path=path, excluded=failed | refusing
+                    )
             except NoPath:
-                if not excluded:
+                if not refusing <= failed:
+                    has_choice = False  # they may have changed their mind, and nobody else is left
+                    continue
+                if not failed:
                     raise
                 break  # no other exit is left: why the last one failed says more
-            timeout = next(timeouts)
+            if circuit is None:
+                failure = failure or TimedOut(f"no circuit was built within {STREAM_TIMEOUT:g} s")
+                break
+            timeout = ATTEMPT_TIMEOUTS[min(timeout_count, len(ATTEMPT_TIMEOUTS) - 1)]
+            failed.add(circuit.path[-1].identity)
             try:
                 with trio.move_on_after(timeout):
                     return await use(circuit)
+                timeout_count += 1
                 self._circuits.retire(circuit)
             except StreamClosed as error:
-                if error.reason not in _RETRIED:
+                failure = error
+                if self._note_refusal(error, circuit, host, port):
+                    refusal_count += 1
+                    if path is not None:
+                        raise
+                elif error.reason in _UNCERTAIN or error.reason in _BROKEN_CIRCUIT:
+                    failure_count += 1
+                else:
                     raise
-                failures.append(error)
             except (PeerError, Closed) as error:
-                failures.append(error)
-            excluded.add(circuit.path[-1].identity)
-        raise failures[-1] if failures else TimedOut("no exit has answered")
+                failure = error
+                failure_count += 1
+        raise failure or TimedOut("no exit has answered")
+
+    def _note_refusal(self, error: StreamClosed, circuit: Circuit, host: str, port: int | None) -> bool:
+        """Remember what an end says of its exit or circuit. Whether the exit will not have such streams."""
+        identity = circuit.path[-1].identity
+        if error.reason in _BROKEN_CIRCUIT:
+            circuit.close()
+        elif error.reason in _UNCERTAIN:
+            self._circuits.retire(circuit)
+        elif error.reason is EndReason.EXITPOLICY and error.address is not None:
+            if is_internal(error.address) and not self.network.testing:
+                return False  # so it is everywhere
+            self._refusals.note_target(identity, host, port)
+            return True
+        elif error.reason is EndReason.EXITPOLICY or error.reason in _NO_EXIT:
+            self._refusals.note_exit(identity)
+            self._circuits.retire_exit(identity)
+            return True
+        return False
 
     def choose_path(self, constraints: Constraints) -> Path:
         """Relays for `constraints`, beginning at our guard unless they name another.
@@ -327,8 +369,21 @@ class Tor:
         return CircuitSettings(self.directory.consensus.params, self._cgo, self._clock)
 
     def _choose_for(self, port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> Path:
-        avoid = frozenset(identity.hex().upper() for identity in excluded)
-        return self.choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=avoid))
+        avoided = frozenset(excluded) | self._refusals.exits
+        try:
+            return self._choose_avoiding(avoided, port, is_ipv6)
+        except NoPath:
+            if avoided <= frozenset(excluded):
+                raise
+            return self._choose_avoiding(excluded, port, is_ipv6)  # nobody else is left
+
+    def _choose_avoiding(self, avoided: Collection[bytes], port: int | None, is_ipv6: bool) -> Path:
+        names = frozenset(identity.hex().upper() for identity in avoided)
+        return self.choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=names))
+
+    def _note_directory(self, directory: Directory) -> None:
+        self._refusals.note_consensus(directory.consensus.valid_after)
+        self._circuits.note_directory(directory)
 
     def _pick_guard(self, fits: Callable[[Relay], bool]) -> Relay:
         return self._guards.choose(self.directory, fits, now=time.time(), rng=self._rng)

@@ -260,6 +260,17 @@ async def test_a_retired_circuit_keeps_its_streams_and_takes_no_more() -> None:
         assert await stream.receive_some() == b"still here"
 
 
+async def test_an_exit_can_be_retired_with_all_its_circuits() -> None:
+    async with open_pool() as pool:
+        used = await pool.acquire("a")
+        clean = (await pool.circuits.build(pool.path)).circuit
+        other = (await pool.circuits.build((*pool.path[:2], pool.exits[1]))).circuit
+        pool.circuits.retire_exit(pool.exits[0].identity)
+        assert clean.error is not None
+        assert used.error is None
+        assert await pool.acquire("a") is other
+
+
 async def test_a_worn_circuit_is_closed_some_time_after_its_last_stream(
     mock_clock: trio.testing.MockClock,
 ) -> None:

@@ -333,12 +333,20 @@ class Circuits:
         self._directory = directory
         for entry in list(self._circuits):
             entry.note_directory(directory)
-            if may_go_on(directory, entry.circuit.path):
-                continue
-            if entry.dirty_since is None:
-                entry.circuit.close()
-            else:
-                entry.is_retired = True
+            if not may_go_on(directory, entry.circuit.path):
+                self._retire(entry)
+
+    def retire_exit(self, identity: bytes) -> None:
+        """Give no stream to a circuit that ends at this relay."""
+        for entry in list(self._circuits):
+            if entry.exit.identity == identity:
+                self._retire(entry)
+
+    def _retire(self, entry: "_Entry") -> None:
+        if entry.dirty_since is None:
+            entry.circuit.close()
+        else:
+            entry.is_retired = True
 
     def renew(self) -> None:
         """Let no stream of later share a circuit with one of before, nor use one built before."""

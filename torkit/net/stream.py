@@ -14,6 +14,7 @@ import trio
 from torkit._fast.cells import RelayCommand
 from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitError, EndReason, StreamClosed, TorkitError
+from torkit.proto.cells import IPAddress
 from torkit.proto.flow import ClockGuard, DrainWatch, StreamParams, Xoff, XoffCheck, Xon
 from torkit.proto.messages import (
     decode_connected,
@@ -47,6 +48,7 @@ class Stream(trio.abc.Stream):
         self._flow = flow
         self._failure: TorkitError | None = None
         self._end: EndReason | None = None
+        self._refused: IPAddress | None = None
         self._is_closed = False
         self._answered = trio.Event()
         self._is_connected = False
@@ -200,7 +202,8 @@ class Stream(trio.abc.Stream):
 
     def _broken(self) -> StreamBroken:
         if self._end is not None:
-            return StreamBroken(f"the exit ended the stream: {self._end.name}", reason=self._end)
+            message = f"the exit ended the stream: {self._end.name}"
+            return StreamBroken(message, reason=self._end, address=self._refused)
         broken = StreamBroken(f"the stream's circuit failed: {self._failure}", reason=EndReason.DESTROY)
         broken.__cause__ = self._failure
         return broken
@@ -242,7 +245,8 @@ class Stream(trio.abc.Stream):
                 self._is_connected = True
                 self._wake()
             elif command == RelayCommand.END:
-                self._end = decode_end(body).reason
+                end = decode_end(body)
+                self._end, self._refused = end.reason, end.address
                 self.circuit.forget_stream(self)
                 self._wake()
             elif command == RelayCommand.XOFF and self._flow is not None:
