@@ -52,6 +52,7 @@ from torkit.errors import (
 from torkit.guards import RETRY_SCHEDULE
 from torkit.net.stream import Stream
 from torkit.path import Constraints
+from torkit.path_bias import State
 
 
 @pytest.fixture
@@ -384,8 +385,13 @@ async def test_a_stream_is_tried_until_it_is_too_old(
 ) -> None:
     async with served_tor(tmp_path, exits=10) as (tor, network):
         begun: list[FakeStream] = []
+
+        def ignore_and_note(stream: FakeStream) -> None:
+            if stream.target == ("web.test", 80):  # and no probe
+                begun.append(stream)
+
         for exit_relay in exits_of(network):
-            exit_relay.on_begin = begun.append
+            exit_relay.on_begin = ignore_and_note
         started = trio.current_time()
         with pytest.raises(TimedOut):
             await tor.connect("web.test", 80)
@@ -457,6 +463,60 @@ async def test_an_end_that_tells_of_broken_cells_ends_its_circuit(tmp_path: Path
         second = await tor.connect("web.test", 80)
         assert first.circuit.error is not None
         assert first.path[-1] != second.path[-1]
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [
+        (EndReason.CONNECTREFUSED, State.USE_SUCCEEDED),
+        (EndReason.INTERNAL, State.USE_ATTEMPTED),
+        (EndReason.MISC, State.USE_ATTEMPTED),
+        (EndReason.EXITPOLICY, State.USE_ATTEMPTED),
+        (EndReason.TORPROTOCOL, State.COUNTED),
+    ],
+)
+async def test_what_an_exit_answers_says_whether_the_guard_let_the_circuit_work(
+    tmp_path: Path, reason: EndReason, state: State
+) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = lambda stream: stream.end(reason)
+        taken = tor._circuits.take(80, isolation=None)
+        if taken is None:
+            taken = await tor._circuits.acquire(80, isolation=None)
+        assert taken.watch.needs_probe
+        with pytest.raises(StreamClosed):
+            await tor.connect("web.test", 80)
+        assert taken.watch.state is state
+        counts = tor._guards.path_bias_of(taken.path[0].identity)
+        assert counts is not None
+        assert (counts.unusable_circuits > 0) is (state is State.COUNTED)
+
+
+async def test_streams_that_are_answered_and_those_given_up_are_told_apart(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        first = await tor.connect("web.test", 80)
+        assert first.circuit.watch.state is State.USE_SUCCEEDED
+        exit_of(network, first).on_begin = ignore
+        second = await tor.connect("web.test", 80)
+        assert first.circuit.watch.needs_probe  # later ones were perhaps held back
+        assert second.circuit.watch.state is State.USE_SUCCEEDED
+
+
+async def test_a_guard_that_fails_too_often_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served_tor(tmp_path) as (tor, _):
+        guard = (await tor.connect("web.test", 80)).path[0]
+        counts = tor._guards.path_bias_of(guard.identity)
+        assert counts is not None
+        counts.circ_attempts += 151
+        for isolation in range(4):
+            await tor.connect("web.test", 80, isolation=isolation)
+        message = f"guard {guard.fingerprint} fails extremely often"
+        assert [message in record.getMessage() for record in caplog.records].count(True) == 1
 
 
 async def test_an_exit_that_refused_a_target_is_not_asked_for_it_again(tmp_path: Path) -> None:
@@ -738,6 +798,10 @@ async def test_of_a_state_the_good_is_kept_and_the_whole_set_aside(
         assert (tmp_path / "state.json.damaged-1").read_text() == text
         assert "guards, entry 1: " in caplog.text
         kept = json.loads((tmp_path / "state.json").read_text())
+        # What is counted of circuits goes on, but for those that were open at the end.
+        before, after = (one.pop("path_bias") for one in (state["guards"][1], kept["guards"][0]))
+        assert after["circ_attempts"] > before["circ_attempts"] == before["circ_successes"]
+        assert after["use_attempts"] > before["use_attempts"] == before["use_successes"]
         assert kept["guards"] == state["guards"][1:]
         assert kept["of a later version"] == {"n": 1}
         assert sum(kept["build_times"].values()) > sum(state["build_times"].values())

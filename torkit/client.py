@@ -45,6 +45,7 @@ from torkit.net.progress import Changes, Progress
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path, goes_with
+from torkit.path_bias import PathBias, Report
 from torkit.predicted_ports import PredictedPorts
 from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
@@ -70,6 +71,8 @@ _BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
 # On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
 # is learnt is shorter there, in ms.
 TESTING_MIN_TIMEOUT = 5000
+
+COUNTS_INTERVAL = 600.0  # seconds between writing down what is learnt from circuits, as C tor
 
 CLOSE_TIMEOUT = 2.0  # seconds that closing waits for what has been sealed to be sent
 
@@ -122,6 +125,7 @@ class Tor:
         self._channels.on_first_hop = self._note_first_hop
         self._build_times = BuildTimes.from_state(state, rng=rng, param=self._param)
         self._refusals = Refusals()
+        self._path_bias = PathBias(self._guards.path_bias_of, self._param, self._note_path_bias)
         self._circuits = Circuits(
             self._channels,
             self._choose_for,
@@ -130,6 +134,7 @@ class Tor:
             nursery,
             self._build_times,
             PredictedPorts(self._param),
+            self._path_bias,
             self._is_usable,
         )
         self._bootstrap = Bootstrap(
@@ -298,8 +303,11 @@ class Tor:
             failed.add(circuit.path[-1].identity)
             try:
                 with trio.move_on_after(timeout):
-                    return await use(circuit)
+                    result = await use(circuit)
+                    circuit.watch.note_used()
+                    return result
                 timeout_count += 1
+                circuit.watch.note_given_up()
                 self._circuits.retire(circuit)
             except StreamClosed as error:
                 failure = error
@@ -311,6 +319,7 @@ class Tor:
                     failure_count += 1
                 else:
                     raise
+                circuit.watch.note_given_up()
             except (PeerError, Closed) as error:
                 failure = error
                 failure_count += 1
@@ -319,7 +328,10 @@ class Tor:
     def _note_refusal(self, error: StreamClosed, circuit: Circuit, host: str, port: int | None) -> bool:
         """Remember what an end says of its exit or circuit. Whether the exit will not have such streams."""
         identity = circuit.path[-1].identity
+        if error.reason not in _BROKEN_CIRCUIT and error.reason is not EndReason.INTERNAL:
+            circuit.watch.note_used()
         if error.reason in _BROKEN_CIRCUIT:
+            circuit.watch.note_broken()
             circuit.close()
         elif error.reason in _UNCERTAIN:
             self._circuits.retire(circuit)
@@ -405,6 +417,12 @@ class Tor:
         else:
             self._guards.note_failed(identity, now=time.time())
 
+    def _note_path_bias(self, report: Report) -> None:
+        level = logging.WARNING if report.is_warning else logging.INFO
+        logger.log(level, "guard %s %s", report.guard.hex().upper(), report.message)
+        if report.is_dropped:
+            self._guards.note_dropped()
+
     def _keep_guards(self) -> None:
         if self._guards.has_changed:
             self._nursery.start_soon(self._save_state)
@@ -412,17 +430,23 @@ class Tor:
     async def _save_state(self) -> None:
         async with self._saving:
             values: dict[str, Any] = {}
-            if self._guards.has_changed:
+            if self._guards.has_changed or (self._path_bias.has_changed and self._spare_circuits):
                 values |= self._guards.to_state()
             if self._build_times.has_changed and self._spare_circuits:  # not for one circuit
                 values |= self._build_times.to_state()
             if not values:
                 return
-            self._guards.has_changed = self._build_times.has_changed = False
+            self._guards.has_changed = self._path_bias.has_changed = self._build_times.has_changed = False
             try:
                 await trio.to_thread.run_sync(self._cache.update_state, values)
             except StorageError as error:
                 logger.warning("the guards could not be kept: %s", error)
+
+    async def _keep_counts(self) -> None:
+        """Save now and then what is counted of circuits; never returns."""
+        while True:
+            await trio.sleep(COUNTS_INTERVAL)
+            await self._save_state()
 
     def _warn_of_restrictions(self) -> None:
         """A name that means nobody excludes nobody; and few guards that are left tell a user from others."""
@@ -468,6 +492,7 @@ class Tor:
                 nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
                 if self._spare_circuits:
                     nursery.start_soon(self._circuits.learn_build_times, self._param)
+                    nursery.start_soon(self._keep_counts)
 
     async def aclose(self) -> None:
         """Close every circuit, and see what has been sealed off, within CLOSE_TIMEOUT."""

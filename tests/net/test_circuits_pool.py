@@ -3,13 +3,14 @@
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
 import network_docs
 import pytest
 import trio
 import trio.testing
-from fakes import FakeCircuit, FakeRelay, RelayCell, answer_extend2, ignore
+from fakes import FakeCircuit, FakeRelay, FakeStream, RelayCell, answer_extend2, ignore
 from served import (
     ACCEPT_ALL,
     Arrivals,
@@ -26,7 +27,7 @@ from torkit.build_times import INITIAL, BuildTimes
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import REJECT_ALL, PortPolicy, split_microdescs
-from torkit.errors import ChannelClosed, CircuitClosed, NoPath, TimedOut, UsageError
+from torkit.errors import ChannelClosed, CircuitClosed, EndReason, NoPath, TimedOut, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import (
@@ -42,6 +43,7 @@ from torkit.net.circuits import (
     build_circuit,
     build_directory_circuit,
 )
+from torkit.path_bias import Counts, PathBias
 from torkit.predicted_ports import FIRST_PORT, PredictedPorts
 
 WEB_ONLY = PortPolicy(True, ((80, 80), (443, 443)))
@@ -58,6 +60,7 @@ class Pool:
     nursery: trio.Nursery
     chosen: list[tuple[int | None, bool, Collection[bytes]]] = field(default_factory=list)
     first_hops: list[tuple[bytes, bool | None]] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)  # of the guard
     verdicts: list[bool | None] = field(default_factory=list)  # on guards to come; then all are good
 
     @property
@@ -121,6 +124,7 @@ async def open_pool(
         def is_usable(path: tuple[Relay, ...]) -> bool | None:
             return pool.verdicts.pop(0) if pool.verdicts else True
 
+        counts = Counts()
         circuits = Circuits(
             channels,
             choose,
@@ -129,9 +133,10 @@ async def open_pool(
             nursery,
             times or BuildTimes(learnt_enough),
             predicted or PredictedPorts(),
+            PathBias({fakes[0].rsa_identity: counts}.get),
             is_usable,
         )
-        pool = Pool(circuits, channels, fakes, exits, nursery)
+        pool = Pool(circuits, channels, fakes, exits, nursery, counts=counts)
         channels.on_first_hop = lambda *outcome: pool.first_hops.append(outcome)
         yield pool
         nursery.cancel_scope.cancel()
@@ -603,7 +608,14 @@ async def test_a_step_that_failed_is_not_tried_again_for_that_request() -> None:
             return (*pool.path[:2], draws[-1])
 
         circuits = Circuits(
-            pool.channels, choose, CircuitSettings, Random(), pool.nursery, BuildTimes(), PredictedPorts()
+            pool.channels,
+            choose,
+            CircuitSettings,
+            Random(),
+            pool.nursery,
+            BuildTimes(),
+            PredictedPorts(),
+            PathBias(),
         )
         pool.fakes[1].on_extend2 = failing_at_first(1)
         assert (await circuits.acquire(80, isolation="a")).path[-1] == pool.exits[1]
@@ -810,6 +822,115 @@ async def test_a_path_that_was_given_is_used_whatever_its_guard() -> None:
     async with open_pool() as pool:
         pool.verdicts = [False]
         assert (await pool.circuits.acquire(80, isolation="a", path=pool.path)).error is None
+
+
+# --- Path bias -----------------------------------------------------------------------------------------
+
+
+async def test_circuits_count_for_their_guard_by_how_they_went() -> None:
+    async with open_pool() as pool:
+        used = await pool.acquire("a")
+        assert pool.counts.to_json() == {
+            "circ_attempts": 1.0,
+            "circ_successes": 1.0,
+            "successful_circuits_closed": 1.0,
+            "use_attempts": 1.0,
+            "use_successes": 1.0,
+        }
+        used.close()
+        assert pool.counts.unusable_circuits == 1  # nobody has answered
+        (await pool.circuits.build(pool.path, is_ours=True)).circuit.close()
+        assert pool.counts.successful_circuits_closed == 1
+        destroyed = (await pool.circuits.build(pool.path, is_ours=True)).circuit
+        pool.fakes[0].circuits[-1].destroy()
+        await settle()
+        assert destroyed.error is not None
+        assert (pool.counts.collapsed_circuits, pool.counts.circ_attempts) == (1, 3)
+
+
+async def test_a_circuit_counts_from_its_second_hop_on(patient_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        attempts = []
+        for hop in (2, 3):
+
+            def destroy_at(circuit: FakeCircuit, number: int, cell: RelayCell, hop: int = hop) -> None:
+                if number + 1 == hop:
+                    circuit.destroy()
+                else:
+                    answer_extend2(circuit, number, cell)
+
+            for fake in pool.fakes:
+                fake.on_extend2 = destroy_at
+            with pytest.raises(CircuitClosed):
+                await pool.circuits.build(pool.path, is_ours=True)
+            attempts.append((pool.counts.circ_attempts, pool.counts.circ_successes))
+        assert attempts == [(0, 0), (1, 0)]
+        pool.fakes[1].on_extend2 = lambda circuit, number, cell: (
+            answer_extend2(circuit, number, cell) if number == 1 else None
+        )
+        with pytest.raises(TimedOut):
+            await pool.circuits.build(pool.path, is_ours=True)
+        await settle()
+        assert (pool.counts.circ_attempts, pool.counts.timeouts) == (2, 1)
+
+
+async def test_paths_that_were_given_do_not_count() -> None:
+    async with open_pool() as pool:
+        (await pool.circuits.acquire(80, isolation="a", path=pool.path)).close()
+        assert pool.counts.to_json() == {}
+
+
+async def test_a_guard_that_is_dropped_gets_no_circuit() -> None:
+    async with open_pool() as pool:
+        pool.counts.is_disabled = True
+        with pytest.raises(CircuitClosed, match="used no more"):
+            await pool.acquire()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_circuit_on_which_nobody_answered_is_probed_before_it_is_closed(
+    patient_clock: trio.testing.MockClock, answers: bool
+) -> None:
+    async with open_pool() as pool:
+        asked: list[FakeStream] = []
+
+        def answer(stream: FakeStream) -> None:
+            asked.append(stream)
+            assert stream.target is not None
+            address = IPv4Address(stream.target[0]) if answers else IPv4Address("0.0.0.1")
+            stream.end(EndReason.EXITPOLICY, address.packed + bytes(4))
+
+        pool.fakes[2].on_begin = answer
+        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
+        circuit = await pool.acquire("a")
+        pool.circuits.retire(circuit)
+        await trio.sleep(2 * EXPIRY_CHECK + WORN_GRACE + 1)
+        (stream,) = asked
+        assert stream.target is not None
+        assert IPv4Address(stream.target[0]) in IPv4Network("0.0.0.0/8")
+        assert (stream.target[1], stream.flags) == (25, 0)
+        assert circuit.error is not None
+        assert pool.counts.use_successes == answers
+        assert pool.counts.unusable_circuits == (not answers)
+
+
+async def test_a_probe_that_is_not_answered_is_given_up(patient_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        pool.fakes[2].on_begin = ignore
+        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
+        circuit = await pool.acquire("a")
+        pool.circuits.retire(circuit)
+        await trio.sleep(2 * EXPIRY_CHECK + WORN_GRACE + INITIAL.close + 1)
+        assert circuit.error is not None
+        assert pool.counts.unusable_circuits == 1
+        assert len(pool.fakes[0].circuits) == 1
+
+
+async def test_circuits_that_are_closed_at_the_end_are_not_held_against_their_guard() -> None:
+    async with open_pool() as pool:
+        await pool.acquire("a")
+        pool.circuits.close()
+        assert (pool.counts.use_successes, pool.counts.unusable_circuits) == (1, 0)
 
 
 # --- Build times ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ kept ready for the ports that streams are expected to go to, and closed when nob
 
 from collections.abc import Awaitable, Callable, Collection, Hashable
 from contextlib import suppress
+from ipaddress import IPv4Address
 from itertools import pairwise
 from random import Random
 
@@ -18,9 +19,11 @@ from torkit.directory.directory import Directory, Relay
 from torkit.errors import (
     CircuitClosed,
     Closed,
+    EndReason,
     NoPath,
     PeerError,
     Retry,
+    StreamClosed,
     TimedOut,
     TorkitError,
     UsageError,
@@ -30,6 +33,7 @@ from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
 from torkit.net.progress import Phase, diagnose
 from torkit.path import LONG_LIVED_PORTS, may_go_on
+from torkit.path_bias import UNWATCHED, PathBias, Watch
 from torkit.predicted_ports import FIRST_PORT, RESOLVE_PORT, PredictedPorts
 
 Path = tuple[Relay, ...]
@@ -72,6 +76,7 @@ class Circuits:
         nursery: trio.Nursery,
         build_times: BuildTimes,
         predicted: PredictedPorts,
+        path_bias: PathBias,
         is_usable: Callable[[Path], bool | None] = lambda path: True,
     ) -> None:
         """`settings` gives those of the consensus of the moment. Builds run in `nursery`.
@@ -86,6 +91,7 @@ class Circuits:
         self._nursery = nursery
         self._build_times = build_times
         self._predicted = predicted
+        self._path_bias = path_bias
         self._directory: Directory | None = None
         self._is_usable = is_usable
         self._circuits: list[_Entry] = []
@@ -172,6 +178,7 @@ class Circuits:
             entry.isolation = isolation
             entry.dirty_since = trio.current_time()
             self._spare_is_wanted.set()
+        entry.circuit.watch.note_use()
         return entry.circuit
 
     def _expect(self, port: int) -> None:
@@ -220,7 +227,8 @@ class Circuits:
         Where we chose the path, it may not be used before its guard `is_usable`; `is_stable` says that it
         was chosen for streams that last.
         """
-        circuit = await self._build_in_time(path)
+        watch = self._path_bias.watch(path[0].identity) if is_ours else UNWATCHED
+        circuit = await self._build_in_time(path, watch)
         if is_ours:
             await self._wait_for_guard(circuit)
         entry = _Entry(circuit, is_stable, trio.current_time() + self._idle_timeout())
@@ -240,10 +248,10 @@ class Circuits:
         left = self._predicted.seconds_left(trio.current_time())
         return left + 1 + self._rng.random() * left / 20
 
-    async def _build_in_time(self, path: Path) -> Circuit:
+    async def _build_in_time(self, path: Path, watch: Watch) -> Circuit:
         """Build within the timeout for use. What comes later is closed, but its time is learnt from."""
         timeouts = self._build_times.timeouts.for_hops(len(path))
-        build = _Build()
+        build = _Build(watch)
         self._nursery.start_soon(self._run, build, path, timeouts)
         try:
             await build.is_begun.wait()
@@ -357,6 +365,7 @@ class Circuits:
 
     def close(self) -> None:
         for entry in list(self._circuits):
+            entry.circuit.watch.note_used()  # as C tor, no guard is blamed for what was under way
             entry.circuit.close()
 
     async def keep_spares(self, count: int = SPARE_COUNT) -> None:
@@ -411,8 +420,27 @@ class Circuits:
                 entry.worn_since = None
             elif entry.worn_since is None:
                 entry.worn_since = now
-            elif now - entry.worn_since >= WORN_GRACE:
-                entry.circuit.close()
+            elif now - entry.worn_since >= WORN_GRACE and not entry.is_probed:
+                if entry.circuit.watch.needs_probe:
+                    entry.is_probed = True
+                    self._nursery.start_soon(self._probe_and_close, entry.circuit)
+                else:
+                    entry.circuit.close()
+
+    async def _probe_and_close(self, circuit: Circuit) -> None:
+        """Close a circuit on which no stream was answered, and first see whether that was its fault.
+
+        path-spec, "Measuring path usage success rates".
+        """
+        nonce = IPv4Address(self._rng.getrandbits(24))
+        try:
+            with trio.move_on_after(self._build_times.timeouts.close):
+                await circuit.begin_probe(nonce).wait_connected()
+        except StreamClosed as error:
+            if error.reason is EndReason.EXITPOLICY and error.address == nonce:
+                circuit.watch.note_used()
+        finally:
+            circuit.close()
 
 
 def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
@@ -423,8 +451,9 @@ def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
 class _Build:
     """A circuit under way. It may outlive whoever waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
         self.scope = trio.CancelScope()
+        self.watch = watch
         self.is_begun = trio.Event()  # the channel is there: what it takes from now on is learnt from
         self.begun_at = 0.0
         self.is_over = trio.Event()
@@ -433,6 +462,7 @@ class _Build:
         self.error: TorkitError | None = None
 
     def begin(self, circuit: Circuit) -> None:
+        circuit.watch = self.watch
         self.circuit = circuit
         self.begun_at = trio.current_time()
         self.is_begun.set()
@@ -467,6 +497,9 @@ async def build_circuit(
             except CircuitClosed as error:
                 error.hop = number  # the one that could not be added
                 raise
+            if number == 2 and not circuit.watch.note_attempted():
+                raise CircuitClosed("the guard is used no more")
+        circuit.watch.note_built()
 
     if not path:
         raise UsageError("a path needs at least one relay")
@@ -519,6 +552,8 @@ async def _build(
                 was_reached = None  # perhaps only that connection is dead: a new one will tell
         channels.on_first_hop(first.identity, was_reached)
         if circuit is not None:
+            if isinstance(error, trio.TooSlowError):
+                circuit.watch.note_timed_out()
             circuit.close()
         if isinstance(error, trio.TooSlowError):
             raise TimedOut("a circuit was not built in time") from None
@@ -544,6 +579,7 @@ class _Entry:
         self.is_retired = False
         self.dirty_since: float | None = None
         self.expires_at = expires_at  # while it is clean
+        self.is_probed = False
         self.worn_since: float | None = None  # first seen without streams, and to take no new ones
         self._is_stable = is_stable
 
