@@ -365,6 +365,29 @@ async def test_an_exit_that_never_answers_is_left_for_another(
         assert again.path[-1].identity != silent[0].hop.relay.rsa_identity
 
 
+async def test_a_stream_tried_again_after_a_new_identity_shares_nothing_with_later_ones(
+    tmp_path: Path,
+) -> None:
+    """It took the new identity for its own."""
+    async with served_tor(tmp_path) as (tor, network):
+        begun = Arrivals()
+        for exit_relay in exits_of(network):
+            exit_relay.on_begin = begun
+        streams: list[Stream] = []
+
+        async def connect() -> None:
+            streams.append(await tor.connect("web.test", 80))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect)
+            refused = await begun.next()
+            tor.new_identity()
+            for exit_relay in exits_of(network):
+                exit_relay.on_begin = answer_begin
+            refused.end(EndReason.MISC)
+        assert (await tor.connect("web.test", 80)).circuit is not streams[0].circuit
+
+
 async def test_exits_that_never_answer_time_out(
     tmp_path: Path, patient_clock: trio.testing.MockClock
 ) -> None:

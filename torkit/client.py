@@ -190,7 +190,8 @@ class Tor:
     ) -> Stream:
         """A stream to `host`, a name or address that the exit resolves; never looked up here.
 
-        Streams share circuits only where `isolation` is equal. Attempts that fail for a circuit's or an
+        Streams share circuits only where `isolation` is equal: any value, as `object()` for a session or a
+        tuple for one of a group. Attempts that fail for a circuit's or an
         exit's fault are repeated elsewhere. Raises StreamClosed with the exit's reason, TimedOut, NoPath,
         or what made circuits fail.
         """
@@ -277,6 +278,7 @@ class Tor:
         failure: TorkitError | None = None
         failure_count = refusal_count = timeout_count = 0
         failed: set[bytes] = set()  # exits
+        identity = self._circuits.identity
         has_choice = True  # without exits that have refused
         give_up_at = trio.current_time() + STREAM_TIMEOUT
         while (
@@ -287,7 +289,12 @@ class Tor:
             try:
                 with trio.move_on_at(give_up_at):
                     circuit = await self._circuits.acquire(
-                        port, is_ipv6=is_ipv6, isolation=isolation, path=path, excluded=failed | refusing
+                        port,
+                        is_ipv6=is_ipv6,
+                        isolation=isolation,
+                        identity=identity,
+                        path=path,
+                        excluded=failed | refusing,
                     )
             except NoPath:
                 if not refusing <= failed:

@@ -96,7 +96,7 @@ class Circuits:
         self._is_usable = is_usable
         self._circuits: list[_Entry] = []
         self._building: dict[Hashable, trio.Event] = {}
-        self._identity = 0  # how often `renew` was called
+        self.identity = 0  # how often `renew` was called
         self._spare_is_wanted = trio.Event()
 
     def take(
@@ -109,7 +109,7 @@ class Circuits:
         excluded: Collection[bytes] = (),
     ) -> Circuit | None:
         """A circuit as `acquire` gives it, if one is ready. Never waits."""
-        isolation = self._isolation(isolation, path)
+        isolation = self._isolation(isolation, self.identity, path)
         entry = self._find(port, is_ipv6, isolation, path, excluded)
         return None if entry is None else self._claim(entry, isolation, port, path)
 
@@ -119,15 +119,18 @@ class Circuits:
         *,
         is_ipv6: bool = False,
         isolation: Hashable,
+        identity: int | None = None,
         path: Path | None = None,
         excluded: Collection[bytes] = (),
     ) -> Circuit:
         """A circuit whose exit allows `port`, shared with streams of an equal `isolation` only.
 
-        With `path` the circuit goes exactly there. Equal requests wait for one build, not each for its
-        own. Raises NoPath, or what ended the last of BUILD_ATTEMPTS builds.
+        `identity` is that of when the stream began, if it is tried again: where it has been renewed since,
+        the stream may share with no later ones. With `path` the circuit goes exactly there. Equal requests
+        wait for one build, not each for its own. Raises NoPath, or what ended the last of BUILD_ATTEMPTS
+        builds.
         """
-        isolation = self._isolation(isolation, path)
+        isolation = self._isolation(isolation, self.identity if identity is None else identity, path)
         while True:
             entry = self._find(port, is_ipv6, isolation, path, excluded)
             if entry is not None:
@@ -143,9 +146,9 @@ class Circuits:
             del self._building[isolation]
             built.set()
 
-    def _isolation(self, isolation: Hashable, path: Path | None) -> Hashable:
-        """What keeps a request apart: also from those of before a renewal, or with another given path."""
-        isolation = (self._identity, isolation)
+    def _isolation(self, isolation: Hashable, identity: int, path: Path | None) -> Hashable:
+        """What keeps a request apart: also from those of another identity, or with another given path."""
+        isolation = (identity, isolation)
         return isolation if path is None else (isolation, tuple(relay.identity for relay in path))
 
     def _find(
@@ -358,7 +361,7 @@ class Circuits:
 
     def renew(self) -> None:
         """Let no stream of later share a circuit with one of before, nor use one built before."""
-        self._identity += 1
+        self.identity += 1
         for entry in self._circuits:
             entry.is_retired = True
         self._spare_is_wanted.set()
