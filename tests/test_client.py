@@ -486,6 +486,9 @@ async def test_an_end_that_tells_of_broken_cells_ends_its_circuit(tmp_path: Path
         second = await tor.connect("web.test", 80)
         assert first.circuit.error is not None
         assert first.path[-1] != second.path[-1]
+        counts = tor._guards.path_bias_of(first.path[0].identity)
+        assert counts is not None
+        assert counts.unusable_circuits == 1  # though a stream was answered
 
 
 @pytest.mark.parametrize(
@@ -504,7 +507,7 @@ async def test_what_an_exit_answers_says_whether_the_guard_let_the_circuit_work(
     async with served_tor(tmp_path) as (tor, network):
         for exit_relay in exits_of(network):
             exit_relay.on_begin = lambda stream: stream.end(reason)
-        taken = tor._circuits.take(80, isolation=None)
+        taken = tor._circuits.take_ready(80, isolation=None)
         if taken is None:
             taken = await tor._circuits.acquire(80, isolation=None)
         assert taken.watch.needs_probe

@@ -45,7 +45,7 @@ from torkit.net.progress import Changes, Progress
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path, goes_with
-from torkit.path_bias import PathBias, Report
+from torkit.path_bias import Counts, PathBias, Report
 from torkit.predicted_ports import PredictedPorts
 from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
@@ -94,6 +94,33 @@ class Resolved:
     ttl: int
 
 
+class _Attempts:
+    """How often one stream, or look-up, was tried, and what came of it."""
+
+    def __init__(self, host: str, port: int | None, path: Path | None) -> None:
+        self.host = host
+        self.port = port
+        self.path = path
+        self.give_up_at = trio.current_time() + STREAM_TIMEOUT
+        self.exits: set[bytes] = set()  # that were tried
+        self.failure: TorkitError | None = None  # the last
+        self.failure_count = self.refusal_count = self.timeout_count = 0
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the next attempt gets."""
+        return ATTEMPT_TIMEOUTS[min(self.timeout_count, len(ATTEMPT_TIMEOUTS) - 1)]
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another attempt may begin."""
+        return (
+            self.failure_count < MAX_FAILURES
+            and self.refusal_count < MAX_REFUSALS
+            and trio.current_time() < self.give_up_at
+        )
+
+
 class Tor:
     """A client of one network; made by `open_tor`."""
 
@@ -125,7 +152,7 @@ class Tor:
         self._channels.on_first_hop = self._note_first_hop
         self._build_times = BuildTimes.from_state(state, rng=rng, param=self._param)
         self._refusals = Refusals()
-        self._path_bias = PathBias(self._guards.path_bias_of, self._param, self._note_path_bias)
+        self._path_bias = PathBias(self._path_bias_of, self._param, self._note_path_bias)
         self._circuits = Circuits(
             self._channels,
             self._choose_for,
@@ -275,83 +302,82 @@ class Tor:
         path: Path | None,
     ) -> T:
         """Use a circuit, and where that fails for its or its exit's fault, another."""
-        failure: TorkitError | None = None
-        failure_count = refusal_count = timeout_count = 0
-        failed: set[bytes] = set()  # exits
+        attempts = _Attempts(host, port, path)
         identity = self._circuits.identity
         has_choice = True  # without exits that have refused
-        give_up_at = trio.current_time() + STREAM_TIMEOUT
-        while (
-            failure_count < MAX_FAILURES and refusal_count < MAX_REFUSALS and trio.current_time() < give_up_at
-        ):
+        while attempts.may_go_on:
             circuit: Circuit | None = None
             refusing = self._refusals.exits_refusing(host, port) if has_choice else frozenset()
             try:
-                with trio.move_on_at(give_up_at):
+                with trio.move_on_at(attempts.give_up_at):
                     circuit = await self._circuits.acquire(
                         port,
                         is_ipv6=is_ipv6,
                         isolation=isolation,
                         identity=identity,
                         path=path,
-                        excluded=failed | refusing,
+                        excluded=attempts.exits | refusing,
                     )
             except NoPath:
-                if not refusing <= failed:
+                if not refusing <= attempts.exits:
                     has_choice = False  # they may have changed their mind, and nobody else is left
                     continue
-                if not failed:
+                if not attempts.exits:
                     raise
                 break  # no other exit is left: why the last one failed says more
             if circuit is None:
-                failure = failure or TimedOut(f"no circuit was built within {STREAM_TIMEOUT:g} s")
+                attempts.failure = attempts.failure or TimedOut(
+                    f"no circuit was built within {STREAM_TIMEOUT:g} s"
+                )
                 break
-            timeout = ATTEMPT_TIMEOUTS[min(timeout_count, len(ATTEMPT_TIMEOUTS) - 1)]
-            failed.add(circuit.path[-1].identity)
             try:
-                with trio.move_on_after(timeout):
+                with trio.move_on_after(attempts.timeout):
                     result = await use(circuit)
                     circuit.watch.note_used()
                     return result
-                timeout_count += 1
-                circuit.watch.note_given_up()
-                self._circuits.retire(circuit)
-            except StreamClosed as error:
-                failure = error
-                if self._note_refusal(error, circuit, host, port):
-                    refusal_count += 1
-                    if path is not None:
-                        raise
-                elif error.reason in _UNCERTAIN or error.reason in _BROKEN_CIRCUIT:
-                    failure_count += 1
-                else:
-                    raise
-                circuit.watch.note_given_up()
+                self._note_timeout(attempts, circuit)
             except (PeerError, Closed) as error:
-                failure = error
-                failure_count += 1
-        raise failure or TimedOut("no exit has answered")
+                self._note_failure(attempts, circuit, error)
+        raise attempts.failure or TimedOut("no exit has answered")
 
-    def _note_refusal(self, error: StreamClosed, circuit: Circuit, host: str, port: int | None) -> bool:
-        """Remember what an end says of its exit or circuit. Whether the exit will not have such streams."""
-        identity = circuit.path[-1].identity
-        if error.reason not in _BROKEN_CIRCUIT and error.reason is not EndReason.INTERNAL:
-            circuit.watch.note_used()
-        if error.reason in _BROKEN_CIRCUIT:
+    def _note_timeout(self, attempts: "_Attempts", circuit: Circuit) -> None:
+        """Nobody has answered a stream in its time."""
+        attempts.exits.add(circuit.path[-1].identity)
+        attempts.timeout_count += 1
+        circuit.watch.note_given_up()
+        self._circuits.retire(circuit)
+
+    def _note_failure(self, attempts: "_Attempts", circuit: Circuit, error: TorkitError) -> None:
+        """Learn from what ended a stream that was not answered. Raises it where another try is of no use."""
+        exit_identity = circuit.path[-1].identity
+        attempts.exits.add(exit_identity)
+        attempts.failure = error
+        reason = error.reason if isinstance(error, StreamClosed) else EndReason.DESTROY
+        address = error.address if isinstance(error, StreamClosed) else None
+        if reason in _BROKEN_CIRCUIT:
+            attempts.failure_count += 1
             circuit.watch.note_broken()
             circuit.close()
-        elif error.reason in _UNCERTAIN:
+            return
+        if reason is not EndReason.INTERNAL:
+            circuit.watch.note_used()
+        if reason in _UNCERTAIN:
+            attempts.failure_count += 1
             self._circuits.retire(circuit)
-        elif error.reason is EndReason.EXITPOLICY and error.address is not None:
-            if is_internal(error.address) and not self.network.testing:
-                return False  # so it is everywhere
-            self._refusals.note_target(identity, host, port)
-            return True
-        elif error.reason is EndReason.EXITPOLICY or error.reason in _NO_EXIT:
-            self._refusals.note_exit(identity)
-            self._circuits.retire_exit(identity)
-            return True
-        return False
+        elif reason is EndReason.EXITPOLICY and address is not None:
+            if is_internal(address) and not self.network.testing:
+                raise error  # so it is everywhere
+            attempts.refusal_count += 1
+            self._refusals.note_target(exit_identity, attempts.host, attempts.port)
+        elif reason is EndReason.EXITPOLICY or reason in _NO_EXIT:
+            attempts.refusal_count += 1
+            self._refusals.note_exit(exit_identity)
+            self._circuits.retire_exit(exit_identity)
+        else:
+            raise error  # the target's answer
+        circuit.watch.note_given_up()
+        if attempts.refusal_count and attempts.path is not None:
+            raise error
 
     def choose_path(self, constraints: Constraints) -> Path:
         """Relays for `constraints`, beginning at our guard unless they name another.
@@ -423,6 +449,9 @@ class Tor:
             self._guards.note_given_up(identity)
         else:
             self._guards.note_failed(identity, now=time.time())
+
+    def _path_bias_of(self, identity: bytes) -> Counts | None:
+        return self._guards.path_bias_of(identity)
 
     def _note_path_bias(self, report: Report) -> None:
         level = logging.WARNING if report.is_warning else logging.INFO

@@ -447,7 +447,7 @@ async def test_nothing_is_built_ahead_for_a_path_that_is_given() -> None:
 
 async def test_a_ready_circuit_can_be_taken_without_waiting() -> None:
     async with open_pool((WEB_ONLY, WEB_ONLY)) as pool:
-        take = pool.circuits.take
+        take = pool.circuits.take_ready
         assert take(80, isolation="a") is None
         older = (await pool.circuits.build(pool.path)).circuit
         younger = (await pool.circuits.build(pool.path)).circuit
@@ -466,10 +466,10 @@ async def test_of_two_circuits_the_one_last_begun_with_is_taken(mock_clock: trio
     async with open_pool((WEB_ONLY, ACCEPT_ALL)) as pool:
         older = (await pool.circuits.build((*pool.path[:2], pool.exits[1]))).circuit
         younger = (await pool.circuits.build(pool.path)).circuit
-        assert pool.circuits.take(80, isolation="a") is younger
+        assert pool.circuits.take_ready(80, isolation="a") is younger
         mock_clock.jump(1)
-        assert pool.circuits.take(8080, isolation="a") is older
-        assert pool.circuits.take(80, isolation="a") is older
+        assert pool.circuits.take_ready(8080, isolation="a") is older
+        assert pool.circuits.take_ready(80, isolation="a") is older
 
 
 # --- A new directory -----------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ async def test_a_circuit_through_a_relay_that_is_gone_takes_no_new_stream(hop: i
         assert await pool.acquire("a") is used
         pool.circuits.note_directory(directory_of(pool, pool.fakes[hop]))
         assert clean.error is not None
-        assert pool.circuits.take(80, isolation="a") is None
+        assert pool.circuits.take_ready(80, isolation="a") is None
         far.write(b"still here")
         assert await stream.receive_some() == b"still here"
 
@@ -495,11 +495,11 @@ async def test_a_circuit_ends_where_streams_may_exit_now() -> None:
     async with open_pool() as pool:
         clean = (await pool.circuits.build(pool.path)).circuit
         pool.circuits.note_directory(directory_of(pool, policy="accept 80"))
-        assert pool.circuits.take(443, isolation="a") is None
+        assert pool.circuits.take_ready(443, isolation="a") is None
         pool.circuits.note_directory(directory_of(pool, policy="accept 443"))
-        assert pool.circuits.take(443, isolation="a") is clean
+        assert pool.circuits.take_ready(443, isolation="a") is clean
         pool.circuits.note_directory(directory_of(pool, flags="BadExit Exit"))
-        assert pool.circuits.take(443, isolation="a") is None
+        assert pool.circuits.take_ready(443, isolation="a") is None
         assert clean.error is None
 
 
@@ -531,7 +531,7 @@ async def test_spares_through_a_relay_that_is_gone_are_replaced() -> None:
         pool.circuits.note_directory(directory_of(pool, gone))
         await settle()
         assert len(pool.chosen) == 2 * SPARE_COUNT
-        taken = pool.circuits.take(80, isolation="a")
+        taken = pool.circuits.take_ready(80, isolation="a")
         assert taken is not None
         assert taken.path[-1].identity != gone.rsa_identity
 

@@ -61,7 +61,7 @@ GUARD_CHECK = 0.25  # seconds between looks at whether a better guard has answer
 
 
 class Circuits:
-    """Hands out circuits: `take` one that is ready, or `acquire` one.
+    """Hands out circuits: `take_ready` what is there, `acquire` waits for one.
 
     `choose_path(port, is_ipv6, excluded)` picks the relays of one. `port` is where its exit must let streams
     go, None for anywhere. `excluded` are exits, by identity, that are not wanted.
@@ -99,7 +99,7 @@ class Circuits:
         self.identity = 0  # how often `renew` was called
         self._spare_is_wanted = trio.Event()
 
-    def take(
+    def take_ready(
         self,
         port: int | None,
         *,
