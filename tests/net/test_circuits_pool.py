@@ -818,6 +818,25 @@ async def test_nobody_gets_a_circuit_that_still_waits_for_a_better_guard(
         assert got[0] is not got[1]
 
 
+async def test_a_circuit_that_ends_while_its_guard_is_judged_is_not_given_out(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool() as pool:
+        pool.verdicts = [None] * 4
+        got: list[Circuit] = []
+
+        async def acquire() -> None:
+            got.append(await pool.acquire())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(acquire)
+            while len(pool.verdicts) == 4:
+                await trio.sleep(0.01)
+            pool.fakes[0].circuits[0].destroy()
+        assert got[0].error is None
+        assert len(pool.fakes[0].circuits) == 2
+
+
 async def test_a_path_that_was_given_is_used_whatever_its_guard() -> None:
     async with open_pool() as pool:
         pool.verdicts = [False]

@@ -234,6 +234,8 @@ class Circuits:
         circuit = await self._build_in_time(path, watch)
         if is_ours:
             await self._wait_for_guard(circuit)
+        if circuit.error is not None:  # since its last hop was made
+            raise circuit.error
         entry = _Entry(circuit, is_stable, trio.current_time() + self._idle_timeout())
         if self._directory is not None:
             if is_ours and not may_go_on(self._directory, path):
@@ -321,8 +323,6 @@ class Circuits:
         try:
             while (is_usable := self._is_usable(circuit.path)) is None:
                 await trio.sleep(GUARD_CHECK)
-            if circuit.error is not None:
-                raise circuit.error
             if not is_usable:
                 raise CircuitClosed("a better guard may be reachable again")
         except BaseException:
