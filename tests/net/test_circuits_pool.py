@@ -1,6 +1,6 @@
 """The circuits in use: who shares one, when a new one is built, and what happens when builds fail."""
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
@@ -85,12 +85,12 @@ def learnt_enough(name: str, default: int, low: int, high: int) -> int:
 
 
 def directory_of(
-    pool: "Pool", *left_out: FakeRelay, flags: str = "Exit", policy: str = "accept 1-65535"
+    pool: "Pool", *left_out: FakeRelay, flags: str = "Exit", policies: Sequence[str] = ("accept 1-65535",) * 4
 ) -> Directory:
-    """One that lists the pool's relays but for some, with these flags and this policy."""
+    """One that lists the pool's relays but for some, with these flags and each with its policy."""
     docs = [
         doc_of(fake, f"fake{n}", flags=flags, policy=policy)
-        for n, fake in enumerate(pool.fakes)
+        for n, (fake, policy) in enumerate(zip(pool.fakes, policies, strict=True))
         if fake not in left_out
     ]
     microdescs = split_microdescs(network_docs.microdescs(docs))
@@ -242,10 +242,11 @@ async def test_a_dirty_circuit_is_closed_some_time_after_its_time_if_it_has_no_s
     patient_clock: trio.testing.MockClock,
 ) -> None:
     async with open_pool() as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
         idle, busy = await pool.acquire("idle"), await pool.acquire("busy")
         stream, _ = await open_stream(busy, pool.fakes[2])
-        await trio.sleep(MAX_DIRTINESS - 1)
+        await trio.sleep(MAX_DIRTINESS - EXPIRY_CHECK - WORN_GRACE - 1)
+        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
+        await trio.sleep(EXPIRY_CHECK + WORN_GRACE)
         assert idle.error is None
         await trio.sleep(1 + 2 * EXPIRY_CHECK + WORN_GRACE)
         assert idle.error is not None
@@ -494,9 +495,9 @@ async def test_a_circuit_through_a_relay_that_is_gone_takes_no_new_stream(hop: i
 async def test_a_circuit_ends_where_streams_may_exit_now() -> None:
     async with open_pool() as pool:
         clean = (await pool.circuits.build(pool.path)).circuit
-        pool.circuits.note_directory(directory_of(pool, policy="accept 80"))
+        pool.circuits.note_directory(directory_of(pool, policies=["accept 80"] * 4))
         assert pool.circuits.take_ready(443, isolation="a") is None
-        pool.circuits.note_directory(directory_of(pool, policy="accept 443"))
+        pool.circuits.note_directory(directory_of(pool, policies=["accept 443"] * 4))
         assert pool.circuits.take_ready(443, isolation="a") is clean
         pool.circuits.note_directory(directory_of(pool, flags="BadExit Exit"))
         assert pool.circuits.take_ready(443, isolation="a") is None
