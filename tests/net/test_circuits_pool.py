@@ -946,6 +946,16 @@ async def test_a_probe_that_is_not_answered_is_given_up(patient_clock: trio.test
         assert len(pool.fakes[0].circuits) == 1
 
 
+async def test_a_circuit_that_ends_just_before_its_probe_harms_nobody() -> None:
+    """Its end was raised in a task of the pool's nursery, and ended the client."""
+    async with open_pool() as pool:
+        circuit = await pool.acquire("a")
+        pool.fakes[0].circuits[0].destroy()
+        await settle()
+        await pool.circuits._probe_and_close(circuit)
+        assert pool.counts.unusable_circuits == 1
+
+
 async def test_circuits_that_are_closed_at_the_end_are_not_held_against_their_guard() -> None:
     async with open_pool() as pool:
         await pool.acquire("a")

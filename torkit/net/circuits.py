@@ -442,6 +442,8 @@ class Circuits:
         except StreamClosed as error:
             if error.reason is EndReason.EXITPOLICY and error.address == nonce:
                 circuit.watch.note_used()
+        except TorkitError:
+            pass  # it ended before it could be asked
         finally:
             circuit.close()
 
