@@ -10,7 +10,7 @@ import copy
 import operator
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from functools import cache
@@ -137,6 +137,14 @@ class Arrivals:
         self.count += 1
         self._answer(*args)
         self._send.send_nowait(args)
+
+    def all(self) -> list[tuple[Any, ...]]:
+        """The arguments of every call so far that nobody has waited for."""
+        calls = []
+        with suppress(trio.WouldBlock):
+            while True:
+                calls.append(self._receive.receive_nowait())
+        return calls
 
     async def next(self) -> Any:
         """The arguments of the next call, or the only one."""
@@ -305,9 +313,9 @@ class ServedNetwork:
     """Scripted relays by nickname, and what a client needs to know of them."""
 
     relays: dict[str, FakeRelay]
+    docs: list[RelayDoc]  # what its directory says of them
     service: DirectoryService
     config: Network
-    docs: list[RelayDoc]
 
     def renew_consensus(self) -> None:
         """Serve one that is as valid now as the first was then."""
@@ -341,4 +349,4 @@ async def serve_network(*, guards: int = 2, exits: int = 2, params: str = "") ->
             for n, one in enumerate(signers)
         )
         fallback = Fallback(*middle.address, middle.rsa_identity, None)
-        yield ServedNetwork(relays, service, Network(voters, (fallback,), True, False), docs)
+        yield ServedNetwork(relays, docs, service, Network(voters, (fallback,), True, False))

@@ -762,7 +762,8 @@ def test_what_a_newer_version_keeps_of_a_guard_is_kept() -> None:
         "sampled_on": "2026-11-01T10:00:00",
         "confirmed_on": "2026-11-02T10:00:00",
         "unlisted_since": "2026-11-03T10:00:00",
-        "path_bias": {"circuits": 7.5},
+        "path_bias": {"circ_attempts": 7.5, "circ_successes": 6.25},
+        "of a later version": {"n": 7},
     }
     guards, complaints = Guards.from_state({"guards": [entry]}, now=NOW, rng=Random(1))
     assert complaints == []
@@ -865,3 +866,26 @@ def test_whatever_happens_the_lists_stay_in_order(steps: list[tuple[int, int, fl
         assert len(user.guards.primary) == 3
         assert set(user.primary) <= set(user.sample)
         assert user.choose() is not None
+
+
+# --- Path bias -----------------------------------------------------------------------------------------
+
+
+def test_only_guards_of_the_sample_are_counted_and_one_that_is_dropped_is_used_no_more() -> None:
+    directory = DIRECTORY
+    guards = Guards()
+    first = guards.choose(directory, anyone, now=NOW, rng=Random(1))
+    counts = guards.path_bias_of(first.identity)
+    assert counts is not None
+    assert counts is guards.sample[0].path_bias
+    assert guards.path_bias_of(b"?" * 20) is None
+    assert "path_bias" not in guards.to_state()["guards"][0]
+    counts.circ_attempts = 2.0
+    assert guards.to_state()["guards"][0]["path_bias"] == {"circ_attempts": 2.0}
+    counts.is_disabled = True
+    guards.note_dropped()
+    assert first.identity not in {guard.identity for guard in guards.primary}
+    second = guards.choose(directory, anyone, now=NOW, rng=Random(1))
+    assert second != first
+    later, _ = Guards.from_state(guards.to_state(), now=NOW, rng=Random(1))
+    assert later.choose(directory, anyone, now=NOW, rng=Random(1)) == first

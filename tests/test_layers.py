@@ -21,13 +21,22 @@ ROOMS = {
     "torkit.directory": {"_fast", "proto"},  # proto: Ed25519 certificates are the same everywhere
     "torkit.hs": {"proto", "directory"},
     "torkit.path": {"directory"},
-    "torkit.guards": {"directory", "path"},
+    "torkit.guards": {"directory", "path", "path_bias"},
     "torkit.build_times": set[str](),
+    "torkit.path_bias": {"build_times"},
+    "torkit.predicted_ports": {"build_times"},
+    "torkit.refusals": set[str](),
     "torkit.public_network": set[str](),
     "torkit.config": {"public_network"},
-    "torkit.net": {"_fast", "proto", "directory", "hs", "path", "guards", "build_times"},
+    "torkit.net": {
+        *("_fast", "proto", "directory", "hs", "path", "guards", "build_times", "path_bias"),
+        "predicted_ports",
+    },
     # proto: what a user may choose about handshakes, and the clock that congestion control shares.
-    "torkit.client": {"net", "path", "guards", "build_times", "directory", "config", "proto"},
+    "torkit.client": {
+        *("net", "path", "guards", "build_times", "path_bias", "predicted_ports", "refusals", "directory"),
+        *("config", "proto"),
+    },
     "torkit.testnet": set[str](),
     # proto: what a user may choose about handshakes.
     "torkit.cli": {"client", "net", "path", "directory", "testnet", "config", "proto"},
@@ -63,6 +72,9 @@ PURE = {
     "torkit.path",
     "torkit.guards",
     "torkit.build_times",
+    "torkit.path_bias",
+    "torkit.predicted_ports",
+    "torkit.refusals",
 }
 CLOCKS = {"time", "logging"}
 

@@ -19,7 +19,7 @@ from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import REJECT_ALL, split_microdescs
 from torkit.errors import NoPath, UsageError
 from torkit.guards import Guards
-from torkit.path import Constraints, choose_path, family_of, path_from_json, path_to_json
+from torkit.path import Constraints, choose_path, family_of, may_go_on, path_from_json, path_to_json
 
 EVEN = dict.fromkeys(nd.WEIGHTS, 10000)
 
@@ -498,3 +498,19 @@ def test_lines_that_are_no_path(line: str) -> None:
 def test_random_lines_raise_only_usage_errors(line: str) -> None:
     with pytest.raises(UsageError):
         path_from_json(line, DIRECTORY)
+
+
+# --- Paths in use --------------------------------------------------------------------------------------
+
+
+def test_a_path_may_go_on_while_all_its_relays_are_listed_as_usable() -> None:
+    path = choose_path(make(THREE), Constraints(port=80), random.Random(0))
+    assert may_go_on(make(THREE), path)
+    assert may_go_on(make(THREE, held=[]), path)  # microdescriptors are on their way
+    for place, doc in enumerate(THREE):
+        others = [one for one in THREE if one is not doc]
+        assert not may_go_on(make(others), path)
+        for flag in ("Running", "Valid"):
+            assert not may_go_on(make([*others, replace(doc, flags=doc.flags.replace(flag, ""))]), path)
+        bad_exit = replace(doc, flags=f"BadExit {doc.flags}")
+        assert may_go_on(make([*others, bad_exit]), path) is (place < 2)

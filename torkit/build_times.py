@@ -95,6 +95,11 @@ class BuildTimes:
         return not self._is_disabled and len(self._times) < self._min_count
 
     @property
+    def idle_timeout(self) -> int:
+        """Seconds that a circuit nobody uses is kept while we are learning."""
+        return self._param("cbtlearntimeout", 180, 10, 60000)
+
+    @property
     def timeouts(self) -> Timeouts:
         """Those in force now."""
         if self._is_disabled or len(self._times) < self._min_count:

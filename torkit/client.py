@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hash
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, repeat
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
 from typing import Any, Literal, TypeVar
@@ -46,34 +45,36 @@ from torkit.net.progress import Changes, Progress
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path, country_in, goes_with, places_of
+from torkit.path_bias import Counts, PathBias, Report
+from torkit.predicted_ports import PredictedPorts
 from torkit.proto.circuit import Cgo
 from torkit.proto.destination import check_destination, parse_address
 from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
 from torkit.proto.padding import Padding
+from torkit.refusals import Refusals
 
-# As C tor: two attempts of 10 s on different circuits, then 15 s each, until the stream is 120 s old.
-# path-spec, "Handling failure".
+# As C tor: seconds until the first attempt times out, the second, and each further one; and after which a
+# stream gets no further one. path-spec, "Handling failure".
 ATTEMPT_TIMEOUTS = (10.0, 10.0, 15.0)
 STREAM_TIMEOUT = 120.0
-MAX_FAILURES = 3  # ends by exits and circuits that one stream is tried again after, all but the last
 
-# Ends that another exit may not give, as C tor takes them; DESTROY is a circuit's fault.
-_RETRIED = frozenset(
-    {
-        EndReason.DESTROY,
-        EndReason.EXITPOLICY,
-        EndReason.HIBERNATING,
-        EndReason.MISC,
-        EndReason.NOROUTE,
-        EndReason.RESOLVEFAILED,
-        EndReason.RESOURCELIMIT,
-    }
-)
+# As C tor: how often one stream ends by one of _UNCERTAIN, or with its circuit, until that is the answer.
+MAX_FAILURES = 3
+
+# Implementation limit: exits by whose policy one stream is refused. C tor goes on for 120 s.
+MAX_REFUSALS = 16
+
+# Ends that another exit may not give, as C tor takes them. All others are the target's answer.
+_UNCERTAIN = frozenset({EndReason.MISC, EndReason.NOROUTE, EndReason.RESOLVEFAILED})
+_NO_EXIT = frozenset({EndReason.HIBERNATING, EndReason.RESOURCELIMIT})  # it wants no streams at all
+_BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
 
 # On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
 # is learnt is shorter there, in ms.
 TESTING_MIN_TIMEOUT = 5000
+
+COUNTS_INTERVAL = 600.0  # seconds between writing down what is learnt from circuits, as C tor
 
 CLOSE_TIMEOUT = 2.0  # seconds that closing waits for what has been sealed to be sent
 
@@ -93,6 +94,33 @@ class Resolved:
     kind: Literal["ipv4", "ipv6", "hostname"]
     value: str
     ttl: int
+
+
+class _Attempts:
+    """How often one stream, or look-up, was tried, and what came of it."""
+
+    def __init__(self, host: str, port: int | None, path: Path | None) -> None:
+        self.host = host
+        self.port = port
+        self.path = path
+        self.give_up_at = trio.current_time() + STREAM_TIMEOUT
+        self.exits: set[bytes] = set()  # that were tried
+        self.failure: TorkitError | None = None  # the last
+        self.failure_count = self.refusal_count = self.timeout_count = 0
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the next attempt gets."""
+        return ATTEMPT_TIMEOUTS[min(self.timeout_count, len(ATTEMPT_TIMEOUTS) - 1)]
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another attempt may begin."""
+        return (
+            self.failure_count < MAX_FAILURES
+            and self.refusal_count < MAX_REFUSALS
+            and trio.current_time() < self.give_up_at
+        )
 
 
 class Tor:
@@ -132,6 +160,8 @@ class Tor:
         self._channels = Channels(nursery, rng, padding=padding, params=self._params)
         self._channels.on_first_hop = self._note_first_hop
         self._build_times = BuildTimes.from_state(state, rng=rng, param=self._param)
+        self._refusals = Refusals()
+        self._path_bias = PathBias(self._path_bias_of, self._param, self._note_path_bias)
         self._circuits = Circuits(
             self._channels,
             self._choose_for,
@@ -139,6 +169,8 @@ class Tor:
             rng,
             nursery,
             self._build_times,
+            PredictedPorts(self._param),
+            self._path_bias,
             self._is_usable,
         )
         self._bootstrap = Bootstrap(
@@ -151,6 +183,7 @@ class Tor:
             consensus=None if consensus is None else parse_consensus(consensus),
             country_of=country_of,
         )
+        self._bootstrap.on_directory = self._note_directory
 
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
@@ -196,8 +229,18 @@ class Tor:
         """As `connect`, at once: a stream not answered yet, or None where no circuit is ready for it."""
         host = check_destination(host, allow_internal=self.network.testing)
         self._look_at_clock()
-        circuit = self._circuits.take_ready(port, is_ipv6=":" in host, isolation=isolation, path=path)
-        return None if circuit is None else circuit.begin(host, port)
+        circuit = self._circuits.take_ready(
+            port,
+            is_ipv6=":" in host,
+            isolation=isolation,
+            path=path,
+            excluded=self._refusals.exits_refusing(host, port),
+        )
+        if circuit is None:
+            return None
+        stream = circuit.begin(host, port)
+        stream.identity = self._circuits.identity
+        return stream
 
     async def connect(
         self,
@@ -210,10 +253,11 @@ class Tor:
     ) -> Stream:
         """A stream to `host`, a name or address that the exit resolves; never looked up here.
 
-        Streams share circuits only where `isolation` is equal. Attempts that fail for a circuit's or an
-        exit's fault are repeated elsewhere. Raises UsageError for what no exit can reach, StreamClosed
-        with the exit's reason, TimedOut, NoPath, or what made circuits fail. `begun` is a first attempt,
-        by `begin`, which has failed or was not answered in time.
+        Streams share circuits only where `isolation` is equal: any value, as `object()` for a session or a
+        tuple for one of a group. Attempts that fail for a circuit's or an exit's fault are repeated
+        elsewhere. Raises UsageError for what no exit can reach, StreamClosed with the exit's reason,
+        TimedOut, NoPath, or what made circuits fail. `begun` is a first attempt, by `begin`, which has failed
+        or was not answered in time.
         """
         host = check_destination(host, allow_internal=self.network.testing)
         is_ipv6 = ":" in host
@@ -227,7 +271,7 @@ class Tor:
                 raise
             return stream
 
-        return await self._attempt(begin, port, is_ipv6, isolation, path, begun)
+        return await self._attempt(begin, host, port, is_ipv6, isolation, path, begun)
 
     async def resolve(
         self, host: str, *, isolation: Hashable = None, path: Path | None = None
@@ -242,17 +286,21 @@ class Tor:
 
         async def look_up(circuit: Circuit) -> list[Resolved]:
             found = []
-            for answer in await circuit.resolve(question):
+            answers = await circuit.resolve(question)
+            for answer in answers:
                 if isinstance(answer.value, str):
                     found.append(Resolved("hostname", answer.value, answer.ttl))
                 elif not isinstance(answer.value, ResolvedError) and not circuit.refuses(answer.value):
                     kind: Literal["ipv4", "ipv6"] = "ipv4" if answer.value.version == 4 else "ipv6"
                     found.append(Resolved(kind, str(answer.value), answer.ttl))
-            if not found:
+            if not found and all(answer.value is not ResolvedError.NONTRANSIENT for answer in answers):
                 raise StreamClosed("the exit found no answer", reason=EndReason.RESOLVEFAILED)
             return found
 
-        return await self._attempt(look_up, None, False, isolation, path)
+        found = await self._attempt(look_up, host, None, False, isolation, path)
+        if not found:
+            raise StreamClosed("there is no answer, says the exit", reason=EndReason.RESOLVEFAILED)
+        return found
 
     def new_identity(self) -> None:
         """From now on, streams use circuits that no stream of before has used; those go on as they are.
@@ -260,6 +308,7 @@ class Tor:
         The guard stays: a new one would be a risk, and tells nobody who we are.
         """
         self._circuits.renew()
+        self._refusals.forget_targets()
 
     async def settle(self, stream: Stream) -> None:
         """End `stream`, and wait until the exit has all that was sent on it.
@@ -281,6 +330,7 @@ class Tor:
     async def _attempt(
         self,
         use: Callable[[Circuit], Awaitable[T]],
+        host: str,
         port: int | None,
         is_ipv6: bool,
         isolation: Hashable,
@@ -289,42 +339,89 @@ class Tor:
     ) -> T:
         """Use a circuit, and where that fails for its or its exit's fault, another."""
         self._look_at_clock()
-        failures: list[TorkitError] = []
-        excluded: set[bytes] = set()
-        timeouts = chain(ATTEMPT_TIMEOUTS, repeat(ATTEMPT_TIMEOUTS[-1]))
-        give_up_at = trio.current_time() + STREAM_TIMEOUT
+        attempts = _Attempts(host, port, path)
+        identity = self._circuits.identity
         if begun is not None:
-            next(timeouts)
-            excluded.add(begun.path[-1].identity)
-            if begun.failure is None:
-                begun.close()
-                self._circuits.retire(begun.circuit)
-            elif isinstance(begun.failure, StreamClosed) and begun.failure.reason not in _RETRIED:
-                raise begun.failure
+            identity = begun.identity
+            if begun.failure is not None:
+                self._note_failure(attempts, begun.circuit, begun.failure)
             else:
-                failures.append(begun.failure)
-        while len(failures) < MAX_FAILURES and trio.current_time() < give_up_at:
+                begun.close()
+                self._note_timeout(attempts, begun.circuit)
+        has_choice = True  # without exits that have refused
+        while attempts.may_go_on:
+            circuit: Circuit | None = None
+            refusing = self._refusals.exits_refusing(host, port) if has_choice else frozenset()
             try:
-                circuit = await self._circuits.acquire(
-                    port, is_ipv6=is_ipv6, isolation=isolation, path=path, excluded=excluded
-                )
+                with trio.move_on_at(attempts.give_up_at):
+                    circuit = await self._circuits.acquire(
+                        port,
+                        is_ipv6=is_ipv6,
+                        isolation=isolation,
+                        identity=identity,
+                        path=path,
+                        excluded=attempts.exits | refusing,
+                    )
             except NoPath:
-                if not excluded:
+                if not refusing <= attempts.exits:
+                    has_choice = False  # they may have changed their mind, and nobody else is left
+                    continue
+                if not attempts.exits:
                     raise
                 break  # no other exit is left: why the last one failed says more
-            timeout = next(timeouts)
+            if circuit is None:
+                attempts.failure = attempts.failure or TimedOut(
+                    f"no circuit was built within {STREAM_TIMEOUT:g} s"
+                )
+                break
             try:
-                with trio.move_on_after(timeout):
-                    return await use(circuit)
-                self._circuits.retire(circuit)
-            except StreamClosed as error:
-                if error.reason not in _RETRIED:
-                    raise
-                failures.append(error)
+                with trio.move_on_after(attempts.timeout):
+                    result = await use(circuit)
+                    circuit.watch.note_used()
+                    return result
+                self._note_timeout(attempts, circuit)
             except (PeerError, Closed) as error:
-                failures.append(error)
-            excluded.add(circuit.path[-1].identity)
-        raise failures[-1] if failures else TimedOut("no exit has answered")
+                self._note_failure(attempts, circuit, error)
+        raise attempts.failure or TimedOut("no exit has answered")
+
+    def _note_timeout(self, attempts: "_Attempts", circuit: Circuit) -> None:
+        """Nobody has answered a stream in its time."""
+        attempts.exits.add(circuit.path[-1].identity)
+        attempts.timeout_count += 1
+        circuit.watch.note_given_up()
+        self._circuits.retire(circuit)
+
+    def _note_failure(self, attempts: "_Attempts", circuit: Circuit, error: TorkitError) -> None:
+        """Learn from what ended a stream that was not answered. Raises it where another try is of no use."""
+        exit_identity = circuit.path[-1].identity
+        attempts.exits.add(exit_identity)
+        attempts.failure = error
+        reason = error.reason if isinstance(error, StreamClosed) else EndReason.DESTROY
+        address = error.address if isinstance(error, StreamClosed) else None
+        if reason in _BROKEN_CIRCUIT:
+            attempts.failure_count += 1
+            circuit.watch.note_broken()
+            circuit.close()
+            return
+        if reason is not EndReason.INTERNAL:
+            circuit.watch.note_used()
+        if reason in _UNCERTAIN:
+            attempts.failure_count += 1
+            self._circuits.retire(circuit)
+        elif reason is EndReason.EXITPOLICY and address is not None:
+            if circuit.refuses(address):
+                raise error  # so it is everywhere
+            attempts.refusal_count += 1
+            self._refusals.note_target(exit_identity, attempts.host, attempts.port)
+        elif reason is EndReason.EXITPOLICY or reason in _NO_EXIT:
+            attempts.refusal_count += 1
+            self._refusals.note_exit(exit_identity)
+            self._circuits.retire_exit(exit_identity)
+        else:
+            raise error  # the target's answer
+        circuit.watch.note_given_up()
+        if attempts.refusal_count and attempts.path is not None:
+            raise error
 
     def choose_path(self, constraints: Constraints) -> Path:
         """Relays for `constraints`, beginning at our guard unless they name another.
@@ -369,8 +466,21 @@ class Tor:
         return CircuitSettings(params, self._cgo, self._clock, refuse_internal=not self.network.testing)
 
     def _choose_for(self, port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> Path:
-        avoid = frozenset(identity.hex().upper() for identity in excluded)
-        return self.choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=avoid))
+        avoided = frozenset(excluded) | self._refusals.exits
+        try:
+            return self._choose_avoiding(avoided, port, is_ipv6)
+        except NoPath:
+            if avoided <= frozenset(excluded):
+                raise
+            return self._choose_avoiding(excluded, port, is_ipv6)  # nobody else is left
+
+    def _choose_avoiding(self, avoided: Collection[bytes], port: int | None, is_ipv6: bool) -> Path:
+        names = frozenset(identity.hex().upper() for identity in avoided)
+        return self.choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=names))
+
+    def _note_directory(self, directory: Directory) -> None:
+        self._refusals.note_consensus(directory.consensus.valid_after)
+        self._circuits.note_directory(directory)
 
     def _pick_guard(self, fits: Callable[[Relay], bool]) -> Relay:
         self._agree_on_guards(self.directory)
@@ -412,6 +522,15 @@ class Tor:
                 kept, now=time.time(), rng=self._rng, restrictions=self._restrictions
             )
 
+    def _path_bias_of(self, identity: bytes) -> Counts | None:
+        return self._guards.path_bias_of(identity)
+
+    def _note_path_bias(self, report: Report) -> None:
+        level = logging.WARNING if report.is_warning else logging.INFO
+        logger.log(level, "guard %s %s", report.guard.hex().upper(), report.message)
+        if report.is_dropped:
+            self._guards.note_dropped()
+
     def _keep_guards(self) -> None:
         if self._guards.has_changed:
             self._nursery.start_soon(self._save_state)
@@ -419,13 +538,13 @@ class Tor:
     async def _save_state(self) -> None:
         async with self._saving:
             values: dict[str, Any] = {}
-            if self._guards.has_changed:
+            if self._guards.has_changed or (self._path_bias.has_changed and self._spare_circuits):
                 values |= self._guards.to_state()
             if self._build_times.has_changed and self._spare_circuits:  # not for one circuit
                 values |= self._build_times.to_state()
             if not values:
                 return
-            self._guards.has_changed = self._build_times.has_changed = False
+            self._guards.has_changed = self._path_bias.has_changed = self._build_times.has_changed = False
             try:
                 aside = await trio.to_thread.run_sync(self._cache.update_state, values)
                 if aside is not None:
@@ -434,6 +553,12 @@ class Tor:
                     await trio.to_thread.run_sync(self._cache.update_state, everything)
             except StorageError as error:
                 logger.warning("the guards could not be kept: %s", error)
+
+    async def _keep_counts(self) -> None:
+        """Save now and then what is counted of circuits; never returns."""
+        while True:
+            await trio.sleep(COUNTS_INTERVAL)
+            await self._save_state()
 
     def _warn_of_restrictions(self) -> None:
         """A name that means nobody excludes nobody; and few guards that are left tell a user from others."""
@@ -493,6 +618,7 @@ class Tor:
                 nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
                 if self._spare_circuits:
                     nursery.start_soon(self._circuits.learn_build_times, self._param)
+                    nursery.start_soon(self._keep_counts)
 
     async def aclose(self) -> None:
         """Close every circuit, and see what has been sealed off, within CLOSE_TIMEOUT."""

@@ -11,7 +11,7 @@
         ChannelClosed
           HandshakeCut                 before a relay had proved who it is
         CircuitClosed  .reason  .hop
-        StreamClosed   .reason
+        StreamClosed   .reason  .address
       NotPossible                  nothing fits; the message says what excluded the candidates
         NoPath
         NoGuard
@@ -29,6 +29,7 @@ expected and what was seen; never keys, never the user's destination.
 """
 
 from enum import Enum, IntEnum
+from ipaddress import IPv4Address, IPv6Address
 
 
 class Retry(Enum):
@@ -159,11 +160,17 @@ class CircuitClosed(Closed):
 
 
 class StreamClosed(Closed):
-    """A stream ended with `reason`, other than in good order after all its data."""
+    """A stream ended with `reason`, other than in good order after all its data.
 
-    def __init__(self, message: str, *, reason: EndReason) -> None:
+    With EXITPOLICY, `address` is what the exit found the target to be, if it says so.
+    """
+
+    def __init__(
+        self, message: str, *, reason: EndReason, address: IPv4Address | IPv6Address | None = None
+    ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.address = address
 
 
 class NotPossible(TorkitError):

@@ -27,6 +27,7 @@ from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.netdoc import decode_fingerprint, decode_time, encode_time
 from torkit.errors import NoDirectory, NoGuard, NoPath
 from torkit.path import Constraints, excluded_places, is_possible_guard, places_of
+from torkit.path_bias import Counts
 
 DAY = 86400.0
 INT32_MAX = 2**31 - 1
@@ -86,6 +87,7 @@ class Guard:
     sampled_on: float
     confirmed_on: float | None = None
     unlisted_since: float | None = None
+    path_bias: Counts = field(default_factory=Counts)
     kept: dict[str, Any] = field(default_factory=dict)
     reachability: Reachability = Reachability.MAYBE
     failing_since: float | None = None
@@ -100,6 +102,7 @@ class Guard:
         """
         kept = dict(entry) if isinstance(entry, dict) else {}
         guard = cls(decode_fingerprint(str(kept.pop("fingerprint", None))), now, kept=kept)
+        guard.path_bias = Counts.from_json(kept.pop("path_bias", None))
         if kept.get("sampled_on") is None:
             guard.sampled_on = guard.confirmed_on = _randomized(
                 now, DAY * PARAMETERS["guard-lifetime-days"][0] / 10, rng
@@ -120,6 +123,7 @@ class Guard:
             self.kept
             | {"fingerprint": self.identity.hex().upper()}
             | {name: _encode_date(date) for name, date in dates.items() if date is not None}
+            | ({"path_bias": counts} if (counts := self.path_bias.to_json()) else {})
         )
 
 
@@ -370,6 +374,15 @@ class Guards:
         self.has_changed = True
         self._choose_primary()
 
+    def path_bias_of(self, identity: bytes) -> Counts | None:
+        """What is counted of a guard, for torkit.path_bias to change; None for other relays."""
+        guard = self._find(identity)
+        return None if guard is None else guard.path_bias
+
+    def note_dropped(self) -> None:
+        """A guard's `path_bias` says that it is used no more, which is forgotten at the end."""
+        self._choose_primary()
+
     def _find(self, identity: bytes) -> Guard | None:
         return next((guard for guard in self.sample if guard.identity == identity), None)
 
@@ -473,8 +486,12 @@ class Guards:
             wanted -= self._passes(guard)
 
     def _passes(self, guard: Guard) -> bool:
-        """Whether it is filtered: listed and allowed."""
-        return guard.unlisted_since is None and guard.identity in self._allowed
+        """Whether it is filtered: listed, allowed, and not dropped."""
+        return (
+            guard.unlisted_since is None
+            and guard.identity in self._allowed
+            and not guard.path_bias.is_disabled
+        )
 
     def _choose_primary(self) -> None:
         """Who is primary stays so until a confirmed guard comes. guard-spec, "The primary guards"."""

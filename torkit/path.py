@@ -150,6 +150,21 @@ def goes_with(directory: Directory, constraints: Constraints, others: Sequence[R
     return _conflict(directory, relay, others, constraints) is None
 
 
+def may_go_on(directory: Directory, path: Sequence[Relay]) -> bool:
+    """Whether a circuit through these relays may take new streams: none has left the consensus since.
+
+    C tor looks at the exit only, in whose place here its BadExit flag counts as well.
+    """
+    relays = directory.consensus.relays
+    flags: frozenset[str] = frozenset()
+    for relay in path:
+        place = relays.index_of(relay.identity)
+        flags = frozenset() if place is None else relays.flags[place]
+        if not {"Running", "Valid"} <= flags:
+            return False
+    return "BadExit" not in flags
+
+
 def is_possible_guard(flags: frozenset[str]) -> bool:
     """Whether a relay with these flags may be sampled as a guard: GUARDS of guard-spec."""
     return flags >= GUARD_FLAGS and "MiddleOnly" not in flags

@@ -391,7 +391,9 @@ class Testnet:
             ]
         lines += self.options.torrc.get(relay.nickname, ())
         if relay.is_exit:
-            return [*lines, "ExitRelay 1", "ExitPolicy accept private:*", "ExitPolicy accept *:*"]
+            # 0.0.0.0/8 is refused by every exit of the public network: clients probe circuits so.
+            policy = ("reject 0.0.0.0/8:*", "accept private:*", "accept *:*")
+            return [*lines, "ExitRelay 1", *(f"ExitPolicy {rule}" for rule in policy)]
         return [*lines, "ExitRelay 0", "ExitPolicy reject *:*"]
 
     async def _descriptors_are_spread(self) -> bool:

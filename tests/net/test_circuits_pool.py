@@ -1,18 +1,22 @@
 """The circuits in use: who shares one, when a new one is built, and what happens when builds fail."""
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
+import network_docs
 import pytest
 import trio
 import trio.testing
-from fakes import FakeCircuit, FakeRelay, RelayCell, answer_extend2, ignore
+from fakes import FakeCircuit, FakeRelay, FakeStream, RelayCell, answer_extend2, ignore
 from served import (
     ACCEPT_ALL,
     CONGESTION_CONTROL,
     Arrivals,
+    authorities,
+    doc_of,
     fresh_relays,
     open_stream,
     relay_of,
@@ -21,22 +25,28 @@ from served import (
 )
 
 from torkit.build_times import INITIAL, BuildTimes
-from torkit.directory.directory import Relay
-from torkit.directory.microdesc import REJECT_ALL, PortPolicy
+from torkit.directory.consensus import parse_consensus
+from torkit.directory.directory import Directory, Relay
+from torkit.directory.microdesc import REJECT_ALL, PortPolicy, split_microdescs
 from torkit.directory.netdoc import decode_protocols
-from torkit.errors import ChannelClosed, CircuitClosed, NoPath, TimedOut, UsageError
+from torkit.errors import ChannelClosed, CircuitClosed, EndReason, NoPath, TimedOut, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import (
     BUILD_ATTEMPTS,
+    EXPIRY_CHECK,
     MAX_DIRTINESS,
+    MAX_SPARES,
     PATH_DRAWS,
     SPARE_COUNT,
     SPARE_RETRY,
+    WORN_GRACE,
     Circuits,
     build_circuit,
     build_directory_circuit,
 )
+from torkit.path_bias import Counts, PathBias
+from torkit.predicted_ports import FIRST_PORT, PredictedPorts
 from torkit.proto.padding import Padding
 
 WEB_ONLY = PortPolicy(True, ((80, 80), (443, 443)))
@@ -53,6 +63,7 @@ class Pool:
     nursery: trio.Nursery
     chosen: list[tuple[int | None, bool, Collection[bytes]]] = field(default_factory=list)
     first_hops: list[tuple[bytes, bool | None]] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)  # of the guard
     verdicts: list[bool | None] = field(default_factory=list)  # on guards to come; then all are good
 
     @property
@@ -71,9 +82,30 @@ def patient_clock() -> trio.testing.MockClock:
     return trio.testing.MockClock(autojump_threshold=0.1)
 
 
+def learnt_enough(name: str, default: int, low: int, high: int) -> int:
+    """No circuits to learn from are wanted, and the timeouts are those of the beginning."""
+    return {"cbtdisabled": 1}.get(name, default)
+
+
+def directory_of(
+    pool: "Pool", *left_out: FakeRelay, flags: str = "Exit", policies: Sequence[str] = ("accept 1-65535",) * 4
+) -> Directory:
+    """One that lists the pool's relays but for some, with these flags and each with its policy."""
+    docs = [
+        doc_of(fake, f"fake{n}", flags=flags, policy=policy)
+        for n, (fake, policy) in enumerate(zip(pool.fakes, policies, strict=True))
+        if fake not in left_out
+    ]
+    microdescs = split_microdescs(network_docs.microdescs(docs))
+    consensus = parse_consensus(network_docs.consensus(docs, authorities(1)))
+    return Directory(consensus, {digest: text for digest, text, _ in microdescs})
+
+
 @asynccontextmanager
 async def open_pool(
-    policies: tuple[PortPolicy, PortPolicy] = (ACCEPT_ALL, ACCEPT_ALL), times: BuildTimes | None = None
+    policies: tuple[PortPolicy, PortPolicy] = (ACCEPT_ALL, ACCEPT_ALL),
+    times: BuildTimes | None = None,
+    predicted: PredictedPorts | None = None,
 ) -> AsyncIterator[Pool]:
     fakes = fresh_relays(4)
     async with serve(fakes[0]), trio.open_nursery() as nursery:
@@ -96,10 +128,19 @@ async def open_pool(
         def is_usable(path: tuple[Relay, ...]) -> bool | None:
             return pool.verdicts.pop(0) if pool.verdicts else True
 
+        counts = Counts()
         circuits = Circuits(
-            channels, choose, CircuitSettings, Random(), nursery, times or BuildTimes(), is_usable
+            channels,
+            choose,
+            CircuitSettings,
+            Random(),
+            nursery,
+            times or BuildTimes(learnt_enough),
+            predicted or PredictedPorts(),
+            PathBias({fakes[0].rsa_identity: counts}.get),
+            is_usable,
         )
-        pool = Pool(circuits, channels, fakes, exits, nursery)
+        pool = Pool(circuits, channels, fakes, exits, nursery, counts=counts)
         channels.on_first_hop = lambda *outcome: pool.first_hops.append(outcome)
         yield pool
         nursery.cancel_scope.cancel()
@@ -190,13 +231,33 @@ async def test_a_circuit_takes_no_stream_after_its_time(mock_clock: trio.testing
         assert first.error is None
 
 
-async def test_a_clean_circuit_does_not_age(mock_clock: trio.testing.MockClock) -> None:
+async def test_a_circuit_is_dirty_from_its_first_stream_on(mock_clock: trio.testing.MockClock) -> None:
     async with open_pool() as pool:
         entry = await pool.circuits.build(pool.path)
         mock_clock.jump(10 * MAX_DIRTINESS)
         assert await pool.acquire() is entry.circuit
         mock_clock.jump(MAX_DIRTINESS - 1)
-        assert await pool.acquire() is entry.circuit
+        assert await pool.acquire() is entry.circuit  # and no stream makes it younger
+        mock_clock.jump(1)
+        assert await pool.acquire() is not entry.circuit
+
+
+async def test_a_dirty_circuit_is_closed_some_time_after_its_time_if_it_has_no_stream(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool() as pool:
+        idle, busy = await pool.acquire("idle"), await pool.acquire("busy")
+        stream, _ = await open_stream(busy, pool.fakes[2])
+        await trio.sleep(MAX_DIRTINESS - EXPIRY_CHECK - WORN_GRACE - 1)
+        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
+        await trio.sleep(EXPIRY_CHECK + WORN_GRACE)
+        assert idle.error is None
+        await trio.sleep(1 + 2 * EXPIRY_CHECK + WORN_GRACE)
+        assert idle.error is not None
+        assert busy.error is None
+        await stream.aclose()
+        await trio.sleep(2 * EXPIRY_CHECK + WORN_GRACE)
+        assert busy.error is not None
 
 
 async def test_a_retired_circuit_keeps_its_streams_and_takes_no_more() -> None:
@@ -207,6 +268,17 @@ async def test_a_retired_circuit_keeps_its_streams_and_takes_no_more() -> None:
         assert await pool.acquire() is not first
         far.write(b"still here")
         assert await stream.receive_some() == b"still here"
+
+
+async def test_an_exit_can_be_retired_with_all_its_circuits() -> None:
+    async with open_pool() as pool:
+        used = await pool.acquire("a")
+        clean = (await pool.circuits.build(pool.path)).circuit
+        other = (await pool.circuits.build((*pool.path[:2], pool.exits[1]))).circuit
+        pool.circuits.retire_exit(pool.exits[0].identity)
+        assert clean.error is not None
+        assert used.error is None
+        assert await pool.acquire("a") is other
 
 
 async def test_a_worn_circuit_is_closed_some_time_after_its_last_stream(
@@ -244,7 +316,7 @@ async def test_spares_are_kept_ready_and_given_out_clean() -> None:
     async with open_pool() as pool:
         pool.nursery.start_soon(pool.circuits.keep_spares)
         await settle()
-        assert pool.chosen == [(None, False, ())] * SPARE_COUNT
+        assert pool.chosen == [(FIRST_PORT, False, ())] * SPARE_COUNT
         assert len(pool.fakes[0].circuits) == SPARE_COUNT
         first, second = await pool.acquire("a"), await pool.acquire("b")
         assert len(pool.chosen) == SPARE_COUNT
@@ -269,11 +341,207 @@ async def test_building_ahead_is_tried_again_after_a_while(mock_clock: trio.test
         exits, pool.exits = pool.exits, []
         pool.nursery.start_soon(pool.circuits.keep_spares)
         await settle()
-        assert len(pool.chosen) == 1
+        assert len(pool.chosen) == 2  # for the port, and for any
         pool.exits = exits
         mock_clock.jump(SPARE_RETRY)
         await settle()
         assert len(pool.fakes[0].circuits) == SPARE_COUNT
+
+
+async def test_circuits_are_built_for_ports_asked_for_that_no_ready_one_serves() -> None:
+    async with open_pool((WEB_ONLY, ACCEPT_ALL)) as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await settle()
+        assert [port for port, _, _ in pool.chosen] == [FIRST_PORT] * SPARE_COUNT
+        await pool.acquire("a", port=80)  # the ready ones serve it, and one is replaced
+        await settle()
+        assert [port for port, _, _ in pool.chosen[SPARE_COUNT:]] == [80]
+        del pool.chosen[:]
+        await pool.acquire("a", port=8080)
+        await settle()
+        assert [port for port, _, _ in pool.chosen] == [8080] * (1 + SPARE_COUNT)
+        del pool.chosen[:]
+        await pool.acquire("b", port=8080)
+        await pool.acquire("b", port=443)
+        assert pool.chosen == []
+        await settle()
+        assert [port for port, _, _ in pool.chosen] == [8080]
+
+
+async def test_a_look_up_expects_streams_to_the_web() -> None:
+    async with open_pool() as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await settle()
+        pool.circuits._predicted.forget(FIRST_PORT)
+        await pool.acquire("a", port=None)
+        await settle()
+        assert pool.chosen[SPARE_COUNT:] == [(80, False, ())]
+
+
+async def test_only_circuits_chosen_for_it_serve_a_port_of_streams_that_last() -> None:
+    async with open_pool() as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await settle()
+        web = await pool.acquire("a", port=443)
+        await settle()
+        del pool.chosen[:]
+        ssh = await pool.acquire("a", port=22)
+        assert ssh is not web
+        await settle()
+        assert [port for port, _, _ in pool.chosen] == [22] * (1 + SPARE_COUNT)
+        assert await pool.acquire("a", port=80) is ssh  # the other way round it is no harm
+
+
+async def test_an_idle_client_becomes_quiet(patient_clock: trio.testing.MockClock) -> None:
+    def param(name: str, default: int, low: int, high: int) -> int:
+        return {"nf_conntimeout_clients": 100}.get(name, default)
+
+    async with open_pool(predicted=PredictedPorts(param)) as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await trio.sleep(99)
+        assert len(pool.chosen) == SPARE_COUNT
+        assert not any(circuit.closed for circuit in pool.fakes[0].circuits)
+        await trio.sleep(300)
+        assert len(pool.chosen) == SPARE_COUNT  # each was kept as long as it was expected to be of use
+        assert all(circuit.closed for circuit in pool.fakes[0].circuits)
+        await pool.acquire()
+        await trio.sleep(1)
+        assert len(pool.chosen) == 2 * SPARE_COUNT + 1
+
+
+async def test_while_build_times_are_learnt_unused_circuits_live_shorter(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(times=BuildTimes()) as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await trio.sleep(170)
+        assert len(pool.chosen) == SPARE_COUNT
+        await trio.sleep(60)
+        assert len(pool.chosen) == 2 * SPARE_COUNT
+
+
+async def test_so_many_circuits_are_kept_ready_and_not_more(mock_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        for port in (80, 22, 21, 6667):
+            pool.circuits._expect(port)
+        pool.nursery.start_soon(pool.circuits.keep_spares, 20)
+        await settle()
+        assert len(pool.chosen) == MAX_SPARES
+
+
+async def test_a_port_that_no_exit_serves_is_expected_no_more() -> None:
+    """And whoever waits for a first circuit gets to see one."""
+    async with open_pool((PortPolicy(True, ((80, 80),)),) * 2) as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await settle()
+        assert [port for port, _, _ in pool.chosen] == [FIRST_PORT, None]
+        assert await pool.acquire(port=80) is not None
+        await settle()
+        assert [port for port, _, _ in pool.chosen[2:]] == [80] * SPARE_COUNT
+
+
+async def test_nothing_is_built_ahead_for_a_path_that_is_given() -> None:
+    async with open_pool() as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await settle()
+        await pool.circuits.acquire(8080, isolation="a", path=pool.path)
+        await settle()
+        assert len(pool.chosen) == SPARE_COUNT
+        assert 8080 not in pool.circuits._predicted.ports(trio.current_time())
+
+
+async def test_a_ready_circuit_can_be_taken_without_waiting() -> None:
+    async with open_pool((WEB_ONLY, WEB_ONLY)) as pool:
+        take = pool.circuits.take_ready
+        assert take(80, isolation="a") is None
+        older = (await pool.circuits.build(pool.path)).circuit
+        younger = (await pool.circuits.build(pool.path)).circuit
+        assert take(22, isolation="a") is None
+        assert take(80, is_ipv6=True, isolation="a") is None
+        assert take(80, isolation="a", excluded={pool.exits[0].identity}) is None
+        assert take(80, isolation="a", path=pool.path) is None
+        assert take(80, isolation="a") is younger
+        assert take(80, isolation="a") is younger
+        assert take(80, isolation="b") is older
+        assert take(80, isolation="c") is None
+        assert take(80, isolation="a") is younger
+
+
+async def test_of_two_circuits_the_one_last_begun_with_is_taken(mock_clock: trio.testing.MockClock) -> None:
+    async with open_pool((WEB_ONLY, ACCEPT_ALL)) as pool:
+        older = (await pool.circuits.build((*pool.path[:2], pool.exits[1]))).circuit
+        younger = (await pool.circuits.build(pool.path)).circuit
+        assert pool.circuits.take_ready(80, isolation="a") is younger
+        mock_clock.jump(1)
+        assert pool.circuits.take_ready(8080, isolation="a") is older
+        assert pool.circuits.take_ready(80, isolation="a") is older
+
+
+# --- A new directory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hop", [0, 1, 2])
+async def test_a_circuit_through_a_relay_that_is_gone_takes_no_new_stream(hop: int) -> None:
+    async with open_pool() as pool:
+        used = await pool.acquire("a")
+        stream, far = await open_stream(used, pool.fakes[2])
+        clean = (await pool.circuits.build(pool.path)).circuit
+        pool.circuits.note_directory(directory_of(pool))
+        assert clean.error is None
+        assert await pool.acquire("a") is used
+        pool.circuits.note_directory(directory_of(pool, pool.fakes[hop]))
+        assert clean.error is not None
+        assert pool.circuits.take_ready(80, isolation="a") is None
+        far.write(b"still here")
+        assert await stream.receive_some() == b"still here"
+
+
+async def test_a_circuit_ends_where_streams_may_exit_now() -> None:
+    async with open_pool() as pool:
+        clean = (await pool.circuits.build(pool.path)).circuit
+        pool.circuits.note_directory(directory_of(pool, policies=["accept 80"] * 4))
+        assert pool.circuits.take_ready(443, isolation="a") is None
+        pool.circuits.note_directory(directory_of(pool, policies=["accept 443"] * 4))
+        assert pool.circuits.take_ready(443, isolation="a") is clean
+        pool.circuits.note_directory(directory_of(pool, flags="BadExit Exit"))
+        assert pool.circuits.take_ready(443, isolation="a") is None
+        assert clean.error is None
+
+
+async def test_a_circuit_that_was_being_built_when_its_relay_left_is_not_used() -> None:
+    async with open_pool() as pool:
+        asked = Arrivals()
+        pool.fakes[1].on_extend2 = asked
+        got: list[Circuit] = []
+
+        async def acquire() -> None:
+            got.append(await pool.acquire())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(acquire)
+            answer_to = await asked.next()
+            pool.circuits.note_directory(directory_of(pool, pool.fakes[2]))
+            del pool.exits[0]
+            pool.fakes[1].on_extend2 = answer_extend2
+            answer_extend2(*answer_to)
+        assert got[0].path[-1] == pool.exits[0]
+
+
+async def test_spares_through_a_relay_that_is_gone_are_replaced() -> None:
+    async with open_pool() as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares)
+        await settle()
+        gone = pool.fakes[2]
+        del pool.exits[0]
+        pool.circuits.note_directory(directory_of(pool, gone))
+        await settle()
+        assert len(pool.chosen) == 2 * SPARE_COUNT
+        taken = pool.circuits.take_ready(80, isolation="a")
+        assert taken is not None
+        assert taken.path[-1].identity != gone.rsa_identity
+
+
+# --- A new identity ------------------------------------------------------------------------------------
 
 
 async def test_a_renewed_pool_uses_no_circuit_of_before() -> None:
@@ -344,7 +612,16 @@ async def test_a_step_that_failed_is_not_tried_again_for_that_request() -> None:
             draws.append(pool.exits[len(draws) // 3])  # the same three times
             return (*pool.path[:2], draws[-1])
 
-        circuits = Circuits(pool.channels, choose, CircuitSettings, Random(), pool.nursery, BuildTimes())
+        circuits = Circuits(
+            pool.channels,
+            choose,
+            CircuitSettings,
+            Random(),
+            pool.nursery,
+            BuildTimes(),
+            PredictedPorts(),
+            PathBias(),
+        )
         pool.fakes[1].on_extend2 = failing_at_first(1)
         assert (await circuits.acquire(80, isolation="a")).path[-1] == pool.exits[1]
         assert len(pool.fakes[0].circuits) == 2
@@ -546,10 +823,148 @@ async def test_nobody_gets_a_circuit_that_still_waits_for_a_better_guard(
         assert got[0] is not got[1]
 
 
+async def test_a_circuit_that_ends_while_its_guard_is_judged_is_not_given_out(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool() as pool:
+        pool.verdicts = [None] * 4
+        got: list[Circuit] = []
+
+        async def acquire() -> None:
+            got.append(await pool.acquire())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(acquire)
+            while len(pool.verdicts) == 4:
+                await trio.sleep(0.01)
+            pool.fakes[0].circuits[0].destroy()
+        assert got[0].error is None
+        assert len(pool.fakes[0].circuits) == 2
+
+
 async def test_a_path_that_was_given_is_used_whatever_its_guard() -> None:
     async with open_pool() as pool:
         pool.verdicts = [False]
         assert (await pool.circuits.acquire(80, isolation="a", path=pool.path)).error is None
+
+
+# --- Path bias -----------------------------------------------------------------------------------------
+
+
+async def test_circuits_count_for_their_guard_by_how_they_went() -> None:
+    async with open_pool() as pool:
+        used = await pool.acquire("a")
+        assert pool.counts.to_json() == {
+            "circ_attempts": 1.0,
+            "circ_successes": 1.0,
+            "successful_circuits_closed": 1.0,
+            "use_attempts": 1.0,
+            "use_successes": 1.0,
+        }
+        used.close()
+        assert pool.counts.unusable_circuits == 1  # nobody has answered
+        (await pool.circuits.build(pool.path, is_ours=True)).circuit.close()
+        assert pool.counts.successful_circuits_closed == 1
+        destroyed = (await pool.circuits.build(pool.path, is_ours=True)).circuit
+        pool.fakes[0].circuits[-1].destroy()
+        await settle()
+        assert destroyed.error is not None
+        assert (pool.counts.collapsed_circuits, pool.counts.circ_attempts) == (1, 3)
+
+
+async def test_a_circuit_counts_from_its_second_hop_on(patient_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        attempts = []
+        for hop in (2, 3):
+
+            def destroy_at(circuit: FakeCircuit, number: int, cell: RelayCell, hop: int = hop) -> None:
+                if number + 1 == hop:
+                    circuit.destroy()
+                else:
+                    answer_extend2(circuit, number, cell)
+
+            for fake in pool.fakes:
+                fake.on_extend2 = destroy_at
+            with pytest.raises(CircuitClosed):
+                await pool.circuits.build(pool.path, is_ours=True)
+            attempts.append((pool.counts.circ_attempts, pool.counts.circ_successes))
+        assert attempts == [(0, 0), (1, 0)]
+        pool.fakes[1].on_extend2 = lambda circuit, number, cell: (
+            answer_extend2(circuit, number, cell) if number == 1 else None
+        )
+        with pytest.raises(TimedOut):
+            await pool.circuits.build(pool.path, is_ours=True)
+        await settle()
+        assert (pool.counts.circ_attempts, pool.counts.timeouts) == (2, 1)
+
+
+async def test_paths_that_were_given_do_not_count() -> None:
+    async with open_pool() as pool:
+        (await pool.circuits.acquire(80, isolation="a", path=pool.path)).close()
+        assert pool.counts.to_json() == {}
+
+
+async def test_a_guard_that_is_dropped_gets_no_circuit() -> None:
+    async with open_pool() as pool:
+        pool.counts.is_disabled = True
+        with pytest.raises(CircuitClosed, match="used no more"):
+            await pool.acquire()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_circuit_on_which_nobody_answered_is_probed_before_it_is_closed(
+    patient_clock: trio.testing.MockClock, answers: bool
+) -> None:
+    async with open_pool() as pool:
+        asked: list[FakeStream] = []
+
+        def answer(stream: FakeStream) -> None:
+            asked.append(stream)
+            assert stream.target is not None
+            address = IPv4Address(stream.target[0]) if answers else IPv4Address("0.0.0.1")
+            stream.end(EndReason.EXITPOLICY, address.packed + bytes(4))
+
+        pool.fakes[2].on_begin = answer
+        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
+        circuit = await pool.acquire("a")
+        pool.circuits.retire(circuit)
+        await trio.sleep(2 * EXPIRY_CHECK + WORN_GRACE + 1)
+        (stream,) = asked
+        assert stream.target is not None
+        assert IPv4Address(stream.target[0]) in IPv4Network("0.0.0.0/8")
+        assert (stream.target[1], stream.flags) == (25, 0)
+        assert circuit.error is not None
+        assert pool.counts.use_successes == answers
+        assert pool.counts.unusable_circuits == (not answers)
+
+
+async def test_a_probe_that_is_not_answered_is_given_up(patient_clock: trio.testing.MockClock) -> None:
+    async with open_pool() as pool:
+        pool.fakes[2].on_begin = ignore
+        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
+        circuit = await pool.acquire("a")
+        pool.circuits.retire(circuit)
+        await trio.sleep(2 * EXPIRY_CHECK + WORN_GRACE + INITIAL.close + 1)
+        assert circuit.error is not None
+        assert pool.counts.unusable_circuits == 1
+        assert len(pool.fakes[0].circuits) == 1
+
+
+async def test_a_circuit_that_ends_just_before_its_probe_harms_nobody() -> None:
+    """Its end was raised in a task of the pool's nursery, and ended the client."""
+    async with open_pool() as pool:
+        circuit = await pool.acquire("a")
+        pool.fakes[0].circuits[0].destroy()
+        await settle()
+        await pool.circuits._probe_and_close(circuit)
+        assert pool.counts.unusable_circuits == 1
+
+
+async def test_circuits_that_are_closed_at_the_end_are_not_held_against_their_guard() -> None:
+    async with open_pool() as pool:
+        await pool.acquire("a")
+        pool.circuits.close()
+        assert (pool.counts.use_successes, pool.counts.unusable_circuits) == (1, 0)
 
 
 # --- Build times ---------------------------------------------------------------------------------------
@@ -648,6 +1063,7 @@ async def test_circuits_are_built_to_learn_from_until_enough_is_learnt(
 
     times = BuildTimes(param)
     async with open_pool(times=times) as pool:
+        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
         pool.nursery.start_soon(pool.circuits.learn_build_times, param)
         await trio.sleep(9.5)
         assert count(times) == 0

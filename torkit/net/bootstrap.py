@@ -86,6 +86,7 @@ class Bootstrap:
         With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
         """
         self.directory: Directory | None = None
+        self.on_directory: Callable[[Directory], None] = _do_nothing  # told of each that is used from now on
         self.is_ready = trio.Event()
         self.failure: TorkitError | None = None
         self._is_loaded = trio.Event()
@@ -424,6 +425,7 @@ class Bootstrap:
             self._has_consensus.set()
         if self._newest.is_usable():
             self.directory = self._newest
+            self.on_directory(self.directory)
             self.is_ready.set()
             self._progress.reach(Phase.ENOUGH_DIRINFO)
 
@@ -467,6 +469,10 @@ class Bootstrap:
         now = time.time()
         self._microdescs.mark_listed((d for d in directory.consensus.relays.digests if d), now)
         await self._save(self._cache.save_microdescs, self._microdescs, now)
+
+
+def _do_nothing(directory: Directory) -> None:
+    """For those who need not know."""
 
 
 def _is_live(consensus: Consensus, now: float) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
@@ -20,6 +21,7 @@ from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError
 from torkit.net.contact import or_addresses
 from torkit.net.stream import Stream, StreamBroken, StreamFlow
+from torkit.path_bias import UNWATCHED
 from torkit.proto import cells, flow, messages, ntor
 from torkit.proto.circuit import Cgo, HopHandshake, NewHop
 from torkit.proto.destination import is_internal
@@ -28,6 +30,10 @@ from torkit.proto.padding import Use
 if TYPE_CHECKING:
     from torkit.directory.directory import Relay
     from torkit.net.channel import Channel
+
+
+# Specification constant (path-spec, "Measuring path usage success rates").
+PROBE_PORT = 25
 
 
 class StreamOwner(Protocol):
@@ -68,6 +74,7 @@ class Circuit:
         self.hops: tuple[HopInfo, ...] = ()
         self.error: TorkitError | None = None
         self.on_end: Callable[[], None] | None = None
+        self.watch = UNWATCHED  # told what becomes of it, for its guard's sake
         self._channel = channel
         self._core = core
         self._settings = settings
@@ -188,6 +195,14 @@ class Circuit:
         """Whether an exit that says this address is wrong or has been fooled, as C tor judges."""
         return self._settings.refuse_internal and address is not None and is_internal(address)
 
+    def begin_probe(self, address: IPv4Address) -> Stream:
+        """Ask for `address`, of 0.0.0.0/8, which exits refuse by policy and name in doing so.
+
+        path-spec, "Measuring path usage success rates".
+        """
+        body = messages.encode_begin(str(address), PROBE_PORT, messages.BeginFlags(0))
+        return self._begin(RelayCommand.BEGIN, body)
+
     def begin_directory(self) -> Stream:
         """A stream to the last hop's own directory service."""
         return self._begin(RelayCommand.BEGIN_DIR, b"")
@@ -254,13 +269,14 @@ class Circuit:
 
     def close(self) -> None:
         """Send DESTROY, with reason NONE as C tor's clients do, and fail what is still open."""
-        self.fail(CircuitClosed("the circuit was closed here"))
+        self.fail(CircuitClosed("the circuit was closed here"), is_closed_here=True)
 
-    def fail(self, error: TorkitError, *, was_destroyed: bool = False) -> None:
+    def fail(self, error: TorkitError, *, was_destroyed: bool = False, is_closed_here: bool = False) -> None:
         """End the circuit, once, for `error`."""
         if self.error is not None:
             return
         self.error = error
+        self.watch.note_closed(by_us=is_closed_here)
         if not was_destroyed and self._channel.error is None:
             self._channel.send_control(self._core.id, Command.DESTROY, cells.encode_destroy())
         self._channel.close_circuit(self._core)

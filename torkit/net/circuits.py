@@ -1,25 +1,31 @@
 """The circuits in use: which may carry which stream; built ahead, shared by isolation, replaced.
 
 A circuit without an isolation yet is clean. The first stream gives it its own, and from then on only
-streams of an equal isolation may join, until the circuit is MAX_DIRTINESS old. path-spec, "Circuits" and
-"Attaching streams to circuits".
+streams of an equal isolation may join, until the circuit has been dirty for MAX_DIRTINESS. Clean ones are
+kept ready for the ports that streams are expected to go to, and closed when nobody has come. path-spec,
+"When we build" and "Attaching streams to circuits".
 """
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable
+from contextlib import suppress
+from ipaddress import IPv4Address
 from itertools import pairwise
 from random import Random
 
 import trio
 
 from torkit.build_times import HOPS, INITIAL, INT32_MAX, BuildTimes, Param, Timeouts
-from torkit.directory.directory import Relay
+from torkit.directory.directory import Directory, Relay
 from torkit.errors import (
     CircuitClosed,
     Closed,
+    EndReason,
     NoDirectory,
+    NoPath,
     PeerError,
     Retry,
+    StreamClosed,
     TimedOut,
     TorkitError,
     UsageError,
@@ -28,12 +34,19 @@ from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
 from torkit.net.progress import Phase, diagnose
+from torkit.path import LONG_LIVED_PORTS, may_go_on
+from torkit.path_bias import UNWATCHED, PathBias, Watch
+from torkit.predicted_ports import FIRST_PORT, RESOLVE_PORT, PredictedPorts
 
 Path = tuple[Relay, ...]
 
-# Specification constant, seconds (path-spec, "Circuits"): how long after its first stream a circuit takes
-# new ones.
+# Specification constant, seconds (path-spec, "Clients build circuits on demand"): how long after its first
+# stream a circuit takes new ones. Not drawn at random, as in C tor.
 MAX_DIRTINESS = 600.0
+
+# Specification constant (path-spec, "Clients build circuits preemptively"): clean circuits for every port
+# that is expected; one may serve many. One failure then costs no waiting.
+SPARE_COUNT = 2
 
 # Specification constant (tor-spec, "Relay cells"): RELAY_EARLY cells that a circuit may carry. C tor's
 # clients use 8 or 7, at random, so that the guard cannot tell the length of a path by counting.
@@ -42,7 +55,8 @@ MAX_RELAY_EARLY = 8
 # Implementation limits.
 BUILD_ATTEMPTS = 8  # paths tried for one request before its last error is the answer
 PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
-SPARE_COUNT = 2  # clean circuits kept ready, so that one failure costs no waiting
+MAX_SPARES = 14  # clean circuits at which no more are built ahead, as C tor; path-spec says 12
+EXPIRY_CHECK = 30.0  # seconds between looks at which circuits have served, as C tor
 WORN_GRACE = 30.0  # seconds that a worn circuit is kept after its last stream, for what relays still hold
 ROUNDS_BEFORE_WARNING = 2  # failed ones of building ahead, each of some attempts
 SPARE_RETRY = 5.0  # seconds before building ahead is tried again after a failure
@@ -52,10 +66,10 @@ logger = logging.getLogger(__name__)
 
 
 class Circuits:
-    """Hands out circuits. `choose_path(port, is_ipv6, excluded)` picks relays for one.
+    """Hands out circuits: `take_ready` what is there, `acquire` waits for one.
 
-    `port` is where its exit must let streams go, None for anywhere. `excluded` are exits, by identity,
-    that are not wanted.
+    `choose_path(port, is_ipv6, excluded)` picks the relays of one. `port` is where its exit must let streams
+    go, None for anywhere. `excluded` are exits, by identity, that are not wanted.
     """
 
     def __init__(
@@ -66,6 +80,8 @@ class Circuits:
         rng: Random,
         nursery: trio.Nursery,
         build_times: BuildTimes,
+        predicted: PredictedPorts,
+        path_bias: PathBias,
         is_usable: Callable[[Path], bool | None] = lambda path: True,
     ) -> None:
         """`settings` gives those of the consensus of the moment. Builds run in `nursery`.
@@ -79,13 +95,16 @@ class Circuits:
         self._rng = rng
         self._nursery = nursery
         self._build_times = build_times
+        self._predicted = predicted
+        self._path_bias = path_bias
+        self._directory: Directory | None = None
         self._is_usable = is_usable
         self._circuits: list[_Entry] = []
         self._building: dict[Hashable, trio.Event] = {}
-        self._identity = 0  # how often `renew` was called
+        self.identity = 0  # how often `renew` was called
         self._spare_is_wanted = trio.Event()
 
-    async def acquire(
+    def take_ready(
         self,
         port: int | None,
         *,
@@ -93,39 +112,49 @@ class Circuits:
         isolation: Hashable,
         path: Path | None = None,
         excluded: Collection[bytes] = (),
+    ) -> Circuit | None:
+        """A circuit as `acquire` gives it, if one is ready. Never waits."""
+        isolation = self._isolation(isolation, self.identity, path)
+        entry = self._find(port, is_ipv6, isolation, path, excluded)
+        return None if entry is None else self._claim(entry, isolation, port, path)
+
+    async def acquire(
+        self,
+        port: int | None,
+        *,
+        is_ipv6: bool = False,
+        isolation: Hashable,
+        identity: int | None = None,
+        path: Path | None = None,
+        excluded: Collection[bytes] = (),
     ) -> Circuit:
         """A circuit whose exit allows `port`, shared with streams of an equal `isolation` only.
 
-        With `path` the circuit goes exactly there. Equal requests wait for one build, not each for its
-        own. Raises NoPath, or what ended the last of BUILD_ATTEMPTS builds.
+        `identity` is that of when the stream began, if it is tried again: where it has been renewed since,
+        the stream may share with no later ones. With `path` the circuit goes exactly there. Equal requests
+        wait for one build, not each for its own. Raises NoPath, or what ended the last of BUILD_ATTEMPTS
+        builds.
         """
-        isolation = self._key(isolation, path)
+        isolation = self._isolation(isolation, self.identity if identity is None else identity, path)
         while True:
             entry = self._find(port, is_ipv6, isolation, path, excluded)
             if entry is not None:
-                return entry.claim(isolation)
+                return self._claim(entry, isolation, port, path)
             if isolation not in self._building:
                 break
             await self._building[isolation].wait()
         built = self._building[isolation] = trio.Event()
         try:
-            return (await self._build_any(port, is_ipv6, path, excluded)).claim(isolation)
+            entry = await self._build_any(port, is_ipv6, path, excluded)
+            return self._claim(entry, isolation, port, path)
         finally:
             del self._building[isolation]
             built.set()
 
-    def take_ready(
-        self, port: int | None, *, is_ipv6: bool = False, isolation: Hashable, path: Path | None = None
-    ) -> Circuit | None:
-        """As `acquire`, but only what is there already."""
-        isolation = self._key(isolation, path)
-        entry = self._find(port, is_ipv6, isolation, path, ())
-        return None if entry is None else entry.claim(isolation)
-
-    def _key(self, isolation: Hashable, path: Path | None) -> Hashable:
-        """Equal for requests that may share a circuit."""
-        identities = None if path is None else tuple(relay.identity for relay in path)
-        return self._identity, isolation, identities
+    def _isolation(self, isolation: Hashable, identity: int, path: Path | None) -> Hashable:
+        """What keeps a request apart: also from those of another identity, or with another given path."""
+        isolation = (identity, isolation)
+        return isolation if path is None else (isolation, tuple(relay.identity for relay in path))
 
     def _find(
         self,
@@ -135,21 +164,34 @@ class Circuits:
         path: Path | None,
         excluded: Collection[bytes],
     ) -> "_Entry | None":
-        clean = None
+        """The circuit last given this isolation, else the youngest clean one; as C tor."""
+        clean = dirty = None
         for entry in self._circuits:
-            exit_relay = entry.circuit.path[-1]
-            if not entry.takes_streams or (path is None and exit_relay.identity in excluded):
+            if entry.dirty_since is not None and entry.isolation != isolation:
                 continue
-            policy = exit_relay.policy6 if is_ipv6 else exit_relay.policy
-            if path is None and port is not None and not policy.accepts(port):
+            if not entry.takes_streams:
                 continue
-            if entry.dirty_since is not None and entry.isolation == isolation:
-                return entry
-            if clean is None and entry.dirty_since is None and path is None:
+            if path is None and (entry.exit.identity in excluded or not entry.serves(port, is_ipv6)):
+                continue
+            if entry.dirty_since is None:
                 clean = entry
-        if clean is not None:
+            elif dirty is None or entry.dirty_since > (dirty.dirty_since or 0):
+                dirty = entry
+        return dirty or (clean if path is None else None)
+
+    def _claim(self, entry: "_Entry", isolation: Hashable, port: int | None, path: Path | None) -> Circuit:
+        if path is None:
+            self._expect(RESOLVE_PORT if port is None else port)
+        if entry.dirty_since is None:
+            entry.isolation = isolation
+            entry.dirty_since = trio.current_time()
             self._spare_is_wanted.set()
-        return clean
+        entry.circuit.watch.note_use()
+        return entry.circuit
+
+    def _expect(self, port: int) -> None:
+        if self._predicted.note(port, now=trio.current_time(), rng=self._rng):
+            self._spare_is_wanted.set()
 
     async def _build_any(
         self, port: int | None, is_ipv6: bool, path: Path | None, excluded: Collection[bytes]
@@ -158,7 +200,9 @@ class Circuits:
         for attempt in range(BUILD_ATTEMPTS):
             relays = path or self._choose_without(failed, port, is_ipv6, excluded)
             try:
-                return await self.build(relays, is_ours=path is None)
+                return await self.build(
+                    relays, is_ours=path is None, is_stable=path is None and port in LONG_LIVED_PORTS
+                )
             except TorkitError as error:
                 if error.retry is not Retry.NOW or path is not None or attempt == BUILD_ATTEMPTS - 1:
                     raise
@@ -185,23 +229,39 @@ class Circuits:
             self._channels.on_first_hop(relays[0].identity, None)  # nobody waits to hear of it
         return self._choose_path(port, is_ipv6, excluded)
 
-    async def build(self, path: Path, *, is_ours: bool = False) -> "_Entry":
+    async def build(self, path: Path, *, is_ours: bool = False, is_stable: bool = False) -> "_Entry":
         """Build one circuit, for nobody yet. Raises what made a hop fail, or TimedOut.
 
-        Where we chose the path, it may not be used before its guard `is_usable`.
+        Where we chose the path, it may not be used before its guard `is_usable`; `is_stable` says that it
+        was chosen for streams that last.
         """
-        circuit = await self._build_in_time(path)
+        watch = self._path_bias.watch(path[0].identity) if is_ours else UNWATCHED
+        circuit = await self._build_in_time(path, watch)
         if is_ours:
             await self._wait_for_guard(circuit)
-        entry = _Entry(circuit)
+        if circuit.error is not None:  # since its last hop was made
+            raise circuit.error
+        entry = _Entry(circuit, is_stable, trio.current_time() + self._idle_timeout())
+        if self._directory is not None:
+            if is_ours and not may_go_on(self._directory, path):
+                circuit.close()
+                raise CircuitClosed("a relay has left the directory while a circuit was built")
+            entry.note_directory(self._directory)
         self._circuits.append(entry)
         circuit.on_end = lambda: self._forget(entry)
         return entry
 
-    async def _build_in_time(self, path: Path) -> Circuit:
+    def _idle_timeout(self) -> float:
+        """Seconds that a new circuit waits for its first stream: a little longer than one is expected."""
+        if self._build_times.is_learning:
+            return self._build_times.idle_timeout
+        left = self._predicted.seconds_left(trio.current_time())
+        return left + 1 + self._rng.random() * left / 20
+
+    async def _build_in_time(self, path: Path, watch: Watch) -> Circuit:
         """Build within the timeout for use. What comes later is closed, but its time is learnt from."""
         timeouts = self._build_times.timeouts.for_hops(len(path))
-        build = _Build()
+        build = _Build(watch)
         self._nursery.start_soon(self._run, build, path, timeouts)
         try:
             await build.is_begun.wait()
@@ -260,24 +320,14 @@ class Circuits:
             idle = sum(entry.dirty_since is None for entry in self._circuits)
             if not self._build_times.is_learning or idle >= param("cbtmaxopencircs", 10, 0, 14):
                 continue
-            try:
-                entry = await self.build(self._choose_path(None, False, ()), is_ours=True)
-            except TorkitError:
-                continue
-            self._nursery.start_soon(self._close_unused, entry, param("cbtlearntimeout", 180, 10, 60000))
-
-    async def _close_unused(self, entry: "_Entry", after: float) -> None:
-        await trio.sleep(after)
-        if entry.dirty_since is None and entry in self._circuits:
-            entry.circuit.close()
+            with suppress(TorkitError):
+                await self.build(self._choose_path(None, False, ()), is_ours=True)
 
     async def _wait_for_guard(self, circuit: Circuit) -> None:
         """Until no better guard may still answer. Raises CircuitClosed if one is worth a try."""
         try:
             while (is_usable := self._is_usable(circuit.path)) is None:
                 await trio.sleep(GUARD_CHECK)
-            if circuit.error is not None:
-                raise circuit.error
             if not is_usable:
                 raise CircuitClosed("a better guard may be reachable again")
         except BaseException:
@@ -294,9 +344,29 @@ class Circuits:
             if entry.circuit is circuit:
                 entry.is_retired = True
 
+    def note_directory(self, directory: Directory) -> None:
+        """Give no stream to a circuit through a relay that is gone, or whose exit no longer allows it."""
+        self._directory = directory
+        for entry in list(self._circuits):
+            entry.note_directory(directory)
+            if not may_go_on(directory, entry.circuit.path):
+                self._retire(entry)
+
+    def retire_exit(self, identity: bytes) -> None:
+        """Give no stream to a circuit that ends at this relay."""
+        for entry in list(self._circuits):
+            if entry.exit.identity == identity:
+                self._retire(entry)
+
+    def _retire(self, entry: "_Entry") -> None:
+        if entry.dirty_since is None:
+            entry.circuit.close()
+        else:
+            entry.is_retired = True
+
     def renew(self) -> None:
         """Let no stream of later share a circuit with one of before, nor use one built before."""
-        self._identity += 1
+        self.identity += 1
         self.retire_all()
 
     def retire_all(self) -> None:
@@ -307,21 +377,27 @@ class Circuits:
 
     def close(self) -> None:
         for entry in list(self._circuits):
+            entry.circuit.watch.note_used()  # as C tor, no guard is blamed for what was under way
             entry.circuit.close()
 
     async def keep_spares(self, count: int = SPARE_COUNT) -> None:
-        """Keep `count` clean circuits ready and close those that have served; never returns.
+        """Keep `count` clean circuits ready for each port that is expected; never returns.
 
-        Says what is in the way if that goes on, and when it is gone: nobody else does after the start.
+        Those that have served are closed, and those for which nobody came. Says what is in the way if that
+        goes on, and when it is gone: nobody else does after the start.
         """
         failed_rounds = 0
+        if count:
+            self._expect(FIRST_PORT)
         while True:
             self._spare_is_wanted = trio.Event()
+            self._close_idle()
             self._close_worn()
-            wait = MAX_DIRTINESS / 10
-            if sum(entry.is_spare for entry in self._circuits) < count:
+            wait = EXPIRY_CHECK
+            port = self._uncovered_port(count)
+            if port is not None:
                 try:
-                    await self._build_any(None, False, None, ())
+                    await self._build_spare(port)
                     if failed_rounds >= ROUNDS_BEFORE_WARNING:
                         logger.warning("circuits can be built again")
                     failed_rounds = 0
@@ -339,6 +415,28 @@ class Circuits:
             with trio.move_on_after(wait):
                 await self._spare_is_wanted.wait()
 
+    def _uncovered_port(self, count: int) -> int | None:
+        """A port that is expected and for which fewer than `count` circuits are ready."""
+        spares = [entry for entry in self._circuits if entry.is_spare]
+        if len(spares) >= MAX_SPARES:
+            return None
+        for port in self._predicted.ports(trio.current_time()):
+            if sum(entry.serves(port, False) for entry in spares) < count:
+                return port
+        return None
+
+    async def _build_spare(self, port: int) -> None:
+        try:
+            await self._build_any(port, False, None, ())
+        except NoPath:
+            await self._build_any(None, False, None, ())  # as C tor; and it may not be the port's fault
+            self._predicted.forget(port)
+
+    def _close_idle(self) -> None:
+        for entry in list(self._circuits):
+            if entry.dirty_since is None and trio.current_time() >= entry.expires_at:
+                entry.circuit.close()
+
     def _close_worn(self) -> None:
         """Not at once: a DESTROY would overtake what relays still hold of an upload that has ended."""
         now = trio.current_time()
@@ -347,8 +445,29 @@ class Circuits:
                 entry.worn_since = None
             elif entry.worn_since is None:
                 entry.worn_since = now
-            elif now - entry.worn_since >= WORN_GRACE:
-                entry.circuit.close()
+            elif now - entry.worn_since >= WORN_GRACE and not entry.is_probed:
+                if entry.circuit.watch.needs_probe:
+                    entry.is_probed = True
+                    self._nursery.start_soon(self._probe_and_close, entry.circuit)
+                else:
+                    entry.circuit.close()
+
+    async def _probe_and_close(self, circuit: Circuit) -> None:
+        """Close a circuit on which no stream was answered, and first see whether that was its fault.
+
+        path-spec, "Measuring path usage success rates".
+        """
+        nonce = IPv4Address(self._rng.getrandbits(24))
+        try:
+            with trio.move_on_after(self._build_times.timeouts.close):
+                await circuit.begin_probe(nonce).wait_connected()
+        except StreamClosed as error:
+            if error.reason is EndReason.EXITPOLICY and error.address == nonce:
+                circuit.watch.note_used()
+        except TorkitError:
+            pass  # it ended before it could be asked
+        finally:
+            circuit.close()
 
 
 def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
@@ -359,8 +478,9 @@ def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
 class _Build:
     """A circuit under way. It may outlive whoever waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
         self.scope = trio.CancelScope()
+        self.watch = watch
         self.is_begun = trio.Event()  # the channel is there: what it takes from now on is learnt from
         self.begun_at = 0.0
         self.is_over = trio.Event()
@@ -369,6 +489,7 @@ class _Build:
         self.error: TorkitError | None = None
 
     def begin(self, circuit: Circuit) -> None:
+        circuit.watch = self.watch
         self.circuit = circuit
         self.begun_at = trio.current_time()
         self.is_begun.set()
@@ -403,6 +524,9 @@ async def build_circuit(
             except CircuitClosed as error:
                 error.hop = number  # the one that could not be added
                 raise
+            if number == 2 and not circuit.watch.note_attempted():
+                raise CircuitClosed("the guard is used no more")
+        circuit.watch.note_built()
 
     if not path:
         raise UsageError("a path needs at least one relay")
@@ -458,6 +582,8 @@ async def _build(
                 was_reached = None  # perhaps only that connection is dead: a new one will tell
         channels.on_first_hop(first.identity, was_reached)
         if circuit is not None:
+            if isinstance(error, trio.TooSlowError):
+                circuit.watch.note_timed_out()
             circuit.close()
         if isinstance(error, trio.TooSlowError):
             raise TimedOut("a circuit was not built in time") from None
@@ -476,18 +602,20 @@ def _reached(circuit: Circuit | None, error: BaseException) -> bool | None:
 class _Entry:
     """A circuit and whom it may serve."""
 
-    def __init__(self, circuit: Circuit) -> None:
+    def __init__(self, circuit: Circuit, is_stable: bool, expires_at: float) -> None:
         self.circuit = circuit
+        self.exit = circuit.path[-1]  # as the newest directory knows it
         self.isolation: Hashable = None
-        self.dirty_since: float | None = None
         self.is_retired = False
-        self.worn_since: float | None = (
-            None  # when it was first seen without streams, and to take no new ones
-        )
+        self.dirty_since: float | None = None
+        self.expires_at = expires_at  # while it is clean
+        self.is_probed = False
+        self.worn_since: float | None = None  # first seen without streams, and to take no new ones
+        self._is_stable = is_stable
 
     @property
     def is_spare(self) -> bool:
-        return self.dirty_since is None and not self.is_retired
+        return self.dirty_since is None and self.takes_streams
 
     @property
     def takes_streams(self) -> bool:
@@ -495,8 +623,13 @@ class _Entry:
             return False
         return self.dirty_since is None or trio.current_time() - self.dirty_since < MAX_DIRTINESS
 
-    def claim(self, isolation: Hashable) -> Circuit:
-        if self.dirty_since is None:
-            self.isolation = isolation
-            self.dirty_since = trio.current_time()
-        return self.circuit
+    def serves(self, port: int | None, is_ipv6: bool) -> bool:
+        """Whether its relays fit a stream to `port`; None for a look-up."""
+        if port is None:
+            return True
+        if port in LONG_LIVED_PORTS and not self._is_stable:
+            return False
+        return (self.exit.policy6 if is_ipv6 else self.exit.policy).accepts(port)
+
+    def note_directory(self, directory: Directory) -> None:
+        self.exit = directory.relay(self.exit.identity) or self.exit

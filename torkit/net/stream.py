@@ -13,6 +13,7 @@ import trio
 from torkit._fast.cells import RelayCommand
 from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitError, EndReason, StreamClosed, TorkitError
+from torkit.proto.cells import IPAddress
 from torkit.proto.flow import ClockGuard, DrainWatch, StreamParams, Xoff, XoffCheck, Xon
 from torkit.proto.messages import (
     decode_connected,
@@ -49,11 +50,12 @@ class Stream(trio.abc.Stream):
         self._flow = flow
         self._failure: TorkitError | None = None
         self._end: EndReason | None = None
+        self._refused: IPAddress | None = None
         self._is_closed = False
         self._answered = trio.Event()
         self._is_connected = False
-        self._is_refused = False  # by us, for where the exit says that it has connected to
         self.watcher: Watcher | None = None
+        self.identity = 0  # which of the client's it was begun under, for another attempt
         self._unsent = memoryview(b"")  # what send_all still has to seal
         self._is_readable = trio.lowlevel.ParkingLot()
         self._is_writable = trio.lowlevel.ParkingLot()
@@ -199,16 +201,12 @@ class Stream(trio.abc.Stream):
 
     @property
     def _has_ended(self) -> bool:
-        return self._end is not None or self._failure is not None or self._is_refused
+        return self._end is not None or self._failure is not None
 
     def _broken(self) -> StreamBroken:
-        if self._is_refused:
-            return StreamBroken(
-                "the exit connected to an address that is internal to its network",
-                reason=EndReason.TORPROTOCOL,
-            )
         if self._end is not None:
-            return StreamBroken(f"the exit ended the stream: {self._end.name}", reason=self._end)
+            message = f"the exit ended the stream: {self._end.name}"
+            return StreamBroken(message, reason=self._end, address=self._refused)
         broken = StreamBroken(f"the stream's circuit failed: {self._failure}", reason=EndReason.DESTROY)
         broken.__cause__ = self._failure
         return broken
@@ -247,14 +245,17 @@ class Stream(trio.abc.Stream):
         try:
             if command == RelayCommand.CONNECTED:
                 self.address = decode_connected(body).address
+                self.circuit.watch.note_used()
                 if self.circuit.refuses(self.address):
-                    self._is_refused = True
+                    # As an exit would have answered that keeps to the rules.
+                    self._end, self._refused = EndReason.EXITPOLICY, self.address
                     self.circuit.close_stream(self, self._core, encode_end(EndReason.MISC))
                 else:
                     self._is_connected = True
                 self._wake()
             elif command == RelayCommand.END:
-                self._end = decode_end(body).reason
+                end = decode_end(body)
+                self._end, self._refused = end.reason, end.address
                 self.circuit.forget_stream(self)
                 self._wake()
             elif command == RelayCommand.XOFF and self._flow is not None:

@@ -1,0 +1,321 @@
+"""Whether a guard fails more of our circuits than chance would: it could choose so which paths we use.
+
+Pure. Of every circuit that we chose and that made two hops it is counted, for its guard, whether it was
+completed and closed in good order, and whether a stream on it was answered; all others say nothing of the
+guard alone. A circuit passes from NEW to the state that says how it went:
+
+    NEW -> ATTEMPTED -> BUILT -> USE_ATTEMPTED <-> USE_SUCCEEDED
+                                       `-> USE_FAILED                 and from each of these to COUNTED
+
+Where too few went well somebody is told; nothing more is done unless the network asks for it. path-spec,
+"Detecting route manipulation by Guard nodes (Path Bias)".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from enum import Enum, IntEnum
+from typing import Any, NamedTuple
+
+from torkit.build_times import INT32_MAX, Param, default_param
+
+# Implementation limit: no count in a state file that is read may be greater, as C tor.
+MAX_COUNT = 1e9
+
+
+class State(Enum):
+    """How far one circuit has come."""
+
+    NEW = "new"
+    ATTEMPTED = "attempted"
+    BUILT = "built"
+    USE_ATTEMPTED = "use attempted"
+    USE_SUCCEEDED = "use succeeded"
+    USE_FAILED = "use failed"
+    COUNTED = "counted"
+
+
+class Level(IntEnum):
+    """How bad it is."""
+
+    NOTICE = 1
+    WARN = 2
+    EXTREME = 3
+
+
+_MEANINGS = {
+    Level.NOTICE: "fails more often than usual",
+    Level.WARN: "fails very often, most likely for an overload",
+    Level.EXTREME: "fails extremely often, for an attack or an overload",
+}
+
+_COMPLETE = (State.BUILT, State.USE_ATTEMPTED, State.USE_SUCCEEDED, State.USE_FAILED)
+
+
+@dataclass(slots=True, eq=False)
+class Counts:
+    """Of one guard; scaled down now and then, and so no integers. The names are those of C tor's state."""
+
+    circ_attempts: float = 0.0
+    circ_successes: float = 0.0
+    successful_circuits_closed: float = 0.0
+    collapsed_circuits: float = 0.0  # that somebody else closed before they were used
+    unusable_circuits: float = 0.0  # that were used, and no stream was answered
+    timeouts: float = 0.0
+    use_attempts: float = 0.0
+    use_successes: float = 0.0
+    open: Counter[State] = field(default_factory=Counter)  # circuits not closed yet, which are not kept
+    told: dict[str, Level] = field(default_factory=dict)  # the worst said, of circuits and of use
+    is_disabled: bool = False
+
+    @classmethod
+    def from_json(cls, values: Any) -> Counts:
+        """From what `to_json` gave; what is none counts as nothing."""
+        counts = cls()
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if name in _KEPT and type(value) in (int, float) and 0 <= value <= MAX_COUNT:
+                setattr(counts, name, float(value))
+        counts.circ_successes = min(counts.circ_successes, counts.circ_attempts)
+        counts.use_successes = min(counts.use_successes, counts.use_attempts)
+        return counts
+
+    def to_json(self) -> dict[str, float]:
+        """JSON values; circuits that are open get the benefit of the doubt."""
+        values = {name: getattr(self, name) for name in _KEPT}
+        values |= {
+            "successful_circuits_closed": self.closed_well,
+            "use_successes": self.used_well,
+        }
+        return {name: round(value, 6) for name, value in values.items() if value > 0}
+
+    @property
+    def closed_well(self) -> float:
+        """Circuits that were completed and not ended by others, with those that may still be."""
+        return self.successful_circuits_closed + self.count(
+            State.BUILT, State.USE_ATTEMPTED, State.USE_SUCCEEDED
+        )
+
+    @property
+    def used_well(self) -> float:
+        """Circuits on which a stream was answered, with those on which one may still be."""
+        return self.use_successes + self.count(State.USE_ATTEMPTED, State.USE_SUCCEEDED)
+
+    def count(self, *states: State) -> int:
+        """How many circuits are open in these states."""
+        return sum(self.open[state] for state in states)
+
+
+_KEPT = [one.name for one in fields(Counts) if one.type == "float"]
+
+
+class Report(NamedTuple):
+    """What there is to say of a guard. `is_dropped` asks for using it no more."""
+
+    guard: bytes
+    is_warning: bool
+    is_dropped: bool
+    message: str
+
+
+def _no_guard(identity: bytes) -> Counts | None:
+    """For those who keep no guards."""
+    return None
+
+
+def _ignore(report: Report) -> None:
+    """For those who need not know."""
+
+
+class PathBias:
+    """Gives out a Watch for each circuit. `counts_of` gives those of a guard, None for other relays."""
+
+    def __init__(
+        self,
+        counts_of: Callable[[bytes], Counts | None] = _no_guard,
+        param: Param = default_param,
+        report: Callable[[Report], None] = _ignore,
+    ) -> None:
+        self.has_changed = False  # since the counts were last kept
+        self._counts_of = counts_of
+        self._param = param
+        self._report = report
+
+    def watch(self, guard: bytes) -> Watch:
+        """For a circuit that begins at this relay, and all of which we chose."""
+        return Watch(self, guard)
+
+    # --- called by Watch --------------------------------------------------------------------------
+
+    def begin(self, guard: bytes) -> Counts | None:
+        """Count one more circuit, and judge by those of before."""
+        counts = self._counts_of(guard)
+        if counts is None:
+            return None
+        self._judge_circuits(guard, counts)
+        if not counts.is_disabled:
+            self._scale_circuits(counts)
+            counts.circ_attempts += 1
+            self.has_changed = True
+        return counts
+
+    def begin_use(self, guard: bytes, counts: Counts) -> None:
+        """Count one more circuit as used, and judge by those of before."""
+        self._judge_use(guard, counts)
+        self._scale_use(counts)
+        counts.use_attempts += 1
+        self.has_changed = True
+
+    def _judge_circuits(self, guard: bytes, counts: Counts) -> None:
+        if counts.circ_attempts <= self._param("pb_mincircs", 150, 5, INT32_MAX):
+            return
+        rate = counts.closed_well / counts.circ_attempts
+        done = f"{round(counts.closed_well)} of {round(counts.circ_attempts)} circuits succeeded"
+        if rate < self._percent("pb_extremepct", 30):
+            self._tell(guard, counts, "circuits", Level.EXTREME, done)
+        elif rate < self._percent("pb_warnpct", 50):
+            self._tell(guard, counts, "circuits", Level.WARN, done)
+        elif rate < self._percent("pb_noticepct", 70):
+            self._tell(guard, counts, "circuits", Level.NOTICE, done)
+
+    def _judge_use(self, guard: bytes, counts: Counts) -> None:
+        if counts.use_attempts <= self._param("pb_minuse", 20, 3, INT32_MAX):
+            return
+        rate = counts.used_well / counts.use_attempts
+        done = f"{round(counts.used_well)} of {round(counts.use_attempts)} circuits carried streams"
+        if rate < self._percent("pb_extremeusepct", 60):
+            self._tell(guard, counts, "use", Level.EXTREME, done)
+        elif rate < self._percent("pb_noticeusepct", 80):
+            self._tell(guard, counts, "use", Level.NOTICE, done)
+
+    def _tell(self, guard: bytes, counts: Counts, what: str, level: Level, done: str) -> None:
+        """Each level once, and none after a worse one."""
+        if level is Level.EXTREME and self._param("pb_dropguards", 0, 0, 1):
+            if not counts.is_disabled:
+                counts.is_disabled = True
+                message = f"fails extremely often and is used no more: {done}"
+                self._report(Report(guard, is_warning=True, is_dropped=True, message=message))
+            return
+        if level <= counts.told.get(what, 0):
+            return
+        counts.told[what] = level
+        message = f"{_MEANINGS[level]}: {done}"
+        self._report(Report(guard, is_warning=level > Level.NOTICE, is_dropped=False, message=message))
+
+    def _percent(self, name: str, default: int) -> float:
+        return self._param(name, default, 0, 100) / 100
+
+    def _scale_circuits(self, counts: Counts) -> None:
+        """Let what was long ago count less; what is still open counts in full. "Scaling success counts"."""
+        if counts.circ_attempts <= self._param("pb_scalecircs", 300, 10, INT32_MAX):
+            return
+        ratio = self._ratio()
+        built = counts.count(*_COMPLETE)
+        attempted = built + counts.count(State.ATTEMPTED)
+        counts.circ_attempts = (counts.circ_attempts - attempted) * ratio + attempted
+        counts.circ_successes = (counts.circ_successes - built) * ratio + built
+        counts.timeouts *= ratio
+        counts.successful_circuits_closed *= ratio
+        counts.collapsed_circuits *= ratio
+        counts.unusable_circuits *= ratio
+
+    def _scale_use(self, counts: Counts) -> None:
+        if counts.use_attempts <= self._param("pb_scaleuse", 100, 10, INT32_MAX):
+            return
+        ratio = self._ratio()
+        opened = counts.count(State.USE_ATTEMPTED, State.USE_SUCCEEDED)
+        counts.use_attempts = (counts.use_attempts - opened) * ratio + opened
+        counts.use_successes *= ratio
+
+    def _ratio(self) -> float:
+        divisor = self._param("pb_scalefactor", 2, 2, INT32_MAX)
+        return self._param("pb_multfactor", 1, 1, divisor) / divisor
+
+
+class Watch:
+    """Told with `note_*` what becomes of one circuit. What does not follow from its state changes nothing."""
+
+    def __init__(self, bias: PathBias | None, guard: bytes) -> None:
+        self.state = State.NEW
+        self._bias = bias
+        self._guard = guard
+        self._counts: Counts | None = None
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether streams were tried, and nothing that came shows that the circuit works."""
+        return self.state is State.USE_ATTEMPTED
+
+    def note_attempted(self) -> bool:
+        """Two hops were made. False where the guard is used no more."""
+        if self._bias is None or self.state is not State.NEW:
+            return True
+        self._counts = self._bias.begin(self._guard)
+        if self._counts is None:
+            self.state = State.COUNTED
+            return True
+        if self._counts.is_disabled:
+            return False
+        self._enter(State.ATTEMPTED)
+        return True
+
+    def note_built(self) -> None:
+        """All hops were made."""
+        if self.state is State.ATTEMPTED:
+            self._add("circ_successes")
+            self._enter(State.BUILT)
+
+    def note_timed_out(self) -> None:
+        """Not all hops were made in time."""
+        if self.state is State.ATTEMPTED:
+            self._add("timeouts")
+
+    def note_use(self) -> None:
+        """A stream is tried on it."""
+        if self.state is State.BUILT and self._bias is not None and self._counts is not None:
+            self._bias.begin_use(self._guard, self._counts)
+            self._enter(State.USE_ATTEMPTED)
+
+    def note_used(self) -> None:
+        """The exit has answered: CONNECTED, RESOLVED, or an END that no broken cell explains."""
+        if self.state is State.USE_ATTEMPTED:
+            self._enter(State.USE_SUCCEEDED)
+
+    def note_given_up(self) -> None:
+        """A stream is tried again elsewhere: something here may have been held back."""
+        if self.state is State.USE_SUCCEEDED:
+            self._enter(State.USE_ATTEMPTED)
+
+    def note_broken(self) -> None:
+        """The exit says that it got broken cells."""
+        if self.state in (State.USE_ATTEMPTED, State.USE_SUCCEEDED):
+            self._enter(State.USE_FAILED)
+
+    def note_closed(self, *, by_us: bool) -> None:
+        """The circuit has ended."""
+        if self.state is State.USE_SUCCEEDED or (self.state is State.BUILT and by_us):
+            self._add("successful_circuits_closed")
+        elif self.state is State.BUILT:
+            self._add("collapsed_circuits")
+        elif self.state in (State.USE_ATTEMPTED, State.USE_FAILED):
+            self._add("unusable_circuits")
+        if self.state is State.USE_SUCCEEDED:
+            self._add("use_successes")
+        if self.state not in (State.NEW, State.COUNTED):
+            self._enter(State.COUNTED)
+
+    def _add(self, name: str) -> None:
+        assert self._bias is not None
+        setattr(self._counts, name, getattr(self._counts, name) + 1)
+        self._bias.has_changed = True
+
+    def _enter(self, state: State) -> None:
+        if self._counts is not None:
+            self._counts.open[self.state] -= self.state is not State.NEW
+            self._counts.open[state] += state is not State.COUNTED
+        self.state = state
+
+
+# Of circuits that we did not choose, or that have one hop.
+UNWATCHED = Watch(None, b"")
