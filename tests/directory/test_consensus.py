@@ -90,6 +90,13 @@ def test_relays_are_as_written_in_order_of_identity() -> None:
         relays[12]
 
 
+def test_a_relay_whose_line_has_more_spaces_is_found_by_its_nickname() -> None:
+    """It was listed and not found."""
+    text = GOOD.replace(R_LINES[3], R_LINES[3].replace(b"r ", b"r  ", 1))
+    relays = parse_consensus(text).relays
+    assert relays.indexes_of_nickname(R_LINES[3].split()[1].decode()) == [3]
+
+
 def test_consensus_verifies_and_names_who_signed() -> None:
     assert verify(parse_consensus(GOOD), CERTIFICATES, TRUSTED, nd.NOW) == tuple(TRUSTED.values())
 

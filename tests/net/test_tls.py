@@ -16,6 +16,8 @@ from served import fresh_relays
 from torkit.errors import ChannelClosed, ChannelError
 from torkit.net.tls import TlsConnection, random_server_name
 
+BUFFER = bytearray(1 << 17)  # what one read brings, for one reader at a time
+
 Script = Callable[[trio.SSLStream[trio.SocketStream]], Awaitable[None]]
 
 
@@ -52,16 +54,16 @@ def relay() -> FakeRelay:
 async def receive_until(connection: TlsConnection, length: int) -> bytes:
     data = b""
     while len(data) < length:
-        count = await connection.receive()
+        count = await connection.receive(BUFFER)
         assert count, f"ended after {len(data)} bytes"
-        data += connection.buffer[:count]
+        data += BUFFER[:count]
     return data
 
 
 async def receive_all(connection: TlsConnection) -> bytes:
     data = b""
-    while count := await connection.receive():
-        data += connection.buffer[:count]
+    while count := await connection.receive(BUFFER):
+        data += BUFFER[:count]
     return data
 
 
@@ -90,9 +92,9 @@ async def test_one_read_takes_every_record_that_has_come() -> None:
     async with tcp_server(over_tls(many_records)) as address:
         connection = await TlsConnection.connect(*address)
         await sent.wait()
-        count = await connection.receive()
+        count = await connection.receive(BUFFER)
         assert count == 8 * 4096
-        assert connection.buffer[:count] == b"".join(bytes([number]) * 4096 for number in range(8))
+        assert BUFFER[:count] == b"".join(bytes([number]) * 4096 for number in range(8))
         connection.close()
 
 
@@ -307,7 +309,7 @@ async def test_what_came_before_broken_bytes_is_received() -> None:
         assert await receive_until(connection, 10) == b"last words"
         for _ in range(2):
             with pytest.raises(ChannelError, match="TLS from the relay is broken: "):
-                await connection.receive()
+                await connection.receive(BUFFER)
         connection.close()
 
 
@@ -318,10 +320,10 @@ async def test_a_closed_connection_leaves_the_sockets_number_alone() -> None:
         other, end = socket.socketpair()  # takes the number that has become free
         with other, end:
             with pytest.raises(ChannelClosed):
-                connection.send_now(b"x")
+                connection.core.send(b"x")
             end.send(b"y")
             with pytest.raises(ChannelClosed):
-                await connection.receive()
+                await connection.receive(BUFFER)
             assert other.recv(2) == b"y"
 
 
@@ -331,7 +333,7 @@ async def test_closing_wakes_a_reader() -> None:
 
         async def read() -> None:
             with pytest.raises(trio.ClosedResourceError):
-                await connection.receive()
+                await connection.receive(BUFFER)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)

@@ -33,6 +33,12 @@ def _guards(shell: Shell) -> list[str]:
     return [guard["fingerprint"] for guard in state["guards"]]
 
 
+def _possible_guards(shell: Shell) -> list[str]:
+    """Nicknames. Authorities vote Stable by uptime, and in a network of seconds not of every relay."""
+    flags = "--flag Guard --flag Fast --flag Stable --flag V2Dir"
+    return shell.run(f"torkit relays {flags} --columns nickname").stdout.decode().split()
+
+
 def _path(line: bytes) -> list[str]:
     return [relay["nickname"] for relay in json.loads(line)["path"]]
 
@@ -60,28 +66,33 @@ def _paused(net: RunningTestnet, nickname: str) -> Iterator[None]:
 
 
 def test_restrictions_hold_on_real_circuits(net: RunningTestnet, own_shell: Shell) -> None:
-    entry, other, excluded = [relay for relay in net.relays if not relay.is_exit][:3]
+    entry = next(name for name in _possible_guards(own_shell) if not net.relay(name).is_exit)
+    other, excluded = [
+        relay.nickname for relay in net.relays if not relay.is_exit and relay.nickname != entry
+    ][:2]
     exit_ = net.exits[0]
     result = own_shell.run(
-        f"torkit build-circuit --count 3 --entry-nodes {entry.nickname},{other.nickname}"
-        f" --exit-nodes {exit_.fingerprint} --exclude-nodes {other.nickname},{excluded.nickname},nobody"
+        f"torkit build-circuit --count 3 --entry-nodes {entry},{other}"
+        f" --exit-nodes {exit_.fingerprint} --exclude-nodes {other},{excluded},nobody"
     )
     lines = result.stdout.splitlines()
     assert len(lines) == 3, result
     for line in lines:
         first, middle, last = _path(line)
-        assert (first, last) == (entry.nickname, exit_.nickname)
-        assert middle not in (other.nickname, excluded.nickname)
+        assert (first, last) == (entry, exit_.nickname)
+        assert middle not in (other, excluded)
     said = result.stderr.decode()
     assert [said.count(f"torkit: --{name}-nodes: ") for name in ("entry", "exit", "exclude")] == [1, 1, 1]
     assert "torkit: no relay nobody in the directory\n" in said
 
 
 def test_an_exit_that_is_the_guard_gets_another_guard(net: RunningTestnet, own_shell: Shell) -> None:
-    """Every relay of this network may be a guard; one entry node of two makes sure that an exit is."""
-    entries = [net.exits[0].nickname, net.relays[0].nickname]
-    for number in range(2):
-        exit_ = net.exits[number].nickname
+    """One entry node of two makes sure that an exit is the guard."""
+    possible = _possible_guards(own_shell)
+    guard_and_exit = next(name for name in possible if net.relay(name).is_exit)
+    entries = [guard_and_exit, next(name for name in possible if not net.relay(name).is_exit)]
+    other_exit = next(relay.nickname for relay in net.exits if relay.nickname != guard_and_exit)
+    for exit_ in (guard_and_exit, other_exit):
         line = f"torkit build-circuit --entry-nodes {','.join(entries)} --exit-nodes {exit_}"
         first, _, last = _path(own_shell.run(line).stdout)
         assert last == exit_

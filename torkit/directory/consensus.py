@@ -256,7 +256,7 @@ class Relays(Sequence[RouterStatus]):
         """The places of all relays so named, without regard to case: nicknames are not unique."""
         if not (nickname.isascii() and nickname.isalnum()):
             return []
-        pattern = re.compile(rb"^r " + nickname.encode("ascii") + rb" ", re.MULTILINE | re.IGNORECASE)
+        pattern = re.compile(rb"^r +" + nickname.encode("ascii") + rb" ", re.MULTILINE | re.IGNORECASE)
         offsets = self._entry_offsets()
         starts = (match.start() for match in pattern.finditer(self._text, self._start, offsets[-1]))
         return [bisect_left(offsets, start) for start in starts]

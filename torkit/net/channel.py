@@ -38,6 +38,9 @@ from torkit.proto.padding import Use
 # Implementation limit, seconds: TCP, TLS and link handshake together.
 CONNECT_TIMEOUT = 30.0
 
+# Implementation limit, bytes: VERSIONS, CERTS and AUTH_CHALLENGE of real relays come in one such read.
+HANDSHAKE_READ_LEN = 16384
+
 
 class Channel:
     """Made by `connect`; `run` must be running for anything to move. `link` tells who the relay is."""
@@ -278,12 +281,13 @@ def _on_circuit_failed(event: CircuitFailed) -> None:
 async def _shake_hands(tls: TlsConnection, core: CoreChannel, handshake: LinkHandshake) -> LinkResult:
     for command, body in handshake.start():
         core.send_control(0, command, body)
+    buffer = bytearray(HANDSHAKE_READ_LEN)
     while handshake.result is None:
         await tls.send(core.data_to_send())
-        count = await tls.receive()
+        count = await tls.receive(buffer)
         if not count:
             raise ChannelClosed("the relay closed the connection during the link handshake")
-        for event in core.receive_data(tls.buffer, count):
+        for event in core.receive_data(buffer, count):
             if isinstance(event, ChannelFailed):
                 raise event.error
             if isinstance(event, ControlCell) and handshake.result is None:

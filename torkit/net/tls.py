@@ -1,7 +1,6 @@
-"""TLS to a relay over a socket: reads everything at hand into one reusable buffer. No cells here.
+"""TLS to a relay over a socket: connecting, and waiting until the link handshake is done. No cells here.
 
-Relays write TLS records of about 4 KiB, and a general TLS stream would return one per call. This one
-takes all that the socket holds, decrypts every record of it (_fast/tls), and wakes its caller once.
+After that the pump reads and writes `core` by itself (net/pump.py). TLS itself is in _fast/tls.
 
 The certificate proves nothing here, so TLS itself verifies nothing: the CERTS cell that follows ties it
 to the relay's identity (proto/certs.py).
@@ -17,10 +16,6 @@ import trio
 from torkit._fast.tls import Tls
 from torkit.errors import ChannelClosed, ChannelError
 
-# Implementation limit, bytes: what one read may bring to the core. A busy relay's burst; larger gains
-# nothing measurable and stays resident.
-BUFFER_LEN = 131072
-
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
 
@@ -35,7 +30,6 @@ class TlsConnection:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.core = Tls(sock.fileno(), random_server_name(SystemRandom()).encode())
-        self.buffer = bytearray(BUFFER_LEN)
 
     @classmethod
     async def connect(
@@ -79,48 +73,18 @@ class TlsConnection:
             raise ChannelError("the relay showed no TLS certificate")
         return certificate
 
-    @property
-    def wants_to_send(self) -> bool:
-        """Something is left to send, be it TLS's own, such as an answer to a key update."""
-        return self.core.wants_to_send
-
-    @property
-    def is_blocked(self) -> bool:
-        """The relay does not take what we send as fast as we send it."""
-        return self.core.is_blocked
-
-    async def receive(self) -> int:
-        """Wait for data and decrypt all of it into the start of `buffer`; its length, 0 at the end."""
+    async def receive(self, buffer: bytearray) -> int:
+        """Wait for data and decrypt what is at hand into `buffer`; its length, 0 at the end."""
         # Decrypting first: the last flight of the handshake may have brought data with it.
-        while not (count := self.receive_now()) and not self.has_ended:
-            await self.wait_readable()
+        while not (count := self.core.receive(buffer)) and not self.core.has_ended:
+            await trio.lowlevel.wait_readable(self._sock)
         return count
-
-    def receive_now(self) -> int:
-        """Decrypt what has come into the start of `buffer`; its length, 0 if it is nothing or the end."""
-        return self.core.receive(self.buffer)
-
-    @property
-    def has_ended(self) -> bool:
-        """The relay has ended the connection, and all that it sent was received."""
-        return self.core.has_ended
-
-    async def wait_readable(self) -> None:
-        """Wait until `receive_now` may have something: after it had nothing."""
-        await trio.lowlevel.wait_readable(self._sock)
 
     async def send(self, data: bytes) -> None:
         """Encrypt and send all of `data`. Must not be cancelled but to close the connection."""
-        while not self.send_now(data):
+        while not self.core.send(data):
             data = b""
             await trio.lowlevel.wait_writable(self._sock)
-
-    def send_now(self, data: bytes) -> bool:
-        """Encrypt `data` and send what the socket takes; False if `send` must finish the rest.
-
-        Not to be called while `is_blocked`, so that what waits here stays bounded.
-        """
-        return self.core.send(data)
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
