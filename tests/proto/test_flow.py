@@ -6,23 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torkit._fast.vegas import ClockGuard, RoundTripTime, Vegas, n_ewma
 from torkit.errors import CircuitError
 from torkit.proto.flow import (
     PARAMETERS,
     RELAY_DATA_LEN_MAX,
     RELAY_DATA_LEN_MIN,
     XOFF_CREDIT_MAX,
-    ClockGuard,
     CongestionParams,
     DrainWatch,
     PathKind,
-    RoundTripTime,
     StreamParams,
-    Vegas,
     Xoff,
     XoffCheck,
     Xon,
-    n_ewma,
     parameter,
     wants_congestion_control,
 )

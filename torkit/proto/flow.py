@@ -1,7 +1,8 @@
 """How many DATA cells may be under way on a circuit, and when a stream's peer must pause. Numbers only.
 
-No cells are counted or sealed here: the compiled core does that, and this module is asked once per SENDME,
-once per read of a stream's queue and once per XON or XOFF. Time is the caller's monotonic clock, in seconds.
+No cells are counted or sealed here: the compiled core does that, and the arithmetic of once per SENDME too
+(_fast/vegas). This module has its parameters, and is asked once per read of a stream's queue and once per XON
+or XOFF. Time is the caller's monotonic clock, in seconds.
 
 **Circuits.** The far end acknowledges every `increment` DATA cells with a circuit-level SENDME. We may have
 `window` cells sent and not acknowledged:
@@ -43,10 +44,12 @@ from enum import Enum
 from typing import NamedTuple
 
 from torkit._fast.circuit import CIRCUIT_WINDOW_START
+from torkit._fast.vegas import ClockGuard as ClockGuard
+from torkit._fast.vegas import Vegas as Vegas
+from torkit._fast.vegas import n_ewma
 from torkit.errors import CircuitError
 
 # Specification constants. Proposal 324.
-DELTA_DISCREPANCY_RATIO_MAX = 5000  # 2.1.1, [CLOCK_HEURISTICS]
 RELAY_DATA_LEN_MIN = 488  # bytes of data in a DATA cell of format v1: the unit of cc_xoff_*
 RELAY_DATA_LEN_MAX = 498  # and of format v0: the unit of cc_xon_rate
 DRAIN_BURST_CELLS = 32  # 4.1.2, [XON_ADVISORY]: a queue above this is not just a burst
@@ -178,189 +181,11 @@ def wants_congestion_control(params: Mapping[str, int]) -> bool:
     return parameter(params, "cc_alg") != 0
 
 
-# --- Time ------------------------------------------------------------------------------------------------
-
-
-def n_ewma(current: int, previous: int, n: int) -> int:
-    """The moving average over `n` values; `previous` is 0 before the first. 2.1.2, [N_EWMA_SMOOTHING]."""
-    return current if previous == 0 else (2 * current + (n - 1) * previous) // (n + 1)
+# --- XON and XOFF ----------------------------------------------------------------------------------------
 
 
 def _usec(seconds: float) -> int:
     return round(seconds * 1_000_000)
-
-
-class ClockGuard:
-    """Whether the clock can be believed: one for all circuits of a process. 2.1.1, [CLOCK_HEURISTICS]."""
-
-    def __init__(self) -> None:
-        self.is_stalled = False
-
-    def accepts(self, rtt: int, baseline: int) -> bool:
-        """Judge one RTT, usec, beside the smoothed RTT; `baseline` is 0 where there is none to trust yet."""
-        if rtt <= 0:
-            self.is_stalled = True
-            return False
-        if baseline == 0:
-            return True
-        if baseline > rtt * DELTA_DISCREPANCY_RATIO_MAX:
-            return not self.is_stalled  # a fast network, unless the clock is known to stand still
-        if rtt > baseline * DELTA_DISCREPANCY_RATIO_MAX:
-            return False  # a jump, or a peer that slept; it says nothing about the clock from now on
-        self.is_stalled = False
-        return True
-
-
-class RoundTripTime:
-    """The estimates of one circuit, usec; 0 before the first. 2.1, "RTT measurement"."""
-
-    def __init__(self) -> None:
-        self.ewma = 0
-        self.minimum = 0  # of the smoothed values, which evens out what other circuits do
-        self.maximum = 0  # of the raw ones; half-open streams may speak for so long
-
-    def update(self, rtt: int, *, n: int, reset_pct: int | None) -> None:
-        """Take in one accepted RTT, smoothed over `n`.
-
-        `reset_pct`, where the window has sunk to its minimum, says how far the minimum moves to the
-        larger of itself and the average: it may have been a lucky one. 3.1.2, cc_rtt_reset_pct.
-        """
-        self.ewma = n_ewma(rtt, self.ewma, n)
-        self.maximum = max(self.maximum, rtt)
-        if self.minimum == 0:
-            self.minimum = self.ewma
-        elif reset_pct is not None:
-            low, high = sorted((self.ewma, self.minimum))
-            self.minimum = reset_pct * high // 100 + (100 - reset_pct) * low // 100
-        else:
-            self.minimum = min(self.minimum, self.ewma)
-
-
-# --- Circuit windows -----------------------------------------------------------------------------------
-
-
-class Vegas:
-    """TOR_VEGAS; driven by `acknowledge`, once per SENDME. Proposal 324, section 3.3.
-
-    `increment` is what was negotiated with the hop. `window` may sink below what is in flight: then
-    nothing is sent until enough is acknowledged.
-    """
-
-    def __init__(self, params: CongestionParams, *, increment: int, clock: ClockGuard) -> None:
-        self.increment = increment
-        # cc_cwnd_min "must never be set below cc_sendme_inc"; nor can what was negotiated be above it.
-        self.minimum = max(params.cwnd_min, increment)
-        self.window = min(max(params.cwnd_init, self.minimum), params.cwnd_max)
-        self.in_slow_start = True
-        self.is_full = False
-        self.is_blocked = False
-        self.rtt = RoundTripTime()
-        self._params = params
-        self._clock = clock
-        self._sendmes_to_update = self._update_interval()
-        self._sendmes_to_window = 0
-
-    def acknowledge(self, rtt: float, *, in_flight: int, blocked: bool) -> None:
-        """The step of the algorithm for one SENDME.
-
-        `rtt` is in seconds, from sending the cell that caused it; `in_flight` counts cells sent and not
-        acknowledged before it; `blocked` says that our channel is congested.
-        """
-        self._sendmes_to_update = max(0, self._sendmes_to_update - 1)
-        self._sendmes_to_window = max(0, self._sendmes_to_window - 1)
-        rtt_usec = _usec(rtt)
-        if self._clock.accepts(rtt_usec, 0 if self.in_slow_start else self.rtt.ewma):
-            self._update_rtt(rtt_usec)
-            self._update_blocked(blocked)
-            self._update_window(in_flight)
-
-    def _update_rtt(self, rtt: int) -> None:
-        at_minimum = self.window == self.minimum and not self.in_slow_start
-        reset_pct = self._params.rtt_reset_pct if at_minimum else None
-        self.rtt.update(rtt, n=self._ewma_count(), reset_pct=reset_pct)
-
-    def _update_blocked(self, blocked: bool) -> None:
-        """A channel that blocks or unblocks is looked at now, not at the end of the interval (as C tor)."""
-        if blocked != self.is_blocked:
-            self.is_blocked = blocked
-            self._sendmes_to_update = 0
-
-    def _update_window(self, in_flight: int) -> None:
-        params = self._params
-        bdp = self.window * self.rtt.minimum // self.rtt.ewma  # 3.1.2
-        queue_use = max(0, self.window - bdp)
-
-        if in_flight + params.cwnd_full_gap * self.increment >= self.window:
-            self.is_full = True
-        elif 100 * in_flight < params.cwnd_full_minpct * self.window:
-            self.is_full = False
-
-        if self.in_slow_start:
-            self._slow_start(bdp, queue_use)
-        elif self._sendmes_to_update == 0:
-            self._steady_state(bdp, queue_use)
-        self.window = min(max(self.window, self.minimum), params.cwnd_max)
-
-        update_interval, window_interval = self._update_interval(), self._sendmes_per_window()
-        self._sendmes_to_update = self._sendmes_to_update or update_interval
-        self._sendmes_to_window = self._sendmes_to_window or window_interval
-        if params.cwnd_full_per_cwnd:
-            is_full_over = self._sendmes_to_window == window_interval
-        else:
-            is_full_over = self._sendmes_to_update == update_interval
-        if is_full_over:
-            self.is_full = False
-
-    def _slow_start(self, bdp: int, queue_use: int) -> None:
-        params = self._params
-        if queue_use >= params.gamma or self.is_blocked:
-            self.window = bdp + params.gamma
-            self.in_slow_start = False
-        elif self.is_full:
-            increment = self._rfc3742_increment()
-            self.window += increment
-            if increment * self._sendmes_per_window() <= params.cwnd_inc * params.cwnd_inc_rate:
-                self.in_slow_start = False  # steady state grows as fast
-        if self.window >= params.ss_max:
-            self.window = params.ss_max
-            self.in_slow_start = False
-
-    def _steady_state(self, bdp: int, queue_use: int) -> None:
-        params = self._params
-        if queue_use > params.delta:
-            self.window = bdp + params.delta - params.cwnd_inc
-        elif queue_use > params.beta or self.is_blocked:
-            self.window -= params.cwnd_inc
-        elif self.is_full and queue_use < params.alpha:
-            self.window += params.cwnd_inc
-
-    def _rfc3742_increment(self) -> int:
-        """Cells to grow by at one SENDME of slow start: rounded, and less and less above the cap."""
-        params = self._params
-        if self.window <= params.ss_cap:
-            return (params.cwnd_inc_pct_ss * self.increment + 50) // 100
-        return max((self.increment * params.ss_cap + self.window) // (2 * self.window), 1)
-
-    def _ewma_count(self) -> int:
-        """N of the smoothing. 2.1.2, [N_EWMA_SMOOTHING]."""
-        params = self._params
-        if self.in_slow_start:
-            return max(params.ewma_ss, 2)
-        return max(min(self._update_interval() * params.ewma_cwnd_pct // 100, params.ewma_max), 2)
-
-    def _update_interval(self) -> int:
-        """SENDMEs from one look at the window to the next: CWND_UPDATE_RATE of 3.3."""
-        if self.in_slow_start:
-            return 1
-        cells = self._params.cwnd_inc_rate * self.increment
-        return (self.window + cells // 2) // cells
-
-    def _sendmes_per_window(self) -> int:
-        """SENDMEs to a whole window, rounded: SENDME_PER_CWND of 3.3."""
-        return (self.window + self.increment // 2) // self.increment
-
-
-# --- XON and XOFF ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
