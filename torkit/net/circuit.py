@@ -78,6 +78,7 @@ class Circuit:
         self._channel = channel
         self._core = core
         self._settings = settings
+        self._stream_params = flow.StreamParams.from_params(settings.params)
         self._vegas: list[flow.Vegas | None] = []
         self._streams: set[StreamOwner] = set()
         self._reply: _Reply | None = None
@@ -219,7 +220,7 @@ class Circuit:
         """What watches XON and XOFF of one stream; None where it has windows."""
         if self._vegas[hop] is None:
             return None
-        return StreamFlow(flow.StreamParams.from_params(self._settings.params), self._settings.clock)
+        return StreamFlow(self._stream_params, self._settings.clock)
 
     async def resolve(self, name: str | cells.IPAddress) -> list[messages.Answer]:
         """What the last hop resolves `name` to; for an address literal, its names.

@@ -305,6 +305,7 @@ class _Client:
         self._request: Request | None = None
         self._isolation: Hashable = None
         self._stream: Stream | None = None
+        self._has_more = False  # it sends before it is answered; what is heard of it next is that it broke
         self._sent_early = 0  # bytes of what it sent with its request, before the exit has answered; as C tor
         self._carrier: Carrier | None = None
         self._scope = trio.CancelScope()  # of a task that works for this client
@@ -312,9 +313,13 @@ class _Client:
     # --- the handshake ----------------------------------------------------------------------------
 
     def on_pump(self, what: Any) -> None:
-        """It sends, or, once its request is complete, has broken."""
+        """It sends, or has broken. What it sends behind its request waits until the exit has answered."""
         if self._request is not None:
-            return self.close()
+            if self._has_more:
+                return self.close()
+            self._has_more = True
+            self._proxy.pump.watch_reading(self._source, False)
+            return None
         try:
             data = self._socket.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -342,7 +347,6 @@ class _Client:
 
     def _serve(self, request: Request) -> None:
         self._proxy.handshakes.discard(self)
-        self._proxy.pump.watch_reading(self._source, False)
         if self._proxy.is_leak(request):
             return self._part(encode_reply(request.version, Reply.NOT_ALLOWED))
         self._isolation = self._proxy.isolation(self, request)
