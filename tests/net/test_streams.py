@@ -437,6 +437,26 @@ async def test_xoff_stops_and_xon_resumes_a_stream() -> None:
 # --- Resolving -----------------------------------------------------------------------------------------
 
 
+async def test_a_stream_closed_in_mid_read_hears_no_more_of_it() -> None:
+    """What followed in the same read found no owner, and the whole connection ended for it."""
+
+    class Leaving:
+        def on_change(self) -> None:
+            stream.close()
+
+        def on_xon(self) -> None:
+            raise AssertionError
+
+    async with serve_circuit() as (circuit, relays):
+        stream, far = await open_stream(circuit, relays[2])
+        far.circuit.ended_streams.add(far.id)
+        stream.watcher = Leaving()
+        far.data(b"the last")
+        far.end()
+        await circuit.resolve("sync.test")
+        assert circuit.error is None
+
+
 async def test_resolve_gives_every_answer() -> None:
     async with serve_circuit() as (circuit, relays):
         relays[2].hosts["name.test"] = ["192.0.2.1", "2001:db8::1"]

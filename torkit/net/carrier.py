@@ -75,6 +75,8 @@ class Carrier:
 
     def on_change(self) -> None:
         """Bytes have come that the core did not write by itself, or the stream has ended."""
+        if self._is_over:
+            return
         try:
             is_pushed = self._stream.push(self._socket.fileno())
             is_done = is_pushed and self._stream.is_over()

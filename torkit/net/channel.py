@@ -255,19 +255,24 @@ class Channel:
         self._is_sent = trio.Event()
 
 
+# A stream has no owner any more where an earlier event of the same read had it closed.
+
+
 def _on_readable(event: Readable) -> None:
-    event.stream.owner.on_readable()
+    if (owner := event.stream.owner) is not None:
+        owner.on_readable()
 
 
 def _on_writable(event: Writable) -> None:
-    event.stream.owner.on_writable()
+    if (owner := event.stream.owner) is not None:
+        owner.on_writable()
 
 
 def _on_message(event: Message) -> None:
     if event.stream is None:
         event.circuit.owner.on_message(event.hop, event.command, event.body)
-    else:
-        event.stream.owner.on_message(event.command, event.body)
+    elif (owner := event.stream.owner) is not None:
+        owner.on_message(event.command, event.body)
 
 
 def _on_acknowledged(event: Acknowledged) -> None:
