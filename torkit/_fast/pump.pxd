@@ -36,12 +36,13 @@ cdef class Pump
 cdef class Local(Source):
     cdef Pump pump                # None once it is watched no more
     cdef Stream stream            # takes what the client sends; None while Python reads
-    cdef uint8_t* unsent          # of the last read: what the stream's windows had no room for
+    cdef uint8_t* unsent          # of the last read: what the stream's windows had no room for, or NULL
     cdef Py_ssize_t unsent_len
     cdef bint has_ended           # nothing more can be read
     cdef bint is_due              # the windows have opened
 
     cdef int seal(self) except -1
+    cdef int keep(self, const uint8_t* data, Py_ssize_t count) except -1
 
 @cython.final
 cdef class Pump:

@@ -18,7 +18,7 @@ from posix.unistd cimport close, read
 from torkit._fast.cells cimport monotonic
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
 
-from torkit.errors import ChannelClosed, ChannelError, UsageError
+from torkit.errors import ChannelClosed, ChannelError
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -65,25 +65,15 @@ cdef class Local(Source):
         free(self.unsent)
 
     def feed(self, Stream stream, const uint8_t[::1] early=None):
-        """Have the core hand `early` and all that is read here to `stream`; with None, Python is told instead.
-
-        `early` may be as long as one read, 64 KiB: raises UsageError for more.
-        """
+        """Have the core hand `early` and all that is read here to `stream`; with None, Python is told instead."""
         if self.stream is not None:
             self.stream.feeder = None
         self.stream = stream
         if stream is None:
             return
-        if early is not None and early.shape[0] > CLIENT_READ_LEN:
-            raise UsageError(f"{early.shape[0]} bytes are more than one read")
         stream.feeder = self
-        if self.unsent == NULL:
-            self.unsent = <uint8_t*>malloc(CLIENT_READ_LEN)
-            if self.unsent == NULL:
-                raise MemoryError
         if early is not None and early.shape[0]:
-            memcpy(self.unsent, &early[0], early.shape[0])
-            self.unsent_len = early.shape[0]
+            self.keep(&early[0], early.shape[0])
         self.resume()
 
     def take_unsent(self):
@@ -104,6 +94,20 @@ cdef class Local(Source):
         self.unsent_len -= count
         if self.unsent_len:
             memmove(self.unsent, self.unsent + count, self.unsent_len)
+        else:
+            free(self.unsent)
+            self.unsent = NULL
+        return 0
+
+    cdef int keep(self, const uint8_t* data, Py_ssize_t count) except -1:
+        """Have bytes wait; none do."""
+        free(self.unsent)
+        self.unsent_len = 0
+        self.unsent = <uint8_t*>malloc(count)
+        if self.unsent == NULL:
+            raise MemoryError
+        memcpy(self.unsent, data, count)
+        self.unsent_len = count
         return 0
 
 
@@ -209,11 +213,13 @@ cdef class Pump:
         """Move what there is to move; what Python must hear of, as (owner, what) pairs.
 
         Then, if a byte has moved in the last `linger` seconds, wait for more, `seconds` at most or until the
-        descriptor `other` is readable; not at all where `other` is -1.
+        descriptor `other` is readable; not at all where `other` is -1. However much there is to move, `other` has
+        its turn after `linger` seconds.
         """
         cdef list found = []
         cdef double now = monotonic()
         cdef double give_up_at = now + seconds
+        cdef double turn_ends_at = now + linger
         cdef double until
         cdef pollfd[2] polled
         cdef timespec timeout
@@ -223,11 +229,13 @@ cdef class Pump:
             self.round(found)
             if found or seconds <= 0:
                 return found
+            now = monotonic()
             if self.is_behind():
-                continue
+                if now < turn_ends_at:
+                    continue
+                return found
             if other < 0:
                 return found
-            now = monotonic()
             until = min(give_up_at, self.moved_at + linger)
             if until <= now:
                 return found
@@ -239,8 +247,9 @@ cdef class Pump:
             timeout.tv_nsec = <long>(1e9 * (until - now - timeout.tv_sec))
             with nogil:
                 ready = ppoll(polled, 2, &timeout, NULL)
-            # A signal is for Python to see; a timeout, and the other descriptor alone, are for the caller.
-            if ready <= 0 or not polled[0].revents:
+            # A signal is for Python to see; a timeout and the other descriptor are for the caller. But for the
+            # time of its turn, what moves bytes comes first.
+            if ready <= 0 or not polled[0].revents or (polled[1].revents and monotonic() >= turn_ends_at):
                 return found
 
     cdef int round(self, list found) except -1:
@@ -325,7 +334,7 @@ cdef class Pump:
 
     cdef int upload(self, Local local, uint32_t flags, list found) except -1:
         """What a client has sent, up to sealed cells."""
-        cdef Py_ssize_t count
+        cdef Py_ssize_t count, sealed
         cdef int number
         if not flags & local.interest:
             # Nothing that was asked for: it broke. epoll would say so again and again.
@@ -341,12 +350,12 @@ cdef class Pump:
             return 0
         if local.unsent_len:
             return 0
-        count = read(local.descriptor, local.unsent, CLIENT_READ_LEN)
+        count = read(local.descriptor, self.buffer, CLIENT_READ_LEN)
         if count > 0:
             self.moved_at = monotonic()
-            local.unsent_len = count
-            local.seal()
-            if local.unsent_len:  # until its windows open
+            sealed = local.stream.put_from(self.buffer, count)
+            if sealed < count:  # until its windows open
+                local.keep(self.buffer + sealed, count - sealed)
                 self.watch_for(local, local.interest & ~EPOLLIN)
             return 0
         number = errno
@@ -370,7 +379,9 @@ cdef class Pump:
                 continue
             if local.unsent_len:
                 local.seal()
-            if not local.unsent_len and not local.has_ended:
+            if local.unsent_len:
+                self.watch_for(local, local.interest & ~EPOLLIN)
+            elif not local.has_ended:
                 self.watch_for(local, local.interest | EPOLLIN)
         return 0
 

@@ -44,6 +44,12 @@ cdef bytes GROUPS_SINCE_3_5 = b"?*X25519MLKEM768 / ?SecP256r1MLKEM768 / *P-256:?
 cdef SSL_CTX* context = NULL
 
 
+cdef void clear_errors() noexcept:
+    """libssl looks at what others have left in this thread's queue; clearing it costs more than looking."""
+    if ERR_peek_error():
+        ERR_clear_error()
+
+
 cdef SSL_CTX* the_context() except NULL:
     """Verifies nothing: the CERTS cell that follows ties the certificate to the relay (proto/certs.py)."""
     global context
@@ -95,7 +101,7 @@ cdef class Tls:
     def do_handshake(self):
         """Go on with the handshake; whether it is done. What it has to say waits for `send`."""
         self.check_open()
-        ERR_clear_error()
+        clear_errors()
         cdef int result = SSL_do_handshake(self.ssl)
         if result == 1:
             return True
@@ -127,7 +133,7 @@ cdef class Tls:
         if self.failure is not None:
             raise self.failure
         while count < room and not self.has_ended:
-            ERR_clear_error()
+            clear_errors()
             result = SSL_read_ex(self.ssl, &buffer[count], room - count, &got)
             if result == 1:
                 count += got
@@ -162,7 +168,7 @@ cdef class Tls:
         cdef int result
         self.check_open()
         if length:
-            ERR_clear_error()
+            clear_errors()
             result = SSL_write_ex(self.ssl, data, length, &written)
             if result != 1:
                 self.fail(result, "TLS to the relay is broken")
