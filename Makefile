@@ -14,7 +14,7 @@ demo: setup
 	@$(BIN)/python scripts/demo
 
 test: test-setup lint typecheck
-	@$(BIN)/pytest -q
+	@scripts/test
 
 test-setup:
 	@scripts/setup --tests
