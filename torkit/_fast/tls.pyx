@@ -149,13 +149,8 @@ cdef class Tls:
                 break
         return count
 
-    @property
-    def wants_to_send(self):
-        """Something is left to send, be it TLS's own."""
-        return self.waiting() > 0
-
     cdef Py_ssize_t waiting(self) noexcept:
-        """Bytes of ciphertext."""
+        """Bytes left to send, be they TLS's own, such as an answer to a key update."""
         cdef char* data
         return BIO_get_mem_data(self.outgoing, &data)
 
