@@ -3,13 +3,16 @@
 cimport cython
 from libc.stdint cimport uint8_t
 
+from torkit._fast.openssl cimport (
+    ERR_clear_error, ERR_peek_error, ERR_reason_error_string, X509, X509_free, i2d_X509,
+)
+
 cdef extern from "openssl/ssl.h" nogil:
     ctypedef struct SSL
     ctypedef struct SSL_CTX
     ctypedef struct SSL_METHOD
     ctypedef struct BIO
     ctypedef struct BIO_METHOD
-    ctypedef struct X509
 
     int TLS1_2_VERSION
     int SSL_VERIFY_NONE
@@ -55,16 +58,8 @@ cdef extern from "openssl/ssl.h" nogil:
     long BIO_get_mem_data(BIO* bio, char** data)
     int BIO_reset(BIO* bio)
 
-    void X509_free(X509* certificate)
-    int i2d_X509(const X509* certificate, unsigned char** out)
-
 cdef extern from "openssl/crypto.h" nogil:
     unsigned long OpenSSL_version_num()
-
-cdef extern from "openssl/err.h" nogil:
-    void ERR_clear_error()
-    unsigned long ERR_peek_error()
-    const char* ERR_reason_error_string(unsigned long code)
 
 @cython.final
 cdef class Tls:

@@ -1,7 +1,7 @@
 """The command line: global options, what the commands share, and the one place where errors become statuses.
 
 stdout carries data; everything else is a line on stderr that begins with `torkit:`. Each command is a file
-of this package, and is imported only when it is the one that runs; what is heavy (trio, cryptography) is
+of this package, and is imported only when it is the one that runs; what is heavy, trio above all, is
 imported inside the functions that need it, so that `torkit --version` costs little more than Typer does.
 """
 

@@ -1,20 +1,15 @@
 """Authority key certificates: which signing key speaks for which configured authority, and until when.
 
-The only RSA in the directory: every signature of a document goes through `check_signature`.
+Every RSA signature of a document goes through `check_signature`.
 dir-spec, "Creating key certificates".
 """
 
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass, field
-from functools import lru_cache
+from typing import NamedTuple
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
-
+from torkit._fast.keys import RsaPublicKey
 from torkit.directory.netdoc import (
     Count,
     Item,
@@ -54,8 +49,7 @@ RULES = {
 _START = re.compile(rb"^dir-key-certificate-version ", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class AuthorityCertificate:
+class AuthorityCertificate(NamedTuple):
     """A checked certificate. Whether its identity is trusted is the network file's to say, not its own.
 
     `identity` and `signing_key_digest` are 20 bytes, SHA-1 of the keys; times are seconds since the
@@ -66,8 +60,8 @@ class AuthorityCertificate:
     signing_key_digest: bytes
     published: int
     expires: int
-    signing_key: RSAPublicKey = field(repr=False)
-    text: bytes = field(repr=False)
+    signing_key: RsaPublicKey
+    text: bytes
 
     def is_current(self, now: float) -> bool:
         """Whether it may be used at `now`: not expired, and not from further ahead than a clock may err."""
@@ -120,36 +114,23 @@ def _parse_certificate(text: bytes, first_line: int) -> AuthorityCertificate:
     )
 
 
-def check_signature(key: RSAPublicKey, signature: bytes, digest: bytes) -> bool:
+def check_signature(key: RsaPublicKey, signature: bytes, digest: bytes) -> bool:
     """Whether `signature` is `digest` alone, PKCS#1 v1.5 padded: no algorithm identifier.
 
     dir-spec, "Signing documents".
     """
-    signed = recover_signed(key, signature)
+    signed = key.recover(signature)
     return signed is not None and hmac.compare_digest(signed, digest)
 
 
-def recover_signed(key: RSAPublicKey, signature: bytes) -> bytes | None:
-    """What a signature that is PKCS#1 v1.5 padded is over; None where the padding does not hold."""
-    try:
-        return key.recover_data_from_signature(signature, PKCS1v15(), None)
-    except InvalidSignature:
-        return None
-
-
-@lru_cache(maxsize=64)  # the authorities' few keys, seen again in each bundle
-def _load_key(der: bytes) -> RSAPublicKey:
-    key = load_der_public_key(der)
-    if not isinstance(key, RSAPublicKey) or key.public_bytes(Encoding.DER, PublicFormat.PKCS1) != der:
-        raise ValueError("an RSA public key in canonical DER expected")
-    if not MIN_KEY_BITS <= key.key_size <= MAX_KEY_BITS:
-        raise ValueError(f"a key of {key.key_size} bits; {MIN_KEY_BITS} to {MAX_KEY_BITS} expected")
-    return key
-
-
-def decode_key(item: Item) -> tuple[RSAPublicKey, bytes]:
+def decode_key(item: Item) -> tuple[RsaPublicKey, bytes]:
     """The RSA key that is this item's object, and its SHA-1, 20 bytes. Raises DocumentError."""
     try:
-        return _load_key(item.object), hashlib.sha1(item.object).digest()
-    except (ValueError, UnsupportedAlgorithm) as error:
+        key = RsaPublicKey(item.object)
+    except ValueError as error:
         raise item.fail(f"not a usable RSA key: {error}") from error
+    if not MIN_KEY_BITS <= key.bits <= MAX_KEY_BITS:
+        raise item.fail(
+            f"not a usable RSA key: a key of {key.bits} bits; {MIN_KEY_BITS} to {MAX_KEY_BITS} expected"
+        )
+    return key, hashlib.sha1(key.der).digest()

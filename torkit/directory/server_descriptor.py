@@ -10,11 +10,8 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-
-from torkit.directory.authorities import check_signature, decode_key, recover_signed
+from torkit._fast.keys import RsaPublicKey, ed25519_verify
+from torkit.directory.authorities import check_signature, decode_key
 from torkit.directory.exit_policy import ExitPolicy, decode_rule
 from torkit.directory.microdesc import KEY_LEN, REJECT_ALL, PortPolicy, decode_family, decode_policy
 from torkit.directory.netdoc import (
@@ -125,7 +122,7 @@ class ServerDescriptor:
     is_tunnelled_dir_server: bool
     extra_info_digest: bytes | None
     extra_info_digest256: bytes | None
-    identity_key: RSAPublicKey = field(repr=False)
+    identity_key: RsaPublicKey = field(repr=False)
     text: bytes = field(repr=False)
 
 
@@ -219,11 +216,11 @@ def parse_server_descriptor(text: bytes) -> ServerDescriptor:
 # The signatures, as extra-info documents have them too.
 
 
-def decode_relay_key(item: Item) -> tuple[RSAPublicKey, bytes]:
+def decode_relay_key(item: Item) -> tuple[RsaPublicKey, bytes]:
     """A relay's RSA key and its SHA-1. Raises DocumentError."""
     key, digest = decode_key(item)
-    if key.key_size != RELAY_KEY_BITS:
-        raise item.fail(f"a key of {key.key_size} bits; {RELAY_KEY_BITS} expected")
+    if key.bits != RELAY_KEY_BITS:
+        raise item.fail(f"a key of {key.bits} bits; {RELAY_KEY_BITS} expected")
     return key, digest
 
 
@@ -245,14 +242,12 @@ def check_ed25519_signature(items: Items, text: bytes, first: str) -> Ed25519Cer
     signed_end = text.find(b"\nrouter-sig-ed25519 ") + len(b"\nrouter-sig-ed25519 ")
     digest = hashlib.sha256(SIGNATURE_PREFIX + text[:signed_end]).digest()
     raw = signature.decode(decode_base64, signature.args[0], ED25519_SIGNATURE_LEN)
-    try:
-        Ed25519PublicKey.from_public_bytes(cert.certified_key).verify(raw, digest)
-    except (InvalidSignature, ValueError):
-        raise signature.fail("not a signature by the signing key") from None
+    if not ed25519_verify(cert.certified_key, raw, digest):
+        raise signature.fail("not a signature by the signing key")
     return cert
 
 
-def check_rsa_signature(items: Items, text: bytes, identity_key: RSAPublicKey) -> bytes:
+def check_rsa_signature(items: Items, text: bytes, identity_key: RsaPublicKey) -> bytes:
     """Check router-signature, and return the SHA-1 that it is over: the document's digest."""
     signature = items.one("router-signature")
     digest = hashlib.sha1(text[: signature.end]).digest()
@@ -283,7 +278,7 @@ def _check_onion_key_crosscert(items: Items, identities: bytes) -> None:
     if onion_key is None or crosscert is None:
         raise (onion_key or crosscert or items.one("router")).fail("one of key and cross-certificate lacks")
     key, _ = decode_relay_key(onion_key)
-    signed = recover_signed(key, crosscert.object)
+    signed = key.recover(crosscert.object)
     if signed is None or not signed.startswith(identities):  # "MUST allow additional data"
         raise crosscert.fail("not the identities, signed by the onion key")
 

@@ -11,21 +11,13 @@ It says who the peer is; whether that is who we wanted is asked in `channel.py`.
 
 import hashlib
 import hmac
-import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.utils import CryptographyDeprecationWarning
-
+from torkit._fast.keys import RsaCertificate, RsaPublicKey, ed25519_verify
 from torkit.errors import CertificateNotCurrent, ChannelError
 from torkit.proto.cells import Reader
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 # Specification constants.
 ED25519_KEY_LEN = 32
@@ -55,16 +47,14 @@ class CertifiedKeyType(IntEnum):
     X509_SHA256 = 3
 
 
-@dataclass(frozen=True, slots=True)
-class RelayIdentity:
+class RelayIdentity(NamedTuple):
     """Who a relay is: SHA-1 of its RSA identity key, 20 bytes, and its Ed25519 identity key, 32 bytes."""
 
     rsa: bytes
     ed25519: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ed25519Cert:
+class Ed25519Cert(NamedTuple):
     """An Ed25519 certificate that is well formed; only `verify` makes it true.
 
     `expires` is in seconds since the epoch. `signing_key` is the one the certificate names as its
@@ -88,10 +78,8 @@ class Ed25519Cert:
         if self.signing_key is not None and self.signing_key != signing_key:
             raise ChannelError(f"{what} names another signing key than it should be signed with")
         _check_not_expired(what, self.expires, now)
-        try:
-            Ed25519PublicKey.from_public_bytes(signing_key).verify(self.signature, self.signed)
-        except (InvalidSignature, ValueError) as exc:
-            raise ChannelError(f"the signature of {what} is wrong") from exc
+        if not ed25519_verify(signing_key, self.signature, self.signed):
+            raise ChannelError(f"the signature of {what} is wrong")
 
 
 def decode_ed25519_cert(body: bytes) -> Ed25519Cert:
@@ -169,7 +157,8 @@ def verify_certs(
 
     rsa_identity_key = _verify_rsa_identity_cert(by_type[CertType.RSA_ID_X509], now)
     _verify_rsa_crosscert(by_type[CertType.RSA_ID_V_IDENTITY], rsa_identity_key, identity, now)
-    return RelayIdentity(_rsa_fingerprint(rsa_identity_key), identity)
+    # SHA-1 of the PKCS #1 DER encoding: tor-spec, "Preliminaries".
+    return RelayIdentity(hashlib.sha1(rsa_identity_key.der).digest(), identity)
 
 
 def _decode_link_of_chain(body: bytes, cert_type: CertType, key_types: set[CertifiedKeyType]) -> Ed25519Cert:
@@ -186,40 +175,26 @@ def _decode_link_of_chain(body: bytes, cert_type: CertType, key_types: set[Certi
     return cert
 
 
-def _verify_rsa_identity_cert(der: bytes, now: float) -> "RSAPublicKey":
+def _verify_rsa_identity_cert(der: bytes, now: float) -> RsaPublicKey:
     """The key in the self-signed X.509 certificate, certificate type 2."""
-    # Imported here because it costs more than the rest of this module together.
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-
     try:
-        with warnings.catch_warnings():
-            # What `cryptography` warns of here it will refuse one day; a peer is not to write on stderr.
-            warnings.simplefilter("error", CryptographyDeprecationWarning)
-            cert = x509.load_der_x509_certificate(der)
-            key = cert.public_key()
-            not_before, not_after = cert.not_valid_before_utc, cert.not_valid_after_utc
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, CryptographyDeprecationWarning) as exc:
+        cert = RsaCertificate(der)
+    except ValueError as exc:
         raise ChannelError("the RSA identity certificate cannot be read") from exc
-    if not isinstance(key, RSAPublicKey) or key.key_size != RSA_IDENTITY_KEY_BITS:
+    if cert.key is None or cert.key.bits != RSA_IDENTITY_KEY_BITS:
         raise ChannelError(f"the RSA identity certificate holds no {RSA_IDENTITY_KEY_BITS}-bit RSA key")
-    _check_not_expired("the RSA identity certificate", not_after.timestamp(), now)
-    if now < not_before.timestamp():
-        skew = now - not_before.timestamp()
+    _check_not_expired("the RSA identity certificate", cert.not_after, now)
+    if now < cert.not_before:
         raise CertificateNotCurrent(
-            "the RSA identity certificate is not valid yet", skew=skew, hint=_CLOCK_HINT
+            "the RSA identity certificate is not valid yet", skew=now - cert.not_before, hint=_CLOCK_HINT
         )
-    try:
-        cert.verify_directly_issued_by(cert)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise ChannelError("the RSA identity certificate is not signed by its own key") from exc
-    return key
+    if not cert.is_self_signed():
+        raise ChannelError("the RSA identity certificate is not signed by its own key")
+    return cert.key
 
 
-def _verify_rsa_crosscert(body: bytes, rsa_key: "RSAPublicKey", identity: bytes, now: float) -> None:
+def _verify_rsa_crosscert(body: bytes, rsa_key: RsaPublicKey, identity: bytes, now: float) -> None:
     """cert-spec, "RSA->Ed25519 cross-certificate"."""
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-
     reader = Reader(body, "the RSA cross-certificate", ChannelError)
     certified_key = reader.take(ED25519_KEY_LEN)
     expires = reader.take_int(4) * 3600
@@ -230,20 +205,12 @@ def _verify_rsa_crosscert(body: bytes, rsa_key: "RSAPublicKey", identity: bytes,
         raise ChannelError("the RSA cross-certificate is for another Ed25519 identity")
     _check_not_expired("the RSA cross-certificate", expires, now)
     digest = hashlib.sha256(RSA_CROSSCERT_PREFIX + body[: ED25519_KEY_LEN + 4]).digest()
-    try:
-        # The digest stands bare in the padding, without the DigestInfo of PKCS #1.
-        signed_digest = rsa_key.recover_data_from_signature(signature, PKCS1v15(), None)
-    except InvalidSignature as exc:
-        raise ChannelError("the signature of the RSA cross-certificate is wrong") from exc
+    # The digest stands bare in the padding, without the DigestInfo of PKCS #1.
+    signed_digest = rsa_key.recover(signature)
+    if signed_digest is None:
+        raise ChannelError("the signature of the RSA cross-certificate is wrong")
     if not hmac.compare_digest(signed_digest, digest):
         raise ChannelError("the signature of the RSA cross-certificate is for something else")
-
-
-def _rsa_fingerprint(key: "RSAPublicKey") -> bytes:
-    """SHA-1 of the PKCS #1 DER encoding of the key. tor-spec, "Preliminaries"."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    return hashlib.sha1(key.public_bytes(Encoding.DER, PublicFormat.PKCS1)).digest()
 
 
 def _check_not_expired(what: str, expires: float, now: float) -> None:

@@ -12,14 +12,9 @@ y, Y the relay's.
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import IntEnum
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-from cryptography.hazmat.primitives.ciphers.modes import CTR
-
+from torkit._fast.keys import X25519PrivateKey, aes_256_ctr
 from torkit.errors import CircuitError, UsageError
 from torkit.proto.cells import (
     ED25519_IDENTITY_LEN,
@@ -173,7 +168,8 @@ class NtorV3Client:
             (self._bx, self._identity, self._public_x, onion_key, NTOR_V3_PROTOID, _encap(verification))
         )
         phase1_keys = _v3_kdf(secret_input, b":kdf_phase1", ENC_KEY_LEN + SHA256_LEN)
-        encrypted = _aes_256_ctr(phase1_keys[:ENC_KEY_LEN], message)
+        # ENC and DEC of the proposal; each key is used once, so the counter starts at 0.
+        encrypted = aes_256_ctr(phase1_keys[:ENC_KEY_LEN], message)
         public = self._identity + onion_key + self._public_x
         self._mac = _v3_h(_encap(phase1_keys[ENC_KEY_LEN:]) + public + encrypted, b":msg_mac")
         self.handshake = public + encrypted + self._mac
@@ -202,7 +198,7 @@ class NtorV3Client:
         enc_key = _v3_kdf(key_seed, b":kdf_final", ENC_KEY_LEN)
         return HopKeys(
             lambda length: _v3_kdf(key_seed, b":kdf_final", ENC_KEY_LEN + length)[ENC_KEY_LEN:],
-            _aes_256_ctr(enc_key, encrypted),
+            aes_256_ctr(enc_key, encrypted),
         )
 
 
@@ -221,11 +217,6 @@ def _v3_kdf(message: bytes, tweak: bytes, length: int) -> bytes:
     return hashlib.shake_256(_encap(NTOR_V3_PROTOID + tweak) + message).digest(length)
 
 
-def _aes_256_ctr(key: bytes, data: bytes) -> bytes:
-    """ENC and DEC of proposal 332; each key is used once, so the counter starts at 0."""
-    return Cipher(AES256(key), CTR(bytes(16))).encryptor().update(data)
-
-
 # --- Extensions in the messages of ntor-v3 ---------------------------------------------------------------
 
 # Specification constants.
@@ -241,16 +232,15 @@ class ExtensionType(IntEnum):
     SUBPROTOCOL_REQUEST = 3
 
 
-@dataclass(frozen=True, slots=True)
 class CircuitRequest:
     """What we ask of a relay with an ntor-v3 handshake; ask only what it advertises, or it must refuse."""
 
-    congestion_control: bool = False  # needs FlowCtrl=2
-    cgo: bool = False  # needs Relay=5 and Relay=6
-
-    def __post_init__(self) -> None:
-        if self.cgo and not self.congestion_control:
+    def __init__(self, *, congestion_control: bool = False, cgo: bool = False) -> None:
+        """`congestion_control` needs FlowCtrl=2, `cgo` Relay=5 and Relay=6."""
+        if cgo and not congestion_control:
             raise UsageError("CGO needs congestion control: its cells cannot carry stream SENDMEs")
+        self.congestion_control = congestion_control
+        self.cgo = cgo
 
     def encode(self) -> bytes:
         extensions: dict[int, bytes] = {}
@@ -319,15 +309,15 @@ def decode_extensions(message: bytes) -> dict[int, bytes]:
 
 def _load_private_key(private_key: bytes) -> tuple[X25519PrivateKey, bytes]:
     _check_len("private key", private_key, CURVE25519_KEY_LEN)
-    key = X25519PrivateKey.from_private_bytes(private_key)
-    return key, key.public_key().public_bytes_raw()
+    key = X25519PrivateKey(private_key)
+    return key, key.public_key
 
 
 def _exchange(private_key: X25519PrivateKey, public_key: bytes, whose: str) -> bytes:
     """EXP(`public_key`, x). Raises CircuitError if `public_key` makes the result all zeros."""
     _check_len(whose, public_key, CURVE25519_KEY_LEN)
     try:
-        return private_key.exchange(X25519PublicKey.from_public_bytes(public_key))
+        return private_key.exchange(public_key)
     except ValueError as exc:
         raise CircuitError(f"the {whose} is degenerate: a handshake with it would be no secret") from exc
 
