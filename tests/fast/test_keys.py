@@ -150,9 +150,13 @@ def test_x25519_refuses_what_would_make_the_secret_all_zeros(point: bytes, high_
 
 
 @pytest.mark.parametrize("length", [0, 1, 31, 33, 64])
-def test_x25519_keys_of_another_length_are_refused(length: int) -> None:
+def test_x25519_private_key_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"has 32 bytes, not {length}"):
         X25519PrivateKey(bytes(length))
+
+
+@pytest.mark.parametrize("length", [0, 1, 31, 33, 64])
+def test_x25519_public_key_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match="of 32 bytes"):
         X25519PrivateKey(bytes(32)).exchange(b"\x09".ljust(length, b"\0")[:length])
 
@@ -349,6 +353,9 @@ NO_RSA_KEYS = {
     "a longer exponent": sequence(integer(N), der(0x02, b"\0\1\0\1")),
     "a negative modulus": sequence(der(0x02, N.to_bytes(128, "big")), integer(65537)),
     "a negative exponent": sequence(integer(N), der(0x02, b"\x81")),
+    "a negative modulus and a longer exponent": sequence(
+        der(0x02, N.to_bytes(128, "big")), der(0x02, b"\0\1\0\1")
+    ),
     "an empty number": sequence(integer(N), der(0x02)),
     "a set": der(0x31, integer(N), integer(65537)),
     "bit strings": sequence(bit_string(LONG_N), bit_string(b"\1\0\1")),
