@@ -218,6 +218,7 @@ cdef class RsaCertificate:
         cdef int length = -1
         self.certificate = d2i_X509(NULL, &data, len(der))
         if self.certificate != NULL:
+            # Its signed part is not written anew; what we take from there has one spelling each.
             length = i2d_X509(self.certificate, &encoded)
         if not is_canonical(der, encoded, length):
             ERR_clear_error()
