@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli.shelf import Shelf
 
 from torkit import cli
 from torkit.errors import (
@@ -91,6 +92,27 @@ def test_light_commands_do_not_import_what_is_heavy() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == ""
+
+
+def test_no_process_is_started(shelf: Shelf) -> None:
+    program = (
+        "import sys; from torkit.cli import run_command_line as run\n"
+        "starts = ('subprocess.Popen', 'os.fork', 'os.forkpty', 'os.exec', 'os.posix_spawn', 'os.system')\n"
+        "sys.addaudithook(lambda event, values: event in starts and print(event, *values))\n"
+        "run(sys.argv[1:])\n"
+        "print('trio' in sys.modules)"
+    )
+    # What a public network refuses, once everything is imported.
+    paths = ["--network", str(shelf.path / "network.toml"), "--data-dir", str(shelf.path / "data")]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *paths, "connect", "localhost:80"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "no exit can reach it" in result.stderr
+    assert result.stdout == "True\n"
 
 
 def test_broken_pipe_is_quiet() -> None:
