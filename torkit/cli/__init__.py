@@ -12,12 +12,11 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from importlib import import_module
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -65,8 +64,7 @@ GC_THRESHOLD = 50_000
 MAX_COUNTRIES = 20_000  # relays whose country is remembered from one consensus to the next
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """The global options, for every command."""
 
     network: Path | None
