@@ -11,7 +11,6 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from operator import lt
 from sys import intern
@@ -275,8 +274,7 @@ class Relays(Sequence[RouterStatus]):
         return self._offsets
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Consensus:
+class Consensus(NamedTuple):
     """A parsed consensus; nothing says that it is true until `verify` has passed.
 
     Times are seconds since the epoch. `params` and `bandwidth_weights` are as written: read
