@@ -253,7 +253,7 @@ def run(
     import gc
     import logging
 
-    with _starting_no_process():
+    with starting_no_process():
         import trio
 
     logging.basicConfig(
@@ -294,8 +294,8 @@ def run(
 
 
 @contextmanager
-def _starting_no_process() -> Iterator[None]:
-    """For the import of trio, which asks ctypes where libpthread is, to name its threads by it.
+def starting_no_process() -> Iterator[None]:
+    """For the first import of trio, which asks ctypes where libpthread is, to name its threads by it.
 
     ctypes would run ldconfig, and compilers where that knows nothing: 6 ms at every start, and a process that
     nobody asked for. glibc's name is answered; where there is no such library, threads go unnamed.
