@@ -185,7 +185,7 @@ def _refusal(status: str, reason: str) -> str:
 
 def _decode_date(value: bytes) -> float | None:
     """Seconds since the epoch; None for what is no date. RFC 1945, "Date/Time Formats"."""
-    from email.utils import parsedate_to_datetime  # as above
+    from email.utils import parsedate_to_datetime  # late, as in fetch_consensus
 
     try:
         return parsedate_to_datetime(value[:40].decode("ascii")).timestamp() if value else None
