@@ -73,7 +73,7 @@ def relay_of(fake: FakeRelay, **changes: Any) -> Relay:
         policy6=REJECT_ALL,
         networks=frozenset(),
     )
-    return replace(relay, **changes)
+    return relay._replace(**changes)
 
 
 @asynccontextmanager

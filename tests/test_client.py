@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from hashlib import sha3_256
 from ipaddress import ip_address
@@ -761,7 +760,7 @@ async def test_a_name_of_a_private_address_is_not_tried_elsewhere(tmp_path: Path
         for exit_relay in exits_of(network):
             exit_relay.on_begin = begun
         for testing in (False, True):  # on a private network all are
-            config = replace(network.config, testing=testing)
+            config = network.config._replace(testing=testing)
             async with open_tor(network=config, data_dir=tmp_path) as tor:
                 await tor.wait_ready()
                 with pytest.raises(StreamClosed) as caught:
@@ -839,7 +838,7 @@ async def test_places_near_the_exit_are_never_asked_of_it(tmp_path: Path, host: 
         asked = Arrivals()
         for exit_relay in exits_of(network):
             exit_relay.on_begin = exit_relay.on_resolve = asked
-        public = replace(network.config, testing=False)
+        public = network.config._replace(testing=False)
         async with open_tor(network=public, data_dir=tmp_path) as tor:
             await tor.wait_ready()
             for ask in (partial(tor.connect, port=80), tor.resolve):
@@ -865,7 +864,7 @@ async def test_answers_that_are_internal_are_no_answers(tmp_path: Path) -> None:
                 "mixed.test": ["10.0.0.1", "192.0.2.1", "::1"],
                 "internal.test": ["10.0.0.1", "fe80::1"],
             }
-        public = replace(network.config, testing=False)
+        public = network.config._replace(testing=False)
         async with open_tor(network=public, data_dir=tmp_path) as tor:
             await tor.wait_ready()
             assert await tor.resolve("mixed.test") == [Resolved("ipv4", "192.0.2.1", 60)]
@@ -881,7 +880,7 @@ async def test_an_exit_that_connects_inside_its_own_network_is_left(tmp_path: Pa
         for exit_relay in exits_of(network):
             exit_relay.on_begin = lambda stream: stream.connected("192.168.1.1")
             exit_relay.on_end = ended
-        public = replace(network.config, testing=False)
+        public = network.config._replace(testing=False)
         async with open_tor(network=public, data_dir=tmp_path) as tor:
             await tor.wait_ready()
             with pytest.raises(StreamClosed) as caught:
@@ -1141,7 +1140,7 @@ async def test_authorities_are_asked_where_there_are_no_fallbacks(tmp_path: Path
     async with serve_network() as network:
         (fallback,) = network.config.fallbacks
         first, *others = network.config.authorities
-        first = replace(first, or_port=fallback.or_port, fingerprint=fallback.identity)
-        config = replace(network.config, authorities=(first, *others), fallbacks=())
+        first = first._replace(or_port=fallback.or_port, fingerprint=fallback.identity)
+        config = network.config._replace(authorities=(first, *others), fallbacks=())
         async with open_tor(network=config, data_dir=tmp_path) as tor:
             await tor.wait_ready()

@@ -402,12 +402,12 @@ def test_broken_rules_are_noticed() -> None:
     guard, middle, exit_ = path
     bad_paths = [
         ((guard, guard, exit_), "relays, families, subnets"),
-        ((guard, replace(middle, address=exit_.address), exit_), "subnets"),
-        ((guard, replace(middle, flags=middle.flags - {"Running"}), exit_), "relays can be used"),
-        ((replace(guard, flags=guard.flags - {"Guard"}), middle, exit_), "the first is a guard"),
-        ((replace(guard, flags=guard.flags | {"MiddleOnly"}), middle, exit_), "no end is MiddleOnly"),
-        ((guard, middle, replace(exit_, flags=exit_.flags | {"BadExit"})), "the exit is not bad"),
-        ((guard, middle, replace(exit_, policy=REJECT_ALL)), "the exit accepts the port"),
+        ((guard, middle._replace(address=exit_.address), exit_), "subnets"),
+        ((guard, middle._replace(flags=middle.flags - {"Running"}), exit_), "relays can be used"),
+        ((guard._replace(flags=guard.flags - {"Guard"}), middle, exit_), "the first is a guard"),
+        ((guard._replace(flags=guard.flags | {"MiddleOnly"}), middle, exit_), "no end is MiddleOnly"),
+        ((guard, middle, exit_._replace(flags=exit_.flags | {"BadExit"})), "the exit is not bad"),
+        ((guard, middle, exit_._replace(policy=REJECT_ALL)), "the exit accepts the port"),
     ]
     for bad, rule in bad_paths:
         assert {said.partition(":")[0] for said in broken_rules(directory, [bad], port=443)} >= {rule}

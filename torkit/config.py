@@ -4,13 +4,11 @@ Read once, checked, typed. The public network is built in; a network file replac
 """
 
 import re
-import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torkit import public_network
 from torkit.errors import StorageError, UsageError
@@ -23,8 +21,7 @@ _IGNORED_FLAGS = frozenset({"bridge", "hs", "no-hs", "no-v2", "v2"})  # torrc st
 _IGNORED_VALUES = frozenset({"upload", "download", "vote"})  # for authorities among themselves
 
 
-@dataclass(frozen=True, slots=True)
-class Authority:
+class Authority(NamedTuple):
     """A directory authority. It votes, and its signature counts, if it has a `v3ident`.
 
     `fingerprint` is the relay identity and `v3ident` the directory identity, 20 bytes each.
@@ -39,8 +36,7 @@ class Authority:
     ipv6: tuple[str, int] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Fallback:
+class Fallback(NamedTuple):
     """A relay that serves directories to those who have none yet. `identity` is 20 bytes."""
 
     address: str
@@ -49,8 +45,7 @@ class Fallback:
     ipv6: tuple[str, int] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
+class Network(NamedTuple):
     """Whom to ask and whom to believe.
 
     `testing` is for private networks: private destinations and short consensus lives are allowed.
@@ -85,6 +80,8 @@ def load_network(path: Path | None) -> Network:
             testing=False,
             distinct_subnets=True,
         )
+    import tomllib  # 1.6 ms, for private networks only
+
     try:
         with path.open("rb") as file:
             text = file.read(MAX_NETWORK_FILE_LEN + 1)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli.shelf import Shelf
 
 from torkit import cli
 from torkit.errors import (
@@ -91,6 +92,33 @@ def test_light_commands_do_not_import_what_is_heavy() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["connect", "localhost:80"], "no exit can reach it"),
+        (["socks", "--listen", "192.0.2.1:9150"], "cannot listen on"),  # TEST-NET-1: nobody has it
+    ],
+)
+def test_no_process_is_started(shelf: Shelf, arguments: list[str], message: str) -> None:
+    program = (
+        "import sys; from torkit.cli import run_command_line as run\n"
+        "starts = ('subprocess.Popen', 'os.fork', 'os.forkpty', 'os.exec', 'os.posix_spawn', 'os.system')\n"
+        "sys.addaudithook(lambda event, values: event in starts and print(event, *values))\n"
+        "run(sys.argv[1:])\n"
+        "print('trio' in sys.modules)"
+    )
+    paths = ["--network", str(shelf.path / "network.toml"), "--data-dir", str(shelf.path / "data")]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *paths, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert message in result.stderr  # what ends it comes once all is imported
+    assert result.stdout == "True\n"
 
 
 def test_broken_pipe_is_quiet() -> None:

@@ -6,7 +6,6 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from hashlib import sha3_256
 
 import network_docs
@@ -266,9 +265,9 @@ async def test_a_consensus_we_hold_is_named_so_that_a_diff_will_do() -> None:
     held = parse_consensus(text)
     async with directory_circuit(answers=serve) as circuit:
         await fetch_consensus(circuit, SIGNERS, held=held)
-        await fetch_consensus(circuit, SIGNERS, held=replace(held, valid_after=hour - 73 * HOUR))
+        await fetch_consensus(circuit, SIGNERS, held=held._replace(valid_after=hour - 73 * HOUR))
         await fetch_consensus(
-            circuit, SIGNERS, held=replace(held, params={"try-diff-for-consensus-newer-than": 0})
+            circuit, SIGNERS, held=held._replace(params={"try-diff-for-consensus-newer-than": 0})
         )
     modified = time.strftime("If-Modified-Since: %a, %d %b %Y %H:03:00 GMT", time.gmtime(hour))
     signed = text[: text.index(b"\ndirectory-signature ") + len(b"\ndirectory-signature ")]

@@ -4,7 +4,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from errno import ECONNREFUSED, ENETUNREACH
 from functools import partial
@@ -292,7 +291,7 @@ def with_fallbacks(
 ) -> Network:
     """Two, both said to be there."""
     fallbacks = tuple(Fallback(address, port, bytes([number]) * 20, ipv6) for number in (1, 2))
-    return replace(network.config, fallbacks=fallbacks)
+    return network.config._replace(fallbacks=fallbacks)
 
 
 @pytest.mark.parametrize("manner", ["login page", "TLS", "reset"])
@@ -345,7 +344,7 @@ async def test_certificates_of_another_time_are_our_clock(
         fallbacks = [
             Fallback(*relay.address, relay.rsa_identity, None) for relay in list(network.relays.values())[:2]
         ]
-        config = replace(network.config, fallbacks=tuple(fallbacks))
+        config = network.config._replace(fallbacks=tuple(fallbacks))
         now = time.time
         monkeypatch.setattr("torkit.net.channel.time.time", lambda: now() + 10 * 365 * 86_400)
         blocked = await first_blockage(config, tmp_path)

@@ -1,7 +1,5 @@
 """Congestion windows and XON/XOFF against traces worked out by hand and the vectors of C tor's tests."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -255,8 +253,7 @@ def test_vegas_agrees_with_c_tors_vectors(vectors: list[VegasVector]) -> None:
 #     cwnd = 192 + gamma = 192 + 30 = 222. Steady state; next look after round(222/31) = 7 SENDMEs.
 #   SENDMEs 3 to 9, RTT 120 ms: N = 7*50/100 = 3, ewma = (2*120 + 2*120)/4 = 120 ms. At the last of them
 #     BDP = 222*100/120 = 185 and queue_use = 37.
-HAND_WORKED = replace(
-    DEFAULTS,
+HAND_WORKED = DEFAULTS._replace(
     cwnd_init=200,
     cwnd_min=31,
     cwnd_inc=10,
@@ -292,21 +289,21 @@ def reach_steady_state(params: CongestionParams, *, in_flight: int = 222) -> Veg
     ],
 )
 def test_steady_state_acts_on_the_queue_it_sees(changes: dict[str, int], window: int) -> None:
-    assert reach_steady_state(replace(HAND_WORKED, **changes)).window == window  # type: ignore[arg-type]
+    assert reach_steady_state(HAND_WORKED._replace(**changes)).window == window  # type: ignore[arg-type]
 
 
 def test_steady_state_does_not_grow_a_window_that_is_not_full() -> None:
     # Full was the window in SENDME 2; that is forgotten with the window of round(231/31) = 7 SENDMEs that
     # began at SENDME 1, so at SENDME 8. In SENDME 9, 97 + 4*31 = 221 < 222 is not full, one cell more is.
-    assert reach_steady_state(replace(HAND_WORKED, alpha=38), in_flight=97).window == 222
-    assert reach_steady_state(replace(HAND_WORKED, alpha=38), in_flight=98).window == 232
+    assert reach_steady_state(HAND_WORKED._replace(alpha=38), in_flight=97).window == 222
+    assert reach_steady_state(HAND_WORKED._replace(alpha=38), in_flight=98).window == 232
 
 
 @pytest.mark.parametrize(
     ("gamma", "window", "slow_start"), [(38, 230, False), (39, 231, False), (40, 262, True)]
 )
 def test_slow_start_ends_when_the_queue_reaches_gamma(gamma: int, window: int, slow_start: bool) -> None:
-    vegas = make_vegas(replace(HAND_WORKED, gamma=gamma))
+    vegas = make_vegas(HAND_WORKED._replace(gamma=gamma))
     feed(vegas, 100_000, 200)
     feed(vegas, 130_000, 231)  # queue_use 39
     assert (vegas.window, vegas.in_slow_start) == (window, slow_start)
@@ -314,14 +311,14 @@ def test_slow_start_ends_when_the_queue_reaches_gamma(gamma: int, window: int, s
 
 @pytest.mark.parametrize(("in_flight", "window"), [(199, 200), (200, 231)])
 def test_slow_start_grows_only_a_full_window(in_flight: int, window: int) -> None:
-    vegas = make_vegas(replace(HAND_WORKED, cwnd_full_gap=0))
+    vegas = make_vegas(HAND_WORKED._replace(cwnd_full_gap=0))
     feed(vegas, 100_000, in_flight)
     assert vegas.window == window
 
 
 @pytest.mark.parametrize(("in_flight", "window"), [(130, 262), (131, 293)])
 def test_window_stops_being_full_below_minpct(in_flight: int, window: int) -> None:
-    vegas = make_vegas(replace(HAND_WORKED, cwnd_full_gap=0, cwnd_full_minpct=50))
+    vegas = make_vegas(HAND_WORKED._replace(cwnd_full_gap=0, cwnd_full_minpct=50))
     feed(vegas, 100_000, 200)
     feed(vegas, 100_000, 231)
     assert (vegas.window, vegas.is_full) == (262, True)
@@ -330,7 +327,7 @@ def test_window_stops_being_full_below_minpct(in_flight: int, window: int) -> No
 
 
 def test_full_state_expires_at_each_update_if_the_consensus_says_so() -> None:
-    vegas = make_vegas(replace(HAND_WORKED, cwnd_full_per_cwnd=False))
+    vegas = make_vegas(HAND_WORKED._replace(cwnd_full_per_cwnd=False))
     feed(vegas, 100_000, 200)
     feed(vegas, 100_000, 231)
     assert not vegas.is_full
@@ -346,13 +343,13 @@ def test_full_state_expires_at_each_update_if_the_consensus_says_so() -> None:
     ],
 )
 def test_slow_start_grows_less_above_the_cap(cwnd: int, grown: int) -> None:
-    vegas = make_vegas(replace(DEFAULTS, cwnd_init=cwnd))
+    vegas = make_vegas(DEFAULTS._replace(cwnd_init=cwnd))
     feed(vegas, 100_000, cwnd)
     assert vegas.window == grown
 
 
 def test_slow_start_grows_by_one_cell_at_least() -> None:
-    params = replace(DEFAULTS, cwnd_init=4000, ss_cap=100)  # round(31*100 / 8000) = 0
+    params = DEFAULTS._replace(cwnd_init=4000, ss_cap=100)  # round(31*100 / 8000) = 0
     vegas = make_vegas(params)
     feed(vegas, 100_000, 4000)
     assert vegas.window == 4001
@@ -362,7 +359,7 @@ def test_slow_start_grows_by_one_cell_at_least() -> None:
     ("ss_max", "window", "slow_start"), [(230, 230, False), (231, 231, False), (232, 231, True)]
 )
 def test_slow_start_ends_at_its_hard_maximum(ss_max: int, window: int, slow_start: bool) -> None:
-    vegas = make_vegas(replace(HAND_WORKED, ss_max=ss_max))
+    vegas = make_vegas(HAND_WORKED._replace(ss_max=ss_max))
     feed(vegas, 100_000, 200)
     assert (vegas.window, vegas.in_slow_start) == (window, slow_start)
 
@@ -377,14 +374,14 @@ def test_slow_start_ends_at_its_hard_maximum(ss_max: int, window: int, slow_star
     ],
 )
 def test_slow_start_ends_where_steady_state_grows_as_fast(cwnd: int, inc: int, slow_start: bool) -> None:
-    vegas = make_vegas(replace(HAND_WORKED, cwnd_init=cwnd, cwnd_inc=inc))
+    vegas = make_vegas(HAND_WORKED._replace(cwnd_init=cwnd, cwnd_inc=inc))
     feed(vegas, 100_000, cwnd)
     assert vegas.in_slow_start is slow_start
 
 
 def test_steady_state_looks_once_in_a_rounded_window() -> None:
     # As HAND_WORKED, but cwnd = 192 + 10 = 202 after SENDME 2: a look after round(202/31) = round(6.5) = 7.
-    vegas = make_vegas(replace(HAND_WORKED, gamma=10, alpha=1000, beta=1000, delta=1000))
+    vegas = make_vegas(HAND_WORKED._replace(gamma=10, alpha=1000, beta=1000, delta=1000))
     feed(vegas, 100_000, 200)
     windows = []
     for rtt in (130_000, *[120_000] * 7):
@@ -394,7 +391,7 @@ def test_steady_state_looks_once_in_a_rounded_window() -> None:
 
 
 def test_channel_that_blocks_or_unblocks_is_looked_at_once_and_at_once() -> None:
-    vegas = make_vegas(replace(HAND_WORKED, alpha=38))
+    vegas = make_vegas(HAND_WORKED._replace(alpha=38))
     feed(vegas, 100_000, 200)
     feed(vegas, 130_000, 231)  # cwnd 222, the next look seven SENDMEs away
     windows = []
@@ -413,7 +410,7 @@ def test_stalled_clock_changes_nothing_but_the_count() -> None:
 
 @pytest.mark.parametrize(("increment", "window"), [(30, 31), (31, 31), (32, 32), (254, 254)])
 def test_window_never_sinks_below_one_increment(increment: int, window: int) -> None:
-    shrinking = replace(HAND_WORKED, cwnd_init=255, gamma=0, delta=0, alpha=0, cwnd_inc=1000)
+    shrinking = HAND_WORKED._replace(cwnd_init=255, gamma=0, delta=0, alpha=0, cwnd_inc=1000)
     vegas = make_vegas(shrinking, increment=increment)
     feed(vegas, 100_000, 0)
     for _ in range(20):
@@ -422,7 +419,7 @@ def test_window_never_sinks_below_one_increment(increment: int, window: int) -> 
 
 
 def test_rtt_minimum_is_reset_at_the_smallest_window() -> None:
-    vegas = make_vegas(replace(HAND_WORKED, cwnd_init=31, gamma=0))
+    vegas = make_vegas(HAND_WORKED._replace(cwnd_init=31, gamma=0))
     feed(vegas, 100_000, 31)  # queue_use 0 >= gamma: steady state with cwnd = BDP = 31
     assert (vegas.window, vegas.in_slow_start) == (31, False)
     feed(vegas, 400_000, 31)

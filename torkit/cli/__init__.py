@@ -10,14 +10,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache, lru_cache, partial
 from importlib import import_module
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -65,8 +64,7 @@ GC_THRESHOLD = 50_000
 MAX_COUNTRIES = 20_000  # relays whose country is remembered from one consensus to the next
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """The global options, for every command."""
 
     network: Path | None
@@ -255,7 +253,8 @@ def run(
     import gc
     import logging
 
-    import trio
+    with starting_no_process():
+        import trio
 
     logging.basicConfig(
         format="torkit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING
@@ -292,6 +291,23 @@ def run(
     if received:
         [number] = received
         raise typer.Exit(on_sigterm if number == signal.SIGTERM else 128 + number)
+
+
+@contextmanager
+def starting_no_process() -> Iterator[None]:
+    """For the first import of trio, which asks ctypes where libpthread is, to name its threads by it.
+
+    ctypes would run ldconfig, and compilers where that knows nothing: 6 ms at every start, and a process that
+    nobody asked for. glibc's name is answered; where there is no such library, threads go unnamed.
+    """
+    import ctypes.util
+
+    find_library = ctypes.util.find_library
+    ctypes.util.find_library = "lib{}.so.0".format
+    try:
+        yield
+    finally:
+        ctypes.util.find_library = find_library
 
 
 def _make_room(_record: object) -> bool:

@@ -28,6 +28,7 @@ from torkit.cli import (
     restrictions,
     run,
     say,
+    starting_no_process,
     write_file,
 )
 from torkit.cli.progress import to_json
@@ -139,7 +140,8 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 def parse_isolation(text: str | None) -> "frozenset[Isolate]":
     """What `--isolate` names, or the default. Raises UsageError."""
-    from torkit.net.socks import ISOLATION, Isolate
+    with starting_no_process():
+        from torkit.net.socks import ISOLATION, Isolate
 
     if text is None:
         return ISOLATION

@@ -11,7 +11,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from operator import lt
 from sys import intern
 from typing import NamedTuple, overload
@@ -115,55 +115,58 @@ _S_TO_W = (
 _NEXT = rb"(?=r |directory-footer\n)"
 
 
-def _status_pattern(before_address: int) -> re.Pattern[bytes]:
-    """What `Relays` keeps no column of, in an entry that has been checked: the usual order, single spaces."""
-    return re.compile(
-        rb"r ([!-~]+)(?: [!-~]+){%d} ([0-9.]+) (\d+) \d+\n((?:a [!-~]+\n)*)(?:m [!-~]+\n)?s[ -~]*\n"
-        rb"(?:v ([!-~]+(?: [!-~]+)*)\n)?(?:pr ([ -~]+)\n)?w [ -~]+\n(?:p ([a-z]+ [0-9,-]+)\n)?"
-        % before_address
-    )
-
-
 class _Flavor(NamedTuple):
-    """What differs between flavors. Fast roads: `entry` matches only what the table accepts."""
+    """What differs between flavors. `entry` is a pattern for `_entry_pattern`."""
 
     algorithm: str  # of the signatures that count
     digest_len: int
-    entry: re.Pattern[bytes]
-    status: re.Pattern[bytes]
+    entry: bytes
+    words_before_address: int  # in an `r` line, the nickname not counted
 
 
 FLAVORS = {
     "microdesc": _Flavor(
         "sha256",
         DIGEST256_LEN,
-        re.compile(
-            _R_LINE + _R_REST + _A_LINES + rb"m ([A-Za-z0-9+/]{42}" + _LAST + rb")\n" + _S_TO_W + _NEXT,
-            re.MULTILINE,
-        ),
-        _status_pattern(3),
+        _R_LINE + _R_REST + _A_LINES + rb"m ([A-Za-z0-9+/]{42}" + _LAST + rb")\n" + _S_TO_W + _NEXT,
+        3,
     ),
     "ns": _Flavor(
         "sha1",
         DIGEST_LEN,
-        re.compile(
-            _R_LINE
-            + rb" "
-            + _IDENTITY
-            + _R_REST
-            + _A_LINES
-            + _S_TO_W
-            + rb"(?:p ((?:accept|reject) [0-9,-]{1,1000}+)\n)?+"
-            + _NEXT,
-            re.MULTILINE,
-        ),
-        _status_pattern(4),
+        _R_LINE
+        + rb" "
+        + _IDENTITY
+        + _R_REST
+        + _A_LINES
+        + _S_TO_W
+        + rb"(?:p ((?:accept|reject) [0-9,-]{1,1000}+)\n)?+"
+        + _NEXT,
+        4,
     ),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RouterStatus:
+# Compiled when first used: few starts meet both flavors, and one takes a millisecond.
+
+
+@cache
+def _entry_pattern(flavor: str) -> re.Pattern[bytes]:
+    """Matches only entries that the table accepts: a fast road."""
+    return re.compile(FLAVORS[flavor].entry, re.MULTILINE)
+
+
+@cache
+def _status_pattern(flavor: str) -> re.Pattern[bytes]:
+    """What `Relays` keeps no column of, in an entry that has been checked: the usual order, single spaces."""
+    return re.compile(
+        rb"r ([!-~]+)(?: [!-~]+){%d} ([0-9.]+) (\d+) \d+\n((?:a [!-~]+\n)*)(?:m [!-~]+\n)?s[ -~]*\n"
+        rb"(?:v ([!-~]+(?: [!-~]+)*)\n)?(?:pr ([ -~]+)\n)?w [ -~]+\n(?:p ([a-z]+ [0-9,-]+)\n)?"
+        % FLAVORS[flavor].words_before_address
+    )
+
+
+class RouterStatus(NamedTuple):
     """One relay as the consensus lists it.
 
     `identity` is 20 bytes; `digest` names its microdescriptor, 32 bytes (ns flavor: its server
@@ -227,7 +230,7 @@ class Relays(Sequence[RouterStatus]):
         index = range(len(self))[index]
         offsets = self._entry_offsets()
         entry = self._text[offsets[index] : offsets[index + 1]]
-        match = FLAVORS[self._flavor].status.fullmatch(entry)
+        match = _status_pattern(self._flavor).fullmatch(entry)
         return self._status(index, match) if match else _parse_entry(entry, self._flavor, 1)
 
     def _status(self, index: int, match: re.Match[bytes]) -> RouterStatus:
@@ -271,8 +274,7 @@ class Relays(Sequence[RouterStatus]):
         return self._offsets
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Consensus:
+class Consensus(NamedTuple):
     """A parsed consensus; nothing says that it is true until `verify` has passed.
 
     Times are seconds since the epoch. `params` and `bandwidth_weights` are as written: read
@@ -469,7 +471,7 @@ def _columns(text: bytes, flavor: str, start: int, end: int) -> _Columns:
     if count > MAX_RELAYS:
         raise DocumentError(f"consensus of {count} relays; at most {MAX_RELAYS} are read")
     # The pattern looks ahead for the next entry or the footer, so let it see where the footer begins.
-    rows = FLAVORS[flavor].entry.findall(text, start, end + len(b"directory-footer\n"))
+    rows = _entry_pattern(flavor).findall(text, start, end + len(b"directory-footer\n"))
     columns = _columns_fast(rows, flavor) if len(rows) == count and count else None
     if columns is None:
         columns = _columns_slow(text, flavor, start, end)

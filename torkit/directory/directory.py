@@ -5,11 +5,10 @@ Who may be trusted, fetched or chosen is decided elsewhere.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, NamedTuple
 
 from torkit.directory.consensus import Consensus
 from torkit.directory.geoip import UNKNOWN
@@ -42,8 +41,7 @@ POSITION_FLAGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Relay:
+class Relay(NamedTuple):
     """One relay, all that is known of it.
 
     `identity` is 20 bytes, the keys 32; `ed25519_identity` is None where the authorities do not

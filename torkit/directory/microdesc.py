@@ -8,9 +8,9 @@ import hashlib
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from sys import intern
+from typing import NamedTuple
 
 from torkit.directory.netdoc import (
     Count,
@@ -57,8 +57,7 @@ _START = b"onion-key\n"
 _LAST_LISTED = re.compile(rb"@last-listed ([0-9-]{10}) ([0-9:]{8})")
 
 
-@dataclass(frozen=True, slots=True)
-class PortPolicy:
+class PortPolicy(NamedTuple):
     """An exit policy summary: the ports reachable at "most addresses". dir-spec, "Encoding port lists".
 
     `ranges` ascend and do not overlap.
@@ -85,8 +84,7 @@ class PortPolicy:
 REJECT_ALL = PortPolicy(False, ((1, 65535),))  # what a missing line means
 
 
-@dataclass(frozen=True, slots=True)
-class Microdesc:
+class Microdesc(NamedTuple):
     """What a microdescriptor says of a relay.
 
     Keys are 32 bytes. `family` holds `$` and 40 uppercase digits, or a nickname in lower case;

@@ -8,7 +8,6 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
@@ -57,15 +56,14 @@ class Place(Enum):
     END = "at end"
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """What one keyword is held to.
 
     `args` is the least number of arguments, and the greatest too where `no_extra`. `objects` are the
     labels its object may carry; empty means that it has none.
     """
 
-    count: Count
+    how_often: Count
     args: int = 0
     no_extra: bool = False
     objects: tuple[str, ...] = ()
@@ -155,15 +153,15 @@ def scan(text: bytes, rules: Mapping[str, Rule], *, what: str, first_line: int =
         if rule is None:
             continue
         same = found.setdefault(item.keyword, [])
-        if same and rule.count in (Count.ONCE, Count.AT_MOST_ONCE):
-            raise item.fail(f"again, but it stands {rule.count.value}")
+        if same and rule.how_often in (Count.ONCE, Count.AT_MOST_ONCE):
+            raise item.fail(f"again, but it stands {rule.how_often.value}")
         if len(item.args) < rule.args or (rule.no_extra and len(item.args) > rule.args):
             raise item.fail(f"{rule.args} arguments expected, {len(item.args)} seen")
         same.append(item)
     if last is None:
         raise DocumentError(f"{what} is empty", line=first_line)
     for keyword, rule in rules.items():
-        if keyword not in found and rule.count in (Count.ONCE, Count.AT_LEAST_ONCE):
+        if keyword not in found and rule.how_often in (Count.ONCE, Count.AT_LEAST_ONCE):
             raise DocumentError(f"{what} lacks {keyword}", line=last.line)
         if rule.place is Place.END and last.keyword != keyword:
             raise last.fail(f"{what} must end with {keyword}")

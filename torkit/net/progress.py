@@ -6,9 +6,9 @@ client does not tell apart, the tag is the later one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from enum import Enum
 from errno import EADDRNOTAVAIL, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH
+from typing import NamedTuple
 
 import trio
 
@@ -56,8 +56,7 @@ class Phase(Enum):
 _FOR_CIRCUITS = {Phase.CONN: Phase.AP_CONN, Phase.HANDSHAKE: Phase.AP_HANDSHAKE}
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """One moment of a start.
 
     `percent` is 0 to 100. `microdescs` says how many are held and how many the consensus lists, once that
@@ -113,13 +112,13 @@ class Tracker:
         if self.now.phase.percent >= Phase.ENOUGH_DIRINFO.percent:
             phase = _FOR_CIRCUITS.get(phase, phase)
         if phase.percent > self.now.phase.percent:
-            self._change(replace(self.now, phase=phase, percent=phase.percent, error=None))
+            self._change(self.now._replace(phase=phase, percent=phase.percent, error=None))
 
     def expect_microdescs(self, held: int, listed: int) -> None:
         """Note how many microdescriptors are held of those that the consensus lists."""
         self.reach(Phase.REQUESTING_DESCRIPTORS)
         if self.now.phase is Phase.REQUESTING_DESCRIPTORS:
-            self._change(replace(self.now, microdescs=(held, listed)))
+            self._change(self.now._replace(microdescs=(held, listed)))
 
     def add_microdescs(self, count: int) -> None:
         """Note that some more have come."""
@@ -129,12 +128,12 @@ class Tracker:
             held = min(held + count, listed)
             low, high = Phase.LOADING_DESCRIPTORS.percent, Phase.ENOUGH_DIRINFO.percent
             percent = low + (high - low) * held // max(listed, 1)
-            self._change(replace(self.now, percent=percent, microdescs=(held, listed), error=None))
+            self._change(self.now._replace(percent=percent, microdescs=(held, listed), error=None))
 
     def block(self, error: TorkitError) -> None:
         """Note what made an attempt fail."""
         if not self.now.is_done:
-            self._change(replace(self.now, error=error))
+            self._change(self.now._replace(error=error))
 
     def changes(self) -> "Changes":
         """The progress now, and whenever it has changed since."""

@@ -4,9 +4,9 @@ A decoder gets the body as framed: fixed-length bodies still carry their padding
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from torkit.errors import ChannelError, CircuitError, DestroyReason, PeerError, UsageError
 
@@ -32,8 +32,7 @@ class AddressType(IntEnum):
     IPV6 = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Netinfo:
+class Netinfo(NamedTuple):
     """What a peer says of itself and of us; it can lie about all of it.
 
     `timestamp` is in seconds since the epoch, 0 if the peer keeps it to itself. `our_address` is None

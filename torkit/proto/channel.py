@@ -18,7 +18,7 @@ Rules, from which `_AFTER` is drawn:
   - nothing but VERSIONS is sent before the certificates are checked and both identities are as expected.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torkit._fast.cells import Command
 from torkit.errors import ChannelError, UsageError
@@ -52,8 +52,7 @@ _KNOWN = frozenset(Command)
 Cells = list[tuple[Command, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class LinkResult:
+class LinkResult(NamedTuple):
     """What is known of a channel once it is open.
 
     `clock_skew` is the relay's clock minus ours, in seconds, or None if it told no time. It and

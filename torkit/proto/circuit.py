@@ -9,9 +9,8 @@ By default a relay sees of us what it sees of C tor 0.4.9, the larger crowd:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torkit._fast.onion import CGO_KEYS_LEN, TOR1_KEYS_LEN, LayerKind
 from torkit.proto.cells import HandshakeType
@@ -46,8 +45,7 @@ class HopRelay(Protocol):
     def protocols(self) -> Protocols: ...
 
 
-@dataclass(frozen=True, slots=True)
-class NewHop:
+class NewHop(NamedTuple):
     """A hop that has answered: its layer's keys, and its SENDME increment under congestion control."""
 
     handshake_type: HandshakeType

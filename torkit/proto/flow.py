@@ -39,7 +39,6 @@ C tor's: it is what the crowd does when the consensus is silent.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -120,8 +119,7 @@ class PathKind(Enum):
     ONION = "onion"
 
 
-@dataclass(frozen=True)
-class CongestionParams:
+class CongestionParams(NamedTuple):
     """The parameters of TOR_VEGAS for one kind of path. Counts are cells, `*_pct` per cent."""
 
     sendme_inc: int
@@ -188,8 +186,7 @@ def _usec(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-@dataclass(frozen=True)
-class StreamParams:
+class StreamParams(NamedTuple):
     """The parameters of XON and XOFF, in bytes, per cent, and a count of rates. Proposal 324, 6.5.5."""
 
     xoff_client: int

@@ -6,9 +6,9 @@ ignored, so that the format can grow; what is missing ends the circuit.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from torkit.errors import CircuitError, DestroyReason, EndReason, UsageError
 from torkit.proto.cells import (
@@ -38,8 +38,7 @@ class BeginFlags(IntFlag):
     IPV6_PREFERRED = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(NamedTuple):
     """Where an exit connected to, as far as it says; `ttl` is in seconds. Both None from a directory."""
 
     address: IPAddress | None
@@ -75,8 +74,7 @@ def decode_connected(body: bytes) -> Connected:
 # --- Closing streams -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """Why a stream ended; `address` is what an exit's policy refused, if it says."""
 
     reason: EndReason
@@ -117,8 +115,7 @@ class ResolvedError(IntEnum):
     NONTRANSIENT = 0xF1
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One answer in RESOLVED: an address, a name (lower case, checked) or an error. `ttl` is in seconds."""
 
     value: IPAddress | str | ResolvedError

@@ -21,9 +21,9 @@ circuit. RFC 1928, RFC 1929 and socks-extensions.
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from ipaddress import IPv4Address, ip_address
+from typing import NamedTuple
 
 from torkit.errors import (
     ChannelClosed,
@@ -111,8 +111,7 @@ HTTP_ANSWER = (
 )
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What one client wants.
 
     `host` is a name, or an address in its usual text without brackets. `isolation` is equal for requests
