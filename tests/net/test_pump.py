@@ -14,6 +14,7 @@ from served import build, connect, fresh_relays, serve
 from torkit.net import pump
 from torkit.net.carrier import Carrier
 from torkit.net.pump import Pump
+from torkit.net.sockdiag import SockDiag
 from torkit.net.stream import Stream
 
 BODY = bytes(range(256)) * 4096 * 3  # 3 MiB: what goes through in several wakes of anything
@@ -47,6 +48,7 @@ class Home:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.pump = Pump.current()
         self.nursery = nursery
+        self.kernel = SockDiag()
 
 
 class Ended(Exception):

@@ -2,7 +2,9 @@
  *
  * Counter Galois Onion changes both its AES keys with every cell that it seals or recognizes. Setting a
  * key takes libcrypto's EVP 150 ns and more, half as long as all the rest of a cell, and here some 30 ns:
- * that is the reason for this file. Where aes_ni_is_supported() says no, libcrypto does the work.
+ * that is the reason for this file. The key stream for a cell takes EVP 120 ns and more, and here some 40
+ * where the processor enciphers four blocks at once (VAES). Where aes_ni_is_supported() says no, libcrypto
+ * does the work.
  *
  * Expanded keys are AES_NI_KEY_LEN bytes, in the order of use. No function has a branch or an index
  * that depends on a key or on data. FIPS 197; names as in its section 5.
@@ -17,6 +19,20 @@
 #include <openssl/crypto.h>
 
 #define AES_NI_KEY_LEN 176 /* 11 round keys of 16 bytes */
+
+/* Of any address, and XORed in one piece. */
+typedef uint8_t xor_block __attribute__((vector_size(16), aligned(1), may_alias));
+
+static inline void xor_bytes(uint8_t *data, const uint8_t *other, size_t length)
+{
+    for (; length >= sizeof(xor_block); length -= sizeof(xor_block)) {
+        *(xor_block *)data ^= *(const xor_block *)other;
+        data += sizeof(xor_block);
+        other += sizeof(xor_block);
+    }
+    for (; length > 0; length--)
+        *data++ ^= *other++;
+}
 
 #ifdef __x86_64__
 
@@ -86,21 +102,23 @@ AES_NI static inline void aes_ni_decrypt(const uint8_t *expanded, uint8_t block[
     _mm_storeu_si128((__m128i *)block, _mm_aesdeclast_si128(state, aes_ni_round_key(expanded, 10)));
 }
 
-/* XOR the key stream that starts at `counter` into `data`. Only the counter's last byte counts: the
- * caller sees to it that it does not overflow within `length` bytes. */
-AES_NI static inline void aes_ni_xor_key_stream(const uint8_t *expanded, const uint8_t counter[16],
-                                                uint8_t *data, size_t length)
+/* A shuffle that turns the last eight bytes of a counter block into an integer, and back. */
+static const uint8_t aes_ni_turned[16] = {0, 1, 2, 3, 4, 5, 6, 7, 15, 14, 13, 12, 11, 10, 9, 8};
+
+AES_NI static inline void aes_ni_xor_narrow(const uint8_t *expanded, const uint8_t counter[16], uint8_t *data,
+                                            size_t length)
 {
-    const __m128i one = _mm_set_epi8(1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    __m128i next = _mm_loadu_si128((const __m128i *)counter);
+    const __m128i turned = _mm_loadu_si128((const __m128i *)aes_ni_turned);
+    const __m128i one = _mm_set_epi64x(1, 0);
+    __m128i next = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)counter), turned);
     __m128i stream[AES_NI_LANES];
     size_t at = 0;
 
     while (at < length) {
 #pragma GCC unroll 8
         for (int lane = 0; lane < AES_NI_LANES; lane++) {
-            stream[lane] = _mm_xor_si128(next, aes_ni_round_key(expanded, 0));
-            next = _mm_add_epi8(next, one);
+            stream[lane] = _mm_xor_si128(_mm_shuffle_epi8(next, turned), aes_ni_round_key(expanded, 0));
+            next = _mm_add_epi64(next, one);
         }
 #pragma GCC unroll 9
         for (int round = 1; round < 10; round++) {
@@ -125,6 +143,70 @@ AES_NI static inline void aes_ni_xor_key_stream(const uint8_t *expanded, const u
             }
         }
     }
+}
+
+#define VAES __attribute__((target("vaes,avx512f,avx512bw")))
+#define VAES_BLOCKS 4 /* in a register; AES_NI_LANES registers hold the blocks of a cell */
+
+static inline int aes_ni_is_wide(void)
+{
+    return __builtin_cpu_supports("vaes") && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw");
+}
+
+VAES static inline __m512i aes_ni_wide(const uint8_t block[16])
+{
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)block));
+}
+
+VAES static inline void aes_ni_xor_wide(const uint8_t *expanded, const uint8_t counter[16], uint8_t *data,
+                                        size_t length)
+{
+    const __m512i turned = aes_ni_wide(aes_ni_turned);
+    const __m512i four = _mm512_set4_epi64(VAES_BLOCKS, 0, VAES_BLOCKS, 0);
+    __m512i next = _mm512_add_epi64(
+        _mm512_shuffle_epi8(aes_ni_wide(counter), turned), _mm512_set_epi64(3, 0, 2, 0, 1, 0, 0, 0));
+    __m512i stream[AES_NI_LANES];
+
+    for (size_t at = 0; at < length; at += 16 * VAES_BLOCKS * AES_NI_LANES) {
+        const __m512i first_key = aes_ni_wide(expanded), last_key = aes_ni_wide(expanded + 10 * 16);
+#pragma GCC unroll 8
+        for (int lane = 0; lane < AES_NI_LANES; lane++) {
+            stream[lane] = _mm512_xor_si512(_mm512_shuffle_epi8(next, turned), first_key);
+            next = _mm512_add_epi64(next, four);
+        }
+#pragma GCC unroll 9
+        for (int round = 1; round < 10; round++) {
+            const __m512i key = aes_ni_wide(expanded + 16 * round);
+#pragma GCC unroll 8
+            for (int lane = 0; lane < AES_NI_LANES; lane++)
+                stream[lane] = _mm512_aesenc_epi128(stream[lane], key);
+        }
+#pragma GCC unroll 8
+        for (int lane = 0; lane < AES_NI_LANES; lane++) {
+            const __m512i blocks = _mm512_aesenclast_epi128(stream[lane], last_key);
+            const size_t from = at + 16 * VAES_BLOCKS * lane;
+            if (from + 16 * VAES_BLOCKS <= length) {
+                uint8_t *here = data + from;
+                _mm512_storeu_si512(here, _mm512_xor_si512(_mm512_loadu_si512(here), blocks));
+            } else if (from < length) {
+                uint8_t *here = data + from;
+                const __mmask64 wanted = ((__mmask64)1 << (length - from)) - 1;
+                _mm512_mask_storeu_epi8(
+                    here, wanted, _mm512_xor_si512(_mm512_maskz_loadu_epi8(wanted, here), blocks));
+            }
+        }
+    }
+}
+
+/* XOR the key stream that starts at `counter` into `data`. The counter's last eight bytes count. */
+static inline void aes_ni_xor_key_stream(const uint8_t *expanded, const uint8_t counter[16], uint8_t *data,
+                                         size_t length)
+{
+    if (length > 16 * AES_NI_LANES && aes_ni_is_wide())
+        aes_ni_xor_wide(expanded, counter, data, length);
+    else
+        aes_ni_xor_narrow(expanded, counter, data, length);
 }
 
 #else /* No such instructions: nobody calls the rest. */

@@ -32,6 +32,7 @@ from torkit._fast.openssl cimport (
 from torkit.errors import UsageError
 
 cdef extern from "aes_ni.h" nogil:
+    void xor_bytes(uint8_t* data, const uint8_t* other, size_t length)
     int aes_ni_is_supported()
     void aes_ni_expand(const uint8_t* key, uint8_t* expanded)
     void aes_ni_expand_inverse(const uint8_t* key, uint8_t* expanded)
@@ -180,7 +181,7 @@ cdef int tweakable_cipher(CgoState* state, uint8_t command, uint8_t* body) noexc
     polyval_add(state.is_native, &state.et_hash, mask, hashed, HASHED_BLOCKS)
     polyval_add(state.is_native, &state.et_hash, mask, tail, 1)
 
-    xor_block(block, mask)
+    xor_bytes(block, mask, BLOCK_LEN)
     if not state.is_native:
         if EVP_CipherUpdate(state.et_cipher, block, &length, block, BLOCK_LEN) != 1:
             return -1
@@ -188,7 +189,7 @@ cdef int tweakable_cipher(CgoState* state, uint8_t command, uint8_t* body) noexc
         aes_ni_encrypt(state.et_round_keys, block)
     else:
         aes_ni_decrypt(state.et_round_keys, block)
-    xor_block(block, mask)
+    xor_bytes(block, mask, BLOCK_LEN)
     memcpy(body, block, BLOCK_LEN)
     return 1
 
@@ -209,8 +210,7 @@ cdef int xor_prf(CgoState* state, const uint8_t* x, uint8_t offset, uint8_t* dat
         stream[i * BLOCK_LEN + BLOCK_LEN - 1] += <uint8_t>i
     if EVP_CipherUpdate(state.prf_cipher, stream, &i, stream, blocks * BLOCK_LEN) != 1:
         return -1
-    for i in range(length):
-        data[i] ^= stream[i]
+    xor_bytes(data, stream, length)
     return 1
 
 
@@ -233,12 +233,6 @@ cdef int set_keys(CgoState* state, const uint8_t* seed) noexcept nogil:
             aes_ni_expand_inverse(et_key, state.et_round_keys)
         aes_ni_expand(prf_key, state.prf_round_keys)
     return 1
-
-
-cdef inline void xor_block(uint8_t* block, const uint8_t* other) noexcept nogil:
-    cdef int i
-    for i in range(BLOCK_LEN):
-        block[i] ^= other[i]
 
 
 # ---- As Python sees it ----

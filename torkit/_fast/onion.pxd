@@ -4,7 +4,8 @@ cimport cython
 from libc.stdint cimport uint8_t
 
 from torkit._fast.cgo cimport CgoState
-from torkit._fast.openssl cimport EVP_CIPHER_CTX, EVP_MD_CTX
+from torkit._fast.ctr cimport Ctr
+from torkit._fast.openssl cimport EVP_MD_CTX
 
 cdef enum:
     TAG_LEN_MAX = 20              # of a SENDME tag: 20 bytes for tor1
@@ -28,8 +29,8 @@ cdef class Layer:
     cdef CgoState* cgo_forward
     cdef CgoState* cgo_backward
     # TOR1
-    cdef EVP_CIPHER_CTX* forward_cipher      # Kf
-    cdef EVP_CIPHER_CTX* backward_cipher     # Kb
+    cdef Ctr* forward_cipher                 # Kf
+    cdef Ctr* backward_cipher                # Kb
     cdef EVP_MD_CTX* forward_digest          # Df and every cell sealed for this hop
     cdef EVP_MD_CTX* backward_digest         # Db and every cell recognized from this hop
     cdef EVP_MD_CTX* scratch_digest          # finals are taken from copies

@@ -18,10 +18,10 @@ from torkit._fast.cgo cimport (
     CGO_SEED_LEN, CGO_TAG_LEN, cgo_client_backward, cgo_client_forward, cgo_client_originate, cgo_free,
     cgo_init,
 )
+from torkit._fast.ctr cimport ctr_free, ctr_init, ctr_xor
 from torkit._fast.openssl cimport (
-    CRYPTO_memcmp, EVP_aes_128_ctr, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_DigestFinal_ex,
-    EVP_DigestInit_ex, EVP_DigestUpdate, EVP_EncryptInit_ex, EVP_EncryptUpdate, EVP_MD_CTX_copy_ex,
-    EVP_MD_CTX_free, EVP_MD_CTX_new, EVP_sha1,
+    CRYPTO_memcmp, EVP_DigestFinal_ex, EVP_DigestInit_ex, EVP_DigestUpdate, EVP_MD_CTX_copy_ex, EVP_MD_CTX_free,
+    EVP_MD_CTX_new, EVP_sha1,
 )
 
 from torkit.errors import UsageError
@@ -31,18 +31,6 @@ cdef enum:
     RECOGNIZED_AT = 1
     DIGEST_AT = 5
     DIGEST_LEN = 4
-
-
-cdef EVP_CIPHER_CTX* new_ctr(const uint8_t* key) except NULL:
-    cdef uint8_t[16] iv
-    memset(iv, 0, sizeof(iv))
-    cdef EVP_CIPHER_CTX* ctx = EVP_CIPHER_CTX_new()
-    if ctx == NULL:
-        raise MemoryError
-    if EVP_EncryptInit_ex(ctx, EVP_aes_128_ctr(), NULL, key, iv) != 1:
-        EVP_CIPHER_CTX_free(ctx)
-        raise MemoryError("libcrypto could not set up AES-128-CTR")
-    return ctx
 
 
 cdef EVP_MD_CTX* new_sha1(const uint8_t* seed, size_t length) except NULL:
@@ -84,8 +72,11 @@ cdef class Layer:
         self.backward_digest = new_sha1(db, TOR1_DIGEST_LEN)
         self.scratch_digest = new_sha1(NULL, 0)
         self.saved_digest = new_sha1(NULL, 0)
-        self.forward_cipher = new_ctr(kf)
-        self.backward_cipher = new_ctr(kb)
+        self.forward_cipher = <Ctr*>calloc(1, sizeof(Ctr))
+        self.backward_cipher = <Ctr*>calloc(1, sizeof(Ctr))
+        if (self.forward_cipher == NULL or self.backward_cipher == NULL
+                or ctr_init(self.forward_cipher, kf, False) != 1 or ctr_init(self.backward_cipher, kb, False) != 1):
+            raise MemoryError("libcrypto could not set up AES-128-CTR")
         return 0
 
     cdef int set_cgo(self, const uint8_t* seeds) except -1:
@@ -110,8 +101,12 @@ cdef class Layer:
         EVP_MD_CTX_free(self.backward_digest)
         EVP_MD_CTX_free(self.scratch_digest)
         EVP_MD_CTX_free(self.saved_digest)
-        EVP_CIPHER_CTX_free(self.forward_cipher)
-        EVP_CIPHER_CTX_free(self.backward_cipher)
+        if self.forward_cipher != NULL:
+            ctr_free(self.forward_cipher)
+        if self.backward_cipher != NULL:
+            ctr_free(self.backward_cipher)
+        free(self.forward_cipher)
+        free(self.backward_cipher)
 
     # The kernels answer 1 for done or recognized, 0 for not recognized, -1 where libcrypto failed.
 
@@ -127,18 +122,16 @@ cdef class Layer:
         return self.forward(command, body)
 
     cdef int forward(self, uint8_t command, uint8_t* body) noexcept nogil:
-        cdef int length
         if self.kind == LayerKind.CGO:
             return cgo_client_forward(self.cgo_forward, command, body)
-        return 1 if EVP_EncryptUpdate(self.forward_cipher, body, &length, body, CELL_BODY_LEN) == 1 else -1
+        return ctr_xor(self.forward_cipher, body, CELL_BODY_LEN)
 
     cdef int backward(self, uint8_t command, uint8_t* body, bint is_last, uint8_t* tag) noexcept nogil:
         """Open one layer. When recognized, `tag` gets what our SENDME for this cell must carry."""
-        cdef int length
         cdef uint8_t[DIGEST_LEN] digest
         if self.kind == LayerKind.CGO:
             return cgo_client_backward(self.cgo_backward, command, body, tag)
-        if EVP_EncryptUpdate(self.backward_cipher, body, &length, body, CELL_BODY_LEN) != 1:
+        if ctr_xor(self.backward_cipher, body, CELL_BODY_LEN) != 1:
             return -1
         if body[RECOGNIZED_AT] != 0 or body[RECOGNIZED_AT + 1] != 0:
             return 0

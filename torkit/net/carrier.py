@@ -21,7 +21,7 @@ import trio
 from torkit._fast.pump import Local
 from torkit.errors import TorkitError
 from torkit.net.pump import Pump
-from torkit.net.sockdiag import is_closed_by_program
+from torkit.net.sockdiag import SockDiag
 from torkit.net.stream import Stream
 
 READ_SIZE = 65_536  # bytes; large enough that one read feeds some 130 cells
@@ -36,6 +36,7 @@ class Home(Protocol):
 
     pump: Pump
     nursery: trio.Nursery
+    kernel: SockDiag
 
 
 class Carrier:
@@ -59,9 +60,8 @@ class Carrier:
         self._stream = stream
         self._end = end
         self._has_ended = False  # the client, its direction
-        self._is_slow = False
         self._is_over = False
-        self._scope = trio.CancelScope()  # of the slow road
+        self._scope: trio.CancelScope | None = None  # of the slow road
 
     def start(self, early: bytes) -> None:
         """Carry, `early` first to the stream."""
@@ -89,16 +89,16 @@ class Carrier:
 
     def on_xon(self) -> None:
         """The peer takes data again, or at another rate."""
-        if self._is_slow:
+        if self._scope is not None:
             return
         if not self._stream.is_paced:
             self._source.resume()
             return
-        self._is_slow = True
         rest = self._source.take_unsent()
         self._source.feed(None)
         self._home.pump.watch_reading(self._source, False)
-        self._home.nursery.start_soon(self._upload, rest)
+        self._scope = trio.CancelScope()
+        self._home.nursery.start_soon(self._upload, rest, self._scope)
 
     # --- from the pump ----------------------------------------------------------------------------
 
@@ -117,9 +117,9 @@ class Carrier:
 
     # --- the slow road ----------------------------------------------------------------------------
 
-    async def _upload(self, data: bytes) -> None:
+    async def _upload(self, data: bytes, scope: trio.CancelScope) -> None:
         """Send no faster than the peer has asked for; from then on, whatever it asks for later."""
-        with self._scope:
+        with scope:
             try:
                 while True:
                     # If the stream is over, nobody takes this; how it ended, `on_change` finds out.
@@ -152,15 +152,15 @@ class Carrier:
         if self._is_over:
             return
         error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error or (self._has_ended and is_closed_by_program(self._socket)):
+        if error or (self._has_ended and self._home.kernel.is_closed_by_program(self._socket)):
             self._finish(ConnectionResetError())
 
     def _finish(self, failure: Exception | None) -> None:
         if not self._is_over:
             self._is_over = True
             self._stream.watcher = None
-            self._scope.cancel()
-            if self._is_slow:
+            if self._scope is not None:
+                self._scope.cancel()
                 trio.lowlevel.notify_closing(self._socket)
             self._end(failure)
 

@@ -16,9 +16,10 @@ from trio.lowlevel import RunVar
 
 from torkit._fast.pump import Pump as CorePump
 
-# Implementation limits, seconds. A relay's bursts come every 10 ms: so long after the last one the pump still
-# waits in trio's place. A deadline nearer than that is left to trio, and so is never missed.
-LINGER = 0.02
+# Implementation limits, seconds. So long after the last byte the pump still waits in trio's place: a relay's
+# bursts come every 10 ms, but for the pauses of congestion control. A deadline nearer than that is left to
+# trio, and so is never missed.
+LINGER = 0.1
 
 # What trio has computed before the pump waited is out of date then, and has to be computed anew.
 STALE = 0.002

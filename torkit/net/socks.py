@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
@@ -23,6 +23,7 @@ import trio
 from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError
 from torkit.net.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, READ_SIZE, Carrier, Farewell
 from torkit.net.pump import Pump
+from torkit.net.sockdiag import SockDiag
 from torkit.net.stream import Stream
 from torkit.proto.destination import check_host
 from torkit.proto.socks import (
@@ -152,13 +153,14 @@ class _Proxy:
         self.connect = connect
         self.resolve = resolve
         self.pump = Pump.current()
+        self.kernel = SockDiag()
         self.handshakes = _Deadlines(HANDSHAKE_TIMEOUT, _Client.give_up_handshake)
         self.attempts = _Deadlines(FIRST_ATTEMPT_TIMEOUT, _Client.give_up_attempt)
         self.farewells = _Deadlines(LINGER_TIMEOUT, _Client.close)
         self._clients: set[_Client] = set()
         self._max_clients = max_clients
         self._listeners: list[_Listener] = []
-        self._isolate = isolate
+        self._isolation_keys = [key for flag, key in _ISOLATION_KEYS.items() if flag in isolate]
         self._names_only = names_only
         self._is_leak_settled = False
 
@@ -177,6 +179,7 @@ class _Proxy:
             listener.close()
         for client in list(self._clients):
             client.close()
+        self.kernel.close()
 
     @property
     def has_room(self) -> bool:
@@ -202,15 +205,7 @@ class _Proxy:
 
     def isolation(self, client: "_Client", request: Request) -> Hashable:
         """Equal for requests that may share a circuit."""
-        keys: dict[Isolate, Hashable] = {
-            Isolate.AUTH: request.isolation,
-            Isolate.CLIENT: client.address,
-            Isolate.LISTENER: client.listener,
-            Isolate.DEST_ADDR: request.host.rstrip(".").lower(),
-            Isolate.DEST_PORT: request.port,
-            Isolate.STREAM: object(),
-        }
-        return tuple(keys[flag] for flag in Isolate if flag in self._isolate)
+        return tuple([key(client, request) for key in self._isolation_keys])
 
     async def lookup(self, request: Request, isolation: Hashable) -> str:
         """The one answer that a SOCKS reply has room for; raises TorkitError if there is none."""
@@ -245,6 +240,16 @@ class _Proxy:
             )
         self._is_leak_settled = self._is_leak_settled or request.is_address or not self._names_only
         return request.is_address and self._names_only
+
+
+_ISOLATION_KEYS: dict[Isolate, Callable[["_Client", Request], Hashable]] = {
+    Isolate.AUTH: lambda _, request: request.isolation,
+    Isolate.CLIENT: lambda client, _: client.address,
+    Isolate.LISTENER: lambda client, _: client.listener,
+    Isolate.DEST_ADDR: lambda _, request: request.host.rstrip(".").lower(),
+    Isolate.DEST_PORT: lambda _, request: request.port,
+    Isolate.STREAM: lambda _, __: object(),
+}
 
 
 class _Listener:
@@ -296,8 +301,8 @@ class _Client:
     """One client, from its first byte to its last. `address` is where it is, `listener` where it came to."""
 
     def __init__(self, proxy: _Proxy, sock: socket.socket, address: str, listener: tuple[str, int]) -> None:
-        self.address = address
-        self.listener = listener
+        self.address: str = address
+        self.listener: tuple[str, int] = listener
         self._proxy = proxy
         self._socket = sock
         self._source = proxy.pump.add_local(sock.fileno(), self)
@@ -308,7 +313,7 @@ class _Client:
         self._has_more = False  # it sends before it is answered; what is heard of it next is that it broke
         self._sent_early = 0  # bytes of what it sent with its request, before the exit has answered; as C tor
         self._carrier: Carrier | None = None
-        self._scope = trio.CancelScope()  # of a task that works for this client
+        self._scope: trio.CancelScope | None = None  # of a task that works for this client
 
     # --- the handshake ----------------------------------------------------------------------------
 
@@ -351,14 +356,14 @@ class _Client:
             return self._part(encode_reply(request.version, Reply.NOT_ALLOWED))
         self._isolation = self._proxy.isolation(self, request)
         if request.command is not Command.CONNECT:
-            self._proxy.nursery.start_soon(self._look_up, request)
+            self._work(self._look_up, request)
             return None
         try:
             stream = self._proxy.begin(request.host, request.port, isolation=self._isolation)
         except TorkitError as error:
             return self._refuse(request, error)
         if stream is None:
-            self._proxy.nursery.start_soon(self._connect, request, None)
+            self._work(self._connect, request, None)
             return None
         self._stream = stream
         self._sent_early = stream.put(self._handshake.trailing_data)
@@ -388,7 +393,12 @@ class _Client:
         self._stream.watcher = None
         begun, self._stream = self._stream, None
         self._sent_early = 0
-        self._proxy.nursery.start_soon(self._connect, self._request, begun)
+        self._work(self._connect, self._request, begun)
+
+    def _work(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Have a task work for this client until it leaves, be it before the task begins."""
+        self._scope = trio.CancelScope()
+        self._proxy.nursery.start_soon(task, *arguments)
 
     async def _connect(self, request: Request, begun: Stream | None) -> None:
         with self._guarded():
@@ -415,6 +425,7 @@ class _Client:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """Until the client leaves. A fault of ours must not end the others."""
+        assert self._scope is not None
         with self._scope:
             try:
                 yield
@@ -487,7 +498,8 @@ class _Client:
         """Let go of everything, once. The client sees a reset, unless all was said."""
         self._proxy.forget(self)
         self._proxy.pump.remove(self._source)
-        self._scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
         self._close_stream()
         self._socket.close()
 

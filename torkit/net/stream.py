@@ -52,7 +52,6 @@ class Stream(trio.abc.Stream):
         self._end: EndReason | None = None
         self._refused: IPAddress | None = None
         self._is_closed = False
-        self._answered = trio.Event()
         self._is_connected = False
         self.watcher: Watcher | None = None
         self.identity = 0  # which of the client's it was begun under, for another attempt
@@ -69,10 +68,13 @@ class Stream(trio.abc.Stream):
 
     async def wait_connected(self) -> None:
         """Wait for CONNECTED. Raises StreamBroken if the exit refuses, or what ended the circuit."""
-        await self._answered.wait()
+        await trio.lowlevel.checkpoint()
         self._check_open()
-        if not self._is_connected:
-            raise self._broken()
+        while not self._is_connected:
+            if self._has_ended:
+                raise self._broken()
+            await self._is_readable.park()
+            self._check_open()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`, as fast as the windows let it; it may be sent before CONNECTED arrives.
@@ -212,9 +214,10 @@ class Stream(trio.abc.Stream):
         return broken
 
     def _wake(self) -> None:
-        self._answered.set()
-        self._is_readable.unpark_all()
-        self._is_writable.unpark_all()
+        if self._is_readable:
+            self._is_readable.unpark_all()
+        if self._is_writable:
+            self._is_writable.unpark_all()
         if self.watcher is not None:
             self.watcher.on_change()
 

@@ -62,8 +62,11 @@ def decode_connected(body: bytes) -> Connected:
     if not body:
         return Connected(None, None)
     reader = Reader(body, "CONNECTED", CircuitError)
-    address: IPAddress = IPv4Address(reader.take(4))
-    if address == IPv4Address(0):  # the mark of the longer form
+    address: IPAddress
+    packed = reader.take(4)
+    if any(packed):
+        address = IPv4Address(packed)
+    else:  # the mark of the longer form
         address_type = reader.take_int(1)
         if address_type != AddressType.IPV6:
             raise CircuitError(f"CONNECTED has an address of type {address_type}, not {AddressType.IPV6}")

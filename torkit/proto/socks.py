@@ -53,7 +53,7 @@ ATYP_IPV4 = 1  # RFC 1928, section 5
 ATYP_NAME = 3
 ATYP_IPV6 = 4
 
-UNSPECIFIED = "0.0.0.0"  # noqa: S104  the bound address of a reply that has none
+UNSPECIFIED = IPv4Address(0)  # the bound address of a reply that has none
 
 SOCKS4_GRANTED = 0x5A
 SOCKS4_REJECTED = 0x5B
@@ -344,18 +344,19 @@ _STEPS: Mapping[State, Callable[[Handshake], bool]] = {
 }
 
 
-def encode_reply(version: int, reply: Reply, host: str = UNSPECIFIED) -> bytes:
+def encode_reply(version: int, reply: Reply, host: str | None = None) -> bytes:
     """The final reply to a request. `host` is the answer to a look-up, as `check_host` returned it.
 
     SOCKS4 knows granted and rejected, and no answer but an IPv4 address: raises UsageError for another.
     """
-    address = parse_address(host)
+    address = UNSPECIFIED if host is None else parse_address(host)
     if version == SOCKS4_VERSION:
         if not isinstance(address, IPv4Address):
             raise UsageError("a SOCKS4 reply holds an IPv4 address only")
         status = SOCKS4_GRANTED if reply is Reply.SUCCEEDED else SOCKS4_REJECTED
         return bytes([0, status, 0, 0]) + address.packed
     if address is None:
+        assert host is not None
         name = host.encode("ascii")
         bound = bytes([ATYP_NAME, len(name)]) + name
     else:

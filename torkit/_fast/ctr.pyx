@@ -1,0 +1,92 @@
+"""AES-128-CTR from counter 0, for cells of 509 bytes that follow one another without a gap.
+
+So nearly every cell begins and ends within a block, which costs libcrypto's EVP as much as the blocks between.
+tor-spec, "Relay cells".
+"""
+
+cimport cython
+from libc.stdint cimport uint32_t
+from libc.string cimport memset
+
+from torkit._fast.cells cimport store32
+from torkit._fast.openssl cimport (
+    EVP_aes_128_ctr, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_EncryptInit_ex, EVP_EncryptUpdate,
+    OPENSSL_cleanse,
+)
+
+from torkit.errors import UsageError
+
+cdef extern from "aes_ni.h" nogil:
+    int aes_ni_is_supported()
+    void aes_ni_expand(const uint8_t* key, uint8_t* expanded)
+    void aes_ni_encrypt(const uint8_t* expanded, uint8_t* block)
+    void aes_ni_xor_key_stream(const uint8_t* expanded, const uint8_t* counter, uint8_t* data, size_t length)
+    void xor_bytes(uint8_t* data, const uint8_t* other, size_t length)
+
+
+cdef int ctr_init(Ctr* ctr, const uint8_t* key, bint portable) noexcept nogil:
+    cdef uint8_t[CTR_BLOCK_LEN] iv
+    memset(ctr, 0, sizeof(Ctr))
+    if not portable and aes_ni_is_supported():
+        aes_ni_expand(key, ctr.round_keys)
+        return 1
+    memset(iv, 0, sizeof(iv))
+    ctr.cipher = EVP_CIPHER_CTX_new()
+    return 1 if ctr.cipher != NULL and EVP_EncryptInit_ex(ctr.cipher, EVP_aes_128_ctr(), NULL, key, iv) == 1 else -1
+
+
+cdef int ctr_xor(Ctr* ctr, uint8_t* data, int length) noexcept nogil:
+    """XOR the next `length` bytes of the key stream into `data`."""
+    cdef uint8_t[CTR_BLOCK_LEN] counter
+    cdef int count = min(length, ctr.left)
+    if ctr.cipher != NULL:
+        return 1 if EVP_EncryptUpdate(ctr.cipher, data, &count, data, length) == 1 else -1
+    xor_bytes(data, ctr.last + CTR_BLOCK_LEN - ctr.left, count)
+    ctr.left -= count
+    data += count
+    length -= count
+    if length:
+        put_counter(ctr.made, counter)
+        aes_ni_xor_key_stream(ctr.round_keys, counter, data, length)
+        ctr.made += (length + CTR_BLOCK_LEN - 1) >> 4
+        ctr.left = -length & (CTR_BLOCK_LEN - 1)
+        if ctr.left:
+            put_counter(ctr.made - 1, ctr.last)
+            aes_ni_encrypt(ctr.round_keys, ctr.last)
+    return 1
+
+
+cdef inline void put_counter(uint64_t number, uint8_t* block) noexcept nogil:
+    """The counter block of one block of the key stream."""
+    memset(block, 0, CTR_BLOCK_LEN)
+    store32(block + 8, <uint32_t>(number >> 32))
+    store32(block + 12, <uint32_t>number)
+
+
+cdef void ctr_free(Ctr* ctr) noexcept nogil:
+    EVP_CIPHER_CTX_free(ctr.cipher)  # cleanses its keys; NULL is fine
+    OPENSSL_cleanse(ctr, sizeof(Ctr))
+
+
+# ---- As Python sees it ----
+
+@cython.final
+cdef class CtrStream:
+    """The key stream of one direction of one hop, for tests.
+
+    `key` is 16 bytes, or UsageError is raised. `portable` keeps away from the processor's instructions for AES.
+    """
+
+    def __cinit__(self, const uint8_t[::1] key not None, *, bint portable=False):
+        if key.shape[0] != CTR_KEY_LEN:
+            raise UsageError(f"AES-128 takes a key of {CTR_KEY_LEN} bytes, not {key.shape[0]}")
+        if ctr_init(&self.ctr, &key[0], portable) < 0:
+            raise MemoryError("libcrypto could not set up AES-128-CTR")
+
+    def __dealloc__(self):
+        ctr_free(&self.ctr)
+
+    def xor(self, uint8_t[::1] data not None):
+        """XOR what comes next into `data`, in place."""
+        if data.shape[0] and ctr_xor(&self.ctr, &data[0], data.shape[0]) < 0:
+            raise MemoryError("libcrypto could not run AES-128-CTR")
