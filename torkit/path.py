@@ -8,6 +8,7 @@ making a list of them. path-spec, "Path selection and constraints".
 """
 
 import json
+from array import array
 from base64 import b64encode
 from bisect import bisect_right
 from collections import Counter
@@ -81,8 +82,8 @@ class Constraints:
 class _Table(NamedTuple):
     """The candidates for a position: places in the consensus, and their weights summed up so far."""
 
-    indexes: list[int]
-    sums: list[float]
+    indexes: "array[int]"
+    sums: "array[float]"
 
 
 # Picks a guard for which the given test, whether a relay goes with the rest of the path, is true.
@@ -253,7 +254,7 @@ def _draw(
     raise NoPath(_explain(directory, position, constraints, excluded, chosen))
 
 
-def _pick(sums: list[float], rng: Random) -> int:
+def _pick(sums: "array[float]", rng: Random) -> int:
     return min(bisect_right(sums, rng.random() * sums[-1]), len(sums) - 1)
 
 
@@ -269,7 +270,7 @@ def _table(directory: Directory, position: Position, constraints: Constraints, *
             for index in (sorted(places_of(directory, wanted)) if wanted else range(len(directory)))
             if _refusal(directory, index, position, constraints, is_relaxed=relaxed) is None
         )
-        return _weighted(directory, position, list(fits))
+        return _weighted(directory, position, array("I", fits))
 
     table: _Table = directory.memo(key, make, MAX_TABLES)
     return table
@@ -281,22 +282,22 @@ def _wanted(position: Position, constraints: Constraints) -> frozenset[str]:
     return wanted.get(position, frozenset())
 
 
-def _weighted(directory: Directory, position: Position, indexes: list[int]) -> _Table:
+def _weighted(directory: Directory, position: Position, indexes: "array[int]") -> _Table:
     """Only what has weight; where nothing has, as in a network not yet measured, everything alike."""
-    weights: list[float] = directory.memo(
+    weights: array[float] = directory.memo(
         ("weights", position), lambda: directory.weights(position), MAX_TABLES
     )
-    weighty = [index for index in indexes if weights[index] > 0]
+    weighty = array("I", (index for index in indexes if weights[index] > 0))
     if weighty:
-        return _Table(weighty, list(accumulate(weights[index] for index in weighty)))
-    return _Table(indexes, list(accumulate(1.0 for _ in indexes)))
+        return _Table(weighty, array("d", accumulate(weights[index] for index in weighty)))
+    return _Table(indexes, array("d", accumulate(1.0 for _ in indexes)))
 
 
 def _without_conflicts(
     directory: Directory, table: _Table, constraints: Constraints, excluded: set[int], chosen: list[Relay]
 ) -> _Table:
     """Slow twin of drawing again: the candidates that conflict with nothing, listed."""
-    fitting, weights = [], []
+    fitting, weights = array("I"), array("d")
     before = 0.0
     for index, after in zip(table.indexes, table.sums, strict=True):
         relay = None if index in excluded else directory.relay_at(index)
@@ -304,7 +305,7 @@ def _without_conflicts(
             fitting.append(index)
             weights.append(after - before)
         before = after
-    return _Table(fitting, list(accumulate(weights)))
+    return _Table(fitting, array("d", accumulate(weights)))
 
 
 def _explain(

@@ -97,7 +97,7 @@ def test_each_class_of_relay_has_its_weight_in_each_position(
         directory = make([relay_with(flags + suffix)], weights=weights, params="bwweightscale=1000")
         for position, name in zip(Position, (guard, middle, exit_), strict=True):
             expected = weights[name] * 100 / 1000 * factor if name else 0
-            assert directory.weights(position) == [pytest.approx(expected)]
+            assert list(directory.weights(position)) == [pytest.approx(expected)]
 
 
 def test_probabilities_are_shares_of_the_weight_of_what_fits_a_position() -> None:
@@ -128,7 +128,7 @@ def test_probabilities_are_shares_of_the_weight_of_what_fits_a_position() -> Non
 
 def test_missing_weights_leave_bandwidth_alone() -> None:
     directory = make([relay_with("Exit Fast Guard", bandwidth=7)], weights={"Wgd": 0})
-    assert directory.weights(Position.GUARD) == [7.0]
+    assert list(directory.weights(Position.GUARD)) == [7.0]
 
 
 EVEN = dict.fromkeys(

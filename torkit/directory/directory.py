@@ -4,6 +4,7 @@ Everything is looked up in columns; a `Relay` is made when somebody asks for tha
 Who may be trusted, fetched or chosen is decided elsewhere.
 """
 
+from array import array
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import cached_property
@@ -206,14 +207,12 @@ class Directory:
         except DocumentError:
             return REJECT_ALL, REJECT_ALL
 
-    def weights(self, position: Position) -> list[float]:
+    def weights(self, position: Position) -> "array[float]":
         """Each relay's bandwidth, weighted for a position. path-spec, "Path selection and constraints"."""
         relays = self.consensus.relays
         factors = {flags: self._weight_factor(position, flags) for flags in set(relays.flags)}
-        return [
-            bandwidth * factors[flags]
-            for bandwidth, flags in zip(relays.bandwidths, relays.flags, strict=True)
-        ]
+        pairs = zip(relays.bandwidths, relays.flags, strict=True)
+        return array("d", (bandwidth * factors[flags] for bandwidth, flags in pairs))
 
     def _weight_factor(self, position: Position, flags: frozenset[str]) -> float:
         weights = self.consensus.bandwidth_weights
@@ -264,7 +263,7 @@ class Directory:
     def _held_fraction(self, position: Position, indexes: list[int]) -> float:
         weights = self.weights(position)
         if not any(weights[i] for i in indexes):
-            weights = [1.0] * len(self)
+            weights = array("d", [1.0]) * len(self)
         total = sum(weights[i] for i in indexes)
         return sum(weights[i] for i in indexes if self.has_microdesc(i)) / total if total else 0.0
 
