@@ -11,11 +11,16 @@ import struct
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 NLM_F_REQUEST = 1
+ALL_STATES = 0xFFFFFFFF
 NO_COOKIE = b"\xff" * 8
 
 _HEADER = struct.Struct("=LHHLL")  # length, type, flags, sequence, port id
-_QUESTION = struct.Struct("=BBBxL")  # family, protocol, extensions, states
-_ID = struct.Struct("!HH16s16s")  # source and destination: ports, addresses
+_QUESTION = struct.Struct(
+    "=LHHLL"  # as above
+    "BBBxL"  # family, protocol, extensions, states
+    "HH16s16s"  # source and destination: ports, as on the wire; addresses
+    "4x8s"  # interface, cookie
+)
 _INODE_AT = _HEADER.size + 4 + 48 + 4 * 4  # state and timers; the socket's id; times, queues, owner
 
 
@@ -60,7 +65,7 @@ class SockDiag:
 
 
 def _question(number: int, family: int, source: tuple[str, int], destination: tuple[str, int]) -> bytes:
-    addresses = (socket.inet_pton(family, end[0]).ljust(16, b"\0") for end in (source, destination))
-    body = _QUESTION.pack(family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF)
-    body += _ID.pack(source[1], destination[1], *addresses) + bytes(4) + NO_COOKIE
-    return _HEADER.pack(_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, number, 0) + body
+    ports = socket.htons(source[1]), socket.htons(destination[1])
+    addresses = socket.inet_pton(family, source[0]), socket.inet_pton(family, destination[0])
+    header = _QUESTION.size, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, number, 0
+    return _QUESTION.pack(*header, family, socket.IPPROTO_TCP, 0, ALL_STATES, *ports, *addresses, NO_COOKIE)
