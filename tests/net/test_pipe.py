@@ -14,7 +14,7 @@ import trio.testing
 from fake_tor import FakeStream
 
 from torkit.errors import EndReason, StreamClosed, TimedOut
-from torkit.net.pipe import pipe, race
+from torkit.net.pipe import Descriptor, pipe, race
 
 
 @dataclass
@@ -180,6 +180,46 @@ async def test_one_socket_as_stdin_and_stdout() -> None:
             await stream.peer.send_all(b"still open")
             assert await trio.to_thread.run_sync(far.recv, 100) == b"still open"
             await stream.end()
+
+
+async def test_a_thread_that_comes_late_touches_nobody_elses_file(ends: Ends) -> None:
+    """By then its descriptor may have been closed, and its number be given to another file."""
+    late = Descriptor(ends.source)
+    late.close()
+    os.close(ends.source)
+    others = [os.pipe() for _ in range(3)]
+    for _, writing in others:
+        os.write(writing, b"not for us")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await trio.to_thread.run_sync(late.use, os.read, 100)
+    for reading, writing in others:
+        assert os.read(reading, 100) == b"not for us"
+        os.close(reading)
+        os.close(writing)
+
+
+async def test_a_thread_in_the_middle_of_its_call_keeps_its_file(ends: Ends) -> None:
+    descriptor = Descriptor(ends.source)
+    has_begun = trio.Event()
+
+    def read(number: int) -> bytes:
+        trio.from_thread.run_sync(has_begun.set)
+        return os.read(number, 100)
+
+    received = []
+    async with trio.open_nursery() as nursery:
+
+        async def use() -> None:
+            received.append(await trio.to_thread.run_sync(descriptor.use, read))
+
+        nursery.start_soon(use)
+        await has_begun.wait()
+        descriptor.close()
+        os.close(ends.source)
+        os.write(ends.stdin, b"for us")
+    assert received == [b"for us"]
+    with pytest.raises(BrokenPipeError):  # the last one that could read it is gone
+        os.write(ends.stdin, b"x")
 
 
 async def test_flags_of_the_descriptors_stay_as_they_are(ends: Ends) -> None:

@@ -4,18 +4,23 @@ The descriptors may be pipes, files, sockets, terminals or devices, and they are
 with other programs. So they are read and written by blocking calls in threads, which works for all of
 them, and their flags are never changed: a descriptor made non-blocking would be so for everybody. A
 thread that waits in a system call cannot be stopped; it is left behind when the pipe ends, and dies with
-the process.
+the process. One that was about to make its call makes none.
 """
 
 import errno
 import os
 import select
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from math import inf
+from threading import Lock
+from typing import Any, TypeVar
 
 import trio
 
 from torkit.errors import TimedOut, TorkitError
+
+T = TypeVar("T")
 
 READ_SIZE = 65_536  # bytes; what a Linux pipe holds, and some 130 cells
 
@@ -46,7 +51,7 @@ async def pipe(
 
     async def upload() -> None:
         nonlocal at_eof
-        while data := await trio.to_thread.run_sync(os.read, source, READ_SIZE, abandon_on_cancel=True):
+        while data := await _in_thread(reader, os.read, READ_SIZE):
             touch()
             try:
                 await stream.send_all(data)
@@ -61,15 +66,19 @@ async def pipe(
     async def download() -> None:
         while data := await stream.receive_some():
             touch()
-            await _write_all(sink, data)
+            await _write_all(writer, data)
             touch()
 
     async def watch_sink() -> None:
-        if await trio.to_thread.run_sync(_wait_for_hangup, sink, abandon_on_cancel=True):
+        if await _in_thread(writer, _wait_for_hangup):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         await trio.sleep_forever()
 
-    with trio.CancelScope() as idle:
+    with (
+        closing(Descriptor(source)) as reader,
+        closing(Descriptor(sink)) as writer,
+        trio.CancelScope() as idle,
+    ):
         touch()
         await race(upload, download, watch_sink)
     if idle.cancelled_caught and not (at_eof and eof_timeout <= idle_timeout):
@@ -96,10 +105,50 @@ async def race(*functions: Callable[[], Awaitable[None]]) -> None:
         raise outcomes[0]
 
 
-async def _write_all(descriptor: int, data: bytes | bytearray) -> None:
+class Descriptor:
+    """A duplicate for threads. It lasts until `close`, and until the last of them is through with it.
+
+    A thread that is left behind may come to run only after the caller has closed the original, when its
+    number may be another file's.
+    """
+
+    def __init__(self, original: int) -> None:
+        self._number = os.dup(original)
+        self._lock = Lock()
+        self._users = 0
+        self._is_closed = False
+
+    def use(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Make a system call in this thread. Raises OSError, be it for one that was closed."""
+        with self._lock:
+            if self._is_closed:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self._users += 1
+        try:
+            return call(self._number, *arguments)
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._close_unused()
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._is_closed and not self._users:
+            os.close(self._number)
+
+
+async def _in_thread(descriptor: Descriptor, call: Callable[..., T], *arguments: Any) -> T:
+    return await trio.to_thread.run_sync(descriptor.use, call, *arguments, abandon_on_cancel=True)
+
+
+async def _write_all(descriptor: Descriptor, data: bytes | bytearray) -> None:
     remaining = memoryview(data)
     while remaining:
-        written = await trio.to_thread.run_sync(os.write, descriptor, remaining, abandon_on_cancel=True)
+        written = await _in_thread(descriptor, os.write, remaining)
         remaining = remaining[written:]
 
 
