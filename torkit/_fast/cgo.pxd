@@ -3,11 +3,8 @@
 cimport cython
 from libc.stdint cimport uint8_t
 
+from torkit._fast.aes_ni cimport AES_NI_KEY_LEN
 from torkit._fast.openssl cimport EVP_CIPHER_CTX
-
-cdef extern from "aes_ni.h" nogil:
-    enum:
-        AES_NI_KEY_LEN
 
 cdef extern from "polyval.h" nogil:
     struct polyval_key:

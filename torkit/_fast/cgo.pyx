@@ -23,6 +23,10 @@ cimport cython
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 
+from torkit._fast.aes_ni cimport (
+    aes_ni_decrypt, aes_ni_encrypt, aes_ni_expand, aes_ni_expand_inverse, aes_ni_is_supported,
+    aes_ni_xor_key_stream, xor_bytes,
+)
 from torkit._fast.cells cimport CELL_BODY_LEN
 from torkit._fast.openssl cimport (
     CRYPTO_memcmp, EVP_aes_128_ecb, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_CIPHER_CTX_set_padding,
@@ -30,15 +34,6 @@ from torkit._fast.openssl cimport (
 )
 
 from torkit.errors import UsageError
-
-cdef extern from "aes_ni.h" nogil:
-    void xor_bytes(uint8_t* data, const uint8_t* other, size_t length)
-    int aes_ni_is_supported()
-    void aes_ni_expand(const uint8_t* key, uint8_t* expanded)
-    void aes_ni_expand_inverse(const uint8_t* key, uint8_t* expanded)
-    void aes_ni_encrypt(const uint8_t* expanded, uint8_t* block)
-    void aes_ni_decrypt(const uint8_t* expanded, uint8_t* block)
-    void aes_ni_xor_key_stream(const uint8_t* expanded, const uint8_t* counter, uint8_t* data, size_t length)
 
 cdef extern from "polyval.h" nogil:
     int polyval_is_native()

@@ -8,6 +8,9 @@ cimport cython
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
+from torkit._fast.aes_ni cimport (
+    aes_ni_encrypt, aes_ni_expand, aes_ni_is_supported, aes_ni_xor_key_stream, xor_bytes,
+)
 from torkit._fast.cells cimport store32
 from torkit._fast.openssl cimport (
     EVP_aes_128_ctr, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_EncryptInit_ex, EVP_EncryptUpdate,
@@ -15,13 +18,6 @@ from torkit._fast.openssl cimport (
 )
 
 from torkit.errors import UsageError
-
-cdef extern from "aes_ni.h" nogil:
-    int aes_ni_is_supported()
-    void aes_ni_expand(const uint8_t* key, uint8_t* expanded)
-    void aes_ni_encrypt(const uint8_t* expanded, uint8_t* block)
-    void aes_ni_xor_key_stream(const uint8_t* expanded, const uint8_t* counter, uint8_t* data, size_t length)
-    void xor_bytes(uint8_t* data, const uint8_t* other, size_t length)
 
 
 cdef int ctr_init(Ctr* ctr, const uint8_t* key, bint portable) noexcept nogil:
