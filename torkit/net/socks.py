@@ -242,16 +242,6 @@ class _Proxy:
         return request.is_address and self._names_only
 
 
-_ISOLATION_KEYS: dict[Isolate, Callable[["_Client", Request], Hashable]] = {
-    Isolate.AUTH: lambda _, request: request.isolation,
-    Isolate.CLIENT: lambda client, _: client.address,
-    Isolate.LISTENER: lambda client, _: client.listener,
-    Isolate.DEST_ADDR: lambda _, request: request.host.rstrip(".").lower(),
-    Isolate.DEST_PORT: lambda _, request: request.port,
-    Isolate.STREAM: lambda _, __: object(),
-}
-
-
 class _Listener:
     """Accepts clients while there is room for them."""
 
@@ -301,8 +291,8 @@ class _Client:
     """One client, from its first byte to its last. `address` is where it is, `listener` where it came to."""
 
     def __init__(self, proxy: _Proxy, sock: socket.socket, address: str, listener: tuple[str, int]) -> None:
-        self.address: str = address
-        self.listener: tuple[str, int] = listener
+        self.address = address
+        self.listener = listener
         self._proxy = proxy
         self._socket = sock
         self._source = proxy.pump.add_local(sock.fileno(), self)
@@ -502,6 +492,16 @@ class _Client:
             self._scope.cancel()
         self._close_stream()
         self._socket.close()
+
+
+_ISOLATION_KEYS: dict[Isolate, Callable[[_Client, Request], Hashable]] = {
+    Isolate.AUTH: lambda _, request: request.isolation,
+    Isolate.CLIENT: lambda client, _: client.address,
+    Isolate.LISTENER: lambda client, _: client.listener,
+    Isolate.DEST_ADDR: lambda _, request: request.host.rstrip(".").lower(),
+    Isolate.DEST_PORT: lambda _, request: request.port,
+    Isolate.STREAM: lambda _, __: object(),
+}
 
 
 class _Deadlines:
