@@ -50,7 +50,7 @@ OUTSIDE = {
     "trio": SHELL,
     "typer": {"torkit.cli"},
     "backports": {"torkit.directory.compression"},
-    "cryptography": set[str](),  # of tests only: it brings another OpenSSL, and costs a start 40 ms
+    "cryptography": set[str](),  # of tests only: it brings another OpenSSL, and costs a start 30 ms
     "filelock": {"torkit.directory.cache"},
     "platformdirs": {"torkit.config", "torkit.cli"},
 }

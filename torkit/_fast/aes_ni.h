@@ -2,7 +2,7 @@
  *
  * Counter Galois Onion changes both its AES keys with every cell that it seals or recognizes. Setting a
  * key takes libcrypto's EVP 150 ns and more, half as long as all the rest of a cell, and here some 30 ns:
- * that is the reason for this file. The key stream for a cell takes EVP 120 ns and more, and here some 40
+ * that is the reason for this file. The key stream for a cell takes EVP 90 ns and more, and here some 60
  * where the processor enciphers four blocks at once (VAES). Where aes_ni_is_supported() says no, libcrypto
  * does the work.
  *
