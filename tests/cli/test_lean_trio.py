@@ -1,7 +1,9 @@
 """What a start leaves out of trio's import, and that trio is whole without. Each in a Python of its own."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent
 
 FIRST = """
@@ -15,10 +17,11 @@ FIRST = """
 """
 
 
-def seen_by(code: str) -> str:
-    """What `code` prints, run after the first import of trio."""
-    program = dedent(FIRST) + dedent(code)
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+def seen_by(code: str, path: str = "") -> str:
+    """What `code` prints, run after the first import of trio, which is looked for in `path` before all."""
+    program = [sys.executable, "-c", dedent(FIRST) + dedent(code)]
+    environment = os.environ | {"PYTHONPATH": path}
+    ended = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout.strip()
 
@@ -54,3 +57,12 @@ def test_modules_that_were_there_stay() -> None:
         print(before == (sys.modules["ctypes"], sys.modules["ctypes.util"], sys.modules["ssl"]))
     """
     assert seen_by(code) == "True"
+
+
+def test_a_trio_that_uses_one_at_once_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "trio.py").write_text("import ssl\nCONTEXT = ssl.SSLContext\n")
+    code = """
+        import ssl
+        print(trio.CONTEXT is ssl.SSLContext, sys.modules["ssl"] is ssl, type(ssl))
+    """
+    assert seen_by(code, str(tmp_path)) == "True True <class 'module'>"
