@@ -92,7 +92,7 @@ def versions() -> dict[str, str]:
         "tor": tor.splitlines()[0].removesuffix("."),
         "country maps of C tor": " ".join(maps) or "none",
         "openssl": ssl.OPENSSL_VERSION,
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()}{', of the system' if sys.base_prefix == '/usr' else ''}",
         "machine": f"{platform.machine()}, {os.cpu_count()} processors, {platform.platform()}",
     }
 

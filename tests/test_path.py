@@ -423,7 +423,7 @@ def test_broken_rules_are_noticed() -> None:
 @pytest.mark.parametrize("port", [0, -1, 65536])
 def test_ports_have_a_range(port: int) -> None:
     with pytest.raises(UsageError, match="port"):
-        Constraints(port=port)
+        choose_path(DIRECTORY, Constraints(port=port), random.Random(0))
 
 
 # Paths as JSON.

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
@@ -147,10 +146,11 @@ class Tor:
         self._cgo = cgo
         self._spare_circuits = spare_circuits
         self._clock = ClockGuard()
-        names = restrictions.entries | restrictions.exits | restrictions.exclude if restrictions else ()
+        restrictions = restrictions or Constraints()
+        names = restrictions.entries | restrictions.exits | restrictions.exclude
         if country_of is None and any(map(country_in, names)):
             raise UsageError("restrictions by country need country_of")
-        self._restrictions = replace(restrictions or Constraints(), distinct_subnets=network.distinct_subnets)
+        self._restrictions = restrictions._replace(distinct_subnets=network.distinct_subnets)
         state, self._guards = _load_state(cache, self._restrictions, rng)
         self._is_first_start = not any(self._guards.to_state().values())
         self._saving = trio.Lock()
@@ -427,8 +427,7 @@ class Tor:
 
         Raises NoPath, NoGuard, UsageError as torkit.path does, NoDirectory before there is one.
         """
-        constraints = replace(
-            constraints,
+        constraints = constraints._replace(
             entries=constraints.entries or self._restrictions.entries,
             exits=constraints.exits or self._restrictions.exits,
             exclude=constraints.exclude | self._restrictions.exclude,

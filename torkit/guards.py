@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 from random import Random
@@ -74,7 +73,6 @@ class Reachability(Enum):
     MAYBE = "maybe"
 
 
-@dataclass(slots=True, eq=False)
 class Guard:
     """One sampled guard; times in seconds since the epoch.
 
@@ -83,16 +81,17 @@ class Guard:
     the end.
     """
 
-    identity: bytes
-    sampled_on: float
-    confirmed_on: float | None = None
-    unlisted_since: float | None = None
-    path_bias: Counts = field(default_factory=Counts)
-    kept: dict[str, Any] = field(default_factory=dict)
-    reachability: Reachability = Reachability.MAYBE
-    failing_since: float | None = None
-    last_tried: float | None = None
-    pending_since: float | None = None
+    def __init__(self, identity: bytes, sampled_on: float) -> None:
+        self.identity = identity
+        self.sampled_on = sampled_on
+        self.confirmed_on: float | None = None
+        self.unlisted_since: float | None = None
+        self.path_bias = Counts()
+        self.kept: dict[str, Any] = {}
+        self.reachability = Reachability.MAYBE
+        self.failing_since: float | None = None
+        self.last_tried: float | None = None
+        self.pending_since: float | None = None
 
     @classmethod
     def from_json(cls, entry: Any, *, now: float, rng: Random) -> Guard:
@@ -101,7 +100,8 @@ class Guard:
         Torkit 0.1 kept fingerprints only, of guards it used: they count as confirmed now.
         """
         kept = dict(entry) if isinstance(entry, dict) else {}
-        guard = cls(decode_fingerprint(str(kept.pop("fingerprint", None))), now, kept=kept)
+        guard = cls(decode_fingerprint(str(kept.pop("fingerprint", None))), now)
+        guard.kept = kept
         guard.path_bias = Counts.from_json(kept.pop("path_bias", None))
         if kept.get("sampled_on") is None:
             guard.sampled_on = guard.confirmed_on = _randomized(

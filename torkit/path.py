@@ -13,7 +13,6 @@ from base64 import b64encode
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from random import Random
@@ -44,8 +43,7 @@ MAX_PATH_LINE = 1 << 14  # characters of JSON
 PATH = (Position.GUARD, Position.MIDDLE, Position.EXIT)
 
 
-@dataclass(frozen=True, slots=True)
-class Constraints:
+class Constraints(NamedTuple):
     """What a path is for, and what the user asks of it.
 
     `port` is where the exit must let streams go, to IPv6 addresses if `ipv6`; None asks for any exit
@@ -68,10 +66,6 @@ class Constraints:
     exclude: frozenset[str] = frozenset()
     avoid: frozenset[str] = frozenset()
     distinct_subnets: bool = True
-
-    def __post_init__(self) -> None:
-        if self.port is not None and not 0 < self.port < 65536:
-            raise UsageError(f"port {self.port} is not from 1 to 65535")
 
     @property
     def needs_stable(self) -> bool:
@@ -98,8 +92,11 @@ def choose_path(
     `rng` is a SystemRandom, except in tests. A path has no relay, family or (unless switched off)
     subnet twice. Where no relay that fits is Fast and, if wanted, Stable, these two flags are not
     insisted on, as in C tor: small networks have few. Raises NoPath, which says what excluded the
-    candidates, what `pick_guard` raises, and UsageError for a name that no relay, or more than one, has.
+    candidates, what `pick_guard` raises, and UsageError for a port that is none and a name that no relay, or
+    more than one, has.
     """
+    if constraints.port is not None and not 0 < constraints.port < 65536:
+        raise UsageError(f"port {constraints.port} is not from 1 to 65535")
     names = {
         Position.GUARD: constraints.guard,
         Position.MIDDLE: constraints.middle,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
@@ -54,21 +53,21 @@ _MEANINGS = {
 _COMPLETE = (State.BUILT, State.USE_ATTEMPTED, State.USE_SUCCEEDED, State.USE_FAILED)
 
 
-@dataclass(slots=True, eq=False)
 class Counts:
     """Of one guard; scaled down now and then, and so no integers. The names are those of C tor's state."""
 
-    circ_attempts: float = 0.0
-    circ_successes: float = 0.0
-    successful_circuits_closed: float = 0.0
-    collapsed_circuits: float = 0.0  # that somebody else closed before they were used
-    unusable_circuits: float = 0.0  # that were used, and no stream was answered
-    timeouts: float = 0.0
-    use_attempts: float = 0.0
-    use_successes: float = 0.0
-    open: Counter[State] = field(default_factory=Counter)  # circuits not closed yet, which are not kept
-    told: dict[str, Level] = field(default_factory=dict)  # the worst said, of circuits and of use
-    is_disabled: bool = False
+    def __init__(self) -> None:
+        self.circ_attempts = 0.0
+        self.circ_successes = 0.0
+        self.successful_circuits_closed = 0.0
+        self.collapsed_circuits = 0.0  # that somebody else closed before they were used
+        self.unusable_circuits = 0.0  # that were used, and no stream was answered
+        self.timeouts = 0.0
+        self.use_attempts = 0.0
+        self.use_successes = 0.0
+        self.open = Counter[State]()  # circuits not closed yet, which are not kept
+        self.told: dict[str, Level] = {}  # the worst said, of circuits and of use
+        self.is_disabled = False
 
     @classmethod
     def from_json(cls, values: Any) -> Counts:
@@ -107,7 +106,7 @@ class Counts:
         return sum(self.open[state] for state in states)
 
 
-_KEPT = [one.name for one in fields(Counts) if one.type == "float"]
+_KEPT = [name for name, value in vars(Counts()).items() if isinstance(value, float)]
 
 
 class Report(NamedTuple):

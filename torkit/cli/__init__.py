@@ -10,8 +10,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import cache, lru_cache, partial
 from importlib import import_module
 from ipaddress import IPv6Address, ip_address
@@ -22,6 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from torkit.cli import progress
+from torkit.cli.lean_trio import import_trio
 from torkit.errors import (
     EndReason,
     NoDirectory,
@@ -253,8 +254,8 @@ def run(
     import gc
     import logging
 
-    with starting_no_process():
-        import trio
+    import_trio()
+    import trio
 
     logging.basicConfig(
         format="torkit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING
@@ -291,23 +292,6 @@ def run(
     if received:
         [number] = received
         raise typer.Exit(on_sigterm if number == signal.SIGTERM else 128 + number)
-
-
-@contextmanager
-def starting_no_process() -> Iterator[None]:
-    """For the first import of trio, which asks ctypes where libpthread is, to name its threads by it.
-
-    ctypes would run ldconfig, and compilers where that knows nothing: 6 ms at every start, and a process that
-    nobody asked for. glibc's name is answered; where there is no such library, threads go unnamed.
-    """
-    import ctypes.util
-
-    find_library = ctypes.util.find_library
-    ctypes.util.find_library = "lib{}.so.0".format
-    try:
-        yield
-    finally:
-        ctypes.util.find_library = find_library
 
 
 def _make_room(_record: object) -> bool:

@@ -28,9 +28,9 @@ from torkit.cli import (
     restrictions,
     run,
     say,
-    starting_no_process,
     write_file,
 )
+from torkit.cli.lean_trio import import_trio
 from torkit.cli.progress import to_json
 from torkit.errors import TorkitError, UsageError
 
@@ -140,8 +140,8 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 def parse_isolation(text: str | None) -> "frozenset[Isolate]":
     """What `--isolate` names, or the default. Raises UsageError."""
-    with starting_no_process():
-        from torkit.net.socks import ISOLATION, Isolate
+    import_trio()
+    from torkit.net.socks import ISOLATION, Isolate
 
     if text is None:
         return ISOLATION

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -43,17 +42,24 @@ class StreamOwner(Protocol):
     def fail(self, error: TorkitError) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
 class CircuitSettings:
     """What the circuits of one client share: `params` are the consensus's; `half_open_time`, in seconds, is
     how long data may still arrive for a stream that we closed (the build timeout of circuits). With
     `refuse_internal`, addresses internal to some network are no answer of an exit's."""
 
-    params: Mapping[str, int] = field(default_factory=dict)
-    cgo: Cgo = Cgo.EXIT
-    clock: flow.ClockGuard = field(default_factory=flow.ClockGuard)
-    half_open_time: float = 60.0
-    refuse_internal: bool = False
+    def __init__(
+        self,
+        params: Mapping[str, int] | None = None,
+        cgo: Cgo = Cgo.EXIT,
+        clock: flow.ClockGuard | None = None,
+        half_open_time: float = 60.0,
+        refuse_internal: bool = False,
+    ) -> None:
+        self.params = params or {}
+        self.cgo = cgo
+        self.clock = clock or flow.ClockGuard()
+        self.half_open_time = half_open_time
+        self.refuse_internal = refuse_internal
 
 
 class HopInfo(NamedTuple):
