@@ -85,7 +85,7 @@ async def pipe(
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         await trio.sleep_forever()
 
-    is_timed = idle_timeout < inf or 0 < eof_timeout < inf
+    is_timed = idle_timeout < inf or 0 < eof_timeout < inf  # the fast road does not tell when a byte went
     with (
         closing(Descriptor(source)) as reader,
         closing(Descriptor(sink)) as writer,
