@@ -6,6 +6,7 @@ Both clients and all relays are real processes on this machine; only the client 
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from bench.load import (
 from bench.processes import (
     Client,
     allow_many_files,
+    cpu_of,
     running_far_end,
     running_torkit,
     say,
@@ -48,6 +50,7 @@ STREAM_LEN = 64 << 10  # bytes of each of many streams
 SETTLE = 0.2  # seconds after a run: what a client does last counts as well
 CIRCUITS = 8  # what one path is worth is luck, for either client: figures are of many
 ONE_LEGGED = "C tor, ConfluxEnabled 0"
+NC = "nc.openbsd"
 POLL_INTERVAL = 0.005  # seconds between looks for a port that starts to listen
 
 
@@ -79,6 +82,7 @@ QUICK = Sizes(
 
 
 Work = Callable[[Route, str], Awaitable[int | None]]  # on the circuit of an isolation
+Transfer = Callable[[trio.Process, int], Awaitable[None]]  # so many bytes through a program's pipes
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,68 @@ def _seconds(runs: Sequence[Run]) -> str:
     return f"{median(run.wall for run in runs):.1f} s"
 
 
+# --- `torkit connect` -----------------------------------------------------------------------------------
+
+
+async def pipes(bench: Bench, net: Testnet, scratch: Path) -> list[Line]:
+    """Between a pipe and a stream, beside C tor and nc counted together. None where there is no nc."""
+    if shutil.which(NC) is None:
+        return []
+    port = bench.routes[bench.c_tor].port
+    connect = [*torkit_command(net, scratch / "pipes"), "connect", f"web.test:{port}"]
+    host, socks = bench.c_tor.socks
+    nc = [NC, "-X", "5", "-x", f"{host}:{socks}", "web.test", str(port)]
+    lines = []
+    for transfer, length, way in (
+        (_download_by, bench.sizes.download, "downloaded"),
+        (_upload_by, bench.sizes.upload, "uploaded"),
+    ):
+        costs: tuple[list[float], list[float]] = ([], [])
+        for _ in range(bench.sizes.rounds):
+            costs[0].append(await _piped(connect, transfer, length, lambda: 0.0) * (1 << 30) / length)
+            costs[1].append(await _piped(nc, transfer, length, bench.c_tor.cpu) * (1 << 30) / length)
+        lines.append(compare(f"torkit connect: CPU-seconds per GiB {way}", "s/GiB", *costs, "C tor and nc"))
+    return lines
+
+
+async def _piped(
+    command: Sequence[str], transfer: Transfer, length: int, other_cpu: Callable[[], float]
+) -> float:
+    """CPU seconds that a program takes for one transfer, with those of another that it uses."""
+    async with trio.open_nursery() as nursery:
+        start = partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, check=False)
+        process: trio.Process = await nursery.start(start)
+        await _download_by(process, 1)
+        await trio.sleep(SETTLE)
+        before = cpu_of(process.pid) + other_cpu()
+        await transfer(process, length)
+        await trio.sleep(SETTLE)
+        taken = cpu_of(process.pid) + other_cpu() - before
+        nursery.cancel_scope.cancel()
+    return taken
+
+
+async def _download_by(process: trio.Process, length: int) -> None:
+    assert process.stdin is not None
+    await process.stdin.send_all(b"get %d\n" % length)
+    await _receive(process, length)
+
+
+async def _upload_by(process: trio.Process, length: int) -> None:
+    assert process.stdin is not None
+    await process.stdin.send_all(b"put %d\n" % length)
+    await process.stdin.send_all(bytes(length))
+    await _receive(process, 1)
+
+
+async def _receive(process: trio.Process, length: int) -> None:
+    assert process.stdout is not None
+    while length:
+        if not (data := await process.stdout.receive_some(min(length, MIB))):
+            raise RuntimeError("the program ended early")
+        length -= len(data)
+
+
 # --- starting cold, with a warm cache -------------------------------------------------------------------
 
 
@@ -354,6 +420,8 @@ async def measure(sizes: Sizes) -> tuple[list[Line], dict[str, list[tuple[str, i
         for count, rounds, deadline in sizes.crowds:
             say(f"{count} streams at once")
             lines += await bench.crowd(count, rounds, deadline)
+        say("torkit connect")
+        lines += await pipes(bench, net, scratch)
         say("growth")
         lines += await bench.growth()
         say("start with a warm cache")

@@ -39,8 +39,7 @@ class Client:
 
     def cpu(self) -> float:
         """CPU seconds of all its threads, also of those that have ended."""
-        # What clock_getcpuclockid gives: the sum of /proc/PID/task/*/schedstat, and of threads gone.
-        return time.clock_gettime(~self.pid << 3 | CPUCLOCK_SCHED)
+        return cpu_of(self.pid)
 
     def memory(self) -> float:
         """Resident MiB."""
@@ -59,6 +58,12 @@ class Client:
         )
         assert found is not None
         return int(found[1]) / 1024
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds of a process."""
+    # What clock_getcpuclockid gives: the sum of /proc/PID/task/*/schedstat, and of threads gone.
+    return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
 
 
 def say(what: str) -> None:

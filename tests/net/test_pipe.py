@@ -4,36 +4,22 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from ends import Ends, open_ends
 from fake_tor import FakeStream
 
 from torkit.errors import EndReason, StreamClosed, TimedOut
 from torkit.net.pipe import Descriptor, pipe, race
 
 
-@dataclass
-class Ends:
-    """Two pipes: the test writes `stdin` and reads `stdout`; the code under test has the other ends."""
-
-    source: int
-    stdin: int
-    stdout: int
-    sink: int
-
-
 @pytest.fixture
 def ends() -> Iterator[Ends]:
-    ends = Ends(*os.pipe(), *os.pipe())
-    yield ends
-    for descriptor in (ends.stdin, ends.source, ends.stdout, ends.sink):
-        with suppress(OSError):
-            os.close(descriptor)
+    with open_ends() as ends:
+        yield ends
 
 
 async def test_bytes_go_both_ways_until_the_peer_ends(ends: Ends) -> None:

@@ -31,7 +31,7 @@ cdef class Link(Source):
 
 cdef class Pump
 
-# A socket of this machine: a listener, or a client of the proxy.
+# A socket of this machine: a listener, or a client of the proxy. Or a pipe or a file.
 @cython.final
 cdef class Local(Source):
     cdef Pump pump                # None once it is watched no more
@@ -39,6 +39,8 @@ cdef class Local(Source):
     cdef uint8_t* unsent          # of the last read: what the stream's windows had no room for, or NULL
     cdef Py_ssize_t unsent_len
     cdef bint has_ended           # nothing more can be read
+    cdef bint is_pipe             # the end that is read
+    cdef bint is_file             # never watched
     cdef bint is_due              # the windows have opened
 
     cdef int seal(self) except -1
@@ -61,6 +63,7 @@ cdef class Pump:
     cdef int receive(self, Link link, list found) except -1
     cdef list without_fed(self, list events)
     cdef int upload(self, Local local, uint32_t flags, list found) except -1
-    cdef int feed(self) except -1
+    cdef int feed(self, list found) except -1
+    cdef int read_from(self, Local local, list found) except -1
     cdef int send(self, list found) except -1
     cdef bint send_link(self, Link link, list found) except -1

@@ -9,7 +9,7 @@ Python has its turn for what is no bulk data: `run` returns it as (owner, what) 
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EAGAIN, EINTR, ENOENT, errno
+from libc.errno cimport EAGAIN, EINTR, EPERM, errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 from posix.time cimport timespec
@@ -143,15 +143,20 @@ cdef class Pump:
         self.links.append(link)
         return link
 
-    def add_local(self, int descriptor, owner):
+    def add_local(self, int descriptor, owner, bint is_pipe=False):
         """A non-blocking socket of this machine, read by Python until `Local.feed`.
 
         Its owner is told True when it is readable or broken, False when it is writable; where the core reads
         it, b"" at its end and an OSError when it failed. Neither is watched for any more then.
+
+        It may be a pipe, or what has nobody wait and so cannot be watched, as files: the core reads and writes
+        these, and nothing more is told of them. With `is_pipe` it is the end of a pipe that is read: that
+        the writer has closed the other breaks nothing, and ends what there is to read.
         """
         cdef Local local = Local.__new__(Local)
         local.owner = owner
         local.pump = self
+        local.is_pipe = is_pipe
         self.add(local, descriptor, EPOLLIN)
         return local
 
@@ -185,7 +190,11 @@ cdef class Pump:
         source.slot = self.free.pop() if self.free else len(self.sources)
         event.events = interest
         event.data.u32 = <uint32_t>source.slot
-        if epoll_ctl(self.descriptor, EPOLL_CTL_ADD, descriptor, &event) != 0:
+        if epoll_ctl(self.descriptor, EPOLL_CTL_ADD, descriptor, &event) == 0:
+            pass
+        elif errno == EPERM and type(source) is Local:
+            (<Local>source).is_file = True
+        else:
             if source.slot < len(self.sources):
                 self.free.append(source.slot)
             raise OSError(errno, "the socket cannot be watched")
@@ -199,10 +208,16 @@ cdef class Pump:
 
     cdef int watch_for(self, Source source, uint32_t interest) except -1:
         cdef epoll_event event
+        cdef int operation = EPOLL_CTL_MOD
         if interest != source.interest:
+            if type(source) is Local and (<Local>source).is_file:
+                return 0
+            if type(source) is Local and (<Local>source).is_pipe:
+                # epoll would report the writer's close, asked for or not, as long as there are bytes to read.
+                operation = EPOLL_CTL_ADD if interest else EPOLL_CTL_DEL
             event.events = interest
             event.data.u32 = <uint32_t>source.slot
-            if epoll_ctl(self.descriptor, EPOLL_CTL_MOD, source.descriptor, &event) != 0:
+            if epoll_ctl(self.descriptor, operation, source.descriptor, &event) != 0:
                 raise OSError(errno, "the socket cannot be watched")
             source.interest = interest
         return 0
@@ -224,7 +239,7 @@ cdef class Pump:
         cdef pollfd[2] polled
         cdef timespec timeout
         cdef int ready
-        self.feed()  # Python has moved windows since, and opened some
+        self.feed(found)  # Python has moved windows since, and opened some
         while True:
             self.round(found)
             if found or seconds <= 0:
@@ -275,7 +290,7 @@ cdef class Pump:
             if link.has_more:
                 self.receive(link, found)
         if not found:
-            self.feed()
+            self.feed(found)
         return self.send(found)
 
     cdef bint is_behind(self):
@@ -334,9 +349,7 @@ cdef class Pump:
 
     cdef int upload(self, Local local, uint32_t flags, list found) except -1:
         """What a client has sent, up to sealed cells."""
-        cdef Py_ssize_t count, sealed
-        cdef int number
-        if not flags & local.interest:
+        if not flags & local.interest and not local.is_pipe:
             # Nothing that was asked for: it broke. epoll would say so again and again.
             found.append((local.owner, True))
             self.remove(local)
@@ -350,6 +363,12 @@ cdef class Pump:
             return 0
         if local.unsent_len:
             return 0
+        return self.read_from(local, found)
+
+    cdef int read_from(self, Local local, list found) except -1:
+        """One read of what the core hands to a stream."""
+        cdef Py_ssize_t count, sealed
+        cdef int number
         count = read(local.descriptor, self.buffer, CLIENT_READ_LEN)
         if count > 0:
             self.moved_at = monotonic()
@@ -359,14 +378,14 @@ cdef class Pump:
                 self.watch_for(local, local.interest & ~EPOLLIN)
             return 0
         number = errno
-        if count < 0 and (number == EAGAIN or number == EINTR):
+        if count < 0 and (number == EINTR or (number == EAGAIN and not local.is_file)):
             return 0
         local.has_ended = True
         self.watch_for(local, local.interest & ~EPOLLIN)
         found.append((local.owner, b"" if count == 0 else OSError(number, "the client's connection broke")))
         return 0
 
-    cdef int feed(self) except -1:
+    cdef int feed(self, list found) except -1:
         """Go on with uploads whose windows have opened."""
         cdef Local local
         cdef list due
@@ -383,6 +402,8 @@ cdef class Pump:
                 self.watch_for(local, local.interest & ~EPOLLIN)
             elif not local.has_ended:
                 self.watch_for(local, local.interest | EPOLLIN)
+            while local.is_file and not local.unsent_len and not local.has_ended:
+                self.read_from(local, found)
         return 0
 
     cdef int send(self, list found) except -1:

@@ -1,17 +1,24 @@
 """A stream on file descriptors: what `torkit connect` does between stdin and stdout.
 
 The descriptors may be pipes, files, sockets, terminals or devices, and they are shared with the shell and
-with other programs. So they are read and written by blocking calls in threads, which works for all of
-them, and their flags are never changed: a descriptor made non-blocking would be so for everybody. A
-thread that waits in a system call cannot be stopped; it is left behind when the pipe ends, and dies with
+with other programs. So their flags are never changed: a descriptor made non-blocking would be so for
+everybody. There are two roads:
+
+    slow    blocking calls in threads, which work for every kind, and which know when a byte went
+    fast    the core moves the bytes, and no task is woken (_fast/pump): of files, and of pipes and terminals,
+            which Linux opens once more for us, non-blocking for nobody else
+
+A thread that waits in a system call cannot be stopped; it is left behind when the pipe ends, and dies with
 the process. One that was about to make its call makes none.
 """
 
 import errno
+import fcntl
 import os
 import select
-from collections.abc import Awaitable, Callable
-from contextlib import closing
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from math import inf
 from threading import Lock
 from typing import Any, TypeVar
@@ -19,6 +26,8 @@ from typing import Any, TypeVar
 import trio
 
 from torkit.errors import TimedOut, TorkitError
+from torkit.net.pump import Pump
+from torkit.net.stream import Stream
 
 T = TypeVar("T")
 
@@ -51,13 +60,15 @@ async def pipe(
 
     async def upload() -> None:
         nonlocal at_eof
-        while data := await _in_thread(reader, os.read, READ_SIZE):
+        data = b"" if road is None else await road.upload()
+        while data or (data := await _in_thread(reader, os.read, READ_SIZE)):
             touch()
             try:
                 await stream.send_all(data)
             except (TorkitError, trio.BrokenResourceError):
                 break  # the stream is over; how it ended, and what came before, is for `download` to tell
             touch()
+            data = b""
         else:
             at_eof = True
             touch()
@@ -69,18 +80,20 @@ async def pipe(
             await _write_all(writer, data)
             touch()
 
-    async def watch_sink() -> None:
+    async def watch_slow_sink() -> None:
         if await _in_thread(writer, _wait_for_hangup):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         await trio.sleep_forever()
 
+    is_timed = idle_timeout < inf or 0 < eof_timeout < inf  # the fast road does not tell when a byte went
     with (
         closing(Descriptor(source)) as reader,
         closing(Descriptor(sink)) as writer,
+        _fast_road(None if is_timed else stream, source, sink) as road,
         trio.CancelScope() as idle,
     ):
         touch()
-        await race(upload, download, watch_sink)
+        await race(upload, *((download, watch_slow_sink) if road is None else (road.download,)))
     if idle.cancelled_caught and not (at_eof and eof_timeout <= idle_timeout):
         raise TimedOut(f"nothing was sent or received for {idle_timeout:g} s")
     return not idle.cancelled_caught
@@ -103,6 +116,137 @@ async def race(*functions: Callable[[], Awaitable[None]]) -> None:
             nursery.start_soon(run, function)
     if outcomes[0] is not None:
         raise outcomes[0]
+
+
+class FastRoad:
+    """What comes on `stream`, the core writes to `sink`, and what `source` brings, it seals.
+
+    Both are non-blocking, or files; `source` is None where the slow road uploads.
+    """
+
+    def __init__(self, stream: Stream, source: int | None, sink: int) -> None:
+        self._stream = stream
+        self._descriptor = sink
+        self._failure: Exception | None = None
+        self._is_over = trio.Event()
+        self._unsent = b""
+        self._is_read = trio.Event()  # by the core, as far as it will be
+        self._pump = Pump.current()
+        self._sink = self._pump.add_local(sink, self)
+        self._pump.watch_reading(self._sink, False)
+        self._source = None
+        if source is None:
+            self._is_read.set()
+        else:
+            self._source = self._pump.add_local(source, self, is_pipe=True)
+            stream.be_fed(self._source, b"")
+        stream.watcher = self
+        self.on_xon()
+
+    async def download(self) -> None:
+        """Wait until the peer has ended in good order, and `sink` has all. Raises as `pipe` does."""
+        self.on_change()
+        await self._is_over.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def upload(self) -> bytes:
+        """Wait until the slow road has to go on: at the end, or where the peer asks for a rate.
+
+        Returns what was read and not sent.
+        """
+        await self._is_read.wait()
+        return self._unsent
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        self._stream.watcher = None
+        self._stream.hold()
+        self._stop_reading()
+        self._pump.remove(self._sink)
+
+    # --- from the stream --------------------------------------------------------------------------
+
+    def on_change(self) -> None:
+        if self._is_over.is_set():
+            return
+        try:
+            is_pushed = self._stream.push(self._descriptor)
+            is_done = is_pushed and self._stream.is_over()
+        except (OSError, TorkitError) as error:
+            self._finish(error)
+        else:
+            self._pump.watch_writing(self._sink, not is_pushed)
+            if is_done:
+                self._finish(None)
+
+    def on_xon(self) -> None:
+        if self._stream.is_paced:
+            self._stop_reading()
+        elif self._source is not None:
+            self._source.resume()
+
+    # --- from the pump ----------------------------------------------------------------------------
+
+    def on_pump(self, what: Any) -> None:
+        if what is True:
+            self._finish(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+        elif what is False:
+            self.on_change()
+        else:
+            self._stop_reading()  # the end, or a failure that the slow road will meet
+
+    def on_fault(self) -> None:
+        self._finish(ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED)))
+
+    def _stop_reading(self) -> None:
+        if self._source is not None:
+            self._unsent = self._source.take_unsent()
+            self._pump.remove(self._source)
+            self._source = None
+            self._is_read.set()
+
+    def _finish(self, failure: Exception | None) -> None:
+        if not self._is_over.is_set():
+            self._failure = failure
+            self._is_over.set()
+
+
+@contextmanager
+def _fast_road(stream: trio.abc.Stream | None, source: int, sink: int) -> Iterator[FastRoad | None]:
+    """The fast road, if there is one for these."""
+    with ExitStack() as stack:
+
+        def open_again(descriptor: int, access: int) -> int | None:
+            own = _open_again(descriptor, access)
+            if own is not None:
+                stack.callback(os.close, own)
+            return own
+
+        if not isinstance(stream, Stream) or (own_sink := open_again(sink, os.O_WRONLY)) is None:
+            yield None
+        else:
+            road = FastRoad(stream, open_again(source, os.O_RDONLY), own_sink)
+            yield stack.enter_context(closing(road))
+
+
+def _open_again(descriptor: int, access: int) -> int | None:
+    """What the core can read or write by itself, without changing what others share; None if there is none.
+
+    An end of a pipe, or a terminal to write to, is opened once more, non-blocking; files and /dev/null, which
+    let nobody wait, are duplicated. Not named pipes: whoever opens one after its writer has gone would not
+    be told of the end. Linux may refuse, as after a change of user or without /proc.
+    """
+    path = f"/proc/self/fd/{descriptor}"
+    with suppress(OSError):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE not in (access, os.O_RDWR):
+            return None
+        status = os.fstat(descriptor)
+        if os.readlink(path).startswith("pipe:") or (access == os.O_WRONLY and os.isatty(descriptor)):
+            return os.open(path, access | os.O_NONBLOCK | os.O_NOCTTY)
+        if stat.S_ISREG(status.st_mode) or os.path.samestat(status, os.stat(os.devnull)):
+            return os.dup(descriptor)
+    return None
 
 
 class Descriptor:

@@ -142,6 +142,10 @@ class Stream(trio.abc.Stream):
         self._core.sink = descriptor if is_free else -1
         return is_done
 
+    def hold(self) -> None:
+        """Write to no descriptor: what arrives waits again, to be received or pushed."""
+        self._core.sink = -1
+
     def put(self, data: bytes) -> int:
         """Send as much of `data` at once as windows allow, be it before CONNECTED; how much that was."""
         return self._core.put(data)
@@ -154,7 +158,7 @@ class Stream(trio.abc.Stream):
         """Send END, once; what the peer has under way is dropped."""
         if not self._is_closed:
             self._is_closed = True
-            self._core.sink = -1
+            self.hold()
             # The reason tells the exit nothing of why: C tor's clients always say MISC.
             self.circuit.close_stream(self, self._core, encode_end(EndReason.MISC))
             self._wake()

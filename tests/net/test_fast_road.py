@@ -1,0 +1,294 @@
+"""The fast road of `torkit connect`: pipes and files that the core reads and writes, over scripted relays."""
+
+import os
+import pty
+import select
+import socket
+import tty
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from ends import Ends, open_ends
+from fakes import WITHOUT_CGO, FakeStream
+from served import PLAIN, open_stream, serve_circuit
+
+from torkit.errors import EndReason, StreamClosed
+from torkit.net import pipe as pipe_module
+from torkit.net.pipe import pipe
+from torkit.net.pump import Pump
+from torkit.net.stream import Stream
+
+BODY = bytes(range(256)) * 4096  # 1 MiB: four times what the windows of a stream let through at once
+PROTOCOLS = pytest.mark.parametrize("protocols", [PLAIN, WITHOUT_CGO], ids=["windows", "congestion control"])
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    with open_ends() as ends:
+        yield ends
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls that the slow road made."""
+    calls: list[str] = []
+    in_thread = pipe_module._in_thread
+
+    async def spy(descriptor: Any, call: Any, *arguments: Any) -> Any:
+        calls.append(call.__name__)
+        return await in_thread(descriptor, call, *arguments)
+
+    monkeypatch.setattr(pipe_module, "_in_thread", spy)
+    return calls
+
+
+@asynccontextmanager
+async def opened(protocols: str = PLAIN) -> AsyncIterator[tuple[Stream, FakeStream]]:
+    """A stream, and the exit's end of it."""
+    async with serve_circuit(2, protocols=protocols) as (circuit, relays):
+        yield await open_stream(circuit, relays[1])
+
+
+async def until_received(far: FakeStream, count: int) -> bytes:
+    with trio.fail_after(30):
+        while len(far.received) < count:
+            await trio.sleep(0.01)
+    return bytes(far.received)
+
+
+def in_thread(call: Any, *arguments: Any) -> Any:
+    return trio.to_thread.run_sync(call, *arguments)
+
+
+def read_exactly(descriptor: int, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += os.read(descriptor, count - len(data))
+    return data
+
+
+def write_all(descriptor: int, data: bytes, *, and_close: bool = False) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+    if and_close:
+        os.close(descriptor)
+
+
+@PROTOCOLS
+async def test_pipes_are_carried_whole_both_ways_without_a_thread(
+    ends: Ends, threads: list[str], protocols: str
+) -> None:
+    async with opened(protocols) as (stream, far), stream, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        far.write(BODY)
+        nursery.start_soon(in_thread, write_all, ends.stdin, BODY[::-1])
+        assert await in_thread(read_exactly, ends.stdout, len(BODY)) == BODY
+        assert await until_received(far, len(BODY)) == BODY[::-1]
+        assert threads == []
+        far.finish()
+
+
+@PROTOCOLS
+async def test_a_writer_that_has_gone_ends_nothing_and_loses_nothing(ends: Ends, protocols: str) -> None:
+    """Not even while windows are closed, and a pipe's worth of bytes waits with nobody at its other end."""
+    async with opened(protocols) as (stream, far), stream, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        await in_thread(lambda: write_all(ends.stdin, BODY, and_close=True))
+        assert await until_received(far, len(BODY)) == BODY
+        far.write(b"answer")
+        assert await in_thread(os.read, ends.stdout, 100) == b"answer"
+        far.finish()
+
+
+async def test_an_eof_timeout_of_zero_ends_once_all_is_sent(ends: Ends) -> None:
+    async with opened() as (stream, far), stream:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, lambda: write_all(ends.stdin, BODY, and_close=True))
+            assert not await pipe(stream, source=ends.source, sink=ends.sink, eof_timeout=0)
+        assert await until_received(far, len(BODY)) == BODY
+
+
+async def test_what_comes_after_the_pipe_goes_to_nobody_elses_file(ends: Ends, tmp_path: Path) -> None:
+    """Its descriptors are closed then, and their numbers may be those of other files."""
+    os.close(ends.stdin)
+    async with opened() as (stream, far), stream:
+        await pipe(stream, source=ends.source, sink=ends.sink, eof_timeout=0)
+        with ExitStack() as others:
+            files = [others.enter_context(open(tmp_path / str(number), "wb")) for number in range(9)]
+            far.write(b"late")
+            with trio.fail_after(30):
+                assert await stream.receive_some() == b"late"
+    assert [os.path.getsize(file.name) for file in files] == [0] * 9
+
+
+async def test_a_writer_that_has_gone_keeps_nobody_busy(ends: Ends) -> None:
+    """The system tells whoever watches a pipe for anything, again and again, that its other end is closed."""
+    window = 500 * 498
+    async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
+        far.hop.relay.on_stream_sendme_due = lambda _: None
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        await in_thread(lambda: write_all(ends.stdin, bytes(window + 60_000), and_close=True))
+        await until_received(far, window - 4 * 498)  # each read may end in a cell that is not full
+        with trio.fail_after(30):
+            while select.select([Pump.current()._core.descriptor], [], [], 0)[0]:
+                await trio.sleep(0.01)
+        far.finish()
+
+
+@PROTOCOLS
+async def test_a_reader_that_is_slow_gets_all(ends: Ends, protocols: str) -> None:
+    async with opened(protocols) as (stream, far), stream, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        far.write(BODY)
+        far.finish()
+        received = b""
+        while len(received) < len(BODY):
+            await trio.sleep(0.01)
+            received += os.read(ends.stdout, 50_000)
+        assert received == BODY
+
+
+async def test_a_reader_that_has_gone_breaks_the_pipe_though_nothing_is_written(ends: Ends) -> None:
+    async with opened() as (stream, _), stream, trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            with pytest.raises(BrokenPipeError):
+                await pipe(stream, source=ends.source, sink=ends.sink)
+
+        nursery.start_soon(run)
+        await trio.sleep(0.05)
+        os.close(ends.stdout)
+
+
+async def test_a_stream_that_fails_gives_its_data_then_its_error(ends: Ends) -> None:
+    async with opened() as (stream, far), stream:
+        far.write(b"half")
+        far.finish(EndReason.CONNRESET)
+        with pytest.raises(StreamClosed) as caught:
+            await pipe(stream, source=ends.source, sink=ends.sink)
+    assert caught.value.reason is EndReason.CONNRESET
+    assert os.read(ends.stdout, 100) == b"half"
+
+
+async def test_a_peer_that_ends_while_we_send_is_still_heard(ends: Ends) -> None:
+    async with opened() as (stream, far), stream:
+        far.write(b"last words")
+        far.finish()
+        os.write(ends.stdin, b"too late")
+        assert await pipe(stream, source=ends.source, sink=ends.sink)
+    assert os.read(ends.stdout, 100) == b"last words"
+
+
+async def test_at_the_rate_of_an_xon_the_slow_road_goes_on_where_the_fast_one_was(
+    ends: Ends, threads: list[str]
+) -> None:
+    async with opened(WITHOUT_CGO) as (stream, far), stream, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        nursery.start_soon(in_thread, write_all, ends.stdin, BODY)
+        await until_received(far, 600_000)  # what it may be sent before it asks for less
+        far.xoff()
+        await trio.sleep(0.05)
+        assert threads == []
+        far.xon(kbps_ewma=10_000)
+        assert await until_received(far, len(BODY)) == BODY
+        assert "read" in threads
+        far.finish()
+
+
+async def test_after_an_xon_without_a_rate_the_core_goes_on(ends: Ends, threads: list[str]) -> None:
+    async with opened(WITHOUT_CGO) as (stream, far), stream, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        nursery.start_soon(in_thread, write_all, ends.stdin, BODY)
+        await until_received(far, 600_000)
+        far.xoff()
+        await trio.sleep(0.05)
+        far.xon()
+        assert await until_received(far, len(BODY)) == BODY
+        assert threads == []
+        far.finish()
+
+
+@PROTOCOLS
+async def test_files_are_carried_whole_from_where_they_stand(
+    tmp_path: Path, threads: list[str], protocols: str
+) -> None:
+    """And left there: what the shell writes before and after stays in order."""
+    (tmp_path / "in").write_bytes(b"not this" + BODY)
+    with (
+        open(tmp_path / "in", "rb", buffering=0) as source,
+        open(tmp_path / "out", "wb", buffering=0) as sink,
+    ):
+        assert source.read(8) == b"not this"
+        sink.write(b"before")
+        async with opened(protocols) as (stream, far), stream, trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: pipe(stream, source=source.fileno(), sink=sink.fileno()))
+            assert await until_received(far, len(BODY)) == BODY
+            far.write(BODY[::-1])
+            far.finish()
+        sink.write(b"after")
+    assert (tmp_path / "out").read_bytes() == b"before" + BODY[::-1] + b"after"
+    assert threads in ([], ["read"])  # that of the end of the file
+
+
+async def test_a_full_disk_is_an_error(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full is none that the core writes to, but for this test."""
+    monkeypatch.setattr(os, "devnull", "/dev/full")
+    async with opened() as (stream, far), stream:
+        far.write(b"x")
+        with open("/dev/full", "wb") as full, pytest.raises(OSError, match="No space left"):
+            await pipe(stream, source=ends.source, sink=full.fileno())
+
+
+async def test_a_terminal_is_written_by_the_core_and_stays_as_it_was(ends: Ends, threads: list[str]) -> None:
+    ours, terminal = pty.openpty()
+    tty.setraw(terminal)
+    async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=terminal))
+        far.write(BODY)
+        assert await in_thread(read_exactly, ours, len(BODY)) == BODY
+        assert os.get_blocking(terminal)
+        assert threads == []
+        far.finish()
+    os.close(ours)
+    os.close(terminal)
+
+
+async def test_flags_of_the_descriptors_stay_as_they_are(ends: Ends) -> None:
+    async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
+        os.write(ends.stdin, b"x")
+        await until_received(far, 1)
+        assert os.get_blocking(ends.source)
+        assert os.get_blocking(ends.sink)
+        far.finish()
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "socket"])
+async def test_other_kinds_take_the_slow_road(
+    ends: Ends, tmp_path: Path, threads: list[str], kind: str
+) -> None:
+    if kind == "socket":
+        near, far_end = socket.socketpair()
+        sink, reading = near.detach(), far_end.detach()
+    else:
+        os.mkfifo(tmp_path / "named")
+        sink = reading = os.open(tmp_path / "named", os.O_RDWR)
+    async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=sink))
+        far.write(b"x")
+        assert await in_thread(os.read, reading, 100) == b"x"
+        assert "write" in threads
+        far.finish()
+    for descriptor in {sink, reading}:
+        os.close(descriptor)
+
+
+async def test_a_pipe_held_by_the_wrong_end_is_an_error(ends: Ends) -> None:
+    """Opened once more, it would be the right one, and others' bytes be read."""
+    async with opened() as (stream, _), stream:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await pipe(stream, source=ends.stdin, sink=ends.sink)
