@@ -1,22 +1,27 @@
 """The fast road of `torkit connect`: pipes and files that the core reads and writes, over scripted relays."""
 
+import fcntl
 import os
 import pty
 import select
 import socket
+import struct
+import termios
+import time
 import tty
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from ends import Ends, open_ends
 from fakes import WITHOUT_CGO, FakeStream
 from served import PLAIN, open_stream, serve_circuit
 
-from torkit.errors import EndReason, StreamClosed
+from torkit.errors import EndReason, StreamClosed, TimedOut
 from torkit.net import pipe as pipe_module
 from torkit.net.pipe import pipe
 from torkit.net.pump import Pump
@@ -53,11 +58,23 @@ async def opened(protocols: str = PLAIN) -> AsyncIterator[tuple[Stream, FakeStre
         yield await open_stream(circuit, relays[1])
 
 
+async def until(is_so: Callable[[], object]) -> None:
+    """By the clock on the wall: trio's may stand still."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        await in_thread(time.sleep, 0.01)
+
+
 async def until_received(far: FakeStream, count: int) -> bytes:
-    with trio.fail_after(30):
-        while len(far.received) < count:
-            await trio.sleep(0.01)
+    await until(lambda: len(far.received) >= count)
     return bytes(far.received)
+
+
+def waiting_in(descriptor: int) -> int:
+    """How many bytes a pipe holds."""
+    [count] = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 def in_thread(call: Any, *arguments: Any) -> Any:
@@ -112,6 +129,43 @@ async def test_an_eof_timeout_of_zero_ends_once_all_is_sent(ends: Ends) -> None:
         assert await until_received(far, len(BODY)) == BODY
 
 
+async def wait(seconds: int, clock: trio.testing.MockClock) -> None:
+    for _ in range(seconds):
+        clock.jump(1)
+        await trio.testing.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("at_eof", [False, True])
+async def test_time_runs_from_the_last_byte(
+    ends: Ends, mock_clock: trio.testing.MockClock, at_eof: bool
+) -> None:
+    ended: list[object] = []
+
+    async def run() -> None:
+        timeouts = {"eof_timeout": 10.0} if at_eof else {"idle_timeout": 10.0}
+        try:
+            ended.append(await pipe(stream, source=ends.source, sink=ends.sink, **timeouts))
+        except TimedOut as error:
+            ended.append(str(error))
+
+    if at_eof:
+        os.close(ends.stdin)
+    async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await wait(8, mock_clock)
+        for _ in range(3):
+            far.write(b"x")
+            assert await in_thread(os.read, ends.stdout, 100) == b"x"
+            await wait(8, mock_clock)
+        if not at_eof:
+            os.write(ends.stdin, b"x")
+            await until_received(far, 1)
+            await wait(8, mock_clock)
+        assert not ended
+        await wait(4, mock_clock)
+    assert ended == [False if at_eof else "nothing was sent or received for 10 s"]
+
+
 async def test_what_comes_after_the_pipe_goes_to_nobody_elses_file(ends: Ends, tmp_path: Path) -> None:
     """Its descriptors are closed then, and their numbers may be those of other files."""
     os.close(ends.stdin)
@@ -133,9 +187,7 @@ async def test_a_writer_that_has_gone_keeps_nobody_busy(ends: Ends) -> None:
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
         await in_thread(lambda: write_all(ends.stdin, bytes(window + 60_000), and_close=True))
         await until_received(far, window - 4 * 498)  # each read may end in a cell that is not full
-        with trio.fail_after(30):
-            while select.select([Pump.current()._core.descriptor], [], [], 0)[0]:
-                await trio.sleep(0.01)
+        await until(lambda: not select.select([Pump.current()._core.descriptor], [], [], 0)[0])
         far.finish()
 
 
@@ -183,32 +235,22 @@ async def test_a_peer_that_ends_while_we_send_is_still_heard(ends: Ends) -> None
     assert os.read(ends.stdout, 100) == b"last words"
 
 
-async def test_at_the_rate_of_an_xon_the_slow_road_goes_on_where_the_fast_one_was(
-    ends: Ends, threads: list[str]
-) -> None:
+@pytest.mark.parametrize("rate", [0, 10_000], ids=["no rate", "10 MB a second"])
+async def test_after_an_xon_all_goes_on_where_it_was(ends: Ends, threads: list[str], rate: int) -> None:
+    """The core, unless a rate is asked for, which the slow road keeps."""
+    allowing_xoff, held, rest = BODY[:300_000], BODY[300_000:350_000], BODY[350_000:]
     async with opened(WITHOUT_CGO) as (stream, far), stream, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
-        nursery.start_soon(in_thread, write_all, ends.stdin, BODY)
-        await until_received(far, 600_000)  # what it may be sent before it asks for less
+        await in_thread(write_all, ends.stdin, allowing_xoff)
+        await until_received(far, len(allowing_xoff))
         far.xoff()
-        await trio.sleep(0.05)
-        assert threads == []
-        far.xon(kbps_ewma=10_000)
+        await until(lambda: stream._core.is_xoff)
+        os.write(ends.stdin, held)
+        await until(lambda: waiting_in(ends.source) == 0)  # the core has read it
+        far.xon(kbps_ewma=rate)
+        await in_thread(write_all, ends.stdin, rest)
         assert await until_received(far, len(BODY)) == BODY
-        assert "read" in threads
-        far.finish()
-
-
-async def test_after_an_xon_without_a_rate_the_core_goes_on(ends: Ends, threads: list[str]) -> None:
-    async with opened(WITHOUT_CGO) as (stream, far), stream, trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
-        nursery.start_soon(in_thread, write_all, ends.stdin, BODY)
-        await until_received(far, 600_000)
-        far.xoff()
-        await trio.sleep(0.05)
-        far.xon()
-        assert await until_received(far, len(BODY)) == BODY
-        assert threads == []
+        assert ("read" in threads) == bool(rate)
         far.finish()
 
 

@@ -145,6 +145,7 @@ cdef class Stream(Entry):
             self.tail = waiting
         memcpy(self.queue + self.tail, data, count)
         self.tail += count
+        self.received += count
         return 0
 
     cdef int acknowledge(self) except -1:

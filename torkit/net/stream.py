@@ -187,6 +187,11 @@ class Stream(trio.abc.Stream):
         return self._is_connected
 
     @property
+    def moved(self) -> int:
+        """How many bytes have been sealed or have arrived so far."""
+        return self._core.sent + self._core.received
+
+    @property
     def is_paced(self) -> bool:
         """Whether the peer has asked for a rate, which only `send_all` keeps."""
         return self._flow is not None and self._flow.check.rate is not None
