@@ -142,9 +142,11 @@ def test_data_dir_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytes
     assert data_dir(PUBLIC, path) == path
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert tmp_path in data_dir(PUBLIC, None).parents
+    assert data_dir(PUBLIC, None) == tmp_path / "state" / "torkit" / "public"
+    with_other_authorities = PUBLIC._replace(authorities=PUBLIC.authorities[1:])
+    assert data_dir(with_other_authorities, None) == data_dir(PUBLIC, None)
     other = load_network(write(tmp_path, f'authorities = ["{AUTHORITY}"]'))
-    assert data_dir(other, None) != data_dir(PUBLIC, None)
+    assert data_dir(other, None) == tmp_path / "state" / "torkit" / other.name != data_dir(PUBLIC, None)
 
 
 def test_data_dir_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:

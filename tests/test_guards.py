@@ -282,6 +282,13 @@ def test_dates_do_not_tell_when_they_were_made() -> None:
         assert days * DAY * 3 / 4 < max(ages) <= days * DAY
 
 
+def test_a_sample_of_another_network_says_where_to_look(user: User) -> None:
+    user.see(directory_of(without(*user.sample)))
+    with pytest.raises(NoPath, match=r"20 sampled \(not listed: 20\)") as caught:
+        user.choose()
+    assert "--data-dir" in str(caught.value.hint)
+
+
 # --- Primary guards ------------------------------------------------------------------------------------
 
 
@@ -466,8 +473,9 @@ def test_the_only_guard_is_tried_again_though_it_failed() -> None:
 def test_a_path_that_no_guard_goes_with_forgives_nobody(user: User) -> None:
     first = user.use()
     user.fail(first)
-    with pytest.raises(NoPath, match="does not go with the path: 20"):
+    with pytest.raises(NoPath, match="does not go with the path: 20") as caught:
         user.choose(lambda relay: False)
+    assert caught.value.hint is None
     assert user.choose() != first
 
 

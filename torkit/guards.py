@@ -317,7 +317,11 @@ class Guards:
                 relay = directory.relay(guard.identity)
                 reasons["no usable microdescriptor" if relay is None else "does not go with the path"] += 1
         why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-        return NoPath(f"no guard among {len(self.sample)} sampled ({why})")
+        hint = "if the data directory is another network's, name one with --data-dir"
+        return NoPath(
+            f"no guard among {len(self.sample)} sampled ({why})",
+            hint=hint if reasons.keys() == {"not listed"} else None,
+        )
 
     def _tried(self, relay: Relay, now: float) -> Relay:
         guard = self._find(relay.identity)

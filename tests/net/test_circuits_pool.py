@@ -342,10 +342,12 @@ async def test_building_ahead_is_tried_again_after_a_while(mock_clock: trio.test
         pool.nursery.start_soon(pool.circuits.keep_spares)
         await settle()
         assert len(pool.chosen) == 2  # for the port, and for any
+        assert str(pool.channels.progress.now.error) == "no exit for that"
         pool.exits = exits
         mock_clock.jump(SPARE_RETRY)
         await settle()
         assert len(pool.fakes[0].circuits) == SPARE_COUNT
+        assert pool.channels.progress.now.is_done
 
 
 async def test_circuits_are_built_for_ports_asked_for_that_no_ready_one_serves() -> None:

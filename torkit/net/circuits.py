@@ -404,14 +404,13 @@ class Circuits:
                     continue
                 except TorkitError as error:
                     wait = SPARE_RETRY  # whoever needs a circuit now is told why there is none
-                    # Why there is no directory is said by who fetches it.
-                    failed_rounds += self._channels.progress.now.is_done and not isinstance(
-                        error, NoDirectory
-                    )
-                    if failed_rounds == ROUNDS_BEFORE_WARNING:
+                    if not isinstance(error, NoDirectory):  # why there is none is said by who fetches it
                         failure = diagnose([error])
-                        reason = "; ".join(filter(None, (str(failure), failure.hint)))
-                        logger.warning("no circuit can be built: %s", reason)
+                        self._channels.progress.block(failure)
+                        failed_rounds += self._channels.progress.now.is_done
+                        if failed_rounds == ROUNDS_BEFORE_WARNING:
+                            reason = "; ".join(filter(None, (str(failure), failure.hint)))
+                            logger.warning("no circuit can be built: %s", reason)
             with trio.move_on_after(wait):
                 await self._spare_is_wanted.wait()
 
