@@ -11,6 +11,7 @@ import time
 import tty
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,27 @@ def ends() -> Iterator[Ends]:
         yield ends
 
 
+@dataclass
+class Threads:
+    """The calls that the slow road made, by name."""
+
+    begun: list[str] = field(default_factory=list)
+    returned: list[str] = field(default_factory=list)
+
+
 @pytest.fixture(autouse=True)
-def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls that the slow road made."""
-    calls: list[str] = []
+def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
+    threads = Threads()
     in_thread = pipe_module._in_thread
 
     async def spy(descriptor: Any, call: Any, *arguments: Any) -> Any:
-        calls.append(call.__name__)
-        return await in_thread(descriptor, call, *arguments)
+        threads.begun.append(call.__name__)
+        result = await in_thread(descriptor, call, *arguments)
+        threads.returned.append(call.__name__)
+        return result
 
     monkeypatch.setattr(pipe_module, "_in_thread", spy)
-    return calls
+    return threads
 
 
 @asynccontextmanager
@@ -97,7 +107,7 @@ def write_all(descriptor: int, data: bytes, *, and_close: bool = False) -> None:
 
 @PROTOCOLS
 async def test_pipes_are_carried_whole_both_ways_without_a_thread(
-    ends: Ends, threads: list[str], protocols: str
+    ends: Ends, threads: Threads, protocols: str
 ) -> None:
     async with opened(protocols) as (stream, far), stream, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
@@ -105,7 +115,7 @@ async def test_pipes_are_carried_whole_both_ways_without_a_thread(
         nursery.start_soon(in_thread, write_all, ends.stdin, BODY[::-1])
         assert await in_thread(read_exactly, ends.stdout, len(BODY)) == BODY
         assert await until_received(far, len(BODY)) == BODY[::-1]
-        assert threads == []
+        assert threads.begun == []
         far.finish()
 
 
@@ -137,7 +147,7 @@ async def wait(seconds: int, clock: trio.testing.MockClock) -> None:
 
 @pytest.mark.parametrize("at_eof", [False, True])
 async def test_time_runs_from_the_last_byte(
-    ends: Ends, mock_clock: trio.testing.MockClock, at_eof: bool
+    ends: Ends, mock_clock: trio.testing.MockClock, threads: Threads, at_eof: bool
 ) -> None:
     ended: list[object] = []
 
@@ -152,6 +162,8 @@ async def test_time_runs_from_the_last_byte(
         os.close(ends.stdin)
     async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
         nursery.start_soon(run)
+        if at_eof:
+            await until(lambda: "read" in threads.returned)  # the slow road's, for which no clock here waits
         await wait(8, mock_clock)
         for _ in range(3):
             far.write(b"x")
@@ -236,7 +248,7 @@ async def test_a_peer_that_ends_while_we_send_is_still_heard(ends: Ends) -> None
 
 
 @pytest.mark.parametrize("rate", [0, 10_000], ids=["no rate", "10 MB a second"])
-async def test_after_an_xon_all_goes_on_where_it_was(ends: Ends, threads: list[str], rate: int) -> None:
+async def test_after_an_xon_all_goes_on_where_it_was(ends: Ends, threads: Threads, rate: int) -> None:
     """The core, unless a rate is asked for, which the slow road keeps."""
     allowing_xoff, held, rest = BODY[:300_000], BODY[300_000:350_000], BODY[350_000:]
     async with opened(WITHOUT_CGO) as (stream, far), stream, trio.open_nursery() as nursery:
@@ -250,13 +262,13 @@ async def test_after_an_xon_all_goes_on_where_it_was(ends: Ends, threads: list[s
         far.xon(kbps_ewma=rate)
         await in_thread(write_all, ends.stdin, rest)
         assert await until_received(far, len(BODY)) == BODY
-        assert ("read" in threads) == bool(rate)
+        assert ("read" in threads.begun) == bool(rate)
         far.finish()
 
 
 @PROTOCOLS
 async def test_files_are_carried_whole_from_where_they_stand(
-    tmp_path: Path, threads: list[str], protocols: str
+    tmp_path: Path, threads: Threads, protocols: str
 ) -> None:
     """And left there: what the shell writes before and after stays in order."""
     (tmp_path / "in").write_bytes(b"not this" + BODY)
@@ -273,7 +285,7 @@ async def test_files_are_carried_whole_from_where_they_stand(
             far.finish()
         sink.write(b"after")
     assert (tmp_path / "out").read_bytes() == b"before" + BODY[::-1] + b"after"
-    assert threads in ([], ["read"])  # that of the end of the file
+    assert threads.begun in ([], ["read"])  # that of the end of the file
 
 
 async def test_a_full_disk_is_an_error(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +297,7 @@ async def test_a_full_disk_is_an_error(ends: Ends, monkeypatch: pytest.MonkeyPat
             await pipe(stream, source=ends.source, sink=full.fileno())
 
 
-async def test_a_terminal_is_written_by_the_core_and_stays_as_it_was(ends: Ends, threads: list[str]) -> None:
+async def test_a_terminal_is_written_by_the_core_and_stays_as_it_was(ends: Ends, threads: Threads) -> None:
     ours, terminal = pty.openpty()
     tty.setraw(terminal)
     async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
@@ -293,7 +305,7 @@ async def test_a_terminal_is_written_by_the_core_and_stays_as_it_was(ends: Ends,
         far.write(BODY)
         assert await in_thread(read_exactly, ours, len(BODY)) == BODY
         assert os.get_blocking(terminal)
-        assert threads == []
+        assert threads.begun == []
         far.finish()
     os.close(ours)
     os.close(terminal)
@@ -311,7 +323,7 @@ async def test_flags_of_the_descriptors_stay_as_they_are(ends: Ends) -> None:
 
 @pytest.mark.parametrize("kind", ["named pipe", "socket"])
 async def test_other_kinds_take_the_slow_road(
-    ends: Ends, tmp_path: Path, threads: list[str], kind: str
+    ends: Ends, tmp_path: Path, threads: Threads, kind: str
 ) -> None:
     if kind == "socket":
         near, far_end = socket.socketpair()
@@ -323,7 +335,7 @@ async def test_other_kinds_take_the_slow_road(
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=sink))
         far.write(b"x")
         assert await in_thread(os.read, reading, 100) == b"x"
-        assert "write" in threads
+        assert "write" in threads.begun
         far.finish()
     for descriptor in {sink, reading}:
         os.close(descriptor)

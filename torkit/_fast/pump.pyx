@@ -210,11 +210,12 @@ cdef class Pump:
         cdef epoll_event event
         cdef int operation = EPOLL_CTL_MOD
         if interest != source.interest:
-            if type(source) is Local and (<Local>source).is_file:
-                return 0
-            if type(source) is Local and (<Local>source).is_pipe:
-                # epoll would report the writer's close, asked for or not, as long as there are bytes to read.
-                operation = EPOLL_CTL_ADD if interest else EPOLL_CTL_DEL
+            if type(source) is Local:
+                if (<Local>source).is_file:
+                    return 0
+                if (<Local>source).is_pipe:
+                    # epoll would report the writer's close, asked for or not, as long as there are bytes to read.
+                    operation = EPOLL_CTL_ADD if interest else EPOLL_CTL_DEL
             event.events = interest
             event.data.u32 = <uint32_t>source.slot
             if epoll_ctl(self.descriptor, operation, source.descriptor, &event) != 0:

@@ -45,7 +45,7 @@ cdef class Stream(Entry):
     cdef public int sink          # a descriptor that takes what arrives, or -1
     cdef object feeder            # who seals what is sent (pump.pyx), or None: then put() is somebody else's
     cdef readonly uint64_t sent   # bytes that put() has taken, ever
-    cdef readonly uint64_t received
+    cdef readonly uint64_t received  # bytes that DATA cells have brought, ever
 
     cdef Py_ssize_t put_from(self, const uint8_t* data, Py_ssize_t count) except -1
     cdef bint drain(self) except -1
