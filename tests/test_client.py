@@ -30,16 +30,7 @@ from served import Arrivals, ServedNetwork, authorities, serve_network, signed_s
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit.build_times import INITIAL
-from torkit.client import (
-    ATTEMPT_TIMEOUTS,
-    MAX_FAILURES,
-    STREAM_TIMEOUT,
-    TESTING_MIN_TIMEOUT,
-    Resolved,
-    Tor,
-    _load_state,
-    open_tor,
-)
+from torkit.client import TESTING_MIN_TIMEOUT, Resolved, Tor, _load_state, open_tor
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory
@@ -55,6 +46,7 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.guards import RETRY_SCHEDULE
+from torkit.net.attempts import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT
 from torkit.net.stream import Stream
 from torkit.path import Constraints
 from torkit.path_bias import State

@@ -30,7 +30,7 @@ ROOMS = {
     "torkit.config": {"public_network"},
     "torkit.net": {
         *("_fast", "proto", "directory", "hs", "path", "guards", "build_times", "path_bias"),
-        "predicted_ports",
+        *("predicted_ports", "refusals"),
     },
     # proto: what a user may choose about handshakes, and the clock that congestion control shares.
     "torkit.client": {

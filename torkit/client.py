@@ -6,12 +6,12 @@ async with open_tor(network=load_network(None), data_dir=data_dir(None)) as tor:
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import trio
 
@@ -21,19 +21,17 @@ from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.directory import CountryOf, Directory, Relay
 from torkit.errors import (
-    Closed,
     EndReason,
     NoDirectory,
     NoGuard,
     NoPath,
-    PeerError,
     StorageError,
     StreamClosed,
     TimedOut,
-    TorkitError,
     UsageError,
 )
 from torkit.guards import Guards
+from torkit.net.attempts import Attempts
 from torkit.net.bootstrap import Bootstrap
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
@@ -53,22 +51,6 @@ from torkit.proto.messages import ResolvedError
 from torkit.proto.padding import Padding
 from torkit.refusals import Refusals
 
-# As C tor: seconds until the first attempt times out, the second, and each further one; and after which a
-# stream gets no further one. path-spec, "Handling failure".
-ATTEMPT_TIMEOUTS = (10.0, 10.0, 15.0)
-STREAM_TIMEOUT = 120.0
-
-# As C tor: how often one stream ends by one of _UNCERTAIN, or with its circuit, until that is the answer.
-MAX_FAILURES = 3
-
-# Implementation limit: exits by whose policy one stream is refused. C tor goes on for 120 s.
-MAX_REFUSALS = 16
-
-# Ends that another exit may not give, as C tor takes them. All others are the target's answer.
-_UNCERTAIN = frozenset({EndReason.MISC, EndReason.NOROUTE, EndReason.RESOLVEFAILED})
-_NO_EXIT = frozenset({EndReason.HIBERNATING, EndReason.RESOURCELIMIT})  # it wants no streams at all
-_BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
-
 # On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
 # is learnt is shorter there, in ms.
 TESTING_MIN_TIMEOUT = 5000
@@ -83,8 +65,6 @@ SETTLE_TIMEOUT = 60.0  # seconds; a full congestion window at 8 KB/s
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 
 class Resolved(NamedTuple):
     """One answer to a look-up; `ttl` in seconds."""
@@ -92,33 +72,6 @@ class Resolved(NamedTuple):
     kind: Literal["ipv4", "ipv6", "hostname"]
     value: str
     ttl: int
-
-
-class _Attempts:
-    """How often one stream, or look-up, was tried, and what came of it."""
-
-    def __init__(self, host: str, port: int | None, path: Path | None) -> None:
-        self.host = host
-        self.port = port
-        self.path = path
-        self.give_up_at = trio.current_time() + STREAM_TIMEOUT
-        self.exits: set[bytes] = set()  # that were tried
-        self.failure: TorkitError | None = None  # the last
-        self.failure_count = self.refusal_count = self.timeout_count = 0
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that the next attempt gets."""
-        return ATTEMPT_TIMEOUTS[min(self.timeout_count, len(ATTEMPT_TIMEOUTS) - 1)]
-
-    @property
-    def may_go_on(self) -> bool:
-        """Whether another attempt may begin."""
-        return (
-            self.failure_count < MAX_FAILURES
-            and self.refusal_count < MAX_REFUSALS
-            and trio.current_time() < self.give_up_at
-        )
 
 
 class Tor:
@@ -259,7 +212,6 @@ class Tor:
         or was not answered in time.
         """
         host = check_destination(host, allow_internal=self.network.testing)
-        is_ipv6 = ":" in host
 
         async def begin(circuit: Circuit) -> Stream:
             stream = circuit.begin(host, port)
@@ -270,7 +222,11 @@ class Tor:
                 raise
             return stream
 
-        return await self._attempt(begin, host, port, is_ipv6, isolation, path, begun)
+        self._look_at_clock()
+        attempts = Attempts(
+            self._circuits, self._refusals, host, port, isolation=isolation, path=path, begun=begun
+        )
+        return await attempts.run(begin)
 
     async def resolve(
         self, host: str, *, isolation: Hashable = None, path: Path | None = None
@@ -296,7 +252,9 @@ class Tor:
                 raise StreamClosed("the exit found no answer", reason=EndReason.RESOLVEFAILED)
             return found
 
-        found = await self._attempt(look_up, host, None, False, isolation, path)
+        self._look_at_clock()
+        attempts = Attempts(self._circuits, self._refusals, host, None, isolation=isolation, path=path)
+        found = await attempts.run(look_up)
         if not found:
             raise StreamClosed("there is no answer, says the exit", reason=EndReason.RESOLVEFAILED)
         return found
@@ -325,102 +283,6 @@ class Tor:
                 raise
         except trio.TooSlowError:
             raise TimedOut(f"the exit did not take what was sent within {SETTLE_TIMEOUT:g} s") from None
-
-    async def _attempt(
-        self,
-        use: Callable[[Circuit], Awaitable[T]],
-        host: str,
-        port: int | None,
-        is_ipv6: bool,
-        isolation: Hashable,
-        path: Path | None,
-        begun: Stream | None = None,
-    ) -> T:
-        """Use a circuit, and where that fails for its or its exit's fault, another."""
-        self._look_at_clock()
-        attempts = _Attempts(host, port, path)
-        identity = self._circuits.identity
-        if begun is not None:
-            identity = begun.identity
-            if begun.failure is not None:
-                self._note_failure(attempts, begun.circuit, begun.failure)
-            else:
-                begun.close()
-                self._note_timeout(attempts, begun.circuit)
-        has_choice = True  # without exits that have refused
-        while attempts.may_go_on:
-            circuit: Circuit | None = None
-            refusing = self._refusals.exits_refusing(host, port) if has_choice else frozenset()
-            try:
-                with trio.move_on_at(attempts.give_up_at):
-                    circuit = await self._circuits.acquire(
-                        port,
-                        is_ipv6=is_ipv6,
-                        isolation=isolation,
-                        identity=identity,
-                        path=path,
-                        excluded=attempts.exits | refusing,
-                    )
-            except NoPath:
-                if not refusing <= attempts.exits:
-                    has_choice = False  # they may have changed their mind, and nobody else is left
-                    continue
-                if not attempts.exits:
-                    raise
-                break  # no other exit is left: why the last one failed says more
-            if circuit is None:
-                attempts.failure = attempts.failure or TimedOut(
-                    f"no circuit was built within {STREAM_TIMEOUT:g} s"
-                )
-                break
-            try:
-                with trio.move_on_after(attempts.timeout):
-                    result = await use(circuit)
-                    circuit.watch.note_used()
-                    return result
-                self._note_timeout(attempts, circuit)
-            except (PeerError, Closed) as error:
-                self._note_failure(attempts, circuit, error)
-        raise attempts.failure or TimedOut("no exit has answered")
-
-    def _note_timeout(self, attempts: "_Attempts", circuit: Circuit) -> None:
-        """Nobody has answered a stream in its time."""
-        attempts.exits.add(circuit.path[-1].identity)
-        attempts.timeout_count += 1
-        circuit.watch.note_given_up()
-        self._circuits.retire(circuit)
-
-    def _note_failure(self, attempts: "_Attempts", circuit: Circuit, error: TorkitError) -> None:
-        """Learn from what ended a stream that was not answered. Raises it where another try is of no use."""
-        exit_identity = circuit.path[-1].identity
-        attempts.exits.add(exit_identity)
-        attempts.failure = error
-        reason = error.reason if isinstance(error, StreamClosed) else EndReason.DESTROY
-        address = error.address if isinstance(error, StreamClosed) else None
-        if reason in _BROKEN_CIRCUIT:
-            attempts.failure_count += 1
-            circuit.watch.note_broken()
-            circuit.close()
-            return
-        if reason is not EndReason.INTERNAL:
-            circuit.watch.note_used()
-        if reason in _UNCERTAIN:
-            attempts.failure_count += 1
-            self._circuits.retire(circuit)
-        elif reason is EndReason.EXITPOLICY and address is not None:
-            if circuit.refuses(address):
-                raise error  # so it is everywhere
-            attempts.refusal_count += 1
-            self._refusals.note_target(exit_identity, attempts.host, attempts.port)
-        elif reason is EndReason.EXITPOLICY or reason in _NO_EXIT:
-            attempts.refusal_count += 1
-            self._refusals.note_exit(exit_identity)
-            self._circuits.retire_exit(exit_identity)
-        else:
-            raise error  # the target's answer
-        circuit.watch.note_given_up()
-        if attempts.refusal_count and attempts.path is not None:
-            raise error
 
     def choose_path(self, constraints: Constraints) -> Path:
         """Relays for `constraints`, beginning at our guard unless they name another.
