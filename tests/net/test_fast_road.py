@@ -212,7 +212,7 @@ async def test_a_reader_that_is_slow_gets_all(ends: Ends, protocols: str) -> Non
         received = b""
         while len(received) < len(BODY):
             await trio.sleep(0.01)
-            received += os.read(ends.stdout, 50_000)
+            received += await in_thread(os.read, ends.stdout, 50_000)
         assert received == BODY
 
 
