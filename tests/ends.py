@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -15,11 +15,21 @@ class Ends:
     stdout: int
     sink: int
 
+    def __post_init__(self) -> None:
+        self._open = {self.source, self.stdin, self.stdout, self.sink}
+
+    def close(self, descriptor: int) -> None:
+        """Once: a moment later its number may be another file's, as of a thread that is left behind."""
+        self._open.remove(descriptor)
+        os.close(descriptor)
+
+    def close_all(self) -> None:
+        for descriptor in list(self._open):
+            self.close(descriptor)
+
 
 @contextmanager
 def open_ends() -> Iterator[Ends]:
     ends = Ends(*os.pipe(), *os.pipe())
     yield ends
-    for descriptor in (ends.stdin, ends.source, ends.stdout, ends.sink):
-        with suppress(OSError):
-            os.close(descriptor)
+    ends.close_all()

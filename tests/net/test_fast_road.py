@@ -98,11 +98,14 @@ def read_exactly(descriptor: int, count: int) -> bytes:
     return data
 
 
-def write_all(descriptor: int, data: bytes, *, and_close: bool = False) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-    if and_close:
-        os.close(descriptor)
+
+
+def write_all_and_close(ends: Ends, data: bytes) -> None:
+    write_all(ends.stdin, data)
+    ends.close(ends.stdin)
 
 
 @PROTOCOLS
@@ -124,7 +127,7 @@ async def test_a_writer_that_has_gone_ends_nothing_and_loses_nothing(ends: Ends,
     """Not even while windows are closed, and a pipe's worth of bytes waits with nobody at its other end."""
     async with opened(protocols) as (stream, far), stream, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
-        await in_thread(lambda: write_all(ends.stdin, BODY, and_close=True))
+        await in_thread(write_all_and_close, ends, BODY)
         assert await until_received(far, len(BODY)) == BODY
         far.write(b"answer")
         assert await in_thread(os.read, ends.stdout, 100) == b"answer"
@@ -134,7 +137,7 @@ async def test_a_writer_that_has_gone_ends_nothing_and_loses_nothing(ends: Ends,
 async def test_an_eof_timeout_of_zero_ends_once_all_is_sent(ends: Ends) -> None:
     async with opened() as (stream, far), stream:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(in_thread, lambda: write_all(ends.stdin, BODY, and_close=True))
+            nursery.start_soon(in_thread, write_all_and_close, ends, BODY)
             assert not await pipe(stream, source=ends.source, sink=ends.sink, eof_timeout=0)
         assert await until_received(far, len(BODY)) == BODY
 
@@ -159,7 +162,7 @@ async def test_time_runs_from_the_last_byte(
             ended.append(str(error))
 
     if at_eof:
-        os.close(ends.stdin)
+        ends.close(ends.stdin)
     async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
         nursery.start_soon(run)
         if at_eof:
@@ -180,7 +183,7 @@ async def test_time_runs_from_the_last_byte(
 
 async def test_what_comes_after_the_pipe_goes_to_nobody_elses_file(ends: Ends, tmp_path: Path) -> None:
     """Its descriptors are closed then, and their numbers may be those of other files."""
-    os.close(ends.stdin)
+    ends.close(ends.stdin)
     async with opened() as (stream, far), stream:
         await pipe(stream, source=ends.source, sink=ends.sink, eof_timeout=0)
         with ExitStack() as others:
@@ -197,7 +200,7 @@ async def test_a_writer_that_has_gone_keeps_nobody_busy(ends: Ends) -> None:
     async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
         far.hop.relay.on_stream_sendme_due = lambda _: None
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
-        await in_thread(lambda: write_all(ends.stdin, bytes(window + 60_000), and_close=True))
+        await in_thread(write_all_and_close, ends, bytes(window + 60_000))
         await until_received(far, window - 4 * 498)  # each read may end in a cell that is not full
         await until(lambda: not select.select([Pump.current()._core.descriptor], [], [], 0)[0])
         far.finish()
@@ -225,7 +228,7 @@ async def test_a_reader_that_has_gone_breaks_the_pipe_though_nothing_is_written(
 
         nursery.start_soon(run)
         await trio.sleep(0.05)
-        os.close(ends.stdout)
+        ends.close(ends.stdout)
 
 
 async def test_a_stream_that_fails_gives_its_data_then_its_error(ends: Ends) -> None:

@@ -36,7 +36,7 @@ async def test_bytes_go_both_ways_until_the_peer_ends(ends: Ends) -> None:
 async def test_end_of_stdin_is_not_an_end(ends: Ends) -> None:
     stream = FakeStream()
     os.write(ends.stdin, b"request")
-    os.close(ends.stdin)
+    ends.close(ends.stdin)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
         assert await stream.peer.receive_some() == b"request"
@@ -48,7 +48,7 @@ async def test_end_of_stdin_is_not_an_end(ends: Ends) -> None:
 async def test_eof_timeout_of_zero_ends_after_the_last_byte_was_sent(ends: Ends) -> None:
     stream = FakeStream()
     os.write(ends.stdin, b"all of it")
-    os.close(ends.stdin)
+    ends.close(ends.stdin)
     await pipe(stream, source=ends.source, sink=ends.sink, eof_timeout=0)
     assert await stream.peer.receive_some() == b"all of it"
 
@@ -63,7 +63,7 @@ async def test_eof_timeout_counts_from_the_peers_last_byte(
         await pipe(stream, source=ends.source, sink=ends.sink, eof_timeout=5)
         is_done.set()
 
-    os.close(ends.stdin)
+    ends.close(ends.stdin)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         for _ in range(3):
@@ -96,7 +96,7 @@ async def test_idle_timeout_is_an_error(
     ends: Ends, autojump_clock: trio.testing.MockClock, at_eof: bool
 ) -> None:
     if at_eof:
-        os.close(ends.stdin)
+        ends.close(ends.stdin)
     with pytest.raises(TimedOut, match="3 s"):
         await pipe(FakeStream(), source=ends.source, sink=ends.sink, idle_timeout=3, eof_timeout=9)
 
@@ -121,7 +121,7 @@ async def test_peer_that_ends_while_we_send_is_still_heard(ends: Ends) -> None:
 
 
 async def test_reader_that_is_gone_breaks_the_pipe_though_nothing_is_written(ends: Ends) -> None:
-    os.close(ends.stdout)
+    ends.close(ends.stdout)
     with pytest.raises(BrokenPipeError):
         await pipe(FakeStream(), source=ends.source, sink=ends.sink)
 
@@ -172,7 +172,7 @@ async def test_a_thread_that_comes_late_touches_nobody_elses_file(ends: Ends) ->
     """By then its descriptor may have been closed, and its number be given to another file."""
     late = Descriptor(ends.source)
     late.close()
-    os.close(ends.source)
+    ends.close(ends.source)
     others = [os.pipe() for _ in range(3)]
     for _, writing in others:
         os.write(writing, b"not for us")
@@ -201,7 +201,7 @@ async def test_a_thread_in_the_middle_of_its_call_keeps_its_file(ends: Ends) -> 
         nursery.start_soon(use)
         await has_begun.wait()
         descriptor.close()
-        os.close(ends.source)
+        ends.close(ends.source)
         os.write(ends.stdin, b"for us")
     assert received == [b"for us"]
     with pytest.raises(BrokenPipeError):  # the last one that could read it is gone
