@@ -6,6 +6,7 @@ The clock is trio's mock clock, which stands still until a test moves it.
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 
 import pytest
 import trio
@@ -239,6 +240,42 @@ async def test_the_rate_in_an_xon_is_kept_to(mock_clock: trio.testing.MockClock)
                     mock_clock.jump(0.51)
         await served.settle()
         assert len(served.far.received) == LIMIT + 2500
+
+
+class HastyClock(trio.abc.Clock):
+    """A millisecond passes whenever somebody looks at it, and trio looks all the time."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def start_clock(self) -> None:
+        pass
+
+    def current_time(self) -> float:
+        self._now += 0.001
+        return self._now
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return 0.0 if deadline < inf else inf
+
+
+@pytest.fixture
+def hasty_clock() -> HastyClock:
+    return HastyClock()
+
+
+async def test_a_sender_goes_on_though_its_time_comes_while_it_looks(hasty_clock: HastyClock) -> None:
+    """It once looked twice, and where its time came in between, it waited for ever."""
+    async with serve(WITHOUT_CGO) as served:
+        await served.stream.send_all(bytes(LIMIT))
+        await served.settle()
+        served.far.xon(kbps_ewma=1000)  # 1 MB a second
+        await served.settle()
+        with trio.fail_after(60):
+            for _ in range(9):
+                await served.stream.send_all(bytes(2_100))  # a piece has two looks, and a bit
+            await served.settle()
+        assert len(served.far.received) == LIMIT + 9 * 2_100
 
 
 @pytest.mark.parametrize("end", [lambda far: far.end(EndReason.TIMEOUT), lambda far: far.circuit.destroy()])

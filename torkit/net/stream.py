@@ -90,24 +90,29 @@ class Stream(trio.abc.Stream):
                     self._check_open()
                     if self._has_ended:
                         raise self._broken()
-                    if not self._seal():
-                        with trio.move_on_at(inf if self._flow is None else self._flow.wake_at):
+                    go_on_at = self._seal()
+                    if self._unsent:
+                        with trio.move_on_at(go_on_at):
                             await self._is_writable.park()  # a window, another rate, or the end
             finally:
                 self._unsent = memoryview(b"")
 
-    def _seal(self) -> bool:
-        """Seal what waits to be sent, as far as windows and the peer's rate allow; whether any went."""
+    def _seal(self) -> float:
+        """Seal what waits to be sent, as far as windows and the peer's rate allow; when the rate allows more.
+
+        That is never where a window holds it: then a Writable is owed.
+        """
         if self._flow is None:
-            accepted = self._core.put(self._unsent)
-        else:
-            now = trio.current_time()
-            if now < self._flow.next_send_at:
-                return False
-            accepted = self._core.put(self._unsent[: self._flow.check.rate])
-            self._flow.pace(accepted, now)
+            self._unsent = self._unsent[self._core.put(self._unsent) :]
+            return inf
+        now = trio.current_time()
+        if now < self._flow.next_send_at:
+            return self._flow.next_send_at
+        allowed = self._unsent[: self._flow.check.rate]
+        accepted = self._core.put(allowed)
+        self._flow.pace(accepted, now)
         self._unsent = self._unsent[accepted:]
-        return accepted > 0
+        return self._flow.next_send_at if accepted == len(allowed) else inf
 
     async def wait_send_all_might_not_block(self) -> None:
         with self._send_guard:
@@ -315,11 +320,6 @@ class StreamFlow:
         self.check = XoffCheck(params)
         self.next_send_at = 0.0
         self._sent = 0
-
-    @property
-    def wake_at(self) -> float:
-        """When a sender that must wait may look again; never, if nothing but a window holds it."""
-        return self.next_send_at if self.next_send_at > trio.current_time() else inf
 
     def note_sent(self, total: int) -> None:
         """Note how many bytes the core has sent in all, before a message is judged by that."""
