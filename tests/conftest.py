@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from clocks import HastyClock
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,3 +12,8 @@ def no_public_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORKIT_NETWORK", "/nonexistent/no-test-may-reach-the-public-network.toml")
         yield
+
+
+@pytest.fixture
+def hasty_clock() -> HastyClock:
+    return HastyClock()

@@ -6,11 +6,11 @@ The clock is trio's mock clock, which stands still until a test moves it.
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from math import inf
 
 import pytest
 import trio
 import trio.testing
+from clocks import HastyClock
 from fakes import (
     CC_RESPONSE,
     FULL,
@@ -240,28 +240,6 @@ async def test_the_rate_in_an_xon_is_kept_to(mock_clock: trio.testing.MockClock)
                     mock_clock.jump(0.51)
         await served.settle()
         assert len(served.far.received) == LIMIT + 2500
-
-
-class HastyClock(trio.abc.Clock):
-    """A millisecond passes whenever somebody looks at it, and trio looks all the time."""
-
-    def __init__(self) -> None:
-        self._now = 0.0
-
-    def start_clock(self) -> None:
-        pass
-
-    def current_time(self) -> float:
-        self._now += 0.001
-        return self._now
-
-    def deadline_to_sleep_time(self, deadline: float) -> float:
-        return 0.0 if deadline < inf else inf
-
-
-@pytest.fixture
-def hasty_clock() -> HastyClock:
-    return HastyClock()
 
 
 async def test_a_sender_goes_on_though_its_time_comes_while_it_looks(hasty_clock: HastyClock) -> None:

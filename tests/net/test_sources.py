@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 import trio
+from clocks import HastyClock
 from served import fresh_relays, serve, source_of
 from trio.testing import MockClock
 
@@ -312,6 +313,28 @@ async def test_a_stalled_part_is_asked_elsewhere(autojump_clock: MockClock) -> N
         assert trio.current_time() - started == pytest.approx(STAGGER, abs=1)
     (stalled,) = (part for number, part in shelves.asked if number == 1)
     assert set(stalled) <= {item for number, part in shelves.asked if number != 1 for item in part}
+
+
+async def test_a_part_that_is_overdue_between_two_looks_is_asked_elsewhere(
+    hasty_clock: HastyClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fetcher once looked for overdue parts, then for when the next would be, and one was neither."""
+    monkeypatch.setattr("torkit.net.sources.STAGGER", 0.5)
+    shelves = Shelves(ITEMS, ITEMS, ITEMS)
+    shelves.silent = {1}
+    async with shelves_of(shelves) as asking:
+        for late in range(20):
+            asking.forget()
+            answers_at = trio.current_time() + 0.5 + late / 1000
+
+            async def answer(asked: Asked, part: list[bytes], at: float = answers_at) -> list[bytes]:
+                if asked.source is shelves.sources[2]:
+                    await trio.sleep_until(at)
+                    return part
+                return await shelves(asked, part)
+
+            with trio.fail_after(AUTHORITY_DELAY / 2):
+                await asking.share(ITEMS, answer, max_part_len=500)
 
 
 async def test_fallbacks_leave_the_work_to_guards_that_do_it(autojump_clock: MockClock) -> None:

@@ -137,12 +137,13 @@ class DirectoryServers:
 
         async with trio.open_nursery() as nursery:
             while round_.wanted:
-                while part := round_.pick(trio.current_time(), with_authorities=not is_enough()):
+                now = trio.current_time()  # one look: what is due between two would be overlooked
+                while part := round_.pick(now, with_authorities=not is_enough()):
                     nursery.start_soon(attempt, part)
                 if not round_.under_way:
                     break
                 changed = trio.Event()
-                with trio.move_on_at(round_.next_due(trio.current_time())):
+                with trio.move_on_at(round_.next_due(now)):
                     await changed.wait()
             nursery.cancel_scope.cancel()  # those who are late, and have been overtaken
         for part in round_.under_way:
