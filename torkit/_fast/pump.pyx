@@ -239,6 +239,7 @@ cdef class Pump:
         cdef double until
         cdef pollfd[2] polled
         cdef timespec timeout
+        cdef bint is_others_turn
         cdef int ready
         self.feed(found)  # Python has moved windows since, and opened some
         while True:
@@ -255,6 +256,9 @@ cdef class Pump:
             until = min(give_up_at, self.moved_at + linger)
             if until <= now:
                 return found
+            is_others_turn = now >= turn_ends_at
+            if is_others_turn:
+                until = now
             polled[0].fd = self.descriptor
             polled[1].fd = other
             polled[0].events = polled[1].events = POLLIN
@@ -263,9 +267,14 @@ cdef class Pump:
             timeout.tv_nsec = <long>(1e9 * (until - now - timeout.tv_sec))
             with nogil:
                 ready = ppoll(polled, 2, &timeout, NULL)
+            if is_others_turn:
+                # It may be trio's epoll, which watches ours. Just now nothing of ours was ready.
+                if polled[1].revents:
+                    return found
+                turn_ends_at = now + linger
             # A signal is for Python to see; a timeout and the other descriptor are for the caller. But for the
             # time of its turn, what moves bytes comes first.
-            if ready <= 0 or not polled[0].revents or (polled[1].revents and monotonic() >= turn_ends_at):
+            elif ready <= 0 or not polled[0].revents:
                 return found
 
     cdef int round(self, list found) except -1:
