@@ -118,13 +118,13 @@ class Bench:
         await trio.sleep(SETTLE)
         return Run(client.cpu() - cpu, wall, client.peak_memory(), result)
 
-    async def turns(self, rounds: int, work: Work) -> tuple[list[Run], list[Run]]:
-        """torkit, C tor, torkit, ...: what each run took. Every round is on other circuits."""
-        ours, theirs = [], []
+    async def turns(self, rounds: int, work: Work, *clients: Client) -> list[list[Run]]:
+        """torkit, C tor, torkit, ...: what each client's runs took. Every round is on other circuits."""
+        runs: list[list[Run]] = [[] for _ in clients]
         for number in range(rounds):
-            ours.append(await self.run(self.torkit, work, f"circuit{number}"))
-            theirs.append(await self.run(self.c_tor, work, f"circuit{number}"))
-        return ours, theirs
+            for client, of_client in zip(clients, runs, strict=True):
+                of_client.append(await self.run(client, work, f"circuit{number}"))
+        return runs
 
     def note_point(self, streams: int, length: int, ours: Sequence[Run], theirs: Sequence[Run]) -> None:
         """For the plots. `length`, in bytes, is that of one stream; a run's result, how many had it all."""
@@ -164,27 +164,25 @@ class Bench:
                 for _ in range(8):
                     nursery.start_soon(fetch, route, self.sizes.download // 8, isolation)
 
-        lines, walls = [], []
-        for work, length, way in (
-            (download, self.sizes.download, "downloaded"),
-            (upload, self.sizes.upload, "uploaded"),
-        ):
-            ours, theirs = await self.turns(self.sizes.rounds, work)
-            lines.append(_cpu_line(f"CPU-seconds per GiB {way}", length, ours, theirs, bar=0.5))
-            walls.append(_rate_line(f"throughput, one stream {way}", length, ours, theirs))
-            if work is download:
-                self.note_point(1, length, ours, theirs)
-                alone = [
-                    await self.run(self.one_legged, work, f"circuit{number}")
-                    for number in range(self.sizes.rounds)
-                ]
-                rates = (length / MIB / run.wall for run in alone)
-                walls.append(Line(walls[0].what, "MiB/s", walls[0].ours, median(rates), ONE_LEGGED))
+        rounds = self.sizes.rounds
         length = self.sizes.download
-        ours, theirs = await self.turns(self.sizes.rounds, eight)
-        walls.append(_rate_line("throughput, eight streams downloaded", length, ours, theirs))
+        ours, theirs, alone = await self.turns(rounds, download, *self.clients, self.one_legged)
+        self.note_point(1, length, ours, theirs)
+        costs = [_cpu_line("CPU-seconds per GiB downloaded", length, ours, theirs, bar=0.5)]
+        what = "throughput, one stream downloaded"
+        rates = [
+            _rate_line(what, length, ours, theirs),
+            _rate_line(what, length, ours, alone, ONE_LEGGED, bar=None),
+        ]
+        length = self.sizes.upload
+        ours, theirs = await self.turns(rounds, upload, *self.clients)
+        costs.append(_cpu_line("CPU-seconds per GiB uploaded", length, ours, theirs, bar=0.5))
+        rates.append(_rate_line("throughput, one stream uploaded", length, ours, theirs))
+        length = self.sizes.download
+        ours, theirs = await self.turns(rounds, eight, *self.clients)
         self.note_point(8, length // 8, ours, theirs)
-        return lines + walls
+        rates.append(_rate_line("throughput, eight streams downloaded", length, ours, theirs))
+        return costs + rates
 
     async def first_byte(self) -> list[Line]:
         """Request by request in turns, on circuits that are warm."""
@@ -211,7 +209,7 @@ class Bench:
         async def work(route: Route, isolation: str) -> int:
             return await fetch_many(route, count, STREAM_LEN, isolation, deadline=deadline)
 
-        ours, theirs = await self.turns(rounds, work)
+        ours, theirs = await self.turns(rounds, work, *self.clients)
         self.note_point(count, STREAM_LEN, ours, theirs)
         done, theirs_done = (100 * min(run.result or 0 for run in runs) / count for runs in (ours, theirs))
         # A stream that failed has cost something too, and brought nothing.
@@ -265,9 +263,17 @@ def _cpu_line(what: str, length: int, ours: Sequence[Run], theirs: Sequence[Run]
     return compare(what, "s/GiB", mine, other, "C tor", bar=bar)
 
 
-def _rate_line(what: str, length: int, ours: Sequence[Run], theirs: Sequence[Run]) -> Line:
-    mine, other = ([length / MIB / run.wall for run in runs] for runs in (ours, theirs))
-    return compare(what, "MiB/s", mine, other, "C tor", bar=1.0, at_least=True)
+def _rate_line(
+    what: str,
+    length: int,
+    ours: Sequence[Run],
+    theirs: Sequence[Run],
+    other: str = "C tor",
+    *,
+    bar: float | None = 1.0,
+) -> Line:
+    mine, others = ([length / MIB / run.wall for run in runs] for runs in (ours, theirs))
+    return compare(what, "MiB/s", mine, others, other, bar=bar, at_least=True)
 
 
 def _seconds(runs: Sequence[Run]) -> str:
