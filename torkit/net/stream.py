@@ -100,7 +100,7 @@ class Stream(trio.abc.Stream):
     def _seal(self) -> float:
         """Seal what waits to be sent, as far as windows and the peer's rate allow; when the rate allows more.
 
-        That is never where a window holds it: then a Writable is owed.
+        That is never where a window or XOFF holds it: then a Writable or an XON comes first.
         """
         if self._flow is None:
             self._unsent = self._unsent[self._core.put(self._unsent) :]
