@@ -5,15 +5,17 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-OBSERVERS = TESTS.parent / "docs" / "observers.md"
+DOCS = TESTS.parent / "docs"
+OBSERVERS = DOCS / "observers.md"
+SECURITY = DOCS / "security.md"
 UNPROVEN = ("not equal", "not measured")
 
 
-def _rows() -> list[list[str]]:
-    """The cells of each row but headings."""
-    lines = [line for line in OBSERVERS.read_text().splitlines() if line.startswith("|")]
+def _rows(page: Path) -> list[list[str]]:
+    """Returns the cells of each row of `page` but headings."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [row for row in rows if row[0] != "what" and not row[0].startswith("---")]
+    return [row for row in rows if not row[0].startswith(("what", "---"))]
 
 
 def _tests() -> set[str]:
@@ -26,13 +28,19 @@ def _tests() -> set[str]:
 
 
 def test_every_test_that_is_named_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", OBSERVERS.read_text()))
+    named = {name for page in DOCS.glob("*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())}
     assert named
     assert named - _tests() == set()
 
 
+def test_every_bound_names_its_test() -> None:
+    for row in _rows(SECURITY):
+        assert len(row) == 3, row
+        assert re.search(r"`test_\w+`", row[-1]), row
+
+
 def test_every_row_has_a_test_or_says_that_it_has_none() -> None:
-    rows = _rows()
+    rows = _rows(OBSERVERS)
     assert len(rows) > 30
     for row in rows:
         *_, is_equal, evidence = row
