@@ -201,6 +201,28 @@ async def test_created2_out_of_turn_ends_the_circuit() -> None:
         assert isinstance(await failure_of(circuit), CircuitError)
 
 
+async def test_a_link_cell_is_not_taken_for_the_relay_message_of_the_same_number() -> None:
+    relays = fresh_relays(2)
+
+    def answer(circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
+        circuit.link.send_cell(circuit.circ_id, RelayCommand.EXTENDED2, b"\0\x40" + bytes(64))
+        answer_extend2(circuit, number, cell)
+
+    relays[0].on_extend2 = answer
+    async with serve_channel(relays[0]) as channel:
+        circuit = await build(channel, relays)
+        assert len(circuit.path) == 2
+
+
+@pytest.mark.parametrize("command", [RelayCommand.EXTENDED2, RelayCommand.XON, 99, 200])
+async def test_an_unknown_link_command_leaves_the_circuit_alone(command: int) -> None:
+    async with serve_circuit(2) as (circuit, relays):
+        far = far_end(relays[0])
+        far.link.send_cell(far.circ_id, command, bytes(8))
+        await open_stream(circuit, relays[1])
+        assert circuit.error is None
+
+
 async def test_extended2_out_of_turn_ends_the_circuit() -> None:
     async with serve_circuit(2) as (circuit, relays):
         far_end(relays[0]).send(2, RelayCommand.EXTENDED2, 0, b"\0\x40" + bytes(64))

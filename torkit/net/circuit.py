@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # Specification constant (path-spec, "Measuring path usage success rates").
 PROBE_PORT = 25
 
+_LINK_COMMANDS = frozenset(Command)
+_RELAY_COMMANDS = frozenset(RelayCommand)
+
 
 class StreamOwner(Protocol):
     """What the core's stream events are handed to."""
@@ -166,7 +169,7 @@ class Circuit:
             ),
         )
 
-    async def _await_reply(self, command: int) -> bytes:
+    async def _await_reply(self, command: Command | RelayCommand) -> bytes:
         if self.error is not None:
             raise self.error
         reply = self._reply = _Reply(command)
@@ -304,8 +307,9 @@ class Circuit:
                 CircuitClosed(f"the relay closed the circuit: {reason.name}", reason=reason),
                 was_destroyed=True,
             )
-        else:
-            self._on_reply(command, body)
+        elif command in _LINK_COMMANDS:
+            self._on_reply(Command(command), body)
+        # An unknown link command is ignored (as by C tor).
 
     def on_acknowledged(self, hop: int, rtt: float, in_flight: int) -> None:
         vegas = self._vegas[hop]
@@ -325,21 +329,23 @@ class Circuit:
             return self.fail(
                 CircuitError(f"relay command {command} arrived from hop {hop + 1}, not the last")
             )
-        return self._on_reply(command, body)
+        if command not in _RELAY_COMMANDS:
+            return self.fail(CircuitError(f"relay command {command} arrived, which is unknown"))
+        return self._on_reply(RelayCommand(command), body)
 
-    def _on_reply(self, command: int, body: bytes) -> None:
-        if self._reply is None or self._reply.command != command or self._reply.has_come.is_set():
-            # Control cells are named by Command, messages by RelayCommand; the numbers differ.
-            self.fail(CircuitError(f"command {command} arrived, which nobody waits for"))
-            return
+    def _on_reply(self, command: Command | RelayCommand, body: bytes) -> None:
+        # Compared by identity: a Command and a RelayCommand of the same number are equal.
+        if self._reply is None or self._reply.command is not command or self._reply.has_come.is_set():
+            return self.fail(CircuitError(f"{command.name} arrived, which nobody waits for"))
         self._reply.body = body
         self._reply.has_come.set()
+        return None
 
 
 class _Reply:
     """One answer that a handshake waits for; `body` stays None if the circuit ended instead."""
 
-    def __init__(self, command: int) -> None:
+    def __init__(self, command: Command | RelayCommand) -> None:
         self.command = command
         self.body: bytes | None = None
         self.has_come = trio.Event()
