@@ -84,10 +84,16 @@ class Counts:
         """JSON values; circuits that are open get the benefit of the doubt."""
         values = {name: getattr(self, name) for name in _KEPT}
         values |= {
+            "circ_attempts": self.settled_attempts,
             "successful_circuits_closed": self.closed_well,
             "use_successes": self.used_well,
         }
         return {name: round(value, 6) for name, value in values.items() if value > 0}
+
+    @property
+    def settled_attempts(self) -> float:
+        """Attempts that are known to be complete or to have failed. (C tor judges by all attempts.)"""
+        return self.circ_attempts - self.count(State.ATTEMPTED)
 
     @property
     def closed_well(self) -> float:
@@ -167,10 +173,11 @@ class PathBias:
         self.has_changed = True
 
     def _judge_circuits(self, guard: bytes, counts: Counts) -> None:
-        if counts.circ_attempts <= self._param("pb_mincircs", 150, 5, INT32_MAX):
+        attempts = counts.settled_attempts
+        if attempts <= self._param("pb_mincircs", 150, 5, INT32_MAX):
             return
-        rate = counts.closed_well / counts.circ_attempts
-        done = f"{round(counts.closed_well)} of {round(counts.circ_attempts)} circuits succeeded"
+        rate = counts.closed_well / attempts
+        done = f"{round(counts.closed_well)} of {round(attempts)} circuits succeeded"
         if rate < self._percent("pb_extremepct", 30):
             self._tell(guard, counts, "circuits", Level.EXTREME, done)
         elif rate < self._percent("pb_warnpct", 50):
@@ -270,6 +277,12 @@ class Watch:
         if self.state is State.ATTEMPTED:
             self._add("timeouts")
 
+    def note_abandoned(self) -> None:
+        """We have ended it before its outcome was known, which says nothing of its guard."""
+        if self.state is State.ATTEMPTED:
+            self._add("circ_attempts", -1)
+            self._enter(State.COUNTED)
+
     def note_use(self) -> None:
         """A stream is tried on it."""
         if self.state is State.BUILT and self._bias is not None and self._counts is not None:
@@ -304,9 +317,9 @@ class Watch:
         if self.state not in (State.NEW, State.COUNTED):
             self._enter(State.COUNTED)
 
-    def _add(self, name: str) -> None:
+    def _add(self, name: str, count: int = 1) -> None:
         assert self._bias is not None
-        setattr(self._counts, name, getattr(self._counts, name) + 1)
+        setattr(self._counts, name, getattr(self._counts, name) + count)
         self._bias.has_changed = True
 
     def _enter(self, state: State) -> None:

@@ -45,7 +45,7 @@ from torkit.net.circuits import (
     build_circuit,
     build_directory_circuit,
 )
-from torkit.path_bias import Counts, PathBias
+from torkit.path_bias import Counts, PathBias, State
 from torkit.predicted_ports import FIRST_PORT, PredictedPorts
 from torkit.proto.padding import Padding
 
@@ -898,6 +898,23 @@ async def test_a_circuit_counts_from_its_second_hop_on(patient_clock: trio.testi
             await pool.circuits.build(pool.path, is_ours=True)
         await settle()
         assert (pool.counts.circ_attempts, pool.counts.timeouts) == (2, 1)
+
+
+async def test_a_circuit_whose_client_went_away_does_not_count() -> None:
+    """While it was built: such a circuit was a failure of its guard's."""
+    async with open_pool() as pool:
+        pool.fakes[1].on_extend2 = lambda circuit, number, cell: (
+            answer_extend2(circuit, number, cell) if number == 1 else None
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.acquire)
+            with trio.fail_after(5):
+                while not pool.counts.count(State.ATTEMPTED):
+                    await settle()
+            nursery.cancel_scope.cancel()
+        await settle()
+        assert not pool.counts.count(State.ATTEMPTED)
+        assert pool.counts.to_json() == {}
 
 
 async def test_paths_that_were_given_do_not_count() -> None:

@@ -583,6 +583,8 @@ async def _build(
         if circuit is not None:
             if isinstance(error, trio.TooSlowError):
                 circuit.watch.note_timed_out()
+            elif isinstance(error, trio.Cancelled):
+                circuit.watch.note_abandoned()
             circuit.close()
         if isinstance(error, trio.TooSlowError):
             raise TimedOut("a circuit was not built in time") from None
