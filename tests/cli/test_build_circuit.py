@@ -51,10 +51,12 @@ async def test_each_line_of_stdin_is_one_circuit(count: int | None, built: int) 
 
 async def test_people_get_a_row_for_each_hop(capsys: pytest.CaptureFixture[str]) -> None:
     tor = FakeTor()
-    await build(tor, count=None, path=None, for_people=True)  # type: ignore[arg-type]
-    rows = capsys.readouterr().out.splitlines()
-    [circuit] = tor.circuits
-    assert len(rows) == 3
+    await build(tor, count=2, path=None, for_people=True)  # type: ignore[arg-type]
+    header, *rows, between, _, _, _ = capsys.readouterr().out.splitlines()
+    circuit, _ = tor.circuits
+    assert header.split() == ["hop", "relay", "address", "keys", "cells", "flow", "handshake"]
+    assert len(header) == len(rows[0])
+    assert (between, len(rows)) == ("", 3)
     for row, relay in zip(rows, circuit.path, strict=True):
         assert relay.nickname in row
         assert f"{relay.address}:{relay.or_port}" in row

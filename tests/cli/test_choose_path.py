@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from cli.shelf import Shelf
 from fake_tor import FakeTor
 
 from torkit.cli.choose_path import print_paths, read_consensus
@@ -33,25 +34,65 @@ async def test_port_that_no_exit_allows_has_no_path() -> None:
         print_paths(FakeTor(), count=1, exit_port=25, path=None)  # type: ignore[arg-type]
 
 
-def test_consensus_is_read_from_a_pipe_or_a_file(tmp_path: Path) -> None:
+async def test_people_get_a_row_for_each_relay_and_an_empty_line_between_paths(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tor = FakeTor()
+    print_paths(tor, count=2, exit_port=80, path=None, for_people=True)  # type: ignore[arg-type]
+    header, *first, between, _, _, _ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["hop", "relay", "address", "fingerprint"]
+    assert between == ""
+    for row in first:
+        _, nickname, address, fingerprint = row.split()
+        relay = tor.directory.relay(bytes.fromhex(fingerprint))
+        assert relay is not None
+        assert (nickname, address) == (relay.nickname, f"{relay.address}:{relay.or_port}")
+
+
+def test_stdin_is_left_alone_unless_it_is_named(shelf: Shelf) -> None:
+    """Where it was read unasked, a pipe that nobody writes to held the command for ever."""
     reading, writing = os.pipe()
-    os.write(writing, b"network-status-version 3")
-    os.close(writing)
-    assert read_consensus(reading) == b"network-status-version 3"
-    assert read_consensus(reading) is None  # nothing more
-    os.close(reading)
+    saved = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        status, out, err = shelf("--cgo", "nonsense", "choose-path")  # ends it after its arguments are read
+    finally:
+        os.dup2(saved, 0)
+        for descriptor in (reading, writing, saved):
+            os.close(descriptor)
+    assert (status, out) == (2, "")
+    assert "--cgo takes" in err
+
+
+def test_consensus_is_read_from_the_file_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "consensus").write_bytes(b"network")
-    with (tmp_path / "consensus").open("rb") as file:
-        assert read_consensus(file.fileno()) == b"network"
+    assert read_consensus(tmp_path / "consensus") == b"network"
+    assert read_consensus(None) is None
 
 
-def test_device_is_not_read() -> None:
-    with open("/dev/zero", "rb") as zeros:
-        assert read_consensus(zeros.fileno()) is None
+@pytest.mark.parametrize("source", [["-"], ["--from", "-"]])
+def test_consensus_on_stdin_is_read_when_it_is_named(shelf: Shelf, source: list[str]) -> None:
+    saved = os.dup(0)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    try:
+        status, out, err = shelf("choose-path", *source)
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+    assert (status, out) == (1, "")
+    assert "consensus" in err
+
+
+@pytest.mark.parametrize("arguments", [["consensus"], ["-", "--from", "consensus"]])
+def test_other_arguments_are_refused(shelf: Shelf, arguments: list[str]) -> None:
+    status, _, err = shelf("choose-path", *arguments)
+    assert status == 2
+    assert "--from FILE" in err
 
 
 def test_document_without_end_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("w+b") as file:
         file.truncate(1 << 34)
-        with pytest.raises(UsageError, match="more than"):
-            read_consensus(file.fileno())
+    with pytest.raises(UsageError, match="more than"):
+        read_consensus(tmp_path / "sparse")

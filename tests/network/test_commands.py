@@ -37,7 +37,7 @@ def stem_documents(consensus: bytes) -> Iterator[Any]:
 def test_consensus_path_and_connection_in_one_pipe(shell: Shell, web_server: WebServer) -> None:
     port = web_server.port
     line = (
-        f"torkit fetch-consensus | torkit choose-path --exit-port {port}"
+        f"torkit fetch-consensus | torkit choose-path - --exit-port {port}"
         f" | torkit connect --path - -z -v web.test:{port}"
     )
     result = shell.run(line)
@@ -82,7 +82,7 @@ def test_consensus_lists_every_relay(shell: Shell, testnet: RunningTestnet, tmp_
     assert document.startswith(b"network-status-version 3 microdesc\n")
     assert shell.run(f"torkit fetch-consensus -o {tmp_path}/consensus").stdout == b""
     assert (tmp_path / "consensus").read_bytes() == document
-    chosen = shell.run(f"torkit choose-path < {tmp_path}/consensus")
+    chosen = shell.run(f"torkit choose-path --from {tmp_path}/consensus")
     assert len(_nicknames(chosen.stdout)) == 3
 
 
@@ -167,7 +167,7 @@ def test_list_that_nobody_reads_to_its_end_ends_quietly(shell: Shell) -> None:
 def test_tampered_consensus_is_refused_with_a_reason(shell: Shell) -> None:
     document = shell.run("torkit fetch-consensus").stdout
     for forged in (document.replace(b" Guard", b" Exit", 1), document[: len(document) // 2], b"nonsense\n"):
-        result = shell.run("torkit choose-path", stdin=forged)
+        result = shell.run("torkit choose-path -", stdin=forged)
         assert result.returncode in (1, 3), result
         assert result.stdout == b""
         assert result.stderr.startswith(b"torkit: ")

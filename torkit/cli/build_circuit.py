@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 app = command_app()
 
+HEADER = (
+    f"{'hop':<3}  {'relay':<19}  {'address':<21}  {'keys':<7}  {'cells':<5}  {'flow':<5}  {'handshake':>10}"
+)
+
 
 @app.command()
 def build_circuit(
@@ -68,9 +72,11 @@ def build_circuit(
 
 async def build(tor: "Tor", *, count: int | None, path: str | None, for_people: bool) -> None:
     """Build `count` circuits, one after another."""
-    for relays in paths(tor, count=count, path=path):
+    for number, relays in enumerate(paths(tor, count=count, path=path)):
         circuit = await tor.build_circuit(relays)
         erase()
+        if for_people:
+            print("" if number else HEADER)  # an empty line between two circuits
         print(to_text(circuit) if for_people else to_json(circuit), flush=True)
         circuit.close()
 
@@ -100,7 +106,7 @@ def to_json(circuit: "Circuit") -> str:
 def to_text(circuit: "Circuit") -> str:
     """One row for each hop."""
     return "\n".join(
-        f"{number}  {relay.nickname:<19}  {format_address(relay.address, relay.or_port):<21}"
-        f"  {hop.handshake:<7}  {hop.layer:<4}  {hop.flow_control:<5}  {1000 * hop.seconds:7.1f} ms"
+        f"{number:<3}  {relay.nickname:<19}  {format_address(relay.address, relay.or_port):<21}"
+        f"  {hop.handshake:<7}  {hop.layer:<5}  {hop.flow_control:<5}  {1000 * hop.seconds:7.1f} ms"
         for number, (relay, hop) in enumerate(zip(circuit.path, circuit.hops, strict=True), 1)
     )

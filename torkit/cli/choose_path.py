@@ -1,8 +1,7 @@
 """`torkit choose-path`: relays for a circuit, as JSON lines."""
 
-import os
-import stat
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,11 +12,13 @@ from torkit.cli import (
     ExitNodes,
     Options,
     command_app,
+    format_address,
     open_client,
     parse_path,
     restrictions,
     run,
 )
+from torkit.cli.documents import read_file
 from torkit.cli.progress import erase
 from torkit.errors import UsageError
 
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
 
 app = command_app()
 
+HEADER = f"{'hop':<3}  {'relay':<19}  {'address':<21}  fingerprint"
+
 
 @app.command()
 def choose_path(
     context: typer.Context,
+    stdin: Annotated[
+        str | None, typer.Argument(metavar="[-]", show_default=False, help="The same as --from -.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="How many paths.")] = 1,
     exit_port: Annotated[
         int | None, typer.Option(min=1, max=65_535, metavar="PORT", help="A port that the exit must allow.")
@@ -38,45 +44,59 @@ def choose_path(
         str | None,
         typer.Option(metavar="PATH", help="Print these relays instead: a JSON line, or names with commas."),
     ] = None,
+    where: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Verify and use the consensus in this file, - being stdin; else the client's own.",
+        ),
+    ] = None,
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines also on a terminal.")] = False,
 ) -> None:
-    """Choose paths as the client would; a consensus on stdin is verified and used."""
+    """Choose paths as the client would, and print the relays of each."""
     options: Options = context.obj
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
     )
     if path == "-":
         raise UsageError("choose-path reads a consensus from stdin, not a path")
-    consensus = read_consensus(0)
+    if stdin not in (None, "-") or (stdin and where):
+        raise UsageError("the only argument is -, for a consensus on stdin", hint="a file is --from FILE")
+    consensus = read_consensus(Path("-") if stdin else where)
+    for_people = sys.stdout.isatty() and not as_json
 
     async def command() -> None:
         async with open_client(options, consensus=consensus, restrictions=wanted) as tor:
             await tor.wait_ready()
             erase()
-            print_paths(tor, count=count, exit_port=exit_port, path=path)
+            print_paths(tor, count=count, exit_port=exit_port, path=path, for_people=for_people)
 
     run(command, options)
 
 
-def read_consensus(descriptor: int) -> bytes | None:
-    """What is piped or redirected to `descriptor`; None if that is a terminal, a device, or empty."""
+def read_consensus(path: Path | None) -> bytes | None:
+    """Returns the document in this file, `-` being stdin; None where none is named. Raises UsageError."""
     from torkit.directory.consensus import MAX_CONSENSUS_LEN
 
-    mode = os.fstat(descriptor).st_mode
-    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
-        return None
-    with os.fdopen(descriptor, "rb", closefd=False) as file:
-        document = file.read(MAX_CONSENSUS_LEN + 1)
-    if len(document) > MAX_CONSENSUS_LEN:
-        raise UsageError(f"expected a consensus on stdin and saw more than {MAX_CONSENSUS_LEN} bytes")
-    return document or None
+    return None if path is None else read_file(path, MAX_CONSENSUS_LEN)
 
 
-def print_paths(tor: "Tor", *, count: int, exit_port: int | None, path: str | None) -> None:
+def print_paths(
+    tor: "Tor", *, count: int, exit_port: int | None, path: str | None, for_people: bool = False
+) -> None:
+    """Print each path as one JSON line; for people, as a row for each relay, under a header."""
     from torkit.path import Constraints, path_to_json
 
-    for _ in range(count):
+    for number in range(count):
         relays = parse_path(tor, path) if path else tor.choose_path(Constraints(port=exit_port))
-        sys.stdout.write(path_to_json(relays) + "\n")
+        if not for_people:
+            sys.stdout.write(path_to_json(relays) + "\n")
+            continue
+        print("" if number else HEADER)  # an empty line between two paths
+        for hop, relay in enumerate(relays, 1):
+            where = format_address(relay.address, relay.or_port)
+            print(f"{hop:<3}  {relay.nickname:<19}  {where:<21}  {relay.fingerprint}")
