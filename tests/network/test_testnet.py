@@ -18,7 +18,6 @@ from torkit.errors import NotPossible, UsageError
 from torkit.testnet import (
     Options,
     Testnet,
-    _tor_processes,
     answer_name,
     down,
     owner,
@@ -26,6 +25,7 @@ from torkit.testnet import (
     up,
     verify,
 )
+from torkit.testnet.processes import tor_processes
 
 
 async def _eventually(condition: Callable[[], bool]) -> None:
@@ -77,7 +77,7 @@ def test_killed_relay_is_gone_and_comes_back_with_its_identity(testnet: RunningT
         testnet.kill_relay("middle1")
     testnet.start_relay("middle1")
     socket.create_connection((relay.address, relay.or_port)).close()
-    assert relay.pid in _tor_processes(testnet.directory)
+    assert relay.pid in tor_processes(testnet.directory)
 
 
 @pytest.mark.network
@@ -89,7 +89,7 @@ async def test_second_network_on_one_address_with_short_lived_consensuses(
         assert {relay.address for relay in net.relays} == {"127.0.0.1"}
         assert "distinct_subnets = false" in net.network_file.read_text()
         assert [check for check in await verify(net) if not check.passed] == []
-    assert _tor_processes(tmp_path) == []
+    assert tor_processes(tmp_path) == []
     assert not net.network_file.exists()
 
 
@@ -101,9 +101,9 @@ async def test_killed_owner_leaves_no_process_behind(tmp_path: Path) -> None:
         up(directory)
     supervisor = owner(directory)
     assert supervisor is not None
-    assert len(_tor_processes(directory)) == len(Testnet.attach(directory).relays)
+    assert len(tor_processes(directory)) == len(Testnet.attach(directory).relays)
     os.kill(supervisor, signal.SIGKILL)
-    await _eventually(lambda: _tor_processes(directory) == [])  # tor looks for its owner every 15 s
+    await _eventually(lambda: tor_processes(directory) == [])  # tor looks for its owner every 15 s
     with pytest.raises(NotPossible, match="no test network"):
         Testnet.attach(directory)
     down(directory)
@@ -115,7 +115,7 @@ async def test_torrc_line_tor_refuses_is_reported_in_tors_words(tmp_path: Path) 
     with pytest.raises(NotPossible, match=r"exit1.*NoSuchOption"):
         async with run_testnet(tmp_path, Options(torrc={"exit1": ["NoSuchOption 1"]})):
             pass
-    assert _tor_processes(tmp_path) == []
+    assert tor_processes(tmp_path) == []
 
 
 @pytest.mark.network
@@ -125,7 +125,7 @@ async def test_port_that_is_always_taken_ends_the_attempts(tmp_path: Path) -> No
         with pytest.raises(NotPossible, match="free ports"):
             async with run_testnet(tmp_path, options):
                 pass
-    assert _tor_processes(tmp_path) == []
+    assert tor_processes(tmp_path) == []
 
 
 async def test_missing_tor_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
