@@ -1,0 +1,52 @@
+"""What each command's start imports: an allow-list, since every module costs every start its milliseconds."""
+
+import subprocess
+import sys
+
+import pytest
+
+# What a start needs whatever the command: the shell part of every command, and the loop of those that connect.
+EVERY_START = "torkit.__main__, torkit.cli"
+BASE = "typer, trio"
+
+# Command to the modules that a run of it imports, and what these may add to typer's and trio's own imports.
+# The client, its proxy and its pipe are imported when a command runs, hence named here.
+STARTS = {
+    "build_circuit": ("torkit.client", {"json"}),
+    "choose_path": ("torkit.client", {"dataclasses", "json"}),
+    "connect": ("torkit.client, torkit.net.pipe", {"json"}),
+    "fetch_consensus": ("torkit.cli.documents", {"dataclasses", "json"}),
+    "relay": ("torkit.cli.documents", {"dataclasses", "json"}),
+    "relays": ("torkit.cli.documents", {"dataclasses", "json"}),
+    "socks": ("torkit.client, torkit.net.socks", {"json"}),
+    "testnet": ("torkit.testnet", {"dataclasses", "json", "platformdirs", "socketserver"}),
+}
+
+# Cython's runtime appears with the first compiled module; names with an underscore belong to others.
+OF_THE_CORE = {"cython_runtime"}
+
+
+def imported_by(modules: str) -> set[str]:
+    """The modules that `import modules` brings into a Python of its own."""
+    code = f"import sys, {modules}; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(ended.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def base() -> set[str]:
+    return imported_by(BASE)
+
+
+@pytest.mark.parametrize("command", STARTS)
+def test_a_start_imports_no_more_than_is_allowed(command: str, base: set[str]) -> None:
+    modules, allowed = STARTS[command]
+    added = imported_by(f"{EVERY_START}, torkit.cli.{command}, {modules}") - base
+    roots = {name.partition(".")[0] for name in added if not name.startswith("_")}
+    assert roots - OF_THE_CORE - {"torkit"} <= allowed
+
+
+def test_what_connects_to_nobody_needs_no_trio() -> None:
+    assert "trio" not in imported_by(EVERY_START)
+    for command in "relays", "relay", "fetch_consensus":
+        assert "trio" not in imported_by(f"{EVERY_START}, torkit.cli.{command}, torkit.cli.documents")
