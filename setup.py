@@ -1,6 +1,10 @@
 """Build the compiled core: one extension per module of torkit/_fast, over the system's OpenSSL."""
 
 import os
+import shlex
+import subprocess
+import sysconfig
+import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -11,18 +15,45 @@ SANITIZE = os.environ.get("TORKIT_SANITIZE") == "1"  # AddressSanitizer and UBSa
 
 HEADERS = [str(header) for header in Path("torkit/_fast").glob("*.h")]
 
+# What a bug in the core should meet. Each line is used where the compiler and the linker take all of it.
+# tests/test_build.py reads what comes of them.
+HARDENING = (
+    ("-fstack-protector-strong",),
+    ("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"),
+    ("-Wl,-z,relro,-z,now,-z,noexecstack",),
+    # The processor checks indirect calls and returns: on x86, on ARM. A library is marked for that where
+    # all of its parts are. The C library's start files may not be, and without constructors have no use.
+    ("-fcf-protection=full", "-nostartfiles"),
+    ("-mbranch-protection=standard", "-nostartfiles"),
+)
+
+
+def is_taken(flags: tuple[str, ...]) -> bool:
+    """Whether a shared library can be made with these flags, without a warning."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory, "probe.c")
+        source.write_text("#include <string.h>\nint probe(const char *text) { return (int)strlen(text); }\n")
+        command = [*compiler, "-O2", "-fPIC", "-shared", "-Werror", *flags, str(source), "-o", f"{source}.so"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 compile_args = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O2"]
 link_args = []
 if SANITIZE:
     compile_args += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
     link_args += ["-fsanitize=address,undefined"]
+else:
+    taken = [flag for flags in HARDENING if is_taken(flags) for flag in flags]
+    compile_args += [flag for flag in taken if not flag.startswith(("-Wl,", "-nostartfiles"))]
+    link_args += taken
 
 extensions = [
     Extension(
         f"torkit._fast.{source.stem}",
         [str(source)],
         libraries=["ssl", "crypto"] if source.stem == "tls" else ["crypto"],
-        depends=HEADERS,
+        depends=[*HEADERS, "setup.py"],  # which has the flags
         define_macros=[("CYTHON_TRACE_NOGIL", "1")] if DEBUG else [],
         extra_compile_args=compile_args,
         extra_link_args=link_args,

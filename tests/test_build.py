@@ -1,0 +1,62 @@
+"""How the compiled core was built: what a bug in it would meet. Read from the built files, by binutils."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import torkit._fast
+
+BUILT = sorted(Path(torkit._fast.__path__[0]).glob("*.so"))
+SOURCES = sorted(Path(torkit._fast.__path__[0]).glob("*.pyx"))
+
+# What the processor checks, by machine: the mark that a library carries.
+BRANCH_PROTECTION = {"x86_64": "IBT, SHSTK", "aarch64": "BTI, PAC"}
+
+
+def read_elf(built: Path, *options: str) -> str:
+    text = subprocess.run(["readelf", "--wide", *options, built], capture_output=True, text=True, check=True)
+    return text.stdout
+
+
+@pytest.fixture(params=BUILT, ids=lambda built: built.name.partition(".")[0])
+def built(request: pytest.FixtureRequest) -> Path:
+    built: Path = request.param
+    if shutil.which("readelf") is None:
+        pytest.skip("no readelf here")
+    if "__asan_init" in read_elf(built, "--dyn-syms"):
+        pytest.skip("built for the sanitizers")
+    return built
+
+
+def test_every_module_of_the_core_is_built() -> None:
+    assert [built.name.partition(".")[0] for built in BUILT] == [source.stem for source in SOURCES]
+
+
+def test_no_table_of_addresses_can_be_written(built: Path) -> None:
+    assert "GNU_RELRO" in read_elf(built, "--program-headers")
+    assert "BIND_NOW" in read_elf(built, "--dynamic")
+
+
+def test_the_stack_cannot_be_executed(built: Path) -> None:
+    (stack,) = re.findall(r"GNU_STACK.*", read_elf(built, "--program-headers"))
+    assert " RW " in stack
+
+
+def test_an_overrun_of_the_stack_is_noticed(built: Path) -> None:
+    assert "__stack_chk_fail" in read_elf(built, "--dyn-syms")
+
+
+def test_copies_are_checked_where_their_room_is_known() -> None:
+    symbols = [read_elf(built, "--dyn-syms") for built in BUILT]
+    if any("__asan_init" in text for text in symbols):
+        pytest.skip("built for the sanitizers")
+    assert any("__memcpy_chk" in text for text in symbols)
+
+
+@pytest.mark.skipif(os.uname().machine not in BRANCH_PROTECTION, reason="nothing of the kind here")
+def test_jumps_and_returns_can_be_checked_by_the_processor(built: Path) -> None:
+    assert BRANCH_PROTECTION[os.uname().machine] in read_elf(built, "--notes")
