@@ -174,6 +174,12 @@ async def receive_exactly(client: trio.SocketStream, length: int) -> bytes:
     return data
 
 
+def segments_received(client: trio.SocketStream) -> int:
+    """Those that held data, as the kernel counts them."""
+    info = client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+    return int.from_bytes(info[152:156], sys.byteorder)  # tcpi_data_segs_in of <linux/tcp.h>
+
+
 def reset(client: trio.SocketStream) -> None:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.socket.close()
@@ -396,13 +402,42 @@ async def test_socks4_lookup_takes_the_ipv4_answer() -> None:
         assert await proxy.ask(b"\x04\xf0\0\0\0\0\0\x01\0web.test\0") == b"\0\x5a\0\0\xc0\0\x02\x07"
 
 
-async def test_address_is_its_own_answer() -> None:
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (b"\x03\x09192.0.2.1", b"\x01\xc0\0\x02\x01"),
+        (b"\x03\x070.0.0.0", b"\x01" + bytes(4)),  # Electrum's question: is this a Tor?
+        (b"\x01" + bytes(4), b"\x01" + bytes(4)),
+        (b"\x03\x02::", b"\x04" + bytes(16)),
+        (b"\x03\x05[::1]", b"\x04" + bytes(15) + b"\x01"),
+        (b"\x01\x0a\0\0\x01", b"\x01\x0a\0\0\x01"),
+    ],
+)
+async def test_address_is_its_own_answer_in_one_segment_with_the_methods(asked: bytes, told: bytes) -> None:
     tor = ScriptedTor()
-    async with proxy_for(tor) as proxy:
-        assert (await proxy.ask(GREETING + b"\x05\xf0\x00\x03\x09192.0.2.1\0\0"))[2:] == (
-            b"\x05\0\0\x01\xc0\0\x02\x01\0\0"
-        )
+    async with proxy_for(tor, circuit=False) as proxy:
+        client = await proxy.client()
+        await client.send_all(GREETING + b"\x05\xf0\x00" + asked + b"\0\0")
+        assert await receive_all(client) == b"\x05\x00" + b"\x05\0\0" + told + b"\0\0"
+        assert segments_received(client) == 1
     assert tor.asked == []
+
+
+@pytest.mark.parametrize(
+    ("handshake", "chosen"),
+    [(GREETING, b"\x05\x00"), (b"\x05\x01\x02" + b"\x01\x01u\x01p", b"\x05\x02" + b"\x01\x00")],
+)
+async def test_refusal_that_needs_no_circuit_comes_in_one_segment(handshake: bytes, chosen: bytes) -> None:
+    async with proxy_for(ScriptedTor(), circuit=False, names_only=True) as proxy:
+        client = await proxy.client()
+        await client.send_all(handshake + CONNECT_ADDRESS)
+        assert await receive_all(client) == chosen + b"\x05\x02\x00\x01" + bytes(6)
+        assert segments_received(client) == 1
+
+
+async def test_socks4_lookup_of_an_ipv6_address_is_refused() -> None:
+    async with proxy_for(ScriptedTor(), circuit=False) as proxy:
+        assert await proxy.ask(b"\x04\xf0\0\0\0\0\0\x01\0::1\0") == b"\0\x5b" + bytes(6)
 
 
 async def test_credentials_isolate() -> None:
@@ -449,7 +484,7 @@ async def test_http_request_is_told_what_this_is() -> None:
     async with proxy_for(ScriptedTor(), circuit=False) as proxy:
         answer = await proxy.ask(request)
     head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 501 ")
+    assert head.startswith(b"HTTP/1.0 501 Tor is not an HTTP Proxy\r\n")
     assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
     assert b"SOCKS" in body
 
@@ -476,6 +511,18 @@ async def test_address_without_a_name_is_warned_about_once(caplog: pytest.LogCap
     tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         await proxy.open(tor, GREETING + CONNECT_ADDRESS)
+        await proxy.open(tor, GREETING + CONNECT_ADDRESS)
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "resolver" in record.message
+
+
+async def test_leak_is_warned_about_though_other_programs_asked_for_names(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tor = ScriptedTor(answers=[FakeAnswer("ipv4", "192.0.2.7")])
+    async with proxy_for(tor) as proxy:
+        await proxy.open(tor)
+        await proxy.ask(GREETING + b"\x05\xf0\x00\x03\x08web.test\0\0")
         await proxy.open(tor, GREETING + CONNECT_ADDRESS)
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "resolver" in record.message

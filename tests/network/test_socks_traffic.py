@@ -129,7 +129,7 @@ def test_ncat_probe(shell: Shell, proxy: Proxy, web_server: WebServer) -> None:
 
 def test_program_that_takes_us_for_an_http_proxy_is_told(shell: Shell, proxy: Proxy) -> None:
     result = shell.run(f"curl -sS -i -x http://{proxy.address} http://web.test/")
-    assert result.stdout.startswith(b"HTTP/1.1 501 ")
+    assert result.stdout.startswith(b"HTTP/1.0 501 Tor is not an HTTP Proxy")
     assert b"SOCKS" in result.stdout
 
 

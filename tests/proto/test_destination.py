@@ -39,8 +39,6 @@ def test_host_is_accepted(host: str, checked: str) -> None:
         "a\x7f",
         "a" * 256,
         "fe80::1%eth0",
-        "0.0.0.0",
-        "::",
         "[web.test]",
         "web.test/@evil.test",
         "bücher.test",
@@ -104,3 +102,10 @@ def test_a_local_name_is_refused_but_on_a_private_network(name: str) -> None:
 @pytest.mark.parametrize("name", ["localhost.test", "local.test", "mylocal", "notlocalhost"])
 def test_a_name_that_only_looks_local_is_not(name: str) -> None:
     assert check_destination(name, allow_internal=False) == name
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "[::]"])
+def test_the_unspecified_address_is_refused_on_every_network(address: str) -> None:
+    for allow_internal in (False, True):
+        with pytest.raises(UsageError):
+            check_destination(address, allow_internal=allow_internal)

@@ -102,6 +102,11 @@ CONVERSATIONS = {
         Request(5, Command.RESOLVE_PTR, "192.0.2.1", 0),
         CHOSEN,
     ),
+    "socks5 resolve no address": (
+        GREETING + socks5(0xF0, b"0.0.0.0", 0),
+        Request(5, Command.RESOLVE, "0.0.0.0", 0),
+        CHOSEN,
+    ),
     "socks4": (
         socks4(1, b"\xc0\x00\x02\x01", b"\0"),
         Request(4, Command.CONNECT, "192.0.2.1", 80),
@@ -183,7 +188,6 @@ REFUSALS = {
     ),
     "onion": (GREETING + socks5(1, b"x" * 56 + b".onion"), UsageError, CHOSEN + b"\x05\x02" + FAILURE),
     "exit": (GREETING + socks5(1, b"web.test.relay.exit"), UsageError, CHOSEN + b"\x05\x02" + FAILURE),
-    "socks4 without an address": (socks4(1, bytes(4), b"\0"), UsageError, REJECTED),
     "socks4 bind": (socks4(2, b"\xc0\x00\x02\x01", b"\0"), UsageError, REJECTED),
     "socks4 ptr": (socks4(0xF1, b"\xc0\x00\x02\x01", b"\0"), UsageError, REJECTED),
     "socks4 port 0": (socks4(1, b"\xc0\x00\x02\x01", b"\0", 0), PeerError, REJECTED),

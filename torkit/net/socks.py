@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol
 
 import trio
 
-from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError
+from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError, UsageError
 from torkit.net.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, READ_SIZE, Carrier, Farewell
 from torkit.net.pump import Pump
 from torkit.net.sockdiag import SockDiag
@@ -50,6 +50,9 @@ LINGER_TIMEOUT = 2.0  # seconds
 
 # Each has one descriptor; half of the usual soft limit of 1,024 is left for relays and files.
 MAX_CLIENTS = 512
+
+# Addresses that look-ups have answered: a program that connects to one has leaked no name.
+MAX_TOLD = 1024
 
 ACCEPTED_PER_TURN = 64  # clients, before those that are there have their turn
 ACCEPT_RETRY = 0.1  # seconds, where the system has no descriptor left
@@ -161,8 +164,9 @@ class _Proxy:
         self._max_clients = max_clients
         self._listeners: list[_Listener] = []
         self._isolation_keys = [key for flag, key in _ISOLATION_KEYS.items() if flag in isolate]
-        self._names_only = names_only
-        self._is_leak_settled = False
+        self.names_only = names_only
+        self._told: dict[str, None] = {}  # addresses that look-ups have answered, the oldest first
+        self._has_warned_of_leak = False
 
     def listen(self, listeners: Sequence[trio.SocketListener]) -> None:
         self._listeners = [_Listener(self, listener) for listener in listeners]
@@ -209,8 +213,6 @@ class _Proxy:
 
     async def lookup(self, request: Request, isolation: Hashable) -> str:
         """The one answer that a SOCKS reply has room for; raises TorkitError if there is none."""
-        if request.command is Command.RESOLVE and request.is_address:
-            return request.host
         with _deadline(CONNECT_TIMEOUT, "a look-up"):
             answers = await self.resolve(request.host, isolation=isolation)
         if request.command is Command.RESOLVE_PTR:
@@ -222,24 +224,31 @@ class _Proxy:
         for kind in kinds:
             for answer in answers:
                 if answer.kind == kind:
-                    return check_host(answer.value)
+                    host = check_host(answer.value)
+                    self._note_told(host)
+                    return host
         raise StreamClosed("no answer of the kind asked for", reason=EndReason.RESOLVEFAILED)
 
-    def is_leak(self, request: Request) -> bool:
-        """Whether to refuse an address of which nobody has asked us for the name.
+    def _note_told(self, host: str) -> None:
+        self._told.pop(host, None)
+        self._told[host] = None
+        if len(self._told) > MAX_TOLD:
+            del self._told[next(iter(self._told))]
 
-        Warns once of the first that is refused, or that is the first destination of all.
-        """
-        if request.is_address and request.command is not Command.CONNECT:
-            return False
-        if request.is_address and not self._is_leak_settled:
+    def is_leak(self, request: Request) -> bool:
+        """Whether a connection is asked for by an address that no look-up here has answered."""
+        is_address = request.command is Command.CONNECT and request.is_address
+        return is_address and (self.names_only or request.host not in self._told)
+
+    def warn_of_leak(self) -> None:
+        """Once for this proxy, however many connections by name came before."""
+        if not self._has_warned_of_leak:
+            self._has_warned_of_leak = True
             logger.warning(
                 "a program asked for an address, not a name%s; if it looked the name up by itself, "
                 "its resolver knows where it goes (use socks5h:// or SOCKS4a)",
-                ", and was refused" if self._names_only else "",
+                ", and was refused" if self.names_only else "",
             )
-        self._is_leak_settled = self._is_leak_settled or request.is_address or not self._names_only
-        return request.is_address and self._names_only
 
 
 class _Listener:
@@ -300,6 +309,7 @@ class _Client:
         self._request: Request | None = None
         self._isolation: Hashable = None
         self._stream: Stream | None = None
+        self._answer = b""  # to its handshake, not sent yet
         self._has_more = False  # it sends before it is answered; what is heard of it next is that it broke
         self._sent_early = 0  # bytes of what it sent with its request, before the exit has answered; as C tor
         self._carrier: Carrier | None = None
@@ -325,14 +335,15 @@ class _Client:
             self._request = self._handshake.receive_data(data) if data else None
         except TorkitError as error:
             logger.info("a SOCKS client was refused: %s", error)
-            return self._part(self._handshake.data_to_send())
-        answer = self._handshake.data_to_send()
+            self._answer = self._handshake.data_to_send()
+            return self._part(b"")
+        self._answer = self._handshake.data_to_send()
         if not data:
-            return self._part(answer)
-        if answer and not self._send(answer):
-            return self.close()
+            return self._part(b"")
         if self._request is not None:
             self._serve(self._request)
+        if self._answer and not self._send(b""):
+            return self.close()
         return None
 
     def give_up_handshake(self) -> None:
@@ -343,7 +354,11 @@ class _Client:
     def _serve(self, request: Request) -> None:
         self._proxy.handshakes.discard(self)
         if self._proxy.is_leak(request):
-            return self._part(encode_reply(request.version, Reply.NOT_ALLOWED))
+            self._proxy.warn_of_leak()
+            if self._proxy.names_only:
+                return self._part(encode_reply(request.version, Reply.NOT_ALLOWED))
+        if request.command is Command.RESOLVE and request.is_address:
+            return self._tell(request, request.host)
         self._isolation = self._proxy.isolation(self, request)
         if request.command is not Command.CONNECT:
             self._work(self._look_up, request)
@@ -406,11 +421,10 @@ class _Client:
         with self._guarded():
             try:
                 host = await self._proxy.lookup(request, self._isolation)
-                reply = encode_reply(request.version, Reply.SUCCEEDED, host)
             except TorkitError as error:
                 self._refuse(request, error)
             else:
-                self._part(reply)
+                self._tell(request, host)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -455,11 +469,23 @@ class _Client:
 
     # --- the end ----------------------------------------------------------------------------------
 
+    def _tell(self, request: Request, host: str) -> None:
+        """Answer a look-up."""
+        try:
+            self._part(encode_reply(request.version, Reply.SUCCEEDED, host))
+        except UsageError as error:  # SOCKS4 has no room for it
+            self._refuse(request, error)
+
     def _refuse(self, request: Request, error: TorkitError) -> None:
         self._part(encode_reply(request.version, reply_for(error)))
 
     def _send(self, data: bytes) -> bool:
-        """Send what is so short that it always fits; whether it did."""
+        """Send a few bytes without waiting, behind what is still unsent. Returns whether all were accepted.
+
+        What can be said at once goes in one segment, as from C tor: programs that send their whole handshake
+        at once also read the whole answer at once.
+        """
+        data, self._answer = self._answer + data, b""
         try:
             return self._socket.send(data) == len(data)
         except OSError:
@@ -469,7 +495,7 @@ class _Client:
         """Say the last that will be said, and let the client read it."""
         self._proxy.handshakes.discard(self)
         self._close_stream()
-        if not self._source.is_watched or (last_words and not self._send(last_words)):
+        if not self._source.is_watched or ((self._answer or last_words) and not self._send(last_words)):
             return self.close()
         self._proxy.farewells.add(self)
         Farewell(self._proxy.pump, self._socket, self._source, self.close)

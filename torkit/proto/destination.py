@@ -31,21 +31,23 @@ _LOCAL_LABELS = frozenset({"localhost", "local"})
 
 MAX_HOST_LEN = 255  # bytes: what SOCKS5's one-byte lengths allow
 
-# Letters, digits, "-" and "_"; no label begins with a sign; one final dot. Nothing here can be mistaken
-# for the other fields of a BEGIN, and C tor lets the same names through, so none tells the two apart.
+# Letters, digits, "-" and "_"; no label begins with a sign; one final dot, as in C tor. Nothing here can be
+# mistaken for the other fields of a BEGIN. Too long names are refused in messages.py.
 _NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]*\.)*[A-Za-z0-9][A-Za-z0-9_-]*\.?")
 
 
 def check_destination(host: str, *, allow_internal: bool) -> str:
     """`host` as `check_host` returns it, if an exit may be asked for it. Raises UsageError.
 
-    `allow_internal` is for private networks, where every address is internal; as for C tor's clients on a
-    testing network, nothing is then left of this but `check_host`.
+    `allow_internal` is for private networks, where every address is internal: there only the unspecified
+    address is refused, which is nowhere.
     """
     host = check_host(host)
+    address = parse_address(host)
+    if address is not None and address.is_unspecified:
+        raise UsageError("the unspecified address is no destination")
     if allow_internal:
         return host
-    address = parse_address(host)
     if is_internal(address) if address is not None else _last_label(host) in _LOCAL_LABELS:
         raise UsageError(
             "the destination is on this machine or its own network, where no exit can reach it",
@@ -62,8 +64,6 @@ def check_host(host: str) -> str:
     """
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if (address := parse_address(bare)) is not None:
-        if address.is_unspecified:
-            raise UsageError("the unspecified address is no destination")
         return str(address)
     if len(host) > MAX_HOST_LEN or not _NAME.fullmatch(host):
         hint = None if host.isascii() else "write the name in its xn-- form"

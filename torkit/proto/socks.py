@@ -98,12 +98,13 @@ class Reply(IntEnum):
 
 MAX_STRING_LEN = MAX_HOST_LEN  # bytes of a SOCKS4 user or host
 
+# Programs search the answer to an HTTP request for C tor's status line, to find out that here is a Tor.
 _HTTP_BODY = (
     b"This is a SOCKS proxy, and the request was for an HTTP proxy.\n"
     b"Set this address as a SOCKS5 proxy that also looks up names, such as socks5h:// in curl.\n"
 )
 HTTP_ANSWER = (
-    b"HTTP/1.1 501 This is a SOCKS proxy\r\n"
+    b"HTTP/1.0 501 Tor is not an HTTP Proxy\r\n"
     b"Content-Type: text/plain\r\n"
     b"Content-Length: %d\r\n"
     b"Connection: close\r\n"
