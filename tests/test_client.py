@@ -41,6 +41,7 @@ from torkit.errors import (
     NoDirectory,
     NoPath,
     NotPossible,
+    StorageError,
     StreamClosed,
     TimedOut,
     UsageError,
@@ -822,6 +823,22 @@ async def test_names_that_no_exit_can_look_up_are_refused(tmp_path: Path, host: 
         with pytest.raises(UsageError):
             await tor.resolve(host)
         assert begun.count == 0
+
+
+async def test_the_data_directory_is_made_and_kept_in(tmp_path: Path) -> None:
+    """A library's user was told only that it is not a directory, and nothing was kept."""
+    place = tmp_path / "new" / "data"
+    async with (
+        serve_network() as network,
+        open_tor(network=network.config, data_dir=place, spare_circuits=0) as tor,
+    ):
+        await tor.wait_ready()
+        await (await tor.connect("web.test", 80)).aclose()
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert {"consensus-microdesc", "state.json"} <= {path.name for path in place.iterdir()}
+    with pytest.raises(StorageError):
+        async with open_tor(network=network.config, data_dir=place / "state.json"):
+            pass
 
 
 @pytest.mark.parametrize("host", ["localhost", "x.local", "127.0.0.1", "192.168.1.1", "::1", "[fe80::1]"])

@@ -1,11 +1,20 @@
 """The network file: what torrc's values mean, and what is refused by name."""
 
+import pwd
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from torkit.config import Authority, Fallback, data_dir, load_network, parse_authority, parse_fallback
+from torkit.config import (
+    Authority,
+    Fallback,
+    data_dir,
+    load_network,
+    parse_authority,
+    parse_fallback,
+    user_state_dir,
+)
 from torkit.errors import StorageError, UsageError
 
 IDENT, PRINT = "AB" * 20, "cd" * 20
@@ -131,8 +140,9 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path, text: Any, reason: 
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"none\.toml: No such file"):
+    with pytest.raises(UsageError, match=r"none\.toml: No such file") as caught:
         load_network(tmp_path / "none.toml")
+    assert "torkit testnet up" in (caught.value.hint or "")
 
 
 def test_data_dir_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +157,33 @@ def test_data_dir_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytes
     assert data_dir(with_other_authorities, None) == data_dir(PUBLIC, None)
     other = load_network(write(tmp_path, f'authorities = ["{AUTHORITY}"]'))
     assert data_dir(other, None) == tmp_path / "state" / "torkit" / other.name != data_dir(PUBLIC, None)
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XDG_STATE_HOME"])
+def test_relative_places_in_the_environment_count_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv(variable, "somewhere")
+    if variable == "HOME":  # then the file of users tells
+        user = pwd.struct_passwd(("user", "x", 1, 1, "", str(tmp_path), "/bin/sh"))
+        monkeypatch.setattr(pwd, "getpwuid", lambda _uid: user)
+    assert user_state_dir() == tmp_path / ".local/state/torkit"
+
+
+def test_user_without_a_home_is_told_what_to_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a traceback: the exception of a library."""
+    for variable in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def fail(_uid: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", fail)
+    with pytest.raises(StorageError, match="no home directory") as caught:
+        data_dir(PUBLIC, None)
+    assert "--data-dir" in (caught.value.hint or "")
 
 
 def test_data_dir_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:

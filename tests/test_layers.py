@@ -51,8 +51,6 @@ OUTSIDE = {
     "typer": {"torkit.cli"},
     "backports": {"torkit.directory.compression"},
     "cryptography": set[str](),  # of tests only: it brings another OpenSSL, and costs a start 30 ms
-    "filelock": {"torkit.directory.cache"},
-    "platformdirs": {"torkit.config", "torkit.cli"},
 }
 
 TOUCHES_THE_SYSTEM = SHELL | {"torkit.directory.cache", "torkit.config"}

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import trio
 
 from torkit.build_times import BuildTimes
-from torkit.config import Network
+from torkit.config import Network, make_data_dir
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.directory import CountryOf, Directory, Relay
@@ -503,14 +503,18 @@ async def open_tor(
 ) -> AsyncIterator[Tor]:
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
+    `data_dir` keeps cache and guards, and is made where it is not there yet.
+
     `cgo` says which hops are asked for Counter Galois Onion; by default those that C tor asks, since
     whoever asks others is easier to tell apart. With less `padding` than by default, records of the traffic
     to the guard tell better when this client was used. `spare_circuits` are kept ready for streams to come;
     none serves a program that opens one and ends. With `consensus`, that document is verified and used
-    instead of the cached or a fetched one. Raises DocumentError if it is none. Of `restrictions`, the
-    `entries`, `exits` and `exclude` hold for every path: each makes this client easier to tell from others.
-    Those that name countries need `country_of`, such as torkit.directory.geoip.country_of on a file.
+    instead of the cached or a fetched one. Of `restrictions`, the `entries`, `exits` and `exclude` hold for
+    every path: each makes this client easier to tell from others. Those that name countries need
+    `country_of`, such as torkit.directory.geoip.country_of on a file. Raises DocumentError if `consensus` is
+    none, StorageError where `data_dir` cannot be made.
     """
+    make_data_dir(data_dir)
     rng = SystemRandom()
     try:
         async with trio.open_nursery() as nursery:

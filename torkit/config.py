@@ -3,8 +3,10 @@
 Read once, checked, typed. The public network is built in; a network file replaces all of it.
 """
 
+import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
@@ -95,7 +97,10 @@ def load_network(path: Path | None) -> Network:
             raise UsageError(f"{path}: more than {MAX_NETWORK_FILE_LEN} bytes")
         table = tomllib.loads(text.decode("utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error
+        hint = None
+        if isinstance(error, FileNotFoundError):  # as after `torkit testnet down`
+            hint = "torkit testnet up makes a network; without TORKIT_NETWORK torkit uses the public one"
+        raise UsageError(f"{path}: {error.strerror or error}", hint=hint) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from error
     return _read_network(table, path)
@@ -214,13 +219,15 @@ def data_dir(network: Network, explicit: Path | None) -> Path:
     """Where cache and state are kept: `explicit`, or the platform's place for a user's state.
 
     Networks do not share the platform's place: guards and documents of one mean nothing to another.
-    Made, for its owner alone, where it is not there yet. Raises StorageError.
+    It is made where it is not there yet. Raises StorageError.
     """
-    path = explicit
-    if path is None:
-        from platformdirs import user_state_path  # 2 ms at every start, and most starts of programs name one
+    path = user_state_dir() / network.name if explicit is None else explicit
+    make_data_dir(path)
+    return path
 
-        path = user_state_path("torkit") / network.name
+
+def make_data_dir(path: Path) -> None:
+    """Make a directory for its owner alone, where it is not there yet. Raises StorageError."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -228,7 +235,28 @@ def data_dir(network: Network, explicit: Path | None) -> Path:
             f"data directory {path}: {error.strerror or error}",
             hint="choose a directory that can be written, with --data-dir",
         ) from error
-    return path
+
+
+def user_state_dir() -> Path:
+    """Returns where programs keep a user's state: `$XDG_STATE_HOME/torkit`, else `~/.local/state/torkit`.
+
+    A relative path in the environment counts for nothing, as the XDG specification has it.
+    Raises StorageError where nothing names a home directory.
+    """
+    if (place := Path(os.environ.get("XDG_STATE_HOME", ""))).is_absolute():
+        return place / "torkit"
+    home = Path(os.environ.get("HOME", ""))
+    if not home.is_absolute():
+        import pwd
+
+        with suppress(KeyError):  # containers often run as users whom no file lists
+            home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    if not home.is_absolute():
+        raise StorageError(
+            "this user has no home directory to keep guards in",
+            hint="name a directory that stays: --data-dir DIR or TORKIT_DATA_DIR",
+        )
+    return home / ".local" / "state" / "torkit"
 
 
 def _fingerprint(text: str) -> bytes:

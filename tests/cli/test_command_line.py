@@ -58,6 +58,9 @@ def torkit(*arguments: str, shell: str | None = None) -> subprocess.CompletedPro
         (["socks", "--listen", "localhost:1"], "torkit: 'localhost' is not an address to listen on"),
         (["choose-path", "--count", "0"], "torkit: invalid value for '--count'"),
         (["choose-path", "--path", "-"], "torkit: choose-path reads a consensus from stdin"),
+        (["connect", "-w"], "torkit: option '-w' requires an argument"),
+        (["testnet", "up", "--dir"], "torkit: option '--dir' requires an argument"),
+        (["--network"], "torkit: option '--network' requires an argument"),
     ],
 )
 def test_wrong_usage_is_status_2_and_one_line_of_reason(arguments: list[str], message: str) -> None:
@@ -66,6 +69,38 @@ def test_wrong_usage_is_status_2_and_one_line_of_reason(arguments: list[str], me
     assert result.stdout == ""
     assert message in result.stderr.splitlines()[0]
     assert all(line.startswith("torkit: ") for line in result.stderr.splitlines())
+
+
+def test_option_without_its_argument_hints_at_the_help_of_its_command() -> None:
+    assert torkit("connect", "-w").stderr.splitlines()[1] == "torkit: hint: torkit connect --help"
+    assert torkit("--network").stderr.splitlines()[1] == "torkit: hint: torkit --help"
+
+
+def test_what_a_library_warns_of_is_said_in_the_voice_of_all_else() -> None:
+    program = (
+        "import sys, warnings, torkit.cli as cli\n"
+        "cli.run_command_line = lambda _: warnings.warn('two\\nlines', stacklevel=1)\n"
+        "cli.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "torkit: two lines\n")
+
+
+def in_a_bare_environment(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the program with nothing in its environment but `variables`, as nobody's user if it may be."""
+    command = [sys.executable, "-m", "torkit", *arguments]
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **variables}
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def test_default_test_network_is_in_no_place_that_others_may_guess(tmp_path: Path) -> None:
+    """Where there is no runtime directory, it was /tmp, after two lines of a library's warning."""
+    result = in_a_bare_environment("testnet", "verify", HOME=str(tmp_path))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[0].endswith(f" in {tmp_path}/.local/state/torkit/testnet")
+    runtime = in_a_bare_environment("testnet", "verify", XDG_RUNTIME_DIR=str(tmp_path))
+    assert runtime.stderr.splitlines()[0].endswith(f" in {tmp_path}/torkit/testnet")
+    assert all(line.startswith("torkit: ") for line in (result.stderr + runtime.stderr).splitlines())
 
 
 def test_nothing_asked_shows_the_help() -> None:

@@ -19,7 +19,7 @@ STARTS = {
     "relay": ("torkit.cli.documents", {"dataclasses", "json"}),
     "relays": ("torkit.cli.documents", {"dataclasses", "json"}),
     "socks": ("torkit.client, torkit.net.socks", {"json"}),
-    "testnet": ("torkit.testnet", {"dataclasses", "json", "platformdirs", "socketserver"}),
+    "testnet": ("torkit.testnet", {"dataclasses", "json", "socketserver"}),
 }
 
 # Cython's runtime appears with the first compiled module; names with an underscore belong to others.

@@ -1,6 +1,7 @@
 """The data directory: whole files or none, shared, and never trusted."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import resource
@@ -20,7 +21,6 @@ from typing import Any
 
 import network_docs as nd
 import pytest
-from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -389,12 +389,39 @@ def test_what_cannot_be_read_is_not_written_over(tmp_path: Path) -> None:
 
 def test_a_held_lock_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "LOCK_TIMEOUT", 0)
-    with (
-        FileLock(tmp_path / cache_module.LOCK),
-        pytest.raises(StorageError, match="another process") as caught,
-    ):
-        Cache(tmp_path).update_state({})
+    with (tmp_path / cache_module.LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="another process") as caught:
+            Cache(tmp_path).update_state({})
     assert caught.value.hint is not None
+    Cache(tmp_path).update_state({})  # it went with its holder
+
+
+@pytest.mark.parametrize("code", sorted(cache_module.NO_LOCKS))
+def test_file_system_without_locks_keeps_the_guards_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """They were not kept, so that every start drew new ones; or a library said so in its own words."""
+
+    def fail(_descriptor: object, _operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.warns(UserWarning, match="no locks") as warned:
+        Cache(tmp_path).update_state(OLD)
+    assert len(warned) == 1
+    assert Cache(tmp_path).load_state() == OLD
+
+
+def test_lock_that_fails_otherwise_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: object, _operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(StorageError, match="Input/output error"):
+        Cache(tmp_path).update_state(OLD)
 
 
 def test_a_directory_that_is_not_there_or_no_directory_is_a_storage_error(tmp_path: Path) -> None:

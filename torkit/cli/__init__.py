@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import cache, lru_cache, partial
@@ -103,6 +104,16 @@ PaddingName = Annotated[
 class _Commands(TyperGroup):
     """The commands, each imported when it is asked for."""
 
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except typer.TyperException as error:
+            # Typer's parser leaves some of its errors without the command that they are of.
+            if getattr(error, "ctx", self) is None and ctx.invoked_subcommand in COMMANDS:
+                command = self.get_command(ctx, ctx.invoked_subcommand)
+                error.ctx = typer.Context(command, parent=ctx, info_name=ctx.invoked_subcommand)  # type: ignore[attr-defined]
+            raise
+
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return list(COMMANDS)
 
@@ -166,6 +177,7 @@ def torkit(
 def main() -> NoReturn:
     """The `torkit` program."""
     _open_standard_descriptors()
+    warnings.showwarning = _say_warning
     sys.exit(run_command_line(sys.argv[1:]))
 
 
@@ -215,12 +227,12 @@ def _report(error: BaseException) -> int:
             return exit_status(error)
         case typer.TyperException():
             message = error.format_message()
-            context = getattr(error, "ctx", None)
-            if context is None or "\n" in message:  # the whole help text, for a line without a command
+            if "\n" in message:  # the whole help text, for a line without a command
                 print(message, file=sys.stderr)
             else:
+                context = getattr(error, "ctx", None)
                 say(message[:1].lower() + message[1:].rstrip("."))
-                say(f"hint: {context.command_path} --help")
+                say(f"hint: {context.command_path if context else 'torkit'} --help")
             return error.exit_code
         case OSError():
             say(f"{error.filename or 'stdin or stdout'}: {error.strerror}")
@@ -242,6 +254,11 @@ def say(message: str) -> None:
     progress.erase()
     with suppress(OSError):
         print(f"torkit: {message}", file=sys.stderr)
+
+
+def _say_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+    """Say in the voice of all else what Python or a library warns of."""
+    say(" ".join(str(message).split()))
 
 
 def run(

@@ -1,19 +1,25 @@
 """`torkit testnet`: a private network of real `tor` processes on loopback."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
-import platformdirs
 import trio
 import typer
 
 from torkit import testnet
 from torkit.cli import FAILED, OK, command_app, say
+from torkit.config import user_state_dir
 
 app = command_app(no_args_is_help=True, help="Run a private Tor network of real tor processes on loopback.")
 
 Directory = Annotated[
-    Path | None, typer.Option("--dir", help="Where the network lives.", show_default="the runtime directory")
+    Path | None,
+    typer.Option(
+        "--dir",
+        help="Where the network lives.",
+        show_default="torkit/testnet in $XDG_RUNTIME_DIR or the state directory",
+    ),
 ]
 
 
@@ -48,4 +54,9 @@ def down(directory: Directory = None) -> None:
 
 
 def _directory(directory: Path | None) -> Path:
-    return directory or platformdirs.user_runtime_path("torkit") / "testnet"
+    """Returns `directory`, or a place of this user's: no name in /tmp that others may guess."""
+    if directory is not None:
+        return directory
+    if (runtime := Path(os.environ.get("XDG_RUNTIME_DIR", ""))).is_absolute():
+        return runtime / "torkit" / "testnet"
+    return user_state_dir() / "testnet"

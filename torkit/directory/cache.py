@@ -7,11 +7,14 @@ What cannot be read as what it should be is dropped and fetched again.
 Nothing here is trusted: consensus signatures and digests are checked after loading as after fetching.
 """
 
+import fcntl
 import json
 import os
+import select
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from errno import EACCES, EDQUOT, EINVAL, ENOLCK, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EROFS
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +35,10 @@ UNFINISHED = "unfinished"
 MAX_STATE_LEN = 1 << 20  # bytes; a guard list takes a few thousand
 MAX_SET_ASIDE = 8  # damaged states kept; of more, the first ones and the last
 LOCK_TIMEOUT = 10  # seconds; holders write some 10 MB at most
+LOCK_POLL = 0.05  # seconds between looks at a lock that another process holds
+
+# What flock says on a file system that has no locks, as some network file systems and containers.
+NO_LOCKS = frozenset({EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP})
 
 _T = TypeVar("_T")
 
@@ -174,24 +181,45 @@ class Cache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        from filelock import FileLock, Timeout  # 10 ms, which a start that writes nothing is spared
-
         path = self._directory / LOCK
-        if not self._directory.is_dir():  # the lock would make it, open to all
-            raise StorageError(f"{self._directory} is not a directory")
-        lock = FileLock(path, timeout=LOCK_TIMEOUT)
         with _storage_errors(path):
-            try:
-                lock.acquire()
-            except Timeout as error:
-                raise StorageError(
-                    f"{path} was held by another process for {LOCK_TIMEOUT} seconds",
-                    hint="see which other torkit uses this data directory, or choose another with --data-dir",
-                ) from error
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
+            with _storage_errors(path):
+                if not _take_lock(handle):
+                    raise StorageError(
+                        f"{path} was held by another process for {LOCK_TIMEOUT} seconds",
+                        hint="see which other torkit uses this data directory,"
+                        " or choose another with --data-dir",
+                    )
             yield
         finally:
-            lock.release()
+            os.close(handle)  # which gives the lock back
+
+
+def _take_lock(handle: int) -> bool:
+    """Wait for the lock on an open file, LOCK_TIMEOUT at most. Returns whether it may be written now.
+
+    Where the file system has no locks, it may, with a warning: guards that are lost with every start are
+    worse than two processes that overwrite each other's.
+    """
+    for _ in range(round(LOCK_TIMEOUT / LOCK_POLL) + 1):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            select.select([], [], [], LOCK_POLL)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warnings.warn(
+                "the data directory's file system has no locks: torkits that run at the same time may"
+                " overwrite what the others keep there",
+                stacklevel=1,
+            )
+            return True
+        else:
+            return True
+    return False
 
 
 @contextmanager
