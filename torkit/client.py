@@ -22,6 +22,7 @@ from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.directory import CountryOf, Directory, Relay
 from torkit.errors import (
     EndReason,
+    InternalError,
     NoDirectory,
     NoGuard,
     NoPath,
@@ -39,6 +40,7 @@ from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.contact import DirectoryServer
 from torkit.net.progress import Changes, Progress
+from torkit.net.pump import Pump
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
 from torkit.path import Constraints, choose_path, country_in, goes_with, places_of
@@ -512,7 +514,8 @@ async def open_tor(
     instead of the cached or a fetched one. Of `restrictions`, the `entries`, `exits` and `exclude` hold for
     every path: each makes this client easier to tell from others. Those that name countries need
     `country_of`, such as torkit.directory.geoip.country_of on a file. Raises DocumentError if `consensus` is
-    none, StorageError where `data_dir` cannot be made.
+    none, StorageError where `data_dir` cannot be made. Cancels the caller's block and raises InternalError where
+    a fault of ours has ended every connection.
     """
     make_data_dir(data_dir)
     rng = SystemRandom()
@@ -531,13 +534,17 @@ async def open_tor(
                 country_of=country_of,
             )
             nursery.start_soon(tor.run)
+            nursery.start_soon(Pump.current().wait_fault)
             try:
                 yield tor
             finally:
                 await tor.aclose()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        # The background tasks raise nothing: a single exception is the caller's own.
+        # The background tasks raise nothing but the pump's failure: else a single exception is the caller's.
+        for error in group.exceptions:
+            if isinstance(error, InternalError):
+                raise error from group
         if len(group.exceptions) == 1:
             raise group.exceptions[0] from None
         raise

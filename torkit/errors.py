@@ -23,6 +23,7 @@
           NothingNewer                 a directory serves, but no newer consensus than ours
       TimedOut                     a deadline passed; the message says waiting for what
       StorageError                 the data directory cannot be read or written
+      InternalError                a fault of torkit's own
 
 An exception is chosen by whose fault it is and what the caller can do next. Messages say what was
 expected and what was seen; never keys, never the user's destination.
@@ -226,3 +227,17 @@ class TimedOut(TorkitError):
 
 class StorageError(TorkitError):
     """The data directory cannot be read or written."""
+
+
+class InternalError(TorkitError):
+    """A fault of torkit's own, or a shortage of memory. `__cause__` is what was raised.
+
+    The message names the kind of exception only: its text may name a destination.
+    """
+
+    @classmethod
+    def ending(cls, what: str, cause: BaseException) -> "InternalError":
+        """The error that says that `cause` has ended `what`."""
+        error = cls(f"an internal error ({type(cause).__name__}) ended {what}")
+        error.__cause__ = cause
+        return error

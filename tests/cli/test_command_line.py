@@ -15,6 +15,7 @@ from torkit.errors import (
     CircuitClosed,
     DocumentError,
     EndReason,
+    InternalError,
     NoDirectory,
     NoGuard,
     NoPath,
@@ -190,6 +191,7 @@ def test_closed_standard_descriptors_do_no_harm(closed: str) -> None:
         (ChannelClosed(""), 1),
         (DocumentError(""), 1),
         (StorageError(""), 1),
+        (InternalError(""), 7),
         (TorkitError(""), 1),
     ],
 )

@@ -11,6 +11,7 @@ import trio
 from fakes import FakeRelay, FakeStream, answer_begin
 from served import build, connect, fresh_relays, serve
 
+from torkit.errors import InternalError
 from torkit.net import pump
 from torkit.net.carrier import Carrier
 from torkit.net.pump import Pump
@@ -155,8 +156,8 @@ async def test_a_handler_that_fails_ends_its_own_socket_only(caplog: pytest.LogC
         def on_pump(self, what: object) -> None:
             raise RuntimeError("web.test")
 
-        def on_fault(self) -> None:
-            faults.append("fault")
+        def on_fault(self, error: InternalError) -> None:
+            faults.append(str(error))
             moved.remove(source)
 
     class Sound:
@@ -167,7 +168,7 @@ async def test_a_handler_that_fails_ends_its_own_socket_only(caplog: pytest.LogC
             moved.remove(other)
             self.heard.set()
 
-        def on_fault(self) -> None:
+        def on_fault(self, error: InternalError) -> None:
             raise AssertionError
 
     moved = Pump.current()
@@ -178,8 +179,8 @@ async def test_a_handler_that_fails_ends_its_own_socket_only(caplog: pytest.LogC
     for _, far in pairs:
         far.send(b"x")
     await sound.heard.wait()
-    assert faults == ["fault"]
-    assert "internal RuntimeError" in caplog.text
+    assert faults == ["an internal error (RuntimeError) ended a connection"]
+    assert faults[0] in caplog.text
     assert "web.test" not in caplog.text
     for near, far in pairs:
         near.close()

@@ -4,7 +4,7 @@ from typing import final
 
 from torkit._fast.circuit import Circuit
 from torkit._fast.stream import Stream
-from torkit.errors import ChannelClosed, ChannelError, CircuitError
+from torkit.errors import ChannelClosed, ChannelError, CircuitError, InternalError
 
 class Event: ...
 
@@ -70,9 +70,9 @@ class CircuitFailed(Event):
 
 @final
 class ChannelFailed(Event):
-    def __new__(cls, error: ChannelError | ChannelClosed) -> ChannelFailed: ...
+    def __new__(cls, error: ChannelError | ChannelClosed | InternalError) -> ChannelFailed: ...
     @property
-    def error(self) -> ChannelError | ChannelClosed: ...
+    def error(self) -> ChannelError | ChannelClosed | InternalError: ...
 
 @final
 class Flushed(Event):

@@ -61,9 +61,12 @@ cdef class Pump:
     cdef int round(self, list found) except -1
     cdef bint is_behind(self)
     cdef int receive(self, Link link, list found) except -1
+    cdef int fail_link(self, Link link, error, list found) except -1
+    cdef int fail_local(self, Local local, error, list found) except -1
     cdef list without_fed(self, list events)
     cdef int upload(self, Local local, uint32_t flags, list found) except -1
     cdef int feed(self, list found) except -1
+    cdef int go_on(self, Local local, list found) except -1
     cdef int read_from(self, Local local, list found) except -1
     cdef int send(self, list found) except -1
     cdef bint send_link(self, Link link, list found) except -1

@@ -5,6 +5,9 @@
 
 Python has its turn for what is no bulk data: `run` returns it as (owner, what) pairs. Whoever drives this
 (net/pump.py) calls `run` whenever the program would sleep, so what was sealed meanwhile goes out in one piece.
+
+An exception while one source is served ends that source: it is watched no more, and its owner is told an
+InternalError. `run` itself raises only where the exception belongs to no source.
 """
 
 cimport cython
@@ -18,7 +21,7 @@ from posix.unistd cimport close, read
 from torkit._fast.cells cimport monotonic
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
 
-from torkit.errors import ChannelClosed, ChannelError
+from torkit.errors import ChannelClosed, ChannelError, InternalError
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -185,6 +188,16 @@ cdef class Pump:
             (<Local>source).feed(None)
             (<Local>source).pump = None
 
+    def owners(self):
+        """Returns the owner of each source that is watched."""
+        return [(<Source>source).owner for source in self.sources if source is not None]
+
+    def forget(self, owner):
+        """Watch none of the sources of `owner` any more."""
+        for source in list(self.sources):
+            if source is not None and (<Source>source).owner is owner:
+                self.remove(source)
+
     cdef int add(self, Source source, int descriptor, uint32_t interest) except -1:
         cdef epoll_event event
         source.slot = self.free.pop() if self.free else len(self.sources)
@@ -228,6 +241,7 @@ cdef class Pump:
     def run(self, int other, double seconds, double linger):
         """Move what there is to move; what Python must hear of, as (owner, what) pairs.
 
+        `what` is an InternalError where an exception has ended the owner's source.
         Then, if a byte has moved in the last `linger` seconds, wait for more, `seconds` at most or until the
         descriptor `other` is readable; not at all where `other` is -1. However much there is to move, `other` has
         its turn after `linger` seconds.
@@ -284,12 +298,17 @@ cdef class Pump:
         cdef Link link
         cdef int i
         cdef int count = epoll_wait(self.descriptor, events, MAX_READY, 0)
+        if count < 0 and errno != EINTR:
+            raise OSError(errno, "the system does not watch sockets any more")
         for i in range(count):
             source = <Source>self.sources[events[i].data.u32]
             if source is None:
                 continue
             if type(source) is Local:
-                self.upload(<Local>source, events[i].events, found)
+                try:
+                    self.upload(<Local>source, events[i].events, found)
+                except Exception as error:
+                    self.fail_local(<Local>source, error, found)
                 continue
             link = <Link>source
             if events[i].events & EPOLLOUT:
@@ -298,7 +317,10 @@ cdef class Pump:
                 link.has_more = True
         for link in list(self.links):
             if link.has_more:
-                self.receive(link, found)
+                try:
+                    self.receive(link, found)
+                except Exception as error:
+                    self.fail_link(link, error, found)
         if not found:
             self.feed(found)
         return self.send(found)
@@ -317,14 +339,9 @@ cdef class Pump:
         cdef int i
         cdef list events
         for i in range(MAX_READS):
-            try:
-                count = link.tls.receive_into(self.buffer, BUFFER_LEN)
-                if count == 0 and link.tls.has_ended:
-                    raise ChannelClosed("the relay closed the connection")
-            except (ChannelClosed, ChannelError) as error:
-                self.remove(link)
-                found.append((link.owner, [ChannelFailed(error)]))
-                return 0
+            count = link.tls.receive_into(self.buffer, BUFFER_LEN)
+            if count == 0 and link.tls.has_ended:
+                raise ChannelClosed("the relay closed the connection")
             link.has_more = count == BUFFER_LEN or link.tls.has_ended or link.tls.failure is not None
             if count:
                 self.moved_at = monotonic()
@@ -338,6 +355,21 @@ cdef class Pump:
                     return 0
             if not link.has_more:
                 return 0
+        return 0
+
+    cdef int fail_link(self, Link link, error, list found) except -1:
+        """End a relay's connection for what was raised while it was read or sent to."""
+        self.remove(link)
+        if isinstance(error, (ChannelClosed, ChannelError)):
+            found.append((link.owner, [ChannelFailed(error)]))
+        else:
+            found.append((link.owner, InternalError.ending("the connection to a relay", error)))
+        return 0
+
+    cdef int fail_local(self, Local local, error, list found) except -1:
+        """End a client's socket for what was raised while it was read."""
+        self.remove(local)
+        found.append((local.owner, InternalError.ending("a client's connection", error)))
         return 0
 
     cdef list without_fed(self, list events):
@@ -406,14 +438,22 @@ cdef class Pump:
             local.is_due = False
             if local.stream is None or local.descriptor < 0:
                 continue
-            if local.unsent_len:
-                local.seal()
-            if local.unsent_len:
-                self.watch_for(local, local.interest & ~EPOLLIN)
-            elif not local.has_ended:
-                self.watch_for(local, local.interest | EPOLLIN)
-            while local.is_file and not local.unsent_len and not local.has_ended:
-                self.read_from(local, found)
+            try:
+                self.go_on(local, found)
+            except Exception as error:
+                self.fail_local(local, error, found)
+        return 0
+
+    cdef int go_on(self, Local local, list found) except -1:
+        """Go on with one upload."""
+        if local.unsent_len:
+            local.seal()
+        if local.unsent_len:
+            self.watch_for(local, local.interest & ~EPOLLIN)
+        elif not local.has_ended:
+            self.watch_for(local, local.interest | EPOLLIN)
+        while local.is_file and not local.unsent_len and not local.has_ended:
+            self.read_from(local, found)
         return 0
 
     cdef int send(self, list found) except -1:
@@ -421,7 +461,10 @@ cdef class Pump:
         cdef Link link
         for link in list(self.links):
             if not link.tls.is_blocked:
-                self.send_link(link, found)
+                try:
+                    self.send_link(link, found)
+                except Exception as error:
+                    self.fail_link(link, error, found)
         return 0
 
     cdef bint send_link(self, Link link, list found) except -1:
@@ -431,12 +474,7 @@ cdef class Pump:
             return True
         if length:
             link.channel.last_active = monotonic()
-        try:
-            is_sent = link.tls.send_from(link.channel.outbox.data(), length)
-        except (ChannelClosed, ChannelError) as error:
-            self.remove(link)
-            found.append((link.owner, [ChannelFailed(error)]))
-            return False
+        is_sent = link.tls.send_from(link.channel.outbox.data(), length)
         link.channel.outbox.clear()
         self.watch_for(link, EPOLLIN if is_sent else EPOLLIN | EPOLLOUT)
         if is_sent and link.tell_when_sent:

@@ -26,6 +26,7 @@ from torkit.cli import progress
 from torkit.cli.lean_trio import import_trio
 from torkit.errors import (
     EndReason,
+    InternalError,
     NoDirectory,
     NoGuard,
     NoPath,
@@ -54,6 +55,7 @@ NO_BOOTSTRAP = 3
 NOT_RESOLVED = 4
 REFUSED = 5
 TIMED_OUT = 6
+INTERNAL = 7
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -207,6 +209,8 @@ def exit_status(error: TorkitError) -> int:
             return REFUSED
         case StreamClosed(reason=EndReason.TIMEOUT) | TimedOut():
             return TIMED_OUT
+        case InternalError():
+            return INTERNAL
         case _:
             return FAILED
 
@@ -242,10 +246,13 @@ def _report(error: BaseException) -> int:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The one error to report: a declared one, if several tasks failed at once."""
+    """The one error to report: ours, else a declared one, if several tasks failed at once."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     causes = [_cause(inner) for inner in error.exceptions]
+    for cause in causes:
+        if isinstance(cause, InternalError):
+            return cause
     return next((cause for cause in causes if isinstance(cause, TorkitError)), causes[0])
 
 

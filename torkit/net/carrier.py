@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import trio
 
 from torkit._fast.pump import Local
-from torkit.errors import TorkitError
+from torkit.errors import InternalError, TorkitError
 from torkit.net.pump import Pump
 from torkit.net.sockdiag import SockDiag
 from torkit.net.stream import Stream
@@ -112,8 +112,8 @@ class Carrier:
         else:
             self._finish(what if isinstance(what, OSError) else ConnectionResetError())
 
-    def on_fault(self) -> None:
-        self._finish(ConnectionAbortedError())
+    def on_fault(self, error: InternalError) -> None:
+        self._finish(error)
 
     # --- the slow road ----------------------------------------------------------------------------
 
@@ -195,5 +195,5 @@ class Farewell:
             pass
         self._close()
 
-    def on_fault(self) -> None:
+    def on_fault(self, error: InternalError) -> None:
         self._close()

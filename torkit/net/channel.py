@@ -28,7 +28,7 @@ from torkit._fast.events import (
     Writable,
 )
 from torkit._fast.pump import Link
-from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, TimedOut, TorkitError
+from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, InternalError, TimedOut, TorkitError
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.pump import Pump
 from torkit.net.tls import TlsConnection
@@ -158,8 +158,8 @@ class Channel:
         for event in events:
             self._handlers[type(event)](event)
 
-    def on_fault(self) -> None:
-        self._on_channel_failed(ChannelFailed(ChannelClosed("an internal error ended the connection")))
+    def on_fault(self, error: InternalError) -> None:
+        self._on_channel_failed(ChannelFailed(error))
 
     async def drain(self) -> None:
         """Until everything sealed so far has been sent, or the channel has ended."""

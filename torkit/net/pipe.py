@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from torkit.errors import TimedOut, TorkitError
+from torkit.errors import InternalError, TimedOut, TorkitError
 from torkit.net.pump import Pump
 from torkit.net.stream import Stream
 
@@ -215,8 +215,8 @@ class FastRoad:
         else:
             self._stop_reading()  # the end, or a failure that the slow road will meet
 
-    def on_fault(self) -> None:
-        self._finish(ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED)))
+    def on_fault(self, error: InternalError) -> None:
+        self._finish(error)
 
     def _stop_reading(self) -> None:
         if self._source is not None:

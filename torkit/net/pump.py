@@ -4,17 +4,25 @@ A task woken for every burst costs more than the burst's decryption. So trio is 
 would wait for the system, the pump looks at its own sockets, and while data flows it waits in trio's place,
 until something happens that is trio's: a socket of a task's, a deadline, another thread. Handlers run here,
 between the steps of tasks, one after the other; they never wait.
+
+trio drops an instrument that raises, and everything would stand still without a word. So nothing is raised
+here: an exception ends the owner that it belongs to, and one that belongs to nobody fails every owner and is
+raised by `wait_fault`.
 """
 
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import trio
 from trio.lowlevel import RunVar
 
+from torkit._fast.channel import Channel
+from torkit._fast.pump import Link, Local
 from torkit._fast.pump import Pump as CorePump
+from torkit._fast.tls import Tls
+from torkit.errors import InternalError
 
 # Implementation limits, seconds. So long after the last byte the pump still waits in trio's place: a relay's
 # bursts come every 10 ms, but for the pauses of congestion control. A deadline nearer than that is left to
@@ -32,8 +40,8 @@ class Owner(Protocol):
 
     def on_pump(self, what: Any) -> None: ...
 
-    def on_fault(self) -> None:
-        """`on_pump` has raised, which is a fault of ours: let go of the socket."""
+    def on_fault(self, error: InternalError) -> None:
+        """A fault of ours, in `on_pump` or in the core: let go of the socket. Must not raise."""
 
 
 class Pump(trio.abc.Instrument):
@@ -43,8 +51,8 @@ class Pump(trio.abc.Instrument):
         self._core = CorePump()
         self._token = trio.lowlevel.current_trio_token()
         self._inside = _inside_of_trio()
-        self.add_link = self._core.add_link
-        self.add_local = self._core.add_local
+        self._error: InternalError | None = None  # nothing moves any more
+        self._has_failed = trio.Event()
         self.watch_reading = self._core.watch_reading
         self.watch_writing = self._core.watch_writing
         self.remove = self._core.remove
@@ -61,27 +69,54 @@ class Pump(trio.abc.Instrument):
             trio.lowlevel.spawn_system_task(pump._watch)
             return pump
 
+    def add_link(self, tls: Tls, channel: Channel, owner: Owner) -> Link:
+        """As the core's. Raises InternalError where the pump has failed."""
+        self._check()
+        return self._core.add_link(tls, channel, owner)
+
+    def add_local(self, descriptor: int, owner: Owner | None, is_pipe: bool = False) -> Local:
+        """As the core's. Raises InternalError where the pump has failed."""
+        self._check()
+        return self._core.add_local(descriptor, owner, is_pipe)
+
+    async def wait_fault(self) -> NoReturn:
+        """Wait until an exception that belongs to nobody has failed the pump. Raises InternalError."""
+        await self._has_failed.wait()
+        assert self._error is not None
+        raise self._error
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise InternalError(str(self._error)) from self._error
+
     async def _watch(self) -> None:
         """Have trio wake when there is something to do: `before_io_wait` follows."""
-        while True:
+        while self._error is None:
             await trio.lowlevel.wait_readable(self._core.descriptor)
 
     def before_io_wait(self, timeout: float) -> None:
         """Called by trio when every task that could run has run."""
+        if self._error is not None:
+            return
+        try:
+            self._turn(timeout)
+        except BaseException as error:
+            self._fail(error)
+
+    def _turn(self, timeout: float) -> None:
         started = time.monotonic()
         left = timeout
         other, has_runnable = self._inside
         while True:
             found = self._core.run(other if left > LINGER else -1, left, LINGER)
             for owner, what in found:
+                if type(what) is InternalError:
+                    self._end(owner, what)
+                    continue
                 try:
                     owner.on_pump(what)
                 except Exception as error:
-                    # It must not stop what else is carried. Its text may name a destination.
-                    debugging = logger.isEnabledFor(logging.DEBUG)
-                    name = type(error).__name__
-                    logger.warning("a connection failed: internal %s", name, exc_info=debugging)
-                    owner.on_fault()
+                    self._end(owner, InternalError.ending("a connection", error))
             if timeout <= 0:
                 return
             elapsed = time.monotonic() - started
@@ -90,6 +125,28 @@ class Pump(trio.abc.Instrument):
                 break
         if found or elapsed > STALE:
             self._token.run_sync_soon(_do_nothing, idempotent=True)
+
+    def _end(self, owner: Owner, error: InternalError) -> None:
+        """Fail one owner. The others go on, whatever it raises."""
+        _log(logging.WARNING, error)
+        try:
+            owner.on_fault(error)
+        except Exception as second:
+            _log(logging.WARNING, InternalError.ending("a connection without a word to its users", second))
+            self._core.forget(owner)
+
+    def _fail(self, cause: BaseException) -> None:
+        """Fail every owner: nobody knows whose fault `cause` was, or what it has left half done."""
+        self._error = InternalError.ending("every connection", cause)
+        self._has_failed.set()
+        for owner in self._core.owners():
+            self._end(owner, self._error)
+        self._token.run_sync_soon(_do_nothing, idempotent=True)
+
+
+def _log(level: int, error: InternalError) -> None:
+    """One line, without the text of what was raised: it may name a destination."""
+    logger.log(level, "%s", error, exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
 
 
 _current: RunVar[Pump] = RunVar("torkit pump")

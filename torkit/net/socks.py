@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol
 
 import trio
 
-from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError, UsageError
+from torkit.errors import EndReason, InternalError, StreamClosed, TimedOut, TorkitError, UsageError
 from torkit.net.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, READ_SIZE, Carrier, Farewell
 from torkit.net.pump import Pump
 from torkit.net.sockdiag import SockDiag
@@ -284,8 +284,10 @@ class _Listener:
             accepted.setblocking(False)
             self._proxy.add(_Client(self._proxy, accepted, address[0], self._address))
 
-    def on_fault(self) -> None:
-        """The next client may fare better."""
+    def on_fault(self, error: InternalError) -> None:
+        """Go on: the next client may fare better."""
+        if not self._source.is_watched:
+            self._source = self._proxy.pump.add_local(self._socket.fileno(), self)
 
     async def _try_later(self) -> None:
         await trio.sleep(ACCEPT_RETRY)
@@ -507,7 +509,7 @@ class _Client:
             self._stream.close()
             self._stream = self._carrier = None
 
-    def on_fault(self) -> None:
+    def on_fault(self, error: InternalError) -> None:
         self.close()
 
     def close(self) -> None:
