@@ -514,8 +514,8 @@ async def open_tor(
     instead of the cached or a fetched one. Of `restrictions`, the `entries`, `exits` and `exclude` hold for
     every path: each makes this client easier to tell from others. Those that name countries need
     `country_of`, such as torkit.directory.geoip.country_of on a file. Raises DocumentError if `consensus` is
-    none, StorageError where `data_dir` cannot be made. Cancels the caller's block and raises InternalError where
-    a fault of ours has ended every connection.
+    none, StorageError where `data_dir` cannot be made. Cancels the caller's block and raises InternalError
+    where a fault of ours has ended every connection.
     """
     make_data_dir(data_dir)
     rng = SystemRandom()
