@@ -427,7 +427,8 @@ class Tor:
         restrictions = self._restrictions
         for name in sorted(restrictions.entries | restrictions.exits | restrictions.exclude):
             if not places_of(self.directory, [name]):
-                logger.warning("no relay %s in the directory", name)
+                hint = f"; the country is {{{name}}}" if len(name) == 2 else ""
+                logger.warning("no relay %s in the directory%s", name, hint)
         self._guards.update(self.directory, now=time.time(), rng=self._rng)
         if self._guards.is_extremely_restricted:
             logger.warning("hardly any guard is allowed: this client is easy to tell from others")

@@ -10,6 +10,7 @@ import pytest
 from cli.shelf import Shelf
 
 from torkit import cli
+from torkit.cli import targets, teaching
 from torkit.errors import (
     ChannelClosed,
     CircuitClosed,
@@ -47,6 +48,7 @@ def torkit(*arguments: str, shell: str | None = None) -> subprocess.CompletedPro
         (["connect"], "torkit: missing argument 'HOST:PORT'"),
         (["connect", "web.test"], "torkit: no port in 'web.test'"),
         (["connect", "web.test:http"], "torkit: 'http' is not a port"),
+        (["connect", "http://web.test/"], "torkit: 'http://web.test/' is a URL"),
         (["connect", "web.test:65536"], "torkit: '65536' is not a port"),
         (["connect", "web.test:0"], "torkit: port 0 cannot be connected to"),
         (["connect", "::1"], "torkit: '::1' may be an address with or without a port"),
@@ -54,9 +56,13 @@ def torkit(*arguments: str, shell: str | None = None) -> subprocess.CompletedPro
         (["connect", "-i", "-1", "web.test:80"], "expected a number of seconds"),
         (["connect", "--eof", "never", "web.test:80"], "torkit: invalid value for '--eof'"),
         (["connect", "--nope", "web.test:80"], "torkit: no such option: --nope"),
-        (["conect", "web.test:80"], "torkit: no such command 'conect'"),
+        (["conect", "web.test:80"], "torkit: no such command 'conect'. Did you mean 'connect'?"),
         (["--network", "/nonexistent/x.toml", "connect", "web.test:80"], "torkit: /nonexistent/x.toml"),
-        (["socks", "--listen", "localhost:1"], "torkit: 'localhost' is not an address to listen on"),
+        (["socks", "--listen", "web.test:1"], "torkit: --listen: 'web.test' is not an address"),
+        (["socks", "--listen", "socks5://127.0.0.1:9150"], "is a URL"),
+        (["socks", "--listen", "unix:/tmp/x"], "torkit: --listen takes no Unix sockets yet"),
+        (["socks", "--listen", "::1"], "may be an address with or without a port"),
+        (["help", "sock"], "torkit: no such command 'sock'. Did you mean 'socks'?"),
         (["choose-path", "--count", "0"], "torkit: invalid value for '--count'"),
         (["choose-path", "--path", "-"], "torkit: choose-path reads a consensus from stdin"),
         (["connect", "-w"], "torkit: option '-w' requires an argument"),
@@ -110,11 +116,34 @@ def test_nothing_asked_shows_the_help() -> None:
     assert "fetch-consensus" in result.stderr
 
 
-def test_every_command_has_help_and_a_manual_page() -> None:
-    for command in cli.COMMANDS:
-        assert torkit(command, "--help").returncode == 0
-        if command != "testnet":
-            assert (ROOT / "man" / f"torkit-{command}.1").exists()
+@pytest.mark.parametrize("command", teaching.LESSONS)
+def test_every_command_has_help_with_an_example_and_a_manual_page(command: str) -> None:
+    lesson = teaching.LESSONS[command]
+    shown = torkit(command, "--help")
+    assert shown.returncode == 0
+    assert lesson.summary in shown.stdout
+    assert f"Example: {lesson.example}" in shown.stdout
+    assert torkit("help", command).stdout == shown.stdout
+    if command not in ("help", "version"):
+        page = ROOT / "man" / f"torkit-{command}.1"
+        assert page.exists()
+        assert f"man {page}" in " ".join(shown.stdout.split())
+
+
+def test_the_program_alone_teaches_every_command_in_whole_sentences() -> None:
+    shown = torkit("help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for name, lesson in teaching.LESSONS.items():
+        assert f"  {name} " in shown.stdout
+        assert lesson.summary in shown.stdout
+        assert f"$ {lesson.example}\n" in shown.stdout
+    assert torkit().stderr == shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert not [line for line in torkit("help", "testnet").stdout.splitlines()[1:] if line.endswith("...")]
+
+
+def test_version_is_a_command_too() -> None:
+    assert torkit("version").stdout == torkit("--version").stdout != ""
 
 
 def test_light_commands_do_not_import_what_is_heavy() -> None:
@@ -247,8 +276,53 @@ def test_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_target_is_read_in_every_form(arguments: tuple[str, ...], target: tuple[str, int]) -> None:
-    assert cli.parse_target(*arguments) == target
-    assert cli.parse_target(cli.format_address(*target)) == target
+    assert targets.parse_target(*arguments) == target
+    assert targets.parse_target(targets.format_address(*target)) == target
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("http://web.test/", "web.test:80"),
+        ("https://user@web.test/page?x=1", "web.test:443"),
+        ("https://web.test:8443", "web.test:8443"),
+        ("http://[2001:db8::1]/", "[2001:db8::1]:80"),
+        ("gopher://web.test/", "web.test:PORT"),
+        ("http://web.test:99999/", "host:port"),
+        ("http://[/", "host:port"),
+    ],
+)
+def test_url_is_named_as_one_and_what_it_means_is_hinted(target: str, hint: str) -> None:
+    with pytest.raises(UsageError, match="is a URL") as caught:
+        targets.parse_target(target)
+    assert caught.value.hint == f"write {hint}"
+
+
+def test_name_of_a_port_is_answered_with_its_number() -> None:
+    with pytest.raises(UsageError) as caught:
+        targets.parse_target("web.test", "https")
+    assert caught.value.hint == "https is port 443"
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("9150", ("127.0.0.1", 9150)),
+        ("0", ("127.0.0.1", 0)),
+        ("localhost:9150", ("127.0.0.1", 9150)),
+        ("[::1]:9150", ("::1", 9150)),
+        ("192.0.2.1:9150", ("192.0.2.1", 9150)),
+    ],
+)
+def test_listening_takes_a_port_alone_and_localhost(text: str, address: tuple[str, int]) -> None:
+    assert targets.parse_listen(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "99999", "::1", "web.test:1", ":9150", "http://127.0.0.1:1"])
+def test_place_to_listen_that_is_none_is_hinted_at(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        targets.parse_listen(text)
+    assert caught.value.hint == targets.HOW_TO_LISTEN
 
 
 @pytest.mark.parametrize(
@@ -270,7 +344,7 @@ def test_target_is_read_in_every_form(arguments: tuple[str, ...], target: tuple[
 )
 def test_bad_target_is_refused(arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
-        cli.parse_target(*arguments)
+        targets.parse_target(*arguments)
 
 
 def test_line_is_read_without_what_follows() -> None:

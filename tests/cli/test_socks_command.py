@@ -115,7 +115,13 @@ async def test_address_in_use_is_a_declared_error() -> None:
         pytest.raises(TorkitError, match="in use") as caught,
     ):
         await open_listener("127.0.0.1", other.getsockname()[1])
-    assert caught.value.hint is not None
+    assert "--listen 0" in (caught.value.hint or "")
+
+
+async def test_address_of_another_computer_is_not_taken_for_a_port_in_use() -> None:
+    with pytest.raises(TorkitError, match="Cannot assign") as caught:
+        await open_listener("192.0.2.1", 9150)  # TEST-NET-1: nobody has it
+    assert "no network of this computer" in (caught.value.hint or "")
 
 
 async def test_a_signal_brings_a_new_identity(capsys: pytest.CaptureFixture[str]) -> None:

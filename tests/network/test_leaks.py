@@ -17,7 +17,7 @@ from network.torkit_process import (
     wait_until,
 )
 
-from torkit.cli import format_address
+from torkit.cli.targets import format_address
 
 pytestmark = pytest.mark.network
 

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import cache, lru_cache, partial
 from importlib import import_module
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
@@ -24,6 +23,7 @@ from typer.core import TyperGroup
 
 from torkit.cli import progress
 from torkit.cli.lean_trio import import_trio
+from torkit.cli.teaching import LESSONS, epilog, overview
 from torkit.errors import (
     EndReason,
     InternalError,
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from torkit.directory.directory import CountryOf, Relay
     from torkit.path import Constraints
     from torkit.proto.padding import Padding
-
-COMMANDS = (
-    *("socks", "connect", "fetch-consensus", "relays", "relay", "choose-path", "build-circuit", "testnet"),
-)
 
 # Exit statuses, as in torkit(1). 128 and a signal's number says that the signal ended us.
 OK = 0
@@ -106,23 +102,36 @@ PaddingName = Annotated[
 class _Commands(TyperGroup):
     """The commands, each imported when it is asked for."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = dict.fromkeys(LESSONS)  # type: ignore[assignment]  # their names, for near misses
+
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
         except typer.TyperException as error:
             # Typer's parser leaves some of its errors without the command that they are of.
-            if getattr(error, "ctx", self) is None and ctx.invoked_subcommand in COMMANDS:
+            if getattr(error, "ctx", self) is None and ctx.invoked_subcommand in LESSONS:
                 command = self.get_command(ctx, ctx.invoked_subcommand)
                 error.ctx = typer.Context(command, parent=ctx, info_name=ctx.invoked_subcommand)  # type: ignore[attr-defined]
             raise
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return list(COMMANDS)
+        return list(LESSONS)
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
-        if cmd_name not in COMMANDS:
+        if cmd_name not in LESSONS:
             return None
-        return typer.main.get_command(import_module(f"torkit.cli.{cmd_name.replace('-', '_')}").app)
+        command = typer.main.get_command(import_module(f"torkit.cli.{cmd_name.replace('-', '_')}").app)
+        command.epilog = epilog(cmd_name)
+        return command
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        super().format_help_text(ctx, formatter)
+        formatter.write(overview())
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Nothing more: `overview` has said it, before the options."""
 
 
 def command_app(**settings: Any) -> typer.Typer:
@@ -139,11 +148,15 @@ def command_app(**settings: Any) -> typer.Typer:
 app = command_app(cls=_Commands, no_args_is_help=True)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
+def print_version() -> None:
+    from importlib.metadata import version
 
-        print(f"torkit {version('torkit')}")
+    print(f"torkit {version('torkit')}")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print_version()
         raise typer.Exit
 
 
@@ -169,7 +182,8 @@ def torkit(
     ] = "exit",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what happens.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """A Tor client for shells: a SOCKS proxy, a pipe, and the steps between them."""
@@ -431,36 +445,6 @@ def country_lookup(restrictions: "Constraints | None") -> "CountryOf | None":
     countries = Countries()
     countries.require_known(named)
     return lru_cache(MAX_COUNTRIES)(countries.of)
-
-
-def parse_target(target: str, port: str | None = None) -> tuple[str, int]:
-    """`host:port`, `[v6]:port`, or a host and a port apart. Raises UsageError."""
-    host = target
-    if port is None:
-        host, colon, port = target.rpartition(":")
-        if not colon:
-            raise UsageError(f"no port in {target!r}", hint="write host:port, or host and port apart")
-        if ":" in host and not host.startswith("["):
-            raise UsageError(
-                f"{target!r} may be an address with or without a port",
-                hint="write [address]:port, or address and port apart",
-            )
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535):
-        raise UsageError(f"{port!r} is not a port", hint="a port is a number from 1 to 65535")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if not host:
-        raise UsageError(f"no host in {target!r}")
-    return host, int(port)
-
-
-def format_address(host: str, port: int) -> str:
-    """The text that `parse_target` reads."""
-    try:
-        is_ipv6 = isinstance(ip_address(host), IPv6Address)
-    except ValueError:
-        is_ipv6 = False
-    return f"[{host}]:{port}" if is_ipv6 else f"{host}:{port}"
 
 
 def seconds(value: str | float) -> float:

@@ -14,7 +14,6 @@ from torkit.cli import (
     ExitNodes,
     Options,
     command_app,
-    format_address,
     open_client,
     parse_path,
     read_line,
@@ -22,6 +21,7 @@ from torkit.cli import (
     run,
 )
 from torkit.cli.progress import erase
+from torkit.cli.targets import format_address
 
 if TYPE_CHECKING:
     from torkit.client import Tor
@@ -55,7 +55,7 @@ def build_circuit(
     exclude_nodes: ExcludeNodes = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines also on a terminal.")] = False,
 ) -> None:
-    """Build circuits, print each path with the seconds of every handshake, and close them."""
+    """Build circuits, and print how long each step took."""
     options: Options = context.obj
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path

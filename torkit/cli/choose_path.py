@@ -12,7 +12,6 @@ from torkit.cli import (
     ExitNodes,
     Options,
     command_app,
-    format_address,
     open_client,
     parse_path,
     restrictions,
@@ -20,6 +19,7 @@ from torkit.cli import (
 )
 from torkit.cli.documents import read_file
 from torkit.cli.progress import erase
+from torkit.cli.targets import format_address
 from torkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def choose_path(
     exclude_nodes: ExcludeNodes = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines also on a terminal.")] = False,
 ) -> None:
-    """Choose paths as the client would, and print the relays of each."""
+    """Choose paths as the client would, and print their relays."""
     options: Options = context.obj
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path

@@ -13,16 +13,15 @@ from torkit.cli import (
     Options,
     PaddingName,
     command_app,
-    format_address,
     open_client,
     parse_padding,
     parse_path,
-    parse_target,
     restrictions,
     run,
     say,
     seconds,
 )
+from torkit.cli.targets import format_address, parse_target
 from torkit.errors import TimedOut, UsageError
 
 if TYPE_CHECKING:

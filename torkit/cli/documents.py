@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torkit.cli import Options, format_address, open_client, run
+from torkit.cli import Options, open_client, run
+from torkit.cli.targets import format_address
 from torkit.errors import DocumentError, NoDirectory, StorageError, UsageError
 
 if TYPE_CHECKING:

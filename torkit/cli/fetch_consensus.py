@@ -34,7 +34,10 @@ def fetch_consensus(
     raw: Annotated[bool, typer.Option("--raw", help="The document itself also on a terminal.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line for each relay.")] = False,
 ) -> None:
-    """Print a consensus, its signatures and times checked; a summary of it on a terminal."""
+    """Print the list of relays, its signatures and times checked.
+
+    On a terminal that is a summary; --raw is the document itself.
+    """
     if raw and as_json:
         raise UsageError("--raw and --json are two forms of one output")
     options: Options = context.obj

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torkit.cli import command_app, format_address, say
+from torkit.cli import command_app, say
 from torkit.cli.documents import (
     At,
     Certs,
@@ -20,6 +20,7 @@ from torkit.cli.documents import (
     read_directory,
     status_fields,
 )
+from torkit.cli.targets import format_address
 
 if TYPE_CHECKING:
     from torkit.directory.directory import Directory, Relay

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from torkit.cli import command_app, format_address, say
+from torkit.cli import command_app, say
 from torkit.cli.documents import (
     At,
     Certs,
@@ -22,6 +22,7 @@ from torkit.cli.documents import (
     find_relay,
     read_directory,
 )
+from torkit.cli.targets import format_address
 from torkit.errors import NoDirectory, UsageError
 
 if TYPE_CHECKING:
@@ -157,7 +158,10 @@ def relays(
     at: At = None,
     geoip: GeoIP = None,
 ) -> None:
-    """List the relays of a consensus, one on each line, with tabs between the columns."""
+    """List relays, filtered, sorted and in columns.
+
+    In a pipe there are tabs between the columns.
+    """
     if stdin not in (None, "-") or (stdin and where):
         raise UsageError("the only argument is -, for a consensus on stdin", hint="a file is --from FILE")
     chosen = [*dict.fromkeys(columns.split(","))]

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
+from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,11 +21,9 @@ from torkit.cli import (
     Options,
     PaddingName,
     command_app,
-    format_address,
     open_client,
     parse_padding,
     parse_path,
-    parse_target,
     restrictions,
     run,
     say,
@@ -32,6 +31,7 @@ from torkit.cli import (
 )
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.progress import to_json
+from torkit.cli.targets import format_address, parse_listen
 from torkit.errors import TorkitError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ app = command_app()
 MAX_DESCRIPTORS = 16_384  # of which each client takes one
 RESERVED_DESCRIPTORS = 64  # for relays, files and the like
 
+LISTEN_HINTS = {
+    EADDRINUSE: "another program uses this port; --listen 0 picks a free one",
+    EADDRNOTAVAIL: "no network of this computer has this address; --listen 9150 is for this computer alone",
+    EACCES: "ports below 1024 are the system's; --listen 9150 is free to use",
+}
+
 
 @app.command()
 def socks(
@@ -52,7 +58,7 @@ def socks(
     listen: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ADDRESS:PORT",
+            metavar="[ADDRESS:]PORT",
             help="Where to listen, 127.0.0.1:9150 if not said; port 0 picks a free one. May be repeated.",
         ),
     ] = None,
@@ -93,7 +99,7 @@ def socks(
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
     )
-    addresses = [parse_listen(text) for text in listen or ["127.0.0.1:9150"]]
+    addresses = addresses_to_listen(listen or ["127.0.0.1:9150"])
     isolation = parse_isolation(isolate)
     link_padding = parse_padding(padding)
     if ready_file is not None:
@@ -124,18 +130,13 @@ def socks(
     run(command, options, on_sigterm=OK)
 
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """An address and a port to listen on. Warns of other machines. Raises UsageError."""
-    host, port = parse_target(text)
-    try:
-        is_loopback = ip_address(host).is_loopback
-    except ValueError:
-        raise UsageError(
-            f"{host!r} is not an address to listen on", hint="write it like 127.0.0.1:9150"
-        ) from None
-    if not is_loopback:
-        say(f"{host} is not a loopback address: other machines may use this proxy, and see what passes")
-    return host, port
+def addresses_to_listen(texts: list[str]) -> list[tuple[str, int]]:
+    """Returns what `--listen` names. Warns of other machines. Raises UsageError."""
+    addresses = [parse_listen(text) for text in texts]
+    for host, _ in addresses:
+        if not ip_address(host).is_loopback:
+            say(f"{host} is not a loopback address: other machines may use this proxy, and see what passes")
+    return addresses
 
 
 def parse_isolation(text: str | None) -> "frozenset[Isolate]":
@@ -176,7 +177,7 @@ async def open_listener(host: str, port: int) -> "trio.SocketListener":
     except OSError as error:
         raise TorkitError(
             f"cannot listen on {format_address(host, port)}: {os.strerror(error.errno or 0)}",
-            hint="another program may use this port; --listen 127.0.0.1:0 picks a free one",
+            hint=LISTEN_HINTS.get(error.errno or 0),
         ) from error
     return listener
 

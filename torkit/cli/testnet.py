@@ -9,9 +9,10 @@ import typer
 
 from torkit import testnet
 from torkit.cli import FAILED, OK, command_app, say
+from torkit.cli.teaching import LESSONS
 from torkit.config import user_state_dir
 
-app = command_app(no_args_is_help=True, help="Run a private Tor network of real tor processes on loopback.")
+app = command_app(no_args_is_help=True, help=LESSONS["testnet"].summary)
 
 Directory = Annotated[
     Path | None,
@@ -25,7 +26,10 @@ Directory = Annotated[
 
 @app.command()
 def up(directory: Directory = None) -> None:
-    """Start a network that stays until `down`, and print the path of its network file."""
+    """Start a network that stays until `down`.
+
+    Prints the path of its network file.
+    """
     network_file = testnet.up(_directory(directory))
     say(f"hint: export TORKIT_NETWORK={network_file}")
     print(network_file)
@@ -33,13 +37,16 @@ def up(directory: Directory = None) -> None:
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
 def run(command: Annotated[list[str], typer.Argument(metavar="-- CMD [ARGS]...")]) -> None:
-    """Run CMD on a network of its own, with TORKIT_NETWORK set, and exit with its status."""
+    """Run CMD on a network of its own.
+
+    CMD finds it in TORKIT_NETWORK, and its status is ours.
+    """
     raise typer.Exit(testnet.run_command(command))
 
 
 @app.command()
 def verify(directory: Directory = None) -> None:
-    """Check the running network, with traffic through it; one line for each finding."""
+    """Check the running network, with traffic through it."""
     net = testnet.Testnet.attach(_directory(directory))
     checks = trio.run(testnet.verify, net)
     for check in checks:
@@ -49,7 +56,7 @@ def verify(directory: Directory = None) -> None:
 
 @app.command()
 def down(directory: Directory = None) -> None:
-    """Stop the network, wait until its processes are gone, and remove its files."""
+    """Stop the network and remove its files."""
     testnet.down(_directory(directory))
 
 

@@ -1,0 +1,76 @@
+"""What `torkit`, `torkit help` and `--help` teach: commands in groups, each with a sentence and an example.
+
+Imports no command, so that a start and the list of all commands cost nothing.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+MANUAL_DIR = Path(__file__).parents[2] / "man"  # of a source tree; what is installed, man finds by itself
+
+
+class Lesson(NamedTuple):
+    """What a command does, one sentence, and a line to try."""
+
+    summary: str
+    example: str
+
+
+GROUPS = {
+    "Connect programs": {
+        "socks": Lesson("Serve SOCKS4a and SOCKS5 to programs on this machine.", "torkit socks"),
+        "connect": Lesson(
+            "Connect stdin and stdout to HOST:PORT through Tor.", "torkit connect -z -w 30 example.com:443"
+        ),
+    },
+    "Look at the network": {
+        "fetch-consensus": Lesson(
+            "Print the list of relays, its signatures and times checked.", "torkit fetch-consensus"
+        ),
+        "relays": Lesson(
+            "List relays, filtered, sorted and in columns.",
+            "torkit relays --flag Exit --sort bandwidth -r | head",
+        ),
+        "relay": Lesson("Print everything that is known of one relay.", "torkit relay FINGERPRINT"),
+    },
+    "Build circuits step by step": {
+        "choose-path": Lesson(
+            "Choose paths as the client would, and print their relays.", "torkit choose-path --exit-port 443"
+        ),
+        "build-circuit": Lesson(
+            "Build circuits, and print how long each step took.", "torkit build-circuit --count 3"
+        ),
+    },
+    "Try things out": {
+        "testnet": Lesson(
+            "Run a private Tor network of real tor processes on loopback.",
+            "torkit testnet run -- torkit build-circuit",
+        ),
+    },
+    "Learn": {
+        "help": Lesson("Explain a command, or list them all.", "torkit help socks"),
+        "version": Lesson("Print the version.", "torkit version"),
+    },
+}
+
+LESSONS = {name: lesson for group in GROUPS.values() for name, lesson in group.items()}
+
+
+def overview() -> str:
+    """Returns all commands in their groups, a line for what each does and one for an example."""
+    width = max(map(len, LESSONS))
+    lines = []
+    for title, group in GROUPS.items():
+        lines.append(f"\n{title}:")
+        for name, lesson in group.items():
+            lines += [f"  {name:<{width}}  {lesson.summary}", f"  {'':<{width}}  $ {lesson.example}"]
+    return "\n".join(lines) + "\n"
+
+
+def epilog(name: str) -> str:
+    """Returns the end of a command's help: an example, and the manual page where it is at hand."""
+    lines = [f"Example: {LESSONS[name].example}"]
+    page = MANUAL_DIR / f"torkit-{name}.1"
+    if page.exists():
+        lines.append(f"Manual:  man {page}")
+    return "\b\n" + "\n".join(lines)  # \b: Typer leaves the lines as they are
