@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from hashlib import sha3_256
+from hashlib import sha3_256, sha256
 from ipaddress import ip_address
 from itertools import count, pairwise
 from pathlib import Path
@@ -31,9 +31,10 @@ from served import Arrivals, ServedNetwork, authorities, serve_network, signed_s
 from torkit._fast.cells import Command, RelayCommand
 from torkit.build_times import INITIAL
 from torkit.client import TESTING_MIN_TIMEOUT, Resolved, Tor, _load_state, open_tor
-from torkit.directory.cache import Cache
+from torkit.directory.cache import MICRODESCS, Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory
+from torkit.directory.microdesc import Microdescs
 from torkit.errors import (
     CircuitClosed,
     DocumentError,
@@ -1088,6 +1089,32 @@ async def test_a_guard_of_an_older_state_is_kept(tmp_path: Path) -> None:
         async with open_tor(network=network.config, data_dir=tmp_path) as tor:
             await tor.wait_ready()
             assert (await tor.connect("web.test", 80)).path[0].fingerprint == old
+
+
+async def test_a_guard_whose_microdesc_is_not_in_the_cache_is_used_all_the_same(tmp_path: Path) -> None:
+    """Another guard carried the traffic at once, and was confirmed for good."""
+    async with serve_network(guards=3) as network:
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            guard = (await tor.connect("web.test", 80)).path[0]
+        kept = Microdescs()
+        for doc in network.docs:
+            if doc.identity != guard.identity:
+                kept.add(doc.microdesc(), {sha256(doc.microdesc()).digest()}, time.time())
+        (tmp_path / MICRODESCS).unlink()
+        Cache(tmp_path).save_microdescs(kept, time.time())
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            assert (await tor.connect("web.test", 80)).path[0] == guard
+            assert [one.confirmed_on is not None for one in tor._guards.sample].count(True) == 1
+
+
+async def test_paths_that_are_only_chosen_begin_at_the_same_guard(tmp_path: Path) -> None:
+    """Where no primary guard was usable each began at another, as if those before were being tried."""
+    async with served_tor(tmp_path, guards=5) as (tor, _):
+        for guard in tor._guards.primary:
+            tor._guards.note_failed(guard.identity, now=time.time())
+        assert len({tor.choose_path(Constraints())[0].identity for _ in range(10)}) == 1
 
 
 async def test_an_exit_of_the_guards_family_gets_another_guard(tmp_path: Path) -> None:

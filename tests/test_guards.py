@@ -15,7 +15,7 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import encode_time
-from torkit.errors import NoGuard, NoPath
+from torkit.errors import NoDirectory, NoGuard, NoPath
 from torkit.guards import DAY, PARAMETERS, RETRY_SCHEDULE, Guards
 from torkit.path import Constraints
 
@@ -90,7 +90,7 @@ class User:
         self.guards.note_reached(IDENTITIES[name], now=self.now)
 
     def is_usable(self, name: str, fits: Callable[[Relay], bool] = anyone) -> bool | None:
-        return self.guards.is_usable(IDENTITIES[name], fits, now=self.now)
+        return self.guards.is_usable(self.directory, IDENTITIES[name], fits, now=self.now)
 
     def use(self, fits: Callable[[Relay], bool] = anyone) -> str:
         """Build a circuit for traffic, which works."""
@@ -309,15 +309,26 @@ def test_a_primary_guard_that_fails_is_passed_over_and_come_back_to(user: User) 
     assert user.use() == first
 
 
-def test_used_guards_are_preferred_in_the_order_of_first_use(user: User) -> None:
+def test_guards_are_preferred_in_the_order_of_sampling_whichever_was_used_first(user: User) -> None:
+    """As by C tor since proposal 310; guard-spec has the order of confirmation."""
     first, second, third = user.primary
     user.fail(first)
     assert user.use() == second
     user.fail(second)
     assert user.use() == third
-    assert user.primary == [second, third, first]
+    assert user.primary == [first, second, third]
     user.now += HOUR
-    assert user.use() == second
+    assert user.use() == first
+
+
+def test_used_guards_that_are_not_primary_come_before_those_never_used(user: User) -> None:
+    used = user.sample[10:15]
+    for name in reversed(used):
+        user.guards.confirm(IDENTITIES[name], now=user.now, rng=user.rng)
+    assert user.primary == used[:3]
+    assert user.choose(none_of(*user.primary)) == used[3]
+    assert user.choose(none_of(*user.primary)) == used[4]
+    assert user.choose(none_of(*user.primary)) == user.sample[0]
 
 
 def test_a_guard_first_used_takes_the_place_of_a_primary_one_never_used(user: User) -> None:
@@ -326,7 +337,7 @@ def test_a_guard_first_used_takes_the_place_of_a_primary_one_never_used(user: Us
     user.fail_primary()
     fourth = user.use()
     assert fourth not in (first, second, third)
-    assert user.primary == [first, fourth, second]
+    assert user.primary == [first, second, fourth]
 
 
 def test_a_primary_guard_stays_one_though_a_better_unused_one_is_back(user: User) -> None:
@@ -356,8 +367,8 @@ def test_with_two_in_use_the_one_that_does_not_fit_still_counts() -> None:
 
 def test_directories_are_asked_of_three_in_any_order(user: User) -> None:
     def sources() -> tuple[str, ...]:
-        relays = user.guards.choose_for_directory(DIRECTORY, now=user.now, rng=user.rng)
-        return tuple(relay.nickname for relay in relays)
+        identities = user.guards.choose_for_directory(DIRECTORY, now=user.now, rng=user.rng)
+        return tuple(NICKNAMES[identity] for identity in identities)
 
     orders = [sources() for _ in range(50)]
     assert {frozenset(order) for order in orders} == {frozenset(user.primary)}
@@ -603,11 +614,66 @@ def test_outcomes_of_strangers_are_ignored(user: User) -> None:
     assert user.guards.to_state() == state
 
 
-def test_a_guard_without_microdescriptor_is_passed_over(user: User) -> None:
+def test_a_guard_whose_microdescriptor_has_not_come_is_waited_for(user: User) -> None:
+    """It was passed over, and the next one became confirmed for good."""
     first = user.use()
     user.see(directory_of(DOCS, held=without(first)))
-    assert user.primary[0] == first
-    assert user.choose() == user.sample[1]
+    with pytest.raises(NoDirectory, match=f"the microdescriptor of the guard {first} has not come"):
+        user.choose()
+    assert user.guards.lacking(user.directory, now=user.now, rng=user.rng) == [first]
+    user.see(directory_of(DOCS))
+    assert user.use() == first
+    assert [guard.confirmed_on is not None for guard in user.guards.sample].count(True) == 1
+
+
+@pytest.mark.parametrize(("down", "lacking"), [((), [0, 1]), ((0,), [1, 2]), ((0, 1), [2])])
+def test_one_guard_more_than_are_in_use_is_waited_for_of_those_that_may_be_reachable(
+    user: User, down: tuple[int, ...], lacking: list[int]
+) -> None:
+    primary = user.primary
+    user.see(directory_of(DOCS, held=without(*primary)))
+    user.fail(*(primary[number] for number in down))
+    assert user.guards.lacking(user.directory, now=user.now, rng=user.rng) == [primary[n] for n in lacking]
+
+
+def test_a_third_guard_is_waited_for_as_soon_as_it_is_next(user: User) -> None:
+    first, second, third = user.primary
+    user.see(directory_of(DOCS, held=without(third)))
+    assert user.use() == first
+    user.fail(first, second)
+    with pytest.raises(NoDirectory, match=third):
+        user.choose()
+
+
+def test_a_guard_whose_microdescriptor_nobody_can_use_is_passed_over(user: User) -> None:
+    """The authorities have agreed on it, so no directory source can choose that."""
+    first, second, _ = user.primary
+    place = DIRECTORY.consensus.relays.index_of(IDENTITIES[first])
+    assert place is not None
+    digest = DIRECTORY.consensus.relays.digests[place]
+    assert digest is not None
+    user.directory = Directory(DIRECTORY.consensus, dict(DIRECTORY._microdescs) | {digest: b"onion-key\n"})
+    assert user.directory.relay(IDENTITIES[first]) is None
+    assert user.use() == second
+
+
+def test_directories_are_asked_of_guards_whose_microdescriptors_have_not_come() -> None:
+    """As C tor's clients do for their first ones, instead of asking whoever served the consensus."""
+    user = User(directory=directory_of(DOCS, held=()))
+    asked = user.guards.choose_for_directory(user.directory, now=user.now, rng=user.rng)
+    assert {NICKNAMES[one] for one in asked} == set(user.primary)
+
+
+def test_an_older_directory_still_in_use_changes_nothing(user: User) -> None:
+    first = user.use()
+    newer = directory_of(without(first), at=NOW + HOUR)
+    user.see(newer)
+    primary = user.primary
+    assert first not in primary
+    user.guards.has_changed = False
+    user.see(DIRECTORY)
+    assert (user.primary, user.guards.has_changed) == (primary, False)
+    assert user.choose() == primary[0]
 
 
 def test_a_few_guards_of_a_small_network_are_all_sampled() -> None:
@@ -720,16 +786,49 @@ def test_the_state_is_kept_over_starts(user: User) -> None:
     user.use()
     again = user.restart()
     assert again.sample == user.sample
-    assert again.primary == user.primary == [second, first, third]
+    assert again.primary == user.primary == [first, second, third]
     assert again.guards.to_state() == user.guards.to_state()
     assert not again.guards.has_changed
     assert again.use() == second
 
 
-def test_what_is_not_kept_is_forgotten(user: User) -> None:
-    first = user.use()
+def test_a_guard_that_is_down_is_passed_over_by_the_next_start_until_its_retry_is_due(user: User) -> None:
+    """Commands that run for a moment asked a dead guard for ever."""
+    first, second, _ = user.primary
+    user.choose()
     user.fail(first)
-    assert user.restart().choose() == first
+    again = user.restart()
+    assert again.use() == second
+    again.now += 10 * MINUTE - 1
+    assert again.restart().use() == second
+    again.now += 1
+    assert again.restart().use() == first
+    again.reach(first)
+    assert not {"failing_since", "last_tried"} & again.guards.to_state()["guards"][0].keys()
+
+
+def test_failures_that_leave_no_primary_guard_are_not_believed_by_the_next_start(user: User) -> None:
+    """Whoever was offline a moment ago would go to a guard never used."""
+    first = user.use()
+    user.fail_all()
+    user.fail_primary()
+    again = user.restart()
+    assert again.use() == first
+    assert again.primary == user.primary
+
+
+def test_a_guard_that_is_down_is_noticed_once_and_when_it_is_back(user: User) -> None:
+    first = user.use()
+    outcomes: list[tuple[Callable[[str], None], bool]] = [
+        (user.fail, True),
+        (user.fail, False),
+        (user.reach, True),
+        (user.reach, False),
+    ]
+    for outcome, is_new in outcomes:
+        user.guards.has_changed = False
+        outcome(first)
+        assert user.guards.has_changed is is_new
 
 
 def test_a_change_is_noticed_once(user: User) -> None:
@@ -739,18 +838,19 @@ def test_a_change_is_noticed_once(user: User) -> None:
     assert user.guards.has_changed
     user.guards.has_changed = False
     user.use()
-    user.fail_primary()
     user.see(directory_of(DOCS))
     assert not user.guards.has_changed
     user.see(directory_of(without(user.primary[0])))
     assert user.guards.has_changed
 
 
-def test_the_first_of_the_state_is_the_guard_in_use(user: User) -> None:
+def test_the_state_has_the_order_of_sampling(user: User) -> None:
     first, second, _ = user.primary
     user.fail(first)
     assert user.use() == second
-    assert user.guards.to_state()["guards"][0]["fingerprint"] == IDENTITIES[second].hex().upper()
+    fingerprints = [guard["fingerprint"] for guard in user.guards.to_state()["guards"]]
+    assert fingerprints == [IDENTITIES[name].hex().upper() for name in user.sample]
+    assert user.sample[:2] == [first, second]
 
 
 def test_fingerprints_kept_by_an_older_version_are_guards_in_use() -> None:
@@ -851,7 +951,7 @@ def test_any_json_gives_guards_that_work(state: dict[str, Any], seed: int) -> No
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.floats(0, 3 * DAY)), max_size=60))
 def test_whatever_happens_the_lists_stay_in_order(steps: list[tuple[int, int, float]]) -> None:
-    """Confirmed guards first, primary ones filtered and few, nobody twice, somebody always chosen."""
+    """Primary guards filtered and few, in the order of sampling, nobody twice, somebody always chosen."""
     user = User()
     smaller = directory_of(DOCS[::2] + DOCS[1:60:2])
     for kind, number, wait in steps:
@@ -868,8 +968,7 @@ def test_whatever_happens_the_lists_stay_in_order(steps: list[tuple[int, int, fl
             user = user.restart()
         else:
             assert user.is_usable(user.choose()) in (True, False, None)
-        ranks = [one.confirmed_on is None for one in user.guards.sample]
-        assert ranks == sorted(ranks)
+        assert user.primary == [one for one in user.sample if one in user.primary]
         assert len(set(user.sample)) == len(user.sample) <= 60
         assert len(user.guards.primary) == 3
         assert set(user.primary) <= set(user.sample)

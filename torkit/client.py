@@ -24,7 +24,6 @@ from torkit.errors import (
     EndReason,
     InternalError,
     NoDirectory,
-    NoGuard,
     NoPath,
     StorageError,
     StreamClosed,
@@ -38,7 +37,7 @@ from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
-from torkit.net.contact import DirectoryServer
+from torkit.net.contact import Contact, DirectoryServer
 from torkit.net.progress import Changes, Progress
 from torkit.net.pump import Pump
 from torkit.net.sources import Sources
@@ -136,6 +135,7 @@ class Tor:
             rng=rng,
             consensus=None if consensus is None else parse_consensus(consensus),
             country_of=country_of,
+            missing_guards=self._missing_guards,
         )
         self._bootstrap.on_directory = self._note_directory
 
@@ -291,6 +291,12 @@ class Tor:
 
         Raises NoPath, NoGuard, UsageError as torkit.path does, NoDirectory before there is one.
         """
+        path = self._choose_path(constraints)
+        self._guards.note_given_up(path[0].identity)  # nobody waits to hear of it
+        return path
+
+    def _choose_path(self, constraints: Constraints) -> Path:
+        """As `choose_path`, for a circuit that is built next: what comes of it must be noted."""
         constraints = constraints._replace(
             entries=constraints.entries or self._restrictions.entries,
             exits=constraints.exits or self._restrictions.exits,
@@ -338,7 +344,7 @@ class Tor:
 
     def _choose_avoiding(self, avoided: Collection[bytes], port: int | None, is_ipv6: bool) -> Path:
         names = frozenset(identity.hex().upper() for identity in avoided)
-        return self.choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=names))
+        return self._choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=names))
 
     def _note_directory(self, directory: Directory) -> None:
         self._refusals.note_consensus(directory.consensus.valid_after)
@@ -346,12 +352,23 @@ class Tor:
 
     def _pick_guard(self, fits: Callable[[Relay], bool]) -> Relay:
         self._agree_on_guards(self.directory)
-        return self._guards.choose(self.directory, fits, now=time.time(), rng=self._rng)
+        try:
+            return self._guards.choose(self.directory, fits, now=time.time(), rng=self._rng)
+        except NoDirectory:
+            self._bootstrap.hurry()
+            raise
+
+    def _missing_guards(self, directory: Directory) -> list[str]:
+        self._agree_on_guards(directory)
+        try:
+            return self._guards.lacking(directory, now=time.time(), rng=self._rng)
+        finally:
+            self._keep_guards()
 
     def _is_usable(self, path: Path) -> bool | None:
         guard, *others = path
         fits = partial(goes_with, self.directory, self._restrictions, others)
-        is_usable = self._guards.is_usable(guard.identity, fits, now=time.time())
+        is_usable = self._guards.is_usable(self.directory, guard.identity, fits, now=time.time())
         if is_usable:
             self._guards.confirm(guard.identity, now=time.time(), rng=self._rng)
             self._keep_guards()
@@ -447,17 +464,13 @@ class Tor:
             self._rng.shuffle(servers)
         return Sources(self._directory_guards(directory), fallbacks, authorities)
 
-    def _directory_guards(self, directory: Directory | None) -> list[Relay]:
+    def _directory_guards(self, directory: Directory | None) -> list[Contact]:
         if directory is None:
             return []
         self._agree_on_guards(directory)
-        try:
-            guards = self._guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
-            return [guard for guard in guards if "V2Dir" in guard.flags]
-        except (NoGuard, NoPath):
-            return []
-        finally:
-            self._keep_guards()
+        chosen = self._guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
+        self._keep_guards()
+        return [contact for identity in chosen if (contact := _directory_contact(directory, identity))]
 
     def _look_at_clock(self) -> None:
         """After a suspend, connections are dead, and nothing would tell before timeouts did. As C tor."""
@@ -549,6 +562,18 @@ async def open_tor(
         if len(group.exceptions) == 1:
             raise group.exceptions[0] from None
         raise
+
+
+def _directory_contact(directory: Directory, identity: bytes) -> Contact | None:
+    """A relay to ask for documents, also where its microdescriptor has not come; None if it serves none."""
+    place = directory.consensus.relays.index_of(identity)
+    if place is None:
+        return None
+    status = directory.consensus.relays[place]
+    if "V2Dir" not in status.flags:
+        return None
+    known = DirectoryServer(identity, status.address, status.or_port, status.ipv6)
+    return directory.relay_at(place) or known
 
 
 def _load_state(cache: Cache, restrictions: Constraints, rng: Random) -> tuple[dict[str, Any], Guards]:

@@ -4,18 +4,22 @@ Pure: the directory, the time and the outcomes of circuits are arguments. A guar
 
     sampled     drawn from the consensus by bandwidth, and kept for months
     filtered    of those, listed in the newest consensus and allowed by the user
-    confirmed   of the sampled, has carried traffic: preferred, in the order in which that happened
+    confirmed   of the sampled, has carried traffic: preferred
     primary     the first few of the filtered: used at once where reachable, retried soon where not
 
 A circuit through another than a primary guard is built to see who answers, and used only once no better
 guard may still do so: `is_usable`, after proposal 337, which asks about guards where guard-spec compares
-circuits. One list holds the sample in order of preference: confirmed guards, then the others as sampled.
+circuits. Guards of a kind are preferred in the order of sampling, as by C tor (proposal 310).
+
+A primary guard whose microdescriptor has not come is waited for (`lacking`): whoever serves directories
+could otherwise choose when a circuit begins elsewhere. A newer consensus changes the sample at once, even
+while circuits are still built by the one before it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from math import inf
 from random import Random
@@ -77,8 +81,9 @@ class Guard:
     """One sampled guard; times in seconds since the epoch.
 
     The dates are kept, each moved into the past at random so that the file does not tell when this client
-    was used. `kept` holds what another version of torkit has written beside them. The rest is forgotten at
-    the end.
+    was used. `kept` holds what another version of torkit has written beside them. So that a command which
+    runs for a moment knows what the one before it has met, a guard that is down is kept with when it failed
+    and was last tried, as they are: its retry is due within minutes. The rest is forgotten at the end.
     """
 
     def __init__(self, identity: bytes, sampled_on: float) -> None:
@@ -107,10 +112,12 @@ class Guard:
             guard.sampled_on = guard.confirmed_on = _randomized(
                 now, DAY * PARAMETERS["guard-lifetime-days"][0] / 10, rng
             )
-        for name in ("sampled_on", "confirmed_on", "unlisted_since"):
+        for name in ("sampled_on", "confirmed_on", "unlisted_since", "failing_since", "last_tried"):
             date = kept.pop(name, None)
             if date is not None:
                 setattr(guard, name, min(_decode_date(date), now))
+        if guard.failing_since is not None:
+            guard.reachability = Reachability.NO
         return guard
 
     def to_json(self) -> dict[str, Any]:
@@ -119,6 +126,8 @@ class Guard:
             "confirmed_on": self.confirmed_on,
             "unlisted_since": self.unlisted_since,
         }
+        if self.reachability is Reachability.NO:
+            dates |= {"failing_since": self.failing_since, "last_tried": self.last_tried}
         return (
             self.kept
             | {"fingerprint": self.identity.hex().upper()}
@@ -171,11 +180,10 @@ class Guards:
                     continue
                 known.add(guard.identity)
                 sample.append(guard)
-            sample.sort(key=lambda guard: guard.confirmed_on is None)  # stable: only one edited by hand moves
         return guards, complaints
 
     def to_state(self) -> dict[str, Any]:
-        """JSON values; the guard most preferred comes first."""
+        """JSON values, the guards in the order in which they were sampled."""
         return {
             instance: [guard.to_json() for guard in sample]
             for instance, sample in self._samples.items()
@@ -184,7 +192,7 @@ class Guards:
 
     @property
     def sample(self) -> list[Guard]:
-        """The sample in use, best first."""
+        """The sample in use, in the order of sampling."""
         return self._samples[self._instance or "guards"]
 
     @property
@@ -205,35 +213,65 @@ class Guards:
         """The guard for a circuit that is built next. guard-spec, "Selecting guards for circuits".
 
         `fits` says what the rest of the path leaves. What comes of the circuit must be noted. Raises
-        NoGuard where the directory has no guard that is allowed, NoPath where none of the sample fits.
+        NoGuard where the directory has no guard that is allowed, NoPath where none of the sample fits, and
+        NoDirectory where a guard is `lacking`.
         """
-        self.update(directory, now=now, rng=rng)
-        relays = self._usable_primary(directory, "guard-n-primary-guards-to-use", fits, now)
-        if relays:
-            return self._tried(rng.choice(relays), now)
-        relay = self._choose_other(directory, fits, now, rng)
-        if relay is None and self._give_another_chance(directory, fits):
+        if names := self.lacking(directory, now=now, rng=rng):
+            raise missing_microdescs(names)
+
+        def is_wanted(guard: Guard) -> bool:
+            relay = directory.relay(guard.identity)
+            return relay is not None and fits(relay)
+
+        # A guard that does not fit takes its place among those in use all the same, as in C tor: the exit of
+        # a path must not decide how many there are.
+        count = self._param("guard-n-primary-guards-to-use")
+        primary = [one for one in self._reachable_primary(now) if directory.relay(one.identity) is not None]
+        usable = list(filter(is_wanted, primary[:count])) or list(filter(is_wanted, primary[count:]))[:1]
+        guard = rng.choice(usable) if usable else self._choose_other(is_wanted, now, rng)
+        if guard is None and self._give_another_chance(is_wanted):
             return self.choose(directory, fits, now=now, rng=rng)
-        if relay is None:
-            raise self._explain(directory, fits)
+        relay = None if guard is None else directory.relay(guard.identity)
+        if guard is None or relay is None:
+            raise self._explain(directory)
+        guard.last_tried = now
         return relay
 
-    def choose_for_directory(self, directory: Directory, *, now: float, rng: Random) -> list[Relay]:
-        """Guards to ask for directory documents, in random order. Raises NoGuard as `choose` does."""
-        self.update(directory, now=now, rng=rng)
-        relays = self._usable_primary(directory, "guard-n-primary-dir-guards-to-use", _any, now)
-        if not relays:
-            return [self.choose(directory, _any, now=now, rng=rng)]
-        rng.shuffle(relays)
-        return [self._tried(relay, now) for relay in relays]
+    def choose_for_directory(self, directory: Directory, *, now: float, rng: Random) -> list[bytes]:
+        """Identities of the guards to ask for documents, in random order; none where there is no guard.
 
-    def is_usable(self, identity: bytes, fits: Fits, *, now: float) -> bool | None:
+        Nothing but their entries in the consensus need be known of them.
+        """
+        self.update(directory, now=now, rng=rng)
+        guards = self._reachable_primary(now)[: self._param("guard-n-primary-dir-guards-to-use")]
+        if not guards:
+            guard = self._choose_other(_any, now, rng)
+            if guard is None and self._give_another_chance(_any):
+                return self.choose_for_directory(directory, now=now, rng=rng)
+            guards = [] if guard is None else [guard]
+        rng.shuffle(guards)
+        for guard in guards:
+            guard.last_tried = now
+        return [guard.identity for guard in guards]
+
+    def lacking(self, directory: Directory, *, now: float, rng: Random) -> list[str]:
+        """Nicknames of the guards that circuits may begin at, and whose microdescriptors have not come.
+
+        No circuit is built before they have. Looked at are the primary guards that may be reachable, one more
+        than are in use, as by C tor: so many are asked for at an exit that excludes one.
+        """
+        self.update(directory, now=now, rng=rng)
+        count = self._param("guard-n-primary-guards-to-use") + 1
+        relays = directory.consensus.relays
+        places = [relays.index_of(guard.identity) for guard in self._reachable_primary(now)[:count]]
+        return [relays[place].nickname for place in places if place is not None and directory.lacks(place)]
+
+    def is_usable(self, directory: Directory, identity: bytes, fits: Fits, *, now: float) -> bool | None:
         """Whether traffic may go through a circuit that is complete; None while that is not known yet.
 
         True needs a primary guard, or one of which all better ones that fit are down or slow to answer.
         False says that a better one is worth trying first. Proposal 337.
         """
-        assert self._directory is not None
         if any(guard.identity == identity for guard in self._primary):
             return True
         timeout = self._param("guard-nonprimary-guard-connect-timeout")
@@ -241,7 +279,7 @@ class Guards:
         for guard in self._by_preference():
             if guard.identity == identity:
                 break
-            relay = self._directory.relay(guard.identity)
+            relay = directory.relay(guard.identity)
             self._consider_retry(guard, now)
             if guard.reachability is Reachability.NO or relay is None or not fits(relay):
                 continue
@@ -251,55 +289,39 @@ class Guards:
             must_wait = must_wait or now - guard.pending_since < timeout
         return None if must_wait else True
 
-    def _usable_primary(self, directory: Directory, parameter: str, fits: Fits, now: float) -> list[Relay]:
-        """The first so many primary guards that may be reachable.
-
-        One that does not fit takes its place among them all the same, as in C tor: the exit of a path must
-        not decide how many guards are in use.
-        """
-        count = self._param(parameter)
-        usable: list[Relay] = []
+    def _reachable_primary(self, now: float) -> list[Guard]:
+        """The primary guards that may be reachable."""
         for guard in self._primary:
             self._consider_retry(guard, now)
-            relay = directory.relay(guard.identity)
-            if relay is None or guard.reachability is Reachability.NO:
-                continue
-            if fits(relay):
-                usable.append(relay)
-            count -= 1
-            if count <= 0 and usable:
-                break
-        return usable
+        return [guard for guard in self._primary if guard.reachability is not Reachability.NO]
 
-    def _choose_other(self, directory: Directory, fits: Fits, now: float, rng: Random) -> Relay | None:
+    def _choose_other(self, is_wanted: Callable[[Guard], bool], now: float, rng: Random) -> Guard | None:
         """The best that is not primary, may be reachable, and is not being tried already."""
         self._expand(now, rng)
-        pending: list[Relay] = []
+        pending: list[Guard] = []
         for guard in self._by_preference()[len(self._primary) :]:
             self._consider_retry(guard, now)
-            relay = directory.relay(guard.identity)
-            if relay is None or guard.reachability is Reachability.NO or not fits(relay):
+            if guard.reachability is Reachability.NO or not is_wanted(guard):
                 continue
             if self._is_pending(guard, now):
-                pending.append(relay)
+                pending.append(guard)
                 continue
             if guard.reachability is Reachability.MAYBE:
                 guard.pending_since = now
-            return self._tried(relay, now)
-        return self._tried(pending[0], now) if pending else None
+            return guard
+        return pending[0] if pending else None
 
-    def _give_another_chance(self, directory: Directory, fits: Fits) -> bool:
-        """Whether any that fits was down: when all have failed, all are tried again from the first."""
+    def _give_another_chance(self, is_wanted: Callable[[Guard], bool]) -> bool:
+        """Whether any that is wanted was down: when all have failed, all are tried again from the first."""
         down = [guard for guard in self._by_preference() if guard.reachability is Reachability.NO]
-        relays = [directory.relay(guard.identity) for guard in down]
-        if not any(relay is not None and fits(relay) for relay in relays):
+        if not any(map(is_wanted, down)):
             return False
         for guard in down:
             guard.reachability = Reachability.MAYBE
         self._have_all_failed = True
         return True
 
-    def _explain(self, directory: Directory, fits: Fits) -> NoGuard | NoPath:
+    def _explain(self, directory: Directory) -> NoGuard | NoPath:
         if not self._possible:
             return NoGuard(f"not a Guard: none of the {len(directory)} relays may be one")
         if not self._allowed:
@@ -323,12 +345,6 @@ class Guards:
             hint=hint if reasons.keys() == {"not listed"} else None,
         )
 
-    def _tried(self, relay: Relay, now: float) -> Relay:
-        guard = self._find(relay.identity)
-        if guard is not None:
-            guard.last_tried = now
-        return relay
-
     # --- what came of it --------------------------------------------------------------------------
 
     def note_reached(self, identity: bytes, *, now: float) -> None:
@@ -336,6 +352,7 @@ class Guards:
         guard = self._find(identity)
         if guard is None:
             return
+        self.has_changed = self.has_changed or guard.failing_since is not None
         guard.reachability = Reachability.YES
         guard.failing_since = guard.pending_since = None
         was_down = not 0 <= now - self._last_on_internet <= self._param("guard-internet-likely-down-interval")
@@ -354,6 +371,7 @@ class Guards:
         guard = self._find(identity)
         if guard is None:
             return
+        self.has_changed = self.has_changed or guard.reachability is not Reachability.NO
         guard.reachability = Reachability.NO
         guard.pending_since = None
         if guard.failing_since is None:
@@ -373,8 +391,6 @@ class Guards:
         if guard is None or guard.confirmed_on is not None:
             return
         guard.confirmed_on = _randomized(now, self._days("guard-lifetime-days") / 10, rng)
-        self.sample.remove(guard)
-        self.sample.insert(sum(one.confirmed_on is not None for one in self.sample), guard)
         self.has_changed = True
         self._choose_primary()
 
@@ -408,9 +424,12 @@ class Guards:
     # --- the sample -------------------------------------------------------------------------------
 
     def update(self, directory: Directory, *, now: float, rng: Random) -> None:
-        """Take note of a new directory. guard-spec, "Whenever we get a new consensus"."""
-        if directory is self._directory:
-            return
+        """Take note of a new consensus. guard-spec, "Whenever we get a new consensus"."""
+        is_first = self._directory is None
+        if self._directory is not None:
+            known, new = self._directory.consensus, directory.consensus
+            if new is known or new.valid_after < known.valid_after:
+                return
         self._directory = directory
         relays = directory.consensus.relays
         self._possible = [place for place, flags in enumerate(relays.flags) if is_possible_guard(flags)]
@@ -430,6 +449,10 @@ class Guards:
                 self.has_changed = True
         self._expand(now, rng)
         self._choose_primary()
+        if is_first and all(guard.reachability is Reachability.NO for guard in self._primary):
+            # Earlier starts have kept that all failed: rather than the guards, our network was down.
+            for guard in self.sample:
+                guard.reachability = Reachability.MAYBE
 
     def _choose_instance(self) -> None:
         """guard-spec, "State instances"."""
@@ -504,12 +527,13 @@ class Guards:
             filtered,
             key=lambda guard: 0 if guard.confirmed_on is not None else 1 if guard in self._primary else 2,
         )
-        self._primary = ranked[: self._param("guard-n-primary-guards")]
+        primary = ranked[: self._param("guard-n-primary-guards")]
+        self._primary = [guard for guard in filtered if guard in primary]
 
     def _by_preference(self) -> list[Guard]:
-        """The filtered guards, the primary ones first."""
+        """The filtered guards: the primary ones, the other confirmed ones, the rest."""
         others = [guard for guard in self.sample if self._passes(guard) and guard not in self._primary]
-        return self._primary + others
+        return self._primary + sorted(others, key=lambda guard: guard.confirmed_on is None)
 
     def _param(self, name: str) -> int:
         default, low, high = PARAMETERS[name]
@@ -530,7 +554,12 @@ def _is_reasonably_live(directory: Directory, now: float) -> bool:
     return True
 
 
-def _any(relay: Relay) -> bool:
+def missing_microdescs(names: Iterable[str]) -> NoDirectory:
+    """The error that says for which guards circuits wait."""
+    return NoDirectory(f"the microdescriptor of the guard {', '.join(names)} has not come yet")
+
+
+def _any(guard: Guard) -> bool:
     return True
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
@@ -13,13 +14,14 @@ import pytest
 import trio
 import trio.testing
 from fakes import FakeRelay, FakeStream, answer_begin_dir, http_response, ignore
-from network_docs import HOUR, TestAuthority, bare64
+from network_docs import HOUR, RelayDoc, TestAuthority, bare64
 from served import DirectoryService, authorities, fresh_relays, serve, signed_service, source_of
 
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import REASONABLY_LIVE, Consensus, parse_consensus
 from torkit.directory.directory import Directory
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, TorkitError
+from torkit.guards import Guards
 from torkit.net.bootstrap import MISSING_RETRY, ROUNDS_BEFORE_ERROR, Bootstrap
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings
@@ -73,10 +75,11 @@ async def bootstrapping(
     *,
     given: Consensus | None = None,
     authority_count: int = 0,
+    guards: Guards | None = None,
 ) -> AsyncIterator[Started]:
     """A bootstrap that runs, from one relay for each of `services`, asked in this order.
 
-    The last `authority_count` are authorities, the others fallbacks.
+    The last `authority_count` are authorities, the others fallbacks. `guards` are waited for.
     """
     relays = fresh_relays(len(services))
     asked_with: list[Directory | None] = []
@@ -91,6 +94,9 @@ async def bootstrapping(
             fallback_count = len(servers) - authority_count
             return Sources([], servers[:fallback_count], servers[fallback_count:])
 
+        def missing_guards(directory: Directory) -> list[str]:
+            return guards.lacking(directory, now=time.time(), rng=Random(1)) if guards else []
+
         async with trio.open_nursery() as nursery:
             bootstrap = Bootstrap(
                 authorities={one.v3ident: one.nickname for one in signers},
@@ -100,6 +106,7 @@ async def bootstrapping(
                 settings=CircuitSettings,
                 rng=Eager(),
                 consensus=given,
+                missing_guards=missing_guards,
             )
             nursery.start_soon(bootstrap.run)
             yield Started(bootstrap, relays, asked_with)
@@ -138,7 +145,7 @@ async def test_a_fresh_start_fetches_consensus_certificates_and_microdescs(
         assert len(directory) == 30
         assert directory.missing == ()
         assert started.bootstrap.directory is directory
-        assert started.asked_with == [None, None]
+        assert [one and len(one) for one in started.asked_with] == [None, 30]
     paths = [path.split("/")[2] for path in service.requests]
     assert paths == ["status-vote", "keys", "micro"]
 
@@ -603,6 +610,124 @@ async def test_a_network_without_guards_is_a_failure_told(
     docs = [replace(doc, flags=doc.flags.replace("Guard ", "")) for doc in DOCS]
     async with bootstrapping(tmp_path, signers, [signed_service(docs, signers)]) as started:
         assert isinstance(await refusal(started.bootstrap), NoDirectory)
+
+
+# --- The guards' microdescriptors -----------------------------------------------------------------------
+
+
+def first_guard(guards: Guards, directory: Directory) -> RelayDoc:
+    guards.update(directory, now=time.time(), rng=Random(1))
+    return next(doc for doc in DOCS if doc.identity == guards.primary[0].identity)
+
+
+async def test_a_directory_source_cannot_choose_the_guard_by_leaving_one_microdesc_out(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    """All other guards could have been used, and the next one was."""
+    guards = Guards()
+    guard = first_guard(guards, Directory(parse_consensus(service.consensus), {}))
+    hostile = signed_service(DOCS, signers)
+    hostile.hold([doc for doc in DOCS if doc is not guard])
+    async with bootstrapping(tmp_path, signers, [hostile, service], guards=guards) as started:
+        directory = await started.bootstrap.wait_ready()
+        assert directory.relay(guard.identity) is not None
+        chosen = guards.choose(directory, lambda _: True, now=time.time(), rng=Random(1))
+        assert chosen.identity == guard.identity
+        assert len(microdescs_asked_of(service)) == 1
+
+
+async def test_a_guards_microdesc_that_nobody_has_is_named_and_waited_for(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+) -> None:
+    guards = Guards()
+    guard = first_guard(guards, Directory(parse_consensus(service.consensus), {}))
+    everything = dict(service.microdescs)
+    service.hold([doc for doc in DOCS if doc is not guard])
+    async with bootstrapping(tmp_path, signers, [service], guards=guards) as started:
+        error = await refusal(started.bootstrap)
+        assert type(error) is NoDirectory
+        assert str(error) == f"the microdescriptor of the guard {guard.nickname} has not come yet"
+        service.microdescs = everything
+        await until(lambda: started.bootstrap.directory is not None)
+    assert service.requests.count(CONSENSUS_PATH) == 1
+
+
+async def test_a_guards_microdesc_missing_from_the_cache_is_fetched_before_anything_else(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    guards = Guards()
+    guard = first_guard(guards, Directory(parse_consensus(service.consensus), {}))
+    incomplete = signed_service(DOCS, signers)
+    incomplete.hold([doc for doc in DOCS if doc is not guard])
+    await fill_cache(tmp_path, signers, incomplete)
+    async with bootstrapping(tmp_path, signers, [service], guards=guards) as started:
+        directory = await started.bootstrap.wait_ready()
+        assert directory.relay(guard.identity) is not None
+        assert microdescs_asked_of(service) == [[bare64(sha256(guard.microdesc()).digest())]]
+
+
+async def test_the_old_directory_is_used_until_the_guards_new_microdesc_has_come(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+) -> None:
+    """It changes whenever the guard's onion key does, every four weeks."""
+    service = stale_service(signers)
+    guards = Guards()
+    async with bootstrapping(tmp_path, signers, [service], guards=guards) as started:
+        old = await started.bootstrap.wait_ready()
+        guard = first_guard(guards, old)
+        changed = [doc if doc is not guard else replace(doc, ntor_onion_key=bytes(32)) for doc in DOCS]
+        newer = signed_service(changed, signers)
+        service.consensus = newer.consensus
+        await until(lambda: service.requests.count(CONSENSUS_PATH) == 2)
+        await trio.sleep(5 * MINUTE)
+        assert started.bootstrap.directory is old
+        assert len(microdescs_asked_of(service)) > 3
+        service.microdescs = newer.microdescs
+        await until(lambda: started.bootstrap.directory is not old)
+        assert started.bootstrap.directory is not None
+        relay = started.bootstrap.directory.relay(guard.identity)
+        assert relay is not None
+        assert relay.ntor_onion_key == bytes(32)
+
+
+async def test_a_directory_that_waits_for_a_guard_is_not_used_for_ever(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = stale_service(signers)
+    guards = Guards()
+    async with bootstrapping(tmp_path, signers, [service], guards=guards) as started:
+        old = await started.bootstrap.wait_ready()
+        guard = first_guard(guards, old)
+        changed = [doc if doc is not guard else replace(doc, ntor_onion_key=bytes(32)) for doc in DOCS]
+        real_time = time.time
+        later = old.consensus.valid_until + REASONABLY_LIVE - MINUTE
+        service.consensus = signed_service(changed, signers, valid_after=int(later) - HOUR).consensus
+        monkeypatch.setattr(time, "time", lambda: later)
+        await until(lambda: service.requests.count(CONSENSUS_PATH) == 2)
+        await trio.sleep(MINUTE)
+        assert started.bootstrap.directory is old
+        monkeypatch.setattr(time, "time", lambda: later + 2 * MINUTE)
+        await until(lambda: started.bootstrap.directory is None)
+        monkeypatch.setattr(time, "time", real_time)
+
+
+async def test_what_is_missing_is_fetched_at_once_for_whoever_cannot_go_on_without(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+) -> None:
+    everything = dict(service.microdescs)
+    service.hold(DOCS[:-1])
+    async with bootstrapping(tmp_path, signers, [service]) as started:
+        await started.bootstrap.wait_ready()
+        await until(lambda: started.bootstrap.failure is None and service.requests)
+        await trio.sleep(MINUTE)
+        service.microdescs = everything
+        began = trio.current_time()
+        started.bootstrap.hurry()
+        await until(lambda: started.bootstrap.directory and not started.bootstrap.directory.missing)
+        assert trio.current_time() - began < MINUTE
 
 
 # --- Growing old ---------------------------------------------------------------------------------------

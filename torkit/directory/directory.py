@@ -191,6 +191,10 @@ class Directory:
         """Whether the microdescriptor of the relay at this place is held."""
         return self.consensus.relays.digests[index] in self._microdescs
 
+    def lacks(self, index: int) -> bool:
+        """Whether the relay at this place has a microdescriptor, and it is not held."""
+        return bool(self.consensus.relays.digests[index]) and not self.has_microdesc(index)
+
     def indexes_with_family_ids(self) -> list[int]:
         """The places of the relays that are certified members of a family, as far as it is known."""
         digests = self.consensus.relays.digests

@@ -27,6 +27,7 @@ from torkit.directory.directory import CountryOf, Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, NothingNewer, StorageError, TorkitError
+from torkit.guards import missing_microdescs
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
@@ -64,7 +65,8 @@ Verified = tuple[Consensus, tuple[AuthorityCertificate, ...]]
 class Bootstrap:
     """Run `run` in a task; `directory` is the newest usable one, or None until there is one.
 
-    A newer one that lacks too many microdescriptors does not replace it until they have come.
+    A newer one that lacks too many microdescriptors, or one of a guard in use, does not replace it until they
+    have come.
 
     `authorities` maps v3 identities, 20 bytes, to nicknames.
     """
@@ -80,9 +82,11 @@ class Bootstrap:
         rng: Random,
         consensus: Consensus | None = None,
         country_of: CountryOf | None = None,
+        missing_guards: Callable[[Directory], list[str]] = lambda directory: [],
     ) -> None:
         """`settings` are for circuits to directories, `country_of` is for the directories that are made.
 
+        `missing_guards` names the guards without whose microdescriptors a directory may not be used.
         With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
         """
         self.directory: Directory | None = None
@@ -95,10 +99,12 @@ class Bootstrap:
         self._authorities = authorities
         self._cache = cache
         self._progress = channels.progress
-        self._servers = DirectoryServers(channels, lambda: sources(self.directory), settings, rng)
+        self._servers = DirectoryServers(channels, lambda: sources(self._newest), settings, rng)
         self._rng = rng
         self._given = consensus
         self._country_of = country_of
+        self._missing_guards = missing_guards
+        self._is_hurried = trio.Event()
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
         self._untimely: Verified | None = None  # the newest of this round that is good but for its times
         self._backoff = 0.0  # seconds
@@ -176,7 +182,14 @@ class Bootstrap:
                 failed_rounds = 0
                 if self._has_consensus.is_set():
                     self.failure = None
-            await self._sleep(wait)
+                self._is_hurried = trio.Event()
+                await self._sleep(wait, self._is_hurried)
+                continue
+            await self._sleep(wait, trio.Event())
+
+    def hurry(self) -> None:
+        """Fetch what is missing now, for whoever cannot go on without it; not sooner after a failure."""
+        self._is_hurried.set()
 
     async def _advance(self) -> float:
         """One round: a consensus that is fresh, its microdescriptors; seconds until the next round."""
@@ -226,7 +239,7 @@ class Bootstrap:
         self._backoff = next_backoff(self._backoff, self._rng)
         return max(self._backoff, self._servers.wait_seconds())
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float, is_hurried: trio.Event) -> None:
         """Sleep `seconds` of either clock, the wall's and old circuits being looked at every CLOCK_CHECK.
 
         When the wall clock has run ahead, the computer was suspended or its clock set: what is known of
@@ -234,8 +247,9 @@ class Bootstrap:
         """
         ends_at = trio.current_time() + seconds
         watch = ClockWatch()
-        while (remaining := ends_at - trio.current_time()) > 0:
-            await trio.sleep(min(remaining, CLOCK_CHECK))
+        while (remaining := ends_at - trio.current_time()) > 0 and not is_hurried.is_set():
+            with trio.move_on_after(min(remaining, CLOCK_CHECK)):
+                await is_hurried.wait()
             self._servers.close_worn()
             if watch.has_jumped():
                 self._servers.forget()
@@ -423,7 +437,7 @@ class Bootstrap:
         self._newest = Directory(consensus, self._microdescs, self._country_of)
         if _is_live(consensus, time.time()):
             self._has_consensus.set()
-        if self._newest.is_usable():
+        if self._newest.is_usable() and not self._missing_guards(self._newest):
             self.directory = self._newest
             self.on_directory(self.directory)
             self.is_ready.set()
@@ -431,20 +445,29 @@ class Bootstrap:
 
     def _drop(self) -> None:
         """Nothing at hand may be used any more."""
-        self.directory = self._newest = None
+        self._newest = None
+        self._stop_using()
+
+    def _stop_using(self) -> None:
+        self.directory = None
         if self.is_ready.is_set():
             self.is_ready = trio.Event()
 
     async def _fetch_microdescs(self) -> None:
-        """Fetch what the newest directory lacks. Raises the last error if it is not usable without."""
+        """Fetch what the newest directory lacks. Raises why it may not be used without."""
         assert self._newest is not None
         failures: list[TorkitError] = []
         if self._newest.missing:
             await self._fetch_missing(self._newest, failures)
-        if self.directory is not self._newest:
-            if failures:
-                raise diagnose(failures)
-            raise NoDirectory("too few relays are known to build circuits")
+        if self.directory is self._newest:
+            return
+        if self.directory and time.time() > self.directory.consensus.valid_until + REASONABLY_LIVE:
+            self._stop_using()
+        error = diagnose(failures) if failures else NoDirectory("too few relays are known to build circuits")
+        names = self._missing_guards(self._newest)
+        if names and self._newest.is_usable() and type(error) is NoDirectory:
+            raise missing_microdescs(names) from error
+        raise error
 
     async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
         # In this order no source sees which relays stand together in our list; it is also C tor's.
