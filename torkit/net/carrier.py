@@ -6,12 +6,10 @@ streams:
 
     the client ends its direction   nothing is told to the peer; what the peer sends is still carried
     the client is gone              the stream ends (sockdiag.py tells the two apart)
-    the peer ends in good order     the client gets every byte, then the end of file
-    anything else goes wrong        the client's connection is reset, so that no cut looks like an end
+    the peer ends, or Tor fails     the client gets what has arrived; how it learns of the end: farewell.py
 """
 
 import socket
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
@@ -42,8 +40,8 @@ class Home(Protocol):
 class Carrier:
     """Told by the pump what the socket does, and by the stream what came of it.
 
-    `end` is called once, at the end: with None where the peer ended in good order and the client has every
-    byte, otherwise with what went wrong.
+    `end` is called once: with None where the peer ended in good order, with a TorkitError where it did not,
+    with an OSError where the client's socket failed. The stream may still hold bytes for the client.
     """
 
     def __init__(
@@ -79,13 +77,12 @@ class Carrier:
             return
         try:
             is_pushed = self._stream.push(self._socket.fileno())
-            is_done = is_pushed and self._stream.is_over()
-        except (OSError, TorkitError) as error:
+        except OSError as error:
             self._finish(error)
         else:
             self._home.pump.watch_writing(self._source, not is_pushed)
-            if is_done:
-                self._finish(None)
+            if self._stream.has_ended:
+                self._finish(self._stream.failure)
 
     def on_xon(self) -> None:
         """The peer takes data again, or at another rate."""
@@ -163,37 +160,3 @@ class Carrier:
                 self._scope.cancel()
                 trio.lowlevel.notify_closing(self._socket)
             self._end(failure)
-
-
-class Farewell:
-    """Lets a client read what was said last: a close with bytes of its own unread would take that back.
-
-    `close` is called when it has ended its direction too; when it takes too long is the caller's to say.
-    """
-
-    def __init__(self, pump: Pump, sock: socket.socket, source: Local, close: Callable[[], None]) -> None:
-        self._socket = sock
-        self._close = close
-        source.owner = self
-        source.feed(None)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            close()
-            return
-        pump.watch_writing(source, False)
-        pump.watch_reading(source, True)
-
-    def on_pump(self, what: Any) -> None:
-        try:
-            if self._socket.recv(READ_SIZE):
-                return
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            pass
-        self._close()
-
-    def on_fault(self, error: InternalError) -> None:
-        self._close()

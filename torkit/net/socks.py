@@ -11,7 +11,6 @@ Destinations are never logged.
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -21,7 +20,8 @@ from typing import Any, NoReturn, Protocol
 import trio
 
 from torkit.errors import EndReason, InternalError, StreamClosed, TimedOut, TorkitError, UsageError
-from torkit.net.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, READ_SIZE, Carrier, Farewell
+from torkit.net.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, READ_SIZE, Carrier
+from torkit.net.farewell import AT_ONCE, Farewells
 from torkit.net.pump import Pump
 from torkit.net.sockdiag import SockDiag
 from torkit.net.stream import Stream
@@ -44,9 +44,6 @@ CONNECT_TIMEOUT = 120.0  # seconds
 
 # How long the first attempt has, on a circuit that was ready, as C tor's.
 FIRST_ATTEMPT_TIMEOUT = 10.0  # seconds
-
-# How long a client may take to read what was said last, once nothing more will be carried.
-LINGER_TIMEOUT = 2.0  # seconds
 
 # Each has one descriptor; half of the usual soft limit of 1,024 is left for relays and files.
 MAX_CLIENTS = 512
@@ -129,8 +126,8 @@ async def serve_socks(
         proxy = _Proxy(nursery, begin, connect, resolve, max_clients, frozenset(isolate), names_only)
         try:
             proxy.listen(listeners)
-            for deadlines in (proxy.handshakes, proxy.attempts, proxy.farewells):
-                nursery.start_soon(deadlines.run)
+            for waiting in (proxy.handshakes, proxy.attempts, proxy.farewells):
+                nursery.start_soon(waiting.run)
             await proxy.look()
         finally:
             proxy.close()
@@ -159,7 +156,7 @@ class _Proxy:
         self.kernel = SockDiag()
         self.handshakes = _Deadlines(HANDSHAKE_TIMEOUT, _Client.give_up_handshake)
         self.attempts = _Deadlines(FIRST_ATTEMPT_TIMEOUT, _Client.give_up_attempt)
-        self.farewells = _Deadlines(LINGER_TIMEOUT, _Client.close)
+        self.farewells = Farewells(self.pump)
         self._clients: set[_Client] = set()
         self._max_clients = max_clients
         self._listeners: list[_Listener] = []
@@ -197,7 +194,7 @@ class _Proxy:
 
     def forget(self, client: "_Client") -> None:
         had_room = self.has_room
-        for deadlines in (self.handshakes, self.attempts, self.farewells):
+        for deadlines in (self.handshakes, self.attempts):
             deadlines.discard(client)
         self._clients.discard(client)
         if not had_room:
@@ -457,12 +454,13 @@ class _Client:
 
     def _end(self, failure: Exception | None) -> None:
         """The carrier has done its work; `failure` is why it could not do all."""
-        if failure is None:
-            self._part(b"")
-        else:
-            if isinstance(failure, TorkitError):
-                logger.info("a stream failed: %s", failure)
-            self.close()
+        if isinstance(failure, TorkitError):
+            logger.info("a stream failed: %s", failure)
+        if isinstance(failure, OSError) or not self._source.is_watched:
+            return self.close()
+        if self._stream is not None and not self._stream.has_ended:  # by a fault of ours
+            self._close_stream()
+        return self._bid_farewell(self._stream, is_whole=failure is None)
 
     def look(self) -> None:
         """End if the client is gone, which nothing need tell while nothing is read or written."""
@@ -495,13 +493,14 @@ class _Client:
 
     def _part(self, last_words: bytes) -> None:
         """Say the last that will be said, and let the client read it."""
-        self._proxy.handshakes.discard(self)
         self._close_stream()
         if not self._source.is_watched or ((self._answer or last_words) and not self._send(last_words)):
             return self.close()
-        self._proxy.farewells.add(self)
-        Farewell(self._proxy.pump, self._socket, self._source, self.close)
-        return None
+        return self._bid_farewell(None, is_whole=True)
+
+    def _bid_farewell(self, stream: Stream | None, *, is_whole: bool) -> None:
+        self._proxy.handshakes.discard(self)
+        self._proxy.farewells.begin(self._socket, self._source, stream, is_whole=is_whole, close=self.close)
 
     def _close_stream(self) -> None:
         if self._stream is not None:
@@ -515,6 +514,7 @@ class _Client:
     def close(self) -> None:
         """Let go of everything, once. The client sees a reset, unless all was said."""
         self._proxy.forget(self)
+        self._proxy.farewells.discard(self._source)
         self._proxy.pump.remove(self._source)
         if self._scope is not None:
             self._scope.cancel()
@@ -565,10 +565,10 @@ def _set_options(listener: socket.socket) -> None:
     """What accepted sockets inherit.
 
     The kernel asks whether a silent client is still there. And whatever closes its socket resets the
-    connection, until all has been said in good order: no cut may look like an end.
+    connection, until all has been said in good order (farewell.py): no cut may look like an end.
     """
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)

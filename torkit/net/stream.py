@@ -71,7 +71,7 @@ class Stream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
         self._check_open()
         while not self._is_connected:
-            if self._has_ended:
+            if self.has_ended:
                 raise self._broken()
             await self._is_readable.park()
             self._check_open()
@@ -88,7 +88,7 @@ class Stream(trio.abc.Stream):
             try:
                 while self._unsent:
                     self._check_open()
-                    if self._has_ended:
+                    if self.has_ended:
                         raise self._broken()
                     go_on_at = self._seal()
                     if self._unsent:
@@ -176,15 +176,25 @@ class Stream(trio.abc.Stream):
         """Whether the peer has ended in good order; there may be more to read. Raises StreamBroken."""
         if self._end is EndReason.DONE and self._is_connected:
             return True
-        if self._has_ended:
+        if self.has_ended:
             raise self._broken()
         return False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the peer has ended it, or its circuit has; there may be more to read."""
+        return self._end is not None or self._failure is not None
+
+    @property
+    def queued(self) -> int:
+        """Bytes that have arrived and were not taken."""
+        return self._core.queued
 
     @property
     def failure(self) -> StreamBroken | None:
         """Why it has ended other than in good order, or before it was connected; None otherwise."""
         is_good = self._end is EndReason.DONE and self._is_connected
-        return self._broken() if self._has_ended and not is_good else None
+        return self._broken() if self.has_ended and not is_good else None
 
     @property
     def is_connected(self) -> bool:
@@ -214,10 +224,6 @@ class Stream(trio.abc.Stream):
     def _check_open(self) -> None:
         if self._is_closed:
             raise trio.ClosedResourceError("this stream was closed here")
-
-    @property
-    def _has_ended(self) -> bool:
-        return self._end is not None or self._failure is not None
 
     def _broken(self) -> StreamBroken:
         if self._end is not None:

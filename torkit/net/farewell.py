@@ -1,0 +1,187 @@
+"""The end of a client's connection: it gets all that has arrived for it, then learns how its stream ended.
+
+    the stream ended in good order, or was refused      every byte, then the end of file
+    the stream failed, or its circuit did               every byte, then a reset: no cut looks like an end
+
+A reset takes back what the kernel has not delivered yet. So it waits until the client's side has acknowledged
+every byte, which the kernel can be asked for (SIOCOUTQ) and does not tell by itself. A client that reads late
+is waited for, as long as it goes on taking bytes now and then. What it sends meanwhile is read and dropped:
+many programs read nothing before they have written all.
+"""
+
+import fcntl
+import socket
+import struct
+import termios
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import trio
+
+from torkit._fast.pump import Local
+from torkit.errors import InternalError
+from torkit.net.pump import Pump
+from torkit.net.stream import Stream
+
+READ_SIZE = 65_536  # bytes, as carrier.py's
+
+# Implementation limits.
+LOOK_INTERVAL = 0.05  # seconds between questions to the kernel; a delayed acknowledgement takes 40 ms
+LINGER_TIMEOUT = 2.0  # seconds that a client which has every byte has to end its own direction
+
+# Seconds without a byte taken after which a client is reset; about as long as Linux by itself tries to
+# deliver what a program has left behind. (C tor waits for 15 s, and then leaves the rest to the kernel.)
+FAREWELL_TIMEOUT = 300.0
+
+# Bytes that streams which are over may hold for the clients of one proxy: 64 full windows. Beyond, those who
+# have waited longest are reset. The kernel bounds its own part (tcp_wmem, tcp_mem).
+FAREWELL_BYTES_MAX = 16 << 20
+
+AT_ONCE = struct.pack("ii", 1, 0)  # struct linger: a close resets the connection
+IN_ORDER = struct.pack("ii", 0, 0)  # struct linger: the kernel goes on delivering after a close
+
+
+class Farewells:
+    """The clients of one proxy whose streams are over."""
+
+    def __init__(self, pump: Pump) -> None:
+        self.pump = pump
+        self._waiting: dict[Local, Farewell] = {}  # the longest waiting first
+        self._is_needed = trio.Event()
+
+    def begin(
+        self,
+        sock: socket.socket,
+        source: Local,
+        stream: Stream | None,
+        *,
+        is_whole: bool,
+        close: Callable[[], None],
+    ) -> None:
+        """Deliver what `stream` still holds; then the end of file, or a reset where it is not `is_whole`.
+
+        `close` is called once, to close `sock`, unless `discard` was called first.
+        """
+        farewell = self._waiting[source] = Farewell(self.pump, sock, source, stream, is_whole, close)
+        farewell.push()
+        self._is_needed.set()
+        if farewell.held:
+            self._bound_held()
+
+    def _bound_held(self) -> None:
+        """Reset those who have waited longest, but never the newest, until the streams hold little enough."""
+        *older, newest = [farewell for farewell in self._waiting.values() if farewell.held]
+        held = newest.held + sum(farewell.held for farewell in older)
+        for farewell in older:
+            if held <= FAREWELL_BYTES_MAX:
+                return
+            held -= farewell.held
+            farewell.give_up()
+
+    def discard(self, source: Local) -> None:
+        """Forget the client, whose socket is being closed."""
+        self._waiting.pop(source, None)
+
+    async def run(self) -> NoReturn:
+        while True:
+            await self._is_needed.wait()
+            self._is_needed = trio.Event()
+            while self._waiting:
+                await trio.sleep(LOOK_INTERVAL)
+                for farewell in list(self._waiting.values()):
+                    farewell.look()
+
+
+class Farewell:
+    """Owns the socket's place in the pump from its beginning on."""
+
+    def __init__(
+        self,
+        pump: Pump,
+        sock: socket.socket,
+        source: Local,
+        stream: Stream | None,
+        is_whole: bool,
+        close: Callable[[], None],
+    ) -> None:
+        self._pump = pump
+        self._socket = sock
+        self._source = source
+        self._stream = stream
+        self._is_whole = is_whole
+        self._close = close
+        self._has_ended = False  # the client, its direction
+        self._left = -1
+        self._taken_at = trio.current_time()
+        source.owner = self
+        source.feed(None)
+        pump.watch_reading(source, True)
+
+    @property
+    def held(self) -> int:
+        """Bytes that the stream still holds."""
+        return 0 if self._stream is None else self._stream.queued
+
+    def push(self) -> None:
+        """Write what the stream holds, as far as the socket takes it, and end what can be ended."""
+        try:
+            if self._stream is not None:
+                is_pushed = self._stream.push(self._socket.fileno())
+                self._pump.watch_writing(self._source, not is_pushed)
+                if not is_pushed:
+                    return
+                self._stream = None
+            if self._is_whole:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, IN_ORDER)
+                self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close()
+            return
+        self.look()
+
+    def look(self) -> None:
+        """Close if the client has all, or has taken nothing for too long."""
+        now = trio.current_time()
+        left = self.held + undelivered(self._socket.fileno())
+        if left != self._left:
+            self._left, self._taken_at = left, now
+        if now - self._taken_at >= FAREWELL_TIMEOUT:
+            self.give_up()
+        elif self._stream is None and self._is_whole and self._has_ended:
+            self._close()  # the kernel delivers the rest
+        elif left == 0 and (not self._is_whole or now - self._taken_at >= LINGER_TIMEOUT):
+            self._close()
+
+    def give_up(self) -> None:
+        """Reset the connection, whatever has not been delivered."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+        self._close()
+
+    def on_pump(self, what: Any) -> None:
+        if what is False:
+            return self.push()
+        if not self._source.is_watched:
+            return self._close()
+        try:
+            if self._socket.recv(READ_SIZE):
+                return None
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return self._close()
+        self._has_ended = True
+        self._pump.watch_reading(self._source, False)
+        self.look()
+        return None
+
+    def on_fault(self, error: InternalError) -> None:
+        self.give_up()
+
+
+def undelivered(descriptor: int) -> int:
+    """Bytes written to a socket that its peer has not acknowledged, and the end of file; 0 if unknown."""
+    try:
+        [count] = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))  # SIOCOUTQ
+    except OSError:
+        return 0
+    return int(count)
