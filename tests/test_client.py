@@ -21,6 +21,7 @@ from fakes import (
     FakeRelay,
     FakeStream,
     answer_begin,
+    answer_extend2,
     answer_versions,
     http_response,
     ignore,
@@ -794,6 +795,28 @@ async def test_a_stream_waits_for_circuits_until_it_is_too_old(
         with pytest.raises(TimedOut):
             await tor.connect("web.test", 80)
         assert trio.current_time() - started == pytest.approx(STREAM_TIMEOUT, abs=1)
+
+
+async def test_a_stream_waits_while_circuits_cannot_be_built(
+    tmp_path: Path, patient_clock: trio.testing.MockClock
+) -> None:
+    """It was refused after eight attempts, within a second."""
+    async with served_tor(tmp_path, padding=Padding.OFF) as (tor, network):
+        tor.new_identity()
+        guards = [fake for name, fake in network.relays.items() if name.startswith("guard")]
+        for fake in guards:
+            fake.on_extend2 = lambda circuit, number, cell: circuit.destroy()
+        started = trio.current_time()
+
+        async def recover() -> None:
+            await trio.sleep(STREAM_TIMEOUT - 30)
+            for fake in guards:
+                fake.on_extend2 = answer_extend2
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recover)
+            await tor.connect("web.test", 80)
+        assert trio.current_time() - started < STREAM_TIMEOUT
 
 
 async def test_a_connect_given_up_sends_end(tmp_path: Path) -> None:

@@ -638,15 +638,6 @@ async def test_a_step_that_failed_is_tried_again_where_there_is_no_other() -> No
         assert (await pool.acquire()).path[-1] == pool.exits[0]
 
 
-async def test_the_last_failure_is_told_and_the_next_request_begins_anew() -> None:
-    async with open_pool() as pool:
-        pool.fakes[1].on_extend2 = failing_at_first(BUILD_ATTEMPTS)
-        with pytest.raises(CircuitClosed):
-            await pool.acquire()
-        assert len(pool.fakes[0].circuits) == BUILD_ATTEMPTS
-        assert (await pool.acquire()).error is None
-
-
 async def test_a_given_path_is_tried_once() -> None:
     async with open_pool() as pool:
         pool.fakes[1].on_extend2 = failing_at_first(1)
@@ -926,8 +917,8 @@ async def test_paths_that_were_given_do_not_count() -> None:
 async def test_a_guard_that_is_dropped_gets_no_circuit() -> None:
     async with open_pool() as pool:
         pool.counts.is_disabled = True
-        with pytest.raises(CircuitClosed, match="used no more"):
-            await pool.acquire()
+        with pytest.raises(TimedOut, match="used no more"):
+            await pool.circuits.acquire(80, isolation="a", give_up_at=trio.current_time() + 0.5)
 
 
 @pytest.mark.parametrize("answers", [True, False])

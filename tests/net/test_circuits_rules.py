@@ -46,6 +46,7 @@ class Rules:
         self.pool = pool
         self.clock = clock
         self.exits = list(pool.exits)
+        self.path = (*pool.path[:2], self.exits[1])
         self.gone: set[bytes] = set()
         self.identity = 0
         self.given: list[Circuit] = []
@@ -57,7 +58,7 @@ class Rules:
         self, isolation: str, port: int | None, excluded: tuple[int, ...], with_path: bool, waits: bool
     ) -> None:
         identities = {self.exits[n].identity for n in excluded}
-        path = (*self.pool.path[:2], self.exits[1]) if with_path else None
+        path = self.path if with_path else None
         options: dict[str, Any] = {"isolation": isolation, "path": path, "excluded": identities}
         try:
             if waits:
@@ -99,7 +100,8 @@ class Rules:
         elif what == "list":
             self.gone = {self.pool.fakes[n].rsa_identity for n in value}
             self.retired.update(c for c in self.given if any(r.identity in self.gone for r in c.path))
-            self.pool.exits[:] = [one for one in self.exits if one.identity not in self.gone]
+            is_open = self.gone.isdisjoint(fake.rsa_identity for fake in self.pool.fakes[:2])
+            self.pool.exits[:] = [one for one in self.exits if is_open and one.identity not in self.gone]
             left_out = (self.pool.fakes[n] for n in value)
             self.pool.circuits.note_directory(directory_of(self.pool, *left_out, policies=POLICIES))
         elif self.given:

@@ -113,7 +113,7 @@ class Attempts:
 
     async def _acquire_without(self, excluded: Collection[bytes]) -> Circuit | None:
         """A circuit to another exit than `excluded`; None when time is up."""
-        with trio.move_on_at(self._give_up_at):
+        try:
             return await self._circuits.acquire(
                 self._port,
                 is_ipv6=self._port is not None and ":" in self._host,
@@ -121,9 +121,12 @@ class Attempts:
                 identity=self._identity,
                 path=self._path,
                 excluded=excluded,
+                give_up_at=self._give_up_at,
             )
-        self._failure = self._failure or TimedOut(f"no circuit was built within {STREAM_TIMEOUT:g} s")
-        return None
+        except TimedOut as error:
+            if self._failure is None or _reason_of(self._failure) in _BROKEN_CIRCUIT:
+                self._failure = error  # why there was no other circuit says more than how one ended
+            return None
 
     def _note_timeout(self, circuit: Circuit) -> None:
         """Nobody has answered in time."""
@@ -137,7 +140,7 @@ class Attempts:
         exit_identity = circuit.path[-1].identity
         self._exits.add(exit_identity)
         self._failure = error
-        reason = error.reason if isinstance(error, StreamClosed) else EndReason.DESTROY
+        reason = _reason_of(error)
         address = error.address if isinstance(error, StreamClosed) else None
         if reason in _BROKEN_CIRCUIT:
             self._failure_count += 1
@@ -163,3 +166,8 @@ class Attempts:
         circuit.watch.note_given_up()
         if self._refusal_count and self._path is not None:
             raise error
+
+
+def _reason_of(failure: TorkitError) -> EndReason:
+    """Why an attempt failed: what is not a stream's end was its circuit's."""
+    return failure.reason if isinstance(failure, StreamClosed) else EndReason.DESTROY

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Hashable
 from contextlib import suppress
 from ipaddress import IPv4Address
 from itertools import pairwise
+from math import inf
 from random import Random
 
 import trio
@@ -30,6 +31,7 @@ from torkit.errors import (
     TorkitError,
     UsageError,
 )
+from torkit.net.building import Turns, rest
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
@@ -53,7 +55,7 @@ SPARE_COUNT = 2
 MAX_RELAY_EARLY = 8
 
 # Implementation limits.
-BUILD_ATTEMPTS = 8  # paths tried for one request before its last error is the answer
+BUILD_ATTEMPTS = 8  # paths tried for one request before it rests
 PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 MAX_SPARES = 14  # clean circuits at which no more are built ahead, as C tor; path-spec says 12
 EXPIRY_CHECK = 30.0  # seconds between looks at which circuits have served, as C tor
@@ -101,8 +103,10 @@ class Circuits:
         self._is_usable = is_usable
         self._circuits: list[_Entry] = []
         self._building: dict[Hashable, trio.Event] = {}
+        self.turns = Turns()
         self.identity = 0  # how often `renew` was called
         self._spare_is_wanted = trio.Event()
+        self._is_built = trio.Event()  # the next circuit
 
     def take_ready(
         self,
@@ -127,29 +131,52 @@ class Circuits:
         identity: int | None = None,
         path: Path | None = None,
         excluded: Collection[bytes] = (),
+        give_up_at: float = inf,
     ) -> Circuit:
         """A circuit whose exit allows `port`, shared with streams of an equal `isolation` only.
 
         `identity` is that of when the stream began, if it is tried again: where it has been renewed since,
         the stream may share with no later ones. With `path` the circuit goes exactly there. Equal requests
-        wait for one build, not each for its own. Raises NoPath, or what ended the last of BUILD_ATTEMPTS
-        builds.
+        wait for one build, not each for its own.
+
+        Builds that fail are repeated, after BUILD_ATTEMPTS with rests between them, and a directory is waited
+        for. Raises NoPath or NoGuard at once, TimedOut with the last failure at `give_up_at`; with `path`,
+        what ended the one build.
         """
-        isolation = self._isolation(isolation, self.identity if identity is None else identity, path)
-        while True:
-            entry = self._find(port, is_ipv6, isolation, path, excluded)
-            if entry is not None:
-                return self._claim(entry, isolation, port, path)
-            if isolation not in self._building:
-                break
-            await self._building[isolation].wait()
-        built = self._building[isolation] = trio.Event()
-        try:
-            entry = await self._build_any(port, is_ipv6, path, excluded)
-            return self._claim(entry, isolation, port, path)
-        finally:
-            del self._building[isolation]
-            built.set()
+        request_isolation = (self.identity if identity is None else identity, isolation)
+        isolation = self._isolation(isolation, request_isolation[0], path)
+        failure: TorkitError | None = None
+        rest_count, rest_until = 0, -inf
+        with trio.move_on_at(give_up_at):
+            while True:
+                entry = self._find(port, is_ipv6, isolation, path, excluded)
+                if entry is not None:
+                    return self._claim(entry, isolation, port, path)
+                if isolation in self._building:
+                    await self._building[isolation].wait()
+                    continue
+                if trio.current_time() < rest_until:
+                    with trio.move_on_at(rest_until):
+                        await self._is_built.wait()
+                    continue
+                built = self._building[isolation] = trio.Event()
+                try:
+                    attempts = BUILD_ATTEMPTS if failure is None else 1
+                    entry = await self._build_any(port, is_ipv6, path, excluded, request_isolation, attempts)
+                    return self._claim(entry, isolation, port, path)
+                except TorkitError as error:
+                    if path is not None or not self._may_pass(error):
+                        raise
+                    failure = diagnose([error])
+                finally:
+                    del self._building[isolation]
+                    built.set()
+                seconds = rest(rest_count, self._rng)
+                logger.info("no circuit for a request yet, next try in %.1f s: %s", seconds, failure)
+                rest_count, rest_until = rest_count + 1, trio.current_time() + seconds
+        if failure is None:
+            raise TimedOut("no circuit was built in time")
+        raise TimedOut(f"no circuit was built in time: {failure}", hint=failure.hint) from failure
 
     def _isolation(self, isolation: Hashable, identity: int, path: Path | None) -> Hashable:
         """What keeps a request apart: also from those of another identity, or with another given path."""
@@ -193,21 +220,33 @@ class Circuits:
         if self._predicted.note(port, now=trio.current_time(), rng=self._rng):
             self._spare_is_wanted.set()
 
+    def _may_pass(self, error: TorkitError) -> bool:
+        """Whether what kept a circuit from being built may be gone soon; a lost directory may come back."""
+        return error.retry is Retry.NOW or (isinstance(error, NoDirectory) and self._directory is not None)
+
     async def _build_any(
-        self, port: int | None, is_ipv6: bool, path: Path | None, excluded: Collection[bytes]
+        self,
+        port: int | None,
+        is_ipv6: bool,
+        path: Path | None,
+        excluded: Collection[bytes],
+        isolation: Hashable = None,
+        attempts: int = BUILD_ATTEMPTS,
     ) -> "_Entry":
+        """Build one, each attempt in a turn of `isolation`. Raises what ended the last of `attempts`."""
         failed: set[tuple[bytes, bytes]] = set()
-        for attempt in range(BUILD_ATTEMPTS):
-            relays = path or self._choose_without(failed, port, is_ipv6, excluded)
-            try:
-                return await self.build(
-                    relays, is_ours=path is None, is_stable=path is None and port in LONG_LIVED_PORTS
-                )
-            except TorkitError as error:
-                if error.retry is not Retry.NOW or path is not None or attempt == BUILD_ATTEMPTS - 1:
-                    raise
-                if isinstance(error, CircuitClosed) and error.hop is not None:
-                    failed.update(_steps(relays[max(error.hop - 2, 0) : error.hop]))
+        for attempt in range(attempts):
+            async with self.turns.take(isolation):
+                relays = path or self._choose_without(failed, port, is_ipv6, excluded)
+                try:
+                    return await self.build(
+                        relays, is_ours=path is None, is_stable=path is None and port in LONG_LIVED_PORTS
+                    )
+                except TorkitError as error:
+                    if error.retry is not Retry.NOW or path is not None or attempt == attempts - 1:
+                        raise
+                    if isinstance(error, CircuitClosed) and error.hop is not None:
+                        failed.update(_steps(relays[max(error.hop - 2, 0) : error.hop]))
         raise AssertionError("unreachable")
 
     def _choose_without(
@@ -248,6 +287,8 @@ class Circuits:
                 raise CircuitClosed("a relay has left the directory while a circuit was built")
             entry.note_directory(self._directory)
         self._circuits.append(entry)
+        self._is_built.set()
+        self._is_built = trio.Event()
         circuit.on_end = lambda: self._forget(entry)
         return entry
 
@@ -320,8 +361,11 @@ class Circuits:
             idle = sum(entry.dirty_since is None for entry in self._circuits)
             if not self._build_times.is_learning or idle >= param("cbtmaxopencircs", 10, 0, 14):
                 continue
+            if not self.turns.has_room:
+                continue
             with suppress(TorkitError):
-                await self.build(self._choose_path(None, False, ()), is_ours=True)
+                async with self.turns.take(None):
+                    await self.build(self._choose_path(None, False, ()), is_ours=True)
 
     async def _wait_for_guard(self, circuit: Circuit) -> None:
         """Until no better guard may still answer. Raises CircuitClosed if one is worth a try."""
@@ -383,8 +427,9 @@ class Circuits:
     async def keep_spares(self, count: int = SPARE_COUNT) -> None:
         """Keep `count` clean circuits ready for each port that is expected; never returns.
 
-        Those that have served are closed, and those for which nobody came. Says what is in the way if that
-        goes on, and when it is gone: nobody else does after the start.
+        Those that have served are closed, and those for which nobody came. None is begun while requests wait
+        for their turns. Says what is in the way if that goes on, and when it is gone: nobody else does after
+        the start.
         """
         failed_rounds = 0
         if count:
@@ -395,7 +440,9 @@ class Circuits:
             self._close_worn()
             wait = EXPIRY_CHECK
             port = self._uncovered_port(count)
-            if port is not None:
+            if port is not None and not self.turns.has_room:
+                wait = SPARE_RETRY
+            elif port is not None:
                 try:
                     await self._build_spare(port)
                     if failed_rounds >= ROUNDS_BEFORE_WARNING:

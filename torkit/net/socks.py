@@ -39,8 +39,8 @@ from torkit.proto.socks import (
 # A client writes its handshake at once; this is for those that write nothing.
 HANDSHAKE_TIMEOUT = 30.0  # seconds
 
-# As long as C tor's SocksTimeout: several circuits may be tried within it.
-CONNECT_TIMEOUT = 120.0  # seconds
+# How long a request may take in all. net/attempts.py gives up before: it knows why.
+CONNECT_TIMEOUT = 150.0  # seconds
 
 # How long the first attempt has, on a circuit that was ready, as C tor's.
 FIRST_ATTEMPT_TIMEOUT = 10.0  # seconds

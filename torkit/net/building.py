@@ -1,0 +1,79 @@
+"""Whose circuit is built next, and how long a request rests between builds that fail.
+
+No more than MAX_PENDING circuits are under way at once. Where more are wanted, isolations have their turns
+one after another, so that a crowd of requests in one delays no other's first.
+"""
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+from random import Random
+
+import trio
+
+# As C tor's MaxClientCircuitsPending. Circuits to directories do not count: `sources` asks few at once.
+MAX_PENDING = 32
+
+# Implementation limit, seconds: how long a request rests after its first builds have failed, and after each
+# further one. C tor tries up to six times in half a minute.
+RESTS = (1.0, 2.0, 4.0, 8.0, 15.0)
+
+logger = logging.getLogger(__name__)
+
+
+def rest(number: int, rng: Random) -> float:
+    """Seconds of a request's rest, by how many it had before. Random, lest a crowd comes back at once."""
+    return RESTS[min(number, len(RESTS) - 1)] * (0.5 + rng.random())
+
+
+class Turns:
+    """Says when a circuit may be begun. `async with turns.take(isolation)` holds while it is under way."""
+
+    def __init__(self) -> None:
+        self._free_count = MAX_PENDING
+        self._waiting: OrderedDict[Hashable, deque[trio.Event]] = OrderedDict()  # the next first
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a circuit may be begun without waiting. False while anybody waits."""
+        return self._free_count > 0
+
+    @asynccontextmanager
+    async def take(self, isolation: Hashable) -> AsyncIterator[None]:
+        """Wait for a turn among those of other isolations, and hold it."""
+        if self._free_count > 0:
+            self._free_count -= 1
+        else:
+            await self._wait(isolation)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, isolation: Hashable) -> None:
+        if not self._waiting:
+            logger.info("%d circuits are being built: more wait for their turn", MAX_PENDING)
+        turn = trio.Event()
+        turns = self._waiting.setdefault(isolation, deque())
+        turns.append(turn)
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():
+                self._pass_on()
+            else:
+                turns.remove(turn)
+                if not turns:
+                    del self._waiting[isolation]
+            raise
+
+    def _pass_on(self) -> None:
+        """Give a turn that has ended to the next isolation, which then has its next one last."""
+        if not self._waiting:
+            self._free_count += 1
+            return
+        isolation, turns = self._waiting.popitem(last=False)
+        turns.popleft().set()
+        if turns:
+            self._waiting[isolation] = turns
