@@ -1,5 +1,6 @@
 """The client as a program uses it, on a network of scripted relays, and failures that are not its fault."""
 
+import fcntl
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +11,7 @@ from ipaddress import ip_address
 from itertools import count, pairwise
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TextIO
 
 import network_docs
 import pytest
@@ -41,6 +42,7 @@ from torkit.errors import (
     DocumentError,
     EndReason,
     NoDirectory,
+    NoGuard,
     NoPath,
     NotPossible,
     StorageError,
@@ -1042,7 +1044,7 @@ def test_of_a_state_cut_off_anywhere_nothing_is_lost_in_silence(
     aside = tmp_path / "state.json.damaged-1"
     for length in range(len(text)):
         (tmp_path / "state.json").write_bytes(text[:length])
-        state, guards = _load_state(Cache(tmp_path), Constraints(), Random(1))
+        state, guards = _load_state(Cache(tmp_path), Constraints(), Random(1), time.time())
         assert (state, guards.sample) == ({}, [])
         assert aside.read_bytes() == text[:length]
         assert str(aside) in caplog.text
@@ -1091,6 +1093,48 @@ async def test_first_starts_at_once_agree_on_their_guards(tmp_path: Path) -> Non
     assert orders == [orders[0]] * 4
     kept = json.loads((tmp_path / "state.json").read_text())["guards"]
     assert [bytes.fromhex(guard["fingerprint"]) for guard in kept] == orders[0]
+
+
+def hold_lock(directory: Path) -> TextIO:
+    """As another process does, until it is closed."""
+    lock = (directory / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+async def test_guards_are_agreed_upon_while_the_loop_goes_on(tmp_path: Path) -> None:
+    async with (
+        serve_network(guards=3) as network,
+        open_tor(network=network.config, data_dir=tmp_path) as tor,
+    ):
+        lock = hold_lock(tmp_path)
+        with trio.move_on_after(
+            0.3
+        ) as waiting:  # the loop goes on
+            await tor.wait_ready()
+        assert waiting.cancelled_caught
+        with pytest.raises((NoDirectory, NoGuard)):
+            tor.choose_path(Constraints(port=80))
+        lock.close()
+        await tor.wait_ready()
+        assert json.loads((tmp_path / "state.json").read_text())["guards"]
+        assert (await tor.connect("web.test", 80)).path[0].fingerprint in (
+            tmp_path / "state.json"
+        ).read_text()
+
+
+async def test_a_damaged_state_is_set_aside_while_the_loop_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{")
+    lock = hold_lock(tmp_path)
+
+    async def release() -> None:
+        await trio.sleep(0.1)
+        lock.close()
+
+    async with serve_network() as network, trio.open_nursery() as nursery:
+        nursery.start_soon(release)
+        async with open_tor(network=network.config, data_dir=tmp_path):
+            assert (tmp_path / "state.json.damaged-1").read_text() == "{"
 
 
 async def test_build_times_are_kept_but_never_trusted_below_seconds_on_a_private_network(

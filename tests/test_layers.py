@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[1]
 # What each room may import of torkit besides errors and itself. A room is a folder or a module.
 ROOMS = {
     "torkit.errors": set[str](),
+    "torkit.files": set[str](),
     "torkit._fast": set[str](),
     "torkit.proto": {"_fast"},
-    "torkit.directory": {"_fast", "proto"},  # proto: Ed25519 certificates are the same everywhere
+    # proto: Ed25519 certificates are the same everywhere. files: of the cache only.
+    "torkit.directory": {"_fast", "proto", "files"},
     "torkit.hs": {"proto", "directory"},
     "torkit.path": {"directory"},
     "torkit.guards": {"directory", "path", "path_bias"},
@@ -27,7 +29,7 @@ ROOMS = {
     "torkit.predicted_ports": {"build_times"},
     "torkit.refusals": set[str](),
     "torkit.public_network": set[str](),
-    "torkit.config": {"public_network"},
+    "torkit.config": {"public_network", "files"},
     "torkit.net": {
         *("_fast", "proto", "directory", "hs", "path", "guards", "build_times", "path_bias"),
         *("predicted_ports", "refusals"),
@@ -37,9 +39,9 @@ ROOMS = {
         *("net", "path", "guards", "build_times", "path_bias", "predicted_ports", "refusals", "directory"),
         *("config", "proto"),
     },
-    "torkit.testnet": set[str](),
+    "torkit.testnet": {"files"},
     # proto: what a user may choose about handshakes.
-    "torkit.cli": {"client", "net", "path", "directory", "testnet", "config", "proto"},
+    "torkit.cli": {"client", "net", "path", "directory", "testnet", "config", "proto", "files"},
     "torkit.__main__": {"cli"},
     "torkit": {"client", "net", "path", "directory", "config"},
 }
@@ -53,7 +55,7 @@ OUTSIDE = {
     "cryptography": set[str](),  # of tests only: it brings another OpenSSL, and costs a start 30 ms
 }
 
-TOUCHES_THE_SYSTEM = SHELL | {"torkit.directory.cache", "torkit.config"}
+TOUCHES_THE_SYSTEM = SHELL | {"torkit.directory.cache", "torkit.config", "torkit.files"}
 OPERATING_SYSTEM = {
     *("asyncio", "ctypes", "fcntl", "glob", "io", "mmap", "multiprocessing", "os", "pathlib", "resource"),
     *("secrets", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "subprocess"),

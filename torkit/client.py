@@ -24,6 +24,7 @@ from torkit.errors import (
     EndReason,
     InternalError,
     NoDirectory,
+    NoGuard,
     NoPath,
     StorageError,
     StreamClosed,
@@ -89,8 +90,10 @@ class Tor:
         padding: Padding,
         spare_circuits: int,
         consensus: bytes | None,
-        restrictions: Constraints | None,
+        restrictions: Constraints,
         country_of: CountryOf | None,
+        state: dict[str, Any],
+        guards: Guards,
     ) -> None:
         self.network = network
         self._cache = cache
@@ -100,13 +103,11 @@ class Tor:
         self._cgo = cgo
         self._spare_circuits = spare_circuits
         self._clock = ClockGuard()
-        restrictions = restrictions or Constraints()
-        names = restrictions.entries | restrictions.exits | restrictions.exclude
-        if country_of is None and any(map(country_in, names)):
-            raise UsageError("restrictions by country need country_of")
-        self._restrictions = restrictions._replace(distinct_subnets=network.distinct_subnets)
-        state, self._guards = _load_state(cache, self._restrictions, rng)
-        self._is_first_start = not any(self._guards.to_state().values())
+        self._restrictions = restrictions
+        self._guards = guards
+        self._has_agreed_on_guards = trio.Event()  # until then those drawn at a first start serve nobody
+        if any(self._guards.to_state().values()):
+            self._has_agreed_on_guards.set()
         self._saving = trio.Lock()
         self._clock_watch = ClockWatch()
         self._has_warned = False
@@ -136,12 +137,14 @@ class Tor:
             consensus=None if consensus is None else parse_consensus(consensus),
             country_of=country_of,
             missing_guards=self._missing_guards,
+            agree_on_guards=self._agree_on_guards,
         )
         self._bootstrap.on_directory = self._note_directory
 
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
         await self._bootstrap.wait_ready()
+        await self._has_agreed_on_guards.wait()
         if not self._has_warned:
             self._has_warned = True
             self._warn_of_restrictions()
@@ -349,9 +352,14 @@ class Tor:
     def _note_directory(self, directory: Directory) -> None:
         self._refusals.note_consensus(directory.consensus.valid_after)
         self._circuits.note_directory(directory)
+        if not self._has_agreed_on_guards.is_set():
+            self._nursery.start_soon(self._agree_on_guards, directory)
 
     def _pick_guard(self, fits: Callable[[Relay], bool]) -> Relay:
-        self._agree_on_guards(self.directory)
+        if not self._has_agreed_on_guards.is_set():
+            raise NoGuard(
+                "the guards just drawn have not been kept yet", hint="wait until the client is ready"
+            )
         try:
             return self._guards.choose(self.directory, fits, now=time.time(), rng=self._rng)
         except NoDirectory:
@@ -359,7 +367,6 @@ class Tor:
             raise
 
     def _missing_guards(self, directory: Directory) -> list[str]:
-        self._agree_on_guards(directory)
         try:
             return self._guards.lacking(directory, now=time.time(), rng=self._rng)
         finally:
@@ -382,24 +389,29 @@ class Tor:
         else:
             self._guards.note_failed(identity, now=time.time())
 
-    def _agree_on_guards(self, directory: Directory) -> None:
-        """Before the first use of guards that were drawn just now: another process may have been earlier."""
-        if not self._is_first_start:
+    async def _agree_on_guards(self, directory: Directory) -> None:
+        """Keep the guards of a first start. Where another process has kept its own meanwhile, use those."""
+        if self._has_agreed_on_guards.is_set():
             return
-        self._guards.update(directory, now=time.time(), rng=self._rng)
-        drawn = self._guards.to_state()
-        if not any(drawn.values()):
-            return
-        self._is_first_start = False
-        try:
-            kept = self._cache.add_to_state(drawn)
-        except StorageError as error:
-            logger.warning("the guards could not be kept: %s", error)
-            return
-        if any(kept[name] != guards for name, guards in drawn.items()):
-            self._guards, _ = Guards.from_state(
-                kept, now=time.time(), rng=self._rng, restrictions=self._restrictions
-            )
+        async with self._saving:
+            if self._has_agreed_on_guards.is_set():
+                return
+            self._guards.update(directory, now=time.time(), rng=self._rng)
+            drawn = self._guards.to_state()
+            kept = drawn
+            if any(drawn.values()):
+                try:
+                    # A thread: another process may hold the lock for seconds.
+                    kept = await trio.to_thread.run_sync(
+                        self._cache.add_to_state, drawn, abandon_on_cancel=True
+                    )
+                except StorageError as error:
+                    logger.warning("the guards could not be kept: %s", error)
+            if any(kept[name] != guards for name, guards in drawn.items()):
+                self._guards, _ = Guards.from_state(
+                    kept, now=time.time(), rng=self._rng, restrictions=self._restrictions
+                )
+            self._has_agreed_on_guards.set()
 
     def _path_bias_of(self, identity: bytes) -> Counts | None:
         return self._guards.path_bias_of(identity)
@@ -411,12 +423,14 @@ class Tor:
             self._guards.note_dropped()
 
     def _keep_guards(self) -> None:
-        if self._guards.has_changed:
+        if self._guards.has_changed and self._has_agreed_on_guards.is_set():
             self._nursery.start_soon(self._save_state)
 
     async def _save_state(self) -> None:
         async with self._saving:
             values: dict[str, Any] = {}
+            if not self._has_agreed_on_guards.is_set():
+                return
             if self._guards.has_changed or (self._path_bias.has_changed and self._spare_circuits):
                 values |= self._guards.to_state()
             if self._build_times.has_changed and self._spare_circuits:  # not for one circuit
@@ -465,9 +479,8 @@ class Tor:
         return Sources(self._directory_guards(directory), fallbacks, authorities)
 
     def _directory_guards(self, directory: Directory | None) -> list[Contact]:
-        if directory is None:
+        if directory is None or not self._has_agreed_on_guards.is_set():
             return []
-        self._agree_on_guards(directory)
         chosen = self._guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
         self._keep_guards()
         return [contact for identity in chosen if (contact := _directory_contact(directory, identity))]
@@ -491,6 +504,7 @@ class Tor:
                 nursery.start_soon(self._bootstrap.run)
                 nursery.start_soon(self._watch_clock)
                 await self._bootstrap.is_ready.wait()
+                await self._has_agreed_on_guards.wait()
                 nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
                 if self._spare_circuits:
                     nursery.start_soon(self._circuits.learn_build_times, self._param)
@@ -533,11 +547,17 @@ async def open_tor(
     """
     make_data_dir(data_dir)
     rng = SystemRandom()
+    restrictions = (restrictions or Constraints())._replace(distinct_subnets=network.distinct_subnets)
+    names = restrictions.entries | restrictions.exits | restrictions.exclude
+    if country_of is None and any(map(country_in, names)):
+        raise UsageError("restrictions by country need country_of")
+    cache = Cache(data_dir)
+    state, guards = await trio.to_thread.run_sync(_load_state, cache, restrictions, rng, time.time())
     try:
         async with trio.open_nursery() as nursery:
             tor = Tor(
                 network,
-                Cache(data_dir),
+                cache,
                 nursery,
                 rng,
                 cgo=cgo,
@@ -546,6 +566,8 @@ async def open_tor(
                 consensus=consensus,
                 restrictions=restrictions,
                 country_of=country_of,
+                state=state,
+                guards=guards,
             )
             nursery.start_soon(tor.run)
             nursery.start_soon(Pump.current().wait_fault)
@@ -576,14 +598,16 @@ def _directory_contact(directory: Directory, identity: bytes) -> Contact | None:
     return directory.relay_at(place) or known
 
 
-def _load_state(cache: Cache, restrictions: Constraints, rng: Random) -> tuple[dict[str, Any], Guards]:
+def _load_state(
+    cache: Cache, restrictions: Constraints, rng: Random, now: float
+) -> tuple[dict[str, Any], Guards]:
     """What earlier starts have kept. What cannot be read of it is told, and stays in a file beside it."""
     try:
         state = cache.load_state() or {}
     except StorageError as error:
         logger.warning("the guards of earlier starts cannot be read: %s", error)
         state = {}
-    guards, complaints = Guards.from_state(state, now=time.time(), rng=rng, restrictions=restrictions)
+    guards, complaints = Guards.from_state(state, now=now, rng=rng, restrictions=restrictions)
     for complaint in complaints:
         logger.warning("left out of the state that was kept: %s", complaint)
     if complaints:

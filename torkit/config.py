@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torkit import public_network
 from torkit.errors import StorageError, UsageError
+from torkit.files import make_private_directory
 
 MAX_NETWORK_FILE_LEN = 1 << 20  # bytes; the public network takes about 20,000
 
@@ -219,7 +220,7 @@ def data_dir(network: Network, explicit: Path | None) -> Path:
     """Where cache and state are kept: `explicit`, or the platform's place for a user's state.
 
     Networks do not share the platform's place: guards and documents of one mean nothing to another.
-    It is made where it is not there yet. Raises StorageError.
+    It is made where it is not there yet. Raises StorageError, as `make_data_dir` does.
     """
     path = user_state_dir() / network.name if explicit is None else explicit
     make_data_dir(path)
@@ -227,9 +228,12 @@ def data_dir(network: Network, explicit: Path | None) -> Path:
 
 
 def make_data_dir(path: Path) -> None:
-    """Make a directory for its owner alone, where it is not there yet. Raises StorageError."""
+    """Make a directory for its owner alone, where it is not there yet.
+
+    Raises StorageError, also for one that is there and another user's.
+    """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(path)
     except OSError as error:
         raise StorageError(
             f"data directory {path}: {error.strerror or error}",

@@ -18,7 +18,7 @@ STARTS = {
     "fetch_consensus": ("torkit.cli.documents", {"dataclasses", "json"}),
     "relay": ("torkit.cli.documents", {"dataclasses", "json"}),
     "relays": ("torkit.cli.documents", {"dataclasses", "json"}),
-    "socks": ("torkit.client, torkit.net.socks", {"json"}),
+    "socks": ("torkit.client, torkit.net.socks", {"json", "termios"}),
     "testnet": ("torkit.testnet", {"dataclasses", "json", "socketserver"}),
 }
 

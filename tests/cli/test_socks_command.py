@@ -14,9 +14,9 @@ import trio
 import trio.testing
 from fake_tor import FakeTor
 
-from torkit.cli.socks import open_listener, parse_isolation
+from torkit.cli.socks import forget_ready_file, open_listener, parse_isolation
 from torkit.cli.socks import serve as serve_on
-from torkit.errors import NoPath, TorkitError, UsageError
+from torkit.errors import NoPath, StorageError, TorkitError, UsageError
 from torkit.net.socks import ISOLATION, Isolate
 
 
@@ -69,6 +69,53 @@ async def test_ready_file_tells_where_once_circuits_can_be_built(
         assert json.loads(line) == ready_line(port)
         assert capsys.readouterr() == ("", f"torkit: socks proxy ready on 127.0.0.1:{port}\n")
         nursery.cancel_scope.cancel()
+
+
+async def test_the_ready_file_goes_with_the_proxy(tmp_path: Path) -> None:
+    ready_file = tmp_path / "ready"
+    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve, FakeTor(), listener, ready_file=ready_file))
+        await trio.testing.wait_all_tasks_blocked()
+        assert ready_file.exists()
+        nursery.cancel_scope.cancel()
+    assert not ready_file.exists()
+
+
+async def test_the_ready_file_of_another_proxy_stays(tmp_path: Path) -> None:
+    ready_file = tmp_path / "ready"
+    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve, FakeTor(), listener, ready_file=ready_file))
+        await trio.testing.wait_all_tasks_blocked()
+        (tmp_path / "other").write_text("another's")
+        (tmp_path / "other").replace(ready_file)
+        nursery.cancel_scope.cancel()
+    assert ready_file.read_text() == "another's"
+
+
+async def test_a_named_pipe_is_told_and_the_proxy_does_not_wait_for_its_reader(tmp_path: Path) -> None:
+    pipe = tmp_path / "ready"
+    os.mkfifo(pipe)
+    forget_ready_file(pipe)
+    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve, FakeTor(), listener, ready_file=pipe))
+        await trio.testing.wait_all_tasks_blocked()
+        async with await trio.open_file(pipe) as reader:
+            assert "socks" in json.loads(await reader.read())
+        nursery.cancel_scope.cancel()
+    assert pipe.is_fifo()
+
+
+def test_a_ready_file_of_an_earlier_proxy_is_removed_first(tmp_path: Path) -> None:
+    (tmp_path / "ready").write_text("old")
+    forget_ready_file(tmp_path / "ready")
+    assert not (tmp_path / "ready").exists()
+
+
+@pytest.mark.parametrize("name", ["missing/ready", ".", "file/ready"])
+def test_a_place_where_no_ready_file_can_be_is_noticed_first(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="directory"):
+        forget_ready_file(tmp_path / name)
 
 
 async def test_programs_get_progress_and_address_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -498,3 +498,26 @@ def test_a_real_disk_that_is_full_or_read_only_keeps_the_old_file(tmp_path: Path
     if not result.stdout:
         pytest.skip(f"no file system can be mounted here: {result.stderr.strip().splitlines()[-1:]}")
     assert result.stdout == "mounted\npassed\n", result.stderr
+
+
+# --- what others may have planted ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_planted_pipe_is_told_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    cache = fill(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(StorageError, match="not a regular file"):
+        load_all(cache)
+
+
+@pytest.mark.parametrize("name", ["lock", "unfinished"])
+def test_a_planted_link_is_never_written_through(tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").write_text("precious")
+    directory = tmp_path / "data"
+    directory.mkdir()
+    (directory / name).symlink_to(tmp_path / "victim")
+    with suppress(StorageError):
+        Cache(directory).update_state(NEW)
+    assert (tmp_path / "victim").read_text() == "precious"

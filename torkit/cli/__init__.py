@@ -40,6 +40,7 @@ from torkit.errors import (
 if TYPE_CHECKING:
     from torkit.client import Tor
     from torkit.directory.directory import CountryOf, Relay
+    from torkit.files import FileIdentity
     from torkit.path import Constraints
     from torkit.proto.padding import Padding
 
@@ -500,17 +501,13 @@ def read_line(descriptor: int) -> str | None:
     return line.decode(errors="replace") or None
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears only when it is complete; a device or a pipe is written to as it is."""
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
-        return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+def write_file(path: Path, data: bytes) -> "FileIdentity | None":
+    """`torkit.files.write_output`, with the system's errors as StorageError."""
+    from torkit.files import write_output
+
     try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
+        return write_output(path, data)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -32,7 +32,8 @@ from torkit.cli import (
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.progress import to_json
 from torkit.cli.targets import format_address, parse_listen
-from torkit.errors import TorkitError, UsageError
+from torkit.errors import StorageError, TorkitError, UsageError
+from torkit.files import is_replaceable, remove_file
 
 if TYPE_CHECKING:
     import trio
@@ -103,7 +104,7 @@ def socks(
     isolation = parse_isolation(isolate)
     link_padding = parse_padding(padding)
     if ready_file is not None:
-        ready_file.unlink(missing_ok=True)  # of an earlier proxy
+        forget_ready_file(ready_file)
 
     async def command() -> None:
         from torkit.net.circuits import SPARE_COUNT
@@ -128,6 +129,16 @@ def socks(
             )
 
     run(command, options, on_sigterm=OK)
+
+
+def forget_ready_file(path: Path) -> None:
+    """Remove the ready file of an earlier proxy. Raises StorageError where none can be written."""
+    if path.is_dir():
+        raise StorageError(f"--ready-file: {path} is a directory")
+    if not path.parent.is_dir():
+        raise StorageError(f"--ready-file: {path.parent} is not a directory")
+    if is_replaceable(path):
+        path.unlink(missing_ok=True)
 
 
 def addresses_to_listen(texts: list[str]) -> list[tuple[str, int]]:
@@ -229,4 +240,23 @@ async def serve(
         if as_json:
             print(line, flush=True)
         if ready_file is not None:
-            write_file(ready_file, line.encode() + b"\n")
+            nursery.start_soon(keep_ready_file, ready_file, line.encode() + b"\n")
+
+
+async def keep_ready_file(path: Path, line: bytes) -> None:
+    """Write the ready file; when cancelled, remove it unless another proxy's has taken its place."""
+    import trio
+
+    if not is_replaceable(path):
+        # A pipe waits for its reader.
+        await trio.to_thread.run_sync(write_file, path, line, abandon_on_cancel=True)
+        return
+    written = write_file(path, line)
+    try:
+        await trio.sleep_forever()
+    finally:
+        try:
+            if written is not None:
+                remove_file(path, written)
+        except OSError as error:
+            say(f"{path} stays: {error.strerror}")

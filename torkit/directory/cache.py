@@ -1,4 +1,4 @@
-"""The data directory: what a second start needs no network for. The only module here that opens files.
+"""The data directory: what a second start needs no network for. The only module here that keeps files.
 
 A file is replaced whole: written under another name, synced, renamed, the directory synced. So a reader
 sees an old one or a new one, whenever a process dies or the power fails. Only who holds the lock writes,
@@ -22,6 +22,7 @@ from torkit.directory.authorities import MAX_CERTIFICATES_LEN, AuthorityCertific
 from torkit.directory.consensus import MAX_CONSENSUS_LEN, Consensus, parse_consensus
 from torkit.directory.microdesc import MAX_MICRODESCS_LEN, Microdescs
 from torkit.errors import DocumentError, StorageError
+from torkit.files import read_file, replace_file
 
 CONSENSUS = "consensus-microdesc"
 CERTIFICATES = "certificates"
@@ -147,11 +148,7 @@ class Cache:
         """At most one byte more than `limit`; None where there is no such file."""
         path = self._directory / name
         with _storage_errors(path):
-            try:
-                with path.open("rb") as file:
-                    return file.read(limit + 1)
-            except FileNotFoundError:
-                return None
+            return read_file(path, limit)
 
     def _save(self, name: str, text: bytes) -> None:
         with self._locked():
@@ -162,17 +159,7 @@ class Cache:
         path, unfinished = self._directory / name, self._directory / UNFINISHED
         with _storage_errors(path):
             unfinished.unlink(missing_ok=True)
-            try:
-                # Made anew, for its owner alone: what is there could be a link to somewhere else.
-                handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with open(handle, "wb") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(unfinished, path)
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
+            replace_file(path, text, mode=0o600, unfinished=unfinished)
             directory = os.open(self._directory, os.O_RDONLY)
             try:
                 os.fsync(directory)

@@ -6,7 +6,7 @@ over for another. Nothing is fetched but from the configured fallbacks and autho
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 from random import Random
 
@@ -83,10 +83,12 @@ class Bootstrap:
         consensus: Consensus | None = None,
         country_of: CountryOf | None = None,
         missing_guards: Callable[[Directory], list[str]] = lambda directory: [],
+        agree_on_guards: Callable[[Directory], Awaitable[None]] | None = None,
     ) -> None:
         """`settings` are for circuits to directories, `country_of` is for the directories that are made.
 
-        `missing_guards` names the guards without whose microdescriptors a directory may not be used.
+        `missing_guards` names the guards without whose microdescriptors a directory may not be used;
+        `agree_on_guards` is awaited before the first of them is asked for microdescriptors.
         With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
         """
         self.directory: Directory | None = None
@@ -104,6 +106,7 @@ class Bootstrap:
         self._given = consensus
         self._country_of = country_of
         self._missing_guards = missing_guards
+        self._agree_on_guards = agree_on_guards
         self._is_hurried = trio.Event()
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
         self._untimely: Verified | None = None  # the newest of this round that is good but for its times
@@ -456,6 +459,8 @@ class Bootstrap:
     async def _fetch_microdescs(self) -> None:
         """Fetch what the newest directory lacks. Raises why it may not be used without."""
         assert self._newest is not None
+        if self._agree_on_guards is not None:
+            await self._agree_on_guards(self._newest)
         failures: list[TorkitError] = []
         if self._newest.missing:
             await self._fetch_missing(self._newest, failures)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from torkit.errors import StorageError, TimedOut
+from torkit.files import replace_file
 
 POLL_INTERVAL = 0.1  # seconds between two looks at what tor has done
 STOP_DEADLINE = 20.0  # seconds for an owner to end its network, or for killed processes to be gone
@@ -29,10 +30,8 @@ def owner(directory: Path) -> int | None:
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write a text file that appears only when complete."""
-    unfinished = path.with_name(f"{path.name}.new")
     try:
-        unfinished.write_text("".join(f"{line}\n" for line in lines))
-        unfinished.replace(path)
+        replace_file(path, "".join(f"{line}\n" for line in lines).encode(), mode=0o666)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 

@@ -18,6 +18,7 @@ from typing import Self
 import trio
 
 from torkit.errors import NotPossible, StorageError, TimedOut, UsageError
+from torkit.files import make_private_directory
 from torkit.testnet.files import POLL_INTERVAL, log_has, owner, write_lines
 from torkit.testnet.keys import make_keys
 from torkit.testnet.model import Options, Relay, authorities_of, check_options, planned_relays
@@ -303,11 +304,9 @@ def owned(directory: Path | None) -> Iterator[Path]:
         return
     directory = directory.resolve()
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if directory.stat().st_uid != os.geteuid():
-            raise StorageError(f"{directory} belongs to somebody else")
-        if any(directory.iterdir()) and not (directory / "lock").exists():
+        if directory.is_dir() and any(directory.iterdir()) and not (directory / "lock").exists():
             raise UsageError(f"{directory} is not empty and holds no test network")
+        make_private_directory(directory)
         lock = (directory / "lock").open("a+")
     except OSError as error:
         raise StorageError(f"cannot use {directory} for a test network: {error.strerror}") from error

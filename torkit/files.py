@@ -1,0 +1,128 @@
+"""Files where somebody else may have planted something: made, read and replaced without following or waiting.
+
+The system's errors are raised as they are (OSError); what is not as it should be raises StorageError.
+"""
+
+import os
+import stat
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+from torkit.errors import StorageError
+
+
+class FileIdentity(NamedTuple):
+    """Tells one file from another that took its name."""
+
+    device: int
+    inode: int
+
+
+def make_private_directory(path: Path) -> None:
+    """Make `path`, and what is missing above it, for its owner alone; look at one that is there.
+
+    One that others may write to is closed to them. Raises StorageError for another user's, and for a shared
+    one.
+    """
+    missing = takewhile(lambda parent: not parent.exists(), path.parents)
+    for directory in reversed([path, *missing]):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = os.fstat(handle)
+        if found.st_uid != os.geteuid():
+            raise StorageError(
+                f"{path} belongs to user {found.st_uid}, this is user {os.geteuid()}",
+                hint="run torkit as its owner, or choose another directory with --data-dir",
+            )
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            if found.st_mode & stat.S_ISVTX:  # such as /tmp: others count on it
+                raise StorageError(
+                    f"{path} is shared, anybody may put files there", hint="name a directory inside it"
+                )
+            os.fchmod(handle, stat.S_IMODE(found.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+    finally:
+        os.close(handle)
+
+
+def read_file(path: Path, limit: int) -> bytes | None:
+    """Returns at most one byte more than `limit`; None where there is no such file.
+
+    Raises StorageError where it is not a regular file of ours. Neither follows a link nor waits for a pipe.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    with open(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise StorageError(f"{path} is not a regular file")
+        if found.st_uid != os.geteuid():
+            raise StorageError(f"{path} belongs to user {found.st_uid}, this is user {os.geteuid()}")
+        return file.read(limit + 1)
+
+
+def replace_file(path: Path, data: bytes, *, mode: int, unfinished: Path | None = None) -> FileIdentity:
+    """Put a new file in place of `path`, complete or not at all; a link there is replaced, not followed.
+
+    `mode` is subject to the umask. It is written under the name `unfinished`, which must be in the same
+    directory, or under one that nobody can guess.
+    """
+    if unfinished is None:
+        unfinished = path.with_name(f".torkit-{os.urandom(16).hex()}")
+    handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+            found = os.fstat(handle)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    return FileIdentity(found.st_dev, found.st_ino)
+
+
+def remove_file(path: Path, identity: FileIdentity) -> None:
+    """Remove `path` if it still is that file."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if FileIdentity(found.st_dev, found.st_ino) == identity:
+        path.unlink(missing_ok=True)
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether nothing is there, or a regular file or a link to one: not a device, a pipe or a directory."""
+    return _own_descriptor(path) is None and (path.is_file() or not path.exists())
+
+
+def write_output(path: Path, data: bytes) -> FileIdentity | None:
+    """Write what the user named a place for: a file by `replace_file`, a device or a pipe as it is.
+
+    Returns which file was made, if one was. A pipe is waited for until somebody reads it.
+    """
+    if is_replaceable(path):
+        return replace_file(path, data, mode=0o666)
+    own = _own_descriptor(path)
+    with open(os.open(path, os.O_WRONLY | os.O_NOCTTY) if own is None else os.dup(own), "wb") as file:
+        file.write(data)
+    return None
+
+
+def _own_descriptor(path: Path) -> int | None:
+    """The descriptor of this process that a name like /dev/stdout or /dev/fd/3 stands for.
+
+    Such a name may stand for a regular file, but must not be replaced.
+    """
+    names = [path]
+    if path.is_symlink():
+        names.append(path.parent / path.readlink())
+    own = Path(f"/proc/{os.getpid()}/fd")
+    return next(
+        (int(name.name) for name in names if name.name.isdigit() and name.parent.resolve() == own), None
+    )
