@@ -1108,9 +1108,7 @@ async def test_guards_are_agreed_upon_while_the_loop_goes_on(tmp_path: Path) -> 
         open_tor(network=network.config, data_dir=tmp_path) as tor,
     ):
         lock = hold_lock(tmp_path)
-        with trio.move_on_after(
-            0.3
-        ) as waiting:  # the loop goes on
+        with trio.move_on_after(0.3) as waiting:  # the loop goes on
             await tor.wait_ready()
         assert waiting.cancelled_caught
         with pytest.raises((NoDirectory, NoGuard)):

@@ -259,7 +259,7 @@ def bad_directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tu
         place.chmod(0o500)
         yield place, b"Permission denied"
         return
-    options = {"read-only": "ro", "full": "size=4k"}[request.param]
+    options = {"read-only": "ro,mode=0700", "full": "size=4k,mode=0700"}[request.param]
     mount = ["mount", "-t", "tmpfs", "-o", options, "torkit-test", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("needs a mount, and this machine allows none")
