@@ -355,8 +355,8 @@ async def test_certificates_of_another_time_are_our_clock(
 
 
 async def test_disk_is_named_but_no_reason_to_stop(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    async with serve_network() as network, starting(network.config, tmp_path / "file") as (_, seen):
+    (tmp_path / "lock").mkdir()  # nothing can be locked, hence nothing written
+    async with serve_network() as network, starting(network.config, tmp_path) as (_, seen):
         await until(lambda: seen[-1].is_done)
     [kind] = {change.blockage for change in seen} - {None}
     assert kind == "disk"

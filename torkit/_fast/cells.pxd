@@ -1,7 +1,6 @@
 # Contents: framing constants, the command enums (their only definition), big-endian access, the clock, Outbox.
 
 cimport cython
-from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -84,14 +83,14 @@ cdef inline double monotonic() noexcept nogil:
 # Growing buffer of sealed cells, handed over whole.
 @cython.final
 cdef class Outbox:
-    cdef PyObject* chunk          # a bytes object of `capacity`, ours alone until take()
+    cdef uint8_t* cells
     cdef Py_ssize_t capacity
     cdef Py_ssize_t length
     cdef EVP_CIPHER_CTX* padding  # keystream for the padding of relay cells
+    cdef int broken               # circuits of this channel that broke off and whose owners have to be told
 
-    cdef uint8_t* reserve(self, Py_ssize_t count) except NULL
-    cdef uint8_t* begin_cell(self, uint32_t circ_id, uint8_t command) except NULL
-    cdef int pad(self, uint8_t* start, Py_ssize_t count) except -1
-    cdef const uint8_t* data(self) noexcept
+    cdef uint8_t* reserve(self, Py_ssize_t count) noexcept
+    cdef uint8_t* begin_cell(self, uint32_t circ_id, uint8_t command) noexcept
+    cdef bint pad(self, uint8_t* start, Py_ssize_t count) noexcept
     cdef void clear(self) noexcept
     cdef bytes take(self)

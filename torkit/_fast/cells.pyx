@@ -4,17 +4,14 @@ The framing loop for incoming cells stands in channel.pyx.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.ref cimport Py_INCREF, Py_DECREF, Py_XDECREF
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.string cimport memset
 
+from torkit._fast.memory cimport release, resize
 from torkit._fast.openssl cimport (
     EVP_aes_128_ctr, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_EncryptInit_ex, EVP_EncryptUpdate,
     OPENSSL_cleanse, RAND_bytes,
 )
-
-cdef extern from "Python.h":
-    int _PyBytes_Resize(PyObject** string, Py_ssize_t newsize) except -1
 
 # Implementation limit, bytes: the least that is allocated; one full TLS record.
 cdef Py_ssize_t SMALLEST_CHUNK = 16384
@@ -28,7 +25,7 @@ cdef Py_ssize_t ZERO_PADDING_LEN = 4
 
 @cython.final
 cdef class Outbox:
-    """Sealed cells waiting for TLS. `take` hands the bytes over without a copy.
+    """Sealed cells waiting for TLS.
 
     What may wait here is bounded by the circuits' package windows and one acknowledgement per
     `sendme_inc` received cells.
@@ -49,63 +46,49 @@ cdef class Outbox:
 
     def __dealloc__(self):
         EVP_CIPHER_CTX_free(self.padding)
-        Py_XDECREF(self.chunk)
+        release(&self.cells, &self.capacity)
 
-    cdef uint8_t* reserve(self, Py_ssize_t count) except NULL:
-        """Append `count` bytes to be written by the caller; valid until the next reserve or take."""
-        cdef Py_ssize_t capacity
-        if self.length + count > self.capacity:
-            capacity = max(SMALLEST_CHUNK, 2 * self.capacity, self.length + count)
-            if self.chunk == NULL:
-                fresh = PyBytes_FromStringAndSize(NULL, capacity)
-                Py_INCREF(fresh)
-                self.chunk = <PyObject*>fresh
-            else:
-                # Allowed while nobody else holds the object, and nobody does before take().
-                _PyBytes_Resize(&self.chunk, capacity)
-            self.capacity = capacity
-        cdef uint8_t* room = <uint8_t*>PyBytes_AS_STRING(<object>self.chunk) + self.length
-        self.length += count
+    cdef uint8_t* reserve(self, Py_ssize_t count) noexcept:
+        """Append `count` bytes to be written by the caller; valid until the next reserve, clear or take.
+
+        NULL without memory: then nothing has changed.
+        """
+        cdef Py_ssize_t needed = self.length + count
+        if needed > self.capacity:
+            if not resize(&self.cells, &self.capacity, max(SMALLEST_CHUNK, 2 * self.capacity, needed)):
+                return NULL
+        cdef uint8_t* room = self.cells + self.length
+        self.length = needed
         return room
 
-    cdef uint8_t* begin_cell(self, uint32_t circ_id, uint8_t command) except NULL:
-        """Append a fixed-length cell's header; the caller fills the CELL_BODY_LEN bytes returned."""
+    cdef uint8_t* begin_cell(self, uint32_t circ_id, uint8_t command) noexcept:
+        """Append a fixed-length cell's header; the caller fills the CELL_BODY_LEN bytes returned. NULL as above."""
         cdef uint8_t* cell = self.reserve(CELL_LEN)
+        if cell == NULL:
+            return NULL
         store32(cell, circ_id)
         cell[CIRC_ID_LEN] = command
         return cell + CIRC_ID_LEN + 1
 
-    cdef int pad(self, uint8_t* start, Py_ssize_t count) except -1:
-        """Fill the rest of a relay cell: four zero bytes, then random ones."""
+    cdef bint pad(self, uint8_t* start, Py_ssize_t count) noexcept:
+        """Fill the rest of a relay cell: four zero bytes, then random ones. False where libcrypto fails."""
         cdef int length
         memset(start, 0, count)
         if count <= ZERO_PADDING_LEN:
-            return 0
+            return True
         start += ZERO_PADDING_LEN
-        if EVP_EncryptUpdate(self.padding, start, &length, start, <int>(count - ZERO_PADDING_LEN)) != 1:
-            raise MemoryError("libcrypto could not make padding")
-        return 0
-
-    cdef const uint8_t* data(self) noexcept:
-        """Everything since the last take or clear, `length` bytes; NULL before the first."""
-        return <const uint8_t*>PyBytes_AS_STRING(<object>self.chunk) if self.chunk != NULL else NULL
+        return EVP_EncryptUpdate(self.padding, start, &length, start, <int>(count - ZERO_PADDING_LEN)) == 1
 
     cdef void clear(self) noexcept:
         """Forget it; room for an ordinary burst is kept."""
         self.length = 0
         if self.capacity > KEPT_CHUNK:
-            Py_XDECREF(self.chunk)
-            self.chunk = NULL
-            self.capacity = 0
+            release(&self.cells, &self.capacity)
 
     cdef bytes take(self):
         """Everything since the last take."""
         if self.length == 0:
             return b""
-        if self.length < self.capacity:
-            _PyBytes_Resize(&self.chunk, self.length)
-        taken = <bytes>self.chunk
-        Py_DECREF(taken)
-        self.chunk = NULL
-        self.length = self.capacity = 0
+        taken = PyBytes_FromStringAndSize(<const char*>self.cells, self.length)
+        self.clear()
         return taken

@@ -17,7 +17,11 @@ cdef class Channel:
     cdef readonly double last_active  # seconds, CLOCK_MONOTONIC: when cells last came or were taken to be sent
 
     cdef list receive_read(self, uint8_t* data, Py_ssize_t nbytes)
+    cdef int receive_bytes(self, uint8_t* data, Py_ssize_t nbytes, list events) except -1
+    cdef int tell_broken(self, list events) except -1
     cdef Py_ssize_t complete_partial(self, uint8_t* data, Py_ssize_t count, list events) except -1
     cdef Py_ssize_t receive(self, uint8_t* data, Py_ssize_t count, list events) except -1
+    cdef int receive_cells(self, uint8_t* data, Py_ssize_t count, Py_ssize_t* used, list events) except -1
+    cdef bint break_off_for(self, const uint8_t* cell) noexcept
     cdef Py_ssize_t cell_length(self, const uint8_t* data, Py_ssize_t count) noexcept nogil
     cdef int receive_cell(self, uint8_t* cell, Py_ssize_t length, list events) except -1

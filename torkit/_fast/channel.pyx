@@ -53,12 +53,13 @@ cdef class Channel:
     def close_circuit(self, Circuit circuit not None):
         """Forget a circuit; cells that still arrive for it are dropped. The caller sends DESTROY."""
         circuit.end()
+        circuit.forget_breakage()
         self.circuits.remove(circuit.id)
 
     def send_control(self, uint32_t circ_id, uint8_t command, const uint8_t[::1] body not None):
         """Queue a cell that is not a relay cell. Fixed-length bodies are filled up with zeros.
 
-        Raises UsageError for a body that does not fit.
+        Raises UsageError for a body that does not fit, and MemoryError, having queued nothing.
         """
         cdef Py_ssize_t count = body.shape[0]
         cdef uint8_t* cell
@@ -70,6 +71,8 @@ cdef class Channel:
             if command == Command.VERSIONS:
                 header_len -= CIRC_ID_LEN - VERSIONS_CIRC_ID_LEN
             cell = self.outbox.reserve(header_len + count)
+            if cell == NULL:
+                raise MemoryError
             if command == Command.VERSIONS:
                 store16(cell, 0)
             else:
@@ -82,6 +85,8 @@ cdef class Channel:
         if count > CELL_BODY_LEN:
             raise UsageError(f"a cell body holds {CELL_BODY_LEN} bytes, not {count}")
         cell = self.outbox.begin_cell(circ_id, command)
+        if cell == NULL:
+            raise MemoryError
         memset(cell, 0, CELL_BODY_LEN)
         if count:
             memcpy(cell, &body[0], count)
@@ -98,27 +103,46 @@ cdef class Channel:
 
         Returns the events in order. Any split of the bytes over calls gives the same events but for
         how often Readable repeats. Never raises for a peer's faults; after ChannelFailed it reads
-        nothing more.
+        nothing more. Where memory is too short for one cell, that ends its circuit. Where it is too short
+        for what the channel itself needs, MemoryError is raised, and nothing more is read.
         """
         if not 0 <= nbytes <= buffer.shape[0]:
             raise UsageError(f"{nbytes} bytes of a buffer of {buffer.shape[0]}")
         return self.receive_read(&buffer[0], nbytes) if nbytes else []
 
     cdef list receive_read(self, uint8_t* data, Py_ssize_t nbytes):
-        cdef list events = []
-        cdef Py_ssize_t used = 0
+        cdef list events
         if self.has_failed:
-            return events
+            return []
         self.read_serial += 1
         self.last_active = monotonic()
+        try:
+            events = []
+            self.receive_bytes(data, nbytes, events)
+            if self.outbox.broken:
+                self.tell_broken(events)
+            return [event for event in events if not was_delivered(event)] if events else events
+        except MemoryError:
+            self.has_failed = True  # a part of a cell may be lost
+            raise
+
+    cdef int receive_bytes(self, uint8_t* data, Py_ssize_t nbytes, list events) except -1:
+        cdef Py_ssize_t used = 0
         if self.partial:
             used = self.complete_partial(data, nbytes, events)
         if self.partial or self.has_failed:
-            return events
+            return 0
         used += self.receive(data + used, nbytes - used, events)
         if used < nbytes and not self.has_failed:
             self.partial += data[used:nbytes]
-        return [event for event in events if not was_delivered(event)] if events else events
+        return 0
+
+    cdef int tell_broken(self, list events) except -1:
+        """CircuitFailed for each circuit that broke off. Raises MemoryError, and then can be called again."""
+        for entry in self.circuits.slots:
+            if entry is not None and (<Circuit>entry).broken:
+                (<Circuit>entry).tell(events)
+        return 0
 
     cdef Py_ssize_t complete_partial(self, uint8_t* data, Py_ssize_t count, list events) except -1:
         """Slow road, once per read: the cell that began in an earlier read. Returns the bytes used."""
@@ -143,19 +167,40 @@ cdef class Channel:
     cdef Py_ssize_t receive(self, uint8_t* data, Py_ssize_t count, list events) except -1:
         """Act on every whole cell; returns the bytes used."""
         cdef Py_ssize_t used = 0
+        while True:
+            try:
+                self.receive_cells(data, count, &used, events)
+                return used
+            except MemoryError:
+                if not self.break_off_for(data + used):
+                    raise
+                used += CELL_LEN
+
+    cdef int receive_cells(self, uint8_t* data, Py_ssize_t count, Py_ssize_t* used, list events) except -1:
+        """The loop of `receive`. Where it raises MemoryError, the cell at `used` is half acted on."""
         cdef Py_ssize_t length
         while not self.has_failed:
-            length = self.cell_length(data + used, count - used)
+            length = self.cell_length(data + used[0], count - used[0])
             if length < 0 or length > VAR_HEADER_LEN + VAR_BODY_LEN_MAX:
                 self.has_failed = True
                 events.append(ChannelFailed(ChannelError(
                     "a fixed-length cell came before VERSIONS" if length < 0 else f"a cell of {length} bytes arrived")))
                 break
-            if length == 0 or length > count - used:
+            if length == 0 or length > count - used[0]:
                 break
-            self.receive_cell(data + used, length, events)
-            used += length
-        return used
+            self.receive_cell(data + used[0], length, events)
+            used[0] += length
+        return 0
+
+    cdef bint break_off_for(self, const uint8_t* cell) noexcept:
+        """Memory was too short for this cell: end its circuit. False where it is not a circuit's."""
+        cdef Circuit circuit
+        if not self.is_versioned or (cell[CIRC_ID_LEN] != Command.RELAY and cell[CIRC_ID_LEN] != Command.RELAY_EARLY):
+            return False
+        circuit = <Circuit>self.circuits.find(load32(cell))
+        if circuit is not None:
+            circuit.break_off()
+        return True
 
     cdef Py_ssize_t cell_length(self, const uint8_t* data, Py_ssize_t count) noexcept nogil:
         """The length of the cell at `data`, 0 if more bytes are needed to know, -1 if it may not be here."""

@@ -44,13 +44,20 @@ cdef class Hop:
     cdef int increment            # DATA cells that one circuit-level SENDME acknowledges
     cdef int in_flight            # sent and not acknowledged
     cdef int unacknowledged       # received since our last SENDME
+    cdef uint64_t acknowledged    # DATA cells that our SENDMEs have acknowledged, ever
     # The tags that SENDMEs from the hop must carry, oldest first: a ring that grows with the window.
     cdef Tag* tags
     cdef int tags_len
     cdef int first_tag
     cdef int tag_count
 
-    cdef int push_tag(self, const uint8_t* tag) except -1
+    cdef bint push_tag(self, const uint8_t* tag) noexcept
+
+# Why a circuit has ended where neither end wished it to.
+cdef enum Breakage:
+    NOT_BROKEN
+    NO_MEMORY                     # an allocation failed, or libcrypto did, which fails for no other reason
+    OVER_LIMIT                    # it held most when the memory limit was passed
 
 @cython.final
 cdef class Circuit(Outlet):
@@ -60,9 +67,16 @@ cdef class Circuit(Outlet):
     cdef IdTable streams
     cdef object blocked           # deque of streams that wait for the circuit window
     cdef bint is_over
+    cdef Breakage broken          # until its owner has been told
+    cdef Py_ssize_t kept          # bytes that somebody keeps of what its streams have brought
+    cdef Py_ssize_t tally         # bytes that it holds, while the pump looks for who holds most
     cdef int relay_early_left
     cdef uint16_t next_stream_id
 
+    cdef void finish(self) noexcept
+    cdef void break_for(self, Breakage reason) noexcept
+    cdef int tell(self, list events) except -1
+    cdef void forget_breakage(self) noexcept
     cdef int receive(self, uint8_t command, uint8_t* body, uint64_t read_serial, list events) except -1
     cdef int receive_data(self, Hop hop, Stream stream, const uint8_t* data, Py_ssize_t count,
                           uint8_t* tag, uint64_t read_serial, list events) except -1
@@ -72,7 +86,8 @@ cdef class Circuit(Outlet):
     cdef int receive_message(self, int hop_index, int command, uint16_t stream_id, Stream stream,
                              bytes body, list events) except -1
     cdef int fail(self, list events, str reason) except -1
-    cdef int originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,
-                       Py_ssize_t count, uint8_t* tag) except -1
-    cdef int seal_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* received_tag) except -1
+    cdef int seal_message(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body) except -1
+    cdef bint originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,
+                        Py_ssize_t count, uint8_t* tag) noexcept
+    cdef void seal_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* received_tag) noexcept
     cdef int unblock(self, list events) except -1

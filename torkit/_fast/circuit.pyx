@@ -22,21 +22,22 @@ from libc.string cimport memcpy, memset
 from torkit._fast.cells cimport CELL_BODY_LEN, Command, RelayCommand, load16, monotonic, store16
 from torkit._fast.cgo cimport CGO_TAG_LEN
 from torkit._fast.events cimport Acknowledged, CircuitFailed, Message, Readable, Writable
+from torkit._fast.memory cimport note
 from torkit._fast.onion cimport LayerKind
 from torkit._fast.openssl cimport CRYPTO_memcmp
 from torkit._fast.stream cimport (
     STREAM_WINDOW_INCREMENT, STREAM_WINDOW_START, StreamState,
 )
 
-from torkit.errors import CircuitError, UsageError
+from torkit.errors import CircuitClosed, CircuitError, DestroyReason, UsageError
 
 # Specification constants (tor-spec, "SENDME cell format").
 cdef enum:
     SENDME_VERSION = 1
     SENDME_HEADER_LEN = 3         # version, length of the tag
 
-# Implementation limit, bytes: what a stream under congestion control may queue. An exit sends on until our
-# XOFF reaches it; this is far beyond any window that its congestion control reaches meanwhile.
+# Implementation limit, bytes: what a stream under congestion control may queue, be XOFF sent or not. It is far
+# beyond what arrives in the few milliseconds until XOFF is sent; after that `Stream.received_max` holds.
 cdef Py_ssize_t QUEUE_LEN_MAX = 16 << 20
 
 
@@ -45,14 +46,14 @@ cdef class Hop:
     def __dealloc__(self):
         free(self.tags)
 
-    cdef int push_tag(self, const uint8_t* tag) except -1:
-        """Remember the tag of the cell just sealed, which will cause a SENDME."""
+    cdef bint push_tag(self, const uint8_t* tag) noexcept:
+        """Remember the tag of the cell just sealed, which will cause a SENDME. False without memory."""
         cdef Tag* grown
         cdef int i
         if self.tag_count == self.tags_len:
             grown = <Tag*>calloc(2 * self.tags_len + 8, sizeof(Tag))
             if grown == NULL:
-                raise MemoryError
+                return False
             for i in range(self.tag_count):
                 grown[i] = self.tags[(self.first_tag + i) % self.tags_len]
             free(self.tags)
@@ -63,7 +64,7 @@ cdef class Hop:
         memcpy(entry.bytes, tag, self.layer.tag_len)
         entry.sealed_at = monotonic()
         self.tag_count += 1
-        return 0
+        return True
 
 
 @cython.final
@@ -163,13 +164,16 @@ cdef class Circuit(Outlet):
         stream.data_is_due_until = monotonic() + grace
         stream.is_blocked = False
         stream.drop_queue()
-        self.send(stream.hop, RelayCommand.END, stream.id, end_body)
+        self.seal_message(stream.hop, RelayCommand.END, stream.id, end_body)
 
     def send(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body not None):
         """Seal one message for `hop`: up to 498 bytes, 488 with CGO. Does nothing once the circuit has ended.
 
         DATA goes through Stream.put, which counts it.
         """
+        self.seal_message(hop, command, stream_id, body)
+
+    cdef int seal_message(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body) except -1:
         cdef uint8_t[TAG_LEN_MAX] tag
         if not 0 <= hop < len(self.hops):
             raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
@@ -182,14 +186,54 @@ cdef class Circuit(Outlet):
             raise UsageError("no RELAY_EARLY cell is left to extend this circuit with")
         if not self.is_over:
             self.originate(hop, command, stream_id, &body[0] if body.shape[0] else NULL, body.shape[0], tag)
+        return 0
 
     def end(self):
         """Take part in nothing from here on; every stream has ended. Queued bytes stay."""
+        self.finish()
+
+    def acknowledged(self, int hop):
+        """How many DATA cells of `hop` our circuit SENDMEs have acknowledged."""
+        return (<Hop>self.hops[hop]).acknowledged
+
+    def keep(self, Py_ssize_t count):
+        """Count `count` more bytes, or fewer, that somebody keeps of what the streams have brought."""
+        self.kept += count
+        note(count)
+
+    cdef void finish(self) noexcept:
+        """As `end`. It allocates nothing, so that it can always be done."""
         self.is_over = True
-        for entry in self.streams.entries():
-            (<Stream>entry).state = StreamState.ENDED
-        self.streams = IdTable()
+        for entry in self.streams.slots:
+            if entry is not None:
+                (<Stream>entry).state = StreamState.ENDED
+        self.streams.clear()
         self.blocked.clear()
+
+    cdef void break_off(self) noexcept:
+        """End because memory has run out; the owner is told by an event."""
+        self.break_for(Breakage.NO_MEMORY)
+
+    cdef void break_for(self, Breakage reason) noexcept:
+        """End for `reason`, once. The event needs memory and comes from `tell`, as soon as there is some."""
+        if not self.is_over:
+            self.finish()
+            self.broken = reason
+            self.outbox.broken += 1
+
+    cdef int tell(self, list events) except -1:
+        """Tell the owner of a circuit that broke off. Raises MemoryError, and then can be called again."""
+        cdef str why = "memory ran out while the circuit was served"
+        if self.broken == Breakage.OVER_LIMIT:
+            why = "the circuit held the most memory when the limit was passed"
+        events.append(CircuitFailed(self, CircuitClosed(why, reason=DestroyReason.RESOURCELIMIT)))
+        self.forget_breakage()
+        return 0
+
+    cdef void forget_breakage(self) noexcept:
+        """The owner has been told, or has closed the circuit by itself."""
+        self.outbox.broken -= self.broken != Breakage.NOT_BROKEN
+        self.broken = Breakage.NOT_BROKEN
 
     # --- arriving -----------------------------------------------------------------------------
 
@@ -209,6 +253,9 @@ cdef class Circuit(Outlet):
             recognized = hop.layer.backward(command, body, i == hop_count - 1, tag)
             if recognized != 0:
                 break
+        if recognized < 0:
+            self.break_off()
+            return 0
         if recognized != 1:
             return self.fail(events, f"a relay cell was recognized by none of the {hop_count} hops")
 
@@ -242,17 +289,20 @@ cdef class Circuit(Outlet):
             stream.deliver_window -= 1
             if stream.deliver_window < 0:
                 return self.fail(events, "the relay sent more DATA than the stream's deliver window allows")
-        elif stream.tail - stream.head > QUEUE_LEN_MAX:
+        elif stream.received + count > stream.received_max or stream.tail - stream.head > QUEUE_LEN_MAX:
             return self.fail(events, "the relay goes on sending DATA after XOFF")
         hop.unacknowledged += 1
         if hop.unacknowledged == hop.increment:
             hop.unacknowledged = 0
+            hop.acknowledged += hop.increment
             self.seal_circuit_sendme(stream.hop, hop, tag)
         if stream.state == StreamState.HALF_OPEN:
             if not stream.has_windows and monotonic() > stream.data_is_due_until:
                 return self.fail(events, "DATA arrived long after its stream was closed")
             return 0
-        stream.push(data, count)
+        if not stream.push(data, count):
+            self.break_off()
+            return 0
         if stream.reported != read_serial:
             stream.reported = read_serial
             events.append(Readable(stream))
@@ -316,14 +366,17 @@ cdef class Circuit(Outlet):
         return 0
 
     cdef int fail(self, list events, str reason) except -1:
-        self.end()
         events.append(CircuitFailed(self, CircuitError(reason)))
+        self.finish()
         return 0
 
     # --- departing ----------------------------------------------------------------------------
 
     cdef Py_ssize_t seal_data(self, Stream stream, const uint8_t* data, Py_ssize_t count) except -1:
-        """Stream.put: as many DATA cells as the windows allow; the bytes that they hold."""
+        """Stream.put: as many DATA cells as the windows allow; the bytes that they hold.
+
+        Without memory the circuit breaks off.
+        """
         cdef uint8_t[TAG_LEN_MAX] tag
         cdef Py_ssize_t sealed = 0
         cdef Py_ssize_t piece, room
@@ -336,35 +389,40 @@ cdef class Circuit(Outlet):
         while (sealed < count and hop.in_flight < hop.window
                 and (stream.package_window > 0 or not stream.has_windows)):
             piece = min(count - sealed, room)
-            self.originate(stream.hop, RelayCommand.DATA, stream.id, data + sealed, piece, tag)
+            if not self.originate(stream.hop, RelayCommand.DATA, stream.id, data + sealed, piece, tag):
+                return sealed
             sealed += piece
             stream.package_window -= stream.has_windows
             hop.in_flight += 1
-            if hop.in_flight % hop.increment == 0:
-                hop.push_tag(tag)
+            if hop.in_flight % hop.increment == 0 and not hop.push_tag(tag):
+                self.break_off()
+                return sealed
         if sealed < count and not stream.is_blocked:
             stream.is_blocked = True
             if stream.package_window > 0:
                 self.blocked.append(stream)
         return sealed
 
-    cdef int seal_stream_sendme(self, Stream stream) except -1:
+    cdef void seal_stream_sendme(self, Stream stream) noexcept:
         cdef uint8_t[TAG_LEN_MAX] tag
-        if self.is_over:
-            return 0
-        return self.originate(stream.hop, RelayCommand.SENDME, stream.id, NULL, 0, tag)
+        if not self.is_over:
+            self.originate(stream.hop, RelayCommand.SENDME, stream.id, NULL, 0, tag)
 
-    cdef int seal_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* received_tag) except -1:
+    cdef void seal_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* received_tag) noexcept:
         cdef uint8_t[TAG_LEN_MAX] tag
         cdef uint8_t[SENDME_HEADER_LEN + TAG_LEN_MAX] body
         body[0] = SENDME_VERSION
         store16(body + 1, hop.layer.tag_len)
         memcpy(body + SENDME_HEADER_LEN, received_tag, hop.layer.tag_len)
-        return self.originate(hop_index, RelayCommand.SENDME, 0, body, SENDME_HEADER_LEN + hop.layer.tag_len, tag)
+        self.originate(hop_index, RelayCommand.SENDME, 0, body, SENDME_HEADER_LEN + hop.layer.tag_len, tag)
 
-    cdef int originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,
-                       Py_ssize_t count, uint8_t* tag) except -1:
-        """Seal one relay cell for a hop into the outbox. `count` was checked by the caller."""
+    cdef bint originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,
+                        Py_ssize_t count, uint8_t* tag) noexcept:
+        """Seal one relay cell for a hop into the outbox. `count` was checked by the caller.
+
+        Without memory nothing is left of the cell in the outbox, and the circuit breaks off, since its layers
+        have moved on.
+        """
         cdef uint8_t cell_command = Command.RELAY
         # As the largest crowd does: the first cells to any hop but the guard are RELAY_EARLY, not only
         # the EXTEND2 ones that must be, so that the guard cannot count a circuit's extensions.
@@ -372,20 +430,27 @@ cdef class Circuit(Outlet):
             cell_command = Command.RELAY_EARLY
             self.relay_early_left -= 1
         cdef Layer layer = (<Hop>self.hops[hop_index]).layer
+        cdef Py_ssize_t sealed_before = self.outbox.length
         cdef uint8_t* body = self.outbox.begin_cell(self.id, cell_command)
+        if body == NULL:
+            self.break_off()
+            return False
         cdef Py_ssize_t header_len = encode_header(layer.kind, body, command, stream_id, <uint16_t>count)
         if count:
             memcpy(body + header_len, data, count)
-        if header_len + count < CELL_BODY_LEN:
-            self.outbox.pad(body + header_len + count, CELL_BODY_LEN - header_len - count)
-        cdef int status = layer.originate(cell_command, body, tag)
+        cdef int status = 1
         cdef int i
+        if header_len + count < CELL_BODY_LEN:
+            status = self.outbox.pad(body + header_len + count, CELL_BODY_LEN - header_len - count)
+        if status == 1:
+            status = layer.originate(cell_command, body, tag)
         for i in range(hop_index - 1, -1, -1):
             if status == 1:
                 status = (<Hop>self.hops[i]).layer.forward(cell_command, body)
         if status != 1:
-            raise MemoryError("libcrypto could not encrypt")
-        return 0
+            self.outbox.length = sealed_before
+            self.break_off()
+        return status == 1
 
     cdef int unblock(self, list events) except -1:
         """The circuit window has opened: every stream that waited for it may try, oldest first."""

@@ -15,6 +15,7 @@ cdef class IdTable:
     cdef Entry find(self, uint32_t id)
     cdef int add(self, Entry entry) except -1
     cdef int remove(self, uint32_t id) except -1
+    cdef void clear(self) noexcept
     cdef list entries(self)
     cdef int rehash(self, list entries, Py_ssize_t length) except -1
     cdef int place(self, Entry entry) except -1

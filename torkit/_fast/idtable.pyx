@@ -77,6 +77,14 @@ cdef class IdTable:
         self.slots[hole] = None
         return 0
 
+    cdef void clear(self) noexcept:
+        """Forget all, and allocate nothing."""
+        cdef Py_ssize_t slot
+        self.used = 0
+        self.last = None
+        for slot in range(len(self.slots)):
+            self.slots[slot] = None
+
     cdef list entries(self):
         return [entry for entry in self.slots if entry is not None]
 

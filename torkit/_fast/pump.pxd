@@ -38,13 +38,15 @@ cdef class Local(Source):
     cdef Stream stream            # takes what the client sends; None while Python reads
     cdef uint8_t* unsent          # of the last read: what the stream's windows had no room for, or NULL
     cdef Py_ssize_t unsent_len
+    cdef Py_ssize_t capacity      # of `unsent`
     cdef bint has_ended           # nothing more can be read
     cdef bint is_pipe             # the end that is read
     cdef bint is_file             # never watched
     cdef bint is_due              # the windows have opened
 
     cdef int seal(self) except -1
-    cdef int keep(self, const uint8_t* data, Py_ssize_t count) except -1
+    cdef void keep(self, const uint8_t* data, Py_ssize_t count) noexcept
+    cdef void forget_unsent(self) noexcept
 
 @cython.final
 cdef class Pump:

@@ -20,6 +20,7 @@ from posix.unistd cimport close, read
 
 from torkit._fast.cells cimport monotonic
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
+from torkit._fast.memory cimport release, resize
 
 from torkit.errors import ChannelClosed, ChannelError, InternalError
 
@@ -65,7 +66,7 @@ cdef class Link(Source):
 @cython.final
 cdef class Local(Source):
     def __dealloc__(self):
-        free(self.unsent)
+        release(&self.unsent, &self.capacity)
 
     def feed(self, Stream stream, const uint8_t[::1] early=None):
         """Have the core hand `early` and all that is read here to `stream`; with None, Python is told instead."""
@@ -82,7 +83,7 @@ cdef class Local(Source):
     def take_unsent(self):
         """Remove and return what was read and not yet sealed."""
         cdef bytes taken = self.unsent[:self.unsent_len] if self.unsent_len else b""
-        self.unsent_len = 0
+        self.forget_unsent()
         return taken
 
     def resume(self):
@@ -98,20 +99,21 @@ cdef class Local(Source):
         if self.unsent_len:
             memmove(self.unsent, self.unsent + count, self.unsent_len)
         else:
-            free(self.unsent)
-            self.unsent = NULL
+            self.forget_unsent()
         return 0
 
-    cdef int keep(self, const uint8_t* data, Py_ssize_t count) except -1:
-        """Have bytes wait; none do."""
-        free(self.unsent)
-        self.unsent_len = 0
-        self.unsent = <uint8_t*>malloc(count)
-        if self.unsent == NULL:
-            raise MemoryError
+    cdef void keep(self, const uint8_t* data, Py_ssize_t count) noexcept:
+        """Store unsent bytes. Requires that none are stored. Without memory the circuit breaks off."""
+        self.forget_unsent()
+        if not resize(&self.unsent, &self.capacity, count):
+            self.stream.circuit.break_off()
+            return
         memcpy(self.unsent, data, count)
         self.unsent_len = count
-        return 0
+
+    cdef void forget_unsent(self) noexcept:
+        release(&self.unsent, &self.capacity)
+        self.unsent_len = 0
 
 
 @cython.final
@@ -459,7 +461,12 @@ cdef class Pump:
     cdef int send(self, list found) except -1:
         """Everything that has been sealed, each relay's in one piece."""
         cdef Link link
+        cdef list events
         for link in list(self.links):
+            if link.channel.outbox.broken:
+                events = []
+                found.append((link.owner, events))  # first: who has been told is not told again
+                link.channel.tell_broken(events)
             if not link.tls.is_blocked:
                 try:
                     self.send_link(link, found)
@@ -474,7 +481,7 @@ cdef class Pump:
             return True
         if length:
             link.channel.last_active = monotonic()
-        is_sent = link.tls.send_from(link.channel.outbox.data(), length)
+        is_sent = link.tls.send_from(link.channel.outbox.cells, length)
         link.channel.outbox.clear()
         self.watch_for(link, EPOLLIN if is_sent else EPOLLIN | EPOLLOUT)
         if is_sent and link.tell_when_sent:

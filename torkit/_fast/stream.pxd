@@ -1,6 +1,7 @@
 # Contents: one stream's receive queue, window counters and state.
 
 cimport cython
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint64_t
 
 from torkit._fast.idtable cimport Entry
@@ -19,7 +20,8 @@ cdef enum StreamState:
 # What a stream needs of its circuit.
 cdef class Outlet(Entry):
     cdef Py_ssize_t seal_data(self, Stream stream, const uint8_t* data, Py_ssize_t count) except -1
-    cdef int seal_stream_sendme(self, Stream stream) except -1
+    cdef void seal_stream_sendme(self, Stream stream) noexcept
+    cdef void break_off(self) noexcept
 
 @cython.final
 cdef class Stream(Entry):
@@ -46,10 +48,20 @@ cdef class Stream(Entry):
     cdef object feeder            # who seals what is sent (pump.pyx), or None: then put() is somebody else's
     cdef readonly uint64_t sent   # bytes that put() has taken, ever
     cdef readonly uint64_t received  # bytes that DATA cells have brought, ever
+    cdef uint64_t received_max    # what `received` may come to: since our XOFF, what was under way
+
+    # All streams that have a queue are in one list, to be found when memory is short. No references are held:
+    # a stream leaves when its queue is freed, at the latest when it goes itself.
+    cdef PyObject* previous
+    cdef PyObject* next
 
     cdef Py_ssize_t put_from(self, const uint8_t* data, Py_ssize_t count) except -1
-    cdef bint drain(self) except -1
-    cdef int taken(self, Py_ssize_t count) except -1
-    cdef int push(self, const uint8_t* data, Py_ssize_t count) except -1
-    cdef int acknowledge(self) except -1
+    cdef bint drain(self) noexcept
+    cdef void taken(self, Py_ssize_t count) noexcept
+    cdef bint push(self, const uint8_t* data, Py_ssize_t count) noexcept
+    cdef void acknowledge(self) noexcept
     cdef void drop_queue(self) noexcept
+    cdef void enlist(self) noexcept
+    cdef void delist(self) noexcept
+
+cdef PyObject* first_with_queue() noexcept

@@ -7,9 +7,11 @@ to seal for it.
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdlib cimport free, realloc
+from libc.stdint cimport UINT64_MAX
 from libc.string cimport memcpy, memmove, strerror
 from posix.unistd cimport write
+
+from torkit._fast.memory cimport release, resize
 
 # Implementation limits, bytes.
 cdef Py_ssize_t SMALLEST_QUEUE = 4096    # what a first DATA cell allocates
@@ -24,8 +26,18 @@ cdef class Outlet(Entry):
     cdef Py_ssize_t seal_data(self, Stream stream, const uint8_t* data, Py_ssize_t count) except -1:
         raise NotImplementedError
 
-    cdef int seal_stream_sendme(self, Stream stream) except -1:
-        raise NotImplementedError
+    cdef void seal_stream_sendme(self, Stream stream) noexcept:
+        pass
+
+    cdef void break_off(self) noexcept:
+        pass
+
+cdef PyObject* first = NULL  # of the streams that have a queue
+
+
+cdef PyObject* first_with_queue() noexcept:
+    """The first stream of the list, borrowed, or NULL."""
+    return first
 
 
 @cython.final
@@ -38,9 +50,10 @@ cdef class Stream(Entry):
 
     def __cinit__(self):
         self.sink = -1
+        self.received_max = UINT64_MAX
 
     def __dealloc__(self):
-        free(self.queue)
+        self.drop_queue()
 
     @property
     def queued(self):
@@ -97,6 +110,14 @@ cdef class Stream(Entry):
             raise OSError(number, strerror(number).decode())
         return is_done
 
+    def note_xoff_sent(self, uint64_t under_way):
+        """We have sent XOFF: at most `under_way` bytes may still come, or the circuit ends."""
+        self.received_max = self.received + under_way
+
+    def note_xon_sent(self):
+        """We have sent XON: any number of bytes may come."""
+        self.received_max = UINT64_MAX
+
     def pause(self):
         """The peer sent XOFF: put() accepts nothing until resume()."""
         self.is_xoff = True
@@ -105,7 +126,7 @@ cdef class Stream(Entry):
         """The peer sent XON."""
         self.is_xoff = False
 
-    cdef bint drain(self) except -1:
+    cdef bint drain(self) noexcept:
         """Write what is queued to the sink; whether that is all. What fails is the caller's to find out."""
         cdef Py_ssize_t written
         while self.head < self.tail:
@@ -116,48 +137,67 @@ cdef class Stream(Entry):
                 return False
         return True
 
-    cdef int taken(self, Py_ssize_t count) except -1:
+    cdef void taken(self, Py_ssize_t count) noexcept:
         """Forget the first `count` bytes of the queue, and let the peer send more."""
         self.head += count
         if self.head == self.tail:
             self.head = self.tail = 0
             if self.capacity > KEPT_QUEUE:
                 self.drop_queue()
-        return self.acknowledge()
+        self.acknowledge()
 
-    cdef int push(self, const uint8_t* data, Py_ssize_t count) except -1:
-        """Queue received bytes. The circuit bounds how many wait."""
+    cdef bint push(self, const uint8_t* data, Py_ssize_t count) noexcept:
+        """Queue received bytes. The circuit bounds how many wait. False without memory."""
         cdef Py_ssize_t waiting = self.tail - self.head
         cdef Py_ssize_t capacity
-        cdef uint8_t* queue
+        cdef bint is_first
         if self.tail + count > self.capacity:
             if waiting + count <= self.capacity:
                 memmove(self.queue, self.queue + self.head, waiting)
             else:
                 capacity = max(SMALLEST_QUEUE, 2 * self.capacity, waiting + count)
-                queue = <uint8_t*>realloc(self.queue, capacity)
-                if queue == NULL:
-                    raise MemoryError
-                self.queue = queue
-                self.capacity = capacity
-                memmove(queue, queue + self.head, waiting)
+                is_first = self.queue == NULL
+                if not resize(&self.queue, &self.capacity, capacity):
+                    return False
+                if is_first:
+                    self.enlist()
+                memmove(self.queue, self.queue + self.head, waiting)
             self.head = 0
             self.tail = waiting
-        memcpy(self.queue + self.tail, data, count)
+        if count:  # a first DATA cell may be empty, and find no queue
+            memcpy(self.queue + self.tail, data, count)
         self.tail += count
         self.received += count
-        return 0
+        return True
 
-    cdef int acknowledge(self) except -1:
+    cdef void acknowledge(self) noexcept:
         """Let the peer send more once the reader has caught up."""
         if self.state != StreamState.OPEN or not self.has_windows or self.tail - self.head > ACKNOWLEDGE_BELOW:
-            return 0
+            return
         while self.deliver_window <= STREAM_WINDOW_START - STREAM_WINDOW_INCREMENT:
             self.deliver_window += STREAM_WINDOW_INCREMENT
             self.circuit.seal_stream_sendme(self)
-        return 0
 
     cdef void drop_queue(self) noexcept:
-        free(self.queue)
-        self.queue = NULL
-        self.capacity = self.head = self.tail = 0
+        self.head = self.tail = 0
+        if self.queue != NULL:
+            release(&self.queue, &self.capacity)
+            self.delist()
+
+    cdef void enlist(self) noexcept:
+        """Join the list of streams with a queue."""
+        global first
+        self.previous = NULL
+        self.next = first
+        if first != NULL:
+            (<Stream>first).previous = <PyObject*>self
+        first = <PyObject*>self
+
+    cdef void delist(self) noexcept:
+        global first
+        if self.previous != NULL:
+            (<Stream>self.previous).next = self.next
+        else:
+            first = self.next
+        if self.next != NULL:
+            (<Stream>self.next).previous = self.previous

@@ -1,0 +1,41 @@
+"""Every allocation of a transfer fails in turn: one circuit or channel ends, and no foreign byte is sent.
+
+The transfers run in processes of their own (starved.py), on an allocator that counts (failing_malloc.c).
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def allocator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("allocator") / "failing_malloc.so"
+    headers = f"-I{sysconfig.get_path('include')}"
+    flags = ["-O1", "-shared", "-fPIC", "-Wall", "-Werror", headers]
+    subprocess.run(["cc", *flags, "-o", library, HERE / "failing_malloc.c", "-ldl"], check=True)
+    return library
+
+
+@pytest.mark.parametrize("how", ["once", "lasting"])
+@pytest.mark.parametrize(
+    ("hops", "step", "least"),
+    [("windows,windows,windows", 1, 100), ("congestion,congestion,cgo", 2, 20)],
+)
+def test_an_allocation_that_fails_ends_one_circuit_or_channel(
+    allocator: Path, hops: str, step: int, least: int, how: str
+) -> None:
+    command = [sys.executable, "-X", "faulthandler", "-m", "fast.starved"]
+    command += [str(allocator), hops, "0", str(step), how]
+    environment = os.environ | {"LD_PRELOAD": str(allocator), "PYTHONMALLOC": "malloc"}
+    ended = subprocess.run(
+        command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) >= least  # so many allocations failed, each in a transfer of its own
