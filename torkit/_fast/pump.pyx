@@ -344,7 +344,7 @@ cdef class Pump:
             count = link.tls.receive_into(self.buffer, BUFFER_LEN)
             if count == 0 and link.tls.has_ended:
                 raise ChannelClosed("the relay closed the connection")
-            link.has_more = count == BUFFER_LEN or link.tls.has_ended or link.tls.failure is not None
+            link.has_more = link.tls.has_more or link.tls.has_ended or link.tls.failure is not None
             if count:
                 self.moved_at = monotonic()
                 events = link.channel.receive_read(self.buffer, count)

@@ -3,6 +3,8 @@
 cimport cython
 from libc.stdint cimport uint8_t
 
+from torkit._fast.budget cimport Bucket
+
 from torkit._fast.openssl cimport (
     ERR_clear_error, ERR_peek_error, ERR_reason_error_string, X509, X509_free, i2d_X509,
 )
@@ -21,6 +23,13 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_ERROR_SYSCALL
     int BIO_NOCLOSE
     int SSL_SESS_CACHE_OFF
+    long SSL_MODE_AUTO_RETRY
+    int SSL_RECEIVED_SHUTDOWN
+    int SSL3_RT_HEADER
+    int SSL3_RT_HANDSHAKE
+    int SSL3_MT_HELLO_REQUEST
+    int SSL3_MT_NEWSESSION_TICKET
+    int SSL3_MT_KEY_UPDATE
     unsigned long SSL_OP_IGNORE_UNEXPECTED_EOF
     unsigned long SSL_OP_NO_COMPRESSION
     unsigned long SSL_OP_NO_RENEGOTIATION
@@ -35,6 +44,7 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_CTX_set1_groups_list(SSL_CTX* context, const char* names)
     long SSL_CTX_set_session_cache_mode(SSL_CTX* context, long mode)
     unsigned long SSL_CTX_set_options(SSL_CTX* context, unsigned long options)
+    long SSL_CTX_clear_mode(SSL_CTX* context, long mode)
     void SSL_CTX_set_verify(SSL_CTX* context, int mode, void* callback)
     void SSL_CTX_set_read_ahead(SSL_CTX* context, int yes)
     void SSL_CTX_set_default_read_buffer_len(SSL_CTX* context, size_t length)
@@ -44,6 +54,10 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_set_tlsext_host_name(SSL* ssl, const char* name)
     void SSL_set_connect_state(SSL* ssl)
     void SSL_set_bio(SSL* ssl, BIO* incoming, BIO* outgoing)
+    void SSL_set_msg_callback(SSL* ssl, void (*callback)(
+        int is_sent, int version, int kind, const void* data, size_t length, SSL* ssl, void* argument) noexcept nogil)
+    void SSL_set_msg_callback_arg(SSL* ssl, void* argument)
+    void SSL_set_shutdown(SSL* ssl, int mode)
     int SSL_do_handshake(SSL* ssl)
     int SSL_read_ex(SSL* ssl, void* data, size_t count, size_t* got)
     int SSL_write_ex(SSL* ssl, const void* data, size_t count, size_t* sent)
@@ -61,6 +75,12 @@ cdef extern from "openssl/ssl.h" nogil:
 cdef extern from "openssl/crypto.h" nogil:
     unsigned long OpenSSL_version_num()
 
+# What the peer may still have us do that brings no data.
+cdef struct Budget:
+    Bucket records                # TLS records, against the bytes in them
+    Bucket messages               # of handshakes, also after the handshake
+    uint8_t last_message          # its type
+
 @cython.final
 cdef class Tls:
     cdef SSL* ssl
@@ -68,6 +88,8 @@ cdef class Tls:
     cdef Py_ssize_t sent          # of `outgoing`
     cdef int descriptor
     cdef readonly bint has_ended  # the peer has ended the connection; all it sent was received
+    cdef bint has_more            # the last read did not take all that libssl holds
+    cdef Budget budget
     cdef readonly bint is_blocked # the socket did not take all of the last `send`
     cdef object failure           # to be raised once what came before it was received
 
@@ -75,4 +97,6 @@ cdef class Tls:
     cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1
     cdef bint send_from(self, const uint8_t* data, size_t length) except -1
     cdef int check_open(self) except -1
+    cdef int check_budget(self) except -1
+    cdef int settle(self, double now, size_t count) except -1
     cdef int fail(self, int result, str during) except -1

@@ -3,12 +3,19 @@
 The standard library's ssl needs a call, and some microseconds, for each record; relays write records of 4 KiB.
 Nor can it be told to send the ClientHello of C tor's clients.
 The socket is the caller's, who waits for it and closes it; nothing here blocks.
+
+Nor does a peer keep us busy for nothing. libssl handles records without data as long as they come, in one call
+that holds the interpreter. So its callback counts every record and every message of a handshake, and has it stop
+where the peer is beyond its budget.
 """
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport strerror
+
+from torkit._fast.budget cimport fill
+from torkit._fast.cells cimport monotonic
 
 from torkit.errors import ChannelClosed, ChannelError
 
@@ -19,6 +26,19 @@ cdef extern from "<sys/socket.h>" nogil:
 # Implementation limit, bytes: what one system call may read. A busy relay's burst; larger gains nothing
 # measurable and stays resident.
 cdef size_t READ_LEN = 131072
+
+# Implementation limits: the records and messages of a handshake that a peer may send at once, and those a second
+# beside. A record is earned by this many bytes: one for each single cell (514 bytes) leaves more than it takes.
+# A message costs up to 35 us, a record without data 1 us, so either brim is some 4 ms of work.
+# Honest relays send some ten messages of a handshake, and after it at most a KeyUpdate in gigabytes.
+cdef double RECORDS_BRIM = 4096
+cdef double RECORDS_RATE = 256
+cdef double EARNING_LEN = 128
+cdef double MESSAGES_BRIM = 64
+cdef double MESSAGES_RATE = 1
+
+# Implementation limit: records of one read; a full buffer of single cells has 255.
+cdef int READ_RECORDS = 256
 
 # What C tor 0.4.9's clients offer, in their order: tests/network/test_client_hello.py compares.
 cdef bytes CIPHERSUITES = b"TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
@@ -70,11 +90,32 @@ cdef SSL_CTX* the_context() except NULL:
         SSL_CTX_set_options(fresh, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_TLSEXT_PADDING)
         # An end without a goodbye is an end: cells and circuits have their own.
         SSL_CTX_set_options(fresh, SSL_OP_IGNORE_UNEXPECTED_EOF)
+        # A record without data ends the call, where libssl's buffer holds no other.
+        SSL_CTX_clear_mode(fresh, SSL_MODE_AUTO_RETRY)
         SSL_CTX_set_verify(fresh, SSL_VERIFY_NONE, NULL)
         SSL_CTX_set_read_ahead(fresh, 1)
         SSL_CTX_set_default_read_buffer_len(fresh, READ_LEN)
         context = fresh
     return context
+
+
+cdef void count_record(int is_sent, int version, int kind, const void* data, size_t length, SSL* ssl,
+                       void* argument) noexcept nogil:
+    """libssl's message callback: told the header of each record, and each message of a handshake."""
+    cdef Budget* budget = <Budget*>argument
+    if is_sent:
+        return
+    if kind == SSL3_RT_HEADER:
+        budget.records.left -= 1
+    elif kind == SSL3_RT_HANDSHAKE:
+        budget.messages.left -= 1
+        budget.last_message = (<const uint8_t*>data)[0]
+    if is_over(budget):
+        SSL_set_shutdown(ssl, SSL_RECEIVED_SHUTDOWN)  # libssl throws away what it holds, and returns
+
+
+cdef bint is_over(const Budget* budget) noexcept nogil:
+    return budget.records.left < 0 or budget.messages.left < 0
 
 
 @cython.final
@@ -94,6 +135,11 @@ cdef class Tls:
         if SSL_set_tlsext_host_name(self.ssl, PyBytes_AS_STRING(server_name)) != 1:
             raise MemoryError
         SSL_set_connect_state(self.ssl)
+        self.budget.records.left = RECORDS_BRIM
+        self.budget.messages.left = MESSAGES_BRIM
+        self.budget.records.filled_at = self.budget.messages.filled_at = monotonic()
+        SSL_set_msg_callback(self.ssl, count_record)
+        SSL_set_msg_callback_arg(self.ssl, &self.budget)
 
     def __dealloc__(self):
         SSL_free(self.ssl)
@@ -103,6 +149,7 @@ cdef class Tls:
         self.check_open()
         clear_errors()
         cdef int result = SSL_do_handshake(self.ssl)
+        self.settle(monotonic(), 0)
         if result == 1:
             return True
         if self.fail(result, "the TLS handshake with the relay failed"):
@@ -128,25 +175,33 @@ cdef class Tls:
     cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1:
         cdef size_t count = 0
         cdef size_t got = 0
+        cdef int records = 0
         cdef int result
         self.check_open()
         if self.failure is not None:
             raise self.failure
-        while count < room and not self.has_ended:
-            clear_errors()
-            result = SSL_read_ex(self.ssl, &buffer[count], room - count, &got)
-            if result == 1:
-                count += got
-                if not SSL_has_pending(self.ssl):
+        self.has_more = False
+        try:
+            while not self.has_ended:
+                if count == room or records == READ_RECORDS:
+                    self.has_more = True
                     break
-            else:
-                try:
+                clear_errors()
+                result = SSL_read_ex(self.ssl, &buffer[count], room - count, &got)
+                if result == 1:
+                    count += got
+                    records += 1
+                    if not SSL_has_pending(self.ssl):
+                        break
+                else:
+                    self.check_budget()
                     self.has_ended = self.fail(result, "TLS from the relay is broken")
-                except (ChannelClosed, ChannelError) as error:
-                    if not count:
-                        raise
-                    self.failure = error  # what came before it was received in good order
-                break
+                    break
+            self.settle(monotonic(), count)
+        except (ChannelClosed, ChannelError) as error:
+            if not count:
+                raise
+            self.failure = error  # what came before it was received in good order
         return count
 
     cdef Py_ssize_t waiting(self) noexcept:
@@ -195,6 +250,20 @@ cdef class Tls:
             raise ChannelClosed("the connection to the relay was closed here")
         return 0
 
+    cdef int settle(self, double now, size_t count) except -1:
+        """After a call of libssl that has read `count` bytes: raise for a peer beyond its budget, else go on."""
+        self.check_budget()
+        fill(&self.budget.records, now, RECORDS_RATE, count / EARNING_LEN, RECORDS_BRIM)
+        fill(&self.budget.messages, now, MESSAGES_RATE, 0, MESSAGES_BRIM)
+        return 0
+
+    cdef int check_budget(self) except -1:
+        if self.budget.messages.left < 0:
+            raise ChannelError(f"the relay keeps sending {name_of(self.budget.last_message)} messages of TLS")
+        if self.budget.records.left < 0:
+            raise ChannelError("the relay keeps sending TLS records with next to no data")
+        return 0
+
     cdef int fail(self, int result, str during) except -1:
         """After a call that did not succeed: 0 if it waits for the socket, 1 at the end; else raises."""
         cdef int number = errno
@@ -207,3 +276,14 @@ cdef class Tls:
             raise ChannelClosed(f"the connection to the relay broke: {strerror(number).decode()}")
         cdef const char* reason = ERR_reason_error_string(ERR_peek_error())
         raise ChannelError(f"{during}: {reason.decode() if reason != NULL else 'unknown'}")
+
+
+cdef str name_of(int message):
+    """A message of a handshake by its name, if it is one that may come after it."""
+    if message == SSL3_MT_KEY_UPDATE:
+        return "KeyUpdate"
+    if message == SSL3_MT_NEWSESSION_TICKET:
+        return "NewSessionTicket"
+    if message == SSL3_MT_HELLO_REQUEST:
+        return "HelloRequest"
+    return "handshake"

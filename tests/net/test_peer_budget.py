@@ -1,0 +1,145 @@
+"""Work for a peer has a budget: what a flood costs us, before a relay has proved who it is and after."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from random import Random
+
+import pytest
+import trio
+from fakes import FakeRelay
+from raw_tls import TLS_1_2, RawPeer, raw_server
+from served import fresh_relays
+
+from torkit.errors import ChannelError, TorkitError
+from torkit.net.channel import Channel
+from torkit.net.tls import TlsConnection
+
+Flood = Callable[[RawPeer], bytes]
+
+# Those of TLS: what is sent, in which version of TLS, and how the error names it.
+TLS_FLOODS: dict[str, tuple[Flood, int, str]] = {
+    "key updates, answers asked": (lambda peer: peer.key_updates(5000, is_asked=True), 0, "KeyUpdate"),
+    "key updates": (lambda peer: peer.key_updates(5000, is_asked=False), 0, "KeyUpdate"),
+    "tickets": (lambda peer: peer.tickets(1000), 0, "NewSessionTicket"),
+    "hello requests": (lambda peer: peer.hello_requests(5000), TLS_1_2, "HelloRequest"),
+    "one-byte records": (lambda peer: peer.records(bytes(20_000), 1), 0, "next to no data"),
+}
+
+
+@pytest.fixture(params=TLS_FLOODS)
+def tls_flood(request: pytest.FixtureRequest) -> tuple[Flood, int, str]:
+    return TLS_FLOODS[request.param]
+
+
+async def connect_to(relay: FakeRelay, address: tuple[str, int]) -> Channel:
+    return await Channel.connect(*address, rsa=relay.rsa_identity, ed25519=relay.ed_identity, rng=Random())
+
+
+@asynccontextmanager
+async def running_channel(
+    relay: FakeRelay, play: Callable[[RawPeer], None], max_version: int = 0
+) -> AsyncIterator[Channel]:
+    """A channel that runs, to a relay that does what `play` does once the link is open."""
+
+    def open_and_play(peer: RawPeer) -> None:
+        peer.shake_hands()
+        peer.open_link()
+        play(peer)
+        peer.wait_closed()
+
+    with raw_server(relay, open_and_play, max_version) as address:
+        async with trio.open_nursery() as nursery:
+            channel = await connect_to(relay, address)
+            nursery.start_soon(channel.run)
+            yield channel
+            nursery.cancel_scope.cancel()
+
+
+async def failure_of(channel: Channel) -> TorkitError | None:
+    with trio.fail_after(30):
+        await channel._has_ended.wait()
+    return channel.error
+
+
+@pytest.fixture
+def relay() -> FakeRelay:
+    return fresh_relays(1)[0]
+
+
+async def test_a_relay_that_floods_tls_is_closed(relay: FakeRelay, tls_flood: tuple[Flood, int, str]) -> None:
+    flood, version, what = tls_flood
+    async with running_channel(relay, lambda peer: peer.send(flood(peer)), version) as channel:
+        error = await failure_of(channel)
+    assert isinstance(error, ChannelError)
+    assert what in str(error)
+
+
+async def test_who_floods_tls_before_the_link_handshake_is_closed(
+    relay: FakeRelay, tls_flood: tuple[Flood, int, str]
+) -> None:
+    """Whoever answers TCP can do this: nobody has proved anything."""
+    flood, version, what = tls_flood
+
+    def play(peer: RawPeer) -> None:
+        peer.shake_hands()
+        peer.send(flood(peer))
+        peer.wait_closed()
+
+    with raw_server(relay, play, version) as address:
+        if what == "next to no data":  # nor is this the beginning of a VERSIONS cell
+            what = "fixed-length cell came before VERSIONS|next to no data"
+        with pytest.raises(ChannelError, match=what):
+            await connect_to(relay, address)
+
+
+# A handshake of TLS 1.3 has five messages of the server's, and two tickets follow.
+HANDSHAKE_MESSAGES = 7
+MESSAGES_BRIM = 64
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+async def test_a_peer_within_its_budget_of_messages_is_not_closed(relay: FakeRelay, is_asked: bool) -> None:
+    def play(peer: RawPeer) -> None:
+        peer.shake_hands()
+        peer.send(peer.key_updates(MESSAGES_BRIM - HANDSHAKE_MESSAGES, is_asked=is_asked))
+        peer.send(peer.records(b"data"))
+        peer.wait_closed()
+
+    with raw_server(relay, play) as address:
+        connection = await TlsConnection.connect(*address)
+        buffer = bytearray(100)
+        assert await connection.receive(buffer) == 4
+        await connection.send(b"")
+        connection.close()
+
+
+async def test_what_came_before_a_flood_is_received(relay: FakeRelay) -> None:
+    def play(peer: RawPeer) -> None:
+        peer.shake_hands()
+        peer.send(peer.records(b"data") + peer.key_updates(MESSAGES_BRIM + 10, is_asked=False))
+        peer.wait_closed()
+
+    with raw_server(relay, play) as address:
+        connection = await TlsConnection.connect(*address)
+        buffer = bytearray(100)
+        assert await connection.receive(buffer) == 4
+        with pytest.raises(ChannelError, match="KeyUpdate"):
+            await connection.receive(buffer)
+        connection.close()
+
+
+async def test_records_of_a_cell_each_are_within_the_budget(relay: FakeRelay) -> None:
+    length = 514 * 20_000
+
+    def play(peer: RawPeer) -> None:
+        peer.shake_hands()
+        peer.send(peer.records(bytes(length), 514))
+        peer.wait_closed()
+
+    with raw_server(relay, play) as address:
+        connection = await TlsConnection.connect(*address)
+        buffer = bytearray(1 << 17)
+        received = 0
+        while received < length:
+            received += await connection.receive(buffer)
+        connection.close()
