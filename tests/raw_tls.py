@@ -1,8 +1,8 @@
-"""A TLS server that can misbehave: libssl by ctypes, since Python's ssl sends no KeyUpdate and no ticket at will.
+"""A TLS server that can misbehave, by libssl itself: Python's ssl sends no KeyUpdate and no ticket at will.
 
 It gives the bytes of what it is asked for, so that a flood can be made beforehand and sent at once:
 
-    with raw_server(relay, play) as address: ...      `play(peer)` runs in a thread, for each client that connects
+    with raw_server(relay, play) as address: ...      `play(peer)` runs in a thread for each client
 
     peer.shake_hands()                                TLS
     peer.open_link()                                  and the link's handshake, as the relay's

@@ -1,5 +1,6 @@
 """The circuits in use: who shares one, when a new one is built, and what happens when builds fail."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import network_docs
 import pytest
 import trio
 import trio.testing
-from fakes import FakeCircuit, FakeRelay, FakeStream, RelayCell, answer_extend2, ignore
+from fakes import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell, answer_extend2, ignore
 from served import (
     ACCEPT_ALL,
     CONGESTION_CONTROL,
@@ -45,6 +46,7 @@ from torkit.net.circuits import (
     build_circuit,
     build_directory_circuit,
 )
+from torkit.net.pump import STALL, Pump
 from torkit.path_bias import Counts, PathBias, State
 from torkit.predicted_ports import FIRST_PORT, PredictedPorts
 from torkit.proto.padding import Padding
@@ -755,6 +757,29 @@ async def test_a_first_relay_that_does_not_answer_is_told(patient_clock: trio.te
         with pytest.raises(TimedOut):
             await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
         assert pool.first_hops == [(pool.path[0].identity, False)]
+
+
+async def test_a_first_relay_is_not_blamed_for_what_passed_while_everything_stood_still(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool() as pool:
+        pool.fakes[0].on_create = lambda *_: Pump.current()._stalls.begin(None, time.monotonic() + 2 * STALL)
+        with pytest.raises(TimedOut):
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+        assert pool.first_hops == [(pool.path[0].identity, None)]
+
+
+async def test_a_directory_that_cut_a_handshake_while_everything_stood_still_is_not_blamed() -> None:
+    async with open_pool() as pool:
+
+        def stand_still_and_close(link: FakeLink) -> None:
+            Pump.current()._stalls.begin(None, time.monotonic() + 2 * STALL)
+            link.close()
+
+        pool.fakes[0].on_versions = stand_still_and_close
+        with pytest.raises(ChannelClosed):
+            await build_directory_circuit(pool.channels, pool.path[0], CircuitSettings())
+        assert pool.first_hops == [(pool.path[0].identity, None)]
 
 
 async def test_a_build_given_up_says_nothing_of_its_first_relay() -> None:

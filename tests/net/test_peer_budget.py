@@ -10,6 +10,8 @@ from fakes import FakeRelay
 from raw_tls import TLS_1_2, RawPeer, raw_server
 from served import fresh_relays
 
+from torkit._fast.channel import Channel as CoreChannel
+from torkit._fast.events import ChannelFailed
 from torkit.errors import ChannelError, TorkitError
 from torkit.net.channel import Channel
 from torkit.net.tls import TlsConnection
@@ -143,3 +145,54 @@ async def test_records_of_a_cell_each_are_within_the_budget(relay: FakeRelay) ->
         while received < length:
             received += await connection.receive(buffer)
         connection.close()
+
+
+# --- Cells that serve nothing -----------------------------------------------------------------------------
+
+IDLE_CELLS_BRIM = 4096
+CELL_LEN = 514
+
+
+def cells_of(command: int, count: int, circ_id: int = 0) -> bytes:
+    return count * (circ_id.to_bytes(4, "big") + bytes([command]) + bytes(CELL_LEN - 5))
+
+
+@pytest.mark.parametrize(
+    ("command", "circ_id"),
+    [(0, 0), (200, 0), (99, 0), (4, 0x80000001), (11, 0x80000001), (8, 0)],
+    ids=["PADDING", "unknown variable", "unknown", "DESTROY", "CREATED2", "NETINFO"],
+)
+async def test_a_relay_that_floods_cells_which_serve_nothing_is_closed(
+    relay: FakeRelay, command: int, circ_id: int
+) -> None:
+    flood = cells_of(command, 3 * IDLE_CELLS_BRIM, circ_id)
+    if command >= 128:
+        flood = 3 * IDLE_CELLS_BRIM * (circ_id.to_bytes(4, "big") + bytes([command, 0, 0]))
+    async with running_channel(relay, lambda peer: peer.send(peer.records(flood))) as channel:
+        error = await failure_of(channel)
+    assert isinstance(error, ChannelError)
+    assert "serve nothing" in str(error) or "second link handshake" in str(error)
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_the_bound_of_idle_cells_is_exact(excess: int) -> None:
+    core = CoreChannel()
+    versions = bytearray(b"\0\0\x07\0\x02\0\x05")
+    core.receive_data(versions, len(versions))
+    data = bytearray(cells_of(0, IDLE_CELLS_BRIM + excess))
+    failed = [event for event in core.receive_data(data, len(data)) if isinstance(event, ChannelFailed)]
+    assert len(failed) == excess
+
+
+async def test_answers_to_our_circuits_are_no_idle_cells(relay: FakeRelay) -> None:
+    """A client of many identities has thousands of circuits made, and many may end at once."""
+    core = CoreChannel()
+    versions = bytearray(b"\0\0\x07\0\x02\0\x05")
+    core.receive_data(versions, len(versions))
+    for number in range(IDLE_CELLS_BRIM + 100):
+        core.open_circuit(0x80000000 | number + 1, 1, 8)
+    for command in (11, 4):
+        for number in range(IDLE_CELLS_BRIM + 100):
+            data = bytearray(cells_of(command, 1, 0x80000000 | number + 1))
+            events = core.receive_data(data, len(data))
+            assert not any(isinstance(event, ChannelFailed) for event in events)

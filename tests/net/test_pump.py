@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from served import build, connect, fresh_relays, serve
 from torkit.errors import InternalError
 from torkit.net import pump
 from torkit.net.carrier import Carrier
-from torkit.net.pump import Pump
+from torkit.net.pump import STALL, Pump
 from torkit.net.sockdiag import SockDiag
 from torkit.net.stream import Stream
 
@@ -185,3 +186,104 @@ async def test_a_handler_that_fails_ends_its_own_socket_only(caplog: pytest.LogC
     for near, far in pairs:
         near.close()
         far.close()
+
+
+class Clock:
+    """time.monotonic, for the pump: a millisecond passes at each look, and as much as is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+class FloodedCore:
+    """A core that finds an event whenever it is asked."""
+
+    def __init__(self, owner: object, clock: Clock, seconds: float = 0.0) -> None:
+        self.turns = 0
+        self._owner, self._clock, self._seconds = owner, clock, seconds
+
+    def run(self, other: int, seconds: float, linger: float, turn: float) -> list[tuple[object, object]]:
+        self.turns += 1
+        assert self.turns < 1000
+        return [(self._owner, self)]
+
+
+class Slow:
+    """Its handler takes as long as is said."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock, self._seconds = clock, seconds
+
+    def on_pump(self, what: object) -> None:
+        self._clock.now += self._seconds
+
+    def on_fault(self, error: InternalError) -> None:
+        raise AssertionError(error)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("torkit.net.pump.time.monotonic", clock)
+    return clock
+
+
+async def test_trio_has_its_turn_while_every_look_finds_an_event(clock: Clock) -> None:
+    pump = Pump()
+    core = FloodedCore(Slow(clock, 0.0), clock)
+    pump._core = core  # type: ignore[assignment]
+    before = clock.now
+    pump.before_io_wait(60.0)
+    assert core.turns > 1
+    assert clock.now - before < 0.05
+
+
+async def test_a_handler_that_keeps_all_others_waiting_is_named(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    pump = Pump()
+    assert not pump.has_stalled_since(10.0)
+    for seconds, expected in ((STALL - 0.1, 0), (STALL + 0.2, 1)):
+        pump._core = FloodedCore(Slow(clock, seconds), clock)  # type: ignore[assignment]
+        pump.before_io_wait(0.0)
+        pump.after_io_wait(0.0)
+        assert len(caplog.records) == expected
+    assert "everything stood still for 0.7 s in Slow" in caplog.text
+    assert pump.has_stalled_since(1.0)
+
+
+async def test_a_task_that_keeps_all_others_waiting_is_named(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    pump = Pump()
+    trio.lowlevel.add_instrument(pump)
+
+    async def tarry() -> None:
+        clock.now += 3.0
+        await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tarry)
+    trio.lowlevel.remove_instrument(pump)
+    assert "everything stood still for 3.0 s in" in caplog.text
+    assert "tarry" in caplog.text
+
+
+async def test_a_machine_that_stood_still_while_we_slept_is_nobodys_stall_but_known(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    pump = Pump()
+    pump._core = SimpleNamespace(run=lambda *_: [])  # type: ignore[assignment]
+    pump.before_io_wait(5.0)
+    clock.now += 5.2
+    pump.after_io_wait(5.0)
+    assert not pump.has_stalled_since(1.0)
+    pump.before_io_wait(5.0)
+    clock.now += 60.0
+    pump.after_io_wait(5.0)
+    assert pump.has_stalled_since(1.0)
+    assert caplog.records == []

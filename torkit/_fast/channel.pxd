@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from torkit._fast.budget cimport Bucket
 from torkit._fast.cells cimport Outbox
 from torkit._fast.idtable cimport IdTable
 
@@ -14,6 +15,7 @@ cdef class Channel:
     cdef bint is_versioned        # VERSIONS has been received: circuit ids have 4 bytes
     cdef bint has_failed
     cdef bytearray partial        # the cell that the last read ended in
+    cdef Bucket idle_cells        # what the peer may still send that serves nothing
     cdef readonly double last_active  # seconds, CLOCK_MONOTONIC: when cells last came or were taken to be sent
 
     cdef list receive_read(self, uint8_t* data, Py_ssize_t nbytes)
@@ -25,3 +27,5 @@ cdef class Channel:
     cdef bint break_off_for(self, const uint8_t* cell) noexcept
     cdef Py_ssize_t cell_length(self, const uint8_t* data, Py_ssize_t count) noexcept nogil
     cdef int receive_cell(self, uint8_t* cell, Py_ssize_t length, list events) except -1
+    cdef bint is_answer(self, uint32_t circ_id, uint8_t command)
+    cdef int count_idle(self, list events) except -1

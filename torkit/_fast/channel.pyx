@@ -9,6 +9,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
+from torkit._fast.budget cimport fill
 from torkit._fast.cells cimport (
     CELL_BODY_LEN, CELL_LEN, CIRC_ID_LEN, Command, VAR_HEADER_LEN, VERSIONS_CIRC_ID_LEN,
     is_variable_length, load16, load32, monotonic, store16, store32,
@@ -22,6 +23,11 @@ from torkit.errors import ChannelError, UsageError
 # Implementation limit, bytes: VERSIONS, CERTS and AUTH_CHALLENGE of real relays take under 3 KiB.
 cdef Py_ssize_t VAR_BODY_LEN_MAX = 16384
 
+# Implementation limits: cells of link padding, unknown ones and those for no circuit of ours that a relay may send at
+# once, and those a second beside. Honest relays pad once in 1.5 s; so many unknown cells cost Python some 10 ms.
+cdef double IDLE_CELLS_BRIM = 4096
+cdef double IDLE_CELLS_RATE = 256
+
 
 @cython.final
 cdef class Channel:
@@ -31,6 +37,8 @@ cdef class Channel:
         self.outbox = Outbox()
         self.circuits = IdTable()
         self.partial = bytearray()
+        self.idle_cells.left = IDLE_CELLS_BRIM
+        self.idle_cells.filled_at = monotonic()
 
     @property
     def circuit_count(self):
@@ -116,6 +124,7 @@ cdef class Channel:
             return []
         self.read_serial += 1
         self.last_active = monotonic()
+        fill(&self.idle_cells, self.last_active, IDLE_CELLS_RATE, 0, IDLE_CELLS_BRIM)
         try:
             events = []
             self.receive_bytes(data, nbytes, events)
@@ -226,16 +235,33 @@ cdef class Channel:
                 circuit.receive(command, cell + id_len + 1, self.read_serial, events)
             return 0
         if command == Command.PADDING or command == Command.VPADDING:
-            return 0
+            return self.count_idle(events)
         if command == Command.VERSIONS:
             self.is_versioned = True
         elif command == Command.DESTROY:
             circuit = <Circuit>self.circuits.find(circ_id)
             if circuit is None:
-                return 0
+                return self.count_idle(events)
             circuit.end()
+        elif not self.is_answer(circ_id, command):
+            self.count_idle(events)
+            if self.has_failed:
+                return 0
         cdef Py_ssize_t header_len = id_len + (3 if is_variable_length(command) else 1)
         events.append(ControlCell(circ_id, command, cell[header_len:length]))
+        return 0
+
+    cdef bint is_answer(self, uint32_t circ_id, uint8_t command):
+        """Whether a cell may answer a circuit of ours: a second one for it ends the circuit."""
+        return command in (Command.CREATED, Command.CREATED_FAST, Command.CREATED2) and (
+            self.circuits.find(circ_id) is not None)
+
+    cdef int count_idle(self, list events) except -1:
+        """Count a cell that moves no data. A peer that goes on sending such cells loses the channel."""
+        self.idle_cells.left -= 1
+        if self.idle_cells.left < 0 and not self.has_failed:
+            self.has_failed = True
+            events.append(ChannelFailed(ChannelError("the relay keeps sending cells that serve nothing")))
         return 0
 
 

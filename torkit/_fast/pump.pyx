@@ -240,18 +240,18 @@ cdef class Pump:
 
     # --- moving -----------------------------------------------------------------------------------
 
-    def run(self, int other, double seconds, double linger):
+    def run(self, int other, double seconds, double linger, double turn):
         """Move what there is to move; what Python must hear of, as (owner, what) pairs.
 
         `what` is an InternalError where an exception has ended the owner's source.
         Then, if a byte has moved in the last `linger` seconds, wait for more, `seconds` at most or until the
         descriptor `other` is readable; not at all where `other` is -1. However much there is to move, `other` has
-        its turn after `linger` seconds.
+        its turn after `turn` seconds.
         """
         cdef list found = []
         cdef double now = monotonic()
         cdef double give_up_at = now + seconds
-        cdef double turn_ends_at = now + linger
+        cdef double turn_ends_at = now + turn
         cdef double until
         cdef pollfd[2] polled
         cdef timespec timeout
@@ -287,7 +287,7 @@ cdef class Pump:
                 # It may be trio's epoll, which watches ours. Just now nothing of ours was ready.
                 if polled[1].revents:
                     return found
-                turn_ends_at = now + linger
+                turn_ends_at = now + turn
             # A signal is for Python to see; a timeout and the other descriptor are for the caller. But for the
             # time of its turn, what moves bytes comes first.
             elif ready <= 0 or not polled[0].revents:

@@ -7,6 +7,7 @@ kept ready for the ports that streams are expected to go to, and closed when nob
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Hashable
 from contextlib import suppress
 from ipaddress import IPv4Address
@@ -22,6 +23,7 @@ from torkit.errors import (
     CircuitClosed,
     Closed,
     EndReason,
+    HandshakeCut,
     NoDirectory,
     NoPath,
     PeerError,
@@ -36,6 +38,7 @@ from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
 from torkit.net.progress import Phase, diagnose
+from torkit.net.pump import Pump
 from torkit.path import LONG_LIVED_PORTS, may_go_on
 from torkit.path_bias import UNWATCHED, PathBias, Watch
 from torkit.predicted_ports import FIRST_PORT, RESOLVE_PORT, PredictedPorts
@@ -611,6 +614,7 @@ async def _build(
     add_hops: Callable[[Circuit], Awaitable[None]],
 ) -> Circuit:
     circuit: Circuit | None = None
+    began = time.monotonic()
     had_channel = channels.is_open(first)
     try:
         with trio.fail_after(timeouts.use):
@@ -626,6 +630,9 @@ async def _build(
             channels.forget(first)
             if had_channel:
                 was_reached = None  # perhaps only that connection is dead: a new one will tell
+        is_late = isinstance(error, (trio.TooSlowError, TimedOut, HandshakeCut))
+        if is_late and not was_reached and Pump.current().has_stalled_since(time.monotonic() - began):
+            was_reached = None  # its answer may have come while we stood still
         channels.on_first_hop(first.identity, was_reached)
         if circuit is not None:
             if isinstance(error, trio.TooSlowError):

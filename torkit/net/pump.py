@@ -13,6 +13,7 @@ raised by `wait_fault`.
 import logging
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Any, NoReturn, Protocol
 
 import trio
@@ -28,6 +29,12 @@ from torkit.errors import InternalError
 # bursts come every 10 ms, but for the pauses of congestion control. A deadline nearer than that is left to
 # trio, and so is never missed.
 LINGER = 0.1
+
+# However much there is to move, trio's sockets, deadlines and signals have their turn after so long.
+TURN = 0.04
+
+# A step of a task or a handler that takes so long is told of: everything else has waited for it.
+STALL = 0.5
 
 # What trio has computed before the pump waited is out of date then, and has to be computed anew.
 STALE = 0.002
@@ -53,6 +60,7 @@ class Pump(trio.abc.Instrument):
         self._inside = _inside_of_trio()
         self._error: InternalError | None = None  # nothing moves any more
         self._has_failed = trio.Event()
+        self._stalls = Stalls(time.monotonic())
         self.watch_reading = self._core.watch_reading
         self.watch_writing = self._core.watch_writing
         self.remove = self._core.remove
@@ -94,22 +102,36 @@ class Pump(trio.abc.Instrument):
         while self._error is None:
             await trio.lowlevel.wait_readable(self._core.descriptor)
 
+    def has_stalled_since(self, seconds_ago: float) -> bool:
+        """Whether everything stood still within that time. Deadlines that passed then are nobody's fault."""
+        return time.monotonic() - self._stalls.last < seconds_ago
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._stalls.begin(task, time.monotonic())
+
     def before_io_wait(self, timeout: float) -> None:
         """Called by trio when every task that could run has run."""
-        if self._error is not None:
-            return
-        try:
-            self._turn(timeout)
-        except BaseException as error:
-            self._fail(error)
+        now = time.monotonic()
+        self._stalls.begin(None, now)
+        if self._error is None:
+            try:
+                self._turn(timeout)
+            except BaseException as error:
+                self._fail(error)
+        self._stalls.sleep(time.monotonic(), now + timeout)
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._stalls.wake(time.monotonic())
 
     def _turn(self, timeout: float) -> None:
         started = time.monotonic()
         left = timeout
         other, has_runnable = self._inside
         while True:
-            found = self._core.run(other if left > LINGER else -1, left, LINGER)
+            found = self._core.run(other if left > LINGER else -1, left, LINGER, TURN)
+            self._stalls.wake(time.monotonic(), started + timeout)
             for owner, what in found:
+                self._stalls.begin(owner, time.monotonic())
                 if type(what) is InternalError:
                     self._end(owner, what)
                     continue
@@ -117,11 +139,12 @@ class Pump(trio.abc.Instrument):
                     owner.on_pump(what)
                 except Exception as error:
                     self._end(owner, InternalError.ending("a connection", error))
+            elapsed = time.monotonic() - started
+            self._stalls.begin(None, started + elapsed)
             if timeout <= 0:
                 return
-            elapsed = time.monotonic() - started
             left = timeout - elapsed
-            if not found or has_runnable() or left <= 0:
+            if not found or has_runnable() or left <= 0 or elapsed >= TURN:
                 break
         if found or elapsed > STALE:
             self._token.run_sync_soon(_do_nothing, idempotent=True)
@@ -142,6 +165,45 @@ class Pump(trio.abc.Instrument):
         for owner in self._core.owners():
             self._end(owner, self._error)
         self._token.run_sync_soon(_do_nothing, idempotent=True)
+
+
+class Stalls:
+    """Knows who runs, and tells of whoever kept all others waiting for longer than STALL.
+
+    Times are time.monotonic's. A machine or process that was stopped while it slept is nobody's stall, but
+    whose time was up meanwhile is not to blame either: `last` tells.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.last = -inf  # when the last stall ended
+        self._who: object = None
+        self._since = now
+        self._wakes_at = inf
+
+    def begin(self, who: object, now: float) -> None:
+        """A task or an owner runs from now on; None stands for trio and the pump themselves."""
+        if now - self._since > STALL:
+            self._note(now, now - self._since)
+        self._who, self._since = who, now
+
+    def sleep(self, now: float, wakes_at: float) -> None:
+        """Nobody runs until `wakes_at` at the latest."""
+        self.begin(None, now)
+        self._wakes_at = wakes_at
+
+    def wake(self, now: float, wakes_at: float | None = None) -> None:
+        """The system has let us run again."""
+        late = now - max(self._wakes_at if wakes_at is None else wakes_at, self._since)
+        if late > STALL:
+            self.last = now
+        self._who, self._since = None, now
+
+    def _note(self, now: float, seconds: float) -> None:
+        self.last = now
+        who = self._who
+        name = who.name if isinstance(who, trio.lowlevel.Task) else type(who).__qualname__
+        where = "the pump" if who is None else name
+        logger.warning("everything stood still for %.1f s in %s", seconds, where)
 
 
 def _log(level: int, error: InternalError) -> None:
