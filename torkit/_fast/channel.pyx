@@ -16,6 +16,7 @@ from torkit._fast.cells cimport (
 )
 from torkit._fast.circuit cimport Circuit
 from torkit._fast.events cimport ChannelFailed, ControlCell, Readable
+from torkit._fast.factory cimport make
 from torkit._fast.stream cimport Stream
 
 from torkit.errors import ChannelError, UsageError
@@ -54,15 +55,22 @@ cdef class Channel:
             raise UsageError("the initiator's circuit ids have their top bit set")
         if self.circuits.find(circ_id) is not None:
             raise UsageError("the circuit id is in use")
+        make()
         circuit = Circuit(circ_id, self.outbox, first_stream_id, relay_early_count)
         self.circuits.add(circuit)
         return circuit
 
     def close_circuit(self, Circuit circuit not None):
-        """Forget a circuit; cells that still arrive for it are dropped. The caller sends DESTROY."""
+        """Forget a circuit; cells that still arrive for it are dropped. The caller sends DESTROY.
+
+        Closing twice is fine. Raises UsageError for a circuit of another channel.
+        """
+        if circuit.outbox is not self.outbox:
+            raise UsageError("the circuit is another channel's")
         circuit.end()
         circuit.forget_breakage()
-        self.circuits.remove(circuit.id)
+        if self.circuits.find(circuit.id) is circuit:  # its id may be another's by now
+            self.circuits.remove(circuit.id)
 
     def send_control(self, uint32_t circ_id, uint8_t command, const uint8_t[::1] body not None):
         """Queue a cell that is not a relay cell. Fixed-length bodies are filled up with zeros.

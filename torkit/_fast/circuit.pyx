@@ -23,6 +23,7 @@ from torkit._fast.cells cimport CELL_BODY_LEN, Command, RelayCommand, load16, mo
 from torkit._fast.cgo cimport CGO_TAG_LEN
 from torkit._fast.events cimport Acknowledged, CircuitFailed, Message, Readable, Writable
 from torkit._fast.memory cimport note
+from torkit._fast.factory cimport check_maker, make
 from torkit._fast.onion cimport LayerKind
 from torkit._fast.openssl cimport CRYPTO_memcmp
 from torkit._fast.stream cimport (
@@ -43,6 +44,9 @@ cdef Py_ssize_t QUEUE_LEN_MAX = 16 << 20
 
 @cython.final
 cdef class Hop:
+    def __cinit__(self):
+        check_maker(self)
+
     def __dealloc__(self):
         free(self.tags)
 
@@ -114,7 +118,11 @@ cdef class Circuit(Outlet):
             raise UsageError(f"a window of {window} cells cannot be acknowledged {increment} at a time")
         if layer.kind == LayerKind.CGO and not has_congestion_control:
             raise UsageError("a CGO hop needs congestion control")
+        if layer.is_shared:
+            raise UsageError("the keys of one hop are for one hop")
+        make()
         cdef Hop hop = Hop.__new__(Hop)
+        layer.is_shared = True
         hop.layer = layer
         hop.has_congestion_control = has_congestion_control
         hop.window = window
@@ -138,6 +146,7 @@ cdef class Circuit(Outlet):
             raise UsageError("the circuit takes no more streams")
         while self.next_stream_id == 0 or self.streams.find(self.next_stream_id) is not None:
             self.next_stream_id += 1
+        make()
         cdef Stream stream = Stream.__new__(Stream)
         stream.id = self.next_stream_id
         stream.circuit = self
@@ -155,8 +164,10 @@ cdef class Circuit(Outlet):
         """Send END with `end_body`; what is under way for the stream is still accepted, and dropped.
 
         Without windows to bound it, that is so for `grace` seconds. Does nothing if the peer has ended
-        the stream already.
+        the stream already. Raises UsageError for a stream of another circuit.
         """
+        if stream.circuit is not self:
+            raise UsageError("the stream is another circuit's")
         if stream.state != StreamState.CONNECTING and stream.state != StreamState.OPEN:
             return
         stream.connected_is_due = stream.state == StreamState.CONNECTING
@@ -194,6 +205,8 @@ cdef class Circuit(Outlet):
 
     def acknowledged(self, int hop):
         """How many DATA cells of `hop` our circuit SENDMEs have acknowledged."""
+        if not 0 <= hop < len(self.hops):
+            raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
         return (<Hop>self.hops[hop]).acknowledged
 
     def keep(self, Py_ssize_t count):

@@ -7,6 +7,8 @@ sees through the table and a closed circuit's cycles are freed.
 cimport cython
 from cpython.list cimport PyList_GET_ITEM
 
+from torkit._fast.factory cimport check_maker
+
 cdef Py_ssize_t SMALLEST = 8
 
 
@@ -17,7 +19,8 @@ cdef inline Py_ssize_t home(uint32_t id, Py_ssize_t mask) noexcept nogil:
 
 
 cdef class Entry:
-    pass
+    def __cinit__(self):
+        check_maker(self)
 
 
 @cython.final

@@ -25,6 +25,7 @@ cpdef enum:
 cdef class Layer:
     cdef LayerKind kind
     cdef int tag_len
+    cdef bint is_shared           # with a hop: it has its state in the stream of cells from then on
     # CGO
     cdef CgoState* cgo_forward
     cdef CgoState* cgo_backward

@@ -20,9 +20,10 @@ from posix.unistd cimport close, read
 
 from torkit._fast.cells cimport monotonic
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
+from torkit._fast.factory cimport check_maker, make
 from torkit._fast.memory cimport release, resize
 
-from torkit.errors import ChannelClosed, ChannelError, InternalError
+from torkit.errors import ChannelClosed, ChannelError, InternalError, UsageError
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -50,6 +51,10 @@ cdef extern from "<poll.h>" nogil:
 
 
 cdef class Source:
+    def __cinit__(self):
+        check_maker(self)
+        self.descriptor = -1
+
     @property
     def is_watched(self):
         return self.descriptor >= 0
@@ -139,6 +144,7 @@ cdef class Pump:
 
     def add_link(self, Tls tls not None, Channel channel not None, owner):
         """A relay's connection, past its handshake. Its owner is told lists of events."""
+        make()
         cdef Link link = Link.__new__(Link)
         link.owner = owner
         link.tls = tls
@@ -158,6 +164,7 @@ cdef class Pump:
         these, and nothing more is told of them. With `is_pipe` it is the end of a pipe that is read: that
         the writer has closed the other breaks nothing, and ends what there is to read.
         """
+        make()
         cdef Local local = Local.__new__(Local)
         local.owner = owner
         local.pump = self
@@ -176,10 +183,12 @@ cdef class Pump:
             self.watch_for(local, local.interest | EPOLLOUT if is_wanted else local.interest & ~EPOLLOUT)
 
     def remove(self, Source source not None):
-        """Watch no more, once; before the socket is closed."""
+        """Watch no more, once; before the socket is closed. Raises UsageError for a source of another pump."""
         cdef epoll_event ignored
         if source.descriptor < 0:
             return
+        if source.slot >= len(self.sources) or self.sources[source.slot] is not source:
+            raise UsageError("the source is another pump's")
         epoll_ctl(self.descriptor, EPOLL_CTL_DEL, source.descriptor, &ignored)
         source.descriptor = -1
         self.sources[source.slot] = None

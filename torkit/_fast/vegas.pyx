@@ -79,7 +79,7 @@ cdef class Vegas:
     sink below what is in flight: then nothing is sent until enough is acknowledged.
     """
 
-    def __init__(self, params, *, int64_t increment, ClockGuard clock not None):
+    def __cinit__(self, params, *, int64_t increment, ClockGuard clock not None):
         self.increment = increment
         # cc_cwnd_min "must never be set below cc_sendme_inc"; nor can what was negotiated be above it.
         self.minimum = max(<int64_t>params.cwnd_min, increment)
