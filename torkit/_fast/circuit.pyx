@@ -215,13 +215,15 @@ cdef class Circuit(Outlet):
         note(count)
 
     cdef void finish(self) noexcept:
-        """As `end`. It allocates nothing, so that it can always be done."""
+        """As `end`. It allocates nothing, so that it can always be done. No layer is used from here on."""
         self.is_over = True
         for entry in self.streams.slots:
             if entry is not None:
                 (<Stream>entry).state = StreamState.ENDED
         self.streams.clear()
         self.blocked.clear()
+        for hop in self.hops:
+            (<Hop>hop).layer.wipe()
 
     cdef void break_off(self) noexcept:
         """End because memory has run out; the owner is told by an event."""

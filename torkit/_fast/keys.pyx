@@ -27,7 +27,7 @@ from torkit._fast.openssl cimport (
     EVP_PKEY_get_raw_public_key, EVP_PKEY_get_size, EVP_PKEY_new_raw_private_key,
     EVP_PKEY_new_raw_public_key, EVP_PKEY_RSA, EVP_PKEY_verify_recover, EVP_PKEY_verify_recover_init,
     EVP_PKEY_X25519, NID_rsaEncryption, NID_sha256WithRSAEncryption, NID_sha384WithRSAEncryption,
-    NID_sha512WithRSAEncryption, OBJ_obj2nid, OPENSSL_free, OSSL_PKEY_PARAM_RSA_E, OSSL_PKEY_PARAM_RSA_N,
+    NID_sha512WithRSAEncryption, OBJ_obj2nid, OPENSSL_cleanse, OPENSSL_free, OSSL_PKEY_PARAM_RSA_E, OSSL_PKEY_PARAM_RSA_N,
     RSA_PKCS1_PADDING, V_ASN1_UTCTIME, X509, X509_free, X509_get0_notAfter, X509_get0_notBefore,
     X509_get_issuer_name, X509_get_signature_nid, X509_get_subject_name, X509_get_X509_PUBKEY,
     X509_NAME_cmp, X509_PUBKEY_get0_param, X509_verify, d2i_PublicKey, d2i_X509, i2d_PublicKey, i2d_X509,
@@ -49,6 +49,15 @@ cdef enum:
 
 cdef inline const uint8_t* start_of(bytes data) noexcept:
     return <const uint8_t*>PyBytes_AS_STRING(data)
+
+
+def wipe(bytes secret not None):
+    """Overwrite `secret`, which nobody may use any more: Python frees its objects as they are.
+
+    One byte or none stays: such objects are everybody's.
+    """
+    if len(secret) > 1:
+        OPENSSL_cleanse(PyBytes_AS_STRING(secret), len(secret))
 
 
 cdef bint is_canonical(bytes der, uint8_t* encoded, int length) noexcept:

@@ -39,6 +39,7 @@ cdef class Layer:
 
     cdef int set_tor1(self, const uint8_t* df) except -1
     cdef int set_cgo(self, const uint8_t* seeds) except -1
+    cdef void wipe(self) noexcept
     cdef int originate(self, uint8_t command, uint8_t* body, uint8_t* tag) noexcept nogil
     cdef int forward(self, uint8_t command, uint8_t* body) noexcept nogil
     cdef int backward(self, uint8_t command, uint8_t* body, bint is_last, uint8_t* tag) noexcept nogil

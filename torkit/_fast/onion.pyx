@@ -90,23 +90,28 @@ cdef class Layer:
         return 0
 
     def __dealloc__(self):
-        if self.cgo_forward != NULL:
-            cgo_free(self.cgo_forward)
-        if self.cgo_backward != NULL:
-            cgo_free(self.cgo_backward)
+        self.wipe()
         free(self.cgo_forward)
         free(self.cgo_backward)
+        free(self.forward_cipher)
+        free(self.backward_cipher)
+
+    cdef void wipe(self) noexcept:
+        """Overwrite all keys and states. No cell may be given to the layer any more."""
         # libcrypto cleanses keys and states as it frees them; NULL is fine.
         EVP_MD_CTX_free(self.forward_digest)
         EVP_MD_CTX_free(self.backward_digest)
         EVP_MD_CTX_free(self.scratch_digest)
         EVP_MD_CTX_free(self.saved_digest)
+        self.forward_digest = self.backward_digest = self.scratch_digest = self.saved_digest = NULL
+        if self.cgo_forward != NULL:
+            cgo_free(self.cgo_forward)
+        if self.cgo_backward != NULL:
+            cgo_free(self.cgo_backward)
         if self.forward_cipher != NULL:
             ctr_free(self.forward_cipher)
         if self.backward_cipher != NULL:
             ctr_free(self.backward_cipher)
-        free(self.forward_cipher)
-        free(self.backward_cipher)
 
     # The kernels answer 1 for done or recognized, 0 for not recognized, -1 where libcrypto failed.
 

@@ -6,7 +6,8 @@ Every wait here ends by an answer or by the circuit's end; deadlines are the cal
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ import trio
 from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.circuit import CIRCUIT_WINDOW_INCREMENT
 from torkit._fast.circuit import Circuit as CoreCircuit
+from torkit._fast.keys import wipe
 from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
 from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError
@@ -110,46 +112,60 @@ class Circuit:
         tor-spec, "CREATE_FAST/CREATED_FAST cells".
         """
         handshake = ntor.FastClient(os.urandom(cells.HASH_LEN))
-        self._channel.send_control(self._core.id, Command.CREATE_FAST, handshake.handshake)
-        reply = await self._await_reply(Command.CREATED_FAST)
-        keys = handshake.finish(cells.decode_created_fast(reply))
-        self._core.add_hop(Layer(LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN)))
+        try:
+            self._channel.send_control(self._core.id, Command.CREATE_FAST, handshake.handshake)
+            reply = await self._await_reply(Command.CREATED_FAST)
+            keys = handshake.finish(cells.decode_created_fast(reply))
+        finally:
+            handshake.wipe()
+        self._core.add_hop(_layer_of(LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN)))
+        keys.wipe()
         self._vegas.append(None)
 
     async def create(self, relay: Relay, *, is_last: bool = False) -> None:
         """Make the first hop with its onion key. tor-spec, "CREATE and CREATED cells"."""
-        handshake = self._handshake(relay, is_last=is_last)
         started = trio.current_time()
-        body = cells.encode_create2(handshake.handshake_type, handshake.handshake)
-        self._channel.send_control(self._core.id, Command.CREATE2, body)
-        reply = await self._await_reply(Command.CREATED2)
-        self._add_hop(relay, handshake.finish(cells.decode_created2(reply)), started)
+        with self._handshake(relay, is_last=is_last) as handshake:
+            body = cells.encode_create2(handshake.handshake_type, handshake.handshake)
+            self._channel.send_control(self._core.id, Command.CREATE2, body)
+            reply = await self._await_reply(Command.CREATED2)
+            self._add_hop(relay, handshake.finish(cells.decode_created2(reply)), started)
 
     async def extend(self, relay: Relay, *, is_last: bool) -> None:
         """Add a hop behind the last one. tor-spec, "EXTEND and EXTENDED cells"."""
-        handshake = self._handshake(relay, is_last=is_last)
         started = trio.current_time()
         specifiers = messages.encode_link_specifiers(
             or_addresses(relay)[:1],  # C tor's clients name one address, too
             rsa_identity=relay.identity,
             ed25519_identity=relay.ed25519_identity,
         )
-        body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
-        self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
-        reply = await self._await_reply(RelayCommand.EXTENDED2)
-        self._add_hop(relay, handshake.finish(messages.decode_extended2(reply)), started)
+        with self._handshake(relay, is_last=is_last) as handshake:
+            body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
+            self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
+            reply = await self._await_reply(RelayCommand.EXTENDED2)
+            self._add_hop(relay, handshake.finish(messages.decode_extended2(reply)), started)
 
-    def _handshake(self, relay: Relay, *, is_last: bool) -> HopHandshake:
-        return HopHandshake(
-            relay,
-            is_last=is_last,
-            cgo=self._settings.cgo,
-            params=self._settings.params,
-            private_key=os.urandom(ntor.CURVE25519_KEY_LEN),
-        )
+    @contextmanager
+    def _handshake(self, relay: Relay, *, is_last: bool) -> Iterator[HopHandshake]:
+        """Our half of a handshake; its secrets are overwritten when it is over, however it ends."""
+        private_key = os.urandom(ntor.CURVE25519_KEY_LEN)
+        try:
+            handshake = HopHandshake(
+                relay,
+                is_last=is_last,
+                cgo=self._settings.cgo,
+                params=self._settings.params,
+                private_key=private_key,
+            )
+        finally:
+            wipe(private_key)
+        try:
+            yield handshake
+        finally:
+            handshake.wipe()
 
     def _add_hop(self, relay: Relay, hop: NewHop, started: float) -> None:
-        layer = Layer(hop.layer, hop.keys)
+        layer = _layer_of(hop.layer, hop.keys)
         vegas = None
         if hop.sendme_inc is None:
             self._core.add_hop(layer, flow.parameter(self._settings.params, "circwindow"))
@@ -340,6 +356,14 @@ class Circuit:
         self._reply.body = body
         self._reply.has_come.set()
         return None
+
+
+def _layer_of(kind: LayerKind, keys: bytes) -> Layer:
+    """The layer made of `keys`, which are overwritten."""
+    try:
+        return Layer(kind, keys)
+    finally:
+        wipe(keys)
 
 
 class _Reply:

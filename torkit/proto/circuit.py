@@ -46,7 +46,8 @@ class HopRelay(Protocol):
 
 
 class NewHop(NamedTuple):
-    """A hop that has answered: its layer's keys, and its SENDME increment under congestion control."""
+    """A hop that has answered: its layer's keys, for the caller to wipe, and its SENDME increment under
+    congestion control."""
 
     handshake_type: HandshakeType
     layer: LayerKind
@@ -98,9 +99,18 @@ class HopHandshake:
     def finish(self, reply: bytes) -> NewHop:
         """Check the relay's half, HDATA of CREATED2 or EXTENDED2. Raises CircuitError."""
         keys: HopKeys = self._client.finish(reply)
-        sendme_inc = None
-        if isinstance(self._client, NtorV3Client):
-            sendme_inc = self._request.decode_response(keys.server_message, cc_sendme_inc=self._sendme_inc)
-        if self._request.cgo:
-            return NewHop(self.handshake_type, LayerKind.CGO, keys.derive(CGO_KEYS_LEN), sendme_inc)
-        return NewHop(self.handshake_type, LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN), sendme_inc)
+        try:
+            sendme_inc = None
+            if isinstance(self._client, NtorV3Client):
+                sendme_inc = self._request.decode_response(
+                    keys.server_message, cc_sendme_inc=self._sendme_inc
+                )
+            if self._request.cgo:
+                return NewHop(self.handshake_type, LayerKind.CGO, keys.derive(CGO_KEYS_LEN), sendme_inc)
+            return NewHop(self.handshake_type, LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN), sendme_inc)
+        finally:
+            keys.wipe()
+
+    def wipe(self) -> None:
+        """Overwrite what is secret of this handshake, answered or not."""
+        self._client.wipe()

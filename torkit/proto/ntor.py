@@ -14,7 +14,7 @@ import hmac
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 
-from torkit._fast.keys import X25519PrivateKey, aes_256_ctr
+from torkit._fast.keys import X25519PrivateKey, aes_256_ctr, wipe
 from torkit.errors import CircuitError, UsageError
 from torkit.proto.cells import (
     ED25519_IDENTITY_LEN,
@@ -41,15 +41,41 @@ class HopKeys:
     Each layer kind takes as much of the stream, from its start, as it needs; a hop has one layer. The
     HASH_LEN bytes after ntor's or ntor-v3's are the nonce that introduction points know as KH.
     `server_message` is the decrypted message of an ntor-v3 reply, and empty for the older handshakes.
+    Call `wipe` when all keys have been derived.
     """
 
-    def __init__(self, expand: Callable[[int], bytes], server_message: bytes = b"") -> None:
+    def __init__(
+        self, expand: Callable[[bytes, int], bytes], seed: bytes, server_message: bytes = b""
+    ) -> None:
         self._expand = expand
+        self._seed = seed
         self.server_message = server_message
 
     def derive(self, length: int) -> bytes:
-        """The first `length` bytes. Raises UsageError beyond what the handshake's KDF can give."""
-        return self._expand(length)
+        """The first `length` bytes, for the caller to wipe. Raises UsageError beyond the KDF's limit."""
+        return self._expand(self._seed, length)
+
+    def wipe(self) -> None:
+        """Overwrite what the keys are derived from."""
+        wipe(self._seed)
+
+
+class Secrets:
+    """The secrets of one step, overwritten at its end: `keep` returns what it is given."""
+
+    def __init__(self) -> None:
+        self._kept: list[bytes] = []
+
+    def __enter__(self) -> Callable[[bytes], bytes]:
+        return self.keep
+
+    def __exit__(self, *_: object) -> None:
+        for secret in self._kept:
+            wipe(secret)
+
+    def keep(self, secret: bytes) -> bytes:
+        self._kept.append(secret)
+        return secret
 
 
 # --- CREATE_FAST -----------------------------------------------------------------------------------------
@@ -68,8 +94,18 @@ class FastClient:
         y, kh = reply[:HASH_LEN], reply[HASH_LEN:]
         secret = self.handshake + y
         if not hmac.compare_digest(_kdf_tor(secret, HASH_LEN), kh):
+            wipe(secret)
             raise CircuitError("the CREATE_FAST handshake failed: KH is wrong")
-        return HopKeys(lambda length: _kdf_tor(secret, HASH_LEN + length)[HASH_LEN:])
+        return HopKeys(_expand_fast, secret)
+
+    def wipe(self) -> None:
+        """Overwrite X, once it has been sent and answered."""
+        wipe(self.handshake)
+
+
+def _expand_fast(secret: bytes, length: int) -> bytes:
+    with Secrets() as keep:
+        return keep(_kdf_tor(secret, HASH_LEN + length))[HASH_LEN:]
 
 
 def _kdf_tor(secret: bytes, length: int) -> bytes:
@@ -77,7 +113,9 @@ def _kdf_tor(secret: bytes, length: int) -> bytes:
     blocks = -(-length // HASH_LEN)
     if blocks > 256:
         raise UsageError(f"KDF-TOR gives at most {256 * HASH_LEN} bytes, not {length}")
-    return b"".join(hashlib.sha1(secret + bytes([i])).digest() for i in range(blocks))[:length]
+    with Secrets() as keep:
+        material = [keep(hashlib.sha1(keep(secret + bytes([i]))).digest()) for i in range(blocks)]
+        return bytes(memoryview(keep(b"".join(material)))[:length])  # a slice of all would be no copy
 
 
 # --- ntor ------------------------------------------------------------------------------------------------
@@ -104,18 +142,25 @@ class NtorClient:
         """`reply` is Y | AUTH. Raises CircuitError."""
         _check_reply_len("the ntor reply", reply, CURVE25519_KEY_LEN + SHA256_LEN)
         y, auth = reply[:CURVE25519_KEY_LEN], reply[CURVE25519_KEY_LEN:]
-        yx = _exchange(self._x, y, "key of the relay")
-        secret_input = b"".join(
-            (yx, self._bx, self._identity, self._onion_key, self._public_x, y, NTOR_PROTOID)
-        )
-        key_seed = _ntor_h(secret_input, b":key_extract")
-        verify = _ntor_h(secret_input, b":verify")
-        auth_input = b"".join(
-            (verify, self._identity, self._onion_key, y, self._public_x, NTOR_PROTOID, b"Server")
-        )
-        if not hmac.compare_digest(_ntor_h(auth_input, b":mac"), auth):
-            raise CircuitError("the ntor handshake failed: AUTH is wrong")
-        return HopKeys(lambda length: _kdf_rfc5869(key_seed, length))
+        with Secrets() as keep:
+            yx = keep(_exchange(self._x, y, "key of the relay"))
+            secret_input = keep(
+                b"".join((yx, self._bx, self._identity, self._onion_key, self._public_x, y, NTOR_PROTOID))
+            )
+            verify = keep(_ntor_h(secret_input, b":verify"))
+            auth_input = keep(
+                b"".join(
+                    (verify, self._identity, self._onion_key, y, self._public_x, NTOR_PROTOID, b"Server")
+                )
+            )
+            if not hmac.compare_digest(_ntor_h(auth_input, b":mac"), auth):
+                raise CircuitError("the ntor handshake failed: AUTH is wrong")
+            return HopKeys(_kdf_rfc5869, _ntor_h(secret_input, b":key_extract"))
+
+    def wipe(self) -> None:
+        """Overwrite what is secret of this handshake. It cannot be finished any more."""
+        wipe(self._bx)
+        del self._x
 
 
 def _ntor_h(message: bytes, tweak: bytes) -> bytes:
@@ -128,11 +173,12 @@ def _kdf_rfc5869(key_seed: bytes, length: int) -> bytes:
     blocks = -(-length // SHA256_LEN)
     if blocks > 255:
         raise UsageError(f"HKDF-SHA256 gives at most {255 * SHA256_LEN} bytes, not {length}")
-    block = material = b""
-    for i in range(1, blocks + 1):
-        block = hmac.digest(key_seed, block + NTOR_PROTOID + b":key_expand" + bytes([i]), "sha256")
-        material += block
-    return material[:length]
+    with Secrets() as keep:
+        material = [b""]
+        for i in range(1, blocks + 1):
+            message = keep(b"".join((material[-1], NTOR_PROTOID, b":key_expand", bytes([i]))))
+            material.append(keep(hmac.digest(key_seed, message, "sha256")))
+        return bytes(memoryview(keep(b"".join(material)))[:length])  # a slice of all would be no copy
 
 
 # --- ntor-v3 ---------------------------------------------------------------------------------------------
@@ -164,14 +210,15 @@ class NtorV3Client:
         self._verification = verification
         self._bx = _exchange(self._x, onion_key, "onion key")
 
-        secret_input = b"".join(
-            (self._bx, self._identity, self._public_x, onion_key, NTOR_V3_PROTOID, _encap(verification))
-        )
-        phase1_keys = _v3_kdf(secret_input, b":kdf_phase1", ENC_KEY_LEN + SHA256_LEN)
-        # ENC and DEC of the proposal; each key is used once, so the counter starts at 0.
-        encrypted = aes_256_ctr(phase1_keys[:ENC_KEY_LEN], message)
         public = self._identity + onion_key + self._public_x
-        self._mac = _v3_h(_encap(phase1_keys[ENC_KEY_LEN:]) + public + encrypted, b":msg_mac")
+        with Secrets() as keep:
+            named = (self._identity, self._public_x, onion_key, NTOR_V3_PROTOID, _encap(verification))
+            secret_input = keep(b"".join((self._bx, *named)))
+            phase1_keys = keep(_v3_kdf(secret_input, b":kdf_phase1", ENC_KEY_LEN + SHA256_LEN))
+            # ENC and DEC of the proposal; each key is used once, so the counter starts at 0.
+            encrypted = aes_256_ctr(keep(phase1_keys[:ENC_KEY_LEN]), message)
+            mac_key = keep(_encap(keep(phase1_keys[ENC_KEY_LEN:])))
+            self._mac = _v3_h(keep(b"".join((mac_key, public, encrypted))), b":msg_mac")
         self.handshake = public + encrypted + self._mac
 
     def finish(self, reply: bytes) -> HopKeys:
@@ -181,25 +228,34 @@ class NtorV3Client:
         auth = reader.take(SHA256_LEN)
         encrypted = reader.take(reader.bytes_left)
 
-        yx = _exchange(self._x, y, "key of the relay")
         identity, onion_key, public_x = self._identity, self._onion_key, self._public_x
-        secret_input = b"".join(
-            (yx, self._bx, identity, onion_key, public_x, y, NTOR_V3_PROTOID, _encap(self._verification))
-        )
-        verify = _v3_h(secret_input, b":verify")
-        answered = self._mac + _encap(encrypted)
-        auth_input = b"".join(
-            (verify, identity, onion_key, y, public_x, answered, NTOR_V3_PROTOID, b"Server")
-        )
-        if not hmac.compare_digest(_v3_h(auth_input, b":auth_final"), auth):
-            raise CircuitError("the ntor-v3 handshake failed: AUTH is wrong")
+        with Secrets() as keep:
+            yx = keep(_exchange(self._x, y, "key of the relay"))
+            protoid, verification = NTOR_V3_PROTOID, _encap(self._verification)
+            secret_input = keep(
+                b"".join((yx, self._bx, identity, onion_key, public_x, y, protoid, verification))
+            )
+            verify = keep(_v3_h(secret_input, b":verify"))
+            answered = self._mac + _encap(encrypted)
+            auth_input = keep(
+                b"".join((verify, identity, onion_key, y, public_x, answered, protoid, b"Server"))
+            )
+            if not hmac.compare_digest(_v3_h(auth_input, b":auth_final"), auth):
+                raise CircuitError("the ntor-v3 handshake failed: AUTH is wrong")
 
-        key_seed = _v3_h(secret_input, b":key_seed")
-        enc_key = _v3_kdf(key_seed, b":kdf_final", ENC_KEY_LEN)
-        return HopKeys(
-            lambda length: _v3_kdf(key_seed, b":kdf_final", ENC_KEY_LEN + length)[ENC_KEY_LEN:],
-            aes_256_ctr(enc_key, encrypted),
-        )
+            key_seed = _v3_h(secret_input, b":key_seed")
+            enc_key = keep(_v3_kdf(key_seed, b":kdf_final", ENC_KEY_LEN))
+            return HopKeys(_expand_v3, key_seed, aes_256_ctr(enc_key, encrypted))
+
+    def wipe(self) -> None:
+        """Overwrite what is secret of this handshake. It cannot be finished any more."""
+        wipe(self._bx)
+        del self._x
+
+
+def _expand_v3(key_seed: bytes, length: int) -> bytes:
+    with Secrets() as keep:
+        return keep(_v3_kdf(key_seed, b":kdf_final", ENC_KEY_LEN + length))[ENC_KEY_LEN:]
 
 
 def _encap(data: bytes) -> bytes:
@@ -209,12 +265,14 @@ def _encap(data: bytes) -> bytes:
 
 def _v3_h(message: bytes, tweak: bytes) -> bytes:
     """H(s, t) with t = PROTOID | `tweak`; and MAC(k, s, t) as H(ENCAP(k) | s, t)."""
-    return hashlib.sha3_256(_encap(NTOR_V3_PROTOID + tweak) + message).digest()
+    with Secrets() as keep:
+        return hashlib.sha3_256(keep(_encap(NTOR_V3_PROTOID + tweak) + message)).digest()
 
 
 def _v3_kdf(message: bytes, tweak: bytes, length: int) -> bytes:
     """KDF(s, t) with t = PROTOID | `tweak`."""
-    return hashlib.shake_256(_encap(NTOR_V3_PROTOID + tweak) + message).digest(length)
+    with Secrets() as keep:
+        return hashlib.shake_256(keep(_encap(NTOR_V3_PROTOID + tweak) + message)).digest(length)
 
 
 # --- Extensions in the messages of ntor-v3 ---------------------------------------------------------------
