@@ -41,7 +41,7 @@ ROOMS = {
     },
     "torkit.testnet": {"files"},
     # proto: what a user may choose about handshakes.
-    "torkit.cli": {"client", "net", "path", "directory", "testnet", "config", "proto", "files"},
+    "torkit.cli": {"client", "net", "path", "directory", "testnet", "config", "proto", "files", "_fast"},
     "torkit.__main__": {"cli"},
     "torkit": {"client", "net", "path", "directory", "config"},
 }

@@ -30,6 +30,7 @@ from torkit.errors import (
     NoDirectory,
     NoGuard,
     NoPath,
+    NotPossible,
     StorageError,
     StreamClosed,
     TimedOut,
@@ -72,6 +73,7 @@ class Options(NamedTuple):
     data_dir: Path | None
     cgo: str
     verbose: bool
+    allow_debugging: bool = False
 
 
 # What the user may restrict in the paths of a command.
@@ -182,13 +184,17 @@ def torkit(
         ),
     ] = "exit",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what happens.")] = False,
+    allow_debugging: Annotated[
+        bool,
+        typer.Option("--allow-debugging", help="Let debuggers attach and cores be left."),
+    ] = False,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """A Tor client for shells: a SOCKS proxy, a pipe, and the steps between them."""
-    context.obj = Options(network, data_dir, cgo, verbose)
+    context.obj = Options(network, data_dir, cgo, verbose, allow_debugging)
 
 
 def main() -> NoReturn:
@@ -361,6 +367,7 @@ async def open_client(
         cgo = Cgo(options.cgo)
     except ValueError:
         raise UsageError(f"--cgo takes exit, all or off, not {options.cgo!r}") from None
+    protect_keys(options)
     network = load_network(options.network)
     async with (
         open_tor(
@@ -382,6 +389,22 @@ async def open_client(
         finally:
             progress.erase()
             nursery.cancel_scope.cancel()
+
+
+def protect_keys(options: Options) -> None:
+    """Keep the keys of circuits from other programs, unless told otherwise. Raises NotPossible."""
+    from torkit._fast.process import forbid_inspection
+
+    if options.allow_debugging:
+        say("--allow-debugging: other programs of this user can read the keys of circuits from memory")
+        return
+    try:
+        forbid_inspection()
+    except OSError as error:
+        raise NotPossible(
+            f"the system does not keep debuggers away: {error.strerror}",
+            hint="--allow-debugging goes on without",
+        ) from error
 
 
 def parse_padding(text: str) -> "Padding":

@@ -1,0 +1,3 @@
+"""What other programs of the same user may do to this process."""
+
+def forbid_inspection() -> None: ...
