@@ -20,7 +20,7 @@ from ctypes.util import find_library
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from fakes import FakeRelay
+from fakes import FakeLink, FakeRelay
 
 from torkit._fast.cells import Command
 
@@ -148,13 +148,14 @@ class RawPeer:
             self._lib.BIO_write(self._incoming, data, len(data))
         self.send(self._made())
 
-    def open_link(self) -> None:
+    def open_link(self) -> FakeLink:
         """Play the relay until the client has sent NETINFO."""
         link = self._relay.link()
         while Command.NETINFO not in [command for _, command, _ in link.control_cells]:
             data = self.receive()
             assert data, "the client closed during the link handshake"
             self.send(self.records(link.receive(data)))
+        return link
 
     def wait_closed(self) -> None:
         """Until the client has closed."""

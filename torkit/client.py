@@ -39,6 +39,7 @@ from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.contact import Contact, DirectoryServer
+from torkit.net.memory import limit_memory
 from torkit.net.progress import Changes, Progress
 from torkit.net.pump import Pump
 from torkit.net.sources import Sources
@@ -530,6 +531,7 @@ async def open_tor(
     consensus: bytes | None = None,
     restrictions: Constraints | None = None,
     country_of: CountryOf | None = None,
+    max_memory: int | None = None,
 ) -> AsyncIterator[Tor]:
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
@@ -541,11 +543,14 @@ async def open_tor(
     none serves a program that opens one and ends. With `consensus`, that document is verified and used
     instead of the cached or a fetched one. Of `restrictions`, the `entries`, `exits` and `exclude` hold for
     every path: each makes this client easier to tell from others. Those that name countries need
-    `country_of`, such as torkit.directory.geoip.country_of on a file. Raises DocumentError if `consensus` is
+    `country_of`, such as torkit.directory.geoip.country_of on a file. `max_memory` bytes may wait in the
+    queues of all clients of this process, by default a quarter of the machine's memory: over that, whoever
+    holds most ends. Raises DocumentError if `consensus` is
     none, StorageError where `data_dir` cannot be made. Cancels the caller's block and raises InternalError
     where a fault of ours has ended every connection.
     """
     make_data_dir(data_dir)
+    limit_memory(max_memory)
     rng = SystemRandom()
     restrictions = (restrictions or Constraints())._replace(distinct_subnets=network.distinct_subnets)
     names = restrictions.entries | restrictions.exits | restrictions.exclude

@@ -202,9 +202,11 @@ class Clock:
 class FloodedCore:
     """A core that finds an event whenever it is asked."""
 
-    def __init__(self, owner: object, clock: Clock, seconds: float = 0.0) -> None:
+    ended_for_memory = 0
+
+    def __init__(self, owner: object) -> None:
         self.turns = 0
-        self._owner, self._clock, self._seconds = owner, clock, seconds
+        self._owner = owner
 
     def run(self, other: int, seconds: float, linger: float, turn: float) -> list[tuple[object, object]]:
         self.turns += 1
@@ -234,7 +236,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 async def test_trio_has_its_turn_while_every_look_finds_an_event(clock: Clock) -> None:
     pump = Pump()
-    core = FloodedCore(Slow(clock, 0.0), clock)
+    core = FloodedCore(Slow(clock, 0.0))
     pump._core = core  # type: ignore[assignment]
     before = clock.now
     pump.before_io_wait(60.0)
@@ -248,7 +250,7 @@ async def test_a_handler_that_keeps_all_others_waiting_is_named(
     pump = Pump()
     assert not pump.has_stalled_since(10.0)
     for seconds, expected in ((STALL - 0.1, 0), (STALL + 0.2, 1)):
-        pump._core = FloodedCore(Slow(clock, seconds), clock)  # type: ignore[assignment]
+        pump._core = FloodedCore(Slow(clock, seconds))  # type: ignore[assignment]
         pump.before_io_wait(0.0)
         pump.after_io_wait(0.0)
         assert len(caplog.records) == expected
@@ -277,7 +279,7 @@ async def test_a_machine_that_stood_still_while_we_slept_is_nobodys_stall_but_kn
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pump = Pump()
-    pump._core = SimpleNamespace(run=lambda *_: [])  # type: ignore[assignment]
+    pump._core = SimpleNamespace(run=lambda *_: [], ended_for_memory=0)  # type: ignore[assignment]
     pump.before_io_wait(5.0)
     clock.now += 5.2
     pump.after_io_wait(5.0)

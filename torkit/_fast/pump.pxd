@@ -13,6 +13,7 @@ cdef enum:
     CLIENT_READ_LEN = 65536       # bytes of one read from a client: some 130 cells
     MAX_READY = 64                # sockets looked at in one round, so that a crowd cannot starve the rest
     MAX_READS = 8                 # from one relay in one round
+    ANSWERS_MAX = 262144          # bytes sealed while a relay was read, and not taken by it, at which it is read no more
 
 # A socket that the pump watches. Made by the pump's methods; `owner` is handed back with what happens.
 cdef class Source:
@@ -27,6 +28,7 @@ cdef class Link(Source):
     cdef Tls tls
     cdef Channel channel
     cdef bint has_more            # the last round did not take all that it holds
+    cdef Py_ssize_t answers       # bytes sealed while it was read, since all was last sent
     cdef public bint tell_when_sent
 
 cdef class Pump
@@ -57,11 +59,14 @@ cdef class Pump:
     cdef list due                 # locals whose streams may send again
     cdef uint8_t* buffer
     cdef double moved_at          # seconds, monotonic: when a byte last moved
+    cdef readonly int ended_for_memory  # circuits and links that held most when the limit was passed
 
     cdef int add(self, Source source, int descriptor, uint32_t interest) except -1
     cdef int watch_for(self, Source source, uint32_t interest) except -1
     cdef int round(self, list found) except -1
     cdef bint is_behind(self)
+    cdef int relieve(self, list found) except -1
+    cdef int end_greatest(self, list found) except -1
     cdef int receive(self, Link link, list found) except -1
     cdef int fail_link(self, Link link, error, list found) except -1
     cdef int fail_local(self, Local local, error, list found) except -1

@@ -12,6 +12,7 @@ InternalError. `run` itself raises only where the exception belongs to no source
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.ref cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, EPERM, errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
@@ -19,9 +20,11 @@ from posix.time cimport timespec
 from posix.unistd cimport close, read
 
 from torkit._fast.cells cimport monotonic
+from torkit._fast.circuit cimport Breakage, Circuit
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
 from torkit._fast.factory cimport check_maker, make
-from torkit._fast.memory cimport release, resize
+from torkit._fast.memory cimport excess, release, resize
+from torkit._fast.stream cimport first_with_queue
 
 from torkit.errors import ChannelClosed, ChannelError, InternalError, UsageError
 
@@ -48,6 +51,9 @@ cdef extern from "<poll.h>" nogil:
         short revents
     short POLLIN
     int ppoll(pollfd* descriptors, unsigned long count, const timespec* timeout, const void* signals)
+
+
+cdef str OVER_LIMIT = "the connection held the most memory when the limit was passed"
 
 
 cdef class Source:
@@ -326,15 +332,81 @@ cdef class Pump:
                 link.tls.is_blocked = False
             if events[i].events & ~EPOLLOUT:
                 link.has_more = True
+            if events[i].events & ~(EPOLLIN | EPOLLOUT):
+                link.answers = 0  # the relay is gone: read what is left, for epoll would tell again and again
         for link in list(self.links):
             if link.has_more:
                 try:
                     self.receive(link, found)
                 except Exception as error:
                     self.fail_link(link, error, found)
+        if excess() > 0:
+            self.relieve(found)
         if not found:
             self.feed(found)
         return self.send(found)
+
+    cdef int relieve(self, list found) except -1:
+        """More waits than the limit of memory allows: end whoever holds most, until the limit is kept."""
+        while excess() > 0 and self.end_greatest(found):
+            pass
+        return 0
+
+    cdef int end_greatest(self, list found) except -1:
+        """End the circuit or the link that holds most. Returns False where nobody holds anything."""
+        cdef list circuits = []
+        cdef Stream stream
+        cdef Circuit circuit
+        cdef Link link
+        cdef Circuit greatest = None
+        cdef Link greatest_link = None
+        cdef Py_ssize_t most = 0
+        cdef PyObject* entry = first_with_queue()
+        while entry != NULL:
+            stream = <Stream>entry
+            entry = stream.next
+            circuit = <Circuit>stream.circuit
+            if circuit.tally == 0:
+                circuits.append(circuit)
+                circuit.tally = circuit.kept + 1
+            circuit.tally += stream.capacity
+        for source in self.sources:
+            if type(source) is Local and (<Local>source).stream is not None and (<Local>source).capacity:
+                circuit = <Circuit>(<Local>source).stream.circuit
+                if circuit.tally == 0:
+                    circuits.append(circuit)
+                    circuit.tally = circuit.kept + 1
+                circuit.tally += (<Local>source).capacity
+        for circuit in circuits:
+            if circuit.tally > most:
+                most = circuit.tally
+                greatest = circuit
+            circuit.tally = 0
+        for link in self.links:
+            if link.channel.outbox.capacity + link.tls.noted > most:
+                most = link.channel.outbox.capacity + link.tls.noted
+                greatest_link = link
+        if greatest_link is not None:
+            self.remove(greatest_link)
+            greatest_link.channel.outbox.clear()
+            greatest_link.tls.forget()
+            found.append((greatest_link.owner, [ChannelFailed(ChannelClosed(OVER_LIMIT))]))
+        elif greatest is not None:
+            greatest.break_for(Breakage.OVER_LIMIT)
+            entry = first_with_queue()
+            while entry != NULL:
+                stream = <Stream>entry
+                entry = stream.next
+                if stream.circuit is greatest:
+                    stream.drop_queue()
+            for source in self.sources:
+                if type(source) is Local and (<Local>source).stream is not None:
+                    if (<Local>source).stream.circuit is greatest:
+                        (<Local>source).forget_unsent()
+        if greatest is None and greatest_link is None:
+            return False
+        self.ended_for_memory += 1
+        return True
 
     cdef bint is_behind(self):
         """Whether a relay's connection holds more than one round takes, which epoll may not know."""
@@ -349,14 +421,20 @@ cdef class Pump:
         cdef Py_ssize_t count
         cdef int i
         cdef list events
+        cdef Py_ssize_t sealed
         for i in range(MAX_READS):
+            if link.answers > ANSWERS_MAX:
+                link.has_more = False
+                return self.watch_for(link, EPOLLOUT)
             count = link.tls.receive_into(self.buffer, BUFFER_LEN)
             if count == 0 and link.tls.has_ended:
                 raise ChannelClosed("the relay closed the connection")
             link.has_more = link.tls.has_more or link.tls.has_ended or link.tls.failure is not None
             if count:
                 self.moved_at = monotonic()
+                sealed = link.channel.outbox.length
                 events = link.channel.receive_read(self.buffer, count)
+                link.answers += link.channel.outbox.length - sealed
                 if events:
                     events = self.without_fed(events)
                 if events:
@@ -492,7 +570,11 @@ cdef class Pump:
             link.channel.last_active = monotonic()
         is_sent = link.tls.send_from(link.channel.outbox.cells, length)
         link.channel.outbox.clear()
-        self.watch_for(link, EPOLLIN if is_sent else EPOLLIN | EPOLLOUT)
+        if is_sent and link.answers:
+            link.has_more = link.has_more or link.answers > ANSWERS_MAX
+            link.answers = 0
+        if link.answers <= ANSWERS_MAX:
+            self.watch_for(link, EPOLLIN if is_sent else EPOLLIN | EPOLLOUT)
         if is_sent and link.tell_when_sent:
             link.tell_when_sent = False
             found.append((link.owner, [Flushed()]))

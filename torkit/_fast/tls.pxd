@@ -86,6 +86,7 @@ cdef class Tls:
     cdef SSL* ssl
     cdef BIO* outgoing            # ciphertext until the socket takes it; owned by `ssl`
     cdef Py_ssize_t sent          # of `outgoing`
+    cdef Py_ssize_t noted         # bytes of `outgoing` in the account of memory
     cdef int descriptor
     cdef readonly bint has_ended  # the peer has ended the connection; all it sent was received
     cdef bint has_more            # the last read did not take all that libssl holds
@@ -94,6 +95,8 @@ cdef class Tls:
     cdef object failure           # to be raised once what came before it was received
 
     cdef Py_ssize_t waiting(self) noexcept
+    cdef void account(self) noexcept
+    cdef void forget(self) noexcept
     cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1
     cdef bint send_from(self, const uint8_t* data, size_t length) except -1
     cdef int check_open(self) except -1

@@ -16,6 +16,7 @@ from libc.string cimport strerror
 
 from torkit._fast.budget cimport fill
 from torkit._fast.cells cimport monotonic
+from torkit._fast.memory cimport note
 
 from torkit.errors import ChannelClosed, ChannelError
 
@@ -143,6 +144,7 @@ cdef class Tls:
 
     def __dealloc__(self):
         SSL_free(self.ssl)
+        note(-self.noted)
 
     def do_handshake(self):
         """Go on with the handshake; whether it is done. What it has to say waits for `send`."""
@@ -202,12 +204,25 @@ cdef class Tls:
             if not count:
                 raise
             self.failure = error  # what came before it was received in good order
+        self.account()
         return count
 
     cdef Py_ssize_t waiting(self) noexcept:
         """Bytes left to send, be they TLS's own, such as an answer to a key update."""
         cdef char* data
         return BIO_get_mem_data(self.outgoing, &data)
+
+    cdef void account(self) noexcept:
+        """Note what waits to be sent in the account of memory."""
+        cdef Py_ssize_t count = self.waiting()
+        note(count - self.noted)
+        self.noted = count
+
+    cdef void forget(self) noexcept:
+        """Throw away what waits to be sent: the connection ends."""
+        BIO_reset(self.outgoing)
+        self.sent = 0
+        self.account()
 
     def send(self, const uint8_t[::1] data not None):
         """Encrypt `data` and send what the socket takes; whether that was all."""
@@ -232,6 +247,7 @@ cdef class Tls:
                 self.sent += taken
             elif errno == EAGAIN:
                 self.is_blocked = True
+                self.account()
                 return False
             elif errno != EINTR:
                 raise ChannelClosed(f"the connection to the relay broke: {strerror(errno).decode()}")
@@ -239,6 +255,7 @@ cdef class Tls:
             BIO_reset(self.outgoing)
             self.sent = 0
         self.is_blocked = False
+        self.account()
         return True
 
     def close(self):

@@ -354,6 +354,7 @@ async def open_client(
     as_json: bool = False,
     restrictions: "Constraints | None" = None,
     padding: "Padding | None" = None,
+    max_memory: int | None = None,
 ) -> "AsyncIterator[Tor]":
     """The client that the global options describe; how far it has come is shown, perhaps `as_json`."""
     import trio
@@ -379,6 +380,7 @@ async def open_client(
             consensus=consensus,
             restrictions=restrictions,
             country_of=country_lookup(restrictions),
+            max_memory=max_memory,
         ) as tor,
         trio.open_nursery() as nursery,
     ):

@@ -21,6 +21,7 @@ from torkit.cli import (
     say,
     seconds,
 )
+from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.targets import format_address, parse_target
 from torkit.errors import TimedOut, UsageError
 
@@ -81,6 +82,7 @@ def connect(
             help="End S idle seconds after stdin.",
         ),
     ] = inf,
+    max_memory: MaxMemory = None,
 ) -> None:
     """Connect stdin and stdout to HOST:PORT through Tor."""
     options: Options = context.obj
@@ -91,13 +93,14 @@ def connect(
     if destination[1] == 0:
         raise UsageError("port 0 cannot be connected to")
     link_padding = parse_padding(padding)
+    memory = parse_size(max_memory)
     if end or eof is AtEof.END:
         eof_timeout = 0
 
     async def command() -> None:
         from torkit.proto.destination import check_destination
 
-        async with open_client(options, restrictions=wanted, padding=link_padding) as tor:
+        async with open_client(options, restrictions=wanted, padding=link_padding, max_memory=memory) as tor:
             check_destination(destination[0], allow_internal=tor.network.testing)  # before a long start
             await tor.wait_ready()
             await carry(

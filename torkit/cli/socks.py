@@ -30,6 +30,7 @@ from torkit.cli import (
     write_file,
 )
 from torkit.cli.lean_trio import import_trio
+from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.progress import to_json
 from torkit.cli.targets import format_address, parse_listen
 from torkit.errors import StorageError, TorkitError, UsageError
@@ -93,6 +94,7 @@ def socks(
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
     padding: PaddingName = "auto",
+    max_memory: MaxMemory = None,
 ) -> None:
     """Serve SOCKS4a and SOCKS5 to programs on this machine."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before `serve` there is no identity to be changed
@@ -103,6 +105,7 @@ def socks(
     addresses = addresses_to_listen(listen or ["127.0.0.1:9150"])
     isolation = parse_isolation(isolate)
     link_padding = parse_padding(padding)
+    memory = parse_size(max_memory)
     if ready_file is not None:
         forget_ready_file(ready_file)
 
@@ -115,7 +118,13 @@ def socks(
                 await stack.enter_async_context(await open_listener(host, port)) for host, port in addresses
             ]
             tor = await stack.enter_async_context(
-                open_client(options, spare_circuits=SPARE_COUNT, restrictions=wanted, padding=link_padding)
+                open_client(
+                    options,
+                    spare_circuits=SPARE_COUNT,
+                    restrictions=wanted,
+                    padding=link_padding,
+                    max_memory=memory,
+                )
             )
             await serve(
                 tor,

@@ -241,6 +241,21 @@ class Circuit:
         self._core.send(core.hop, command, core.id, body)
         return stream
 
+    def bytes_under_way(self, core: CoreStream) -> int:
+        """How much of a stream may still come after our XOFF, from a peer that keeps the rules.
+
+        One congestion window may be on its way to us, and another leave before the XOFF arrives. A window
+        grows by what we acknowledge, in slow start times a percentage (proposal 324).
+        """
+        params = self._settings.params
+        grown = self._core.acknowledged(core.hop) * flow.parameter(params, "cc_cwnd_inc_pct_ss") // 100
+        window = flow.parameter(params, "cc_cwnd_init") + grown
+        return 2 * window * flow.RELAY_DATA_LEN_MAX
+
+    def note_kept(self, count: int) -> None:
+        """Count `count` more bytes, or fewer, that are kept of what its streams have brought."""
+        self._core.keep(count)
+
     def _flow_of(self, hop: int) -> StreamFlow | None:
         """What watches XON and XOFF of one stream; None where it has windows."""
         if self._vegas[hop] is None:

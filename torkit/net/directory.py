@@ -7,6 +7,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
@@ -118,7 +119,8 @@ async def _get(
     fields = [f"{name}: {headers[name]}" for name in HEADERS if name in headers]
     lines = [f"GET {path} HTTP/1.0", *fields, "", ""]
     answer = bytearray()
-    async with circuit.begin_directory() as stream:
+    async with circuit.begin_directory() as stream, AsyncExitStack() as kept:
+        kept.callback(lambda: circuit.note_kept(-len(answer)))
         try:
             with trio.fail_after(ANSWER_TIMEOUT):
                 await stream.send_all("\r\n".join(lines).encode("ascii"))
@@ -126,6 +128,7 @@ async def _get(
                     if not answer:
                         begun()
                     answer += data
+                    circuit.note_kept(len(data))
                     if len(answer) > HEAD_LEN_MAX + limit:
                         raise DocumentError(f"a directory answer exceeds {limit} bytes")
         except trio.TooSlowError:

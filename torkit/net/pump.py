@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol
 import trio
 from trio.lowlevel import RunVar
 
+from torkit._fast import memory
 from torkit._fast.channel import Channel
 from torkit._fast.pump import Link, Local
 from torkit._fast.pump import Pump as CorePump
@@ -35,6 +36,9 @@ TURN = 0.04
 
 # A step of a task or a handler that takes so long is told of: everything else has waited for it.
 STALL = 0.5
+
+# A warning that the memory limit was passed comes no more often than this.
+MEMORY_WARNING = 60.0
 
 # What trio has computed before the pump waited is out of date then, and has to be computed anew.
 STALE = 0.002
@@ -61,6 +65,8 @@ class Pump(trio.abc.Instrument):
         self._error: InternalError | None = None  # nothing moves any more
         self._has_failed = trio.Event()
         self._stalls = Stalls(time.monotonic())
+        self._told_of_memory = 0  # circuits and links that were ended for holding most
+        self._told_of_memory_at = -inf
         self.watch_reading = self._core.watch_reading
         self.watch_writing = self._core.watch_writing
         self.remove = self._core.remove
@@ -130,6 +136,8 @@ class Pump(trio.abc.Instrument):
         while True:
             found = self._core.run(other if left > LINGER else -1, left, LINGER, TURN)
             self._stalls.wake(time.monotonic(), started + timeout)
+            if self._core.ended_for_memory != self._told_of_memory:
+                self._tell_of_memory()
             for owner, what in found:
                 self._stalls.begin(owner, time.monotonic())
                 if type(what) is InternalError:
@@ -148,6 +156,16 @@ class Pump(trio.abc.Instrument):
                 break
         if found or elapsed > STALE:
             self._token.run_sync_soon(_do_nothing, idempotent=True)
+
+    def _tell_of_memory(self) -> None:
+        """Warn, at most once in MEMORY_WARNING, that somebody was ended for holding most."""
+        now = time.monotonic()
+        if now - self._told_of_memory_at < MEMORY_WARNING:
+            return
+        count = self._core.ended_for_memory - self._told_of_memory
+        self._told_of_memory, self._told_of_memory_at = self._core.ended_for_memory, now
+        what = "the circuit or connection" if count == 1 else f"{count} circuits or connections"
+        logger.warning("more than %d MiB waited: ended %s that held most", memory.limit() >> 20, what)
 
     def _end(self, owner: Owner, error: InternalError) -> None:
         """Fail one owner. The others go on, whatever it raises."""

@@ -245,8 +245,10 @@ class Stream(trio.abc.Stream):
         """Send what the queue's length asks for."""
         if isinstance(advice, Xoff):
             self.circuit.send_message(self._core, RelayCommand.XOFF, encode_xoff())
+            self._core.note_xoff_sent(self.circuit.bytes_under_way(self._core))
         elif isinstance(advice, Xon):
             self.circuit.send_message(self._core, RelayCommand.XON, encode_xon(advice.kbps_ewma))
+            self._core.note_xon_sent()
 
     # --- called by the channel's reader ---------------------------------------------------------
 

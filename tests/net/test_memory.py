@@ -1,0 +1,229 @@
+"""One account for memory: what counts, who ends when the limit is passed, what a peer cannot make us hold."""
+
+import gc
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+from fakes import FakeStream
+from fast.talk import CONGESTION_CONTROL, Talk, failure_of
+from raw_tls import RawPeer, raw_server
+from served import CONGESTION_CONTROL as RELAY_WITH_CC
+from served import build, fresh_relays, open_stream, relay_of, serve_channel
+
+from torkit._fast import memory
+from torkit._fast.events import CircuitFailed
+from torkit.cli.memory import parse_size
+from torkit.directory.netdoc import decode_protocols
+from torkit.errors import CircuitClosed, DestroyReason, UsageError
+from torkit.net.channel import Channel
+from torkit.net.circuit import CircuitSettings
+from torkit.net.memory import FLOOR, LEAST, MOST, default_limit, limit_memory
+
+CELL_DATA_LEN = 498
+LARGE = 450 * CELL_DATA_LEN  # bytes: under the window of one stream
+
+
+@pytest.fixture(autouse=True)
+def limit() -> Iterator[None]:
+    """Tests set a limit of their own."""
+    before = memory.limit()
+    yield
+    memory.set_limit(before)
+
+
+# --- What counts ------------------------------------------------------------------------------------------
+
+
+def test_a_queue_counts_until_it_has_been_read() -> None:
+    before = memory.held()
+    talk = Talk(1)
+    circuit = talk.circuit()
+    stream = talk.stream(circuit)
+    empty = memory.held()
+    talk.far_stream(circuit, stream).write(bytes(LARGE))
+    talk.exchange()
+    assert memory.held() - empty >= LARGE
+    assert stream.take() == bytes(LARGE)
+    assert memory.held() - empty < LARGE / 2
+    circuit.keep(1000)  # somebody keeps what was read
+    kept = memory.held()
+    circuit.keep(-1000)
+    assert kept - memory.held() == 1000
+    del talk, circuit, stream
+    assert memory.held() - before < LARGE / 2
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_what_may_come_after_xoff_is_bounded_to_the_byte(excess: int) -> None:
+    talk = Talk(hops=[CONGESTION_CONTROL])
+    circuit = talk.circuit()
+    stream = talk.stream(circuit)
+    far = talk.far_stream(circuit, stream)
+    stream.note_xoff_sent(700)
+    far.data(bytes(300))
+    far.data(bytes(400 + excess))
+    events = talk.exchange()
+    failed = [event for event in events if isinstance(event, CircuitFailed)]
+    assert len(failed) == excess
+    if failed:
+        assert "after XOFF" in str(failure_of(events))
+    else:
+        stream.note_xon_sent()
+        far.data(bytes(400))
+        assert not any(isinstance(event, CircuitFailed) for event in talk.exchange())
+
+
+# --- Over the limit ---------------------------------------------------------------------------------------
+
+
+async def test_the_circuit_that_holds_most_ends_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    relays = fresh_relays(1)
+    async with serve_channel(relays[0]) as channel:
+        small, large = await build(channel, relays), await build(channel, relays)
+        ends: list[FakeStream] = []
+        streams = []
+        for circuit in (small, large):
+            stream, far = await open_stream(circuit, relays[0])
+            streams.append(stream)
+            ends.append(far)
+        ends[0].write(bytes(LARGE // 4))
+        while streams[0]._core.queued < LARGE // 4:
+            await trio.sleep(0.01)
+        memory.set_limit(memory.held() + LARGE // 2)
+        ends[1].write(bytes(LARGE))
+        with trio.fail_after(30):
+            while large.error is None:
+                await trio.sleep(0.01)
+        assert isinstance(large.error, CircuitClosed)
+        assert large.error.reason is DestroyReason.RESOURCELIMIT
+        assert small.error is None
+        received = b""
+        while len(received) < LARGE // 4:
+            received += await streams[0].receive_some()
+        assert received == bytes(LARGE // 4)
+        ends[0].write(b"more")
+        assert await streams[0].receive_some() == b"more"
+    warnings = [record for record in caplog.records if "that held most" in record.getMessage()]
+    assert len(warnings) == 1
+    assert warnings[0].levelno == logging.WARNING
+
+
+async def test_a_limit_that_is_kept_ends_nobody() -> None:
+    relays = fresh_relays(1)
+    async with serve_channel(relays[0]) as channel:
+        circuit = await build(channel, relays)
+        stream, far = await open_stream(circuit, relays[0])
+        memory.set_limit(memory.held() + 8 * LARGE)
+        far.write(bytes(LARGE))
+        while stream._core.queued < LARGE:
+            await trio.sleep(0.01)
+        assert circuit.error is None
+
+
+# --- A relay that does not take our answers ---------------------------------------------------------------
+
+
+async def test_a_relay_that_does_not_take_our_answers_is_read_no_more_until_it_does() -> None:
+    """Each cell of data costs us a SENDME here, and these pile up while the relay reads nothing."""
+    [relay] = fresh_relays(1)
+    relay.cc_sendme_inc = 1
+    total = 1600  # cells: 800 KB of SENDMEs
+    is_reading = threading.Event()
+
+    def play(peer: RawPeer) -> None:
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        peer.shake_hands()
+        link = peer.open_link()
+        begun: list[FakeStream] = []
+
+        def answer(stream: FakeStream) -> None:
+            stream.connected()
+            begun.append(stream)
+
+        relay.on_begin_dir = answer
+        while not begun:
+            peer.send(peer.records(link.receive(peer.receive())))
+        for _ in range(total):
+            begun[0].data(bytes(CELL_DATA_LEN))
+        peer.send(peer.records(link.take()))
+        assert is_reading.wait(60)
+        peer.wait_closed()
+
+    with raw_server(relay, play) as address:
+        async with trio.open_nursery() as nursery:
+            channel = await Channel.connect(
+                *address, rsa=relay.rsa_identity, ed25519=relay.ed_identity, rng=Random()
+            )
+            nursery.start_soon(channel.run)
+            channel._tls._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+            circuit = channel.open_circuit(8, CircuitSettings({"cc_sendme_inc": 1}))
+            await circuit.create(relay_of(relay, protocols=decode_protocols(RELAY_WITH_CC)), is_last=True)
+            stream = circuit.begin_directory()
+            await stream.wait_connected()
+            received = 0
+            while True:
+                with trio.move_on_after(1 if received else 60) as waiting:
+                    received += len(await stream.receive_some())
+                if waiting.cancelled_caught:
+                    break
+            stopped_at = received
+            is_reading.set()
+            with trio.fail_after(60):
+                while received < total * CELL_DATA_LEN:
+                    received += len(await stream.receive_some())
+            nursery.cancel_scope.cancel()
+    assert 0 < stopped_at < 0.9 * received
+
+
+# --- The option -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("256M", 256 << 20), ("1G", 1 << 30), ("1g", 1 << 30), ("65536k", 64 << 20), ("100MiB", 100 << 20)],
+)
+def test_sizes_are_read(text: str, count: int) -> None:
+    assert parse_size(text) == count
+    assert parse_size(None) is None
+
+
+@pytest.mark.parametrize("text", ["", "M", "1T", "-1", "1.5G", "1 0M", "x", "9" * 16])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_size(text)
+
+
+def test_a_limit_below_the_floor_is_refused_and_one_at_it_taken() -> None:
+    with pytest.raises(UsageError):
+        limit_memory(FLOOR - 1)
+    limit_memory(FLOOR)
+    assert memory.limit() == FLOOR
+
+
+def test_the_default_is_a_quarter_of_what_the_machine_or_its_group_has(tmp_path: Path) -> None:
+    group = tmp_path / "memory.max"
+    assert LEAST <= default_limit(group) <= MOST
+    for text, expected in (("max\n", default_limit(group)), (f"{1 << 30}\n", 1 << 28), ("1048576\n", LEAST)):
+        group.write_text(text)
+        assert default_limit(group) == expected
+
+
+def test_nothing_is_left_in_the_account_when_all_is_gone() -> None:
+    gc.collect()
+    before = memory.held()
+    talk = Talk(2)
+    circuit = talk.circuit()
+    stream = talk.stream(circuit)
+    talk.far_stream(circuit, stream).write(bytes(LARGE))
+    talk.exchange()
+    del talk, circuit, stream
+    gc.collect()
+    assert memory.held() == before
