@@ -46,21 +46,31 @@ def make_private_directory(path: Path) -> None:
         os.close(handle)
 
 
-def read_file(path: Path, limit: int) -> bytes | None:
-    """Returns at most one byte more than `limit`; None where there is no such file.
+def open_own(path: Path) -> int:
+    """A descriptor to read a regular file of ours. Neither follows a link nor waits for a pipe.
 
-    Raises StorageError where it is not a regular file of ours. Neither follows a link nor waits for a pipe.
+    Raises StorageError where it is another user's or no regular file, FileNotFoundError where there is none.
     """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    with open(handle, "rb") as file:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise StorageError(f"{path} is not a regular file")
         if found.st_uid != os.geteuid():
             raise StorageError(f"{path} belongs to user {found.st_uid}, this is user {os.geteuid()}")
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def read_file(path: Path, limit: int) -> bytes | None:
+    """Returns at most one byte more than `limit`; None where there is no such file. Raises as `open_own`."""
+    try:
+        handle = open_own(path)
+    except FileNotFoundError:
+        return None
+    with open(handle, "rb") as file:
         return file.read(limit + 1)
 
 

@@ -1,5 +1,7 @@
 """`torkit testnet`."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,20 @@ COMMAND = [sys.executable, "-c", "from torkit.cli import main; main()", "testnet
 
 def _torkit_testnet(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=110)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_process_that_somebody_else_names_is_sent_no_signal(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        (tmp_path / "lock").write_text(str(victim.pid))
+        os.chown(tmp_path / "lock", 65534, 65534)
+        with (tmp_path / "lock").open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            stopped = _torkit_testnet("down", "--dir", str(tmp_path))
+        assert victim.poll() is None
+        assert "belongs to user 65534" in stopped.stderr
+        assert (tmp_path / "lock").exists()
+        victim.kill()
 
 
 @pytest.mark.network

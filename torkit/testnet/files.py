@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from torkit.errors import StorageError, TimedOut
-from torkit.files import replace_file
+from torkit.files import open_own, replace_file
 
 POLL_INTERVAL = 0.1  # seconds between two looks at what tor has done
 STOP_DEADLINE = 20.0  # seconds for an owner to end its network, or for killed processes to be gone
@@ -16,7 +16,7 @@ STOP_DEADLINE = 20.0  # seconds for an owner to end its network, or for killed p
 def owner(directory: Path) -> int | None:
     """The process id of the owner of the network in `directory`, or None if nobody owns it."""
     try:
-        with (directory / "lock").open("r") as lock:
+        with open(open_own(directory / "lock")) as lock:  # its process is about to be sent signals
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
