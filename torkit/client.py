@@ -18,7 +18,7 @@ import trio
 from torkit.build_times import BuildTimes
 from torkit.config import Network, make_data_dir
 from torkit.directory.cache import Cache
-from torkit.directory.consensus import Consensus, parse_consensus
+from torkit.directory.consensus import Consensus, Preamble, read_preamble
 from torkit.directory.directory import CountryOf, Directory, Relay
 from torkit.errors import (
     EndReason,
@@ -135,7 +135,7 @@ class Tor:
             channels=self._channels,
             settings=self._circuit_settings,
             rng=rng,
-            consensus=None if consensus is None else parse_consensus(consensus),
+            consensus=None if consensus is None else read_preamble(consensus),
             country_of=country_of,
             missing_guards=self._missing_guards,
             agree_on_guards=self._agree_on_guards,
@@ -166,7 +166,7 @@ class Tor:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
         return await self._bootstrap.wait_consensus()
 
-    async def download_consensus(self, flavor: str = "microdesc", held: Consensus | None = None) -> Consensus:
+    async def download_consensus(self, flavor: str = "microdesc", held: Preamble | None = None) -> Consensus:
         """A live consensus, `microdesc` or `ns`, from the network even if there is one; nothing else uses it.
 
         With `held`, one of this flavor, only what has changed since is asked for.

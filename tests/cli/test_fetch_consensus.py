@@ -51,6 +51,41 @@ def test_certificates_that_got_carriage_returns_on_their_way_are_read(shelf: She
     assert shelf("fetch-consensus", *shelf.source())[0] == 0
 
 
+@pytest.mark.parametrize("flavor", ["microdesc", "ns"])
+def test_documents_as_archives_keep_them_are_read(shelf: Shelf, flavor: str) -> None:
+    text = (shelf.path / flavor).read_bytes()
+    (shelf.path / flavor).write_bytes(b"@type network-status-consensus-3 1.0\n@source nobody\n" + text)
+    certs = shelf.path / "certs"
+    certs.write_bytes(b"@type dir-key-certificate-3 1.0\n" + certs.read_bytes())
+    assert shelf("fetch-consensus", *shelf.source(flavor), "--flavor", flavor) == (0, text.decode(), "")
+
+
+def test_a_document_with_carriage_returns_says_so_and_names_its_file(shelf: Shelf) -> None:
+    file = shelf.path / "microdesc"
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    status, _, err = shelf("fetch-consensus", *shelf.source())
+    assert status == 1
+    assert f"{file}: " in err
+    assert "CR LF" in err
+
+
+def test_a_vote_is_called_one(shelf: Shelf) -> None:
+    file = shelf.path / "microdesc"
+    file.write_bytes(file.read_bytes().replace(b"vote-status consensus", b"vote-status vote", 1))
+    status, _, err = shelf("fetch-consensus", *shelf.source())
+    assert status == 1
+    assert "this is a vote" in err
+
+
+def test_certificates_of_another_time_are_not_asked_for_again(shelf: Shelf) -> None:
+    certs = shelf.path / "certs"
+    certs.write_bytes(b"".join(one.certificate() for one in nd.authorities(4)[3:]))
+    status, _, err = shelf("fetch-consensus", *shelf.source())
+    assert status == 3
+    assert "not those of the authorities at that time" in err
+    assert "--certs FILE" not in err
+
+
 @pytest.mark.parametrize(
     ("replaced", "status", "reason"),
     [

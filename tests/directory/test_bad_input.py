@@ -188,7 +188,7 @@ def test_very_many_flags_and_long_flags(text: bytes) -> None:
 # --- Of policies ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ports", ["0", "0-80", "80,0", "80-", "65536", "80-79", "80,80", "2,1", "1," * 9999])
+@pytest.mark.parametrize("ports", ["0", "0-80", "80,0", "80-", "65536", "80-79", "80,80", "2,1", "1," * 5000])
 def test_ports_of_a_summary(ports: str) -> None:
     relay = nd.relays(1)[0]
     relay.policy = f"accept {ports}"
@@ -210,7 +210,8 @@ def test_very_many_microdescriptors_that_nobody_asked_for() -> None:
     text = b"onion-key\n" * 100_000
     tracemalloc.start()
     try:
-        assert microdescs.add(text, {bytes(32)}, nd.NOW) == set()
+        with pytest.raises(DocumentError, match="more than the 1 microdescriptors"):
+            microdescs.add(text, {bytes(32)}, nd.NOW)
         assert tracemalloc.get_traced_memory()[1] < 12 * len(text)
     finally:
         tracemalloc.stop()

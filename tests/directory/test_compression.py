@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from torkit.directory.compression import (
     ACCEPT_ENCODING,
     ANONYMISED_ENCODINGS,
+    FREE_LEN,
     LZMA_MEMORY,
+    MAX_EXPANSION,
     MAX_STREAMS,
+    STEP_LEN,
     ZSTD_WINDOW_LOG,
     decompress,
+    decompress_in_steps,
 )
 from torkit.errors import DocumentError
 
@@ -130,6 +134,29 @@ def test_a_bomb_takes_no_more_memory_than_its_limit(encoding: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < LZMA_MEMORY + 4 * LIMIT
     finally:
         tracemalloc.stop()
+
+
+@each_codec
+def test_content_is_no_more_than_so_many_times_what_came(
+    encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    at_least = FREE_LEN // MAX_EXPANSION
+    for end in (FREE_LEN, FREE_LEN + 1):
+        body = compress(Random(4).randbytes(at_least // 2) + bytes(end - at_least // 2))
+        assert len(body) < at_least
+        if end == FREE_LEN:
+            assert len(decompress(body, encoding, 4 * FREE_LEN)) == end
+        else:
+            with pytest.raises(DocumentError, match="decompresses to more"):
+                decompress(body, encoding, 4 * FREE_LEN)
+    body = compress(Random(5).randbytes(2 * at_least) + bytes(FREE_LEN))
+    assert len(decompress(body, encoding, 4 * FREE_LEN)) > FREE_LEN
+
+
+@pytest.mark.parametrize("encoding", ["deflate", "gzip", "x-zstd", "x-tor-lzma"])
+def test_no_step_takes_more_than_so_many_bytes(encoding: str) -> None:
+    steps = decompress_in_steps(COMPRESS[encoding](bytes(FREE_LEN)), encoding, FREE_LEN)
+    assert sum(1 for _ in steps) >= FREE_LEN // STEP_LEN
 
 
 @each_codec

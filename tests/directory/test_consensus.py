@@ -13,7 +13,6 @@ from torkit.directory.authorities import parse_certificates
 from torkit.directory.consensus import (
     EARLY_SKEW,
     MAX_CONSENSUS_LEN,
-    MAX_RELAYS,
     MAX_SIGNATURES,
     REASONABLY_LIVE,
     check_times,
@@ -21,6 +20,7 @@ from torkit.directory.consensus import (
     parse_consensus,
     verify,
 )
+from torkit.directory.entries import MAX_RELAYS
 from torkit.errors import DocumentError, NoDirectory
 
 AUTHORITIES = nd.authorities(5)
@@ -337,7 +337,7 @@ def test_sizes_are_bounded() -> None:
     with pytest.raises(DocumentError, match="at most 50000 are read"):
         parse_consensus(many)
     with pytest.raises(DocumentError, match="bytes; at most"):
-        parse_consensus(b"x" * MAX_CONSENSUS_LEN + b"\n")
+        parse_consensus(GOOD + b"x" * (MAX_CONSENSUS_LEN - len(GOOD)) + b"\n")
     signature = AUTHORITIES[0].signature(b"x").encode()
     with pytest.raises(DocumentError, match="signatures"):
         parse_consensus(UNSIGNED + signature * (MAX_SIGNATURES + 1))

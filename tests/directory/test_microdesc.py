@@ -154,8 +154,11 @@ def test_policy_at_the_edges_of_its_ranges() -> None:
 def test_only_wanted_microdescs_are_taken() -> None:
     wanted = {hashlib.sha256(doc.microdesc()).digest() for doc in DOCS[:3]}
     kept = Microdescs()
-    assert kept.add(nd.microdescs(DOCS), wanted, nd.NOW) == wanted
+    assert kept.add(nd.microdescs([DOCS[5], *DOCS[:2]]), wanted, nd.NOW) < wanted
+    assert kept.add(nd.microdescs(DOCS[:3]), wanted, nd.NOW) == wanted
     assert set(kept) == wanted
+    with pytest.raises(DocumentError, match="more than the 3 microdescriptors"):
+        kept.add(nd.microdescs(DOCS[:4]), wanted, nd.NOW)
     assert kept[hashlib.sha256(DOCS[0].microdesc()).digest()] == DOCS[0].microdesc()
 
 

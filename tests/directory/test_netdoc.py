@@ -1,5 +1,6 @@
 """The scanner: items, objects, rules, and the values of arguments."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torkit.directory.netdoc import (
-    MAX_LINE_LEN,
     MAX_SCAN_LEN,
+    MAX_SCAN_LINES,
     Count,
     Place,
     Rule,
@@ -92,11 +93,15 @@ def test_scan_refuses_what_breaks_a_rule(old: bytes, new: bytes, reason: str) ->
 
 
 def test_scan_bounds_lines_and_texts() -> None:
-    assert scan(b"start " + b"x" * (MAX_LINE_LEN - 6) + b"\nsome\nend\n", RULES, what="thing")
-    with pytest.raises(DocumentError, match="a line of"):
-        scan(b"start " + b"x" * (MAX_LINE_LEN - 5) + b"\nsome\nend\n", RULES, what="thing")
-    with pytest.raises(DocumentError, match="at most"):
-        scan(b"x\n" * (MAX_SCAN_LEN // 2 + 1), RULES, what="thing")
+    for length, is_read in ((MAX_SCAN_LEN, True), (MAX_SCAN_LEN + 1, False)):
+        text = b"start " + b"x" * (length - 16) + b"\nsome\nend\n"
+        assert len(text) == length
+        with nullcontext() if is_read else pytest.raises(DocumentError, match="bytes; at most"):
+            assert scan(text, RULES, what="thing")
+    for count, is_read in ((MAX_SCAN_LINES, True), (MAX_SCAN_LINES + 1, False)):
+        text = b"start x\nsome\n" + b"x\n" * (count - 3) + b"end\n"
+        with nullcontext() if is_read else pytest.raises(DocumentError, match="lines; at most"):
+            assert scan(text, RULES, what="thing")
     with pytest.raises(DocumentError, match="empty"):
         scan(b"\n\n", RULES, what="thing")
 

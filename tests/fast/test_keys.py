@@ -366,6 +366,7 @@ NO_RSA_KEYS = {
     "exponent 1": sequence(integer(N), integer(1)),
     "exponent 2": sequence(integer(N), integer(2)),
     "an even exponent": sequence(integer(N), integer(65536)),
+    "an exponent of 65 bits": sequence(integer(N), integer(2**64 + 1)),
     "exponent n": sequence(integer(N), integer(N)),
     "an exponent above n": sequence(integer(N), integer(N + 2)),
     "SubjectPublicKeyInfo": RSA_KEY.public_key().public_bytes(

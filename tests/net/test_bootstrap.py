@@ -981,6 +981,18 @@ async def test_two_relays_alone_cannot_blame_our_clock(
         assert not isinstance(await refusal(started.bootstrap), ClockSkewed)
 
 
+async def test_relays_of_a_consensus_without_enough_signatures_are_not_read(
+    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+) -> None:
+    """What is wrong with its entries is never seen, so nothing is spent on reading them."""
+    unsigned = service.consensus[: service.consensus.index(b"directory-signature ")]
+    unsigned = unsigned.replace(b"\nm ", b"\nm wrong ")
+    for signed_by, error in ((1, NoDirectory), (2, DocumentError)):
+        service.consensus = network_docs.sign_consensus(unsigned, signers[:signed_by])
+        async with bootstrapping(tmp_path, signers, [service]) as started:
+            assert type(await refusal(started.bootstrap)) is error
+
+
 # --- A given consensus ---------------------------------------------------------------------------------
 
 
@@ -989,7 +1001,7 @@ async def test_a_given_consensus_is_verified_and_used(
 ) -> None:
     given = parse_consensus(service.consensus)
     async with bootstrapping(tmp_path, signers, [service], given=given) as started:
-        assert (await started.bootstrap.wait_ready()).consensus is given
+        assert (await started.bootstrap.wait_ready()).consensus == given
     assert CONSENSUS_PATH not in service.requests
     assert not (tmp_path / "consensus-microdesc").exists()
 

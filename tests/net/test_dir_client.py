@@ -4,7 +4,7 @@ import gzip
 import lzma
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha3_256
 
@@ -21,6 +21,7 @@ from trio.testing import MockClock
 from torkit._fast.cells import RelayCommand
 from torkit.directory.compression import ACCEPT_ENCODING, ANONYMISED_ENCODINGS
 from torkit.directory.consensus import parse_consensus
+from torkit.directory.steps import complete
 from torkit.errors import (
     CircuitClosed,
     DocumentError,
@@ -36,12 +37,13 @@ from torkit.net.directory import (
     HEAD_LEN_MAX,
     HEADERS,
     REQUEST_TIMEOUT,
-    decode_answer,
+    Answer,
     fetch_certificates,
     fetch_certificates_of_keys,
     fetch_consensus,
     fetch_microdescs,
 )
+from torkit.net.directory import decode_answer as in_steps
 
 LIMIT = 1 << 20
 BODY = b"network-status-version 3 microdesc\n" * 100
@@ -52,6 +54,10 @@ SIGNERS = (b"\xfe" * 20, b"\1\2\3" + bytes(17))  # v3 identities
 def patient_clock() -> MockClock:
     """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
     return MockClock(autojump_threshold=0.1)
+
+
+def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT_ENCODING) -> Answer:
+    return complete(in_steps(answer, limit, encodings))
 
 
 def answer(body: bytes, *headers: str, status: str = "HTTP/1.0 200 OK") -> bytes:

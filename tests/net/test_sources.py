@@ -26,6 +26,7 @@ from torkit.net.sources import (
     MIN_CLOCKS,
     MIN_PART_LEN,
     PATIENCE,
+    SLOW,
     STAGGER,
     Asked,
     DirectoryServers,
@@ -122,10 +123,24 @@ async def test_the_next_is_asked_beside_a_silent_one_authorities_last(autojump_c
 async def test_no_more_than_some_are_asked_at_once(autojump_clock: MockClock) -> None:
     async with servers(0, 5) as (asking, _):
         question = Question()
-        with trio.move_on_after(10 * STAGGER):
+        with trio.move_on_after(STAGGER + SLOW - 0.1):
             await asking.ask(question)
         assert question.at == [STAGGER * n for n in range(MAX_AT_ONCE)]
         assert question.most_at_once == MAX_AT_ONCE
+
+
+async def test_three_sources_that_trickle_do_not_hold_a_start(autojump_clock: MockClock) -> None:
+    """Each sends a byte now and then, for ANSWER_TIMEOUT at most."""
+    async with servers(0, 5) as (asking, sources):
+        question = Question(good=sources.fallbacks[MAX_AT_ONCE:])
+
+        async def trickle(asked: Asked) -> str:
+            if asked.source in sources.fallbacks[:MAX_AT_ONCE]:
+                asked.begun()
+            return await question(asked)
+
+        assert await asking.ask(trickle) == "good"
+        assert question.at[-1] == 3 * PATIENCE
 
 
 async def test_while_an_answer_comes_nobody_else_is_asked_for_a_while(autojump_clock: MockClock) -> None:

@@ -19,7 +19,7 @@ from libc.time cimport time_t, tm
 
 from torkit._fast.openssl cimport (
     ASN1_OBJECT, ASN1_STRING_length, ASN1_STRING_type, ASN1_TIME, ASN1_TIME_to_tm, BIGNUM, BN_cmp, BN_free,
-    BN_is_odd, BN_is_one, ERR_clear_error, EVP_aes_256_ctr, EVP_CIPHER_CTX, EVP_CIPHER_CTX_free,
+    BN_num_bits, BN_is_odd, BN_is_one, ERR_clear_error, EVP_aes_256_ctr, EVP_CIPHER_CTX, EVP_CIPHER_CTX_free,
     EVP_CIPHER_CTX_new, EVP_DigestVerify, EVP_DigestVerifyInit, EVP_EncryptInit_ex, EVP_EncryptUpdate,
     EVP_MD_CTX, EVP_MD_CTX_free, EVP_MD_CTX_new, EVP_PKEY, EVP_PKEY_CTX, EVP_PKEY_CTX_free,
     EVP_PKEY_CTX_new, EVP_PKEY_CTX_set_rsa_padding, EVP_PKEY_derive, EVP_PKEY_derive_init,
@@ -37,6 +37,10 @@ from torkit.errors import UsageError
 
 cdef extern from "<time.h>" nogil:
     time_t timegm(tm* when)
+
+# Implementation limit: everybody's exponent is 65537. (For keys of over 3,072 bits OpenSSL has the same one.)
+cdef enum:
+    MAX_EXPONENT_BITS = 64
 
 # Specification constants, bytes.
 cdef enum:
@@ -167,7 +171,7 @@ cdef class RsaPublicKey:
         EVP_PKEY_free(self.key)
 
     cdef bint has_usable_numbers(self):
-        """RFC 8017, "RSA Public Key": both odd, and 3 <= e < n."""
+        """RFC 8017, "RSA Public Key": both odd, and 3 <= e < n. A long e would make each check slow."""
         cdef BIGNUM* n = NULL
         cdef BIGNUM* e = NULL
         cdef bint is_usable = (
@@ -177,6 +181,7 @@ cdef class RsaPublicKey:
             and BN_is_odd(e)
             and not BN_is_one(e)
             and BN_cmp(e, n) < 0
+            and BN_num_bits(e) <= MAX_EXPONENT_BITS
         )
         BN_free(n)
         BN_free(e)

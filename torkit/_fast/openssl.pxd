@@ -72,6 +72,7 @@ cdef extern from "openssl/bn.h" nogil:
     int BN_is_odd(const BIGNUM* a)
     int BN_is_one(const BIGNUM* a)
     int BN_cmp(const BIGNUM* a, const BIGNUM* b)
+    int BN_num_bits(const BIGNUM* a)
     void BN_free(BIGNUM* a)
 
 cdef extern from "openssl/x509.h" nogil:

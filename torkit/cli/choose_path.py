@@ -17,7 +17,7 @@ from torkit.cli import (
     restrictions,
     run,
 )
-from torkit.cli.documents import read_file
+from torkit.cli.documents import read_archived
 from torkit.cli.progress import erase
 from torkit.cli.targets import format_address
 from torkit.errors import UsageError
@@ -82,7 +82,7 @@ def read_consensus(path: Path | None) -> bytes | None:
     """Returns the document in this file, `-` being stdin; None where none is named. Raises UsageError."""
     from torkit.directory.consensus import MAX_CONSENSUS_LEN
 
-    return None if path is None else read_file(path, MAX_CONSENSUS_LEN)
+    return None if path is None else read_archived(path, MAX_CONSENSUS_LEN)
 
 
 def print_paths(

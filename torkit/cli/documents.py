@@ -4,8 +4,10 @@ A document is verified wherever it comes from, and the client starts only where 
 the cache or a file holds is printed without it.
 """
 
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -22,13 +24,17 @@ if TYPE_CHECKING:
     from torkit.config import Network
     from torkit.directory.authorities import AuthorityCertificate
     from torkit.directory.cache import Cache
-    from torkit.directory.consensus import Consensus, RouterStatus
+    from torkit.directory.consensus import Consensus, Preamble
     from torkit.directory.directory import Directory
+    from torkit.directory.entries import RouterStatus
     from torkit.directory.microdesc import Microdescs
 
 CACHE = "cache"
 NETWORK = "network"
 MICRODESC = "microdesc"
+
+# What archives put before a document, outside of what is signed: `@type network-status-consensus-3 1.0`.
+_ANNOTATIONS = re.compile(rb"\A(?:@[^\n]*\n)+")
 
 GEOIP_DIR = Path("/usr/share/tor")  # of Debian's tor-geoipdb
 
@@ -127,7 +133,8 @@ def read_directory(options: Options, source: Source, *, microdescs: bool = True)
 
 def _verified(options: Options, network: "Network", source: Source) -> "Consensus":
     """The consensus of the cache or of a file."""
-    from torkit.directory.consensus import missing_certificates, verify
+    from torkit.directory.consensus import missing_certificates, read_consensus, verify
+    from torkit.directory.steps import complete
 
     assert source.where is not None
     if source.where == CACHE:
@@ -143,15 +150,20 @@ def _verified(options: Options, network: "Network", source: Source) -> "Consensu
         verify(consensus, certificates, network.voters, now)
     except NoDirectory as error:
         if error.hint is None and missing_certificates(consensus, certificates, network.voters, now):
-            error.hint = "name a file with the authorities' certificates: --certs FILE"
+            error.hint = (
+                "name a file with the authorities' certificates: --certs FILE"
+                if source.certs is None
+                else f"the certificates in {source.certs} are not those of the authorities at that time"
+            )
         raise
-    return consensus
+    return complete(read_consensus(consensus))
 
 
-def _parse_file(path: Path, flavor: str | None) -> "Consensus":
-    from torkit.directory.consensus import MAX_CONSENSUS_LEN, parse_consensus
+def _parse_file(path: Path, flavor: str | None) -> "Preamble":
+    from torkit.directory.consensus import MAX_CONSENSUS_LEN, read_preamble
 
-    consensus = parse_consensus(read_file(path, MAX_CONSENSUS_LEN))
+    with naming(path):
+        consensus = read_preamble(read_archived(path, MAX_CONSENSUS_LEN))
     if flavor not in (None, consensus.flavor):
         raise DocumentError(f"a consensus of flavor {consensus.flavor}, where --flavor asks for {flavor}")
     return consensus
@@ -165,7 +177,8 @@ def _load_certificates(
     if path is None:
         return _cache(options, network).load_certificates() or ()
     # No authority signs CRLF, but many a file has got it on its way here.
-    return parse_certificates(read_file(path, MAX_CERTIFICATES_LEN).replace(b"\r\n", b"\n"))
+    with naming(path):
+        return parse_certificates(read_archived(path, MAX_CERTIFICATES_LEN).replace(b"\r\n", b"\n"))
 
 
 def _load_microdescs(options: Options, network: "Network") -> "Microdescs":
@@ -202,6 +215,20 @@ def _from_network(options: Options, source: Source, *, microdescs: bool) -> "Dir
 
     run(command, options)
     return found[0]
+
+
+def read_archived(path: Path, limit: int) -> bytes:
+    """As `read_file`, without the lines that archives put before a document: those that begin with @."""
+    return _ANNOTATIONS.sub(b"", read_file(path, limit), count=1)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What is wrong with a document names its file."""
+    try:
+        yield
+    except DocumentError as error:
+        raise DocumentError(f"{path}: {error}", hint=error.hint) from error
 
 
 def read_file(path: Path, limit: int) -> bytes:

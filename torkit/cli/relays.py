@@ -26,8 +26,8 @@ from torkit.cli.targets import format_address
 from torkit.errors import NoDirectory, UsageError
 
 if TYPE_CHECKING:
-    from torkit.directory.consensus import RouterStatus
     from torkit.directory.directory import Directory, Relay
+    from torkit.directory.entries import RouterStatus
     from torkit.directory.microdesc import PortPolicy
 
 app = command_app()

@@ -32,6 +32,7 @@ MIN_KEY_BITS = 1024
 
 MAX_KEY_BITS = 8192  # bits; twice what any authority uses, so that no key makes checking slow
 MAX_CERTIFICATES_LEN = 1 << 18  # bytes; nine certificates of today take 21,000
+MAX_CERTIFICATES = 128  # in one answer or file; two signatures are checked of each, 0.1 ms
 CLOCK_SKEW = 24 * 3600  # seconds a certificate may be published ahead of our clock
 
 RULES = {
@@ -79,6 +80,8 @@ def parse_certificates(text: bytes) -> tuple[AuthorityCertificate, ...]:
     starts = [match.start() for match in _START.finditer(text)]
     if not starts or starts[0] != 0:
         raise DocumentError("certificates must start with dir-key-certificate-version", line=1)
+    if len(starts) > MAX_CERTIFICATES:
+        raise DocumentError(f"{len(starts)} certificates; at most {MAX_CERTIFICATES} are read")
     return tuple(
         _parse_certificate(text[start:end], line_at(text, start))
         for start, end in zip(starts, [*starts[1:], len(text)], strict=True)

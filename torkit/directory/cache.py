@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torkit.directory.authorities import MAX_CERTIFICATES_LEN, AuthorityCertificate, parse_certificates
-from torkit.directory.consensus import MAX_CONSENSUS_LEN, Consensus, parse_consensus
+from torkit.directory.consensus import MAX_CONSENSUS_LEN, Preamble, read_preamble
 from torkit.directory.microdesc import MAX_MICRODESCS_LEN, Microdescs
 from torkit.errors import DocumentError, StorageError
 from torkit.files import read_file, replace_file
@@ -54,11 +54,11 @@ class Cache:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def load_consensus(self) -> Consensus | None:
+    def load_consensus(self) -> Preamble | None:
         """The consensus last kept, unverified."""
-        return self._load(CONSENSUS, MAX_CONSENSUS_LEN, parse_consensus)
+        return self._load(CONSENSUS, MAX_CONSENSUS_LEN, read_preamble)
 
-    def save_consensus(self, consensus: Consensus) -> None:
+    def save_consensus(self, consensus: Preamble) -> None:
         """Keep a verified consensus."""
         self._save(CONSENSUS, consensus.text)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
+from torkit.directory.steps import Steps, complete
 from torkit.errors import DocumentError
 
 # Specification constants.
@@ -24,6 +25,11 @@ LZMA_MEMORY = 16 << 20  # bytes; the "lower maximum memory usage" that makes it 
 MAX_STREAMS = 512  # compressed streams in one answer; each costs a decompressor
 ZSTD_WINDOW_LOG = 23  # 8 MiB, what RFC 8878 asks every decoder to have; relays' level 9 uses 4
 CHUNK_LEN = 1 << 16  # bytes given at once, as what follows the end of a stream is copied
+STEP_LEN = 1 << 17  # bytes taken at once; lzma, the slowest, needs some 2 ms for them
+# Content of this many bytes may be no larger than so many times what came. Real documents shrink to a fifth.
+# (Both as in C tor.)
+MAX_EXPANSION = 25
+FREE_LEN = 5 << 20
 
 
 class _Stream(Protocol):
@@ -42,6 +48,11 @@ class _Codec(NamedTuple):
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """As `decompress_in_steps`, at once."""
+    return complete(decompress_in_steps(body, encoding, limit))
+
+
+def decompress_in_steps(body: bytes, encoding: str, limit: int) -> Steps[bytes]:
     """The content of an answer with this Content-Encoding, at most `limit` bytes.
 
     Relays may send several streams one after the other: the limit is for their sum. Memory beyond the
@@ -54,6 +65,7 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
         return body
     if encoding not in _CODECS:
         raise DocumentError(f"a directory answer is encoded as {encoding[:20]!r}, which we do not know")
+    limit = min(limit, max(FREE_LEN, MAX_EXPANSION * len(body)))
     codec = _CODECS[encoding]()
     content = bytearray()
     view = memoryview(body)
@@ -61,17 +73,20 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
     for _ in range(MAX_STREAMS):
         stream = codec.open()
         while not stream.eof:
-            chunk = view[at : at + CHUNK_LEN]
-            if not chunk:
-                raise DocumentError("a directory answer is truncated")
+            # What there was no room for the content of, lzma and zstd keep; zlib wants it again.
+            chunk = view[at : at + CHUNK_LEN] if getattr(stream, "needs_input", True) else view[:0]
             try:
-                content += stream.decompress(chunk, limit + 1 - len(content))
+                piece = stream.decompress(chunk, min(STEP_LEN, limit + 1 - len(content)))
             except codec.error as error:
                 raise DocumentError(f"a directory answer does not decompress: {error}") from error
+            if not (chunk or piece or stream.eof):
+                raise DocumentError("a directory answer is truncated")
+            content += piece
             if len(content) > limit:
                 raise DocumentError(f"a directory answer decompresses to more than {limit} bytes")
-            at += len(chunk)
-        at -= len(stream.unused_data)
+            rest = stream.unused_data if stream.eof else getattr(stream, "unconsumed_tail", b"")
+            at += len(chunk) - len(rest)
+            yield
         if at == len(body):
             return bytes(content)
     raise DocumentError(f"a directory answer has more than {MAX_STREAMS} compressed streams")

@@ -1,59 +1,47 @@
-"""The network-status consensus: read in bulk, checked against the configured authorities, looked at lazily.
+"""The network-status consensus: signatures before relays, and these in steps.
 
-`parse_consensus` knows only the text, `verify` only whom to believe and what time it is. A relay that
-is never looked at never becomes an object: `Consensus` keeps five columns, and `relays[i]` reads one
-entry through the rules table. dir-spec, "Vote and consensus status document formats".
+`read_preamble` reads what stands around the relays, which costs little whoever has written it. `verify` knows
+whom to believe and what time it is. Only what holds there is worth `read_consensus`, which reads all.
+dir-spec, "Vote and consensus status document formats".
 """
 
-import binascii
-import hashlib
-import re
-from array import array
-from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache
-from operator import lt
-from sys import intern
-from typing import NamedTuple, overload
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple, Self
 
 from torkit.directory.authorities import AuthorityCertificate, check_signature
-from torkit.directory.microdesc import REJECT_ALL, PortPolicy, decode_policy
+from torkit.directory.entries import FLAVORS, Relays, read_entries
 from torkit.directory.netdoc import (
-    DIGEST256_LEN,
-    DIGEST_LEN,
     Count,
     Item,
     Items,
     Place,
     Protocols,
     Rule,
+    check_size,
     check_text,
     decode_base64,
     decode_fingerprint,
     decode_int,
-    decode_ipv4,
-    decode_ipv6_addr_port,
     decode_key_values,
-    decode_nickname,
-    decode_protocols,
+    decode_protocols_item,
     decode_time,
     encode_time,
     line_at,
     scan,
+    scan_part,
 )
+from torkit.directory.steps import Steps, complete, digest
 from torkit.errors import DocumentError, NoDirectory
 
 # Specification constants.
 
 REASONABLY_LIVE = 24 * 3600  # seconds past valid-until; dir-spec, "Downloading network-status documents"
 NETWORK_STATUS_VERSION = "3"
-MAX_BANDWIDTH = 2**32 - 1
 SHARED_RANDOM_LEN = 32
 
 # Implementation limits.
 
 MAX_CONSENSUS_LEN = 16 << 20  # bytes; 10,000 relays take about 3.5 million
-MAX_RELAYS = 50_000  # entries; five times the network
 MAX_SIGNATURES = 64  # entries; an RSA check costs 30 us and a hostile cache can add as many as it likes
 MAX_VOTING_DELAY = 3600  # seconds; the real network's is 300, and it widens the time we accept
 EARLY_SKEW = 60  # seconds our clock may be behind, as C tor allows before it warns
@@ -80,16 +68,6 @@ HEADER_RULES = {
     "contact": Rule(Count.AT_LEAST_ONCE),
     "vote-digest": Rule(Count.AT_LEAST_ONCE, args=1),
 }
-ENTRY_RULES = {
-    "r": Rule(Count.ONCE, args=7, place=Place.START),
-    "a": Rule(Count.ANY, args=1),
-    "m": Rule(Count.AT_MOST_ONCE, args=1),
-    "s": Rule(Count.ONCE),
-    "v": Rule(Count.AT_MOST_ONCE),
-    "pr": Rule(Count.AT_MOST_ONCE),
-    "w": Rule(Count.AT_MOST_ONCE),
-    "p": Rule(Count.AT_MOST_ONCE, args=2),
-}
 FOOTER_RULES = {
     "directory-footer": Rule(Count.ONCE, no_extra=True, place=Place.START),
     "bandwidth-weights": Rule(Count.AT_MOST_ONCE),
@@ -98,94 +76,8 @@ SIGNATURE_RULES = {
     "directory-signature": Rule(Count.AT_LEAST_ONCE, args=2, objects=("SIGNATURE",), place=Place.START),
 }
 
-_ENTRY_START = re.compile(rb"^r ", re.MULTILINE)
-_OCTET = rb"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_PORT = rb"(?:6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3})"
-_LAST = rb"[AEIMQUYcgkosw048]"  # 20 and 32 bytes leave two bits of the last character zero
-_IDENTITY = rb"([A-Za-z0-9+/]{26}" + _LAST + rb")"
-_R_REST = (
-    rb" [12]\d{3}-\d\d-\d\d \d\d:\d\d:\d\d " + rb"\.".join([_OCTET] * 4) + rb" " + _PORT + rb" \d{1,5}\n"
-)
-_R_LINE = rb"^r [A-Za-z0-9]{1,19} " + _IDENTITY
-_A_LINES = rb"(?:a [!-~]{1,64}+\n){0,8}+"
-_S_TO_W = (
-    rb"s((?: [!-~]{1,64}+){0,64}+)\n(?:v [!-~][ -~]{0,256}+\n)?+(?:pr ([!-~][ -~]{0,2048}+)\n)?+"
-    rb"w Bandwidth=(\d{1,10})(?: Unmeasured=1)?+\n"
-)
-_NEXT = rb"(?=r |directory-footer\n)"
-
-
-class _Flavor(NamedTuple):
-    """What differs between flavors. `entry` is a pattern for `_entry_pattern`."""
-
-    algorithm: str  # of the signatures that count
-    digest_len: int
-    entry: bytes
-    words_before_address: int  # in an `r` line, the nickname not counted
-
-
-FLAVORS = {
-    "microdesc": _Flavor(
-        "sha256",
-        DIGEST256_LEN,
-        _R_LINE + _R_REST + _A_LINES + rb"m ([A-Za-z0-9+/]{42}" + _LAST + rb")\n" + _S_TO_W + _NEXT,
-        3,
-    ),
-    "ns": _Flavor(
-        "sha1",
-        DIGEST_LEN,
-        _R_LINE
-        + rb" "
-        + _IDENTITY
-        + _R_REST
-        + _A_LINES
-        + _S_TO_W
-        + rb"(?:p ((?:accept|reject) [0-9,-]{1,1000}+)\n)?+"
-        + _NEXT,
-        4,
-    ),
-}
-
-
-# Compiled when first used: few starts meet both flavors, and one takes a millisecond.
-
-
-@cache
-def _entry_pattern(flavor: str) -> re.Pattern[bytes]:
-    """Matches only entries that the table accepts: a fast road."""
-    return re.compile(FLAVORS[flavor].entry, re.MULTILINE)
-
-
-@cache
-def _status_pattern(flavor: str) -> re.Pattern[bytes]:
-    """What `Relays` keeps no column of, in an entry that has been checked: the usual order, single spaces."""
-    return re.compile(
-        rb"r ([!-~]+)(?: [!-~]+){%d} ([0-9.]+) (\d+) \d+\n((?:a [!-~]+\n)*)(?:m [!-~]+\n)?s[ -~]*\n"
-        rb"(?:v ([!-~]+(?: [!-~]+)*)\n)?(?:pr ([ -~]+)\n)?w [ -~]+\n(?:p ([a-z]+ [0-9,-]+)\n)?"
-        % FLAVORS[flavor].words_before_address
-    )
-
-
-class RouterStatus(NamedTuple):
-    """One relay as the consensus lists it.
-
-    `identity` is 20 bytes; `digest` names its microdescriptor, 32 bytes (ns flavor: its server
-    descriptor, 20), or is None; `bandwidth` is the consensus weight, 0 where there is no `w` line;
-    `version` is the whole `v` line; `ipv6` an address and port; `policy` the exit policy summary of the
-    ns flavor, None in others.
-    """
-
-    nickname: str
-    identity: bytes
-    digest: bytes | None
-    address: str
-    or_port: int
-    ipv6: tuple[str, int] | None
-    flags: frozenset[str]
-    version: str | None
-    protocols: Protocols
-    bandwidth: int
-    policy: PortPolicy | None
+# What is signed ends with this.
+SIGNED_END = b"\ndirectory-signature "
 
 
 class Signature(NamedTuple):
@@ -204,81 +96,11 @@ class SharedRandom(NamedTuple):
     value: bytes
 
 
-class Relays(Sequence[RouterStatus]):
-    """The entries in ascending order of identity: columns at once, objects when looked at."""
+class Preamble(NamedTuple):
+    """What is read of a consensus before its signatures hold: all but its relays and the footer.
 
-    def __init__(self, text: bytes, flavor: str, columns: "_Columns", start: int) -> None:
-        self.identities = columns.identities
-        self.digests = columns.digests
-        self.flags = columns.flags
-        self.bandwidths = columns.bandwidths
-        self._text = text
-        self._flavor = flavor
-        self._start = start
-        self._offsets: array[int] | None = None
-
-    def __len__(self) -> int:
-        return len(self.identities)
-
-    @overload
-    def __getitem__(self, index: int) -> RouterStatus: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[RouterStatus]: ...
-    def __getitem__(self, index: int | slice) -> RouterStatus | list[RouterStatus]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        index = range(len(self))[index]
-        offsets = self._entry_offsets()
-        entry = self._text[offsets[index] : offsets[index + 1]]
-        match = _status_pattern(self._flavor).fullmatch(entry)
-        return self._status(index, match) if match else _parse_entry(entry, self._flavor, 1)
-
-    def _status(self, index: int, match: re.Match[bytes]) -> RouterStatus:
-        """Fast road: `_parse_entry` is the slow twin."""
-        nickname, address, or_port, a_lines, version, protocols, policy = match.groups()
-        return RouterStatus(
-            nickname=nickname.decode("ascii"),
-            identity=self.identities[index],
-            digest=self.digests[index],
-            address=address.decode("ascii"),
-            or_port=int(or_port),
-            ipv6=_first_ipv6(line[2:] for line in a_lines.decode("ascii").splitlines()),
-            flags=self.flags[index],
-            version=version.decode("ascii") if version else None,
-            protocols=decode_protocols(protocols.decode("ascii") if protocols else ""),
-            bandwidth=self.bandwidths[index],
-            policy=_decode_policy(policy.decode("ascii") if policy else None, self._flavor),
-        )
-
-    def index_of(self, identity: bytes) -> int | None:
-        """The place of the relay with this identity, 20 bytes."""
-        index = bisect_left(self.identities, identity)
-        return index if index < len(self) and self.identities[index] == identity else None
-
-    def indexes_of_nickname(self, nickname: str) -> list[int]:
-        """The places of all relays so named, without regard to case: nicknames are not unique."""
-        if not (nickname.isascii() and nickname.isalnum()):
-            return []
-        pattern = re.compile(rb"^r +" + nickname.encode("ascii") + rb" ", re.MULTILINE | re.IGNORECASE)
-        offsets = self._entry_offsets()
-        starts = (match.start() for match in pattern.finditer(self._text, self._start, offsets[-1]))
-        return [bisect_left(offsets, start) for start in starts]
-
-    def _entry_offsets(self) -> "array[int]":
-        if self._offsets is None:
-            end = _footer_start(self._text)
-            starts = (
-                match.start() for match in re.compile(rb"^r ", re.M).finditer(self._text, self._start, end)
-            )
-            self._offsets = array("Q", [*starts, end])
-        return self._offsets
-
-
-class Consensus(NamedTuple):
-    """A parsed consensus; nothing says that it is true until `verify` has passed.
-
-    Times are seconds since the epoch. `params` and `bandwidth_weights` are as written: read
-    parameters through `param`.
+    `verify` says whether it is true. Times are seconds since the epoch. `params` are as written: read
+    parameters through `param`. `first_entry` and `footer` are offsets in `text`, `signed_len` is a length.
     """
 
     text: bytes
@@ -295,38 +117,56 @@ class Consensus(NamedTuple):
     params: Mapping[str, int]
     shared_random_previous: SharedRandom | None
     shared_random_current: SharedRandom | None
-    relays: Relays
-    bandwidth_weights: Mapping[str, int]
     signatures: tuple[Signature, ...]
     signed_len: int
+    first_entry: int
+    footer: int
 
     def param(self, name: str, default: int, low: int, high: int) -> int:
         """A consensus parameter, `default` where it is absent, brought into its range. param-spec."""
         return min(max(self.params.get(name, default), low), high)
 
 
-class _Columns(NamedTuple):
-    identities: list[bytes]
-    digests: list[bytes | None]
-    flags: list[frozenset[str]]
-    bandwidths: "array[int]"
+class Consensus(Preamble):
+    """A consensus that has been read in full. `bandwidth_weights` are as written."""
+
+    relays: Relays
+    bandwidth_weights: Mapping[str, int]
+
+    def __new__(cls, preamble: Preamble, relays: Relays, bandwidth_weights: Mapping[str, int]) -> Self:
+        self = super().__new__(cls, *preamble)
+        self.relays = relays
+        self.bandwidth_weights = bandwidth_weights
+        return self
 
 
 def parse_consensus(text: bytes) -> Consensus:
-    """Read a consensus of the microdesc or ns flavor.
+    """Read all of a consensus, whoever has signed it: for texts of our own making. Raises DocumentError."""
+    return complete(read_consensus(read_preamble(text)))
 
-    Every entry is checked now, so that looking at one later cannot fail. A single malformed entry
-    voids the document. Raises DocumentError.
+
+def read_preamble(text: bytes) -> Preamble:
+    """Read what a consensus of the microdesc or ns flavor says before its relays, and its signatures.
+
+    The work is that of a few searches through `text` and of two scans, whoever has written it.
+    Raises DocumentError.
     """
-    check_text(text, MAX_CONSENSUS_LEN, "consensus")
-    footer_start = _footer_start(text)
-    first_entry = text.find(b"\nr ", 0, footer_start) + 1 or footer_start
-    signed_len = text.find(b"\ndirectory-signature ", footer_start) + len(b"\ndirectory-signature ")
-    signatures_start = signed_len - len(b"directory-signature ")
-    if signatures_start < footer_start:
+    # What tells most comes first: another kind of document fails everywhere.
+    if not text.startswith(b"network-status-version "):
+        raise DocumentError("consensus must start with network-status-version", line=1)
+    check_size(text, MAX_CONSENSUS_LEN, "consensus")
+    footer = text.find(b"\ndirectory-footer\n") + 1
+    if not footer:
+        raise DocumentError("consensus lacks directory-footer", line=line_at(text, len(text) - 1))
+    first_entry = text.find(b"\nr ", 0, footer) + 1 or footer
+    signed_len = text.find(SIGNED_END, footer) + len(SIGNED_END)
+    signatures_start = signed_len - len(SIGNED_END) + 1
+    if signatures_start < footer:
         raise DocumentError("consensus lacks directory-signature", line=line_at(text, len(text) - 1))
 
-    header = scan(text[:first_entry], HEADER_RULES, what="consensus")
+    if (vote := text.find(b"\nvote-status vote\n", 0, first_entry) + 1) > 0:
+        raise DocumentError("vote-status: a consensus expected, and this is a vote", line=line_at(text, vote))
+    header = scan_part(text, 0, first_entry, HEADER_RULES, what="preamble")
     flavor = _decode_flavor(header)
     valid_after = _decode_time_item(header.one("valid-after"))
     fresh_until = _decode_time_item(header.one("fresh-until"))
@@ -336,12 +176,8 @@ def parse_consensus(text: bytes) -> Consensus:
     delay = header.one("voting-delay")
     method = header.maybe("consensus-method")
     versions = header.maybe("client-versions")
-
-    footer_line = line_at(text, footer_start)
-    footer = scan(text[footer_start:signatures_start], FOOTER_RULES, what="footer", first_line=footer_line)
-    weights = footer.maybe("bandwidth-weights")
     params = header.maybe("params")
-    return Consensus(
+    return Preamble(
         text=text,
         flavor=flavor,
         method=method.decode(decode_int, method.args[0], 1, 2**31 - 1) if method else 1,
@@ -351,19 +187,31 @@ def parse_consensus(text: bytes) -> Consensus:
         dist_seconds=delay.decode(decode_int, delay.args[1], 0, MAX_VOTING_DELAY),
         client_versions=tuple(versions.args[0].split(",")) if versions and versions.args else (),
         known_flags=frozenset(header.one("known-flags").args),
-        required_client_protocols=_decode_protocols(header.maybe("required-client-protocols")),
-        recommended_client_protocols=_decode_protocols(header.maybe("recommended-client-protocols")),
+        required_client_protocols=decode_protocols_item(header.maybe("required-client-protocols")),
+        recommended_client_protocols=decode_protocols_item(header.maybe("recommended-client-protocols")),
         params=decode_key_values(params) if params else {},
         shared_random_previous=_decode_shared_random(header.maybe("shared-rand-previous-value")),
         shared_random_current=_decode_shared_random(header.maybe("shared-rand-current-value")),
-        relays=Relays(text, flavor, _columns(text, flavor, first_entry, footer_start), first_entry),
-        bandwidth_weights=decode_key_values(weights) if weights else {},
         signatures=_decode_signatures(text, signatures_start),
         signed_len=signed_len,
+        first_entry=first_entry,
+        footer=footer,
     )
 
 
-def check_times(consensus: Consensus, now: float, *, tolerance: float = 0) -> None:
+def read_consensus(preamble: Preamble) -> Steps[Consensus]:
+    """Read the relays and the footer of a consensus whose signatures hold. Raises DocumentError."""
+    text, footer = preamble.text, preamble.footer
+    check_text(text, MAX_CONSENSUS_LEN, "consensus")
+    yield
+    relays = yield from read_entries(text, preamble.flavor, preamble.first_entry, footer)
+    signatures_start = preamble.signed_len - len(SIGNED_END) + 1
+    items = scan(text[footer:signatures_start], FOOTER_RULES, what="footer", first_line=line_at(text, footer))
+    weights = items.maybe("bandwidth-weights")
+    return Consensus(preamble, relays, decode_key_values(weights) if weights else {})
+
+
+def check_times(consensus: Preamble, now: float, *, tolerance: float = 0) -> None:
     """Refuse a consensus that is not live at `now`, give or take `tolerance` seconds.
 
     With no tolerance it must be "live": what a fetch must bring and what `fetch-consensus` prints.
@@ -388,13 +236,25 @@ def check_times(consensus: Consensus, now: float, *, tolerance: float = 0) -> No
 
 
 def verify(
-    consensus: Consensus,
+    consensus: Preamble,
     certificates: Iterable[AuthorityCertificate],
     authorities: Mapping[bytes, str],
     now: float,
     *,
     tolerance: float = 0,
 ) -> tuple[str, ...]:
+    """As `verify_in_steps`, at once."""
+    return complete(verify_in_steps(consensus, certificates, authorities, now, tolerance=tolerance))
+
+
+def verify_in_steps(
+    consensus: Preamble,
+    certificates: Iterable[AuthorityCertificate],
+    authorities: Mapping[bytes, str],
+    now: float,
+    *,
+    tolerance: float = 0,
+) -> Steps[tuple[str, ...]]:
     """Check the times, then that more than half of `authorities` have signed; name those that have.
 
     `authorities` maps each configured v3 identity, 20 bytes, to its nickname; each counts once,
@@ -404,7 +264,7 @@ def verify(
     check_times(consensus, now, tolerance=tolerance)
     current = _current_by_key(certificates, now)
     signed = memoryview(consensus.text)[: consensus.signed_len]
-    digest = hashlib.new(FLAVORS[consensus.flavor].algorithm, signed).digest()
+    signed_digest = yield from digest(FLAVORS[consensus.flavor].algorithm, signed)
     outcomes: dict[bytes, str] = dict.fromkeys(authorities, "did not sign")
     for signature in _countable(consensus, authorities):
         if outcomes[signature.identity] == "good":
@@ -412,7 +272,7 @@ def verify(
         certificate = current.get((signature.identity, signature.signing_key_digest))
         if certificate is None:
             outcomes[signature.identity] = "certificate missing or expired"
-        elif check_signature(certificate.signing_key, signature.signature, digest):
+        elif check_signature(certificate.signing_key, signature.signature, signed_digest):
             outcomes[signature.identity] = "good"
         else:
             outcomes[signature.identity] = "bad signature"
@@ -428,7 +288,7 @@ def verify(
 
 
 def missing_certificates(
-    consensus: Consensus,
+    consensus: Preamble,
     certificates: Iterable[AuthorityCertificate],
     authorities: Collection[bytes],
     now: float,
@@ -447,134 +307,9 @@ def _current_by_key(
     return {(cert.identity, cert.signing_key_digest): cert for cert in certificates if cert.is_current(now)}
 
 
-def _countable(consensus: Consensus, authorities: Collection[bytes]) -> list[Signature]:
+def _countable(consensus: Preamble, authorities: Collection[bytes]) -> list[Signature]:
     algorithm = FLAVORS[consensus.flavor].algorithm
     return [s for s in consensus.signatures if s.algorithm == algorithm and s.identity in authorities]
-
-
-def _footer_start(text: bytes) -> int:
-    start = text.find(b"\ndirectory-footer\n") + 1
-    if not start:
-        raise DocumentError("consensus lacks directory-footer", line=line_at(text, len(text) - 1))
-    return start
-
-
-# The entries.
-
-
-def _entry_starts(text: bytes, start: int, end: int) -> list[int]:
-    return [match.start() for match in _ENTRY_START.finditer(text, start, end)]
-
-
-def _columns(text: bytes, flavor: str, start: int, end: int) -> _Columns:
-    count = text.count(b"\nr ", start - 1, end)
-    if count > MAX_RELAYS:
-        raise DocumentError(f"consensus of {count} relays; at most {MAX_RELAYS} are read")
-    # The pattern looks ahead for the next entry or the footer, so let it see where the footer begins.
-    rows = _entry_pattern(flavor).findall(text, start, end + len(b"directory-footer\n"))
-    columns = _columns_fast(rows, flavor) if len(rows) == count and count else None
-    if columns is None:
-        columns = _columns_slow(text, flavor, start, end)
-    identities = columns.identities
-    if not all(map(lt, identities, identities[1:])):
-        at = next(i for i in range(1, count) if identities[i - 1] >= identities[i])
-        raise DocumentError(
-            "r: entries are not in strictly ascending order of identity",
-            line=line_at(text, _entry_starts(text, start, end)[at]),
-        )
-    return columns
-
-
-def _columns_fast(rows: list[tuple[bytes, ...]], flavor: str) -> _Columns | None:
-    """Fast road: each entry matched the flavor's pattern, and as many matched as there are `r` lines.
-
-    Each match begins at an `r` line and ends at the next, so together they leave nothing unread.
-    Flags, protocols and policies repeat: each different line is decoded once. None where a value is out
-    of range: the slow twin says where.
-    """
-    identities, digests, flag_lines, protocol_lines, bandwidths, *policies = zip(*rows, strict=True)
-    weights = array("Q", map(int, bandwidths))
-    try:
-        for protocols in set(protocol_lines):
-            decode_protocols(protocols.decode("ascii"))
-        for policy in {line for lines in policies for line in lines if line}:
-            decode_policy(policy.decode("ascii"))
-    except ValueError:
-        return None
-    if max(weights) > MAX_BANDWIDTH:
-        return None
-    flags = {line: frozenset(map(intern, line.decode("ascii").split())) for line in set(flag_lines)}
-    return _Columns(
-        _decode_digests(identities, DIGEST_LEN),
-        list(_decode_digests(digests, FLAVORS[flavor].digest_len)),
-        [flags[line] for line in flag_lines],
-        weights,
-    )
-
-
-def _decode_digests(encoded: Sequence[bytes], length: int) -> list[bytes]:
-    """Unpadded base64 of `length` bytes each, decoded in one call: an A fills each one's last group."""
-    packed = binascii.a2b_base64(b"A".join(encoded) + b"A")
-    return [packed[at : at + length] for at in range(0, len(packed), length + 1)]
-
-
-def _columns_slow(text: bytes, flavor: str, start: int, end: int) -> _Columns:
-    """Slow twin: any order of lines, unknown keywords, missing `w`; and the errors with their lines."""
-    columns = _Columns([], [], [], array("Q"))
-    flag_sets: dict[frozenset[str], frozenset[str]] = {}
-    line = line_at(text, start)
-    offsets = _entry_starts(text, start, end)
-    for at, following in zip(offsets, [*offsets[1:], end], strict=False):
-        entry = text[at:following]
-        status = _parse_entry(entry, flavor, line)
-        line += entry.count(b"\n")
-        columns.identities.append(status.identity)
-        columns.digests.append(status.digest)
-        columns.flags.append(flag_sets.setdefault(status.flags, status.flags))
-        columns.bandwidths.append(status.bandwidth)
-    return columns
-
-
-def _parse_entry(entry: bytes, flavor: str, first_line: int) -> RouterStatus:
-    items = scan(entry, ENTRY_RULES, what="relay", first_line=first_line)
-    r, m, w, v, p = items.one("r"), *map(items.maybe, ("m", "w", "v", "p"))
-    nickname, identity, *rest = r.args
-    digest = None
-    if flavor == "ns":
-        digest = r.decode(decode_base64, rest.pop(0), DIGEST_LEN)
-    elif m is not None:
-        digest = m.decode(decode_base64, m.args[0], DIGEST256_LEN)
-    if len(rest) < 5:  # publication date and time, which mean nothing any more; address, two ports
-        raise r.fail(f"too few arguments for the {flavor} flavor")
-    bandwidth = 0
-    if w is not None:
-        for arg in w.args:
-            if arg.startswith("Bandwidth="):
-                bandwidth = w.decode(decode_int, arg.removeprefix("Bandwidth="), 0, MAX_BANDWIDTH)
-    return RouterStatus(
-        nickname=r.decode(decode_nickname, nickname),
-        identity=r.decode(decode_base64, identity, DIGEST_LEN),
-        digest=digest,
-        address=r.decode(decode_ipv4, rest[2]),
-        or_port=r.decode(decode_int, rest[3], 1, 65535),
-        ipv6=_first_ipv6(a.args[0] for a in items.all("a")),
-        flags=frozenset(map(intern, items.one("s").args)),
-        version=" ".join(v.args) if v else None,
-        protocols=_decode_protocols(items.maybe("pr")),
-        bandwidth=bandwidth,
-        policy=p.decode(_decode_policy, " ".join(p.args), flavor) if p else _decode_policy(None, flavor),
-    )
-
-
-def _first_ipv6(addresses: Iterable[str]) -> tuple[str, int] | None:
-    return next(filter(None, map(decode_ipv6_addr_port, addresses)), None)
-
-
-def _decode_policy(text: str | None, flavor: str) -> PortPolicy | None:
-    """The `p` line, which only the ns flavor has. Raises ValueError."""
-    if flavor != "ns":
-        return None
-    return decode_policy(text) if text else REJECT_ALL
 
 
 # Items of the header and of the signatures.
@@ -596,10 +331,6 @@ def _decode_time_item(item: Item) -> int:
     return item.decode(decode_time, *item.args[:2])
 
 
-def _decode_protocols(item: Item | None) -> Protocols:
-    return item.decode(decode_protocols, " ".join(item.args)) if item else decode_protocols("")
-
-
 def _decode_shared_random(item: Item | None) -> SharedRandom | None:
     if item is None:
         return None
@@ -613,7 +344,7 @@ def _decode_signatures(text: bytes, start: int) -> tuple[Signature, ...]:
     """The signatures, of which nothing is signed itself. Unknown algorithms are kept, and never count."""
     if text.count(b"\ndirectory-signature ", start - 1) > MAX_SIGNATURES:
         raise DocumentError(f"consensus with more than {MAX_SIGNATURES} signatures")
-    items = scan(text[start:], SIGNATURE_RULES, what="signatures", first_line=line_at(text, start))
+    items = scan_part(text, start, len(text), SIGNATURE_RULES, what="signatures")
     signatures = []
     for item in items.all("directory-signature"):
         algorithm, identity, key = item.args[:3] if len(item.args) > 2 else ("sha1", *item.args)

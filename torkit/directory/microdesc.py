@@ -126,9 +126,15 @@ class Microdescs(Mapping[bytes, bytes]):
     def add(self, text: bytes, wanted: Collection[bytes], now: float) -> set[bytes]:
         """Take from a fetched concatenation what was asked for; the digests that came.
 
-        The rest is dropped: "client MUST discard any [...] that it did not request". Raises DocumentError.
+        The rest is dropped: "client MUST discard any [...] that it did not request". No more texts are looked
+        at than were asked for. Raises DocumentError.
         """
-        found = {digest: body for digest, body, _ in split_microdescs(text) if digest in wanted}
+        found = {}
+        for count, (digest, body, _) in enumerate(split_microdescs(text), 1):
+            if count > len(wanted):
+                raise DocumentError(f"more than the {len(wanted)} microdescriptors that were asked for")
+            if digest in wanted:
+                found[digest] = body
         self._texts.update(found)
         self.mark_listed(found, now)
         return set(found)

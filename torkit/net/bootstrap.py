@@ -17,12 +17,14 @@ from torkit.directory.cache import Cache
 from torkit.directory.consensus import (
     REASONABLY_LIVE,
     Consensus,
+    Preamble,
     check_times,
     missing_certificates,
-    parse_consensus,
-    verify,
+    read_consensus,
+    read_preamble,
+    verify_in_steps,
 )
-from torkit.directory.diff import apply_diff, is_diff
+from torkit.directory.diff import apply_in_steps, is_diff
 from torkit.directory.directory import CountryOf, Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
@@ -40,6 +42,7 @@ from torkit.net.directory import (
 )
 from torkit.net.progress import Phase, diagnose
 from torkit.net.sources import Asked, DirectoryServers, Sources, next_backoff
+from torkit.net.steps import in_steps
 
 # What we speak of the subprotocols that clients may be required to. Those of onion services are not ours
 # to lack: we offer none. subprotocol-versioning; proposals 264 and 303.
@@ -80,7 +83,7 @@ class Bootstrap:
         channels: Channels,
         settings: Callable[[], CircuitSettings],
         rng: Random,
-        consensus: Consensus | None = None,
+        consensus: Preamble | None = None,
         country_of: CountryOf | None = None,
         missing_guards: Callable[[Directory], list[str]] = lambda directory: [],
         agree_on_guards: Callable[[Directory], Awaitable[None]] | None = None,
@@ -129,7 +132,7 @@ class Bootstrap:
             raise self.failure or NoDirectory("there is no live consensus")
         return self._newest.consensus
 
-    async def download(self, flavor: str, held: Consensus | None = None) -> Consensus:
+    async def download(self, flavor: str, held: Preamble | None = None) -> Consensus:
         """A live consensus of this flavor from the network, verified; the directory stays as it is.
 
         With `held`, what has changed since that one is asked for; it is what comes if nothing has. Several
@@ -272,8 +275,10 @@ class Bootstrap:
         if consensus is None or self._given is not None:
             return
         try:
-            self._verify(consensus, self._certificates, time.time(), tolerance=REASONABLY_LIVE)
-            self._adopt(consensus)
+            verified = await self._verify(
+                consensus, self._certificates, time.time(), tolerance=REASONABLY_LIVE
+            )
+            self._adopt(verified)
         except (NoDirectory, DocumentError) as error:
             logger.info("the cached consensus is not used: %s", error)
 
@@ -312,14 +317,13 @@ class Bootstrap:
             self._certificates = certificates
             await self._save(self._cache.save_certificates, certificates)
 
-    async def _use_given(self, consensus: Consensus, now: float) -> None:
+    async def _use_given(self, consensus: Preamble, now: float) -> None:
         if self._newest is None:
             if missing_certificates(consensus, self._certificates, self._authorities, now):
                 self._certificates = await self._servers.ask(
                     lambda asked: self._with_certificates(consensus, asked, now)
                 )
-            self._verify(consensus, self._certificates, now)
-            self._adopt(consensus)
+            self._adopt(await self._verify(consensus, self._certificates, now))
 
     async def _ask_for_consensus(self, asked: Asked) -> Verified:
         self._progress.reach(Phase.LOADING_STATUS)
@@ -337,7 +341,7 @@ class Bootstrap:
         return verified
 
     async def _fetch_verified(
-        self, asked: Asked, held: Consensus | None, flavor: str = "microdesc"
+        self, asked: Asked, held: Preamble | None, flavor: str = "microdesc"
     ) -> Verified:
         answer = await fetch_consensus(asked.circuit, self._authorities, flavor, held=held, begun=asked.begun)
         if answer.date is not None:
@@ -345,28 +349,29 @@ class Bootstrap:
         if held is None or not is_diff(answer.body):
             return await self._check(answer.body, asked, flavor)
         try:
-            return await self._check(apply_diff(held.text, answer.body), asked, flavor)
+            text = await in_steps(apply_in_steps(held.text, answer.body))
+            return await self._check(text, asked, flavor)
         except (DocumentError, NoDirectory) as error:
             logger.info("a consensus diff is not used, the whole consensus is asked for: %s", error)
             return await self._fetch_verified(asked, None, flavor)
 
     async def _check(self, text: bytes, asked: Asked, flavor: str) -> Verified:
-        """Parse and verify, with certificates fetched where they are missing.
+        """Verify and read in full, with certificates fetched where they are missing.
 
         Raises DocumentError, NoDirectory, or what ended the fetching.
         """
-        consensus = parse_consensus(text)
+        consensus = read_preamble(text)
         now = time.time()
         self._check_times(consensus, now, tolerance=REASONABLY_LIVE)
         certificates = self._certificates
         if missing_certificates(consensus, certificates, self._authorities, now):
             self._progress.reach(Phase.LOADING_KEYS)
             certificates = await self._with_certificates(consensus, asked, now)
-        self._verify(consensus, certificates, now, tolerance=REASONABLY_LIVE, flavor=flavor)
-        return consensus, certificates
+        verified = await self._verify(consensus, certificates, now, tolerance=REASONABLY_LIVE, flavor=flavor)
+        return verified, certificates
 
     async def _with_certificates(
-        self, consensus: Consensus, asked: Asked, now: float
+        self, consensus: Preamble, asked: Asked, now: float
     ) -> tuple[AuthorityCertificate, ...]:
         """Those at hand and those that a consensus needs.
 
@@ -392,7 +397,7 @@ class Bootstrap:
             keep(await fetch_certificates_of_keys(asked.circuit, missing))
         return current()
 
-    def _check_times(self, consensus: Consensus, now: float, *, tolerance: float) -> None:
+    def _check_times(self, consensus: Preamble, now: float, *, tolerance: float) -> None:
         """As `check_times`. Raises ClockSkewed where by several relays' clocks the consensus is live."""
         skew = self._servers.clock_skew()
         if skew is not None and not _is_live(consensus, now) and _is_live(consensus, now - skew):
@@ -405,19 +410,23 @@ class Bootstrap:
             )
         check_times(consensus, now, tolerance=tolerance)
 
-    def _verify(
+    async def _verify(
         self,
-        consensus: Consensus,
+        consensus: Preamble,
         certificates: Sequence[AuthorityCertificate],
         now: float,
         *,
         tolerance: float = 0,
         flavor: str = "microdesc",
-    ) -> None:
-        """Check flavor, times and signatures. Raises DocumentError or NoDirectory."""
+    ) -> Consensus:
+        """Check flavor, times and signatures, and only then read the rest.
+
+        Raises DocumentError or NoDirectory.
+        """
         if consensus.flavor != flavor:
             raise DocumentError(f"a consensus of flavor {consensus.flavor} came, {flavor} expected")
-        verify(consensus, certificates, self._authorities, now, tolerance=tolerance)
+        await in_steps(verify_in_steps(consensus, certificates, self._authorities, now, tolerance=tolerance))
+        return await in_steps(read_consensus(consensus))
 
     def _adopt(self, consensus: Consensus) -> None:
         """Use a verified consensus. Raises NoDirectory, and stops being ready, if it rules us out."""
@@ -503,7 +512,7 @@ def _do_nothing(directory: Directory) -> None:
     """For those who need not know."""
 
 
-def _is_live(consensus: Consensus, now: float) -> bool:
+def _is_live(consensus: Preamble, now: float) -> bool:
     try:
         check_times(consensus, now)
     except NoDirectory:

@@ -15,12 +15,14 @@ from typing import NamedTuple
 import trio
 
 from torkit.directory.authorities import MAX_CERTIFICATES_LEN
-from torkit.directory.compression import ACCEPT_ENCODING, ANONYMISED_ENCODINGS, decompress
-from torkit.directory.consensus import MAX_CONSENSUS_LEN, Consensus
+from torkit.directory.compression import ACCEPT_ENCODING, ANONYMISED_ENCODINGS, decompress_in_steps
+from torkit.directory.consensus import MAX_CONSENSUS_LEN, Preamble
 from torkit.directory.diff import signed_digest
 from torkit.directory.microdesc import MAX_MICRODESC_LEN
+from torkit.directory.steps import Steps
 from torkit.errors import DocumentError, NoDirectory, NothingNewer, TimedOut
 from torkit.net.circuit import Circuit
+from torkit.net.steps import in_steps
 from torkit.net.stream import Stream
 
 # Implementation limits.
@@ -55,7 +57,7 @@ async def fetch_consensus(
     authorities: Iterable[bytes],
     flavor: str = "microdesc",
     *,
-    held: Consensus | None = None,
+    held: Preamble | None = None,
     begun: Callable[[], None] = _ignore,
 ) -> Answer:
     """A consensus of this flavor newer than `held`, unverified, or a diff from it.
@@ -73,7 +75,8 @@ async def fetch_consensus(
         headers["If-Modified-Since"] = format_datetime(since, usegmt=True)
         max_age = 3600 * held.param("try-diff-for-consensus-newer-than", 72, 0, 8192)
         if held.valid_after >= time.time() - max_age:
-            headers["X-Or-Diff-From-Consensus"] = signed_digest(held.text).hex().upper()
+            digest = await in_steps(signed_digest(held.text))
+            headers["X-Or-Diff-From-Consensus"] = digest.hex().upper()
     name = "consensus" if flavor == "ns" else f"consensus-{flavor}"
     signers = "+".join(sorted(identity[:PREFIX_LEN].hex().upper() for identity in authorities))
     path = f"/tor/status-vote/current/{name}/{signers}.z"
@@ -133,7 +136,8 @@ async def _get(
                         raise DocumentError(f"a directory answer exceeds {limit} bytes")
         except trio.TooSlowError:
             raise TimedOut(f"a directory answer was not complete after {ANSWER_TIMEOUT:.0f} s") from None
-    return decode_answer(bytes(answer), limit, ANONYMISED_ENCODINGS if is_anonymised else ACCEPT_ENCODING)
+    encodings = ANONYMISED_ENCODINGS if is_anonymised else ACCEPT_ENCODING
+    return await in_steps(decode_answer(bytes(answer), limit, encodings))
 
 
 def _host(address: str, port: int) -> str:
@@ -149,7 +153,7 @@ async def _receive(stream: Stream) -> bytes:
     raise TimedOut(f"a directory answer stalled for {REQUEST_TIMEOUT:.0f} s")
 
 
-def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT_ENCODING) -> Answer:
+def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT_ENCODING) -> Steps[Answer]:
     """An HTTP answer, its body decompressed, of at most `limit` bytes and in one of `encodings`.
 
     Raises NoDirectory for a status other than 200, of these NothingNewer for 304; DocumentError for what
@@ -173,7 +177,8 @@ def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if encoding not in encodings and encoding not in _OLD_NAMES:
         raise DocumentError(f"a directory answer is encoded as {encoding[:20]!r}, which we did not ask for")
-    return Answer(decompress(body, encoding, limit), _decode_date(headers.get(b"date", b"")))
+    content = yield from decompress_in_steps(body, encoding, limit)
+    return Answer(content, _decode_date(headers.get(b"date", b"")))
 
 
 def _refusal(status: str, reason: str) -> str:

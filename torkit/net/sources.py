@@ -29,6 +29,7 @@ MAX_BACKOFF = 600.0  # seconds; the specification has none, but who comes back i
 STAGGER = 4.0  # seconds until another source is asked beside one that has not begun to answer
 PATIENCE = 30.0  # the same for one that has begun: a large document takes its time on a slow line
 MAX_AT_ONCE = 3  # sources asked at the same time, as C tor's clients do while they bootstrap
+SLOW = 20.0  # seconds overdue until a source counts no more among these: three that trickle hold no start
 MAX_CACHES = 8  # asked in one round, beside the authorities
 MAX_AUTHORITIES = 3
 MIN_CLOCKS = 3  # relays that must have told the time before ours is doubted: one or two may lie
@@ -286,6 +287,11 @@ class _Part:
         self.items = items
         self.due = now + STAGGER
 
+    @property
+    def gives_way_at(self) -> float:
+        """When it no longer keeps others from being asked."""
+        return self.due + SLOW
+
     def begun(self) -> None:
         """The answer has begun to come."""
         self.due = max(self.due, trio.current_time() + PATIENCE)
@@ -303,7 +309,7 @@ class _Round:
 
     def pick(self, now: float, *, with_authorities: bool) -> _Part | None:
         """The next to be asked, who then is under way; None if there is to be none now."""
-        if len(self.under_way) >= MAX_AT_ONCE:
+        if sum(part.gives_way_at > now for part in self.under_way) >= MAX_AT_ONCE:
             return None
         busy = {part.source.identity: part.tier for part in self.under_way}
         may_ask_authorities = with_authorities and (
@@ -336,7 +342,8 @@ class _Round:
 
     def next_due(self, now: float) -> float:
         """When `pick` may have something new to say though nothing has come."""
-        times = [self._authorities_at, *(part.due for part in self.under_way)]
+        times = [self._authorities_at]
+        times += [time for part in self.under_way for time in (part.due, part.gives_way_at)]
         return min((time for time in times if time > now), default=inf)
 
     def settle(self, part: _Part, came: Iterable[bytes]) -> None:
