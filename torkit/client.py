@@ -192,7 +192,7 @@ class Tor:
             is_ipv6=":" in host,
             isolation=isolation,
             path=path,
-            excluded=self._refusals.exits_refusing(host, port),
+            excluded=self._refusals.exits_refusing(isolation, host, port),
         )
         if circuit is None:
             return None

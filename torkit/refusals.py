@@ -1,6 +1,9 @@
 """Which exits have refused what their policies allow, so that they are not asked again soon.
 
 Pure, and bounded: what has long not been of use is forgotten first. path-spec, "Handling failure".
+
+What the refusals of a target teach stays within the isolation that met them: else the exits that one identity
+avoids would tell what another has asked for. That an exit is none is known to all, as in C tor.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ class Refusals:
 
     def __init__(self) -> None:
         self._exits: frozenset[bytes] = frozenset()
-        self._targets: dict[tuple[str, int | None], frozenset[bytes]] = {}
+        self._targets: dict[tuple[Hashable, str, int | None], frozenset[bytes]] = {}
         self._consensus: Hashable = None
 
     @property
@@ -25,17 +28,20 @@ class Refusals:
         """Identities of those that are taken for no exits at all."""
         return self._exits
 
-    def exits_refusing(self, host: str, port: int | None) -> frozenset[bytes]:
-        """Identities of those, and of those that have refused this target; None for a look-up."""
-        return self._exits | self._targets.get((host.lower(), port), frozenset())
+    def exits_refusing(self, isolation: Hashable, host: str, port: int | None) -> frozenset[bytes]:
+        """Identities of those, and of those that have refused this target to this isolation.
+
+        `port` is None for a look-up.
+        """
+        return self._exits | self._targets.get((isolation, host.lower(), port), frozenset())
 
     def note_exit(self, identity: bytes) -> None:
         """It has refused without saying which address, or wants no streams now."""
         self._exits |= {identity}
 
-    def note_target(self, identity: bytes, host: str, port: int | None) -> None:
-        """It has refused an address of this host, or this port there."""
-        target = host.lower(), port
+    def note_target(self, identity: bytes, isolation: Hashable, host: str, port: int | None) -> None:
+        """It has refused an address of this host, or this port there, to a stream of this isolation."""
+        target = isolation, host.lower(), port
         exits = self._targets.pop(target, frozenset())
         if len(exits) < MAX_EXITS:
             exits |= {identity}

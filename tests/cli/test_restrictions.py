@@ -80,6 +80,18 @@ def test_every_command_that_chooses_paths_takes_them(
     assert "--path names every relay" in capsys.readouterr().err
 
 
+async def test_a_path_of_fewer_than_three_relays_says_each_time_that_it_gives_no_anonymity(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tor = FakeTor()
+    drawn = tor.choose_path(Constraints(port=80))
+    for length, count in ((1, "one relay"), (2, "2 relays")):
+        line = path_to_json(drawn[:length])
+        for _ in range(2):
+            assert parse_path(tor, line) == drawn[:length]  # type: ignore[arg-type]
+            assert f"no anonymity over {count}" in capsys.readouterr().err
+
+
 async def test_relays_named_by_hand_cost_something_and_drawn_ones_do_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

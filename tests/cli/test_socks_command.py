@@ -204,3 +204,22 @@ def test_isolation_is_named_as_in_c_tor(capsys: pytest.CaptureFixture[str]) -> N
     assert "without auth, client, listener" in capsys.readouterr().err
     with pytest.raises(UsageError, match="'port' is none of auth, client"):
         parse_isolation("auth,port")
+
+
+def test_too_few_descriptors_are_an_error_at_the_start(tmp_path: Path) -> None:
+    """A limit of 64 left room for no client: the proxy was ready and never accepted."""
+    command = [
+        sys.executable,
+        "-m",
+        "torkit",
+        "--data-dir",
+        str(tmp_path),
+        "socks",
+        "--listen",
+        "127.0.0.1:0",
+    ]
+    script = 'ulimit -n 80; exec "$@"'
+    ended = subprocess.run(["sh", "-c", script, "sh", *command], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "may open 80 files, and a proxy needs 96" in ended.stderr
+    assert "ulimit" in ended.stderr

@@ -3,6 +3,7 @@
 Each test runs twice: with a circuit that is ready for streams, and with one that has to be waited for.
 """
 
+import errno
 import logging
 import socket
 import sys
@@ -419,3 +420,53 @@ async def test_destinations_are_not_logged(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.records
     assert "web" not in caplog.text
     assert "192.0.2.1" not in caplog.text
+
+
+async def test_silent_clients_make_room_the_oldest_first() -> None:
+    tor = ScriptedTor()
+    async with proxy_for(tor, max_clients=3) as proxy:
+        carried, _ = await proxy.open(tor)
+        silent = []
+        for _ in range(2):
+            silent.append(await proxy.client())
+            await silent[-1].send_all(b"\x05")
+            await trio.testing.wait_all_tasks_blocked()
+        _, _ = await proxy.open(tor)
+        with pytest.raises(trio.BrokenResourceError):
+            await silent[0].receive_some()
+        await silent[1].send_all(b"\x01\0")  # the younger one is still there
+        assert await receive_exactly(silent[1], 2) == b"\x05\0"
+        await carried.send_all(b"on")
+
+
+async def test_a_greeting_may_come_late(autojump_clock: trio.testing.MockClock) -> None:
+    tor = ScriptedTor()
+    async with proxy_for(tor) as proxy:
+        client = await proxy.client()
+        await trio.sleep(100)
+        await client.send_all(GREETING)
+        assert await receive_exactly(client, 2) == b"\x05\0"
+
+
+async def test_that_descriptors_run_out_is_said_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with proxy_for(ScriptedTor()) as proxy:
+        failures = 0
+
+        def accept(self: object) -> None:
+            nonlocal failures
+            failures += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        client = await proxy.client()
+        await trio.sleep(socks.ACCEPT_WARNING - 1)
+        said = [record for record in caplog.records if "no client can be accepted" in record.message]
+        assert (len(said), failures > 10) == (1, True)
+        await trio.sleep(2)
+        said = [record for record in caplog.records if "no client can be accepted" in record.message]
+        assert len(said) == 2
+        await client.aclose()

@@ -63,6 +63,7 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 # some, and by default it looks hundreds of times a second.
 START_TIME = 2.0
 GC_THRESHOLD = 50_000
+MIN_ANONYMOUS_LEN = 3  # relays of a path; over fewer, one relay knows both ends or whom to ask for the other
 MAX_COUNTRIES = 20_000  # relays whose country is remembered from one consensus to the next
 
 
@@ -494,7 +495,11 @@ def parse_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
     if not line.lstrip().startswith("{"):
         _say_what_a_path_costs()
         line = json.dumps({"path": [{"fingerprint": _fingerprint(tor, name)} for name in line.split(",")]})
-    return path_from_json(line, tor.directory)
+    path = path_from_json(line, tor.directory)
+    if len(path) < MIN_ANONYMOUS_LEN:
+        count = "one relay" if len(path) == 1 else f"{len(path)} relays"
+        say(f"--path: no anonymity over {count}: who runs one of them sees both who asks and where it goes")
+    return path
 
 
 @cache

@@ -33,7 +33,7 @@ from torkit.cli.lean_trio import import_trio
 from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.progress import to_json
 from torkit.cli.targets import format_address, parse_listen
-from torkit.errors import StorageError, TorkitError, UsageError
+from torkit.errors import NotPossible, StorageError, TorkitError, UsageError
 from torkit.files import is_replaceable, remove_file
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ app = command_app()
 
 MAX_DESCRIPTORS = 16_384  # of which each client takes one
 RESERVED_DESCRIPTORS = 64  # for relays, files and the like
+MIN_CLIENTS = 32  # with fewer, a browser's page does not load
 
 LISTEN_HINTS = {
     EADDRINUSE: "another program uses this port; --listen 0 picks a free one",
@@ -113,6 +114,12 @@ def socks(
         from torkit.net.circuits import SPARE_COUNT
 
         max_clients = allow_descriptors() - RESERVED_DESCRIPTORS
+        if max_clients < MIN_CLIENTS:
+            raise NotPossible(
+                f"this process may open {max_clients + RESERVED_DESCRIPTORS} files, and a proxy needs"
+                f" {MIN_CLIENTS + RESERVED_DESCRIPTORS} at least",
+                hint="raise the hard limit of open files (ulimit -Hn, LimitNOFILE=)",
+            )
         async with AsyncExitStack() as stack:
             listeners = [
                 await stack.enter_async_context(await open_listener(host, port)) for host, port in addresses

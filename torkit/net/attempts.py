@@ -98,7 +98,7 @@ class Attempts:
 
     async def _acquire(self) -> Circuit | None:
         """A circuit to an exit that was not tried; None where what failed before says more than why not."""
-        refusing = self._refusals.exits_refusing(self._host, self._port) - self._exits
+        refusing = self._refusals.exits_refusing(self._isolation, self._host, self._port) - self._exits
         try:
             try:
                 return await self._acquire_without(self._exits | refusing)
@@ -156,7 +156,7 @@ class Attempts:
             if circuit.refuses(address):
                 raise error  # so it is everywhere
             self._refusal_count += 1
-            self._refusals.note_target(exit_identity, self._host, self._port)
+            self._refusals.note_target(exit_identity, self._isolation, self._host, self._port)
         elif reason is EndReason.EXITPOLICY or reason in _NO_EXIT:
             self._refusal_count += 1
             self._refusals.note_exit(exit_identity)

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator,
 from contextlib import contextmanager
 from enum import Enum
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from math import inf
 from typing import Any, NoReturn, Protocol
 
 import trio
@@ -36,8 +37,9 @@ from torkit.proto.socks import (
     reply_for,
 )
 
-# A client writes its handshake at once; this is for those that write nothing.
-HANDSHAKE_TIMEOUT = 30.0  # seconds
+# How long a client may take to say what it wants, as C tor's SocksTimeout. Where there is no room for another
+# client, the one that has been silent for longest leaves at once.
+HANDSHAKE_TIMEOUT = 120.0  # seconds
 
 # How long a request may take in all. net/attempts.py gives up before: it knows why.
 CONNECT_TIMEOUT = 150.0  # seconds
@@ -53,6 +55,7 @@ MAX_TOLD = 1024
 
 ACCEPTED_PER_TURN = 64  # clients, before those that are there have their turn
 ACCEPT_RETRY = 0.1  # seconds, where the system has no descriptor left
+ACCEPT_WARNING = 60.0  # seconds between two warnings of that
 OUT_OF_RESOURCES = {EMFILE, ENFILE, ENOBUFS, ENOMEM}
 
 logger = logging.getLogger(__name__)
@@ -118,7 +121,8 @@ async def serve_socks(
 ) -> NoReturn:
     """Serve SOCKS clients until cancelled, and close the listeners.
 
-    Clients beyond `max_clients` wait to be accepted. `isolate` says what keeps streams apart. With
+    Where there are `max_clients`, a new one takes the place of the one that has kept silent for longest, and
+    waits to be accepted where all have said what they want. `isolate` says what keeps streams apart. With
     `names_only`, connections to addresses are refused: whoever asks for one may have asked a resolver for its
     name.
     """
@@ -184,20 +188,31 @@ class _Proxy:
 
     @property
     def has_room(self) -> bool:
-        return len(self._clients) < self._max_clients
+        """Whether a client may be accepted, if need be in the place of a silent one."""
+        return len(self._clients) < self._max_clients or self.handshakes.oldest is not None
 
     def add(self, client: "_Client") -> None:
+        silent = self.handshakes.oldest
+        if len(self._clients) >= self._max_clients and silent is not None:
+            silent.close()
         self._clients.add(client)
         self.handshakes.add(client)
         if not self.has_room:
             self._watch_listeners()
 
     def forget(self, client: "_Client") -> None:
+        self.note_request(client)
+        self.attempts.discard(client)
         had_room = self.has_room
-        for deadlines in (self.handshakes, self.attempts):
-            deadlines.discard(client)
         self._clients.discard(client)
         if not had_room:
+            self._watch_listeners()
+
+    def note_request(self, client: "_Client") -> None:
+        """It has said what it wants, or leaves."""
+        had_room = self.has_room
+        self.handshakes.discard(client)
+        if had_room and not self.has_room:
             self._watch_listeners()
 
     def _watch_listeners(self) -> None:
@@ -258,6 +273,7 @@ class _Listener:
         _set_options(self._socket)
         self._address = self._socket.getsockname()[:2]
         self._source = proxy.pump.add_local(self._socket.fileno(), self)
+        self._warned_at = -inf  # that the system is out of descriptors or memory
 
     def watch(self, is_wanted: bool) -> None:
         self._proxy.pump.watch_reading(self._source, is_wanted)
@@ -273,7 +289,10 @@ class _Listener:
                 return
             except OSError as error:
                 if error.errno in OUT_OF_RESOURCES:
-                    logger.warning("no client can be accepted now: %s", os.strerror(error.errno or 0))
+                    if trio.current_time() - self._warned_at >= ACCEPT_WARNING:
+                        self._warned_at = trio.current_time()
+                        reason = os.strerror(error.errno or 0)
+                        logger.warning("no client can be accepted now, others wait: %s", reason)
                     self.watch(False)
                     self._proxy.nursery.start_soon(self._try_later)
                     return
@@ -351,7 +370,7 @@ class _Client:
         self._part(self._handshake.data_to_send())
 
     def _serve(self, request: Request) -> None:
-        self._proxy.handshakes.discard(self)
+        self._proxy.note_request(self)
         if self._proxy.is_leak(request):
             self._proxy.warn_of_leak()
             if self._proxy.names_only:
@@ -547,6 +566,10 @@ class _Deadlines:
 
     def discard(self, client: _Client) -> None:
         self._waiting.pop(client, None)
+
+    @property
+    def oldest(self) -> _Client | None:
+        return next(iter(self._waiting), None)
 
     async def run(self) -> NoReturn:
         while True:
