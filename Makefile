@@ -5,7 +5,7 @@ BIN := .venv/bin
 STUBS := $(patsubst torkit/_fast/%.pyi,torkit._fast.%,$(wildcard torkit/_fast/*.pyi))
 export PYTHON
 
-.PHONY: setup demo test test-setup lint typecheck bench bench-setup build clean
+.PHONY: setup demo test test-setup lint typecheck sanitize bench bench-setup build clean
 
 setup:
 	@scripts/setup
@@ -26,6 +26,9 @@ lint: setup
 typecheck: setup
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --concise $(STUBS)
+
+sanitize: setup
+	@scripts/sanitize
 
 bench: bench-setup
 	@$(BIN)/python -m bench
