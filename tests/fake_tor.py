@@ -146,9 +146,9 @@ class FakeTor:
     def choose_path(self, constraints: Constraints) -> tuple[Relay, ...]:
         return choose_path(self.directory, constraints, Random(1))
 
-    async def build_circuit(self, path: tuple[Relay, ...]) -> FakeCircuit:
+    async def build_circuit(self, path: tuple[Relay, ...] | None = None) -> FakeCircuit:
         await self._answer_as_told()
-        self.circuits.append(FakeCircuit(path))
+        self.circuits.append(FakeCircuit(path or self.choose_path(Constraints())))
         return self.circuits[-1]
 
     async def _answer_as_told(self) -> None:

@@ -32,7 +32,7 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.guards import Guards
-from torkit.net.attempts import Attempts
+from torkit.net.attempts import STREAM_TIMEOUT, Attempts
 from torkit.net.bootstrap import Bootstrap
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
@@ -312,8 +312,15 @@ class Tor:
         finally:
             self._keep_guards()
 
-    async def build_circuit(self, path: Path) -> Circuit:
-        """A circuit of its own through exactly these relays; the caller closes it."""
+    async def build_circuit(self, path: Path | None = None) -> Circuit:
+        """A circuit of its own through exactly these relays; the caller closes it.
+
+        Without `path` relays are chosen, and others where these fail, as for streams. Raises what made the
+        circuit fail, TimedOut, NoPath, NoGuard.
+        """
+        if path is None:
+            give_up_at = trio.current_time() + STREAM_TIMEOUT
+            return await self._circuits.acquire(None, isolation=object(), give_up_at=give_up_at)
         timeouts = self._build_times.timeouts.for_hops(len(path))
         return await build_circuit(self._channels, path, self._circuit_settings(), self._rng, timeouts)
 

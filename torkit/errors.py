@@ -95,6 +95,11 @@ class TorkitError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    def name(self, relay: str) -> None:
+        """Begin the message with the name of the relay that it is about, once."""
+        if not str(self).startswith(f"{relay}: "):
+            self.args = (f"{relay}: {self}",)
+
 
 class UsageError(TorkitError, ValueError):
     """We were called with something that can never work."""

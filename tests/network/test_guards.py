@@ -146,3 +146,17 @@ def test_a_guard_goes_away_and_comes_back(
     wait_until(is_built, 60, "a circuit")
     path = json.loads(built[-1])["path"]
     assert guards[0] in (path[0]["fingerprint"], path[2]["fingerprint"])
+
+
+def test_short_commands_leave_a_dead_guard_and_remember_it(net: RunningTestnet, own_shell: Shell) -> None:
+    """Each of them asked the same dead guard first, for ever."""
+    _learn(own_shell)
+    line = own_shell.run("torkit choose-path").stdout
+    guard = _path(line)[0]
+    net.kill_relay(guard)
+    failed = own_shell.run("torkit build-circuit --path -", stdin=line)
+    assert failed.returncode != 0
+    assert f"torkit: {guard}: could not connect to the relay".encode() in failed.stderr
+    wait_until(lambda: own_shell.run("torkit build-circuit").returncode == 0, 60, "a circuit")
+    assert _path(own_shell.run("torkit build-circuit").stdout)[0] != guard
+    assert _path(own_shell.run("torkit choose-path").stdout)[0] != guard

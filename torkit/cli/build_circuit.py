@@ -81,16 +81,14 @@ async def build(tor: "Tor", *, count: int | None, path: str | None, for_people: 
         circuit.close()
 
 
-def paths(tor: "Tor", *, count: int | None, path: str | None) -> "Iterator[tuple[Relay, ...]]":
-    """One path for each circuit; each line of stdin is one if `path` is `-`."""
-    from torkit.path import Constraints
-
+def paths(tor: "Tor", *, count: int | None, path: str | None) -> "Iterator[tuple[Relay, ...] | None]":
+    """One path for each circuit, None where the client chooses; with `-`, each line of stdin is one."""
     if path == "-":
         lines = iter(lambda: read_line(0), None)
         yield from (parse_path(tor, line) for line in islice(lines, count))
     else:
         for _ in range(count or 1):
-            yield parse_path(tor, path) if path else tor.choose_path(Constraints())
+            yield parse_path(tor, path) if path else None
 
 
 def to_json(circuit: "Circuit") -> str:

@@ -572,6 +572,7 @@ async def build_circuit(
                     await (circuit.extend if circuit.path else circuit.create)(relay, is_last=is_last)
             except CircuitClosed as error:
                 error.hop = number  # the one that could not be added
+                error.name(relay.nickname)
                 raise
             if number == 2 and not circuit.watch.note_attempted():
                 raise CircuitClosed("the guard is used no more")
@@ -634,6 +635,8 @@ async def _build(
         if is_late and not was_reached and Pump.current().has_stalled_since(time.monotonic() - began):
             was_reached = None  # its answer may have come while we stood still
         channels.on_first_hop(first.identity, was_reached)
+        if circuit is None and isinstance(first, Relay) and isinstance(error, TorkitError):
+            error.name(first.nickname)
         if circuit is not None:
             if isinstance(error, trio.TooSlowError):
                 circuit.watch.note_timed_out()
