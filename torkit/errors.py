@@ -85,6 +85,38 @@ class EndReason(IntEnum):
     def _missing_(cls, value: object) -> "EndReason":
         return cls.MISC
 
+    @property
+    def sentence(self) -> str:
+        """What it means, for a person."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    EndReason.MISC: "the exit could not go on with the destination, and does not say why",
+    EndReason.RESOLVEFAILED: "the exit found no such name",
+    EndReason.CONNECTREFUSED: "the destination refused the connection",
+    EndReason.EXITPOLICY: "the exit's policy does not allow this destination",
+    EndReason.DESTROY: "the exit closed the circuit",
+    EndReason.DONE: "the destination ended the connection",
+    EndReason.TIMEOUT: "the destination did not answer the exit in time",
+    EndReason.NOROUTE: "the exit found no way to the destination",
+    EndReason.HIBERNATING: "the exit takes no streams now",
+    EndReason.INTERNAL: "the exit failed",
+    EndReason.RESOURCELIMIT: "the exit has no resources left",
+    EndReason.CONNRESET: "the destination reset the connection",
+    EndReason.TORPROTOCOL: "the exit says that we broke the protocol",
+    EndReason.NOTDIRECTORY: "the relay serves no directory",
+}
+
+# What will not change soon, whichever exit is asked: a program that tries again at once gains nothing.
+_NOT_NOW = {
+    EndReason.RESOLVEFAILED: Retry.LATER,
+    EndReason.CONNECTREFUSED: Retry.LATER,
+    EndReason.NOROUTE: Retry.LATER,
+    EndReason.TIMEOUT: Retry.LATER,
+    EndReason.EXITPOLICY: Retry.LATER,
+}
+
 
 class TorkitError(Exception):
     """The root. `hint` is one line for a person who can act on it."""
@@ -177,6 +209,7 @@ class StreamClosed(Closed):
         super().__init__(message)
         self.reason = reason
         self.address = address
+        self.retry = _NOT_NOW.get(reason, Retry.NOW)
 
 
 class NotPossible(TorkitError):

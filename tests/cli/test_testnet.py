@@ -71,3 +71,9 @@ def test_without_a_network_says_so(command: str, tmp_path: Path) -> None:
 
 def test_run_without_a_command_is_wrong_usage() -> None:
     assert _torkit_testnet("run").returncode == 2
+
+
+def test_a_command_that_is_none_is_refused_before_a_network_is_made() -> None:
+    finished = _torkit_testnet("run", "--", "no-such-command-of-anybody")
+    assert finished.returncode == 2
+    assert "cannot run no-such-command-of-anybody" in finished.stderr

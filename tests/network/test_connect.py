@@ -283,4 +283,4 @@ def test_ssh_carries_a_file_both_ways(shell: Shell, ssh: str) -> None:
 def test_ssh_to_a_name_that_does_not_exist_ends_with_the_reason(shell: Shell, ssh: str) -> None:
     result = shell.run(ssh.replace("shell.test", "no-such-name.invalid true"))
     assert result.returncode == 255
-    assert b"torkit: the exit ended the stream: RESOLVEFAILED" in result.stderr
+    assert b"torkit: the exit found no such name (RESOLVEFAILED)" in result.stderr

@@ -255,3 +255,19 @@ class CarrierServer(TargetServer):
 
         def log_message(self, format: str, *args: object) -> None:
             pass
+
+
+def preferred_guards(shell: Shell) -> list[str]:
+    """Fingerprints of the state in the order of preference: confirmed guards first, each kind as sampled."""
+    guards = json.loads((shell.data_dir / "state.json").read_text())["guards"]
+    return [guard["fingerprint"] for guard in sorted(guards, key=lambda guard: "confirmed_on" not in guard)]
+
+
+def let_retries_be_due(shell: Shell) -> None:
+    """Make the state tell that every guard which is down was last tried a day ago."""
+    path = shell.data_dir / "state.json"
+    state = json.loads(path.read_text())
+    for guard in state["guards"]:
+        if "last_tried" in guard:
+            guard["last_tried"] = guard["failing_since"] = "2026-01-01T00:00:00"
+    path.write_text(json.dumps(state))

@@ -16,8 +16,8 @@ import trio
 MAX_PENDING = 32
 
 # Implementation limit, seconds: how long a request rests after its first builds have failed, and after each
-# further one. C tor tries up to six times in half a minute.
-RESTS = (1.0, 2.0, 4.0, 8.0, 15.0)
+# further one. (C tor looks once a second.)
+RESTS = (1.0, 1.0, 2.0, 2.0, 3.0)
 
 logger = logging.getLogger(__name__)
 

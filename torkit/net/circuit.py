@@ -401,7 +401,7 @@ class _Resolution:
         self._failure: TorkitError | None = None
 
     def broken(self) -> StreamBroken:
-        broken = StreamBroken(f"the exit did not resolve the name: {self._reason.name}", reason=self._reason)
+        broken = StreamBroken(f"{self._reason.sentence} ({self._reason.name})", reason=self._reason)
         broken.__cause__ = self._failure
         return broken
 

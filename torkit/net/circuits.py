@@ -59,6 +59,8 @@ MAX_RELAY_EARLY = 8
 
 # Implementation limits.
 BUILD_ATTEMPTS = 8  # paths tried for one request before it rests
+AFTER_REST_ATTEMPTS = 3  # and after each rest: most relays that refused one then still refuse
+STEP_MEMORY = 60.0  # seconds that a step which failed is passed over: so long a relay refuses to try it again
 PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 MAX_SPARES = 14  # clean circuits at which no more are built ahead, as C tor; path-spec says 12
 EXPIRY_CHECK = 30.0  # seconds between looks at which circuits have served, as C tor
@@ -109,6 +111,7 @@ class Circuits:
         self.turns = Turns()
         self.identity = 0  # how often `renew` was called
         self._spare_is_wanted = trio.Event()
+        self._failed_steps: dict[tuple[bytes, bytes], float] = {}  # when, on trio's clock
         self._is_built = trio.Event()  # the next circuit
 
     def take_ready(
@@ -164,7 +167,7 @@ class Circuits:
                     continue
                 built = self._building[isolation] = trio.Event()
                 try:
-                    attempts = BUILD_ATTEMPTS if failure is None else 1
+                    attempts = BUILD_ATTEMPTS if failure is None else AFTER_REST_ATTEMPTS
                     entry = await self._build_any(port, is_ipv6, path, excluded, request_isolation, attempts)
                     return self._claim(entry, isolation, port, path)
                 except TorkitError as error:
@@ -237,10 +240,9 @@ class Circuits:
         attempts: int = BUILD_ATTEMPTS,
     ) -> "_Entry":
         """Build one, each attempt in a turn of `isolation`. Raises what ended the last of `attempts`."""
-        failed: set[tuple[bytes, bytes]] = set()
         for attempt in range(attempts):
             async with self.turns.take(isolation):
-                relays = path or self._choose_without(failed, port, is_ipv6, excluded)
+                relays = path or self._choose_without_failed(port, is_ipv6, excluded)
                 try:
                     return await self.build(
                         relays, is_ours=path is None, is_stable=path is None and port in LONG_LIVED_PORTS
@@ -249,24 +251,21 @@ class Circuits:
                     if error.retry is not Retry.NOW or path is not None or attempt == attempts - 1:
                         raise
                     if isinstance(error, CircuitClosed) and error.hop is not None:
-                        failed.update(_steps(relays[max(error.hop - 2, 0) : error.hop]))
+                        for step in _steps(relays[max(error.hop - 2, 0) : error.hop]):
+                            self._failed_steps[step] = trio.current_time()
         raise AssertionError("unreachable")
 
-    def _choose_without(
-        self,
-        failed: set[tuple[bytes, bytes]],
-        port: int | None,
-        is_ipv6: bool,
-        excluded: Collection[bytes],
-    ) -> Path:
-        """A path without the steps that failed for this request, if a few draws find one.
+    def _choose_without_failed(self, port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> Path:
+        """A path without the steps that failed lately, for whomever, if a few draws find one.
 
         Steps, not relays: a relay refuses for a minute to connect to one that it has found dead, while
         others have long found it alive again.
         """
+        since = trio.current_time() - STEP_MEMORY
+        self._failed_steps = {step: at for step, at in self._failed_steps.items() if at > since}
         for _ in range(PATH_DRAWS - 1):
             relays = self._choose_path(port, is_ipv6, excluded)
-            if failed.isdisjoint(_steps(relays)):
+            if self._failed_steps.keys().isdisjoint(_steps(relays)):
                 return relays
             self._channels.on_first_hop(relays[0].identity, None)  # nobody waits to hear of it
         return self._choose_path(port, is_ipv6, excluded)

@@ -227,7 +227,7 @@ class Stream(trio.abc.Stream):
 
     def _broken(self) -> StreamBroken:
         if self._end is not None:
-            message = f"the exit ended the stream: {self._end.name}"
+            message = f"{self._end.sentence} ({self._end.name})"
             return StreamBroken(message, reason=self._end, address=self._refused)
         broken = StreamBroken(f"the stream's circuit failed: {self._failure}", reason=EndReason.DESTROY)
         broken.__cause__ = self._failure

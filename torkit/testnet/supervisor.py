@@ -78,6 +78,9 @@ def run_command(command: Sequence[str], options: Options | None = None) -> int:
     and the network after it. A command ended by signal N returns 128 + N. Blocks; not for use inside trio.
     """
 
+    if shutil.which(command[0]) is None:
+        raise UsageError(f"cannot run {command[0]}: no such command")  # before nine relays are started for it
+
     async def run() -> int:
         async with run_testnet(options=options) as net:
             environment = {"TORKIT_DATA_DIR": str(net.directory / "client"), **os.environ}
