@@ -120,6 +120,31 @@ async def test_peer_that_ends_while_we_send_is_still_heard(ends: Ends) -> None:
     assert os.read(ends.stdout, 100) == b"last words"
 
 
+async def test_a_parent_that_closes_both_ends_has_all_it_wants(ends: Ends) -> None:
+    """Status 141 made `git clone git://` through core.gitProxy fail, though all had arrived."""
+    stream = FakeStream()
+    await stream.peer.send_all(b"all there is")
+    async with trio.open_nursery() as nursery:
+
+        async def leave() -> None:
+            assert await trio.to_thread.run_sync(os.read, ends.stdout, 100) == b"all there is"
+            ends.close(ends.stdout)
+            await trio.sleep(0.05)
+            ends.close(ends.stdin)
+
+        nursery.start_soon(leave)
+        assert not await pipe(stream, source=ends.source, sink=ends.sink)
+
+
+async def test_bytes_that_nobody_reads_break_the_pipe_though_stdin_has_ended(ends: Ends) -> None:
+    stream = FakeStream()
+    ends.close(ends.stdin)
+    ends.close(ends.stdout)
+    await stream.peer.send_all(b"undelivered")
+    with pytest.raises(BrokenPipeError):
+        await pipe(stream, source=ends.source, sink=ends.sink)
+
+
 async def test_reader_that_is_gone_breaks_the_pipe_though_nothing_is_written(ends: Ends) -> None:
     ends.close(ends.stdout)
     with pytest.raises(BrokenPipeError):

@@ -212,8 +212,10 @@ async def test_first_start_tells_its_steps_and_a_second_only_those_left(tmp_path
             await until(lambda: seen[-1].is_done)
         check_order(seen)
         tags = [change.phase.tag for change in seen]
-        for tag in ("handshake", "onehop_create", "loading_status", "loading_keys", "ap_handshake"):
+        for tag in ("handshake", "onehop_create", "loading_status", "loading_keys"):
             assert tag in tags
+        # The guard of the first circuit may be connected to already, as it was asked for microdescriptors.
+        assert {"ap_handshake", "circuit_create"} & set(tags)
         assert seen[-1].microdescs == (5, 5)
         assert all(change.error is None for change in seen)
 

@@ -284,3 +284,44 @@ def test_ssh_to_a_name_that_does_not_exist_ends_with_the_reason(shell: Shell, ss
     result = shell.run(ssh.replace("shell.test", "no-such-name.invalid true"))
     assert result.returncode == 255
     assert b"torkit: the exit found no such name (RESOLVEFAILED)" in result.stderr
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@skip_without("git")
+def test_git_clones_through_a_proxy_command(shell: Shell, tmp_path: Path) -> None:
+    """git has all it wants, closes both of its pipes and looks at the status (core.gitProxy)."""
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com"]
+    work, bare = tmp_path / "work", tmp_path / "served" / "r.git"
+    subprocess.run([*git, "init", "-q", work], check=True)
+    (work / "file").write_bytes(os.urandom(200_000))
+    subprocess.run([*git, "-C", work, "add", "file"], check=True)
+    subprocess.run([*git, "-C", work, "commit", "-q", "-m", "one"], check=True)
+    subprocess.run([*git, "clone", "-q", "--bare", work, bare], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    daemon = subprocess.Popen(
+        [
+            *("git", "daemon", "--export-all"),
+            "--listen=127.0.0.1",
+            f"--base-path={bare.parent}",
+            f"--port={port}",
+        ],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: _listens(port), 20, "git daemon to listen")
+        proxy = tmp_path / "proxy"
+        proxy.write_text('#!/bin/sh\nexec torkit connect "$1" "$2"\n')
+        proxy.chmod(0o755)
+        line = f"git -c core.gitProxy={proxy} clone -q git://git.test:{port}/r.git {tmp_path}/copy"
+        result = shell.run(line, timeout=60)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert (tmp_path / "copy" / "file").read_bytes() == (work / "file").read_bytes()
+    finally:
+        os.killpg(daemon.pid, signal.SIGTERM)
+        daemon.wait()

@@ -35,6 +35,17 @@ T = TypeVar("T")
 READ_SIZE = 65_536  # bytes; what a Linux pipe holds, and some 130 cells
 MIN_PAUSE = 0.01  # seconds between looks for bytes that have gone
 
+# How long the end of `source` may follow after the reader of `sink` has gone: a parent that has all it wants
+# closes both, in either order.
+BOTH_ENDS = 0.5  # seconds
+
+
+class ReaderGone(BrokenPipeError):
+    """Nobody reads `sink` any more, and nothing was left to write."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EPIPE, os.strerror(errno.EPIPE))
+
 
 async def pipe(
     stream: trio.abc.Stream,
@@ -48,14 +59,17 @@ async def pipe(
 
     Tor has no half-close: the end of `source` cannot be told to the peer without ending both directions.
     It is not told, and what the peer sends is still carried; `eof_timeout` seconds after the end of
-    `source`, or after the peer's last byte since, this returns False. `idle_timeout` seconds without a
-    byte in either direction raise TimedOut.
+    `source`, or after the peer's last byte since, this returns False. So it does where nobody reads `sink`
+    any more, `source` has ended and no byte is undelivered: whoever has closed both has all.
+    `idle_timeout` seconds without a byte in either direction raise TimedOut.
 
     Raises what `stream` raises when it ended otherwise than in good order, and OSError when `source` or
-    `sink` fail; BrokenPipeError as soon as nobody reads `sink`, even if nothing is to be written.
+    `sink` fail; BrokenPipeError soon after the reader of `sink` has gone, even if nothing is to be written.
     The caller closes `stream`.
     """
     at_eof = False
+    has_ended = trio.Event()  # `source`
+    is_writing = is_given_up = False
 
     def touch() -> None:
         idle.deadline = trio.current_time() + (min(idle_timeout, eof_timeout) if at_eof else idle_timeout)
@@ -73,14 +87,30 @@ async def pipe(
             data = b""
         else:
             at_eof = True
+            has_ended.set()
             touch()
         await trio.sleep_forever()
 
     async def download() -> None:
+        nonlocal is_writing
         while data := await stream.receive_some():
             touch()
+            is_writing = True
             await _write_all(writer, data)
+            is_writing = False
             touch()
+
+    async def unless_both_are_closed(work: Callable[[], Awaitable[None]]) -> None:
+        """As `work`; but where `source` ends too and nothing is undelivered, no reader is no failure."""
+        nonlocal is_given_up
+        try:
+            await work()
+        except ReaderGone:
+            with trio.move_on_after(BOTH_ENDS):
+                await has_ended.wait()
+            is_given_up = has_ended.is_set() and not is_writing and not getattr(stream, "queued", 0)
+            if not is_given_up:
+                raise
 
     async def watch_road(road: FastRoad) -> None:
         """It does not tell when a byte goes, but how many went: time runs out up to a tenth later."""
@@ -94,7 +124,7 @@ async def pipe(
 
     async def watch_slow_sink() -> None:
         if await _in_thread(writer, _wait_for_hangup):
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            raise ReaderGone
         await trio.sleep_forever()
 
     with (
@@ -105,12 +135,12 @@ async def pipe(
     ):
         touch()
         if road is None:
-            await race(upload, download, watch_slow_sink)
+            await race(upload, download, partial(unless_both_are_closed, watch_slow_sink))
         else:
-            await race(upload, road.download, partial(watch_road, road))
+            await race(upload, partial(unless_both_are_closed, road.download), partial(watch_road, road))
     if idle.cancelled_caught and not (at_eof and eof_timeout <= idle_timeout):
         raise TimedOut(f"nothing was sent or received for {idle_timeout:g} s")
-    return not idle.cancelled_caught
+    return not idle.cancelled_caught and not is_given_up
 
 
 async def race(*functions: Callable[[], Awaitable[None]]) -> None:
@@ -209,7 +239,8 @@ class FastRoad:
 
     def on_pump(self, what: Any) -> None:
         if what is True:
-            self._finish(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+            left = self._stream.queued
+            self._finish(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) if left else ReaderGone())
         elif what is False:
             self.on_change()
         else:
