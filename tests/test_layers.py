@@ -21,8 +21,9 @@ ROOMS = {
     "torkit.proto": {"_fast"},
     # proto: Ed25519 certificates are the same everywhere. files: of the cache only.
     "torkit.directory": {"_fast", "proto", "files"},
-    "torkit.hs": {"proto", "directory"},
+    "torkit.hs": {"_fast", "proto", "directory"},
     "torkit.path": {"directory"},
+    "torkit.vanguards": {"directory", "path"},
     "torkit.guards": {"directory", "path", "path_bias"},
     "torkit.build_times": set[str](),
     "torkit.path_bias": {"build_times"},
@@ -37,11 +38,13 @@ ROOMS = {
     # proto: what a user may choose about handshakes, and the clock that congestion control shares.
     "torkit.client": {
         *("net", "path", "guards", "build_times", "path_bias", "predicted_ports", "refusals", "directory"),
-        *("config", "proto"),
+        *("config", "proto", "vanguards", "hs", "_fast"),
     },
     "torkit.testnet": {"files"},
     # proto: what a user may choose about handshakes.
-    "torkit.cli": {"client", "net", "path", "directory", "testnet", "config", "proto", "files", "_fast"},
+    "torkit.cli": {
+        *("client", "net", "path", "directory", "testnet", "config", "proto", "files", "_fast", "hs"),
+    },
     "torkit.__main__": {"cli"},
     "torkit": {"client", "net", "path", "directory", "config"},
 }
@@ -52,6 +55,7 @@ OUTSIDE = {
     "trio": SHELL,
     "typer": {"torkit.cli"},
     "backports": {"torkit.directory.compression"},
+    "nacl": {"torkit.hs.keys"},
     "cryptography": set[str](),  # of tests only: it brings another OpenSSL, and costs a start 30 ms
 }
 
@@ -70,6 +74,7 @@ PURE = {
     "torkit.directory",
     "torkit.hs",
     "torkit.path",
+    "torkit.vanguards",
     "torkit.guards",
     "torkit.build_times",
     "torkit.path_bias",

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import trio
 
@@ -53,6 +53,12 @@ from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
 from torkit.proto.padding import Padding
 from torkit.refusals import Refusals
+from torkit.vanguards import Vanguards, choose_path_to
+
+if TYPE_CHECKING:
+    from torkit.hs.client_auth import ClientKey
+    from torkit.hs.descriptor import Descriptor
+    from torkit.net.onion import Descriptors
 
 # On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
 # is learnt is shorter there, in ms.
@@ -116,6 +122,8 @@ class Tor:
         self._channels.on_first_hop = self._note_first_hop
         self._build_times = BuildTimes.from_state(state, rng=rng, param=self._param)
         self._refusals = Refusals()
+        self._vanguards = Vanguards(self._restrictions, rng)
+        self._descriptors: Descriptors | None = None  # made when an onion name is used
         self._path_bias = PathBias(self._path_bias_of, self._param, self._note_path_bias)
         self._circuits = Circuits(
             self._channels,
@@ -272,6 +280,9 @@ class Tor:
         """
         self._circuits.renew()
         self._refusals.forget_targets()
+        self._vanguards.forget()
+        if self._descriptors is not None:
+            self._descriptors.forget()
 
     async def settle(self, stream: Stream) -> None:
         """End `stream`, and wait until the exit has all that was sent on it.
@@ -323,6 +334,42 @@ class Tor:
             return await self._circuits.acquire(None, isolation=object(), give_up_at=give_up_at)
         timeouts = self._build_times.timeouts.for_hops(len(path))
         return await build_circuit(self._channels, path, self._circuit_settings(), self._rng, timeouts)
+
+    async def onion_descriptor(self, address: str, client_key: "ClientKey | None" = None) -> "Descriptor":
+        """The descriptor of an onion service, every check passed: from its directories, or as it was kept.
+
+        `address` ends in `.onion`; `client_key` opens what the service keeps for clients that it knows.
+        Raises OnionServiceError, which says at which step, NoDirectory, or what made circuits fail.
+        """
+        from torkit._fast.keys import X25519PrivateKey
+        from torkit.hs.address import parse_address as parse_onion_address
+        from torkit.net.onion import Descriptors
+
+        identity = parse_onion_address(address)
+        key = None
+        if client_key is not None:
+            if client_key.identity != identity:
+                raise UsageError("the client key is for another onion service")
+            key = X25519PrivateKey(client_key.secret)
+        if self._descriptors is None:
+            self._descriptors = Descriptors(
+                lambda: self.directory, self._build_to, self._rng, testing=self.network.testing
+            )
+        return await self._descriptors.get(identity, key)
+
+    async def _build_to(self, target: Relay) -> Circuit:
+        """A circuit by way of the vanguards to a relay that others have named."""
+        path = choose_path_to(
+            self.directory,
+            target,
+            self._vanguards,
+            self._pick_guard,
+            self._restrictions,
+            self._rng,
+            now=time.time(),
+        )
+        self._keep_guards()
+        return await self._circuits.build_apart(path)
 
     # --- what the parts below ask for -------------------------------------------------------------
 

@@ -21,6 +21,8 @@
           Unreachable                  no relay that we know answers
           Filtered                     what answers is no relay: a login page, a censor
           NothingNewer                 a directory serves, but no newer consensus than ours
+          NotServed                    a directory serves, but does not have the document
+      OnionServiceError  .step     an onion service could not be reached; where that failed
       TimedOut                     a deadline passed; the message says waiting for what
       StorageError                 the data directory cannot be read or written
       InternalError                a fault of torkit's own
@@ -116,6 +118,19 @@ _NOT_NOW = {
     EndReason.TIMEOUT: Retry.LATER,
     EndReason.EXITPOLICY: Retry.LATER,
 }
+
+
+class OnionStep(Enum):
+    """Where reaching an onion service failed. The values are SOCKS's extended codes (proposal 304)."""
+
+    NOT_FOUND = 0xF0  # no directory has the descriptor
+    DESCRIPTOR = 0xF1  # the descriptor fails a check
+    INTRODUCTION = 0xF2  # no introduction point serves
+    RENDEZVOUS = 0xF3  # the service did not come to the rendezvous point
+    NO_KEY = 0xF4  # the service wants a client key, and we have none
+    WRONG_KEY = 0xF5  # it does not know our client key
+    ADDRESS = 0xF6  # the name is no onion address
+    INTRODUCTION_TIMEOUT = 0xF7  # every introduction point was silent
 
 
 class TorkitError(Exception):
@@ -253,8 +268,22 @@ class Filtered(NoDirectory):
     """Connections are answered, but not by relays: the network wants a login, or blocks Tor."""
 
 
+class NotServed(NoDirectory):
+    """A directory has answered that it does not have the document."""
+
+
 class NothingNewer(NoDirectory):
     """A directory has answered, with no consensus that is newer than ours or live."""
+
+
+class OnionServiceError(TorkitError):
+    """An onion service could not be reached; `step` says where that failed."""
+
+    def __init__(self, message: str, *, step: OnionStep, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.step = step
+        if step not in (OnionStep.ADDRESS, OnionStep.NO_KEY, OnionStep.WRONG_KEY):
+            self.retry = Retry.LATER
 
 
 class TimedOut(TorkitError):

@@ -137,6 +137,19 @@ def choose_path(
     return guard, middle, exit_
 
 
+def draw_middle(
+    directory: Directory, constraints: Constraints, unwanted: Iterable[bytes], rng: Random
+) -> Relay:
+    """A relay for a place in the middle, by bandwidth, none of `unwanted`, identities of 20 bytes.
+
+    Families and subnets do not count: for paths of onion circuits (vanguards-spec). Raises NoPath.
+    """
+    relays = directory.consensus.relays
+    excluded = excluded_places(directory, constraints)
+    excluded |= {place for one in unwanted if (place := relays.index_of(one)) is not None}
+    return _draw(directory, Position.MIDDLE, constraints, excluded, [], rng)
+
+
 def goes_with(directory: Directory, constraints: Constraints, others: Sequence[Relay], relay: Relay) -> bool:
     """Whether `relay` may be the guard of a path with all of `others`."""
     if constraints.exclude or constraints.entries:

@@ -16,6 +16,7 @@ STARTS = {
     "choose_path": ("torkit.client", {"dataclasses", "json"}),
     "connect": ("torkit.client, torkit.net.pipe", {"json"}),
     "fetch_consensus": ("torkit.cli.documents", {"dataclasses", "json"}),
+    "onion": ("torkit.client", {"json"}),
     "relay": ("torkit.cli.documents", {"dataclasses", "json"}),
     "relays": ("torkit.cli.documents", {"dataclasses", "json"}),
     "socks": ("torkit.client, torkit.net.socks", {"json", "termios"}),

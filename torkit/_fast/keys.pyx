@@ -4,7 +4,7 @@
     ed25519_verify      certificates and descriptors of relays
     RsaPublicKey        relays' older identity, and authorities' keys
     RsaCertificate      the X.509 certificate in which a relay shows its RSA identity
-    aes_256_ctr         the messages within ntor-v3, the only ones sealed before there is a layer
+    aes_256_ctr         what is sealed before there is a layer: messages within ntor-v3, descriptors of onion services
 
 No protocol here: what is signed, by whom and until when is `proto` and `directory`. Bytes from outside are
 refused with ValueError, and no failure stays in OpenSSL's queue, where libssl would take it for its own.
@@ -14,7 +14,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint8_t
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memcpy, memset
 from libc.time cimport time_t, tm
 
 from torkit._fast.openssl cimport (
@@ -279,12 +279,20 @@ cdef int64_t unix_time(const ASN1_TIME* time) except? -1:
     return timegm(&when)
 
 
-def aes_256_ctr(bytes key not None, bytes data not None):
-    """`data` encrypted or decrypted, the counter from 0, by a key of 32 bytes that serves only this once."""
-    if len(key) != AES_256_KEY_LEN or len(data) > INT_MAX:
-        raise UsageError(f"AES-256-CTR takes {AES_256_KEY_LEN} bytes of key, and less than 2 GiB of data")
+def aes_256_ctr(bytes key not None, bytes data not None, bytes iv=None):
+    """`data` encrypted or decrypted by a key of 32 bytes that serves only this once.
+
+    `iv`, 16 bytes, is where the counter begins; without it at 0.
+    """
+    if len(key) != AES_256_KEY_LEN or len(data) > INT_MAX or (iv is not None and len(iv) != AES_BLOCK_LEN):
+        raise UsageError(
+            f"AES-256-CTR takes {AES_256_KEY_LEN} bytes of key, {AES_BLOCK_LEN} of iv, and less than 2 GiB of data"
+        )
     cdef uint8_t[AES_BLOCK_LEN] counter
-    memset(counter, 0, sizeof(counter))
+    if iv is None:
+        memset(counter, 0, sizeof(counter))
+    else:
+        memcpy(counter, start_of(iv), sizeof(counter))
     result = PyBytes_FromStringAndSize(NULL, len(data))
     cdef int length = 0
     cdef EVP_CIPHER_CTX* ctx = EVP_CIPHER_CTX_new()

@@ -41,6 +41,12 @@ GROUPS = {
             "Build circuits, and print how long each step took.", "torkit build-circuit --count 3"
         ),
     },
+    "Onion services": {
+        "onion": Lesson(
+            "Look at an onion service's descriptor, make client keys.",
+            "torkit onion descriptor ADDRESS.onion",
+        ),
+    },
     "Try things out": {
         "testnet": Lesson(
             "Run a private Tor network of real tor processes on loopback.",

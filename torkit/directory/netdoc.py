@@ -151,15 +151,23 @@ def line_at(text: bytes, offset: int) -> int:
     return text.count(b"\n", 0, offset) + 1
 
 
-def scan(text: bytes, rules: Mapping[str, Rule], *, what: str, first_line: int = 1) -> Items:
+def scan(
+    text: bytes,
+    rules: Mapping[str, Rule],
+    *,
+    what: str,
+    first_line: int = 1,
+    max_object_len: int = MAX_OBJECT_LEN,
+) -> Items:
     """Read every item of `text`, which has passed `check_text`, and hold it to `rules`.
 
     Unknown keywords are ignored with their objects, as the specification demands. `first_line` is
-    the number of the first line, for messages. Raises DocumentError.
+    the number of the first line, for messages; `max_object_len` bounds an object, in bytes of base64.
+    Raises DocumentError.
     """
     found: dict[str, list[Item]] = {}
     last = None
-    for item in _items(text, rules, what, first_line):
+    for item in _items(text, rules, what, first_line, max_object_len):
         rule = rules.get(item.keyword)
         if last is None and (rule is None or rule.place is not Place.START):
             for keyword, other in rules.items():
@@ -198,7 +206,9 @@ def _check_scan_len(length: int, what: str, first_line: int) -> None:
         raise DocumentError(f"{what} of {length} bytes; at most {MAX_SCAN_LEN} are read", line=first_line)
 
 
-def _items(text: bytes, rules: Mapping[str, Rule], what: str, first_line: int) -> Iterator[Item]:
+def _items(
+    text: bytes, rules: Mapping[str, Rule], what: str, first_line: int, max_object_len: int
+) -> Iterator[Item]:
     _check_scan_len(len(text), what, first_line)
     lines = text.split(b"\n")
     lines.pop()  # what follows the last newline: nothing
@@ -221,7 +231,7 @@ def _items(text: bytes, rules: Mapping[str, Rule], what: str, first_line: int) -
         keyword_end = end
         body, label = b"", None
         if index < len(lines) and lines[index].startswith(b"-----BEGIN"):
-            label, body, index = _object(lines, index, number)
+            label, body, index = _object(lines, index, number, max_object_len)
             end = keyword_end + sum(len(part) + 1 for part in lines[number - first_line + 1 : index])
         rule = rules.get(keyword)
         if rule is None:
@@ -242,7 +252,7 @@ def _items(text: bytes, rules: Mapping[str, Rule], what: str, first_line: int) -
             raise item.fail("an object that is not base64") from None
 
 
-def _object(lines: list[bytes], index: int, number: int) -> tuple[str, bytes, int]:
+def _object(lines: list[bytes], index: int, number: int, max_len: int) -> tuple[str, bytes, int]:
     """The object that begins on lines[index]: label, base64 text, index of the line after it."""
     begin = _BEGIN.fullmatch(lines[index])
     if begin is None:
@@ -254,7 +264,7 @@ def _object(lines: list[bytes], index: int, number: int) -> tuple[str, bytes, in
         if line == end_line:
             return begin[1].decode("ascii"), b"".join(lines[index + 1 : at]), at + 1
         size += len(line)
-        if not _BASE64_LINE.fullmatch(line) or size > MAX_OBJECT_LEN:
+        if not _BASE64_LINE.fullmatch(line) or size > max_len:
             raise DocumentError("malformed or oversized object", line=number + 1 + at - index)
     raise DocumentError("an object without an END line", line=number + 1)
 

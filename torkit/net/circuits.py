@@ -294,6 +294,16 @@ class Circuits:
         circuit.on_end = lambda: self._forget(entry)
         return entry
 
+    async def build_apart(self, path: Path) -> Circuit:
+        """Build a circuit of ours that ends at no exit and that no request joins; the caller closes it.
+
+        Raises what made a hop fail, or TimedOut.
+        """
+        watch = self._path_bias.watch(path[0].identity)
+        circuit = await self._build_in_time(path, watch, ends_at_exit=False)
+        await self._wait_for_guard(circuit)
+        return circuit
+
     def _idle_timeout(self) -> float:
         """Seconds that a new circuit waits for its first stream: a little longer than one is expected."""
         if self._build_times.is_learning:
@@ -301,10 +311,10 @@ class Circuits:
         left = self._predicted.seconds_left(trio.current_time())
         return left + 1 + self._rng.random() * left / 20
 
-    async def _build_in_time(self, path: Path, watch: Watch) -> Circuit:
+    async def _build_in_time(self, path: Path, watch: Watch, *, ends_at_exit: bool = True) -> Circuit:
         """Build within the timeout for use. What comes later is closed, but its time is learnt from."""
         timeouts = self._build_times.timeouts.for_hops(len(path))
-        build = _Build(watch)
+        build = _Build(watch, ends_at_exit)
         self._nursery.start_soon(self._run, build, path, timeouts)
         try:
             await build.is_begun.wait()
@@ -331,7 +341,13 @@ class Circuits:
         try:
             with build.scope:
                 circuit = await build_circuit(
-                    self._channels, path, self._settings(), self._rng, timeouts, build.begin
+                    self._channels,
+                    path,
+                    self._settings(),
+                    self._rng,
+                    timeouts,
+                    build.begin,
+                    ends_at_exit=build.ends_at_exit,
                 )
                 if len(path) == HOPS:
                     self._build_times.note_built(trio.current_time() - build.begun_at)
@@ -526,7 +542,8 @@ def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
 class _Build:
     """A circuit under way. It may outlive whoever waits for it."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, ends_at_exit: bool) -> None:
+        self.ends_at_exit = ends_at_exit
         self.scope = trio.CancelScope()
         self.watch = watch
         self.is_begun = trio.Event()  # the channel is there: what it takes from now on is learnt from
@@ -554,10 +571,13 @@ async def build_circuit(
     rng: Random,
     timeouts: Timeouts = INITIAL,
     begin: Callable[[Circuit], None] = _do_nothing,
+    *,
+    ends_at_exit: bool = True,
 ) -> Circuit:
     """A circuit through all of `path`. Raises what made a hop fail, or TimedOut.
 
-    The connection and the first hop must each be made within the timeout for use, all hops within that for
+    Where it does not end at an exit, its last hop is asked for what middle hops are. The connection and the
+    first hop must each be made within the timeout for use, all hops within that for
     closing. `begin` is called between connecting and the first hop.
     """
 
@@ -565,7 +585,7 @@ async def build_circuit(
         channels.progress.reach(Phase.CIRCUIT_CREATE)
         begin(circuit)
         for number, relay in enumerate(path, 1):
-            is_last = number == len(path)
+            is_last = ends_at_exit and number == len(path)
             try:
                 with trio.fail_after(timeouts.use if number == 1 else timeouts.close):
                     await (circuit.extend if circuit.path else circuit.create)(relay, is_last=is_last)

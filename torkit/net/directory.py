@@ -20,7 +20,7 @@ from torkit.directory.consensus import MAX_CONSENSUS_LEN, Preamble
 from torkit.directory.diff import signed_digest
 from torkit.directory.microdesc import MAX_MICRODESC_LEN
 from torkit.directory.steps import Steps
-from torkit.errors import DocumentError, NoDirectory, NothingNewer, TimedOut
+from torkit.errors import DocumentError, NoDirectory, NothingNewer, NotServed, TimedOut
 from torkit.net.circuit import Circuit
 from torkit.net.steps import in_steps
 from torkit.net.stream import Stream
@@ -104,6 +104,15 @@ async def fetch_microdescs(
     return (await _get(circuit, f"/tor/micro/d/{wanted}.z", limit, begun=begun)).body
 
 
+async def fetch_onion_descriptor(circuit: Circuit, blinded: bytes, limit: int) -> bytes:
+    """The descriptor of the onion service with this blinded key, 32 bytes; at most `limit` bytes, unverified.
+
+    Raises NotServed where the relay has none. rend-spec-v3, "Downloading and uploading descriptors".
+    """
+    name = b64encode(blinded).decode().rstrip("=")
+    return (await _get(circuit, f"/tor/hs/3/{name}", limit)).body
+
+
 async def _get(
     circuit: Circuit,
     path: str,
@@ -156,7 +165,8 @@ async def _receive(stream: Stream) -> bytes:
 def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT_ENCODING) -> Steps[Answer]:
     """An HTTP answer, its body decompressed, of at most `limit` bytes and in one of `encodings`.
 
-    Raises NoDirectory for a status other than 200, of these NothingNewer for 304; DocumentError for what
+    Raises NoDirectory for a status other than 200, of these NothingNewer for 304 and NotServed for 404;
+    DocumentError for what
     is not HTTP, is truncated or decompresses to more. dir-spec, "Standards compliance".
     """
     head, blank, body = answer.partition(b"\r\n\r\n")
@@ -167,7 +177,8 @@ def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT
     if status[1] == b"304":
         raise NothingNewer("the directory has no newer consensus than ours")
     if status[1] != b"200":
-        raise NoDirectory(_refusal(status[1].decode(), (status[2] or b"").decode()))
+        error = NotServed if status[1] == b"404" else NoDirectory
+        raise error(_refusal(status[1].decode(), (status[2] or b"").decode()))
     headers = {
         name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)
     }

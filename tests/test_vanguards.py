@@ -1,0 +1,142 @@
+"""Vanguards-lite: how many, for how long, and what a path to a named relay may hold. vanguards-spec."""
+
+import random
+from itertools import pairwise
+
+import network_docs as nd
+import pytest
+
+from torkit.directory.consensus import parse_consensus
+from torkit.directory.directory import Directory, Relay
+from torkit.directory.microdesc import split_microdescs
+from torkit.errors import NoPath
+from torkit.path import Constraints
+from torkit.vanguards import Vanguards, choose_path_to
+
+STABLE = "Fast Guard HSDir Running Stable V2Dir Valid"
+DAY = 86400.0
+
+
+def directory_of(flags: list[str], params: str = "", families: bool = False) -> Directory:
+    docs = [
+        nd.RelayDoc(f"r{n}", bytes([n]) * 20, f"10.{0 if families else n}.1.{n}", flags=line)
+        for n, line in enumerate(flags, 1)
+    ]
+    microdescs = split_microdescs(nd.microdescs(docs))
+    consensus = parse_consensus(nd.consensus(docs, nd.authorities(1), params=params))
+    return Directory(consensus, {digest: text for digest, text, _ in microdescs})
+
+
+def relay(directory: Directory, number: int) -> Relay:
+    found = directory.relay(bytes([number]) * 20)
+    assert found is not None
+    return found
+
+
+def vanguards(seed: int = 1) -> Vanguards:
+    return Vanguards(Constraints(), random.Random(seed))
+
+
+def chosen(set_: Vanguards, directory: Directory, now: float = 0.0, count: int = 200) -> set[bytes]:
+    return {set_.choose(directory, unwanted=set(), now=now).identity for _ in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("params", "number"), [("", 4), ("guard-hs-l2-number=2", 2), ("guard-hs-l2-number=99", 19)]
+)
+def test_the_second_place_is_one_of_as_many_as_the_network_says(params: str, number: int) -> None:
+    directory = directory_of([STABLE] * 24, params)
+    assert len(chosen(vanguards(), directory, count=2000)) == number
+
+
+def test_a_vanguard_is_kept_until_its_time_is_up() -> None:
+    directory = directory_of([STABLE] * 20)
+    one = vanguards()
+    first = chosen(one, directory)
+    assert chosen(one, directory, now=0.99 * DAY) == first
+    assert chosen(one, directory, now=13 * DAY).isdisjoint(first) or chosen(one, directory, 13 * DAY) != first
+
+
+def test_a_lifetime_is_the_greater_of_two_draws_within_the_bounds() -> None:
+    directory = directory_of([STABLE] * 4, "guard-hs-l2-lifetime-min=100 guard-hs-l2-lifetime-max=200")
+    lifetimes: list[float] = []
+    for seed in range(400):
+        one = vanguards(seed)
+        one.choose(directory, unwanted=set(), now=0.0)
+        lifetimes += one._expires.values()
+    assert min(lifetimes) >= 100
+    assert max(lifetimes) <= 200
+    # The greater of two uniform draws has two thirds of the range as its mean.
+    assert 160 < sum(lifetimes) / len(lifetimes) < 173
+
+
+def test_a_vanguard_that_is_no_longer_stable_or_listed_is_replaced() -> None:
+    one = vanguards()
+    before = chosen(one, directory_of([STABLE] * 6))
+    lost = min(before)[0]
+    flags = [STABLE.replace(" Stable", "") if n == lost else STABLE for n in range(1, 7)]
+    assert bytes([lost]) * 20 not in chosen(one, directory_of(flags))
+    assert len(chosen(one, directory_of(flags))) == 4
+
+
+def test_a_new_identity_forgets_the_set() -> None:
+    directory = directory_of([STABLE] * 24)
+    sets = []
+    one = vanguards()
+    for _ in range(8):
+        sets.append(frozenset(chosen(one, directory)))
+        one.forget()
+    assert len(set(sets)) > 1
+
+
+def test_a_path_ends_at_its_target_with_no_relay_twice_behind_the_guard() -> None:
+    directory = directory_of([STABLE] * 9, families=True)  # all in one subnet, which does not count
+    one, rng = vanguards(), random.Random(3)
+    guards = set()
+    for number in range(1, 10):
+        for _ in range(30):
+            path = choose_path_to(
+                directory,
+                relay(directory, number),
+                one,
+                lambda fits: relay(directory, 5),
+                Constraints(),
+                rng,
+                now=0.0,
+            )
+            guard, second, middle, target = (hop.identity for hop in path)
+            guards.add(guard)
+            assert target == bytes([number]) * 20
+            assert len({second, middle, target}) == 3
+            assert guard not in (second, middle)
+            assert all(before.identity != after.identity for before, after in pairwise(path[:3]))
+    assert guards == {bytes([5]) * 20}  # also where the guard itself is the target: tries tell nothing
+
+
+def test_the_target_has_no_say_in_who_is_guard() -> None:
+    directory = directory_of([STABLE] * 6)
+    asked = []
+
+    def pick_guard(fits: object) -> Relay:
+        assert callable(fits)
+        asked.append(all(fits(relay(directory, n)) for n in range(1, 7)))
+        return relay(directory, 1)
+
+    choose_path_to(
+        directory, relay(directory, 1), vanguards(), pick_guard, Constraints(), random.Random(1), now=0.0
+    )
+    assert asked == [True]
+
+
+def test_too_small_a_network_has_no_path() -> None:
+    directory = directory_of([STABLE] * 3)
+    with pytest.raises(NoPath):
+        choose_path_to(
+            directory,
+            relay(directory, 3),
+            vanguards(),
+            lambda fits: relay(directory, 1),
+            Constraints(),
+            random.Random(1),
+            now=0.0,
+        )

@@ -1,0 +1,58 @@
+"""The ring of hidden service directories: which relays hold whose descriptor.
+
+rend-spec-v3, "Where to publish a hidden service descriptor".
+"""
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+from torkit.hs.calendar import TimePeriod
+
+# Specification constants: default, minimum, maximum of consensus parameters.
+REPLICAS = (2, 1, 16)  # hsdir_n_replicas
+SPREAD_FETCH = (3, 1, 128)  # hsdir_spread_fetch
+
+Node = TypeVar("Node")
+
+
+def service_index(blinded: bytes, replica: int, period: TimePeriod) -> bytes:
+    """Where a replica of a descriptor belongs, 32 bytes. Replicas count from 1."""
+    numbers = b"".join(number.to_bytes(8, "big") for number in (replica, period.length, period.number))
+    return hashlib.sha3_256(b"store-at-idx" + blinded + numbers).digest()
+
+
+def relay_index(ed25519: bytes, shared_random: bytes, period: TimePeriod) -> bytes:
+    """Where the relay with this Ed25519 identity stands, 32 bytes."""
+    numbers = period.number.to_bytes(8, "big") + period.length.to_bytes(8, "big")
+    return hashlib.sha3_256(b"node-idx" + ed25519 + shared_random + numbers).digest()
+
+
+class Ring(Generic[Node]):
+    """The ring of one period and shared random value; its nodes are whatever the caller knows relays by."""
+
+    def __init__(
+        self, relays: Iterable[tuple[bytes, Node]], *, shared_random: bytes, period: TimePeriod
+    ) -> None:
+        """`relays` are pairs of an Ed25519 identity and a node."""
+        placed = [(relay_index(ed25519, shared_random, period), node) for ed25519, node in relays]
+        placed.sort(key=lambda pair: pair[0])
+        self._indexes = [index for index, _ in placed]
+        self._nodes = [node for _, node in placed]
+        self._period = period
+
+    def responsible(self, blinded: bytes, *, replicas: int, spread: int) -> list[Node]:
+        """The directories of every replica: `spread` for each, upwards from its index, no node twice."""
+        chosen: dict[int, None] = {}
+        for replica in range(1, replicas + 1):
+            first = bisect_left(self._indexes, service_index(blinded, replica, self._period))
+            left = spread
+            for step in range(len(self._nodes)):
+                place = (first + step) % len(self._nodes)
+                if left == 0:
+                    break
+                if place not in chosen:
+                    chosen[place] = None
+                    left -= 1
+        return [self._nodes[place] for place in chosen]

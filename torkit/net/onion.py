@@ -1,0 +1,200 @@
+"""Fetches descriptors of onion services from the directories responsible for them, and keeps them.
+
+Which relays those are, and what a descriptor must prove, is torkit.hs's.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import NamedTuple
+
+import trio
+
+from torkit._fast.keys import X25519PrivateKey
+from torkit.directory.directory import Directory, Relay, supports
+from torkit.errors import DocumentError, NotServed, OnionServiceError, OnionStep, TorkitError
+from torkit.hs.calendar import (
+    DEFAULT_PERIOD_LENGTH,
+    MAX_PERIOD_LENGTH,
+    MIN_PERIOD_LENGTH,
+    Calendar,
+    TimePeriod,
+    length_when_testing,
+)
+from torkit.hs.descriptor import MAX_DESCRIPTOR_LEN, Descriptor, decode_descriptor
+from torkit.hs.keys import blind, subcredential
+from torkit.hs.ring import REPLICAS, SPREAD_FETCH, Ring
+from torkit.net.circuit import Circuit
+from torkit.net.directory import fetch_onion_descriptor
+from torkit.proto.flow import parameter
+
+# Implementation limits, seconds: a directory that was asked for a descriptor is not asked again so soon, as C
+# tor.
+REQUERY_AFTER = 900.0
+REQUERY_AFTER_TESTING = 5.0
+
+# Implementation limit: relays read between two turns of other tasks, when the ring is made; about a
+# millisecond.
+RING_SLICE = 20
+
+# Implementation limit: services whose descriptors are kept. The one that was asked for longest ago goes
+# first.
+MAX_SERVICES = 1000
+
+
+class _Place(NamedTuple):
+    """Where a service is to be found now."""
+
+    period: TimePeriod
+    ends: int  # Unix time
+    blinded: bytes
+    directories: list[Relay]
+
+
+class _Service:
+    """What is known of one service."""
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()  # one request at a time
+        self.asked: dict[tuple[bytes, bytes], float] = {}  # (directory, blinded key): when
+        self.descriptor: Descriptor | None = None
+        self.expires = 0.0  # Unix time
+        self.blinded = b""
+        self.greatest_revision = 0  # seen for this blinded key
+
+
+class Descriptors:
+    """`directory` gives the newest directory; `build` makes a circuit to a relay, which we close."""
+
+    def __init__(
+        self,
+        directory: Callable[[], Directory],
+        build: Callable[[Relay], Awaitable[Circuit]],
+        rng: Random,
+        *,
+        testing: bool,
+    ) -> None:
+        self._directory = directory
+        self._build = build
+        self._rng = rng
+        self._testing = testing
+        self._services: dict[bytes, _Service] = {}
+        self._ring: tuple[Directory, TimePeriod, Ring[Relay]] | None = None
+
+    async def get(self, identity: bytes, client_key: X25519PrivateKey | None = None) -> Descriptor:
+        """The descriptor of the service with this identity key, kept or fetched.
+
+        Raises OnionServiceError (NOT_FOUND, DESCRIPTOR, NO_KEY, WRONG_KEY), NoDirectory, or what made every
+        circuit fail.
+        """
+        service = self._services.pop(identity, None) or _Service()
+        self._services[identity] = service
+        if len(self._services) > MAX_SERVICES:
+            del self._services[next(iter(self._services))]
+        async with service.lock:
+            if service.descriptor is None or service.expires <= time.time():
+                service.descriptor = await self._fetch(service, identity, client_key)
+            return service.descriptor
+
+    def forget(self) -> None:
+        """Forget every descriptor, and who was asked."""
+        self._services.clear()
+
+    async def _fetch(
+        self, service: _Service, identity: bytes, client_key: X25519PrivateKey | None
+    ) -> Descriptor:
+        """Ask one responsible directory after the other, in random order."""
+        place = await self._find_place(identity)
+        if place.blinded != service.blinded:
+            service.blinded, service.greatest_revision = place.blinded, 0
+        failures: list[TorkitError] = []
+        for relay in self._rng.sample(place.directories, len(place.directories)):
+            key = (relay.identity, place.blinded)
+            requery_after = REQUERY_AFTER_TESTING if self._testing else REQUERY_AFTER
+            if trio.current_time() - service.asked.get(key, -requery_after) < requery_after:
+                continue
+            service.asked[key] = trio.current_time()
+            try:
+                descriptor = await self._ask(relay, identity, place.blinded, client_key)
+                if descriptor.revision < service.greatest_revision:
+                    raise DocumentError("the directory's descriptor is older than one seen before")
+            except OnionServiceError:
+                raise  # the descriptor is right, and our key is not
+            except TorkitError as error:
+                failures.append(error)
+                continue
+            service.greatest_revision = descriptor.revision
+            service.expires = place.ends
+            return descriptor
+        service.asked.clear()  # the next request begins anew
+        raise _explain(failures)
+
+    async def _ask(
+        self, relay: Relay, identity: bytes, blinded: bytes, client_key: X25519PrivateKey | None
+    ) -> Descriptor:
+        consensus = self._directory().consensus
+        limit = consensus.param("HSV3MaxDescriptorSize", MAX_DESCRIPTOR_LEN, 1, 2**31 - 1)
+        circuit = await self._build(relay)
+        try:
+            text = await fetch_onion_descriptor(circuit, blinded, limit)
+        finally:
+            circuit.close()
+        return decode_descriptor(
+            text,
+            blinded=blinded,
+            subcredential=subcredential(identity, blinded),
+            now=time.time(),
+            sendme_inc=parameter(consensus.params, "cc_sendme_inc"),
+            client_key=client_key,
+            max_len=limit,
+        )
+
+    async def _find_place(self, identity: bytes) -> _Place:
+        directory = self._directory()
+        consensus = directory.consensus
+        interval = consensus.fresh_until - consensus.valid_after
+        bounds = (DEFAULT_PERIOD_LENGTH, MIN_PERIOD_LENGTH, MAX_PERIOD_LENGTH)
+        length = (
+            length_when_testing(interval) if self._testing else consensus.param("hsdir_interval", *bounds)
+        )
+        values = (consensus.shared_random_current, consensus.shared_random_previous)
+        current, previous = (value.value if value else None for value in values)
+        calendar = Calendar(consensus.valid_after, interval, length, current, previous)
+        blinded = blind(identity, calendar.period)
+        if self._ring is None or self._ring[:2] != (directory, calendar.period):
+            self._ring = (directory, calendar.period, await _make_ring(directory, calendar))
+        ring = self._ring[2]
+        chosen = ring.responsible(
+            blinded,
+            replicas=consensus.param("hsdir_n_replicas", *REPLICAS),
+            spread=consensus.param("hsdir_spread_fetch", *SPREAD_FETCH),
+        )
+        return _Place(calendar.period, calendar.period_ends, blinded, chosen)
+
+
+async def _make_ring(directory: Directory, calendar: Calendar) -> Ring[Relay]:
+    """Every relay that holds descriptors: flag HSDir, HSDir=2, its Ed25519 identity known."""
+    flags = directory.consensus.relays.flags
+    found = []
+    for number, place in enumerate(place for place in range(len(directory)) if "HSDir" in flags[place]):
+        if number % RING_SLICE == 0:
+            await trio.lowlevel.checkpoint()
+        relay = directory.relay_at(place)
+        if relay is not None and relay.ed25519_identity is not None and supports(relay, "HSDir", 2):
+            found.append((relay.ed25519_identity, relay))
+    return Ring(found, shared_random=calendar.shared_random, period=calendar.period)
+
+
+def _explain(failures: list[TorkitError]) -> TorkitError:
+    """One error for all that failed."""
+    if any(isinstance(error, NotServed) for error in failures) or not failures:
+        return OnionServiceError(
+            "no directory has the onion service's descriptor",
+            step=OnionStep.NOT_FOUND,
+            hint="is the service running? It may have been down for more than three hours",
+        )
+    if all(isinstance(error, DocumentError) for error in failures):
+        return OnionServiceError(
+            f"the onion service's descriptor fails its checks: {failures[-1]}", step=OnionStep.DESCRIPTOR
+        )
+    return failures[-1]

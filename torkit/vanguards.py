@@ -1,0 +1,87 @@
+"""The relays in the second place of onion circuits, kept for days: vanguards-lite.
+
+An attacker can make a client build many onion circuits. Were the relay behind the guard drawn anew for each,
+one of the attacker's would soon stand there and see which guard is ours. The set lives in memory only, as in
+C tor, and a new identity forgets it. vanguards-spec, "Vanguards-Lite".
+
+    guard - second - middle - target      the target is named by others; it restricts nobody before it
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from torkit.directory.directory import Directory, Relay
+from torkit.path import Constraints, PickGuard, draw_middle
+
+# Specification constants: default, minimum, maximum of consensus parameters.
+SECOND_NUMBER = (4, 1, 19)  # guard-hs-l2-number
+SECOND_LIFETIME_MIN = (86400, 1, 2**31 - 1)  # guard-hs-l2-lifetime-min, seconds
+SECOND_LIFETIME_MAX = (1036800, 1, 2**31 - 1)  # guard-hs-l2-lifetime-max, seconds
+
+FLAGS = frozenset({"Fast", "Stable", "Running", "Valid"})
+
+
+class Vanguards:
+    """Driven by the directory and by time, which are arguments."""
+
+    def __init__(self, constraints: Constraints, rng: Random) -> None:
+        """`constraints` say which relays the user excludes."""
+        self._constraints = constraints._replace(stable=True)
+        self._rng = rng
+        self._expires: dict[bytes, float] = {}  # by identity, in the order of drawing
+
+    def choose(self, directory: Directory, *, unwanted: set[bytes], now: float) -> Relay:
+        """One of the set, none of `unwanted`. Raises NoPath where nobody is left to draw."""
+        self._update(directory, now)
+        for _ in range(len(self._expires)):
+            candidates = [identity for identity in self._expires if identity not in unwanted]
+            if not candidates:
+                break
+            relay = directory.relay(self._rng.choice(candidates))
+            if relay is not None:
+                return relay
+        return draw_middle(directory, self._constraints, unwanted, self._rng)
+
+    def forget(self) -> None:
+        """Draw a new set at the next choice."""
+        self._expires.clear()
+
+    def _update(self, directory: Directory, now: float) -> None:
+        """Drop relays that have served their time or lost their flags; draw new ones in their places."""
+        relays = directory.consensus.relays
+        for identity, expires in list(self._expires.items()):
+            place = relays.index_of(identity)
+            if expires <= now or place is None or not relays.flags[place] >= FLAGS:
+                del self._expires[identity]
+        param = directory.consensus.param
+        while len(self._expires) < param("guard-hs-l2-number", *SECOND_NUMBER):
+            relay = draw_middle(directory, self._constraints, self._expires, self._rng)
+            self._expires[relay.identity] = now + self._lifetime(param)
+
+    def _lifetime(self, param: Callable[[str, int, int, int], int]) -> float:
+        """Seconds: the greater of two uniform draws, so that an attacker waits long."""
+        low = param("guard-hs-l2-lifetime-min", *SECOND_LIFETIME_MIN)
+        high = max(low, param("guard-hs-l2-lifetime-max", *SECOND_LIFETIME_MAX))
+        return max(self._rng.uniform(low, high), self._rng.uniform(low, high))
+
+
+def choose_path_to(
+    directory: Directory,
+    target: Relay,
+    vanguards: Vanguards,
+    pick_guard: PickGuard,
+    constraints: Constraints,
+    rng: Random,
+    now: float,
+) -> tuple[Relay, Relay, Relay, Relay]:
+    """A path to a relay that others have named: guard, second, middle, target.
+
+    An attacker may choose the target, so it has no say in who is guard: else tries would tell which is ours.
+    Families and subnets do not count. vanguards-spec, "Path construction". Raises NoPath, and as
+    `pick_guard`.
+    """
+    guard = pick_guard(lambda relay: True)
+    unwanted = {guard.identity, target.identity}
+    second = vanguards.choose(directory, unwanted=unwanted, now=now)
+    middle = draw_middle(directory, constraints, unwanted | {second.identity}, rng)
+    return guard, second, middle, target
