@@ -28,7 +28,15 @@ from torkit.directory.diff import apply_in_steps, is_diff
 from torkit.directory.directory import CountryOf, Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
-from torkit.errors import ClockSkewed, DocumentError, NoDirectory, NothingNewer, StorageError, TorkitError
+from torkit.errors import (
+    ClockSkewed,
+    DocumentError,
+    NoDirectory,
+    NothingNewer,
+    NotServed,
+    StorageError,
+    TorkitError,
+)
 from torkit.guards import missing_microdescs
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings
@@ -479,7 +487,7 @@ class Bootstrap:
             self._stop_using()
         error = diagnose(failures) if failures else NoDirectory("too few relays are known to build circuits")
         names = self._missing_guards(self._newest)
-        if names and self._newest.is_usable() and type(error) is NoDirectory:
+        if names and self._newest.is_usable() and type(error) in (NoDirectory, NotServed):
             raise missing_microdescs(names) from error
         raise error
 
