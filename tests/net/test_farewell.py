@@ -1,5 +1,6 @@
 """What has arrived for a client of the proxy is delivered, however late it reads and its stream ends."""
 
+import gc
 import socket
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import trio
 import trio.testing
 from proxied import Peer, Proxy, ScriptedTor, proxy_for, receive_all
 
+from torkit._fast import memory
 from torkit._fast.cells import RelayCommand
 from torkit.errors import EndReason
 from torkit.net import farewell
@@ -139,6 +141,27 @@ async def test_client_that_never_reads_is_reset_in_the_end(
         await client.send_all(b"still there")  # which fails after a reset
         mock_clock.jump(2)
         await trio.testing.wait_all_tasks_blocked(0.1)
+        assert len(await receive_until_reset(client)) < len(BODY)
+
+
+async def test_client_whose_bytes_were_dropped_for_memory_is_reset_though_the_peer_ended_well(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gc.collect()  # what other tests left and nobody can reach counts
+    tor = ScriptedTor()
+    limit = memory.limit()
+    async with proxy_for(tor, send_buffer=FEW) as proxy:
+        client, peer = await late_client(proxy, tor)
+        await peer.send_all(BODY)
+        await peer.end()
+        await until(lambda: memory.held() > len(BODY) // 2)
+        memory.set_limit(0)
+        try:
+            await client.send_all(b"something for the pump to look at")
+            await until(lambda: memory.held() < len(BODY) // 2)
+        finally:
+            memory.set_limit(limit)
+        assert "held most" in caplog.text
         assert len(await receive_until_reset(client)) < len(BODY)
 
 

@@ -20,10 +20,11 @@ from torkit._fast import memory
 from torkit._fast.events import CircuitFailed
 from torkit.cli.memory import parse_size
 from torkit.directory.netdoc import decode_protocols
-from torkit.errors import CircuitClosed, DestroyReason, UsageError
+from torkit.errors import CircuitClosed, DestroyReason, EndReason, UsageError
 from torkit.net.channel import Channel
 from torkit.net.circuit import CircuitSettings
 from torkit.net.memory import FLOOR, LEAST, MOST, default_limit, limit_memory
+from torkit.net.stream import StreamBroken
 
 CELL_DATA_LEN = 498
 LARGE = 450 * CELL_DATA_LEN  # bytes: under the window of one stream
@@ -31,7 +32,8 @@ LARGE = 450 * CELL_DATA_LEN  # bytes: under the window of one stream
 
 @pytest.fixture(autouse=True)
 def limit() -> Iterator[None]:
-    """Tests set a limit of their own."""
+    """Tests set a limit of their own. What earlier tests left behind must not be freed meanwhile."""
+    gc.collect()
     before = memory.limit()
     yield
     memory.set_limit(before)
@@ -126,6 +128,111 @@ async def test_a_limit_that_is_kept_ends_nobody() -> None:
         while stream._core.queued < LARGE:
             await trio.sleep(0.01)
         assert circuit.error is None
+
+
+async def test_a_queue_that_is_dropped_after_its_stream_has_ended_is_no_end_of_file() -> None:
+    """The peer ended in good order, so nothing but the cut itself can tell of it."""
+    relays = fresh_relays(1)
+    async with serve_channel(relays[0]) as channel:
+        circuit, other = await build(channel, relays), await build(channel, relays)
+        stream, far = await open_stream(circuit, relays[0])
+        second, far_second = await open_stream(other, relays[0])
+        far.write(bytes(LARGE))
+        far.finish()
+        with trio.fail_after(30):
+            while not stream._core.has_ended:
+                await trio.sleep(0.01)
+            assert stream.queued == LARGE
+            memory.set_limit(memory.held() - LARGE)
+            far_second.write(b"x")
+            assert await second.receive_some() == b"x"
+        with pytest.raises(StreamBroken, match="memory limit") as caught:
+            await stream.receive_some()
+        assert caught.value.reason is EndReason.RESOURCELIMIT
+        assert stream.failure is not None
+        assert other.error is None
+
+
+async def test_what_a_task_still_keeps_of_an_ended_circuit_ends_no_other() -> None:
+    """A directory answer is freed by its task, which has its turn only after the pump."""
+    relays = fresh_relays(1)
+    async with serve_channel(relays[0]) as channel:
+        large, small = await build(channel, relays), await build(channel, relays)
+        ends = [await open_stream(circuit, relays[0]) for circuit in (large, small)]
+        for _, far in ends:
+            far.write(bytes(LARGE // 4))
+        with trio.fail_after(30):
+            while any(stream.queued < LARGE // 4 for stream, _ in ends):
+                await trio.sleep(0.01)
+            large.note_kept(10 * LARGE)
+            memory.set_limit(memory.held() - LARGE)
+            ends[1][1].write(b"x")
+            while large.error is None:
+                await trio.sleep(0.01)
+        held = memory.held()
+        large.note_kept(-10 * LARGE)  # its task lets go: it counts no more
+        assert memory.held() == held
+        assert small.error is None
+        assert channel.error is None
+
+
+async def test_a_circuit_that_holds_only_what_a_task_keeps_can_be_ended() -> None:
+    relays = fresh_relays(1)
+    async with serve_channel(relays[0]) as channel:
+        circuit, other = await build(channel, relays), await build(channel, relays)
+        stream, far = await open_stream(other, relays[0])
+        memory.set_limit(memory.held() + LARGE)
+        circuit.note_kept(2 * LARGE)
+        far.write(b"x")
+        with trio.fail_after(30):
+            assert await stream.receive_some() == b"x"
+            while circuit.error is None:
+                await trio.sleep(0.01)
+        assert other.error is None
+
+
+async def test_a_buffer_in_which_nothing_waits_ends_nobody() -> None:
+    relays = fresh_relays(1)
+    async with serve_channel(relays[0]) as channel:
+        circuit = await build(channel, relays)
+        stream, far = await open_stream(circuit, relays[0])
+        far.write(bytes(LARGE // 4))
+        with trio.fail_after(30):
+            received = 0
+            while received < LARGE // 4:
+                received += len(await stream.receive_some())
+            before = memory.held()
+            memory.set_limit(before - LARGE // 8)
+            far.write(b"x")
+            assert await stream.receive_some() == b"x"
+        assert memory.held() < before
+        assert circuit.error is None
+        assert channel.error is None
+
+
+# --- What may come after XOFF -----------------------------------------------------------------------------
+
+
+async def test_what_may_come_after_xoff_grows_with_the_windows_and_no_faster_beyond_slow_start() -> None:
+    settings = CircuitSettings({"cc_sendme_inc": 31, "cc_ss_max": 500, "cc_cwnd_init": 124})
+    [relay] = fresh_relays(1)
+    relay.cc_sendme_inc = 31
+    async with serve_channel(relay) as channel:
+        circuit = channel.open_circuit(8, settings)
+        await circuit.create(relay_of(relay, protocols=decode_protocols(RELAY_WITH_CC)), is_last=True)
+        stream, far = await open_stream(circuit, relay)
+
+        async def receive(cells: int) -> int:
+            far.write(bytes(cells * CELL_DATA_LEN))
+            received = 0
+            while received < cells * CELL_DATA_LEN:
+                received += len(await stream.receive_some())
+            return circuit.bytes_under_way(stream._core)
+
+        with trio.fail_after(30):
+            assert circuit.bytes_under_way(stream._core) == 2 * 124 * CELL_DATA_LEN
+            assert await receive(31) == 2 * (124 + 31 + 1) * CELL_DATA_LEN
+            assert await receive(31 * 19) == 2 * (500 + 20) * CELL_DATA_LEN
 
 
 # --- A relay that does not take our answers ---------------------------------------------------------------

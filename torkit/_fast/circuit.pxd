@@ -69,12 +69,14 @@ cdef class Circuit(Outlet):
     cdef bint is_over
     cdef Breakage broken          # until its owner has been told
     cdef Py_ssize_t kept          # bytes that somebody keeps of what its streams have brought
+    cdef bint is_written_off      # `kept` counts no more: who keeps it has been told to let go
     cdef Py_ssize_t tally         # bytes that it holds, while the pump looks for who holds most
     cdef int relay_early_left
     cdef uint16_t next_stream_id
 
     cdef void finish(self) noexcept
     cdef void break_for(self, Breakage reason) noexcept
+    cdef void write_off(self) noexcept
     cdef int tell(self, list events) except -1
     cdef void forget_breakage(self) noexcept
     cdef int receive(self, uint8_t command, uint8_t* body, uint64_t read_serial, list events) except -1

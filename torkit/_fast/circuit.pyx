@@ -211,8 +211,9 @@ cdef class Circuit(Outlet):
 
     def keep(self, Py_ssize_t count):
         """Count `count` more bytes, or fewer, that somebody keeps of what the streams have brought."""
-        self.kept += count
-        note(count)
+        if not self.is_written_off:
+            self.kept += count
+            note(count)
 
     cdef void finish(self) noexcept:
         """As `end`. It allocates nothing, so that it can always be done. No layer is used from here on."""
@@ -235,6 +236,13 @@ cdef class Circuit(Outlet):
             self.finish()
             self.broken = reason
             self.outbox.broken += 1
+
+    cdef void write_off(self) noexcept:
+        """End for holding most. What is kept of it is freed by its owner, who is told, and counts no more."""
+        self.break_for(Breakage.OVER_LIMIT)
+        self.is_written_off = True
+        note(-self.kept)
+        self.kept = 0
 
     cdef int tell(self, list events) except -1:
         """Tell the owner of a circuit that broke off. Raises MemoryError, and then can be called again."""

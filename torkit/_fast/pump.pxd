@@ -66,6 +66,7 @@ cdef class Pump:
     cdef int round(self, list found) except -1
     cdef bint is_behind(self)
     cdef int relieve(self, list found) except -1
+    cdef void release_spare(self) noexcept
     cdef int end_greatest(self, list found) except -1
     cdef int receive(self, Link link, list found) except -1
     cdef int fail_link(self, Link link, error, list found) except -1

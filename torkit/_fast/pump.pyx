@@ -20,7 +20,7 @@ from posix.time cimport timespec
 from posix.unistd cimport close, read
 
 from torkit._fast.cells cimport monotonic
-from torkit._fast.circuit cimport Breakage, Circuit
+from torkit._fast.circuit cimport Circuit
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
 from torkit._fast.factory cimport check_maker, make
 from torkit._fast.memory cimport excess, release, resize
@@ -348,9 +348,24 @@ cdef class Pump:
 
     cdef int relieve(self, list found) except -1:
         """More waits than the limit of memory allows: end whoever holds most, until the limit is kept."""
+        self.release_spare()
         while excess() > 0 and self.end_greatest(found):
             pass
         return 0
+
+    cdef void release_spare(self) noexcept:
+        """Free the buffers in which nothing waits: nobody has to end for these."""
+        cdef Link link
+        cdef Stream stream
+        cdef PyObject* entry = first_with_queue()
+        while entry != NULL:
+            stream = <Stream>entry
+            entry = stream.next
+            if stream.head == stream.tail:
+                stream.drop_queue()
+        for link in self.links:
+            if link.channel.outbox.length == 0:
+                release(&link.channel.outbox.cells, &link.channel.outbox.capacity)
 
     cdef int end_greatest(self, list found) except -1:
         """End the circuit or the link that holds most. Returns False where nobody holds anything."""
@@ -377,6 +392,11 @@ cdef class Pump:
                     circuits.append(circuit)
                     circuit.tally = circuit.kept + 1
                 circuit.tally += (<Local>source).capacity
+        for link in self.links:
+            for kept_by in link.channel.circuits.slots:
+                if kept_by is not None and (<Circuit>kept_by).kept and (<Circuit>kept_by).tally == 0:
+                    circuits.append(kept_by)
+                    (<Circuit>kept_by).tally = (<Circuit>kept_by).kept
         for circuit in circuits:
             if circuit.tally > most:
                 most = circuit.tally
@@ -392,12 +412,14 @@ cdef class Pump:
             greatest_link.tls.forget()
             found.append((greatest_link.owner, [ChannelFailed(ChannelClosed(OVER_LIMIT))]))
         elif greatest is not None:
-            greatest.break_for(Breakage.OVER_LIMIT)
+            greatest.write_off()
             entry = first_with_queue()
             while entry != NULL:
                 stream = <Stream>entry
                 entry = stream.next
                 if stream.circuit is greatest:
+                    # It may have ended in good order, or its circuit have been closed: then no event tells of it.
+                    stream.is_cut = True
                     stream.drop_queue()
             for source in self.sources:
                 if type(source) is Local and (<Local>source).stream is not None:

@@ -48,6 +48,7 @@ cdef class Stream(Entry):
     cdef object feeder            # who seals what is sent (pump.pyx), or None: then put() is somebody else's
     cdef readonly uint64_t sent   # bytes that put() has taken, ever
     cdef readonly uint64_t received  # bytes that DATA cells have brought, ever
+    cdef readonly bint is_cut     # queued bytes were dropped, since memory was short
     cdef uint64_t received_max    # what `received` may come to: since our XOFF, what was under way
 
     # All streams that have a queue are in one list, to be found when memory is short. No references are held:

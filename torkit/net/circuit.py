@@ -245,11 +245,17 @@ class Circuit:
         """How much of a stream may still come after our XOFF, from a peer that keeps the rules.
 
         One congestion window may be on its way to us, and another leave before the XOFF arrives. A window
-        grows by what we acknowledge, in slow start times a percentage (proposal 324).
+        grows by what we acknowledge: in slow start times a percentage, until cc_ss_max; beyond that, by at
+        most cc_cwnd_inc for each SENDME of ours (proposal 324).
         """
+        vegas = self._vegas[core.hop]
+        assert vegas is not None
         params = self._settings.params
-        grown = self._core.acknowledged(core.hop) * flow.parameter(params, "cc_cwnd_inc_pct_ss") // 100
-        window = flow.parameter(params, "cc_cwnd_init") + grown
+        acknowledged = self._core.acknowledged(core.hop)
+        first = flow.parameter(params, "cc_cwnd_init")
+        in_slow_start = first + acknowledged * flow.parameter(params, "cc_cwnd_inc_pct_ss") // 100
+        steady = acknowledged // vegas.increment * flow.parameter(params, "cc_cwnd_inc")
+        window = min(in_slow_start, max(first, flow.parameter(params, "cc_ss_max"))) + steady
         return 2 * window * flow.RELAY_DATA_LEN_MAX
 
     def note_kept(self, count: int) -> None:

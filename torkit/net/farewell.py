@@ -130,6 +130,8 @@ class Farewell:
                 self._pump.watch_writing(self._source, not is_pushed)
                 if not is_pushed:
                     return
+                # Memory may have been short since: no cut may look like an end.
+                self._is_whole = self._is_whole and self._stream.failure is None
                 self._stream = None
             if self._is_whole:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, IN_ORDER)

@@ -174,7 +174,7 @@ class Stream(trio.abc.Stream):
 
     def is_over(self) -> bool:
         """Whether the peer has ended in good order; there may be more to read. Raises StreamBroken."""
-        if self._end is EndReason.DONE and self._is_connected:
+        if self._is_whole:
             return True
         if self.has_ended:
             raise self._broken()
@@ -183,7 +183,7 @@ class Stream(trio.abc.Stream):
     @property
     def has_ended(self) -> bool:
         """Whether the peer has ended it, or its circuit has; there may be more to read."""
-        return self._end is not None or self._failure is not None
+        return self._end is not None or self._failure is not None or self._core.is_cut
 
     @property
     def queued(self) -> int:
@@ -193,8 +193,12 @@ class Stream(trio.abc.Stream):
     @property
     def failure(self) -> StreamBroken | None:
         """Why it has ended other than in good order, or before it was connected; None otherwise."""
-        is_good = self._end is EndReason.DONE and self._is_connected
-        return self._broken() if self.has_ended and not is_good else None
+        return self._broken() if self.has_ended and not self._is_whole else None
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the peer has ended in good order, and nothing that it sent is lost."""
+        return self._end is EndReason.DONE and self._is_connected and not self._core.is_cut
 
     @property
     def is_connected(self) -> bool:
@@ -226,6 +230,11 @@ class Stream(trio.abc.Stream):
             raise trio.ClosedResourceError("this stream was closed here")
 
     def _broken(self) -> StreamBroken:
+        if self._core.is_cut:
+            message = (
+                "what had arrived was dropped: its circuit held the most when the memory limit was passed"
+            )
+            return StreamBroken(message, reason=EndReason.RESOURCELIMIT)
         if self._end is not None:
             message = f"{self._end.sentence} ({self._end.name})"
             return StreamBroken(message, reason=self._end, address=self._refused)
