@@ -208,9 +208,13 @@ def main() -> NoReturn:
 def run_command_line(arguments: list[str]) -> int:
     """Run one command line; returns its exit status. Only a fault of ours raises."""
     try:
-        command = typer.main.get_command(app)
-        with command.make_context("torkit", arguments) as context:
-            command.invoke(context)
+        try:
+            command = typer.main.get_command(app)
+            with command.make_context("torkit", arguments) as context:
+                command.invoke(context)
+        except typer.Exit as error:
+            if error.exit_code != OK:
+                raise
         sys.stdout.flush()
     except BaseException as error:
         _drop_unwritten_output()
@@ -542,12 +546,17 @@ def write_file(path: Path, data: bytes) -> "FileIdentity | None":
 
 
 def _open_standard_descriptors() -> None:
-    """Give what the parent closed to the null device, before a connection gets its number."""
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+    """Give what the parent closed to the null device, before a connection gets its number.
+
+    Reading a closed stdin gives an end. Writing to a closed stdout is an error, so that no byte is lost in
+    silence, and errors themselves may be lost: nobody wants to see them.
+    """
+    modes = (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))
+    for descriptor, (name, mode) in enumerate(modes):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull, mode)
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r"))
 
 
