@@ -945,20 +945,65 @@ async def test_where_diff_and_whole_fail_another_is_asked(
 # --- The clock -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hours", [-50, -5, 5, 50])
+def services_of_another_time(
+    signers: Sequence[TestAuthority], hours: int, count: int
+) -> list[DirectoryService]:
+    """Directories with a consensus that is live by their clocks, which show so many hours more than ours."""
+    there = int(time.time()) + hours * HOUR
+    services = [signed_service(DOCS, signers, valid_after=there - HOUR // 2) for _ in range(count)]
+    for service in services:
+        service.clock = hours * HOUR
+    return services
+
+
+@pytest.mark.parametrize("hours", [-50, 50])
 async def test_several_relays_that_tell_another_time_blame_our_clock(
     tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, hours: int
 ) -> None:
-    there = int(time.time()) + hours * HOUR
-    services = [signed_service(DOCS, signers, valid_after=there - HOUR // 2) for _ in range(3)]
-    for service in services:
-        service.clock = hours * HOUR
+    services = services_of_another_time(signers, hours, 3)
     async with bootstrapping(tmp_path, signers, services) as started:
         error = await refusal(started.bootstrap)
     assert isinstance(error, ClockSkewed)
     assert error.skew == pytest.approx(-hours * HOUR, abs=30)
     assert f"{abs(hours)} hours 0 minutes {'behind' if hours > 0 else 'ahead of'}" in str(error)
     assert not (tmp_path / "consensus-microdesc").exists()
+
+
+@pytest.mark.parametrize("hours", [-20, -3, 2, 20])
+@pytest.mark.parametrize("is_warm", [False, True])
+async def test_a_clock_that_is_wrong_by_less_than_a_day_stops_no_start_and_is_told(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    hours: int,
+    is_warm: bool,
+) -> None:
+    """Whatever is cached. Three relays settle it: no fourth is asked for a consensus."""
+    services = services_of_another_time(signers, hours, 5)
+    if is_warm:
+        there = services[0].consensus
+        await fill_cache(tmp_path, signers, signed_service(DOCS, signers))
+        (tmp_path / "consensus-microdesc").write_bytes(there)
+    async with bootstrapping(tmp_path, signers, services) as started:
+        assert (await started.bootstrap.wait_ready()).consensus.text == services[0].consensus
+        with pytest.raises(ClockSkewed):
+            await started.bootstrap.wait_consensus()
+    if not is_warm:
+        assert sum(service.requests.count(CONSENSUS_PATH) for service in services) == 3
+    (warning,) = (one.message for one in caplog.records if one.levelname == "WARNING")
+    assert f"{abs(hours)} hours 0 minutes {'behind' if hours > 0 else 'ahead of'}" in warning
+    assert "set this computer's clock" in warning
+
+
+async def test_a_clock_is_not_doubted_for_an_old_consensus_that_few_relays_call_new(
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, service: DirectoryService
+) -> None:
+    """Two that lie, or that are as far behind, cannot have it taken while another has a live one."""
+    services = [*services_of_another_time(signers, -20, 2), service]
+    service.clock = 0
+    async with bootstrapping(tmp_path, signers, services) as started:
+        assert (await started.bootstrap.wait_ready()).consensus.text == service.consensus
 
 
 async def test_relays_that_agree_with_our_clock_do_not_blame_it(

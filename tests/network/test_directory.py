@@ -6,6 +6,7 @@ TORKIT_SOAK_SECONDS.
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -114,6 +115,19 @@ async def test_relays_send_diffs_and_what_they_make_is_verified(net: RunningTest
         assert len(verify(newer, certificates, network.voters, time.time())) == len(network.voters)
         assert newer.valid_after > held.valid_after
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("hours", [-20, -2, 3, 20])
+def test_a_clock_that_is_wrong_by_less_than_a_day_stops_no_first_start(
+    fresh_shell: Shell, web_server: WebServer, hours: int
+) -> None:
+    clock = f"import time; real = time.time; time.time = lambda: real() + {hours} * 3600"
+    start = f"{clock}; import sys; sys.argv[0] = 'torkit'; from torkit.cli import main; main()"
+    line = f'{sys.executable} -c "{start}" connect web.test:{web_server.port}'
+    result = fresh_shell.run(line, stdin=b"GET /page HTTP/1.0\r\n\r\n")
+    assert result.stdout.endswith(PAGE), result
+    told = f"clock is {abs(hours)} hours 0 minutes {'behind' if hours < 0 else 'ahead of'}"
+    assert told in result.stderr.decode()
 
 
 def test_fallbacks_serve_when_all_authorities_are_down_and_the_consensus_has_expired(

@@ -187,7 +187,8 @@ class Bootstrap:
                 wait = self._retry_wait()
                 if isinstance(error, ClockSkewed):  # somebody is about to set it
                     wait = min(wait, CLOCK_CHECK)
-                self._say("the directory cannot be brought up to date", error)
+                is_shown = not self._progress.now.is_done  # with the progress of the start
+                self._say("the directory cannot be brought up to date", error, is_shown=is_shown)
                 self._progress.block(error)
                 if failed_rounds >= ROUNDS_BEFORE_ERROR or self._given is not None:
                     self.failure = error
@@ -213,17 +214,18 @@ class Bootstrap:
         elif self._newest is None or now >= self._refresh_at or not _is_live(self._newest.consensus, now):
             try:
                 await self._fetch_consensus()
-            except TorkitError as error:
+            except TorkitError as failure:
                 # An old one goes on being used as long as it is reasonably live.
                 if self._newest is None:
                     raise
                 if time.time() > self._newest.consensus.valid_until + REASONABLY_LIVE:
                     self._drop()
                     raise
-                what = "no newer consensus is to be had, the one at hand is still good"
+                error = self._skewed(self._newest.consensus, time.time()) or failure
                 if isinstance(error, ClockSkewed):
-                    self._say(what, error)
+                    self._say("a consensus is used that this computer's clock calls untimely", error)
                 else:
+                    what = "no newer consensus is to be had, the one at hand is still good"
                     logger.info("%s: %s", what, error)
                 await self._fetch_microdescs()
                 if not self._has_consensus.is_set():  # somebody may wait for a live one
@@ -237,9 +239,9 @@ class Bootstrap:
         wait = max(self._refresh_at - time.time(), 1.0)
         return min(wait, MISSING_RETRY) if self._newest and self._newest.missing else wait
 
-    def _say(self, what: str, error: TorkitError) -> None:
-        """Loudly where it is news and the progress of a start does not tell it any more."""
-        is_news = self._progress.now.is_done and self._said is not type(error)
+    def _say(self, what: str, error: TorkitError, *, is_shown: bool = False) -> None:
+        """Loudly where it is news and not shown elsewhere."""
+        is_news = not is_shown and self._said is not type(error)
         self._said = type(error)
         logger.log(
             logging.WARNING if is_news else logging.INFO,
@@ -303,7 +305,10 @@ class Bootstrap:
     # --- the network ------------------------------------------------------------------------------
 
     async def _fetch_consensus(self) -> None:
-        """Adopt the newest consensus to be had: a live one, else one that is still within the tolerance."""
+        """Adopt the newest consensus to be had: a live one, else one that is still within the tolerance.
+
+        Raises ClockSkewed, having adopted it, where it is live by several relays' clocks and not by ours.
+        """
         self._untimely = None
         try:
             verified = await self._servers.ask(self._ask_for_consensus)
@@ -314,6 +319,7 @@ class Bootstrap:
             await self._keep(*self._untimely)
             raise
         await self._keep(*verified)
+        self._check_times(verified[0], time.time(), tolerance=0)
 
     async def _keep(self, consensus: Consensus, certificates: tuple[AuthorityCertificate, ...]) -> None:
         await self._keep_certificates(certificates)
@@ -341,7 +347,9 @@ class Bootstrap:
         if held is not None and consensus.valid_after <= held.valid_after:
             raise NothingNewer("the directory has no newer consensus than ours")
         try:
-            check_times(consensus, time.time())
+            self._check_times(consensus, time.time(), tolerance=0)
+        except ClockSkewed:
+            return verified  # others have no better one: it is our clock that is wrong
         except NoDirectory as error:
             if self._untimely is None or consensus.valid_after > self._untimely[0].valid_after:
                 self._untimely = verified
@@ -406,17 +414,26 @@ class Bootstrap:
         return current()
 
     def _check_times(self, consensus: Preamble, now: float, *, tolerance: float) -> None:
-        """As `check_times`. Raises ClockSkewed where by several relays' clocks the consensus is live."""
+        """As `check_times`. Raises ClockSkewed where our clock is why."""
+        try:
+            check_times(consensus, now, tolerance=tolerance)
+        except NoDirectory:
+            if skewed := self._skewed(consensus, now):
+                raise skewed from None
+            raise
+
+    def _skewed(self, consensus: Preamble, now: float) -> ClockSkewed | None:
+        """What is wrong with our clock, if the consensus is live by several relays' and not by ours."""
         skew = self._servers.clock_skew()
-        if skew is not None and not _is_live(consensus, now) and _is_live(consensus, now - skew):
-            hours, minutes = divmod(round(abs(skew) / 60), 60)
-            raise ClockSkewed(
-                f"this computer's clock is {hours} hours {minutes} minutes"
-                f" {'ahead of' if skew > 0 else 'behind'} what several relays show",
-                skew=skew,
-                hint="set this computer's clock and time zone",
-            )
-        check_times(consensus, now, tolerance=tolerance)
+        if skew is None or _is_live(consensus, now) or not _is_live(consensus, now - skew):
+            return None
+        hours, minutes = divmod(round(abs(skew) / 60), 60)
+        return ClockSkewed(
+            f"this computer's clock is {hours} hours {minutes} minutes"
+            f" {'ahead of' if skew > 0 else 'behind'} what several relays show",
+            skew=skew,
+            hint="set this computer's clock and time zone",
+        )
 
     async def _verify(
         self,
