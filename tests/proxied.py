@@ -15,7 +15,7 @@ from served import serve_circuit
 
 from torkit.errors import EndReason, TimedOut
 from torkit.net.circuit import Circuit
-from torkit.net.socks import serve_socks
+from torkit.net.proxy import serve_socks
 from torkit.net.stream import Stream
 
 GREETING = b"\x05\x01\x00"

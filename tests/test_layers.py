@@ -178,7 +178,7 @@ def test_imports_keep_the_rules(path: Path) -> None:
         ("torkit.testnet", "torkit.net.channel"),
         ("torkit.cli.socks", "torkit.guards"),
         ("torkit.proto.channel", "trio"),
-        ("torkit.net.socks", "typer"),
+        ("torkit.net.proxy.client", "typer"),
         ("torkit.proto.certs", "cryptography.x509"),
         ("torkit.directory.consensus", "pathlib"),
         ("torkit.proto.ntor", "os"),

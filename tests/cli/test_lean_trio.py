@@ -28,7 +28,7 @@ def seen_by(code: str, path: str = "") -> str:
 
 def test_a_start_imports_no_second_tls_and_no_ctypes_and_starts_no_process() -> None:
     code = """
-        import torkit.cli.connect, torkit.cli.socks, torkit.client, torkit.net.pipe, torkit.net.socks
+        import torkit.cli.connect, torkit.cli.socks, torkit.client, torkit.net.pipe, torkit.net.proxy
         print(sorted({"ssl", "_ssl", "idna", "ctypes", "ctypes.util"} & sys.modules.keys()), started)
     """
     assert seen_by(code) == "[] []"

@@ -17,7 +17,7 @@ from fake_tor import FakeTor
 from torkit.cli.socks import forget_ready_file, open_listener, parse_isolation
 from torkit.cli.socks import serve as serve_on
 from torkit.errors import NoPath, StorageError, TorkitError, UsageError
-from torkit.net.socks import ISOLATION, Isolate
+from torkit.net.proxy import ISOLATION, Isolate
 
 
 class SlowTor(FakeTor):

@@ -13,7 +13,7 @@ from proxied import Peer, Proxy, ScriptedTor, proxy_for, receive_all
 from torkit._fast import memory
 from torkit._fast.cells import RelayCommand
 from torkit.errors import EndReason
-from torkit.net import farewell
+from torkit.net.proxy import farewell
 
 BODY = (
     bytes(range(250)) * 800

@@ -17,7 +17,7 @@ from served import ServedNetwork, serve_network
 
 from torkit.client import Tor, open_tor
 from torkit.errors import CircuitClosed, EndReason, StreamClosed
-from torkit.net.socks import ISOLATION, Isolate, serve_socks
+from torkit.net.proxy import ISOLATION, Isolate, serve_socks
 
 
 class Asked(NamedTuple):

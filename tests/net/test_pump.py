@@ -14,9 +14,9 @@ from served import build, connect, fresh_relays, serve
 
 from torkit.errors import InternalError
 from torkit.net import pump
-from torkit.net.carrier import Carrier
+from torkit.net.proxy.carrier import Carrier
+from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.pump import STALL, Pump
-from torkit.net.sockdiag import SockDiag
 from torkit.net.stream import Stream
 
 BODY = bytes(range(256)) * 4096 * 3  # 3 MiB: what goes through in several wakes of anything

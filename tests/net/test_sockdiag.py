@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from torkit.net.sockdiag import SockDiag, _question
+from torkit.net.proxy.sockdiag import SockDiag, _question
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked")
 

@@ -27,7 +27,7 @@ from proxied import (
 )
 
 from torkit.errors import EndReason, NoPath, StreamClosed
-from torkit.net import farewell, socks
+from torkit.net.proxy import farewell, limits, listener, shared
 
 
 @pytest.fixture(params=[True, False], ids=["ready", "not ready"], autouse=True)
@@ -184,14 +184,14 @@ async def test_failure_to_connect_is_answered_with_its_code(failure: Exception, 
 async def test_connection_that_takes_too_long_is_answered(autojump_clock: trio.testing.MockClock) -> None:
     async with proxy_for(ScriptedTor(is_silent=True), circuit=False) as proxy:
         assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00\x05\x06\0\x01" + bytes(6)
-        assert trio.current_time() >= socks.CONNECT_TIMEOUT
+        assert trio.current_time() >= shared.CONNECT_TIMEOUT
 
 
 async def test_first_attempt_that_is_not_answered_is_given_to_connect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ScriptedTor, "is_ready", True)
-    monkeypatch.setattr(socks, "FIRST_ATTEMPT_TIMEOUT", 0.05)
+    monkeypatch.setattr(shared, "FIRST_ATTEMPT_TIMEOUT", 0.05)
     tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         tor.exit.on_begin = ignore
@@ -316,7 +316,7 @@ async def test_half_a_handshake_is_answered_and_closed(
 ) -> None:
     async with proxy_for(ScriptedTor(), circuit=False) as proxy:
         assert await proxy.ask(start) == answer
-        assert socks.HANDSHAKE_TIMEOUT <= trio.current_time() < 2 * socks.HANDSHAKE_TIMEOUT
+        assert limits.HANDSHAKE_TIMEOUT <= trio.current_time() < 2 * limits.HANDSHAKE_TIMEOUT
 
 
 async def test_client_that_leaves_in_mid_handshake_is_let_go() -> None:
@@ -463,7 +463,7 @@ async def test_that_descriptors_run_out_is_said_once_a_minute(
 
         monkeypatch.setattr(socket.socket, "accept", accept)
         client = await proxy.client()
-        await trio.sleep(socks.ACCEPT_WARNING - 1)
+        await trio.sleep(listener.ACCEPT_WARNING - 1)
         said = [record for record in caplog.records if "no client can be accepted" in record.message]
         assert (len(said), failures > 10) == (1, True)
         await trio.sleep(2)

@@ -32,7 +32,7 @@ def _peers(trace: Path) -> set[tuple[str, int]]:
     """Every address and port in a trace of STRACE."""
     peers = set()
     for line in trace.read_text().splitlines():
-        if "nlmsg_len=" in line:  # the kernel is asked about a client's connection (net/sockdiag.py)
+        if "nlmsg_len=" in line:  # the kernel is asked about a client's connection (net/proxy/sockdiag.py)
             continue
         if "AF_INET" in line:
             found = PEER.search(line)

@@ -16,7 +16,7 @@ from network.torkit_process import CarrierServer, Proxy, Shell, open_through, sk
 from torkit.client import Tor, open_tor
 from torkit.config import load_network
 from torkit.net.circuit import Circuit
-from torkit.net.socks import Begin, Connect, serve_socks
+from torkit.net.proxy import Begin, Connect, serve_socks
 from torkit.net.stream import Stream
 
 pytestmark = pytest.mark.network

@@ -17,16 +17,8 @@ from torkit.errors import (
     TorkitError,
     UsageError,
 )
-from torkit.proto.socks import (
-    HTTP_ANSWER,
-    Command,
-    Handshake,
-    Reply,
-    Request,
-    State,
-    encode_reply,
-    reply_for,
-)
+from torkit.proto.request import Command, Request
+from torkit.proto.socks import HTTP_ANSWER, Handshake, Reply, State, encode_reply, reply_for
 
 GREETING = b"\x05\x01\x00"
 CHOSEN = b"\x05\x00"
@@ -51,85 +43,85 @@ def auth(user: bytes, password: bytes) -> tuple[str, bytes, bytes]:
 
 # Whole conversations: the client's bytes, the request they end in, and the bytes it is sent meanwhile.
 CONVERSATIONS = {
-    "socks5 name": (GREETING + BY_NAME, Request(5, Command.CONNECT, "web.test", 80), CHOSEN),
+    "socks5 name": (GREETING + BY_NAME, Request(Command.CONNECT, "web.test", 80), CHOSEN),
     "socks5 ipv4": (
         GREETING + b"\x05\x01\x00\x01\xc0\x00\x02\x01\x01\xbb",
-        Request(5, Command.CONNECT, "192.0.2.1", 443),
+        Request(Command.CONNECT, "192.0.2.1", 443),
         CHOSEN,
     ),
     "socks5 ipv6": (
         GREETING + b"\x05\x01\x00\x04\x20\x01\x0d\xb8" + bytes(11) + b"\x01\x00\x16",
-        Request(5, Command.CONNECT, "2001:db8::1", 22),
+        Request(Command.CONNECT, "2001:db8::1", 22),
         CHOSEN,
     ),
     "socks5 address written as a name": (
         GREETING + socks5(1, b"[2001:DB8::1]"),
-        Request(5, Command.CONNECT, "2001:db8::1", 80),
+        Request(Command.CONNECT, "2001:db8::1", 80),
         CHOSEN,
     ),
     "socks5 longest name": (
         GREETING + socks5(1, b"a" * 255),
-        Request(5, Command.CONNECT, "a" * 255, 80),
+        Request(Command.CONNECT, "a" * 255, 80),
         CHOSEN,
     ),
     "socks5 credentials": (
         b"\x05\x03\x00\x01\x02" + userpass(b"u", b"secret") + BY_NAME,
-        Request(5, Command.CONNECT, "web.test", 80, auth(b"u", b"secret")),
+        Request(Command.CONNECT, "web.test", 80, auth(b"u", b"secret")),
         b"\x05\x02\x01\x00",
     ),
     "socks5 empty credentials": (
         b"\x05\x01\x02" + userpass(b"", b"") + BY_NAME,
-        Request(5, Command.CONNECT, "web.test", 80, auth(b"", b"")),
+        Request(Command.CONNECT, "web.test", 80, auth(b"", b"")),
         b"\x05\x02\x01\x00",
     ),
     "socks5 credentials not offered": (
         GREETING + userpass(b"u", b"p") + BY_NAME,
-        Request(5, Command.CONNECT, "web.test", 80, auth(b"u", b"p")),
+        Request(Command.CONNECT, "web.test", 80, auth(b"u", b"p")),
         CHOSEN + b"\x01\x00",
     ),
     "socks5 known extended format": (
         b"\x05\x01\x02" + userpass(b"<torS0X>0", b"p") + BY_NAME,
-        Request(5, Command.CONNECT, "web.test", 80, auth(b"<torS0X>0", b"p")),
+        Request(Command.CONNECT, "web.test", 80, auth(b"<torS0X>0", b"p")),
         b"\x05\x02\x01\x00",
     ),
     "socks5 resolve": (
         GREETING + socks5(0xF0, b"web.test", 0),
-        Request(5, Command.RESOLVE, "web.test", 0),
+        Request(Command.RESOLVE, "web.test", 0, kinds=("ipv4", "ipv6")),
         CHOSEN,
     ),
     "socks5 resolve_ptr": (
         GREETING + b"\x05\xf1\x00\x01\xc0\x00\x02\x01\x00\x00",
-        Request(5, Command.RESOLVE_PTR, "192.0.2.1", 0),
+        Request(Command.RESOLVE_PTR, "192.0.2.1", 0, kinds=("hostname",)),
         CHOSEN,
     ),
     "socks5 resolve no address": (
         GREETING + socks5(0xF0, b"0.0.0.0", 0),
-        Request(5, Command.RESOLVE, "0.0.0.0", 0),
+        Request(Command.RESOLVE, "0.0.0.0", 0, kinds=("ipv4", "ipv6")),
         CHOSEN,
     ),
     "socks4": (
         socks4(1, b"\xc0\x00\x02\x01", b"\0"),
-        Request(4, Command.CONNECT, "192.0.2.1", 80),
+        Request(Command.CONNECT, "192.0.2.1", 80),
         b"",
     ),
     "socks4 with a user": (
         socks4(1, b"\xc0\x00\x02\x01", b"me\0"),
-        Request(4, Command.CONNECT, "192.0.2.1", 80, auth(b"me", b"")),
+        Request(Command.CONNECT, "192.0.2.1", 80, auth(b"me", b"")),
         b"",
     ),
     "socks4a": (
         socks4(1, b"\0\0\0\x01", b"\0web.test\0"),
-        Request(4, Command.CONNECT, "web.test", 80),
+        Request(Command.CONNECT, "web.test", 80),
         b"",
     ),
     "socks4a resolve": (
         socks4(0xF0, b"\0\0\0\x01", b"\0web.test\0", 0),
-        Request(4, Command.RESOLVE, "web.test", 0),
+        Request(Command.RESOLVE, "web.test", 0, kinds=("ipv4",)),
         b"",
     ),
     "socks4a longest strings": (
         socks4(1, b"\0\0\0\xff", b"u" * 255 + b"\0" + b"a" * 255 + b"\0"),
-        Request(4, Command.CONNECT, "a" * 255, 80, auth(b"u" * 255, b"")),
+        Request(Command.CONNECT, "a" * 255, 80, auth(b"u" * 255, b"")),
         b"",
     ),
 }

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import trio
 
     from torkit.client import Tor
-    from torkit.net.socks import Isolate
+    from torkit.net.proxy import Isolate
 
 app = command_app()
 
@@ -169,7 +169,7 @@ def addresses_to_listen(texts: list[str]) -> list[tuple[str, int]]:
 def parse_isolation(text: str | None) -> "frozenset[Isolate]":
     """What `--isolate` names, or the default. Raises UsageError."""
     import_trio()
-    from torkit.net.socks import ISOLATION, Isolate
+    from torkit.net.proxy import ISOLATION, Isolate
 
     if text is None:
         return ISOLATION
@@ -223,7 +223,7 @@ async def serve(
     """Serve until cancelled, and say when a circuit has been built. SIGUSR1 brings a new identity."""
     import trio
 
-    from torkit.net.socks import serve_socks
+    from torkit.net.proxy import serve_socks
 
     async def serve_when_ready() -> None:
         await tor.wait_ready()

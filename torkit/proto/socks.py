@@ -23,7 +23,6 @@ circuit. RFC 1928, RFC 1929 and socks-extensions.
 from collections.abc import Callable, Hashable, Mapping
 from enum import Enum, IntEnum, auto
 from ipaddress import IPv4Address, ip_address
-from typing import NamedTuple
 
 from torkit.errors import (
     ChannelClosed,
@@ -38,6 +37,7 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.proto.destination import MAX_HOST_LEN, check_host, parse_address
+from torkit.proto.request import Command, Request
 
 # Specification constants.
 
@@ -64,12 +64,8 @@ EXTENDED_PREFIX = b"<torS0X>"
 KNOWN_EXTENDED_FORMATS = (b"<torS0X>0",)
 
 
-class Command(IntEnum):
-    """What a client asks for. socks-extensions, "Name lookup"."""
-
-    CONNECT = 0x01
-    RESOLVE = 0xF0
-    RESOLVE_PTR = 0xF1
+# socks-extensions, "Name lookup".
+_COMMANDS = {0x01: Command.CONNECT, 0xF0: Command.RESOLVE, 0xF1: Command.RESOLVE_PTR}
 
 
 class Reply(IntEnum):
@@ -94,6 +90,13 @@ class Reply(IntEnum):
     ONION_INTRODUCTION_TIMED_OUT = 0xF7
 
 
+# The kinds of answer to a look-up that a reply has room for.
+_KINDS = {
+    (SOCKS4_VERSION, Command.RESOLVE): ("ipv4",),
+    (SOCKS5_VERSION, Command.RESOLVE): ("ipv4", "ipv6"),
+    (SOCKS5_VERSION, Command.RESOLVE_PTR): ("hostname",),
+}
+
 # Implementation limits.
 
 MAX_STRING_LEN = MAX_HOST_LEN  # bytes of a SOCKS4 user or host
@@ -110,25 +113,6 @@ HTTP_ANSWER = (
     b"Connection: close\r\n"
     b"\r\n%b" % (len(_HTTP_BODY), _HTTP_BODY)
 )
-
-
-class Request(NamedTuple):
-    """What one client wants.
-
-    `host` is a name, or an address in its usual text without brackets. `isolation` is equal for requests
-    that may share a circuit, and None without credentials.
-    """
-
-    version: int
-    command: Command
-    host: str
-    port: int
-    isolation: Hashable = None
-
-    @property
-    def is_address(self) -> bool:
-        """Whether the client named its destination by address: it may have asked a local resolver."""
-        return parse_address(self.host) is not None
 
 
 class State(Enum):
@@ -149,7 +133,8 @@ class Handshake:
         self._received = bytearray()
         self._to_send = bytearray()
         self._isolation: Hashable = None
-        self._request: Request | None = None
+        self._version = SOCKS5_VERSION  # of the request
+        self.request: Request | None = None  # when it is complete
 
     def receive_data(self, data: bytes) -> Request | None:
         """Take the client's next bytes; returns its request when that is complete.
@@ -160,9 +145,9 @@ class Handshake:
         if self.state in (State.DONE, State.REFUSED):
             raise UsageError(f"a SOCKS handshake in state {self.state.name} takes no more data")
         self._received += data
-        while self._received and self._request is None and _STEPS[self.state](self):
+        while self._received and self.request is None and _STEPS[self.state](self):
             pass
-        return self._request
+        return self.request
 
     def data_to_send(self) -> bytes:
         """The bytes queued for the client since last time."""
@@ -178,6 +163,18 @@ class Handshake:
     def give_up(self) -> None:
         """The client took too long: queue the refusal that its state allows."""
         self._refuse(Reply.TTL_EXPIRED)
+
+    def encode_grant(self) -> bytes:
+        """The answer to a CONNECT that is connected."""
+        return encode_reply(self._version, Reply.SUCCEEDED)
+
+    def encode_answer(self, host: str) -> bytes:
+        """The answer to a look-up. Raises UsageError where the reply has no room for `host`."""
+        return encode_reply(self._version, Reply.SUCCEEDED, host)
+
+    def encode_refusal(self, error: TorkitError) -> bytes:
+        """The answer to a request that failed with `error`."""
+        return encode_reply(self._version, reply_for(error))
 
     # One step per state: False if its message is not complete yet.
 
@@ -303,11 +300,10 @@ class Handshake:
 
     def _finish(self, version: int, command_byte: int, host: str, port: int) -> None:
         """Judge a complete request: DONE or REFUSED."""
-        try:
-            command = Command(command_byte)
-        except ValueError:
+        command = _COMMANDS.get(command_byte)
+        if command is None:
             self._refuse(Reply.COMMAND_NOT_SUPPORTED)
-            raise UsageError(f"SOCKS command {command_byte} is not supported") from None
+            raise UsageError(f"SOCKS command {command_byte} is not supported")
         try:
             host = check_host(host)
         except UsageError as error:
@@ -319,7 +315,8 @@ class Handshake:
         if command is Command.RESOLVE_PTR and (version == SOCKS4_VERSION or parse_address(host) is None):
             self._refuse(Reply.ADDRESS_TYPE_NOT_SUPPORTED)
             raise UsageError("RESOLVE_PTR needs SOCKS5 and an address")
-        self._request = Request(version, command, host, port, self._isolation)
+        self._version = version
+        self.request = Request(command, host, port, self._isolation, _KINDS.get((version, command), ()))
         self.state = State.DONE
 
     def _refuse(self, reply: Reply) -> None:

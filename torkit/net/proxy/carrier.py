@@ -18,8 +18,8 @@ import trio
 
 from torkit._fast.pump import Local
 from torkit.errors import InternalError, TorkitError
+from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.pump import Pump
-from torkit.net.sockdiag import SockDiag
 from torkit.net.stream import Stream
 
 READ_SIZE = 65_536  # bytes; large enough that one read feeds some 130 cells

@@ -1,0 +1,36 @@
+"""The proxy: from a local program's connection to a stream.
+
+    server.py     serves until cancelled
+    listener.py   accepts clients; each listener makes one front door for each client
+    doors.py      what a front door is: the protocol that a client speaks (SOCKS: proto/socks.py)
+    client.py     one client: its request, then its carrier or its answer, then its farewell
+    carrier.py    carries bytes both ways; sockdiag.py tells whether the client is gone
+    farewell.py   delivers what has arrived, then the end or a reset
+    shared.py     what the clients of one proxy share:
+        limits.py     how many there may be, and who has to leave
+        deadlines.py  how long each may take
+        isolation.py  which requests may share a circuit
+        leaks.py      who may have asked a resolver outside Tor
+        upstream.py   who opens streams and looks up names
+
+Clients come in crowds, and a task costs as much as all else that is done for one. So the pump calls here
+when a client has sent something, and where a circuit is ready its stream is begun at once. A task is made
+only where there is something to wait for: a circuit, another try, a look-up.
+
+Destinations are never logged.
+"""
+
+from torkit.net.proxy.isolation import ISOLATION, Isolate
+from torkit.net.proxy.server import serve_proxy, serve_socks
+from torkit.net.proxy.upstream import Answer, Begin, Connect, Resolve
+
+__all__ = [
+    "ISOLATION",
+    "Answer",
+    "Begin",
+    "Connect",
+    "Isolate",
+    "Resolve",
+    "serve_proxy",
+    "serve_socks",
+]

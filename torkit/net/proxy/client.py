@@ -1,0 +1,246 @@
+"""One client of the proxy, from its first byte to its last."""
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+
+from torkit.errors import InternalError, TorkitError, UsageError
+from torkit.net.proxy.carrier import READ_SIZE, Carrier
+from torkit.net.proxy.deadlines import deadline
+from torkit.net.proxy.doors import FrontDoor
+from torkit.net.proxy.isolation import Origin
+from torkit.net.proxy.shared import CONNECT_TIMEOUT, Proxy
+from torkit.net.stream import Stream
+from torkit.proto.request import Command, Request
+
+logger = logging.getLogger(__name__)
+
+
+class Client:
+    """Owns an accepted socket, and speaks with it through its front door."""
+
+    def __init__(self, proxy: Proxy, sock: socket.socket, origin: Origin, door: FrontDoor) -> None:
+        self._proxy = proxy
+        self._socket = sock
+        self._origin = origin
+        self._door = door
+        self._source = proxy.pump.add_local(sock.fileno(), self)
+        self._isolation: Hashable = None
+        self._stream: Stream | None = None
+        self._answer = b""  # to its handshake, not sent yet
+        self._has_more = False  # it sends before it is answered; what is heard of it next is that it broke
+        self._sent_early = 0  # bytes of what it sent with its request, before the exit has answered; as C tor
+        self._carrier: Carrier | None = None
+        self._scope: trio.CancelScope | None = None  # of a task that works for this client
+
+    def start(self) -> None:
+        self._proxy.limits.add(self)
+        if self._door.request is not None:
+            self._serve(self._door.request)
+
+    # --- the handshake ----------------------------------------------------------------------------
+
+    def on_pump(self, what: Any) -> None:
+        """It sends, or has broken. What it sends behind its request waits until the exit has answered."""
+        if self._door.request is not None:
+            if self._has_more:
+                return self.close()
+            self._has_more = True
+            self._proxy.pump.watch_reading(self._source, False)
+            return None
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return self.close()
+        try:
+            request = self._door.receive_data(data) if data else None
+        except TorkitError as error:
+            logger.info("a SOCKS client was refused: %s", error)
+            self._answer = self._door.data_to_send()
+            return self._part(b"")
+        self._answer = self._door.data_to_send()
+        if not data:
+            return self._part(b"")
+        if request is not None:
+            self._serve(request)
+        if self._answer and not self._send(b""):
+            return self.close()
+        return None
+
+    def give_up_handshake(self) -> None:
+        """It has taken too long to say what it wants."""
+        self._door.give_up()
+        self._part(self._door.data_to_send())
+
+    def _serve(self, request: Request) -> None:
+        self._proxy.limits.note_request(self)
+        try:
+            self._proxy.leaks.check(request)
+            if request.command is Command.RESOLVE and request.is_address:
+                return self._tell(request.host)
+            self._isolation = self._proxy.isolation.key(self._origin, request)
+            if request.command is not Command.CONNECT:
+                return self._work(self._look_up, request)
+            begin = self._proxy.upstream.begin
+            stream = begin(request.host, request.port, isolation=self._isolation)
+        except TorkitError as error:
+            return self._refuse(error)
+        if stream is None:
+            return self._work(self._connect, request, None)
+        self._stream = stream
+        self._sent_early = stream.put(self._door.trailing_data)
+        stream.watcher = self
+        self._proxy.attempts.add(self)
+        return None
+
+    # --- connecting -------------------------------------------------------------------------------
+
+    def on_change(self) -> None:
+        """The stream that was begun has been answered, or has failed."""
+        assert self._stream is not None
+        if self._stream.is_connected:
+            self._proxy.attempts.discard(self)
+            self._carry(self._stream)
+        else:
+            self.give_up_attempt()
+
+    def on_xon(self) -> None:
+        """Nothing is sent yet."""
+
+    def give_up_attempt(self) -> None:
+        """It failed or has taken too long: what can be done about that is worth a task."""
+        assert self._stream is not None
+        request = self._door.request
+        assert request is not None
+        self._proxy.attempts.discard(self)
+        self._stream.watcher = None
+        begun, self._stream = self._stream, None
+        self._sent_early = 0
+        self._work(self._connect, request, begun)
+
+    def _work(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Have a task work for this client until it leaves, be it before the task begins."""
+        self._scope = trio.CancelScope()
+        self._proxy.nursery.start_soon(task, *arguments)
+
+    async def _connect(self, request: Request, begun: Stream | None) -> None:
+        with self._guarded():
+            try:
+                with deadline(CONNECT_TIMEOUT, "a connection"):
+                    stream = await self._proxy.upstream.connect(
+                        request.host, request.port, isolation=self._isolation, begun=begun
+                    )
+            except TorkitError as error:
+                self._refuse(error)
+            else:
+                self._carry(stream)
+
+    async def _look_up(self, request: Request) -> None:
+        with self._guarded():
+            try:
+                host = await self._proxy.lookup(request, self._isolation)
+            except TorkitError as error:
+                self._refuse(error)
+            else:
+                self._tell(host)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Until the client leaves. A fault of ours must not end the others."""
+        assert self._scope is not None
+        with self._scope:
+            try:
+                yield
+            except Exception as error:
+                # Its text may name a destination.
+                debugging = logger.isEnabledFor(logging.DEBUG)
+                name = type(error).__name__
+                logger.warning("a SOCKS connection failed: internal %s", name, exc_info=debugging)
+                self._part(self._door.encode_refusal(InternalError(name)))
+
+    # --- carrying ---------------------------------------------------------------------------------
+
+    def _carry(self, stream: Stream) -> None:
+        self._stream = stream
+        # In a write of its own: ncat before 7.94 loses what arrives together with the reply.
+        if not self._send(self._door.encode_grant()):
+            return self.close()
+        self._carrier = Carrier(self._proxy, self._socket, self._source, stream, self._end)
+        self._carrier.start(self._door.trailing_data[self._sent_early :])
+        return None
+
+    def _end(self, failure: Exception | None) -> None:
+        """The carrier has done its work; `failure` is why it could not do all."""
+        if isinstance(failure, TorkitError):
+            logger.info("a stream failed: %s", failure)
+        if isinstance(failure, OSError) or not self._source.is_watched:
+            return self.close()
+        if self._stream is not None and not self._stream.has_ended:  # by a fault of ours
+            self._close_stream()
+        return self._bid_farewell(self._stream, is_whole=failure is None)
+
+    def look(self) -> None:
+        """Close if the client has gone. An idle socket reports nothing, so we ask."""
+        if self._carrier is not None:
+            self._carrier.look()
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def _tell(self, host: str) -> None:
+        """Answer a look-up."""
+        try:
+            self._part(self._door.encode_answer(host))
+        except UsageError as error:  # SOCKS4 has no room for it
+            self._refuse(error)
+
+    def _refuse(self, error: TorkitError) -> None:
+        self._part(self._door.encode_refusal(error))
+
+    def _send(self, data: bytes) -> bool:
+        """Send a few bytes without waiting, behind what is still unsent. Returns whether all were accepted.
+
+        What can be said at once goes in one segment, as from C tor: programs that send their whole handshake
+        at once also read the whole answer at once.
+        """
+        data, self._answer = self._answer + data, b""
+        try:
+            return self._socket.send(data) == len(data)
+        except OSError:
+            return False
+
+    def _part(self, last_words: bytes) -> None:
+        """Say the last that will be said, and let the client read it."""
+        self._close_stream()
+        if not self._source.is_watched or ((self._answer or last_words) and not self._send(last_words)):
+            return self.close()
+        return self._bid_farewell(None, is_whole=True)
+
+    def _bid_farewell(self, stream: Stream | None, *, is_whole: bool) -> None:
+        self._proxy.limits.note_request(self)
+        self._proxy.farewells.begin(self._socket, self._source, stream, is_whole=is_whole, close=self.close)
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.watcher = None
+            self._stream.close()
+            self._stream = self._carrier = None
+
+    def on_fault(self, error: InternalError) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything, once. The client sees a reset, unless all was said."""
+        self._proxy.limits.remove(self)
+        self._proxy.attempts.discard(self)
+        self._proxy.farewells.discard(self._source)
+        self._proxy.pump.remove(self._source)
+        if self._scope is not None:
+            self._scope.cancel()
+        self._close_stream()
+        self._socket.close()

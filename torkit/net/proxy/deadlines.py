@@ -1,0 +1,54 @@
+"""Deadlines of clients that all have equally long."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, NoReturn, TypeVar
+
+import trio
+
+from torkit.errors import TimedOut
+
+T = TypeVar("T")
+
+
+class Deadlines(Generic[T]):
+    """Those who have `timeout` seconds to be through with something, the first of them first."""
+
+    def __init__(self, timeout: float, expire: Callable[[T], None]) -> None:
+        self._timeout = timeout
+        self._expire = expire
+        self._waiting: dict[T, float] = {}
+        self._is_needed = trio.Event()
+
+    def add(self, one: T) -> None:
+        self._waiting[one] = trio.current_time() + self._timeout
+        self._is_needed.set()
+
+    def discard(self, one: T) -> None:
+        self._waiting.pop(one, None)
+
+    @property
+    def oldest(self) -> T | None:
+        return next(iter(self._waiting), None)
+
+    async def run(self) -> NoReturn:
+        while True:
+            await self._is_needed.wait()
+            self._is_needed = trio.Event()
+            while self._waiting:
+                one, at = next(iter(self._waiting.items()))
+                if at <= trio.current_time():
+                    del self._waiting[one]
+                    self._expire(one)
+                else:
+                    await trio.sleep_until(at)
+
+
+@contextmanager
+def deadline(seconds: float, purpose: str) -> Iterator[None]:
+    """Raises TimedOut where `purpose` takes longer than that."""
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise TimedOut(f"{purpose} took longer than {seconds:g} s") from None

@@ -1,0 +1,81 @@
+"""How many clients a proxy has, and who leaves where there is no room for another."""
+
+from collections.abc import Callable
+from typing import NoReturn, Protocol
+
+from torkit.net.proxy.deadlines import Deadlines
+
+# How long a client may take to say what it wants, as C tor's SocksTimeout.
+HANDSHAKE_TIMEOUT = 120.0  # seconds
+
+# Each has one descriptor; half of the usual soft limit of 1,024 is left for relays and files.
+MAX_CLIENTS = 512
+
+
+class Member(Protocol):
+    """One client, for those who count it."""
+
+    def give_up_handshake(self) -> None:
+        """It has taken too long to say what it wants."""
+
+    def give_up_attempt(self) -> None:
+        """Its first attempt has taken too long."""
+
+    def look(self) -> None:
+        """Close if the client has gone. An idle socket reports nothing, so we ask."""
+
+    def close(self) -> None:
+        """Let go of everything, once."""
+
+
+class Limits:
+    """The clients of one proxy, at most `max_clients`.
+
+    A new one takes the place of the one that has kept silent for longest. `on_room` is told when that becomes
+    impossible, since all have said what they want, and when it is possible again.
+    """
+
+    def __init__(self, max_clients: int, on_room: Callable[[bool], None]) -> None:
+        self._max_clients = max_clients
+        self._on_room = on_room
+        self._clients: dict[Member, None] = {}
+        self._silent = Deadlines(HANDSHAKE_TIMEOUT, _give_up)
+
+    @property
+    def clients(self) -> list[Member]:
+        return list(self._clients)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a client may be accepted, if need be in the place of a silent one."""
+        return len(self._clients) < self._max_clients or self._silent.oldest is not None
+
+    def add(self, client: Member) -> None:
+        oldest = self._silent.oldest
+        if len(self._clients) >= self._max_clients and oldest is not None:
+            oldest.close()
+        self._clients[client] = None
+        self._silent.add(client)
+        if not self.has_room:
+            self._on_room(False)
+
+    def note_request(self, client: Member) -> None:
+        """The client has said what it wants, or will not."""
+        had_room = self.has_room
+        self._silent.discard(client)
+        if had_room and not self.has_room:
+            self._on_room(False)
+
+    def remove(self, client: Member) -> None:
+        self.note_request(client)
+        had_room = self.has_room
+        self._clients.pop(client, None)
+        if not had_room:
+            self._on_room(self.has_room)
+
+    async def run(self) -> NoReturn:
+        await self._silent.run()
+
+
+def _give_up(client: Member) -> None:
+    client.give_up_handshake()

@@ -1,0 +1,110 @@
+"""Accepts clients on a TCP socket while there is room for them, and gives each a front door."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from math import inf
+from typing import Any
+
+import trio
+
+from torkit._fast.pump import Local
+from torkit.errors import InternalError
+from torkit.net.proxy.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
+from torkit.net.proxy.client import Client
+from torkit.net.proxy.doors import FrontDoor
+from torkit.net.proxy.farewell import AT_ONCE
+from torkit.net.proxy.isolation import Origin
+from torkit.net.proxy.shared import Proxy
+
+# Implementation limits.
+ACCEPTED_PER_TURN = 64  # clients, before those that are there have their turn
+ACCEPT_RETRY = 0.1  # seconds, where the system has no descriptor left
+ACCEPT_WARNING = 60.0  # seconds between two warnings of that
+
+OUT_OF_RESOURCES = {EMFILE, ENFILE, ENOBUFS, ENOMEM}
+
+logger = logging.getLogger(__name__)
+
+
+class TcpListener:
+    """Owns `listener`, a socket that listens. `make_door` makes the front door of each accepted socket."""
+
+    _proxy: Proxy
+    _source: Local | None = None
+
+    def __init__(
+        self, listener: trio.socket.SocketType, make_door: Callable[[socket.socket], FrontDoor]
+    ) -> None:
+        self._listener = listener
+        # A second descriptor of the same socket: trio's own waits for nobody.
+        self._socket = socket.fromfd(listener.fileno(), listener.family, socket.SOCK_STREAM)
+        self._address = self._socket.getsockname()[:2]
+        self._make_door = make_door
+        self._warned_at = -inf  # that the system is out of descriptors or memory
+        _set_options(self._socket)
+
+    def open(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._source = proxy.pump.add_local(self._socket.fileno(), self)
+
+    def watch(self, is_wanted: bool) -> None:
+        assert self._source is not None
+        self._proxy.pump.watch_reading(self._source, is_wanted)
+
+    def on_pump(self, what: Any) -> None:
+        """A client is waiting to be accepted."""
+        for _ in range(ACCEPTED_PER_TURN):
+            if not self._proxy.limits.has_room:
+                return
+            try:
+                accepted, address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in OUT_OF_RESOURCES:
+                    self._wait_for_resources(error)
+                    return
+                continue  # that client has left again
+            accepted.setblocking(False)
+            origin = Origin(address[0], self._address)
+            Client(self._proxy, accepted, origin, self._make_door(accepted)).start()
+
+    def on_fault(self, error: InternalError) -> None:
+        """Go on: the next client may fare better."""
+        if self._source is None or not self._source.is_watched:
+            self._source = self._proxy.pump.add_local(self._socket.fileno(), self)
+
+    def _wait_for_resources(self, error: OSError) -> None:
+        if trio.current_time() - self._warned_at >= ACCEPT_WARNING:
+            self._warned_at = trio.current_time()
+            reason = os.strerror(error.errno or 0)
+            logger.warning("no client can be accepted now, others wait: %s", reason)
+        self.watch(False)
+        self._proxy.nursery.start_soon(self._try_later)
+
+    async def _try_later(self) -> None:
+        await trio.sleep(ACCEPT_RETRY)
+        self.watch(self._proxy.limits.has_room)
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._proxy.pump.remove(self._source)
+        self._socket.close()
+        self._listener.close()
+
+
+def _set_options(listener: socket.socket) -> None:
+    """Set what accepted sockets inherit.
+
+    The kernel asks whether a silent client is still there. And whatever closes its socket resets the
+    connection, until all has been said in good order (farewell.py): no cut may look like an end.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)

@@ -1,0 +1,63 @@
+"""Serves the clients of some listeners until cancelled."""
+
+from collections.abc import Collection, Sequence
+from typing import NoReturn
+
+import trio
+
+from torkit.net.proxy.isolation import ISOLATION, Isolate
+from torkit.net.proxy.limits import MAX_CLIENTS
+from torkit.net.proxy.listener import TcpListener
+from torkit.net.proxy.shared import Listener, Proxy
+from torkit.net.proxy.upstream import Begin, Connect, Resolve, Upstream
+from torkit.proto.socks import Handshake
+
+
+async def serve_socks(
+    listeners: Sequence[trio.SocketListener],
+    *,
+    begin: Begin,
+    connect: Connect,
+    resolve: Resolve,
+    max_clients: int = MAX_CLIENTS,
+    isolate: Collection[Isolate] = ISOLATION,
+    names_only: bool = False,
+) -> NoReturn:
+    """Serve SOCKS clients until cancelled, and close the listeners: `serve_proxy` says how."""
+    await serve_proxy(
+        [TcpListener(listener.socket, lambda _: Handshake()) for listener in listeners],
+        upstream=Upstream(begin, connect, resolve),
+        max_clients=max_clients,
+        isolate=isolate,
+        names_only=names_only,
+    )
+
+
+async def serve_proxy(
+    listeners: Sequence[Listener],
+    *,
+    upstream: Upstream,
+    max_clients: int = MAX_CLIENTS,
+    isolate: Collection[Isolate] = ISOLATION,
+    names_only: bool = False,
+) -> NoReturn:
+    """Serve the clients of all `listeners` until cancelled, and close the listeners.
+
+    Where there are `max_clients`, a new one takes the place of the one that has kept silent for longest, and
+    waits to be accepted where all have said what they want. `isolate` says what keeps streams apart. With
+    `names_only`, connections to addresses are refused: whoever asks for one may have asked a resolver for its
+    name.
+    """
+    async with trio.open_nursery() as nursery:
+        proxy = Proxy(
+            nursery,
+            listeners,
+            upstream,
+            max_clients=max_clients,
+            isolate=isolate,
+            names_only=names_only,
+        )
+        try:
+            await proxy.run()
+        finally:
+            proxy.close()

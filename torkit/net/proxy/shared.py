@@ -1,0 +1,95 @@
+"""What the clients and listeners of one proxy share."""
+
+from collections.abc import Collection, Hashable, Sequence
+from typing import NoReturn, Protocol
+
+import trio
+
+from torkit.errors import EndReason, StreamClosed
+from torkit.net.proxy.carrier import KEEPALIVE_INTERVAL
+from torkit.net.proxy.deadlines import Deadlines, deadline
+from torkit.net.proxy.farewell import Farewells
+from torkit.net.proxy.isolation import Isolate, Isolation
+from torkit.net.proxy.leaks import Leaks
+from torkit.net.proxy.limits import Limits, Member
+from torkit.net.proxy.sockdiag import SockDiag
+from torkit.net.proxy.upstream import Upstream
+from torkit.net.pump import Pump
+from torkit.proto.destination import check_host
+from torkit.proto.request import Request
+
+# How long a request may take in all. net/attempts.py gives up before: it knows why.
+CONNECT_TIMEOUT = 150.0  # seconds
+
+# How long the first attempt has, on a circuit that was ready, as C tor's.
+FIRST_ATTEMPT_TIMEOUT = 10.0  # seconds
+
+
+class Listener(Protocol):
+    """Where requests come in. A proxy opens it once at most, and closes it once in any case."""
+
+    def open(self, proxy: "Proxy") -> None: ...
+
+    def watch(self, is_wanted: bool) -> None:
+        """Accept clients, or let them wait until there is room."""
+
+    def close(self) -> None: ...
+
+
+class Proxy:
+    """`isolate` says what keeps streams apart. With `names_only`, connections to addresses are refused."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        listeners: Sequence[Listener],
+        upstream: Upstream,
+        *,
+        max_clients: int,
+        isolate: Collection[Isolate],
+        names_only: bool,
+    ) -> None:
+        self.nursery = nursery
+        self.upstream = upstream
+        self.pump = Pump.current()
+        self.kernel = SockDiag()
+        self.isolation = Isolation(isolate)
+        self.leaks = Leaks(names_only=names_only)
+        self.limits = Limits(max_clients, self._watch_listeners)
+        self.attempts = Deadlines[Member](FIRST_ATTEMPT_TIMEOUT, lambda client: client.give_up_attempt())
+        self.farewells = Farewells(self.pump)
+        self._listeners = listeners
+
+    def _watch_listeners(self, is_wanted: bool) -> None:
+        for listener in self._listeners:
+            listener.watch(is_wanted)
+
+    async def run(self) -> NoReturn:
+        """Open the listeners, keep every deadline, and look now and then for clients that have gone."""
+        for listener in self._listeners:
+            listener.open(self)
+        for waiting in (self.limits, self.attempts, self.farewells):
+            self.nursery.start_soon(waiting.run)
+        while True:
+            await trio.sleep(KEEPALIVE_INTERVAL)
+            for client in self.limits.clients:
+                client.look()
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        for client in self.limits.clients:
+            client.close()
+        self.kernel.close()
+
+    async def lookup(self, request: Request, isolation: Hashable) -> str:
+        """Returns the one answer that the client is told. Raises TorkitError if there is none."""
+        with deadline(CONNECT_TIMEOUT, "a look-up"):
+            answers = await self.upstream.resolve(request.host, isolation=isolation)
+        for kind in request.kinds:
+            for answer in answers:
+                if answer.kind == kind:
+                    host = check_host(answer.value)
+                    self.leaks.note_told(host)
+                    return host
+        raise StreamClosed("no answer of the kind asked for", reason=EndReason.RESOLVEFAILED)
