@@ -84,6 +84,7 @@ class FakeTor:
 
     failure: Exception | None = None
     is_silent: bool = False
+    stuck_at: Progress | None = None  # of a start that comes to no end
     answers: Sequence[FakeAnswer] = ()
     asked: list[tuple[object, ...]] = field(default_factory=list)
     paths: list[tuple[Relay, ...] | None] = field(default_factory=list)  # that streams were to take
@@ -135,8 +136,14 @@ class FakeTor:
     def new_identity(self) -> None:
         self.identities += 1
 
+    @property
+    def progress(self) -> Progress:
+        return self.stuck_at or Progress(Phase.DONE, 100)
+
     async def wait_ready(self) -> None:
         await trio.lowlevel.checkpoint()
+        if self.stuck_at is not None:
+            await trio.sleep_forever()
 
     async def progress_changes(self) -> AsyncIterator[Progress]:
         yield Progress()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import trio
 from fake_tor import FakeTor
 
 from torkit.cli.build_circuit import build
@@ -47,6 +48,21 @@ async def test_each_line_of_stdin_is_one_circuit(count: int | None, built: int) 
     with stdin_with("".join(path_to_json(path) + "\n" for path in wanted).encode()):
         await build(tor, count=count, path="-", for_people=False)  # type: ignore[arg-type]
     assert [one.path for one in tor.circuits] == wanted[:built]
+
+
+async def test_who_waits_for_a_path_on_stdin_can_be_told_to_stop() -> None:
+    reading, writing = os.pipe()
+    saved = os.dup(0)
+    os.dup2(reading, 0)
+    os.close(reading)
+    try:
+        with trio.move_on_after(0.1) as scope:
+            await build(FakeTor(), count=None, path="-", for_people=False)  # type: ignore[arg-type]
+        assert scope.cancelled_caught
+    finally:
+        os.close(writing)  # before stdin is another file's: the thread left behind reads its end
+        os.dup2(saved, 0)
+        os.close(saved)
 
 
 async def test_people_get_a_row_for_each_hop(capsys: pytest.CaptureFixture[str]) -> None:

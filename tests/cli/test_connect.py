@@ -13,7 +13,8 @@ from fake_tor import FakeTor
 
 from torkit.cli import WRONG_USAGE
 from torkit.cli.connect import carry
-from torkit.errors import EndReason, StreamClosed, TimedOut, UsageError
+from torkit.errors import EndReason, StreamClosed, TimedOut, Unreachable, UsageError
+from torkit.net.progress import Phase, Progress
 from torkit.path import path_to_json
 
 WEB = ("web.test", 80)
@@ -96,6 +97,20 @@ async def test_wait_limits_the_time_to_connect(autojump_clock: trio.testing.Mock
     with pytest.raises(TimedOut, match="7 s"):
         await carry(FakeTor(is_silent=True), WEB, **SETTINGS | {"wait": 7})  # type: ignore[arg-type]
     assert trio.current_time() == 7
+
+
+async def test_wait_limits_the_start_too(autojump_clock: trio.testing.MockClock) -> None:
+    tor = FakeTor(stuck_at=Progress(Phase.CONN, 5, None, Unreachable("nobody answers", hint="go online")))
+    with pytest.raises(TimedOut, match=r"7 s, at 5%: connecting to .*; nobody answers") as caught:
+        await carry(tor, WEB, **SETTINGS | {"wait": 7, "zero": True})  # type: ignore[arg-type]
+    assert trio.current_time() == 7
+    assert caught.value.hint == "go online"
+
+
+async def test_wait_limits_how_long_a_path_may_take_to_come(stdin: int) -> None:
+    os.write(stdin, b'{"path": ')
+    with pytest.raises(TimedOut, match=r"within 0\.1 s"):
+        await carry(FakeTor(), WEB, **SETTINGS | {"wait": 0.1, "path": "-"})  # type: ignore[arg-type]
 
 
 async def test_wait_does_not_limit_the_stream(stdin: int, mock_clock: trio.testing.MockClock) -> None:

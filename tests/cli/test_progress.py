@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,10 @@ class StartingTor:
         self._changes = changes
 
     async def progress_changes(self) -> AsyncIterator[Progress]:
-        for at, change in self._changes.items():
-            if at < trio.current_time() and change is not list(self._changes.values())[-1]:
-                continue  # overtaken
-            await trio.sleep_until(at)
-            yield change
+        for (at, change), overtaken_at in zip(self._changes.items(), [*self._changes, inf][1:], strict=True):
+            if overtaken_at > trio.current_time():
+                await trio.sleep_until(at)
+                yield change
 
 
 async def stderr_of(
@@ -57,9 +57,33 @@ async def test_a_command_that_works_says_nothing_in_a_script(
 async def test_a_command_that_makes_a_script_wait_says_why(
     capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
 ) -> None:
-    assert await stderr_of(capsys, {0: Progress(), 7: BLOCKED, 8: BLOCKED, 9: LOADING, 10: DONE}) == [
+    assert await stderr_of(capsys, {0: BLOCKED, 8: BLOCKED, 9: LOADING, 10: DONE}) == [
         "torkit: 5% (conn) connecting to a directory server; nobody answers; go online",
         "torkit: 62% (loading_descriptors) fetching microdescriptors: 500 of 1000",
+    ]
+
+
+async def test_what_stays_true_is_said_again_ever_more_rarely(
+    capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    first, *again = await stderr_of(capsys, {0: BLOCKED, 70: LOADING, 83: DONE})
+    what = "5% (conn) connecting to a directory server; nobody answers; go online"
+    assert first == f"torkit: {what}"
+    assert again == [
+        *(f"torkit: waiting for {seconds} s: {what}" for seconds in (15, 25, 35, 47, 63)),
+        "torkit: 62% (loading_descriptors) fetching microdescriptors: 500 of 1000",
+    ]
+    an_hour = await stderr_of(capsys, {0: BLOCKED, 3600: DONE}, is_service=True)
+    assert len(an_hour) < 30
+
+
+async def test_a_start_without_a_failure_says_that_it_waits_too(
+    capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    lines = await stderr_of(capsys, {0: Progress(Phase.HANDSHAKE, 14), 16: DONE})
+    assert lines == [
+        "torkit: 14% (handshake) shaking hands with a directory server",
+        "torkit: waiting for 15 s: 14% (handshake) shaking hands with a directory server",
     ]
 
 
@@ -67,7 +91,7 @@ async def test_a_service_says_so_early(
     capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
 ) -> None:
     assert await stderr_of(capsys, {0: Progress(), 0.2: DONE}, is_service=True) == []
-    [line] = await stderr_of(capsys, {0: Progress(), 0.7: LOADING, 1: DONE}, is_service=True)
+    [line] = await stderr_of(capsys, {0: Progress(), 0.3: LOADING, 1: DONE}, is_service=True)
     assert line.startswith("torkit: 62% ")
 
 
@@ -96,17 +120,25 @@ async def test_programs_get_every_change_as_json(
 @pytest.mark.parametrize("columns", [10, 40, 80, 300])
 @pytest.mark.parametrize("progress", [Progress(), BLOCKED, LOADING, DONE])
 def test_bar_fits_its_line(progress: Progress, columns: int) -> None:
-    bar = shown.to_bar(progress, columns)
+    bar = shown.to_bar(progress, 3600.0, columns)
     assert len(bar) < columns
     assert "\n" not in bar
 
 
-def test_bar_grows_and_tells_what_is_waited_for() -> None:
-    assert shown.to_bar(LOADING, 80) == (
-        "torkit: [############--------]  62%  fetching microdescriptors: 500 of 1000"
+def test_bar_grows_and_tells_what_is_waited_for_and_how_long() -> None:
+    assert shown.to_bar(LOADING, 1.4, 80) == (
+        "torkit: [######----]  62%  1 s  fetching microdescriptors: 500 of 1000"
     )
-    assert shown.to_bar(BLOCKED, 80) == "torkit: [#-------------------]   5%  nobody answers"
-    assert shown.to_bar(DONE, 80).count("#") == shown.BAR_LEN
+    assert shown.to_bar(BLOCKED, 12.0, 80) == "torkit: [----------]   5%  12 s  nobody answers"
+    assert shown.to_bar(DONE, 0.0, 80).count("#") == shown.BAR_LEN
+
+
+def test_bar_makes_room_for_its_message() -> None:
+    message = "could not connect to the relay: Connection refused"
+    refused = Progress(Phase.CONN, 5, None, Unreachable(message))
+    assert shown.to_bar(refused, 12.0, 80) == f"torkit:   5%  12 s  {message}"
+    assert shown.to_bar(refused, 12.0, 120).endswith(f"]   5%  12 s  {message}")
+    assert shown.to_bar(refused, 12.0, 40) == "torkit:   5%  12 s  could not connect t"
 
 
 # --- On a terminal ---------------------------------------------------------------------------------------
@@ -129,10 +161,10 @@ from torkit.net.progress import Phase, Progress
 class Tor:
     async def progress_changes(self):
         yield Progress(Phase.CONN, 5)
-        await trio.sleep(1)
+        await trio.sleep(1.5)
         cli.say("something else")
         yield Progress(Phase.CIRCUIT_CREATE, 95)
-        await trio.sleep(1)
+        await trio.sleep(1.2)
         yield Progress(Phase.DONE, 100)
 
 async def main():
@@ -171,8 +203,8 @@ def run_on_a_terminal(*, in_background: bool) -> tuple[str, str]:
 def test_terminal_has_a_bar_that_goes_and_makes_room() -> None:
     out, terminal = run_on_a_terminal(in_background=False)
     assert out == "data\n"
-    bars = re.findall(r"torkit: (\[#+-*\] +\d+%)  [a-z ]+", terminal)
-    assert [bar.split()[-1] for bar in bars] == ["5%", "95%"]
+    bars = re.findall(r"torkit: \[#*-*\] +(\d+%)  (\d+ s)  [a-z ]+", terminal)
+    assert bars == [("5%", "0 s"), ("5%", "1 s"), ("95%", "2 s")]
     assert "\r\x1b[Ktorkit: something else\r\n" in terminal
     assert terminal.endswith("\r\x1b[K")  # nothing is left of it
 

@@ -486,20 +486,22 @@ def seconds(value: str | float) -> float:
     raise typer.BadParameter("expected a number of seconds from 0")
 
 
-def parse_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
-    """The relays that `--path` names: a JSON line, fingerprints or nicknames with commas, or `-` for stdin.
-
-    Only the first line of stdin is taken: what follows is a stream's data.
-    """
-    from torkit.path import path_from_json
-
-    line = read_line(0) if text == "-" else text
+async def read_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
+    """As `parse_path`; `-` stands for the first line of stdin. What follows it there is a stream's data."""
+    line = await next_line(0) if text == "-" else text
     if line is None:
         raise UsageError("expected a path on stdin and saw nothing")
-    if not line.lstrip().startswith("{"):
+    return parse_path(tor, line)
+
+
+def parse_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
+    """The relays that `--path` names: a JSON line, or fingerprints or nicknames with commas."""
+    from torkit.path import path_from_json
+
+    if not text.lstrip().startswith("{"):
         _say_what_a_path_costs()
-        line = json.dumps({"path": [{"fingerprint": _fingerprint(tor, name)} for name in line.split(",")]})
-    path = path_from_json(line, tor.directory)
+        text = json.dumps({"path": [{"fingerprint": _fingerprint(tor, name)} for name in text.split(",")]})
+    path = path_from_json(text, tor.directory)
     if len(path) < MIN_ANONYMOUS_LEN:
         count = "one relay" if len(path) == 1 else f"{len(path)} relays"
         say(f"--path: no anonymity over {count}: who runs one of them sees both who asks and where it goes")
@@ -519,6 +521,13 @@ def _fingerprint(tor: "Tor", name: str) -> str:
             f"{len(indexes)} relays are called {name.strip()!r}", hint="name relays by fingerprint"
         )
     return tor.directory.consensus.relays[indexes[0]].identity.hex().upper()
+
+
+async def next_line(descriptor: int) -> str | None:
+    """As `read_line`, in a thread: whoever waits here for a line can still be told to stop."""
+    import trio
+
+    return await trio.to_thread.run_sync(read_line, descriptor, abandon_on_cancel=True)
 
 
 def read_line(descriptor: int) -> str | None:

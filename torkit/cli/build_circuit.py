@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,9 +12,9 @@ from torkit.cli import (
     ExitNodes,
     Options,
     command_app,
+    next_line,
     open_client,
     parse_path,
-    read_line,
     restrictions,
     run,
 )
@@ -25,7 +23,6 @@ from torkit.cli.targets import format_address
 
 if TYPE_CHECKING:
     from torkit.client import Tor
-    from torkit.directory.directory import Relay
     from torkit.net.circuit import Circuit
 
 app = command_app()
@@ -71,24 +68,21 @@ def build_circuit(
 
 
 async def build(tor: "Tor", *, count: int | None, path: str | None, for_people: bool) -> None:
-    """Build `count` circuits, one after another."""
-    for number, relays in enumerate(paths(tor, count=count, path=path)):
-        circuit = await tor.build_circuit(relays)
+    """Build `count` circuits, one after another; where `path` is `-`, each line of stdin is one's path."""
+    if count is None and path != "-":
+        count = 1
+    number = 0
+    while count is None or number < count:
+        line = await next_line(0) if path == "-" else path
+        if path == "-" and line is None:
+            return
+        circuit = await tor.build_circuit(None if line is None else parse_path(tor, line))
         erase()
         if for_people:
             print("" if number else HEADER)  # an empty line between two circuits
         print(to_text(circuit) if for_people else to_json(circuit), flush=True)
         circuit.close()
-
-
-def paths(tor: "Tor", *, count: int | None, path: str | None) -> "Iterator[tuple[Relay, ...] | None]":
-    """One path for each circuit, None where the client chooses; with `-`, each line of stdin is one."""
-    if path == "-":
-        lines = iter(lambda: read_line(0), None)
-        yield from (parse_path(tor, line) for line in islice(lines, count))
-    else:
-        for _ in range(count or 1):
-            yield parse_path(tor, path) if path else None
+        number += 1
 
 
 def to_json(circuit: "Circuit") -> str:

@@ -92,7 +92,7 @@ def print_paths(
     from torkit.path import Constraints, path_to_json
 
     for number in range(count):
-        relays = parse_path(tor, path) if path else tor.choose_path(Constraints(port=exit_port))
+        relays = tor.choose_path(Constraints(port=exit_port)) if path is None else parse_path(tor, path)
         if not for_people:
             sys.stdout.write(path_to_json(relays) + "\n")
             continue

@@ -15,7 +15,7 @@ from torkit.cli import (
     command_app,
     open_client,
     parse_padding,
-    parse_path,
+    read_path,
     restrictions,
     run,
     say,
@@ -27,6 +27,7 @@ from torkit.errors import TimedOut, UsageError
 
 if TYPE_CHECKING:
     from torkit.client import Tor
+    from torkit.net.progress import Progress
 
 app = command_app()
 
@@ -60,7 +61,7 @@ def connect(
             parser=seconds,
             metavar="S",
             show_default=False,
-            help="Seconds to connect, once circuits can be built.",
+            help="Seconds until connected, from the start of the command.",
         ),
     ] = inf,
     idle_timeout: Annotated[
@@ -102,7 +103,6 @@ def connect(
 
         async with open_client(options, restrictions=wanted, padding=link_padding, max_memory=memory) as tor:
             check_destination(destination[0], allow_internal=tor.network.testing)  # before a long start
-            await tor.wait_ready()
             await carry(
                 tor,
                 destination,
@@ -128,20 +128,31 @@ async def carry(
     eof_timeout: float,
     idle_timeout: float,
 ) -> None:
-    """Connect, then carry bytes unless `zero`."""
+    """Connect within `wait` seconds, the start included, then carry bytes unless `zero`."""
     import trio
 
     from torkit.net.pipe import pipe
 
-    relays = None if path is None else parse_path(tor, path)
     try:
         with trio.fail_after(wait):
+            await tor.wait_ready()
+            relays = None if path is None else await read_path(tor, path)
             stream = await tor.connect(*destination, path=relays)
     except trio.TooSlowError:
-        raise TimedOut(f"no connection within {wait:g} s") from None
+        raise too_late(wait, tor.progress) from None
     async with stream:
         if verbose:
             through = ", ".join(relay.nickname for relay in stream.circuit.path)
             say(f"connected to {format_address(*destination)} through {through}")
         if not zero and not await pipe(stream, eof_timeout=eof_timeout, idle_timeout=idle_timeout):
             await tor.settle(stream)
+
+
+def too_late(seconds: float, progress: "Progress") -> TimedOut:
+    """What there was no time for: the connection, or a step of the start before it."""
+    message = f"no connection within {seconds:g} s"
+    if not progress.is_done:
+        message += f", at {progress.percent}%: {progress.summary}"
+    if progress.error is None:
+        return TimedOut(message)
+    return TimedOut(f"{message}; {progress.error}", hint=progress.error.hint)

@@ -1,7 +1,8 @@
 """How a start's progress is shown, on stderr: a bar on a terminal; elsewhere lines, for programs of JSON.
 
 A bar appears when a start takes a moment, and leaves nothing behind; it is not drawn while another job has
-the terminal. Who writes to the terminal calls `erase` first.
+the terminal. Who writes to the terminal calls `erase` first. Time passes in a bar, and a line that stays true
+is said again: a start that waits looks different from one that hangs.
 """
 
 import json
@@ -14,9 +15,14 @@ if TYPE_CHECKING:
     from torkit.client import Tor
     from torkit.net.progress import Progress
 
-BAR_LEN = 20
+BAR_LEN = 10
 SHOWN_AFTER = 0.5  # seconds; most warm starts take less, and a bar that flickers helps nobody
 LINES_AFTER = 5.0  # seconds, of a command in a script: one that works says nothing, one that makes wait why
+TICK = 1.0  # seconds
+
+# Seconds until a line that is still true is said again, at first; later a quarter of what has passed, so that
+# a day of waiting fills no log.
+REPEATED_AFTER = 10.0
 
 _bar = ""  # what is drawn of it
 
@@ -27,20 +33,66 @@ async def show(tor: "Tor", *, is_service: bool, as_json: bool) -> None:
 
     has_bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     as_json = as_json and not has_bar
+    view = _Bar(is_service) if has_bar else _Lines(as_json)
+    began = trio.current_time()
+    progress: Progress | None = None
+
+    async def tick() -> None:
+        while True:
+            await trio.sleep(TICK)
+            if progress is not None:
+                view.show(progress, trio.current_time() - began)
+
     if not as_json:
         await trio.sleep(SHOWN_AFTER if has_bar or is_service else LINES_AFTER)
-    said = ""
-    async for progress in tor.progress_changes():
-        line = to_json(progress) if as_json else to_line(progress)
-        # Beside a bar: a service may stay blocked, and a bar has no room for a hint. Without one: that all is
-        # done, the command's next words say to a person.
-        is_news = is_service and progress.error is not None if has_bar else as_json or not progress.is_done
-        if is_news and line != said:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        async for progress in tor.progress_changes():
+            view.show(progress, trio.current_time() - began)
+        nursery.cancel_scope.cancel()
+
+
+class _Lines:
+    """Every change once, and what stays true now and then. `show` may be called at any time."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self._said = ""
+        self._said_at = 0.0  # seconds of waiting
+
+    def show(self, progress: "Progress", seconds: float) -> None:
+        if self._as_json:
+            return self._say_once(to_json(progress), seconds)
+        if progress.is_done:  # as the command's next words say
+            return None
+        line = to_line(progress)
+        if line == self._said and seconds >= self._said_at + max(REPEATED_AFTER, seconds / 4):
+            _write(f"torkit: waiting for {int(seconds)} s: {line.removeprefix('torkit: ')}\n")
+            self._said_at = seconds
+        return self._say_once(line, seconds)
+
+    def _say_once(self, line: str, seconds: float) -> None:
+        if line != self._said:
+            _write(f"{line}\n")
+            self._said, self._said_at = line, seconds
+
+
+class _Bar:
+    """A bar that is drawn anew each second; beside it, for a service, lines for what is in the way.
+
+    A service may stay blocked, and a bar has no room for a hint.
+    """
+
+    def __init__(self, is_service: bool) -> None:
+        self._is_service = is_service
+        self._said = ""
+
+    def show(self, progress: "Progress", seconds: float) -> None:
+        if self._is_service and progress.error is not None and (line := to_line(progress)) != self._said:
             erase()
             _write(f"{line}\n")
-            said = line
-        if has_bar:
-            _draw("" if progress.is_done else to_bar(progress, _columns()))
+            self._said = line
+        _draw("" if progress.is_done else to_bar(progress, seconds, _columns()))
 
 
 def to_json(progress: "Progress") -> str:
@@ -70,11 +122,13 @@ def to_line(progress: "Progress") -> str:
     return "; ".join(filter(None, (line, str(progress.error), progress.error.hint)))
 
 
-def to_bar(progress: "Progress", columns: int) -> str:
-    """One line of a terminal."""
+def to_bar(progress: "Progress", seconds: float, columns: int) -> str:
+    """One line of a terminal; what is waited for has more right to its room than the bar."""
     done = BAR_LEN * progress.percent // 100
     text = progress.summary if progress.error is None else str(progress.error)
-    return f"torkit: [{'#' * done}{'-' * (BAR_LEN - done)}] {progress.percent:3}%  {text}"[: columns - 1]
+    text = f"{progress.percent:3}%  {int(seconds)} s  {text}"
+    line = f"torkit: [{'#' * done}{'-' * (BAR_LEN - done)}] {text}"
+    return (line if len(line) < columns else f"torkit: {text}")[: columns - 1]
 
 
 def erase() -> None:

@@ -23,7 +23,7 @@ from torkit.cli import (
     command_app,
     open_client,
     parse_padding,
-    parse_path,
+    read_path,
     restrictions,
     run,
     say,
@@ -227,7 +227,7 @@ async def serve(
 
     async def serve_when_ready() -> None:
         await tor.wait_ready()
-        relays = None if path is None else parse_path(tor, path)
+        relays = None if path is None else await read_path(tor, path)
         await serve_socks(
             listeners,
             begin=partial(tor.begin, path=relays),
