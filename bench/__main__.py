@@ -54,7 +54,7 @@ def run_pytest_benchmarks() -> dict[str, dict[str, Any]]:
 def directory_lines() -> list[Line]:
     """In a process of its own, so that memory and times are of a fresh heap."""
     command = [sys.executable, "-m", "bench.bench_directory", "--json"]
-    environment = os.environ | {"PYTHONPATH": "tests"}
+    environment = os.environ | {"PYTHONPATH": "tests/support"}
     result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     if result.returncode != 0:
         sys.exit(result.stdout + result.stderr)

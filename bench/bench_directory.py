@@ -1,9 +1,10 @@
 """The directory of a full-size network: to read it, to hold it, to bring it up to date, to choose from it.
 
-    PYTHONPATH=tests python -m bench.bench_directory          a table; --json is for `make bench`
+    PYTHONPATH=tests/support python -m bench.bench_directory          a table; --json is for `make bench`
 
 Times are CPU time of this process. The public network's consensus of 2022 is used where the project's shared
-data are at hand, else its line is left out; the rest is on the synthetic network of tests/network_docs.py.
+data are at hand, else its line is left out; the rest is on the synthetic network of
+tests/support/network_docs.py.
 """
 
 import gc

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from clocks import HastyClock
+from trio.testing import MockClock
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,3 +18,9 @@ def no_public_network() -> Iterator[None]:
 @pytest.fixture
 def hasty_clock() -> HastyClock:
     return HastyClock()
+
+
+@pytest.fixture
+def patient_clock() -> MockClock:
+    """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
+    return MockClock(autojump_threshold=0.1)

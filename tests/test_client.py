@@ -58,12 +58,6 @@ from torkit.path_bias import State
 from torkit.proto.padding import Padding
 
 
-@pytest.fixture
-def patient_clock() -> trio.testing.MockClock:
-    """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
-    return trio.testing.MockClock(autojump_threshold=0.1)
-
-
 @asynccontextmanager
 async def served_tor(
     tmp_path: Path, *, guards: int = 2, exits: int = 2, padding: Padding = Padding.AUTO

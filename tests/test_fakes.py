@@ -38,7 +38,7 @@ from fakes import (
     FakeStream,
     HandshakeRefusedError,
     RelayCell,
-    _aes_ctr,
+    aes_ctr,
     answer_begin,
     answer_handshake_ntor_v3,
     decode_extensions,
@@ -74,7 +74,7 @@ class ClientHop:
 
     def __init__(self, keys: bytes) -> None:
         self.forward_digest, self.backward_digest = hashlib.sha1(keys[:20]), hashlib.sha1(keys[20:40])
-        self.forward, self.backward = _aes_ctr(keys[40:56]), _aes_ctr(keys[56:72])
+        self.forward, self.backward = aes_ctr(keys[40:56]), aes_ctr(keys[56:72])
 
 
 class Client:

@@ -9,6 +9,7 @@ from random import Random
 
 import atheris
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # as pytest's `pythonpath` does
 with atheris.instrument_imports(include=["torkit.directory"]):
     from fuzz.targets import TARGETS, mutate, run
 

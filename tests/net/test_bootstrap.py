@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -13,6 +14,7 @@ import network_docs
 import pytest
 import trio
 import trio.testing
+import waiting
 from fakes import FakeRelay, FakeStream, answer_begin_dir, http_response, ignore
 from network_docs import HOUR, RelayDoc, TestAuthority, bare64
 from served import DirectoryService, authorities, fresh_relays, serve, signed_service, source_of
@@ -738,12 +740,7 @@ def stale_service(signers: Sequence[TestAuthority]) -> DirectoryService:
     return signed_service(DOCS, signers, valid_after=int(time.time()) - 5 * HOUR // 2)
 
 
-async def until(condition: Callable[[], object], *, step: float = 1) -> None:
-    """Rounds of `step` seconds on the mock clock until `condition` holds."""
-    with trio.move_on_after(20 * MINUTE):
-        while not condition():
-            await trio.sleep(step)
-    assert condition()
+until = partial(waiting.until, seconds=20 * MINUTE, step=1)
 
 
 async def test_a_newer_consensus_replaces_an_old_one(

@@ -17,12 +17,6 @@ from torkit.net.building import MAX_PENDING, RESTS, Turns, rest
 from torkit.net.circuits import AFTER_REST_ATTEMPTS, BUILD_ATTEMPTS, SPARE_RETRY
 
 
-@pytest.fixture
-def patient_clock() -> trio.testing.MockClock:
-    """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
-    return trio.testing.MockClock(autojump_threshold=0.1)
-
-
 def under_way(fake: FakeRelay) -> int:
     """Circuits that a first relay holds and that end at it."""
     return sum(not circuit.closed and len(circuit.hops) == 1 for circuit in fake.circuits)

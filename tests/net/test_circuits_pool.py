@@ -78,12 +78,6 @@ class Pool:
         return await self.circuits.acquire(port, isolation=isolation, excluded=excluded)
 
 
-@pytest.fixture
-def patient_clock() -> trio.testing.MockClock:
-    """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
-    return trio.testing.MockClock(autojump_threshold=0.1)
-
-
 def learnt_enough(name: str, default: int, low: int, high: int) -> int:
     """No circuits to learn from are wanted, and the timeouts are those of the beginning."""
     return {"cbtdisabled": 1}.get(name, default)

@@ -50,12 +50,6 @@ BODY = b"network-status-version 3 microdesc\n" * 100
 SIGNERS = (b"\xfe" * 20, b"\1\2\3" + bytes(17))  # v3 identities
 
 
-@pytest.fixture
-def patient_clock() -> MockClock:
-    """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
-    return MockClock(autojump_threshold=0.1)
-
-
 def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT_ENCODING) -> Answer:
     return complete(in_steps(answer, limit, encodings))
 

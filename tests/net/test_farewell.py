@@ -2,13 +2,13 @@
 
 import gc
 import socket
-import time
 from collections.abc import Callable
 
 import pytest
 import trio
 import trio.testing
 from proxied import Peer, Proxy, ScriptedTor, proxy_for, receive_all
+from waiting import until_by_the_wall
 
 from torkit._fast import memory
 from torkit._fast.cells import RelayCommand
@@ -40,16 +40,8 @@ async def receive_until_reset(client: trio.SocketStream) -> bytes:
     raise AssertionError(f"an end of file after {len(received)} bytes")
 
 
-async def until(is_so: Callable[[], object]) -> None:
-    """By the clock on the wall: trio's may stand still."""
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        await trio.to_thread.run_sync(time.sleep, 0.01)
-
-
 async def until_failed(caplog: pytest.LogCaptureFixture, count: int = 1) -> None:
-    await until(lambda: caplog.text.count("a stream failed") >= count)
+    await until_by_the_wall(lambda: caplog.text.count("a stream failed") >= count)
 
 
 @pytest.mark.parametrize("send_buffer", [None, FEW], ids=["the kernel holds all", "the stream holds some"])
@@ -154,11 +146,11 @@ async def test_client_whose_bytes_were_dropped_for_memory_is_reset_though_the_pe
         client, peer = await late_client(proxy, tor)
         await peer.send_all(BODY)
         await peer.end()
-        await until(lambda: memory.held() > len(BODY) // 2)
+        await until_by_the_wall(lambda: memory.held() > len(BODY) // 2)
         memory.set_limit(0)
         try:
             await client.send_all(b"something for the pump to look at")
-            await until(lambda: memory.held() < len(BODY) // 2)
+            await until_by_the_wall(lambda: memory.held() < len(BODY) // 2)
         finally:
             memory.set_limit(limit)
         assert "held most" in caplog.text

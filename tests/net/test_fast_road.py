@@ -7,9 +7,8 @@ import select
 import socket
 import struct
 import termios
-import time
 import tty
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import trio.testing
 from ends import Ends, open_ends
 from fakes import WITHOUT_CGO, FakeStream
 from served import PLAIN, open_stream, serve_circuit
+from waiting import until_by_the_wall
 
 from torkit.errors import EndReason, StreamClosed, TimedOut
 from torkit.net import pipe as pipe_module
@@ -68,16 +68,8 @@ async def opened(protocols: str = PLAIN) -> AsyncIterator[tuple[Stream, FakeStre
         yield await open_stream(circuit, relays[1])
 
 
-async def until(is_so: Callable[[], object]) -> None:
-    """By the clock on the wall: trio's may stand still."""
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        await in_thread(time.sleep, 0.01)
-
-
 async def until_received(far: FakeStream, count: int) -> bytes:
-    await until(lambda: len(far.received) >= count)
+    await until_by_the_wall(lambda: len(far.received) >= count)
     return bytes(far.received)
 
 
@@ -166,7 +158,9 @@ async def test_time_runs_from_the_last_byte(
     async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
         nursery.start_soon(run)
         if at_eof:
-            await until(lambda: "read" in threads.returned)  # the slow road's, for which no clock here waits
+            await until_by_the_wall(
+                lambda: "read" in threads.returned
+            )  # the slow road's, for which no clock here waits
         await wait(8, mock_clock)
         for _ in range(3):
             far.write(b"x")
@@ -202,7 +196,7 @@ async def test_a_writer_that_has_gone_keeps_nobody_busy(ends: Ends) -> None:
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
         await in_thread(write_all_and_close, ends, bytes(window + 60_000))
         await until_received(far, window - 4 * 498)  # each read may end in a cell that is not full
-        await until(lambda: not select.select([Pump.current()._core.descriptor], [], [], 0)[0])
+        await until_by_the_wall(lambda: not select.select([Pump.current()._core.descriptor], [], [], 0)[0])
         far.finish()
 
 
@@ -259,9 +253,9 @@ async def test_after_an_xon_all_goes_on_where_it_was(ends: Ends, threads: Thread
         await in_thread(write_all, ends.stdin, allowing_xoff)
         await until_received(far, len(allowing_xoff))
         far.xoff()
-        await until(lambda: stream._core.is_xoff)
+        await until_by_the_wall(lambda: stream._core.is_xoff)
         os.write(ends.stdin, held)
-        await until(lambda: waiting_in(ends.source) == 0)  # the core has read it
+        await until_by_the_wall(lambda: waiting_in(ends.source) == 0)  # the core has read it
         far.xon(kbps_ewma=rate)
         await in_thread(write_all, ends.stdin, rest)
         assert await until_received(far, len(BODY)) == BODY

@@ -48,12 +48,6 @@ def relay() -> FakeRelay:
     return fresh_relays(1)[0]
 
 
-@pytest.fixture
-def patient_clock() -> trio.testing.MockClock:
-    """Jumps to the next deadline when for a while nothing moved: the sockets' other ends are in here too."""
-    return trio.testing.MockClock(autojump_threshold=0.1)
-
-
 # --- The handshake -------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 from served import ServedNetwork, serve_network
+from waiting import until
 
 from torkit.client import Tor, open_tor
 from torkit.config import Fallback, Network
@@ -192,12 +193,6 @@ async def starting(config: Network, data_dir: Path) -> AsyncIterator[tuple[Tor, 
         await until(lambda: seen)
         yield tor, seen
         nursery.cancel_scope.cancel()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(120):
-        while not condition():
-            await trio.sleep(0.01)
 
 
 def check_order(seen: list[Progress]) -> None:

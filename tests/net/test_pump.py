@@ -1,5 +1,6 @@
 """Bytes moved without a task: a relay in another thread, so that this one sleeps while data flows."""
 
+import logging
 import queue
 import socket
 import threading
@@ -18,6 +19,8 @@ from torkit.net.proxy.carrier import Carrier
 from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.pump import STALL, Pump
 from torkit.net.stream import Stream
+
+logger = logging.getLogger("tests")
 
 BODY = bytes(range(256)) * 4096 * 3  # 3 MiB: what goes through in several wakes of anything
 
@@ -75,6 +78,7 @@ async def carried_stream(relays: list[FakeRelay]) -> AsyncIterator[tuple[socket.
 
         def end(failure: Exception | None) -> None:
             failures.append(failure)
+            logger.info("a carrier ended: %r", failure)  # a socketpair tells no reset
             home.pump.remove(source)
             ours.close()
             is_done.set()

@@ -6,11 +6,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from errno import ENETUNREACH
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+import waiting
 from served import ServedNetwork, serve_network
 
 from torkit.client import Tor, open_tor
@@ -61,7 +63,7 @@ async def use(tor: Tor) -> tuple[str, float]:
 async def guards_of(data_dir: Path) -> list[str]:
     """As they are kept, the guard in use first."""
     state = data_dir / "state.json"
-    await until(lambda: "guards" in state.read_text(), MINUTE)
+    await until(lambda: "guards" in state.read_text(), seconds=MINUTE)
     return [guard["fingerprint"] for guard in json.loads(state.read_text())["guards"]]
 
 
@@ -93,10 +95,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
-async def until(condition: Callable[[], object], seconds: float) -> None:
-    with trio.fail_after(seconds):
-        while not condition():
-            await trio.sleep(20)
+until = partial(waiting.until, step=20)
 
 
 async def test_after_a_suspend_no_dead_connection_is_waited_for(
@@ -112,7 +111,7 @@ async def test_after_a_suspend_no_dead_connection_is_waited_for(
         again, seconds = await use(tor)
         assert again == guard
         assert seconds < 2
-        await until(lambda: tor.directory is not old, 3 * MINUTE)
+        await until(lambda: tor.directory is not old, seconds=3 * MINUTE)
         assert await guards_of(tmp_path) == kept
 
 
@@ -124,7 +123,9 @@ async def test_a_suspend_is_noticed_before_somebody_needs_a_circuit(
         link_count = len(network.relays[guard].links)
         silence(network)
         set_clock(5 * HOUR)
-        await until(lambda: len(network.relays[guard].links) > link_count, 2 * MINUTE)
+        await waiting.until(
+            lambda: len(network.relays[guard].links) > link_count, seconds=2 * MINUTE, step=20
+        )
         again, seconds = await use(tor)
         assert again == guard
         assert seconds < 2
@@ -161,9 +162,11 @@ async def test_a_clock_that_is_set_to_and_fro_costs_no_guard(
         await trio.sleep(1.5 * MINUTE)
         assert (await use(tor))[0] == guard
         set_clock(400 * DAY)
-        await until(lambda: "the clock of this computer is 3" in blockage(tor), 5 * MINUTE)
+        await waiting.until(
+            lambda: "the clock of this computer is 3" in blockage(tor), seconds=5 * MINUTE, step=20
+        )
         set_clock(0)
-        await until(lambda: not blockage(tor), 5 * MINUTE)
+        await until(lambda: not blockage(tor), seconds=5 * MINUTE)
         assert (await use(tor))[0] == guard
         assert await guards_of(tmp_path) == kept
     (said,) = warnings(caplog)
@@ -193,7 +196,7 @@ async def test_what_keeps_circuits_from_being_built_is_said_once_and_when_it_is_
             (said,) = warnings(caplog)
             assert said.startswith("no circuit can be built: this machine seems to be offline: ")
             assert said.endswith("; connect it to a network")
-        await until(lambda: len(warnings(caplog)) > 1, MINUTE)
+        await until(lambda: len(warnings(caplog)) > 1, seconds=MINUTE)
         assert warnings(caplog)[1:] == ["circuits can be built again"]
         assert tor.choose_path(Constraints(port=80))[0].nickname == guard
         assert (await guards_of(tmp_path))[0] == kept[0]

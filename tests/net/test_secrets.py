@@ -53,7 +53,7 @@ async def test_no_secret_is_left_in_memory_when_its_circuit_has_ended(protocols:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(CHILD.parents[1])},
+            env=os.environ | {"PYTHONPATH": str(CHILD.parents[1] / "support")},
         )
         assert child.stdout is not None
         try:

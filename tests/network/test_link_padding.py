@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -11,6 +10,7 @@ from random import Random
 import pytest
 import trio
 from network.private_network import WATCHED, RunningTestnet
+from waiting import until
 
 from torkit.client import open_tor
 from torkit.config import load_network
@@ -31,12 +31,6 @@ STOP = "Negotiated padding=0, lo=1500, hi=1500 "
 
 NEVER = {"nf_ito_low": 60_000, "nf_ito_high": 60_000}
 EVERY_SECOND = dict.fromkeys(("nf_ito_low", "nf_ito_high", "nf_ito_low_reduced", "nf_ito_high_reduced"), 1000)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(DEADLINE):
-        while not condition():
-            await trio.sleep(0.1)
 
 
 async def test_relay_and_client_pad_each_other_and_heed_a_stop(

@@ -1,6 +1,5 @@
 """Circuits on real relays: ready before somebody needs them, counted for their guard, probed."""
 
-from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import trio
 from network.private_network import RunningTestnet
 from network.servers import WebServer
+from waiting import until
 
 from torkit.client import open_tor
 from torkit.config import load_network
@@ -15,12 +15,6 @@ from torkit.errors import EndReason, StreamClosed
 from torkit.predicted_ports import FIRST_PORT
 
 pytestmark = pytest.mark.network
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(60):
-        while not condition():
-            await trio.sleep(0.05)
 
 
 def test_real_relays_carry_what_was_built_ahead_and_are_counted(

@@ -31,5 +31,7 @@ class Ends:
 @contextmanager
 def open_ends() -> Iterator[Ends]:
     ends = Ends(*os.pipe(), *os.pipe())
-    yield ends
-    ends.close_all()
+    try:
+        yield ends
+    finally:
+        ends.close_all()

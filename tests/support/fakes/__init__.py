@@ -1,0 +1,115 @@
+"""A scriptable Tor relay for tests: the server's side of the link, circuit and stream protocols.
+
+Plain Python over hashlib and `cryptography`, written from the specifications and sharing nothing with
+torkit but the command numbers, so that each side checks the other; CGO is the oracle's (reference.py).
+Slow and obvious is right here.
+
+    relay = FakeRelay()                       keys, certificates, and a handler for each thing that can arrive
+    link = relay.link()                       one connection: the plaintext inside TLS
+    link.receive(data) -> bytes               sans-IO: bytes from the client in, bytes for the client out
+    async with serve_relay(relay) as (host, port): ...      the same over real TLS on loopback
+
+A circuit is one `FakeCircuit` with all its hops in memory: EXTEND2 finds the next `FakeRelay` among those
+that `make_chain` introduced to each other, and every hop keeps its own onion layer and windows. Hops count
+from 1. Whatever arrives is answered by the handler of the relay it reached: `relay.on_begin`,
+`relay.on_data`, ... whose default is the function `answer_begin`, `answer_data`, ... below. To misbehave,
+replace one, or reach in and send something:
+
+    relay.on_begin = ignore                                             never answers
+    relay.on_begin = lambda stream: stream.end(4)                       refuses
+    relay.on_sendme_due = lambda circuit, hop, tag: circuit.sendme(hop, bytes(20))      a wrong tag
+    relay.edit_certs = lambda certs: certs[1:]                          a certificate short
+    circuit.send(1, RelayCommand.DATA, stream.id, b"x")                 from the wrong hop
+    circuit.send(3, RelayCommand.DROP, wrong_digest=True)               recognized by nobody
+    link.push(cell[:100]); link.close()                                 ends in mid-cell
+
+What a relay can do is what its `protocols` say: a whole relay (FULL) speaks ntor-v3, congestion control and
+CGO with whoever asks, and WITHOUT_NTOR_V3, WITHOUT_CONGESTION_CONTROL, WITHOUT_CGO are older ones. It refuses
+a handshake that asks for more. `relay.edit_extensions` answers one with something else.
+
+What the *client* does wrong is answered as a relay would (DESTROY, closed link) and noted in
+`relay.complaints`, which a test of an honest client asserts to be empty.
+"""
+
+from .cells import (
+    CC_REQUEST,
+    CC_RESPONSE,
+    CELL_BODY_LEN,
+    CONNECTFAILED,
+    FULL,
+    NTOR,
+    NTOR_V3,
+    RELAY_CRYPT_CGO,
+    SUBPROTO_REQUEST,
+    WITHOUT_CGO,
+    WITHOUT_CONGESTION_CONTROL,
+    WITHOUT_NTOR_V3,
+    HandshakeRefusedError,
+    RelayCell,
+    encode_cell,
+    encode_versions,
+    ignore,
+)
+from .certificates import encode_certs, make_ed_certificate
+from .circuit import FakeCircuit, FakeHop, answer_create, answer_extend2, decode_extend2
+from .handshakes import (
+    answer_handshake_ntor,
+    answer_handshake_ntor_v3,
+    decode_extensions,
+    encode_extensions,
+    kdf_rfc5869,
+    kdf_tor,
+)
+from .layers import CgoLayer, Tor1Layer, aes_ctr
+from .link import FakeLink, answer_versions, encode_netinfo
+from .relay import Agreement, FakeRelay, make_chain
+from .stream import FakeStream, answer_begin, answer_begin_dir, answer_resolve, http_response
+from .tls import serve_relay
+
+__all__ = [
+    "CC_REQUEST",
+    "CC_RESPONSE",
+    "CELL_BODY_LEN",
+    "CONNECTFAILED",
+    "FULL",
+    "NTOR",
+    "NTOR_V3",
+    "RELAY_CRYPT_CGO",
+    "SUBPROTO_REQUEST",
+    "WITHOUT_CGO",
+    "WITHOUT_CONGESTION_CONTROL",
+    "WITHOUT_NTOR_V3",
+    "Agreement",
+    "CgoLayer",
+    "FakeCircuit",
+    "FakeHop",
+    "FakeLink",
+    "FakeRelay",
+    "FakeStream",
+    "HandshakeRefusedError",
+    "RelayCell",
+    "Tor1Layer",
+    "aes_ctr",
+    "answer_begin",
+    "answer_begin_dir",
+    "answer_create",
+    "answer_extend2",
+    "answer_handshake_ntor",
+    "answer_handshake_ntor_v3",
+    "answer_resolve",
+    "answer_versions",
+    "decode_extend2",
+    "decode_extensions",
+    "encode_cell",
+    "encode_certs",
+    "encode_extensions",
+    "encode_netinfo",
+    "encode_versions",
+    "http_response",
+    "ignore",
+    "kdf_rfc5869",
+    "kdf_tor",
+    "make_chain",
+    "make_ed_certificate",
+    "serve_relay",
+]

@@ -1,0 +1,150 @@
+"""One connection: framing, the link handshake, the table of circuits."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torkit._fast.cells import Command
+
+from .cells import CELL_BODY_LEN, PADDING_LINK, encode_cell, encode_versions, ignore
+from .certificates import encode_certs
+from .circuit import FakeCircuit
+
+if TYPE_CHECKING:
+    from .relay import FakeRelay
+
+
+class FakeLink:
+    """One connection: framing, the link handshake, and the table of circuits."""
+
+    def __init__(self, relay: FakeRelay) -> None:
+        self.relay = relay
+        self.version: int | None = None
+        self.circuits: dict[int, FakeCircuit] = {}
+        self.control_cells: list[tuple[int, int, bytes]] = []  # what arrived, but for RELAY and RELAY_EARLY
+        self.closed = False
+        self.abrupt = False
+        self.on_output: Callable[[], object] = ignore  # called when there is something to write, or a close
+        self._input = bytearray()
+        self._output = bytearray()
+
+    def receive(self, data: bytes) -> bytes:
+        """Bytes from the client in any cut; what the relay says to that."""
+        self._input += data
+        while not self.closed and (cell := self._next_cell()) is not None:
+            self._handle(*cell)
+        return self.take()
+
+    def take(self) -> bytes:
+        """What waits to be sent, after a test had the relay speak unasked."""
+        output = bytes(self._output)
+        self._output.clear()
+        return output
+
+    def push(self, data: bytes) -> None:
+        """Queue bytes for the client as they are."""
+        self._output += data
+        self.on_output()
+
+    def send_cell(self, circ_id: int, command: int, body: bytes = b"") -> None:
+        self.push(encode_cell(circ_id, command, body))
+
+    def close(self, *, abrupt: bool = False) -> None:
+        """End the connection once the output is written; `abrupt` leaves out TLS's own goodbye."""
+        self.closed = True
+        self.abrupt = abrupt
+        self.on_output()
+
+    def complain(self, why: str) -> None:
+        self.relay.complaints.append(why)
+        self.close()
+
+    def _next_cell(self) -> tuple[int, int, bytes] | None:
+        circ_id_len = 2 if self.version is None else 4  # VERSIONS alone has short ids
+        if len(self._input) < circ_id_len + 1:
+            return None
+        circ_id = int.from_bytes(self._input[:circ_id_len], "big")
+        command = self._input[circ_id_len]
+        start, length = circ_id_len + 1, CELL_BODY_LEN
+        if command == Command.VERSIONS or command >= 128:
+            if len(self._input) < start + 2:
+                return None
+            length = int.from_bytes(self._input[start : start + 2], "big")
+            start += 2
+        if len(self._input) < start + length:
+            return None
+        body = bytes(self._input[start : start + length])
+        del self._input[: start + length]
+        return circ_id, command, body
+
+    def _handle(self, circ_id: int, command: int, body: bytes) -> None:
+        self.relay.on_link_cell(self, circ_id, command, body)
+        if command in (Command.RELAY, Command.RELAY_EARLY):
+            if circ_id in self.circuits:  # a cell in flight to a closed circuit is dropped
+                self.circuits[circ_id].receive(body, early=command == Command.RELAY_EARLY)
+            return
+        self.control_cells.append((circ_id, command, body))
+        if self.version is None:
+            self._handle_versions(command, body)
+        elif command in (Command.CREATE_FAST, Command.CREATE2):
+            self._handle_create(circ_id, command, body)
+        elif command == Command.DESTROY and circ_id in self.circuits:
+            circuit = self.circuits.pop(circ_id)
+            circuit.closed = True
+            for hop in circuit.hops:
+                hop.relay.on_destroy(circuit, body[0])
+        elif command == Command.NETINFO:
+            if body[:4] != bytes(4):
+                self.relay.complaints.append("a client's NETINFO carries a timestamp")
+            self.relay.on_netinfo(self, body)
+        elif command == Command.PADDING:
+            self.relay.on_padding(self)
+        elif command == Command.PADDING_NEGOTIATE:
+            self._handle_padding_negotiate(circ_id, body)
+
+    def _handle_padding_negotiate(self, circ_id: int, body: bytes) -> None:
+        """Stop (1) or start (2), with the shortest and longest silence in ms. tor-spec, "Link padding"."""
+        version, command, low, high = struct.unpack_from(">BBHH", body)
+        if circ_id != 0 or version != 0 or command not in (1, 2) or any(body[6:]):
+            self.complain("PADDING_NEGOTIATE as no relay understands it")
+        elif (self.version or 0) < PADDING_LINK:
+            self.complain("PADDING_NEGOTIATE on a link without padding")
+        else:
+            self.relay.on_padding_negotiate(self, command, low, high)
+
+    def _handle_versions(self, command: int, body: bytes) -> None:
+        if command != Command.VERSIONS or len(body) % 2:
+            self.complain("the first cell is not a well-formed VERSIONS")
+            return
+        offered = set(struct.unpack(f">{len(body) // 2}H", body))
+        self.version = max(offered & set(self.relay.link_versions), default=0)
+        self.relay.on_versions(self)
+
+    def _handle_create(self, circ_id: int, command: int, body: bytes) -> None:
+        if not circ_id & 0x80000000 or circ_id in self.circuits:
+            self.complain(f"circuit id {circ_id:#x} is not the initiator's or is in use")
+            return
+        circuit = FakeCircuit(self, circ_id)
+        self.circuits[circ_id] = circuit
+        self.relay.circuits.append(circuit)
+        self.relay.on_create(circuit, command, body)
+
+
+def answer_versions(link: FakeLink) -> None:
+    """VERSIONS, CERTS, AUTH_CHALLENGE, NETINFO. tor-spec, "Negotiating and initializing connections"."""
+    relay = link.relay
+    link.push(encode_versions(relay.link_versions))
+    link.send_cell(0, Command.CERTS, encode_certs(relay.edit_certs(relay.make_certs())))
+    link.send_cell(0, Command.AUTH_CHALLENGE, os.urandom(32) + struct.pack(">HH", 1, 3))
+    link.send_cell(0, Command.NETINFO, encode_netinfo(relay))
+
+
+def encode_netinfo(relay: FakeRelay) -> bytes:
+    """tor-spec, "NETINFO cells": the time, the client's address as seen, one address of our own."""
+    ours = ipaddress.ip_address(relay.address[0]).packed
+    client = b"\x04\x04" + ipaddress.ip_address("127.0.0.1").packed
+    return struct.pack(">I", int(relay.now)) + client + b"\x01\x04\x04" + ours

@@ -1,0 +1,58 @@
+"""A relay behind TLS on loopback."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from .relay import FakeRelay
+
+
+@asynccontextmanager
+async def serve_relay(relay: FakeRelay) -> AsyncIterator[tuple[str, int]]:
+    """Serve `relay` over TLS on a loopback port; yields (host, port). Ends all its links at exit.
+
+    A handler that raises ends the block with that exception.
+    """
+    context = relay.ssl_context()
+
+    async def serve(transport: trio.SocketStream) -> None:
+        link = relay.link()
+        output = trio.Event()
+
+        def wake() -> None:
+            output.set()
+
+        link.on_output = wake
+        stream = trio.SSLStream(transport, context, server_side=True, https_compatible=True)
+
+        async def write() -> None:
+            nonlocal output
+            while True:
+                await output.wait()
+                output = trio.Event()
+                while data := link.take():
+                    await stream.send_all(data)
+                if link.closed:
+                    nursery.cancel_scope.cancel()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write)
+                while data := await stream.receive_some(65536):
+                    link.push(link.receive(bytes(data)))
+                nursery.cancel_scope.cancel()
+            if not link.abrupt:
+                await stream.aclose()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client went away, which is its right
+        finally:
+            link.closed = True
+            await trio.aclose_forcefully(transport)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        host, port = listeners[0].socket.getsockname()
+        yield host, port
+        nursery.cancel_scope.cancel()
