@@ -12,13 +12,23 @@ from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address
 
-from fakes import FULL, WITHOUT_CGO, WITHOUT_NTOR_V3, FakeCircuit, FakeRelay, FakeStream, make_chain
+from fakes import (
+    FULL,
+    WITHOUT_CGO,
+    WITHOUT_NTOR_V3,
+    FakeCircuit,
+    FakeHop,
+    FakeRelay,
+    FakeStream,
+    OnionServiceLayer,
+    make_chain,
+)
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.channel import Channel
 from torkit._fast.circuit import Circuit
 from torkit._fast.events import CircuitFailed, ControlCell, Event, Message
-from torkit._fast.onion import Layer
+from torkit._fast.onion import Layer, LayerKind
 from torkit._fast.stream import Stream
 from torkit.errors import CircuitError
 from torkit.proto import cells, messages
@@ -146,9 +156,22 @@ class Talk:
             self.made.append(hop)
         return circuit
 
-    def stream(self, circuit: Circuit) -> Stream:
+    def join(self, circuit: Circuit, service: FakeRelay, *, has_congestion_control: bool = False) -> None:
+        """Put an onion service behind the last hop, as a rendezvous point does."""
+        keys = RNG.randbytes(OnionServiceLayer.KEY_MATERIAL_LEN)
+        hop = FakeHop(service, OnionServiceLayer(keys))
+        if has_congestion_control:
+            hop.use_congestion_control()
+            circuit.add_hop(
+                Layer(LayerKind.TOR1_ONION, keys), CWND, hop.sendme_inc, has_congestion_control=True
+            )
+        else:
+            circuit.add_hop(Layer(LayerKind.TOR1_ONION, keys))
+        self.far_end(circuit).hops.append(hop)
+
+    def stream(self, circuit: Circuit, target: bytes = b"web.test:80\0") -> Stream:
         stream = circuit.open_stream(circuit.hop_count - 1)
-        circuit.send(stream.hop, RelayCommand.BEGIN, stream.id, b"web.test:80\0")
+        circuit.send(stream.hop, RelayCommand.BEGIN, stream.id, target)
         self.exchange()
         assert stream.is_open
         return stream

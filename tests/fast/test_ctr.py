@@ -4,7 +4,7 @@ import os
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES128
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,13 +16,15 @@ from torkit.errors import UsageError
 # Every machine runs both: the processor's instructions, where it has them, and the portable way.
 both_ways = pytest.mark.parametrize("portable", [False, True], ids=["native", "portable"])
 
+keys = st.sampled_from([16, 32]).flatmap(lambda length: st.binary(min_size=length, max_size=length))
+
 
 def other_stream(key: bytes, length: int) -> bytes:
-    return Cipher(AES128(key), CTR(bytes(16))).encryptor().update(bytes(length))
+    return Cipher(AES(key), CTR(bytes(16))).encryptor().update(bytes(length))
 
 
 @both_ways
-@given(key=st.binary(min_size=16, max_size=16), lengths=st.lists(st.integers(0, 1200), max_size=20))
+@given(key=keys, lengths=st.lists(st.integers(0, 1200), max_size=20))
 def test_any_split_gives_the_same_stream(portable: bool, key: bytes, lengths: list[int]) -> None:
     stream = CtrStream(key, portable=portable)
     pieces = [bytearray(length) for length in lengths]
@@ -52,7 +54,7 @@ def test_data_is_changed_in_place_and_back() -> None:
     assert data == before
 
 
-@pytest.mark.parametrize("length", [0, 15, 17, 32])
-def test_only_a_key_of_16_bytes_will_do(length: int) -> None:
-    with pytest.raises(UsageError, match=f"16 bytes, not {length}"):
+@pytest.mark.parametrize("length", [0, 15, 17, 24, 33])
+def test_only_a_key_of_16_or_32_bytes_will_do(length: int) -> None:
+    with pytest.raises(UsageError, match=f"16 or 32 bytes, not {length}"):
         CtrStream(bytes(length))

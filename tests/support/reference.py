@@ -34,13 +34,14 @@ class Layer(Protocol):
 
 
 # --- tor1: AES-128-CTR and a running SHA-1. tor-spec, "Routing relay cells", "Relay cells" --------------
+# --- with onion services: AES-256-CTR and a running SHA3-256. rend-spec-v3, "The rendezvous protocol" ----
 
 
 class Tor1Direction:
     """D and K of one direction of one hop."""
 
-    def __init__(self, digest_seed: bytes, key: bytes) -> None:
-        self.running = hashlib.sha1(digest_seed)
+    def __init__(self, digest: str, seed: bytes, key: bytes) -> None:
+        self.running = hashlib.new(digest, seed)
         self.key_stream = Cipher(AES(key), CTR(bytes(16))).encryptor()
 
     def encrypt(self, body: bytes) -> bytes:
@@ -48,14 +49,14 @@ class Tor1Direction:
         return self.key_stream.update(body)
 
     def mark(self, body: bytes) -> tuple[bytes, bytes]:
-        """Fill in 'recognized' and 'digest'. Returns the body and the whole running digest."""
+        """Fill in 'recognized' and 'digest'. Returns the body and 20 bytes of the running digest."""
         body = body[:1] + bytes(2) + body[3:5] + bytes(4) + body[9:]
         self.running.update(body)
-        tag = self.running.digest()
+        tag = self.running.digest()[:20]
         return body[:5] + tag[:4] + body[9:], tag
 
     def recognize(self, body: bytes) -> bytes | None:
-        """The whole running digest; or None, and then the cell leaves no trace in it."""
+        """20 bytes of the running digest; or None, and then the cell leaves no trace in it."""
         if body[1:3] != bytes(2):
             return None
         would_be = self.running.copy()
@@ -63,16 +64,18 @@ class Tor1Direction:
         if would_be.digest()[:4] != body[5:9]:
             return None
         self.running = would_be
-        return would_be.digest()
+        return would_be.digest()[:20]
 
 
 class Tor1Layer:
-    """`keys` is Df | Db | Kf | Kb, 72 bytes."""
+    """`keys` is Df | Db | Kf | Kb: 20, 20, 16 and 16 bytes, or four times 32 with an onion service."""
 
     def __init__(self, keys: bytes) -> None:
-        assert len(keys) == 72
-        self.forward = Tor1Direction(keys[:20], keys[40:56])
-        self.backward = Tor1Direction(keys[20:40], keys[56:])
+        digest, digest_len, key_len = {72: ("sha1", 20, 16), 128: ("sha3_256", 32, 32)}[len(keys)]
+        df, db = keys[:digest_len], keys[digest_len : 2 * digest_len]
+        kf, kb = keys[2 * digest_len : 2 * digest_len + key_len], keys[-key_len:]
+        self.forward = Tor1Direction(digest, df, kf)
+        self.backward = Tor1Direction(digest, db, kb)
 
     def client_originate(self, command: int, body: bytes) -> tuple[bytes, bytes]:
         body, tag = self.forward.mark(body)

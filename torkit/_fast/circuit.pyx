@@ -10,7 +10,7 @@ arrival, so a slow reader never holds its neighbours back: its own stream is hel
 window, and that window bounds its queue. Where a hop has congestion control, its window is moved from
 outside at every SENDME (proto/flow.py), and its streams are held by XON and XOFF instead of windows.
 
-A hop's kind of layer decides the format of its relay cells: v0 with tor1, v1 with CGO.
+A hop's kind of layer decides the format of its relay cells: v0 with both kinds of tor1, v1 with CGO.
 """
 
 cimport cython
@@ -543,7 +543,7 @@ cdef bint is_for_streams(uint8_t command) noexcept nogil:
 
 cdef bint is_known(uint8_t command) noexcept nogil:
     return (RelayCommand.BEGIN <= command <= RelayCommand.EXTENDED2
-            or command == RelayCommand.XON or command == RelayCommand.XOFF)
+            or RelayCommand.ESTABLISH_INTRO <= command <= RelayCommand.XON)
 
 
 cdef str name_of(int command):

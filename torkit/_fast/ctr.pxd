@@ -1,4 +1,4 @@
-# Contents: the AES-128-CTR key stream of one direction of one hop, as tor1 layers use it.
+# Contents: the AES-CTR key stream of one direction of one hop, as tor1 layers use it.
 
 cimport cython
 from libc.stdint cimport uint8_t, uint64_t
@@ -8,6 +8,7 @@ from torkit._fast.openssl cimport EVP_CIPHER_CTX
 
 cdef enum:
     CTR_KEY_LEN = 16
+    CTR_LONG_KEY_LEN = 32         # AES-256, as onion services use it
     CTR_BLOCK_LEN = 16
 
 cdef struct Ctr:
@@ -15,11 +16,11 @@ cdef struct Ctr:
     uint64_t made                 # blocks of the key stream
     uint8_t[CTR_BLOCK_LEN] last   # the latest of them
     int left                      # bytes of it that are not yet used
-    EVP_CIPHER_CTX* cipher        # portable: the same in libcrypto; else NULL
+    EVP_CIPHER_CTX* cipher        # portable, or AES-256: the same in libcrypto; else NULL
 
-# `key` is CTR_KEY_LEN bytes; the counter starts at 0. Pair every init, even a failed one, with a free.
+# `key` is CTR_KEY_LEN or CTR_LONG_KEY_LEN bytes; the counter starts at 0. Pair every init, even a failed one, with a free.
 # The answer is 1, or -1 where libcrypto failed: then neither data nor state may be used again.
-cdef int ctr_init(Ctr* ctr, const uint8_t* key, bint portable) noexcept nogil
+cdef int ctr_init(Ctr* ctr, const uint8_t* key, size_t key_len, bint portable) noexcept nogil
 cdef int ctr_xor(Ctr* ctr, uint8_t* data, int length) noexcept nogil
 cdef void ctr_free(Ctr* ctr) noexcept nogil
 

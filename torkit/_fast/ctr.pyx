@@ -1,7 +1,8 @@
-"""AES-128-CTR from counter 0, for cells of 509 bytes that follow one another without a gap.
+"""AES-CTR from counter 0, for cells of 509 bytes that follow one another without a gap.
 
 So nearly every cell begins and ends within a block, which costs libcrypto's EVP as much as the blocks between.
-tor-spec, "Relay cells".
+AES-256, of which a circuit has one layer at most, is libcrypto's all the same: beside SHA3-256, which always goes
+with it, it costs little. tor-spec, "Relay cells".
 """
 
 cimport cython
@@ -13,22 +14,23 @@ from torkit._fast.aes_ni cimport (
 )
 from torkit._fast.cells cimport store32
 from torkit._fast.openssl cimport (
-    EVP_aes_128_ctr, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_EncryptInit_ex, EVP_EncryptUpdate,
+    EVP_aes_128_ctr, EVP_aes_256_ctr, EVP_CIPHER, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_EncryptInit_ex, EVP_EncryptUpdate,
     OPENSSL_cleanse,
 )
 
 from torkit.errors import UsageError
 
 
-cdef int ctr_init(Ctr* ctr, const uint8_t* key, bint portable) noexcept nogil:
+cdef int ctr_init(Ctr* ctr, const uint8_t* key, size_t key_len, bint portable) noexcept nogil:
     cdef uint8_t[CTR_BLOCK_LEN] iv
+    cdef const EVP_CIPHER* kind = EVP_aes_128_ctr() if key_len == CTR_KEY_LEN else EVP_aes_256_ctr()
     memset(ctr, 0, sizeof(Ctr))
-    if not portable and aes_ni_is_supported():
+    if not portable and key_len == CTR_KEY_LEN and aes_ni_is_supported():
         aes_ni_expand(key, ctr.round_keys)
         return 1
     memset(iv, 0, sizeof(iv))
     ctr.cipher = EVP_CIPHER_CTX_new()
-    return 1 if ctr.cipher != NULL and EVP_EncryptInit_ex(ctr.cipher, EVP_aes_128_ctr(), NULL, key, iv) == 1 else -1
+    return 1 if ctr.cipher != NULL and EVP_EncryptInit_ex(ctr.cipher, kind, NULL, key, iv) == 1 else -1
 
 
 cdef int ctr_xor(Ctr* ctr, uint8_t* data, int length) noexcept nogil:
@@ -70,14 +72,15 @@ cdef void ctr_free(Ctr* ctr) noexcept nogil:
 cdef class CtrStream:
     """The key stream of one direction of one hop, for tests.
 
-    `key` is 16 bytes, or UsageError is raised. `portable` keeps away from the processor's instructions for AES.
+    `key` is 16 or 32 bytes, or UsageError is raised. `portable` keeps away from the processor's instructions
+    for AES.
     """
 
     def __cinit__(self, const uint8_t[::1] key not None, *, bint portable=False):
-        if key.shape[0] != CTR_KEY_LEN:
-            raise UsageError(f"AES-128 takes a key of {CTR_KEY_LEN} bytes, not {key.shape[0]}")
-        if ctr_init(&self.ctr, &key[0], portable) < 0:
-            raise MemoryError("libcrypto could not set up AES-128-CTR")
+        if key.shape[0] != CTR_KEY_LEN and key.shape[0] != CTR_LONG_KEY_LEN:
+            raise UsageError(f"AES takes a key of {CTR_KEY_LEN} or {CTR_LONG_KEY_LEN} bytes, not {key.shape[0]}")
+        if ctr_init(&self.ctr, &key[0], key.shape[0], portable) < 0:
+            raise MemoryError("libcrypto could not set up AES-CTR")
 
     def __dealloc__(self):
         ctr_free(&self.ctr)
@@ -85,4 +88,4 @@ cdef class CtrStream:
     def xor(self, uint8_t[::1] data not None):
         """XOR what comes next into `data`, in place."""
         if data.shape[0] and ctr_xor(&self.ctr, &data[0], data.shape[0]) < 0:
-            raise MemoryError("libcrypto could not run AES-128-CTR")
+            raise MemoryError("libcrypto could not run AES-CTR")

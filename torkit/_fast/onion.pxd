@@ -5,14 +5,15 @@ from libc.stdint cimport uint8_t
 
 from torkit._fast.cgo cimport CgoState
 from torkit._fast.ctr cimport Ctr
-from torkit._fast.openssl cimport EVP_MD_CTX
+from torkit._fast.openssl cimport EVP_MD, EVP_MD_CTX
 
 cdef enum:
-    TAG_LEN_MAX = 20              # of a SENDME tag: 20 bytes for tor1
+    TAG_LEN_MAX = 20              # of a SENDME tag: 20 bytes for both kinds of tor1
 
 cpdef enum LayerKind:
     TOR1 = 1                      # AES-128-CTR and a running SHA-1: tor-spec, "Relay cells"
     CGO = 2                       # Counter Galois Onion: proposal 359
+    TOR1_ONION = 3                # AES-256-CTR and a running SHA3-256, with onion services: rend-spec-v3
 
 # Specification constants (tor-spec, "Setting circuit keys").
 cpdef enum:
@@ -20,6 +21,10 @@ cpdef enum:
     TOR1_KEY_LEN = 16             # Kf, Kb
     TOR1_KEYS_LEN = 2 * TOR1_DIGEST_LEN + 2 * TOR1_KEY_LEN
     CGO_KEYS_LEN = 2 * 80         # forward, backward
+    # rend-spec-v3, "Using legacy hosts as rendezvous points": the same four, each of 32 bytes.
+    TOR1_ONION_DIGEST_LEN = 32
+    TOR1_ONION_KEY_LEN = 32
+    TOR1_ONION_KEYS_LEN = 2 * TOR1_ONION_DIGEST_LEN + 2 * TOR1_ONION_KEY_LEN
 
 @cython.final
 cdef class Layer:
@@ -29,7 +34,7 @@ cdef class Layer:
     # CGO
     cdef CgoState* cgo_forward
     cdef CgoState* cgo_backward
-    # TOR1
+    # TOR1 and TOR1_ONION
     cdef Ctr* forward_cipher                 # Kf
     cdef Ctr* backward_cipher                # Kb
     cdef EVP_MD_CTX* forward_digest          # Df and every cell sealed for this hop
@@ -37,9 +42,10 @@ cdef class Layer:
     cdef EVP_MD_CTX* scratch_digest          # finals are taken from copies
     cdef EVP_MD_CTX* saved_digest            # the way back when a cell was not for this hop
 
-    cdef int set_tor1(self, const uint8_t* df) except -1
+    cdef int set_tor1(self, const uint8_t* df, const EVP_MD* digest, int digest_len, int key_len) except -1
     cdef int set_cgo(self, const uint8_t* seeds) except -1
     cdef void wipe(self) noexcept
     cdef int originate(self, uint8_t command, uint8_t* body, uint8_t* tag) noexcept nogil
+    cdef int digest_cell(self, EVP_MD_CTX* running, const uint8_t* body, uint8_t* tag) noexcept nogil
     cdef int forward(self, uint8_t command, uint8_t* body) noexcept nogil
     cdef int backward(self, uint8_t command, uint8_t* body, bint is_last, uint8_t* tag) noexcept nogil

@@ -8,11 +8,15 @@ from typing_extensions import Buffer
 class LayerKind(IntEnum):
     TOR1 = 1
     CGO = 2
+    TOR1_ONION = 3
 
 TOR1_DIGEST_LEN: int
 TOR1_KEY_LEN: int
 TOR1_KEYS_LEN: int
 CGO_KEYS_LEN: int
+TOR1_ONION_DIGEST_LEN: int
+TOR1_ONION_KEY_LEN: int
+TOR1_ONION_KEYS_LEN: int
 
 @final
 class Layer:

@@ -20,8 +20,8 @@ from torkit._fast.cgo cimport (
 )
 from torkit._fast.ctr cimport ctr_free, ctr_init, ctr_xor
 from torkit._fast.openssl cimport (
-    CRYPTO_memcmp, EVP_DigestFinal_ex, EVP_DigestInit_ex, EVP_DigestUpdate, EVP_MD_CTX_copy_ex, EVP_MD_CTX_free,
-    EVP_MD_CTX_new, EVP_sha1,
+    CRYPTO_memcmp, EVP_DigestFinal_ex, EVP_DigestInit_ex, EVP_DigestUpdate, EVP_MD, EVP_MD_CTX_copy_ex,
+    EVP_MD_CTX_free, EVP_MD_CTX_new, EVP_sha1, EVP_sha3_256,
 )
 
 from torkit.errors import UsageError
@@ -32,14 +32,17 @@ cdef enum:
     DIGEST_AT = 5
     DIGEST_LEN = 4
 
+cdef enum:
+    FINAL_LEN_MAX = 32            # bytes that a final digest takes: SHA3-256's
 
-cdef EVP_MD_CTX* new_sha1(const uint8_t* seed, size_t length) except NULL:
+
+cdef EVP_MD_CTX* new_digest(const EVP_MD* kind, const uint8_t* seed, size_t length) except NULL:
     cdef EVP_MD_CTX* ctx = EVP_MD_CTX_new()
     if ctx == NULL:
         raise MemoryError
-    if EVP_DigestInit_ex(ctx, EVP_sha1(), NULL) != 1 or EVP_DigestUpdate(ctx, seed, length) != 1:
+    if EVP_DigestInit_ex(ctx, kind, NULL) != 1 or EVP_DigestUpdate(ctx, seed, length) != 1:
         EVP_MD_CTX_free(ctx)
-        raise MemoryError("libcrypto could not set up SHA-1")
+        raise MemoryError("libcrypto could not set up a digest")
     return ctx
 
 
@@ -47,36 +50,43 @@ cdef EVP_MD_CTX* new_sha1(const uint8_t* seed, size_t length) except NULL:
 cdef class Layer:
     """The keys of one hop; they are freed and cleansed with the object.
 
-    `keys` is Df | Db | Kf | Kb for TOR1, TOR1_KEYS_LEN bytes; forward and backward seed for CGO,
-    CGO_KEYS_LEN bytes. Raises UsageError for another length.
+    `keys` is Df | Db | Kf | Kb for TOR1, TOR1_KEYS_LEN bytes, and for TOR1_ONION, TOR1_ONION_KEYS_LEN bytes;
+    forward and backward seed for CGO, CGO_KEYS_LEN bytes. Raises UsageError for another length.
     """
 
     def __cinit__(self, LayerKind kind, const uint8_t[::1] keys not None):
-        cdef Py_ssize_t wanted = TOR1_KEYS_LEN if kind == LayerKind.TOR1 else CGO_KEYS_LEN
-        if kind != LayerKind.TOR1 and kind != LayerKind.CGO:
+        cdef Py_ssize_t wanted = TOR1_KEYS_LEN
+        if kind == LayerKind.CGO:
+            wanted = CGO_KEYS_LEN
+        elif kind == LayerKind.TOR1_ONION:
+            wanted = TOR1_ONION_KEYS_LEN
+        elif kind != LayerKind.TOR1:
             raise UsageError(f"no layer of kind {kind}")
         if keys.shape[0] != wanted:
             raise UsageError(f"a layer of this kind takes {wanted} bytes of keys, not {keys.shape[0]}")
         self.kind = kind
-        if kind == LayerKind.TOR1:
-            self.set_tor1(&keys[0])
-        else:
+        if kind == LayerKind.CGO:
             self.set_cgo(&keys[0])
+        elif kind == LayerKind.TOR1:
+            self.set_tor1(&keys[0], EVP_sha1(), TOR1_DIGEST_LEN, TOR1_KEY_LEN)
+        else:
+            self.set_tor1(&keys[0], EVP_sha3_256(), TOR1_ONION_DIGEST_LEN, TOR1_ONION_KEY_LEN)
 
-    cdef int set_tor1(self, const uint8_t* df) except -1:
-        cdef const uint8_t* db = df + TOR1_DIGEST_LEN
-        cdef const uint8_t* kf = db + TOR1_DIGEST_LEN
-        cdef const uint8_t* kb = kf + TOR1_KEY_LEN
-        self.tag_len = TOR1_DIGEST_LEN
-        self.forward_digest = new_sha1(df, TOR1_DIGEST_LEN)
-        self.backward_digest = new_sha1(db, TOR1_DIGEST_LEN)
-        self.scratch_digest = new_sha1(NULL, 0)
-        self.saved_digest = new_sha1(NULL, 0)
+    cdef int set_tor1(self, const uint8_t* df, const EVP_MD* digest, int digest_len, int key_len) except -1:
+        cdef const uint8_t* db = df + digest_len
+        cdef const uint8_t* kf = db + digest_len
+        cdef const uint8_t* kb = kf + key_len
+        self.tag_len = TAG_LEN_MAX  # of SHA3-256 too, of which that is the beginning
+        self.forward_digest = new_digest(digest, df, digest_len)
+        self.backward_digest = new_digest(digest, db, digest_len)
+        self.scratch_digest = new_digest(digest, NULL, 0)
+        self.saved_digest = new_digest(digest, NULL, 0)
         self.forward_cipher = <Ctr*>calloc(1, sizeof(Ctr))
         self.backward_cipher = <Ctr*>calloc(1, sizeof(Ctr))
         if (self.forward_cipher == NULL or self.backward_cipher == NULL
-                or ctr_init(self.forward_cipher, kf, False) != 1 or ctr_init(self.backward_cipher, kb, False) != 1):
-            raise MemoryError("libcrypto could not set up AES-128-CTR")
+                or ctr_init(self.forward_cipher, kf, key_len, False) != 1
+                or ctr_init(self.backward_cipher, kb, key_len, False) != 1):
+            raise MemoryError("libcrypto could not set up AES-CTR")
         return 0
 
     cdef int set_cgo(self, const uint8_t* seeds) except -1:
@@ -119,12 +129,20 @@ cdef class Layer:
         """Seal `body`, whose tag or digest field is zero; `tag` gets what a SENDME for it must carry."""
         if self.kind == LayerKind.CGO:
             return cgo_client_originate(self.cgo_forward, command, body, tag)
-        if (EVP_DigestUpdate(self.forward_digest, body, CELL_BODY_LEN) != 1
-                or EVP_MD_CTX_copy_ex(self.scratch_digest, self.forward_digest) != 1
-                or EVP_DigestFinal_ex(self.scratch_digest, tag, NULL) != 1):
+        if self.digest_cell(self.forward_digest, body, tag) != 1:
             return -1
         memcpy(body + DIGEST_AT, tag, DIGEST_LEN)
         return self.forward(command, body)
+
+    cdef int digest_cell(self, EVP_MD_CTX* running, const uint8_t* body, uint8_t* tag) noexcept nogil:
+        """Have a running digest take in a cell; `tag` gets the beginning of what it is then. 1, or -1."""
+        cdef uint8_t[FINAL_LEN_MAX] final
+        if (EVP_DigestUpdate(running, body, CELL_BODY_LEN) != 1
+                or EVP_MD_CTX_copy_ex(self.scratch_digest, running) != 1
+                or EVP_DigestFinal_ex(self.scratch_digest, final, NULL) != 1):
+            return -1
+        memcpy(tag, final, TAG_LEN_MAX)
+        return 1
 
     cdef int forward(self, uint8_t command, uint8_t* body) noexcept nogil:
         if self.kind == LayerKind.CGO:
@@ -146,9 +164,7 @@ cdef class Layer:
             return -1
         memcpy(digest, body + DIGEST_AT, DIGEST_LEN)
         memset(body + DIGEST_AT, 0, DIGEST_LEN)
-        if (EVP_DigestUpdate(self.backward_digest, body, CELL_BODY_LEN) != 1
-                or EVP_MD_CTX_copy_ex(self.scratch_digest, self.backward_digest) != 1
-                or EVP_DigestFinal_ex(self.scratch_digest, tag, NULL) != 1):
+        if self.digest_cell(self.backward_digest, body, tag) != 1:
             return -1
         if CRYPTO_memcmp(digest, tag, DIGEST_LEN) == 0:
             return 1

@@ -26,6 +26,7 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_EncryptUpdate(EVP_CIPHER_CTX* ctx, uint8_t* out, int* outl, const uint8_t* data, int inl)
 
     const EVP_MD* EVP_sha1()
+    const EVP_MD* EVP_sha3_256()
     EVP_MD_CTX* EVP_MD_CTX_new()
     void EVP_MD_CTX_free(EVP_MD_CTX* ctx)
     int EVP_MD_CTX_copy_ex(EVP_MD_CTX* out, const EVP_MD_CTX* data)

@@ -60,7 +60,7 @@ from .handshakes import (
     kdf_rfc5869,
     kdf_tor,
 )
-from .layers import CgoLayer, Tor1Layer, aes_ctr
+from .layers import CgoLayer, OnionServiceLayer, Tor1Layer, aes_ctr
 from .link import FakeLink, answer_versions, encode_netinfo
 from .relay import Agreement, FakeRelay, make_chain
 from .stream import FakeStream, answer_begin, answer_begin_dir, answer_resolve, http_response
@@ -87,6 +87,7 @@ __all__ = [
     "FakeRelay",
     "FakeStream",
     "HandshakeRefusedError",
+    "OnionServiceLayer",
     "RelayCell",
     "Tor1Layer",
     "aes_ctr",

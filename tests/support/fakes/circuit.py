@@ -22,7 +22,7 @@ from .cells import (
     encode_cell,
 )
 from .handshakes import answer_handshake_fast
-from .layers import CgoLayer, Tor1Layer
+from .layers import CgoLayer, OnionServiceLayer, Tor1Layer
 from .stream import FakeStream
 
 if TYPE_CHECKING:
@@ -215,7 +215,8 @@ class FakeCircuit:
         if cell.command == RelayCommand.BEGIN:
             address, nul, flags = cell.body.partition(b"\0")
             host, _, port = address.decode("ascii").rpartition(":")
-            if not nul or not host or not port.isdigit():
+            names_host = not isinstance(self.hops[number - 1].layer, OnionServiceLayer)
+            if not nul or bool(host) != names_host or not port.isdigit():
                 self.complain(number, "BEGIN without ADDRESS:PORT and its NUL")
                 return
             stream.target = (host, int(port))

@@ -24,13 +24,17 @@ class Tor1Layer:
 
     KEY_MATERIAL_LEN = 72
     DATA_LEN_MAX = RELAY_BODY_LEN
+    DIGEST = "sha1"
+    DIGEST_LEN, KEY_LEN = 20, 16
+    TAG_LEN = 20
 
     def __init__(self, key_material: bytes) -> None:
-        """`key_material` is Df | Db | Kf | Kb: 20, 20, 16 and 16 bytes."""
-        self._forward_digest = hashlib.sha1(key_material[0:20])
-        self._backward_digest = hashlib.sha1(key_material[20:40])
-        self._forward_cipher = aes_ctr(key_material[40:56])
-        self._backward_cipher = aes_ctr(key_material[56:72])
+        """`key_material` is Df | Db | Kf | Kb."""
+        keys = 2 * self.DIGEST_LEN
+        self._forward_digest = hashlib.new(self.DIGEST, key_material[: self.DIGEST_LEN])
+        self._backward_digest = hashlib.new(self.DIGEST, key_material[self.DIGEST_LEN : keys])
+        self._forward_cipher = aes_ctr(key_material[keys : keys + self.KEY_LEN])
+        self._backward_cipher = aes_ctr(key_material[keys + self.KEY_LEN : keys + 2 * self.KEY_LEN])
 
     def open_forward(self, command: int, body: bytes) -> tuple[bytes, bytes | None]:
         """Take off this hop's layer: the bytes, and the SENDME tag if the cell is for this hop."""
@@ -42,7 +46,7 @@ class Tor1Layer:
         if digest.digest()[:4] != body[5:9]:
             return body, None
         self._forward_digest = digest
-        return body, digest.digest()
+        return body, digest.digest()[: self.TAG_LEN]
 
     def decode(self, body: bytes, *, early: bool) -> RelayCell:
         command, _, stream_id, _, length = struct.unpack_from(">BHHIH", body)
@@ -69,13 +73,21 @@ class Tor1Layer:
         head = struct.pack(">BHHIH", cell.command, recognized, cell.stream_id, 0, length)
         body = _pad(head + cell.body)
         self._backward_digest.update(body)
-        tag = self._backward_digest.digest()
+        tag = self._backward_digest.digest()[: self.TAG_LEN]
         digest = bytes(byte ^ 0xFF for byte in tag[:4]) if wrong_digest else tag[:4]
         return self.encrypt_backward(command, body[:5] + digest + body[9:]), tag
 
     def encrypt_backward(self, command: int, body: bytes) -> bytes:
         """Add this hop's layer to a cell on its way to the client."""
         return self._backward_cipher.update(body)
+
+
+class OnionServiceLayer(Tor1Layer):
+    """AES-256-CTR and running SHA3-256 digests, between a client and an onion service. rend-spec-v3."""
+
+    KEY_MATERIAL_LEN = 128
+    DIGEST = "sha3_256"
+    DIGEST_LEN, KEY_LEN = 32, 32
 
 
 class CgoLayer:
