@@ -4,6 +4,7 @@ import gzip
 import lzma
 import tracemalloc
 import zlib
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
@@ -58,6 +59,16 @@ def test_what_is_asked_for_is_known() -> None:
 @each_codec
 @pytest.mark.parametrize("body", [b"", b"x", BODY, Random(1).randbytes(300_000)])
 def test_the_content_is_given(encoding: str, compress: Callable[[bytes], bytes], body: bytes) -> None:
+    assert decompress(compress(body), encoding, LIMIT) == body
+
+
+@each_codec
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_content_of_whole_steps_is_given(
+    encoding: str, compress: Callable[[bytes], bytes], extra: int
+) -> None:
+    """Of which a codec has kept nothing when it is asked for the rest, though it had said that it might."""
+    body = b64encode(Random(4).randbytes(4 * STEP_LEN))[: 4 * STEP_LEN + extra]
     assert decompress(compress(body), encoding, LIMIT) == body
 
 

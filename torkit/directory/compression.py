@@ -74,12 +74,14 @@ def decompress_in_steps(body: bytes, encoding: str, limit: int) -> Steps[bytes]:
         stream = codec.open()
         while not stream.eof:
             # What there was no room for the content of, lzma and zstd keep; zlib wants it again.
-            chunk = view[at : at + CHUNK_LEN] if getattr(stream, "needs_input", True) else view[:0]
+            needs_input = getattr(stream, "needs_input", True)
+            chunk = view[at : at + CHUNK_LEN] if needs_input else view[:0]
             try:
                 piece = stream.decompress(chunk, min(STEP_LEN, limit + 1 - len(content)))
             except codec.error as error:
                 raise DocumentError(f"a directory answer does not decompress: {error}") from error
-            if not (chunk or piece or stream.eof):
+            # zstd does not know that it has given all that was kept until it is asked once more.
+            if needs_input and not (chunk or piece or stream.eof):
                 raise DocumentError("a directory answer is truncated")
             content += piece
             if len(content) > limit:
