@@ -70,7 +70,7 @@ async def test_people_get_a_row_for_each_hop(capsys: pytest.CaptureFixture[str])
     await build(tor, count=2, path=None, for_people=True)  # type: ignore[arg-type]
     header, *rows, between, _, _, _ = capsys.readouterr().out.splitlines()
     circuit, _ = tor.circuits
-    assert header.split() == ["hop", "relay", "address", "keys", "cells", "flow", "handshake"]
+    assert header.split() == ["hop", "relay", "address", "keys", "cells", "flow", "time"]
     assert len(header) == len(rows[0])
     assert (between, len(rows)) == ("", 3)
     for row, relay in zip(rows, circuit.path, strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,7 @@ from torkit.cli import (
     run,
 )
 from torkit.cli.progress import erase
+from torkit.cli.table import Table, terminal_width
 from torkit.cli.targets import format_address
 
 if TYPE_CHECKING:
@@ -27,9 +29,7 @@ if TYPE_CHECKING:
 
 app = command_app()
 
-HEADER = (
-    f"{'hop':<3}  {'relay':<19}  {'address':<21}  {'keys':<7}  {'cells':<5}  {'flow':<5}  {'handshake':>10}"
-)
+WIDTHS = {"hop": 3, "relay": 19, "address": 21, "keys": 7, "cells": 5, "flow": 5, "    time": 8}
 
 
 @app.command()
@@ -69,6 +69,7 @@ def build_circuit(
 
 async def build(tor: "Tor", *, count: int | None, path: str | None, for_people: bool) -> None:
     """Build `count` circuits, one after another; where `path` is `-`, each line of stdin is one's path."""
+    table = Table(WIDTHS, terminal_width(sys.stdout)) if for_people else None
     if count is None and path != "-":
         count = 1
     number = 0
@@ -78,9 +79,11 @@ async def build(tor: "Tor", *, count: int | None, path: str | None, for_people: 
             return
         circuit = await tor.build_circuit(None if line is None else parse_path(tor, line))
         erase()
-        if for_people:
-            print("" if number else HEADER)  # an empty line between two circuits
-        print(to_text(circuit) if for_people else to_json(circuit), flush=True)
+        if table is None:
+            print(to_json(circuit), flush=True)
+        else:
+            print("" if number else table.header)  # an empty line between two circuits
+            print("\n".join(map(table.row, to_fields(circuit))), flush=True)
         circuit.close()
         number += 1
 
@@ -95,10 +98,9 @@ def to_json(circuit: "Circuit") -> str:
     return json.dumps(document)
 
 
-def to_text(circuit: "Circuit") -> str:
-    """One row for each hop."""
-    return "\n".join(
-        f"{number:<3}  {relay.nickname:<19}  {format_address(relay.address, relay.or_port):<21}"
-        f"  {hop.handshake:<7}  {hop.layer:<5}  {hop.flow_control:<5}  {1000 * hop.seconds:7.1f} ms"
-        for number, (relay, hop) in enumerate(zip(circuit.path, circuit.hops, strict=True), 1)
-    )
+def to_fields(circuit: "Circuit") -> Iterator[list[str]]:
+    """One row of a table for each hop."""
+    for number, (relay, hop) in enumerate(zip(circuit.path, circuit.hops, strict=True), 1):
+        address = format_address(relay.address, relay.or_port)
+        milliseconds = f"{1000 * hop.seconds:5.1f} ms"
+        yield [str(number), relay.nickname, address, hop.handshake, hop.layer, hop.flow_control, milliseconds]

@@ -19,6 +19,7 @@ from torkit.cli import (
 )
 from torkit.cli.documents import read_archived
 from torkit.cli.progress import erase
+from torkit.cli.table import FINGERPRINT, Table, terminal_width
 from torkit.cli.targets import format_address
 from torkit.errors import UsageError
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 app = command_app()
 
-HEADER = f"{'hop':<3}  {'relay':<19}  {'address':<21}  fingerprint"
+WIDTHS = {"hop": 3, "relay": 19, "address": 21, FINGERPRINT: 40}
 
 
 @app.command()
@@ -91,12 +92,13 @@ def print_paths(
     """Print each path as one JSON line; for people, as a row for each relay, under a header."""
     from torkit.path import Constraints, path_to_json
 
+    table = Table(WIDTHS, terminal_width(sys.stdout)) if for_people else None
     for number in range(count):
         relays = tor.choose_path(Constraints(port=exit_port)) if path is None else parse_path(tor, path)
-        if not for_people:
+        if table is None:
             sys.stdout.write(path_to_json(relays) + "\n")
             continue
-        print("" if number else HEADER)  # an empty line between two paths
+        print("" if number else table.header)  # an empty line between two paths
         for hop, relay in enumerate(relays, 1):
             where = format_address(relay.address, relay.or_port)
-            print(f"{hop:<3}  {relay.nickname:<19}  {where:<21}  {relay.fingerprint}")
+            print(table.row([str(hop), relay.nickname, where, relay.fingerprint]))

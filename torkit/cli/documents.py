@@ -247,7 +247,9 @@ def find_relay(directory: "Directory", name: str) -> int:
     """The place of the one relay with this fingerprint or nickname. Raises UsageError."""
     indexes = directory.indexes_of(name)
     if not indexes:
-        raise UsageError(f"no relay {name!r} in the consensus")
+        is_beginning = re.fullmatch(r"\$?[0-9A-Fa-f]{1,39}", name)
+        hint = f"torkit relays --fingerprint {name} lists those that begin so" if is_beginning else None
+        raise UsageError(f"no relay {name!r} in the consensus", hint=hint)
     if len(indexes) > 1:
         some = ", ".join(directory.consensus.relays.identities[index].hex().upper() for index in indexes[:3])
         raise UsageError(

@@ -11,6 +11,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from torkit.cli.table import terminal_width
+
 if TYPE_CHECKING:
     from torkit.client import Tor
     from torkit.net.progress import Progress
@@ -92,7 +94,7 @@ class _Bar:
             erase()
             _write(f"{line}\n")
             self._said = line
-        _draw("" if progress.is_done else to_bar(progress, seconds, _columns()))
+        _draw("" if progress.is_done else to_bar(progress, seconds, terminal_width(sys.stderr)))
 
 
 def to_json(progress: "Progress") -> str:
@@ -151,12 +153,6 @@ def _is_in_foreground() -> bool:
     with suppress(OSError):
         return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
     return False
-
-
-def _columns() -> int:
-    with suppress(OSError):
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    return 80
 
 
 def _write(text: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -22,6 +22,7 @@ from torkit.cli.documents import (
     find_relay,
     read_directory,
 )
+from torkit.cli.table import Table, terminal_width
 from torkit.cli.targets import format_address
 from torkit.errors import NoDirectory, UsageError
 
@@ -94,7 +95,7 @@ COLUMNS = {
     "ipv6": Column(47, lambda row: row.status.ipv6 and format_address(*row.status.ipv6)),
     "country": Column(7, lambda row: row.country),
     "bandwidth": Column(9, lambda row: row.bandwidth),
-    "flags": Column(60, lambda row: sorted(row.flags)),
+    "flags": Column(48, lambda row: sorted(row.flags)),
     "version": Column(16, lambda row: row.status.version),
     "protocols": Column(100, lambda row: str(row.status.protocols)),
     "exit_policy": Column(30, lambda row: row.policies[0] and str(row.policies[0])),
@@ -102,7 +103,8 @@ COLUMNS = {
     "family": Column(40, lambda row: row.relay and sorted(row.relay.family)),
     "family_ids": Column(40, lambda row: row.relay and sorted(row.relay.family_ids)),
 }
-DEFAULT_COLUMNS = "fingerprint,nickname,address,or_port,bandwidth,flags"
+DEFAULT_COLUMNS = ("fingerprint", "nickname", "address", "or_port", "bandwidth", "flags")
+NARROW_COLUMNS = ("fingerprint", "nickname", "bandwidth", "flags")  # where a terminal has no room for those
 OF_MICRODESCS = {"exit_policy", "exit_policy6", "family", "family_ids"}
 
 Filter = Callable[[Row], bool]
@@ -146,7 +148,9 @@ def relays(
     protocol: Annotated[
         Many, typer.Option(metavar="NAME=VERSION", help="With this subprotocol, like Relay=5; repeatable.")
     ] = None,
-    columns: Annotated[str, typer.Option(metavar="LIST", help=f"Of {', '.join(COLUMNS)}.")] = DEFAULT_COLUMNS,
+    columns: Annotated[
+        str | None, typer.Option(metavar="LIST", show_default=False, help=f"Of {', '.join(COLUMNS)}.")
+    ] = None,
     sort: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="By this column; else by fingerprint.")
     ] = None,
@@ -160,11 +164,17 @@ def relays(
 ) -> None:
     """List relays, filtered, sorted and in columns.
 
-    In a pipe there are tabs between the columns.
+    In a pipe there are tabs between the columns; a terminal gets what fits into its lines.
     """
     if stdin not in (None, "-") or (stdin and where):
         raise UsageError("the only argument is -, for a consensus on stdin", hint="a file is --from FILE")
-    chosen = [*dict.fromkeys(columns.split(","))]
+    for_people = sys.stdout.isatty() and not as_json
+    if columns is not None:
+        chosen = (*dict.fromkeys(columns.split(",")),)
+    elif for_people and not table_of(DEFAULT_COLUMNS).has_room:
+        chosen = NARROW_COLUMNS
+    else:
+        chosen = DEFAULT_COLUMNS
     asked = {*chosen, *([sort] if sort else ())}
     for name in asked - COLUMNS.keys():
         raise UsageError(f"no column {name!r}", hint=f"there are {', '.join(COLUMNS)}")
@@ -210,7 +220,7 @@ def relays(
     rows: Iterable[Row] = (row for row in everyone if all(test(row) for test in filters))
     if sort or reverse:
         rows = sort_rows(rows, sort or "fingerprint", reverse=reverse)
-    print_rows(rows, chosen, as_json=as_json)
+    print_rows(rows, chosen, as_json=as_json, for_people=for_people)
 
 
 def _say_what_is_missing(directory: "Directory", asked: set[str]) -> None:
@@ -286,20 +296,27 @@ def sort_rows(rows: Iterable[Row], name: str, *, reverse: bool) -> list[Row]:
     return sorted(rows, key=order, reverse=reverse)
 
 
-def print_rows(rows: Iterable[Row], names: list[str], *, as_json: bool) -> None:
-    """One line each as they come; on a terminal, aligned under a line of names."""
+def print_rows(rows: Iterable[Row], names: Sequence[str], *, as_json: bool, for_people: bool) -> None:
+    """One line each as they come; for people, aligned under a line of names."""
     if as_json:
         for row in rows:
             sys.stdout.write(json.dumps({name: COLUMNS[name].value(row) for name in names}) + "\n")
         return
-    if not sys.stdout.isatty():
-        for row in rows:
-            sys.stdout.write("\t".join(to_text(COLUMNS[name].value(row)) for name in names) + "\n")
-        return
-    print("  ".join(name.ljust(COLUMNS[name].width) for name in names).rstrip())
-    for row in rows:
-        fields = (to_text(COLUMNS[name].value(row)).ljust(COLUMNS[name].width) for name in names)
-        print("  ".join(fields).rstrip())
+    texts = ([to_text(COLUMNS[name].value(row)) for name in names] for row in rows)
+    if for_people:
+        table = table_of(names)
+        print(table.header)
+        for fields in texts:
+            print(table.row(fields))
+    else:
+        for fields in texts:
+            sys.stdout.write("\t".join(fields) + "\n")
+
+
+def table_of(names: Sequence[str]) -> Table:
+    """These columns, as the terminal has room for them."""
+    widths = {name: max(len(name), COLUMNS[name].width) for name in names}
+    return Table(widths, terminal_width(sys.stdout))
 
 
 def to_text(value: Any) -> str:
