@@ -13,19 +13,18 @@ from torkit.build_times import (
     INITIAL,
     MAX_TIMES,
     BuildTimes,
-    Param,
     Timeouts,
-    default_param,
     fit_pareto,
     pareto_quantile,
 )
+from torkit.params import Param, default_param, parameter
 
 
 def params(**values: int) -> Param:
     """A consensus that sets these."""
 
-    def param(name: str, default: int, low: int, high: int) -> int:
-        return min(max(values.get(name, default), low), high)
+    def param(name: str) -> int:
+        return parameter(values, name)
 
     return param
 

@@ -16,7 +16,8 @@ from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import encode_time
 from torkit.errors import NoDirectory, NoGuard, NoPath
-from torkit.guards import DAY, PARAMETERS, RETRY_SCHEDULE, Guards
+from torkit.guards import DAY, RETRY_SCHEDULE, Guards
+from torkit.params import default_param
 from torkit.path import Constraints
 
 DOCS = network_docs.relays(200)  # a hundred of them may be guards: twenty are sampled
@@ -26,9 +27,9 @@ NOW = float(network_docs.NOW)
 MINUTE = 60.0
 HOUR = 3600.0
 
-CONNECT_TIMEOUT = PARAMETERS["guard-nonprimary-guard-connect-timeout"][0]
-IDLE_TIMEOUT = PARAMETERS["guard-nonprimary-guard-idle-timeout"][0]
-LIKELY_DOWN = PARAMETERS["guard-internet-likely-down-interval"][0]
+CONNECT_TIMEOUT = default_param("guard-nonprimary-guard-connect-timeout")
+IDLE_TIMEOUT = default_param("guard-nonprimary-guard-idle-timeout")
+LIKELY_DOWN = default_param("guard-internet-likely-down-interval")
 
 
 def directory_of(

@@ -13,9 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What each room may import of torkit besides errors and itself. A room is a folder or a module.
+# What each room may import of torkit besides itself and EVERYBODYS. A room is a folder or a module.
+EVERYBODYS = {"torkit.errors", "torkit.params"}
 ROOMS = {
     "torkit.errors": set[str](),
+    "torkit.params": set[str](),
     "torkit.files": set[str](),
     "torkit._fast": set[str](),
     "torkit.proto": {"_fast"},
@@ -26,8 +28,8 @@ ROOMS = {
     "torkit.vanguards": {"directory", "path"},
     "torkit.guards": {"directory", "path", "path_bias"},
     "torkit.build_times": set[str](),
-    "torkit.path_bias": {"build_times"},
-    "torkit.predicted_ports": {"build_times"},
+    "torkit.path_bias": set[str](),
+    "torkit.predicted_ports": set[str](),
     "torkit.refusals": set[str](),
     "torkit.public_network": set[str](),
     "torkit.config": {"public_network", "files"},
@@ -70,6 +72,7 @@ HARMLESS = {"sys": {"intern"}}  # names that touch nothing
 # Where time and randomness are arguments, and nothing is logged.
 PURE = {
     "torkit._fast",
+    "torkit.params",
     "torkit.proto",
     "torkit.directory",
     "torkit.hs",
@@ -136,8 +139,8 @@ def broken_rule(one: Import) -> str | None:
     top = one.imported.partition(".")[0]
     if top == "torkit":
         room, target = room_of(one.importer), room_of(one.imported)
-        allowed = {f"torkit.{name}" for name in ROOMS[room]} | {room, "torkit.errors"}
-        if room == "torkit.errors" or target not in allowed:
+        allowed = {f"torkit.{name}" for name in ROOMS[room]} | {room, *EVERYBODYS}
+        if room in EVERYBODYS or target not in allowed:
             return f"{room} may not import {target}"
     if top in OUTSIDE and not is_in(one.importer, OUTSIDE[top]):
         return f"{top} is for {', '.join(sorted(OUTSIDE[top])) or 'tests'} only"

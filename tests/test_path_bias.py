@@ -1,11 +1,13 @@
 """What is counted of a guard's circuits, when it is scaled, and when somebody is told."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torkit.params import parameter
 from torkit.path_bias import UNWATCHED, Counts, PathBias, Report, State, Watch
 
 GUARD = b"g" * 20
@@ -19,7 +21,7 @@ class Kept:
         self.reports: list[Report] = []
         self.bias = PathBias(
             {GUARD: self.counts}.get,
-            lambda name, default, low, high: min(max(params.get(name, default), low), high),
+            partial(parameter, params),
             self.reports.append,
         )
 

@@ -24,7 +24,7 @@ def test_a_port_is_expected_from_half_an_hour_to_an_hour() -> None:
 
 
 def test_the_networks_parameter_says_how_long() -> None:
-    predicted = PredictedPorts(lambda name, default, low, high: {"nf_conntimeout_clients": 60}[name])
+    predicted = PredictedPorts({"nf_conntimeout_clients": 60}.__getitem__)
     predicted.note(443, now=0.0, rng=RNG)
     assert 60 <= predicted.seconds_left(0.0) < 120
 

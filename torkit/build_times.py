@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import exp, inf, log
 from random import Random
 from typing import Any, NamedTuple
 
-INT32_MAX = 2**31 - 1
+from torkit.params import INT32_MAX, Param, default_param
 
 # Specification constants.
 BIN_WIDTH = 10  # ms
@@ -29,14 +29,6 @@ HOPS = 3  # of a circuit that teaches
 # Implementation limit: a build of twice the close timeout and this many ms more was not one, but a machine
 # that slept. As C tor.
 CLOCK_SLACK = 1000
-
-# `param(name, default, minimum, maximum)`, as a consensus has it.
-Param = Callable[[str, int, int, int], int]
-
-
-def default_param(name: str, default: int, low: int, high: int) -> int:
-    """Where there is no consensus."""
-    return default
 
 
 class Timeouts(NamedTuple):
@@ -97,7 +89,7 @@ class BuildTimes:
     @property
     def idle_timeout(self) -> int:
         """Seconds that a circuit nobody uses is kept while we are learning."""
-        return self._param("cbtlearntimeout", 180, 10, 60000)
+        return self._param("cbtlearntimeout")
 
     @property
     def timeouts(self) -> Timeouts:
@@ -129,9 +121,9 @@ class BuildTimes:
         if self._is_disabled:
             return
         self._recent.append(timed_out)
-        while len(self._recent) > self._param("cbtrecentcount", 20, 3, 1000):
+        while len(self._recent) > self._param("cbtrecentcount"):
             self._recent.popleft()
-        if sum(self._recent) >= self._param("cbtmaxtimeouts", 18, 3, 10000):
+        if sum(self._recent) >= self._param("cbtmaxtimeouts"):
             self._backoff = 2 * self._backoff if 1000 * self.timeouts.use >= self._initial else 1
             self._backoff = min(self._backoff, INT32_MAX // self._initial)
             self._times.clear()
@@ -141,28 +133,27 @@ class BuildTimes:
 
     def _estimate(self) -> Timeouts:
         """path-spec, "Parameter estimation"."""
-        xm, alpha = fit_pareto(self._times, self._param("cbtnummodes", 10, 1, 20))
-        use_percent = self._param("cbtquantile", 80, 10, 99)
-        close_percent = self._param("cbtclosequantile", 99, use_percent, 99)
+        xm, alpha = fit_pareto(self._times, self._param("cbtnummodes"))
+        use_percent = self._param("cbtquantile")
+        close_percent = max(self._param("cbtclosequantile"), use_percent)
         longest = max(self._times)
         use = min(pareto_quantile(xm, alpha, use_percent / 100), longest)
         close = min(pareto_quantile(xm, alpha, close_percent / 100), 2 * longest)
-        use = max(use, self._param("cbtmintimeout", 10, 10, INT32_MAX))
+        use = max(use, self._param("cbtmintimeout"))
         return Timeouts(use / 1000, max(close, self._initial, use) / 1000)
 
     @property
     def _is_disabled(self) -> bool:
-        return bool(self._param("cbtdisabled", 0, 0, 1))
+        return bool(self._param("cbtdisabled"))
 
     @property
     def _min_count(self) -> int:
-        return self._param("cbtmincircs", 100, 1, 10000)
+        return self._param("cbtmincircs")
 
     @property
     def _initial(self) -> int:
         """In ms."""
-        minimum = self._param("cbtmintimeout", 10, 10, INT32_MAX)
-        return self._param("cbtinitialtimeout", 60000, minimum, INT32_MAX)
+        return max(self._param("cbtinitialtimeout"), self._param("cbtmintimeout"))
 
 
 def fit_pareto(times: deque[int], mode_count: int) -> tuple[float, float]:

@@ -44,6 +44,7 @@ from torkit.net.progress import Changes, Progress
 from torkit.net.pump import Pump
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
+from torkit.params import parameter
 from torkit.path import Constraints, choose_path, country_in, goes_with, places_of
 from torkit.path_bias import Counts, PathBias, Report
 from torkit.predicted_ports import PredictedPorts
@@ -373,12 +374,11 @@ class Tor:
 
     # --- what the parts below ask for -------------------------------------------------------------
 
-    def _param(self, name: str, default: int, low: int, high: int) -> int:
+    def _param(self, name: str) -> int:
         """A consensus parameter; its default while there is no directory."""
-        if name == "cbtmintimeout" and self.network.testing:
-            low = default = TESTING_MIN_TIMEOUT
-        directory = self._bootstrap.directory
-        return default if directory is None else directory.consensus.param(name, default, low, high)
+        value = parameter(self._params(), name)
+        is_raised = name == "cbtmintimeout" and self.network.testing
+        return max(value, TESTING_MIN_TIMEOUT) if is_raised else value
 
     def _params(self) -> Mapping[str, int]:
         """All of them; none while there is no directory."""
@@ -387,9 +387,9 @@ class Tor:
 
     def _circuit_settings(self) -> CircuitSettings:
         """Those of the directory in use; with the defaults of parameters while there is none."""
-        directory = self._bootstrap.directory
-        params = {} if directory is None else directory.consensus.params
-        return CircuitSettings(params, self._cgo, self._clock, refuse_internal=not self.network.testing)
+        return CircuitSettings(
+            self._params(), self._cgo, self._clock, refuse_internal=not self.network.testing
+        )
 
     def _choose_for(self, port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> Path:
         avoided = frozenset(excluded) | self._refusals.exits

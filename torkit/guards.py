@@ -29,29 +29,11 @@ from torkit.directory.consensus import REASONABLY_LIVE, check_times
 from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.netdoc import decode_fingerprint, decode_time, encode_time
 from torkit.errors import NoDirectory, NoGuard, NoPath
+from torkit.params import default_param
 from torkit.path import Constraints, excluded_places, is_possible_guard, places_of
 from torkit.path_bias import Counts
 
 DAY = 86400.0
-INT32_MAX = 2**31 - 1
-
-# Specification constants: consensus parameters with their default, minimum and maximum. param-spec.
-PARAMETERS = {
-    "guard-lifetime-days": (120, 1, 3650),
-    "guard-confirmed-min-lifetime-days": (60, 1, 3650),
-    "guard-remove-unlisted-guards-after-days": (20, 1, 3650),
-    "guard-max-sample-size": (60, 1, INT32_MAX),
-    "guard-max-sample-threshold-percent": (20, 1, 100),
-    "guard-min-filtered-sample-size": (20, 1, INT32_MAX),
-    "guard-n-primary-guards": (3, 1, INT32_MAX),
-    "guard-n-primary-guards-to-use": (1, 1, INT32_MAX),
-    "guard-n-primary-dir-guards-to-use": (3, 1, INT32_MAX),
-    "guard-internet-likely-down-interval": (600, 1, INT32_MAX),
-    "guard-nonprimary-guard-connect-timeout": (15, 1, INT32_MAX),
-    "guard-nonprimary-guard-idle-timeout": (600, 1, INT32_MAX),
-    "guard-meaningful-restriction-percent": (20, 1, 100),
-    "guard-extreme-restriction-percent": (1, 1, 100),
-}
 
 # Specification constants, seconds (guard-spec, "Parameters"): up to which age of a failure, how long after
 # the last attempt a primary guard is retried, and another.
@@ -110,7 +92,7 @@ class Guard:
         guard.path_bias = Counts.from_json(kept.pop("path_bias", None))
         if kept.get("sampled_on") is None:
             guard.sampled_on = guard.confirmed_on = _randomized(
-                now, DAY * PARAMETERS["guard-lifetime-days"][0] / 10, rng
+                now, DAY * default_param("guard-lifetime-days") / 10, rng
             )
         for name in ("sampled_on", "confirmed_on", "unlisted_since", "failing_since", "last_tried"):
             date = kept.pop(name, None)
@@ -536,10 +518,9 @@ class Guards:
         return self._primary + sorted(others, key=lambda guard: guard.confirmed_on is None)
 
     def _param(self, name: str) -> int:
-        default, low, high = PARAMETERS[name]
         if self._directory is None:
-            return default
-        return self._directory.consensus.param(name, default, low, high)
+            return default_param(name)
+        return self._directory.consensus.param(name)
 
     def _days(self, name: str) -> float:
         """In seconds."""

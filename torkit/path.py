@@ -420,13 +420,13 @@ def family_of(directory: Directory, relay: Relay) -> list[Relay]:
 def _in_one_family(directory: Directory, one: Relay, other: Relay) -> bool:
     """Each lists the other, or both are certified members of a family. Proposal 321, "Client behavior"."""
     param = directory.consensus.param
-    if not one.family_ids.isdisjoint(other.family_ids) and param("use-family-ids", 1, 0, 1):
+    if not one.family_ids.isdisjoint(other.family_ids) and param("use-family-ids"):
         return True
     return (
         bool(one.family and other.family)
         and _lists(one, other)
         and _lists(other, one)
-        and bool(param("use-family-lists", 1, 0, 1))
+        and bool(param("use-family-lists"))
     )
 
 

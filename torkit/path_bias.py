@@ -18,7 +18,7 @@ from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
-from torkit.build_times import INT32_MAX, Param, default_param
+from torkit.params import Param, default_param
 
 # Implementation limit: no count in a state file that is read may be greater, as C tor.
 MAX_COUNT = 1e9
@@ -174,30 +174,30 @@ class PathBias:
 
     def _judge_circuits(self, guard: bytes, counts: Counts) -> None:
         attempts = counts.settled_attempts
-        if attempts <= self._param("pb_mincircs", 150, 5, INT32_MAX):
+        if attempts <= self._param("pb_mincircs"):
             return
         rate = counts.closed_well / attempts
         done = f"{round(counts.closed_well)} of {round(attempts)} circuits succeeded"
-        if rate < self._percent("pb_extremepct", 30):
+        if rate < self._percent("pb_extremepct"):
             self._tell(guard, counts, "circuits", Level.EXTREME, done)
-        elif rate < self._percent("pb_warnpct", 50):
+        elif rate < self._percent("pb_warnpct"):
             self._tell(guard, counts, "circuits", Level.WARN, done)
-        elif rate < self._percent("pb_noticepct", 70):
+        elif rate < self._percent("pb_noticepct"):
             self._tell(guard, counts, "circuits", Level.NOTICE, done)
 
     def _judge_use(self, guard: bytes, counts: Counts) -> None:
-        if counts.use_attempts <= self._param("pb_minuse", 20, 3, INT32_MAX):
+        if counts.use_attempts <= self._param("pb_minuse"):
             return
         rate = counts.used_well / counts.use_attempts
         done = f"{round(counts.used_well)} of {round(counts.use_attempts)} circuits carried streams"
-        if rate < self._percent("pb_extremeusepct", 60):
+        if rate < self._percent("pb_extremeusepct"):
             self._tell(guard, counts, "use", Level.EXTREME, done)
-        elif rate < self._percent("pb_noticeusepct", 80):
+        elif rate < self._percent("pb_noticeusepct"):
             self._tell(guard, counts, "use", Level.NOTICE, done)
 
     def _tell(self, guard: bytes, counts: Counts, what: str, level: Level, done: str) -> None:
         """Each level once, and none after a worse one."""
-        if level is Level.EXTREME and self._param("pb_dropguards", 0, 0, 1):
+        if level is Level.EXTREME and self._param("pb_dropguards"):
             if not counts.is_disabled:
                 counts.is_disabled = True
                 message = f"fails extremely often and is used no more: {done}"
@@ -209,12 +209,12 @@ class PathBias:
         message = f"{_MEANINGS[level]}: {done}"
         self._report(Report(guard, is_warning=level > Level.NOTICE, is_dropped=False, message=message))
 
-    def _percent(self, name: str, default: int) -> float:
-        return self._param(name, default, 0, 100) / 100
+    def _percent(self, name: str) -> float:
+        return self._param(name) / 100
 
     def _scale_circuits(self, counts: Counts) -> None:
         """Let what was long ago count less; what is still open counts in full. "Scaling success counts"."""
-        if counts.circ_attempts <= self._param("pb_scalecircs", 300, 10, INT32_MAX):
+        if counts.circ_attempts <= self._param("pb_scalecircs"):
             return
         ratio = self._ratio()
         built = counts.count(*_COMPLETE)
@@ -227,7 +227,7 @@ class PathBias:
         counts.unusable_circuits *= ratio
 
     def _scale_use(self, counts: Counts) -> None:
-        if counts.use_attempts <= self._param("pb_scaleuse", 100, 10, INT32_MAX):
+        if counts.use_attempts <= self._param("pb_scaleuse"):
             return
         ratio = self._ratio()
         opened = counts.count(State.USE_ATTEMPTED, State.USE_SUCCEEDED)
@@ -235,8 +235,8 @@ class PathBias:
         counts.use_successes *= ratio
 
     def _ratio(self) -> float:
-        divisor = self._param("pb_scalefactor", 2, 2, INT32_MAX)
-        return self._param("pb_multfactor", 1, 1, divisor) / divisor
+        divisor = self._param("pb_scalefactor")
+        return min(self._param("pb_multfactor"), divisor) / divisor
 
 
 class Watch:

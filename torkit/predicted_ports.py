@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from torkit.build_times import Param, default_param
+from torkit.params import Param, default_param
 
 # As C tor, to begin with; path-spec says 80.
 FIRST_PORT = 443
@@ -36,7 +36,7 @@ class PredictedPorts:
         """Somebody asked for `port`. Whether it had not been expected."""
         self._forget_old(now)
         if not self._asked:
-            least = self._param("nf_conntimeout_clients", 1800, 60, 86400)
+            least = self._param("nf_conntimeout_clients")
             self._lifetime = least + rng.randrange(least)
         is_new = self._asked.pop(port, None) is None
         self._asked[port] = now

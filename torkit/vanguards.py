@@ -7,16 +7,11 @@ C tor, and a new identity forgets it. vanguards-spec, "Vanguards-Lite".
     guard - second - middle - target      the target is named by others; it restricts nobody before it
 """
 
-from collections.abc import Callable
 from random import Random
 
 from torkit.directory.directory import Directory, Relay
+from torkit.params import Param
 from torkit.path import Constraints, PickGuard, draw_middle
-
-# Specification constants: default, minimum, maximum of consensus parameters.
-SECOND_NUMBER = (4, 1, 19)  # guard-hs-l2-number
-SECOND_LIFETIME_MIN = (86400, 1, 2**31 - 1)  # guard-hs-l2-lifetime-min, seconds
-SECOND_LIFETIME_MAX = (1036800, 1, 2**31 - 1)  # guard-hs-l2-lifetime-max, seconds
 
 FLAGS = frozenset({"Fast", "Stable", "Running", "Valid"})
 
@@ -54,14 +49,14 @@ class Vanguards:
             if expires <= now or place is None or not relays.flags[place] >= FLAGS:
                 del self._expires[identity]
         param = directory.consensus.param
-        while len(self._expires) < param("guard-hs-l2-number", *SECOND_NUMBER):
+        while len(self._expires) < param("guard-hs-l2-number"):
             relay = draw_middle(directory, self._constraints, self._expires, self._rng)
             self._expires[relay.identity] = now + self._lifetime(param)
 
-    def _lifetime(self, param: Callable[[str, int, int, int], int]) -> float:
+    def _lifetime(self, param: Param) -> float:
         """Seconds: the greater of two uniform draws, so that an attacker waits long."""
-        low = param("guard-hs-l2-lifetime-min", *SECOND_LIFETIME_MIN)
-        high = max(low, param("guard-hs-l2-lifetime-max", *SECOND_LIFETIME_MAX))
+        low = param("guard-hs-l2-lifetime-min")
+        high = max(low, param("guard-hs-l2-lifetime-max"))
         return max(self._rng.uniform(low, high), self._rng.uniform(low, high))
 
 

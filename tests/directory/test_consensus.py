@@ -22,12 +22,13 @@ from torkit.directory.consensus import (
 )
 from torkit.directory.entries import MAX_RELAYS
 from torkit.errors import DocumentError, NoDirectory
+from torkit.params import PARAMETERS
 
 AUTHORITIES = nd.authorities(5)
 CERTIFICATES = tuple(parse_certificates(one.certificate())[0] for one in AUTHORITIES)
 TRUSTED = {one.v3ident: one.nickname for one in AUTHORITIES}
 RELAYS = nd.relays(12)
-GOOD = nd.consensus(RELAYS, AUTHORITIES, params="a=1 bwweightscale=10000 neg=-5")
+GOOD = nd.consensus(RELAYS, AUTHORITIES, params="a=1 bwweightscale=12000 circwindow=-5")
 UNSIGNED = GOOD[: GOOD.index(b"directory-signature ")]
 SMALL = nd.consensus(RELAYS[:2], AUTHORITIES[:1])
 R_LINES = [line for line in GOOD.splitlines(keepends=True) if line.startswith(b"r ")]
@@ -51,7 +52,7 @@ def test_good_consensus_is_read() -> None:
     assert (consensus.valid_after, consensus.valid_until) == (nd.NOW - 1800, nd.NOW - 1800 + 3 * nd.HOUR)
     assert consensus.fresh_until == nd.NOW + 1800
     assert consensus.method == 35
-    assert consensus.params == {"a": 1, "bwweightscale": 10000, "neg": -5}
+    assert consensus.params == {"a": 1, "bwweightscale": 12000, "circwindow": -5}
     assert consensus.bandwidth_weights == nd.WEIGHTS
     assert consensus.shared_random_current == (3, bytes([1] * 32))
     assert consensus.required_client_protocols.supports("Link", 4)
@@ -61,11 +62,10 @@ def test_good_consensus_is_read() -> None:
 
 
 def test_parameters_have_defaults_and_ranges() -> None:
-    param = parse_consensus(GOOD).param
-    assert param("a", 7, 0, 10) == 1
-    assert param("absent", 7, 0, 10) == 7
-    assert param("neg", 7, 0, 10) == 0
-    assert param("bwweightscale", 7, 0, 10) == 10
+    consensus = parse_consensus(GOOD)
+    assert consensus.param("bwweightscale") == 12000
+    assert consensus.param("cbtquantile") == PARAMETERS["cbtquantile"].default
+    assert consensus.param("circwindow") == PARAMETERS["circwindow"].low
 
 
 def test_relays_are_as_written_in_order_of_identity() -> None:

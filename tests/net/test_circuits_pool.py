@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
@@ -47,6 +48,7 @@ from torkit.net.circuits import (
     build_directory_circuit,
 )
 from torkit.net.pump import STALL, Pump
+from torkit.params import parameter
 from torkit.path_bias import Counts, PathBias, State
 from torkit.predicted_ports import FIRST_PORT, PredictedPorts
 from torkit.proto.padding import Padding
@@ -78,9 +80,8 @@ class Pool:
         return await self.circuits.acquire(port, isolation=isolation, excluded=excluded)
 
 
-def learnt_enough(name: str, default: int, low: int, high: int) -> int:
-    """No circuits to learn from are wanted, and the timeouts are those of the beginning."""
-    return {"cbtdisabled": 1}.get(name, default)
+# No circuits to learn from are wanted, and the timeouts are those of the beginning.
+learnt_enough = partial(parameter, {"cbtdisabled": 1})
 
 
 def directory_of(
@@ -391,10 +392,8 @@ async def test_only_circuits_chosen_for_it_serve_a_port_of_streams_that_last() -
 
 
 async def test_an_idle_client_becomes_quiet(patient_clock: trio.testing.MockClock) -> None:
-    def param(name: str, default: int, low: int, high: int) -> int:
-        return {"nf_conntimeout_clients": 100}.get(name, default)
-
-    async with open_pool(predicted=PredictedPorts(param)) as pool:
+    predicted = PredictedPorts(partial(parameter, {"nf_conntimeout_clients": 100}))
+    async with open_pool(predicted=predicted) as pool:
         pool.nursery.start_soon(pool.circuits.keep_spares)
         await trio.sleep(99)
         assert len(pool.chosen) == SPARE_COUNT
@@ -1001,7 +1000,7 @@ async def test_circuits_that_are_closed_at_the_end_are_not_held_against_their_gu
 
 def learnt(seconds: float) -> BuildTimes:
     """Timeouts after one circuit that took so long: it suffices here."""
-    times = BuildTimes(lambda name, default, low, high: 1 if name == "cbtmincircs" else default)
+    times = BuildTimes(partial(parameter, {"cbtmincircs": 1}))
     times.note_built(seconds)
     return times
 
@@ -1087,9 +1086,7 @@ async def test_a_silent_guard_is_connected_to_anew_before_it_is_blamed(
 async def test_circuits_are_built_to_learn_from_until_enough_is_learnt(
     patient_clock: trio.testing.MockClock,
 ) -> None:
-    def param(name: str, default: int, low: int, high: int) -> int:
-        return {"cbtmincircs": 15}.get(name, default)
-
+    param = partial(parameter, {"cbtmincircs": 15})
     times = BuildTimes(param)
     async with open_pool(times=times) as pool:
         pool.nursery.start_soon(pool.circuits.keep_spares, 0)

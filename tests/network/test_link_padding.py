@@ -18,12 +18,13 @@ from torkit.net.channel import Channel
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings
 from torkit.net.circuits import build_circuit
-from torkit.proto.padding import PARAMETERS, Padding
+from torkit.params import default_param
+from torkit.proto.padding import Padding
 
 pytestmark = pytest.mark.network
 
 # Seconds in which a relay pads for sure: its longest silence, and how seldom it looks.
-LONGEST_SILENCE = PARAMETERS["nf_ito_high"][0] / 1000 + 1.5
+LONGEST_SILENCE = default_param("nf_ito_high") / 1000 + 1.5
 DEADLINE = 20.0  # seconds
 
 # What a relay notes of a C tor 0.4.9 client with ReducedConnectionPadding 1 or ConnectionPadding 0.

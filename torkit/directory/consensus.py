@@ -32,6 +32,7 @@ from torkit.directory.netdoc import (
 )
 from torkit.directory.steps import Steps, complete, digest
 from torkit.errors import DocumentError, NoDirectory
+from torkit.params import parameter
 
 # Specification constants.
 
@@ -122,9 +123,9 @@ class Preamble(NamedTuple):
     first_entry: int
     footer: int
 
-    def param(self, name: str, default: int, low: int, high: int) -> int:
-        """A consensus parameter, `default` where it is absent, brought into its range. param-spec."""
-        return min(max(self.params.get(name, default), low), high)
+    def param(self, name: str) -> int:
+        """The value of one of `torkit.params.PARAMETERS`."""
+        return parameter(self.params, name)
 
 
 class Consensus(Preamble):

@@ -19,8 +19,6 @@ from torkit.errors import DocumentError, UsageError
 
 # Specification constants.
 
-DEFAULT_WEIGHT_SCALE = 10000  # bwweightscale; param-spec
-
 
 # The country of an address in its usual text, as `geoip.country_of` names it; None where nothing says.
 CountryOf = Callable[[str], str | None]
@@ -226,7 +224,7 @@ class Directory:
             return 1.0  # "setting the weights to the default value"
         is_guard, is_exit = "Guard" in flags, "Exit" in flags and "BadExit" not in flags
         kind = "d" if is_guard and is_exit else "g" if is_guard else "e" if is_exit else "m"
-        scale = self.consensus.param("bwweightscale", DEFAULT_WEIGHT_SCALE, 1, 2**31 - 1)
+        scale = self.consensus.param("bwweightscale")
         factor = weights.get(f"W{position.value}{kind}", 0) / scale
         return factor * weights[f"W{kind}b"] / scale if "V2Dir" in flags else factor
 
@@ -259,7 +257,7 @@ class Directory:
 
     def is_usable(self) -> bool:
         """Whether circuits for traffic may be built: less could be a view that somebody chose for us."""
-        return self.usable_fraction() >= self.consensus.param("min_paths_for_circs_pct", 60, 25, 95) / 100
+        return self.usable_fraction() >= self.consensus.param("min_paths_for_circs_pct") / 100
 
     def _is_known_to_reject_all(self, index: int) -> bool:
         return self.has_microdesc(index) and all(one.rejects_all for one in self.exit_policies_at(index))

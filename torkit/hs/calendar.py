@@ -13,8 +13,6 @@ from typing import NamedTuple
 # Specification constants.
 RUN_INTERVALS = 24  # voting intervals of one run of the shared random protocol
 OFFSET_INTERVALS = 12  # voting intervals from the start of a run to that of a period
-DEFAULT_PERIOD_LENGTH = 1440  # minutes; consensus parameter hsdir_interval, from MIN to MAX
-MIN_PERIOD_LENGTH, MAX_PERIOD_LENGTH = 5, 14400
 DISASTER_PREFIX = b"shared-random-disaster"
 
 

@@ -30,11 +30,11 @@ from torkit.directory.netdoc import (
 )
 from torkit.errors import ChannelError, DocumentError, OnionServiceError, OnionStep
 from torkit.hs.keys import KEY_LEN
+from torkit.params import PARAMETERS
 from torkit.proto.cells import Reader
 from torkit.proto.certs import CertifiedKeyType, Ed25519Cert, decode_ed25519_cert
 
 # Specification constants.
-MAX_DESCRIPTOR_LEN = 50_000  # bytes; consensus parameter HSV3MaxDescriptorSize has this default
 MAX_LIFETIME = 720  # minutes
 MAX_POINTS = 20  # introduction points that a client looks at
 SIGNATURE_LEN = 64
@@ -129,7 +129,7 @@ def decode_descriptor(
     now: float,
     sendme_inc: int,
     client_key: X25519PrivateKey | None = None,
-    max_len: int = MAX_DESCRIPTOR_LEN,
+    max_len: int = PARAMETERS["HSV3MaxDescriptorSize"].default,
 ) -> Descriptor:
     """Read the descriptor of the service with this blinded key and subcredential, 32 bytes each.
 

@@ -10,10 +10,6 @@ from typing import Generic, TypeVar
 
 from torkit.hs.calendar import TimePeriod
 
-# Specification constants: default, minimum, maximum of consensus parameters.
-REPLICAS = (2, 1, 16)  # hsdir_n_replicas
-SPREAD_FETCH = (3, 1, 128)  # hsdir_spread_fetch
-
 Node = TypeVar("Node")
 
 

@@ -22,6 +22,7 @@ from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError
 from torkit.net.contact import or_addresses
 from torkit.net.stream import Stream, StreamBroken, StreamFlow
+from torkit.params import parameter
 from torkit.path_bias import UNWATCHED
 from torkit.proto import cells, flow, messages, ntor
 from torkit.proto.circuit import Cgo, HopHandshake, NewHop
@@ -168,7 +169,7 @@ class Circuit:
         layer = _layer_of(hop.layer, hop.keys)
         vegas = None
         if hop.sendme_inc is None:
-            self._core.add_hop(layer, flow.parameter(self._settings.params, "circwindow"))
+            self._core.add_hop(layer, parameter(self._settings.params, "circwindow"))
         else:
             params = flow.CongestionParams.from_params(self._settings.params)
             vegas = flow.Vegas(params, increment=hop.sendme_inc, clock=self._settings.clock)
@@ -252,10 +253,10 @@ class Circuit:
         assert vegas is not None
         params = self._settings.params
         acknowledged = self._core.acknowledged(core.hop)
-        first = flow.parameter(params, "cc_cwnd_init")
-        in_slow_start = first + acknowledged * flow.parameter(params, "cc_cwnd_inc_pct_ss") // 100
-        steady = acknowledged // vegas.increment * flow.parameter(params, "cc_cwnd_inc")
-        window = min(in_slow_start, max(first, flow.parameter(params, "cc_ss_max"))) + steady
+        first = parameter(params, "cc_cwnd_init")
+        in_slow_start = first + acknowledged * parameter(params, "cc_cwnd_inc_pct_ss") // 100
+        steady = acknowledged // vegas.increment * parameter(params, "cc_cwnd_inc")
+        window = min(in_slow_start, max(first, parameter(params, "cc_ss_max"))) + steady
         return 2 * window * flow.RELAY_DATA_LEN_MAX
 
     def note_kept(self, count: int) -> None:

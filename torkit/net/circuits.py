@@ -17,7 +17,7 @@ from random import Random
 
 import trio
 
-from torkit.build_times import HOPS, INITIAL, INT32_MAX, BuildTimes, Param, Timeouts
+from torkit.build_times import HOPS, INITIAL, BuildTimes, Timeouts
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import (
     CircuitClosed,
@@ -39,6 +39,7 @@ from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import Contact
 from torkit.net.progress import Phase, diagnose
 from torkit.net.pump import Pump
+from torkit.params import Param
 from torkit.path import LONG_LIVED_PORTS, may_go_on
 from torkit.path_bias import UNWATCHED, PathBias, Watch
 from torkit.predicted_ports import FIRST_PORT, RESOLVE_PORT, PredictedPorts
@@ -375,9 +376,9 @@ class Circuits:
         path-spec, "How much data to record": not too often, and not too many that nobody uses.
         """
         while True:
-            await trio.sleep(param("cbttestfreq", 10, 1, INT32_MAX))
+            await trio.sleep(param("cbttestfreq"))
             idle = sum(entry.dirty_since is None for entry in self._circuits)
-            if not self._build_times.is_learning or idle >= param("cbtmaxopencircs", 10, 0, 14):
+            if not self._build_times.is_learning or idle >= param("cbtmaxopencircs"):
                 continue
             if not self.turns.has_room:
                 continue

@@ -73,7 +73,7 @@ async def fetch_consensus(
         newer_by = min(NEWER_BY, (held.fresh_until - held.valid_after) // 2)
         since = datetime.fromtimestamp(held.valid_after + newer_by, UTC)
         headers["If-Modified-Since"] = format_datetime(since, usegmt=True)
-        max_age = 3600 * held.param("try-diff-for-consensus-newer-than", 72, 0, 8192)
+        max_age = 3600 * held.param("try-diff-for-consensus-newer-than")
         if held.valid_after >= time.time() - max_age:
             digest = await in_steps(signed_digest(held.text))
             headers["X-Or-Diff-From-Consensus"] = digest.hex().upper()

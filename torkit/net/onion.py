@@ -14,19 +14,15 @@ from torkit._fast.keys import X25519PrivateKey
 from torkit.directory.directory import Directory, Relay, supports
 from torkit.errors import DocumentError, NotServed, OnionServiceError, OnionStep, TorkitError
 from torkit.hs.calendar import (
-    DEFAULT_PERIOD_LENGTH,
-    MAX_PERIOD_LENGTH,
-    MIN_PERIOD_LENGTH,
     Calendar,
     TimePeriod,
     length_when_testing,
 )
-from torkit.hs.descriptor import MAX_DESCRIPTOR_LEN, Descriptor, decode_descriptor
+from torkit.hs.descriptor import Descriptor, decode_descriptor
 from torkit.hs.keys import blind, subcredential
-from torkit.hs.ring import REPLICAS, SPREAD_FETCH, Ring
+from torkit.hs.ring import Ring
 from torkit.net.circuit import Circuit
 from torkit.net.directory import fetch_onion_descriptor
-from torkit.proto.flow import parameter
 
 # Implementation limits, seconds: a directory that was asked for a descriptor is not asked again so soon, as C
 # tor.
@@ -133,7 +129,7 @@ class Descriptors:
         self, relay: Relay, identity: bytes, blinded: bytes, client_key: X25519PrivateKey | None
     ) -> Descriptor:
         consensus = self._directory().consensus
-        limit = consensus.param("HSV3MaxDescriptorSize", MAX_DESCRIPTOR_LEN, 1, 2**31 - 1)
+        limit = consensus.param("HSV3MaxDescriptorSize")
         circuit = await self._build(relay)
         try:
             text = await fetch_onion_descriptor(circuit, blinded, limit)
@@ -144,7 +140,7 @@ class Descriptors:
             blinded=blinded,
             subcredential=subcredential(identity, blinded),
             now=time.time(),
-            sendme_inc=parameter(consensus.params, "cc_sendme_inc"),
+            sendme_inc=consensus.param("cc_sendme_inc"),
             client_key=client_key,
             max_len=limit,
         )
@@ -153,10 +149,7 @@ class Descriptors:
         directory = self._directory()
         consensus = directory.consensus
         interval = consensus.fresh_until - consensus.valid_after
-        bounds = (DEFAULT_PERIOD_LENGTH, MIN_PERIOD_LENGTH, MAX_PERIOD_LENGTH)
-        length = (
-            length_when_testing(interval) if self._testing else consensus.param("hsdir_interval", *bounds)
-        )
+        length = length_when_testing(interval) if self._testing else consensus.param("hsdir_interval")
         values = (consensus.shared_random_current, consensus.shared_random_previous)
         current, previous = (value.value if value else None for value in values)
         calendar = Calendar(consensus.valid_after, interval, length, current, previous)
@@ -166,8 +159,8 @@ class Descriptors:
         ring = self._ring[2]
         chosen = ring.responsible(
             blinded,
-            replicas=consensus.param("hsdir_n_replicas", *REPLICAS),
-            spread=consensus.param("hsdir_spread_fetch", *SPREAD_FETCH),
+            replicas=consensus.param("hsdir_n_replicas"),
+            spread=consensus.param("hsdir_spread_fetch"),
         )
         return _Place(calendar.period, calendar.period_ends, blinded, chosen)
 

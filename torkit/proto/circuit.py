@@ -13,8 +13,9 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from torkit._fast.onion import CGO_KEYS_LEN, TOR1_KEYS_LEN, LayerKind
+from torkit.params import parameter
 from torkit.proto.cells import HandshakeType
-from torkit.proto.flow import parameter, wants_congestion_control
+from torkit.proto.flow import wants_congestion_control
 from torkit.proto.ntor import CircuitRequest, HopKeys, NtorClient, NtorV3Client
 
 

@@ -42,11 +42,11 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
-from torkit._fast.circuit import CIRCUIT_WINDOW_START
 from torkit._fast.vegas import ClockGuard as ClockGuard
 from torkit._fast.vegas import Vegas as Vegas
 from torkit._fast.vegas import n_ewma
 from torkit.errors import CircuitError
+from torkit.params import INT32_MAX, parameter
 
 # Specification constants. Proposal 324.
 RELAY_DATA_LEN_MIN = 488  # bytes of data in a DATA cell of format v1: the unit of cc_xoff_*
@@ -56,60 +56,6 @@ DRAIN_BURST_CELLS = 32  # 4.1.2, [XON_ADVISORY]: a queue above this is not just 
 # Implementation limits.
 XOFF_GRACE_USEC = 5_000  # one burst of cells must not cost an XOFF before its reader had a turn; as C tor
 XOFF_CREDIT_MAX = 10 << 20  # bytes: what an XON or XOFF much later can still draw on; as C tor
-INT32_MAX = 2**31 - 1
-
-
-class _Range(NamedTuple):
-    minimum: int
-    default: int
-    maximum: int
-
-
-_TLS_RECORD_CELLS = 31
-_OUTBUF_CELLS = 2 * _TLS_RECORD_CELLS
-
-# Proposal 324, section 6.5, [CONSENSUS_PARAMETERS]; defaults as in C tor 0.4.9. The parameters of the
-# algorithms and estimators that nobody uses (Westwood, NOLA, cc_bwe_min, cc_bdp_alg) are left out.
-PARAMETERS: Mapping[str, _Range] = {
-    "circwindow": _Range(100, CIRCUIT_WINDOW_START, CIRCUIT_WINDOW_START),
-    "cc_alg": _Range(0, 2, 3),
-    "cc_sendme_inc": _Range(1, _TLS_RECORD_CELLS, 254),
-    "cc_cwnd_init": _Range(_TLS_RECORD_CELLS, 4 * _TLS_RECORD_CELLS, 10_000),
-    "cc_cwnd_min": _Range(_TLS_RECORD_CELLS, 4 * _TLS_RECORD_CELLS, 1_000),
-    "cc_cwnd_max": _Range(500, INT32_MAX, INT32_MAX),
-    "cc_cwnd_inc": _Range(1, 1, 1_000),
-    "cc_cwnd_inc_pct_ss": _Range(1, 100, 500),
-    "cc_cwnd_inc_rate": _Range(1, _TLS_RECORD_CELLS, 250),
-    "cc_ewma_cwnd_pct": _Range(1, 50, 255),
-    "cc_ewma_max": _Range(2, 10, INT32_MAX),
-    "cc_ewma_ss": _Range(2, 2, INT32_MAX),
-    "cc_rtt_reset_pct": _Range(0, 100, 100),
-    "cc_ss_max": _Range(500, 5_000, INT32_MAX),
-    "cc_cwnd_full_gap": _Range(0, 4, 2**15 - 1),
-    "cc_cwnd_full_minpct": _Range(0, 25, 100),
-    "cc_cwnd_full_per_cwnd": _Range(0, 1, 1),
-    "cc_vegas_alpha_exit": _Range(0, 3 * _OUTBUF_CELLS, 1_000),
-    "cc_vegas_beta_exit": _Range(0, 4 * _OUTBUF_CELLS, 1_000),
-    "cc_vegas_gamma_exit": _Range(0, 3 * _OUTBUF_CELLS, 1_000),
-    "cc_vegas_delta_exit": _Range(0, 5 * _OUTBUF_CELLS, INT32_MAX),
-    "cc_sscap_exit": _Range(100, 600, INT32_MAX),
-    "cc_vegas_alpha_onion": _Range(0, 3 * _OUTBUF_CELLS, 1_000),
-    "cc_vegas_beta_onion": _Range(0, 6 * _OUTBUF_CELLS, 1_000),
-    "cc_vegas_gamma_onion": _Range(0, 4 * _OUTBUF_CELLS, 1_000),
-    "cc_vegas_delta_onion": _Range(0, 7 * _OUTBUF_CELLS, INT32_MAX),
-    "cc_sscap_onion": _Range(100, 475, INT32_MAX),
-    "cc_xoff_client": _Range(1, 500, 10_000),
-    "cc_xoff_exit": _Range(1, 500, 10_000),
-    "cc_xon_rate": _Range(1, 500, 5_000),
-    "cc_xon_change_pct": _Range(1, 25, 99),
-    "cc_xon_ewma_cnt": _Range(2, 2, 100),
-}
-
-
-def parameter(params: Mapping[str, int], name: str) -> int:
-    """The consensus's value of one of `PARAMETERS`, moved into its range; its default if absent."""
-    limits = PARAMETERS[name]
-    return min(max(params.get(name, limits.default), limits.minimum), limits.maximum)
 
 
 class PathKind(Enum):

@@ -27,16 +27,9 @@ from enum import Enum, IntEnum
 from random import Random
 
 from torkit._fast.cells import Command
+from torkit.params import parameter
 
-# Specification constants. padding-spec, "Consensus parameters governing behavior"; least and greatest as in
-# C tor 0.4.9. Name: default, least, greatest; in ms but for the last.
-PARAMETERS = {
-    "nf_ito_low": (1500, 0, 60_000),
-    "nf_ito_high": (9500, 0, 60_000),
-    "nf_ito_low_reduced": (9000, 0, 60_000),
-    "nf_ito_high_reduced": (14_000, 0, 60_000),
-    "nf_pad_before_usage": (1, 0, 1),
-}
+# Specification constant.
 FIRST_LINK_PROTOCOL = 5  # that has padding; tor-spec, "Negotiating versions with VERSIONS cells"
 
 # As C tor's clients, in seconds.
@@ -120,14 +113,14 @@ class LinkPadding:
 
     def _range(self, use: Use, params: Mapping[str, int]) -> tuple[int, int] | None:
         """The shortest and the longest silence, in ms; None while there is no padding."""
-        first_use = Use.CIRCUITS if _parameter(params, "nf_pad_before_usage") else Use.STREAMS
-        low = _parameter(params, "nf_ito_low")
-        high = max(low, _parameter(params, "nf_ito_high"))
+        first_use = Use.CIRCUITS if parameter(params, "nf_pad_before_usage") else Use.STREAMS
+        low = parameter(params, "nf_ito_low")
+        high = max(low, parameter(params, "nf_ito_high"))
         if not self._is_known or self._padding is Padding.OFF or use < first_use or high == 0:
             return None
         if self._padding is Padding.REDUCED:
-            low_reduced = _parameter(params, "nf_ito_low_reduced")
-            high_reduced = max(low_reduced, _parameter(params, "nf_ito_high_reduced"))
+            low_reduced = parameter(params, "nf_ito_low_reduced")
+            high_reduced = max(low_reduced, parameter(params, "nf_ito_high_reduced"))
             if low_reduced:  # else C tor takes it that there is no such range
                 return max(low, low_reduced), max(high, high_reduced)
         return low, high
@@ -137,9 +130,3 @@ class LinkPadding:
         if high == low:
             return low
         return low + max(self._rng.randrange(high - low), self._rng.randrange(high - low))
-
-
-def _parameter(params: Mapping[str, int], name: str) -> int:
-    """The consensus's value, moved into its range; the default if absent."""
-    default, low, high = PARAMETERS[name]
-    return min(max(params.get(name, default), low), high)
