@@ -3,7 +3,7 @@
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -128,11 +128,17 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy_for(
-    tor: ScriptedTor, *, circuit: bool = True, send_buffer: int | None = None, **settings: Any
+    tor: ScriptedTor,
+    *,
+    circuit: bool = True,
+    send_buffer: int | None = None,
+    serve: Callable[..., Awaitable[object]] = serve_socks,
+    **settings: Any,
 ) -> AsyncIterator[Proxy]:
     """A proxy whose streams go over a circuit, which tests that need none can do without.
 
-    With `send_buffer`, in bytes, the kernel holds no more than some of that for each client.
+    With `send_buffer`, in bytes, the kernel holds no more than some of that for each client. `serve` takes
+    what `serve_socks` takes.
     """
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     if send_buffer is not None:
@@ -145,13 +151,11 @@ async def proxy_for(
         nursery = await stack.enter_async_context(trio.open_nursery())
         proxy = Proxy(listeners[0].socket.getsockname()[:2], clients)
 
-        async def serve() -> None:
+        async def serve_until_cancelled() -> None:
             with proxy.scope:
-                await serve_socks(
-                    listeners, begin=tor.begin_now, connect=tor.open, resolve=tor.resolve, **settings
-                )
+                await serve(listeners, begin=tor.begin_now, connect=tor.open, resolve=tor.resolve, **settings)
 
-        nursery.start_soon(serve)
+        nursery.start_soon(serve_until_cancelled)
         yield proxy
         nursery.cancel_scope.cancel()
 

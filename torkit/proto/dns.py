@@ -1,8 +1,7 @@
 """The server's side of DNS, as far as programs on this machine ask for names: one question, one answer.
 
-No name is looked up here. RFC 1035, section 4; AAAA is RFC 3596; names of addresses are RFC 1035, section 3.5,
-and RFC 3596, section 2.5. What a query says after its question (EDNS) is not read: who asks by EDNS must
-understand an answer without it.
+No name is looked up here. RFC 1035, sections 3.5 and 4; RFC 3596 for IPv6. What a query says after its
+question (EDNS) is not read: who asks by EDNS must understand an answer without it.
 """
 
 import struct
@@ -86,7 +85,7 @@ def parse_query(packet: bytes) -> Query:
 
 def _read_name(packet: bytes, at: int) -> tuple[str, int]:
     """The name at `at`, and where it ends. There is nothing yet that a pointer could point to."""
-    labels = []
+    labels: list[str] = []
     start = at
     while True:
         if at >= len(packet):

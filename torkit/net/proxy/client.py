@@ -161,8 +161,8 @@ class Client:
                 # Its text may name a destination.
                 debugging = logger.isEnabledFor(logging.DEBUG)
                 name = type(error).__name__
-                logger.warning("a SOCKS connection failed: internal %s", name, exc_info=debugging)
-                self._part(self._door.encode_refusal(InternalError(name)))
+                logger.warning("a client's connection failed: internal %s", name, exc_info=debugging)
+                self._refuse(InternalError(name))
 
     # --- carrying ---------------------------------------------------------------------------------
 
@@ -200,7 +200,11 @@ class Client:
             self._refuse(error)
 
     def _refuse(self, error: TorkitError) -> None:
-        self._part(self._door.encode_refusal(error))
+        """Tell the client; where its protocol has no words for that, by a reset."""
+        refusal = self._door.encode_refusal(error)
+        if not refusal:
+            return self.close()
+        return self._part(refusal)
 
     def _send(self, data: bytes) -> bool:
         """Send a few bytes without waiting, behind what is still unsent. Returns whether all were accepted.

@@ -40,4 +40,4 @@ class FrontDoor(Protocol):
         """Returns the answer to a look-up. Raises UsageError where the protocol has no room for it."""
 
     def encode_refusal(self, error: TorkitError) -> bytes:
-        """Returns the answer to a request that failed with `error`."""
+        """Returns the answer to a request that failed with `error`. Without one, a reset has to tell."""

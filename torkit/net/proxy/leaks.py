@@ -12,10 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 class Leaks:
-    """Of one proxy. With `names_only`, connections to addresses are refused."""
+    """Of one proxy. With `names_only`, connections to addresses are refused.
 
-    def __init__(self, *, names_only: bool) -> None:
+    Programs that `can_ask_elsewhere` have resolvers outside Tor within their reach.
+    """
+
+    def __init__(self, *, names_only: bool, can_ask_elsewhere: bool = True) -> None:
         self._names_only = names_only
+        self._can_ask_elsewhere = can_ask_elsewhere
         self._told: dict[str, None] = {}  # addresses that look-ups have answered, the oldest first
         self._has_warned = False
 
@@ -30,7 +34,8 @@ class Leaks:
         """Warn of a request that may be a leak. Raises UsageError where only names are served."""
         is_address = request.command is Command.CONNECT and request.is_address
         if is_address and (self._names_only or request.host not in self._told):
-            self._warn()
+            if self._can_ask_elsewhere:
+                self._warn()
             if self._names_only:
                 raise UsageError("a connection to an address, and only names are served")
 

@@ -30,13 +30,16 @@ logger = logging.getLogger(__name__)
 
 
 class TcpListener:
-    """Owns `listener`, a socket that listens. `make_door` makes the front door of each accepted socket."""
+    """Owns `listener`, a socket that listens.
+
+    `make_door` makes the front door of each accepted socket, or None, which resets the connection.
+    """
 
     _proxy: Proxy
     _source: Local | None = None
 
     def __init__(
-        self, listener: trio.socket.SocketType, make_door: Callable[[socket.socket], FrontDoor]
+        self, listener: trio.socket.SocketType, make_door: Callable[[socket.socket], FrontDoor | None]
     ) -> None:
         self._listener = listener
         # A second descriptor of the same socket: trio's own waits for nobody.
@@ -69,8 +72,11 @@ class TcpListener:
                     return
                 continue  # that client has left again
             accepted.setblocking(False)
-            origin = Origin(address[0], self._address)
-            Client(self._proxy, accepted, origin, self._make_door(accepted)).start()
+            door = self._make_door(accepted)
+            if door is None:
+                accepted.close()
+                continue
+            Client(self._proxy, accepted, Origin(address[0], self._address), door).start()
 
     def on_fault(self, error: InternalError) -> None:
         """Go on: the next client may fare better."""

@@ -6,9 +6,11 @@ from typing import NoReturn
 import trio
 
 from torkit.net.proxy.isolation import ISOLATION, Isolate
+from torkit.net.proxy.leaks import Leaks
 from torkit.net.proxy.limits import MAX_CLIENTS
 from torkit.net.proxy.listener import TcpListener
 from torkit.net.proxy.shared import Listener, Proxy
+from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.proxy.upstream import Begin, Connect, Resolve, Upstream
 from torkit.proto.socks import Handshake
 
@@ -29,7 +31,7 @@ async def serve_socks(
         upstream=Upstream(begin, connect, resolve),
         max_clients=max_clients,
         isolate=isolate,
-        names_only=names_only,
+        leaks=Leaks(names_only=names_only),
     )
 
 
@@ -39,14 +41,15 @@ async def serve_proxy(
     upstream: Upstream,
     max_clients: int = MAX_CLIENTS,
     isolate: Collection[Isolate] = ISOLATION,
-    names_only: bool = False,
+    leaks: Leaks | None = None,
+    kernel: SockDiag | None = None,
 ) -> NoReturn:
     """Serve the clients of all `listeners` until cancelled, and close the listeners.
 
     Where there are `max_clients`, a new one takes the place of the one that has kept silent for longest, and
-    waits to be accepted where all have said what they want. `isolate` says what keeps streams apart. With
-    `names_only`, connections to addresses are refused: whoever asks for one may have asked a resolver for its
-    name.
+    waits to be accepted where all have said what they want. `isolate` says what keeps streams apart, and
+    `leaks` what is done about connections to addresses: whoever asks for one may have asked a resolver for
+    its name. `kernel` is needed where the clients are in another network namespace.
     """
     async with trio.open_nursery() as nursery:
         proxy = Proxy(
@@ -55,7 +58,8 @@ async def serve_proxy(
             upstream,
             max_clients=max_clients,
             isolate=isolate,
-            names_only=names_only,
+            leaks=leaks or Leaks(names_only=False),
+            kernel=kernel or SockDiag(),
         )
         try:
             await proxy.run()

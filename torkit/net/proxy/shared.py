@@ -37,7 +37,7 @@ class Listener(Protocol):
 
 
 class Proxy:
-    """`isolate` says what keeps streams apart. With `names_only`, connections to addresses are refused."""
+    """What `serve_proxy` is given, and what keeps it running."""
 
     def __init__(
         self,
@@ -47,14 +47,15 @@ class Proxy:
         *,
         max_clients: int,
         isolate: Collection[Isolate],
-        names_only: bool,
+        leaks: Leaks,
+        kernel: SockDiag,
     ) -> None:
         self.nursery = nursery
         self.upstream = upstream
         self.pump = Pump.current()
-        self.kernel = SockDiag()
+        self.kernel = kernel
         self.isolation = Isolation(isolate)
-        self.leaks = Leaks(names_only=names_only)
+        self.leaks = leaks
         self.limits = Limits(max_clients, self._watch_listeners)
         self.attempts = Deadlines[Member](FIRST_ATTEMPT_TIMEOUT, lambda client: client.give_up_attempt())
         self.farewells = Farewells(self.pump)

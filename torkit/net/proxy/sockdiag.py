@@ -25,10 +25,15 @@ _INODE_AT = _HEADER.size + 4 + 48 + 4 * 4  # state and timers; the socket's id; 
 
 
 class SockDiag:
-    """Asks the kernel. Its socket is opened with the first question, and kept."""
+    """Asks the kernel. Its socket is opened with the first question, and kept.
 
-    def __init__(self) -> None:
-        self._kernel: socket.socket | None = None
+    It knows the connections of the network namespace that it was opened in: `kernel` is one of another.
+    """
+
+    def __init__(self, kernel: socket.socket | None = None) -> None:
+        self._kernel = kernel
+        if kernel is not None:
+            kernel.setblocking(False)
         self._asked = 0
 
     def is_closed_by_program(self, sock: socket.socket) -> bool:
