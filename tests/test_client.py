@@ -935,6 +935,23 @@ async def test_a_given_path_is_the_one_used(tmp_path: Path) -> None:
             assert stream.path[-1].nickname == name
 
 
+async def test_a_given_path_that_cannot_lead_there_is_refused_in_words(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, network):
+        path = tor.choose_path(Constraints(exit="exit0"))
+        begun = Arrivals(answer_begin)
+        for relay in network.relays.values():
+            relay.on_begin = begun
+        with pytest.raises(NoPath, match="exit0's exit policy does not allow this port"):
+            await tor.connect("web.test", 25, path=path)
+        with pytest.raises(NoPath, match="exit0's exit policy does not allow this port"):
+            tor.begin("web.test", 25, path=path)
+        no_exit = path[::-1]
+        for call in (tor.connect("web.test", 80, path=no_exit), tor.resolve("web.test", path=no_exit)):
+            with pytest.raises(NoPath, match=f"{no_exit[-1].nickname}'s exit policy allows no port"):
+                await call
+        assert begun.count == 0
+
+
 async def test_a_circuit_of_ones_own_is_used_by_nobody_else(tmp_path: Path) -> None:
     async with served_tor(tmp_path) as (tor, _):
         circuit = await tor.build_circuit(tor.choose_path(Constraints(port=80)))

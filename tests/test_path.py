@@ -19,7 +19,15 @@ from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import REJECT_ALL, split_microdescs
 from torkit.errors import NoPath, UsageError
 from torkit.guards import Guards
-from torkit.path import Constraints, choose_path, family_of, may_go_on, path_from_json, path_to_json
+from torkit.path import (
+    Constraints,
+    check_exit,
+    choose_path,
+    family_of,
+    may_go_on,
+    path_from_json,
+    path_to_json,
+)
 
 EVEN = dict.fromkeys(nd.WEIGHTS, 10000)
 
@@ -107,6 +115,33 @@ def test_middle_only_relay_is_a_middle() -> None:
     assert choose(directory, port=443) == ("r1", "r2", "r3")
     with pytest.raises(NoPath, match="MiddleOnly"):
         choose(directory, port=443, guard="r2")
+
+
+@pytest.mark.parametrize(
+    ("policy", "policy6", "port", "is_ipv6", "message"),
+    [
+        (None, None, 443, False, "r3's exit policy allows no port"),
+        (None, None, None, False, "r3's exit policy allows no port"),
+        ("accept 80", None, 443, False, "r3's exit policy does not allow this port"),
+        ("accept 80", None, 80, True, "r3's exit policy does not allow this port at IPv6 addresses"),
+        ("accept 80", None, 80, False, None),
+        ("accept 80", None, None, False, None),
+        (None, "accept 80", 80, True, None),
+        (None, "accept 80", 80, False, None),  # a name may have such an address
+        (None, "accept 80", None, False, None),
+    ],
+)
+def test_an_exit_that_somebody_named_is_judged_by_its_policy(
+    policy: str | None, policy6: str | None, port: int | None, is_ipv6: bool, message: str | None
+) -> None:
+    named = make([relay(3, EXIT.flags, policy, policy6=policy6)]).relay_at(0)
+    assert named is not None
+    if message is None:
+        check_exit(named, port, is_ipv6=is_ipv6)
+    else:
+        with pytest.raises(NoPath) as caught:
+            check_exit(named, port, is_ipv6=is_ipv6)
+        assert str(caught.value) == message
 
 
 def test_ipv6_exits_are_chosen_by_their_ipv6_policy() -> None:

@@ -45,7 +45,7 @@ from torkit.net.pump import Pump
 from torkit.net.sources import Sources
 from torkit.net.stream import Stream
 from torkit.params import parameter
-from torkit.path import Constraints, choose_path, country_in, goes_with, places_of
+from torkit.path import Constraints, check_exit, choose_path, country_in, goes_with, places_of
 from torkit.path_bias import Counts, PathBias, Report
 from torkit.predicted_ports import PredictedPorts
 from torkit.proto.circuit import Cgo
@@ -195,6 +195,8 @@ class Tor:
     ) -> Stream | None:
         """As `connect`, at once: a stream not answered yet, or None where no circuit is ready for it."""
         host = check_destination(host, allow_internal=self.network.testing)
+        if path is not None:
+            check_exit(path[-1], port, is_ipv6=":" in host)
         self._look_at_clock()
         circuit = self._circuits.take_ready(
             port,
@@ -222,11 +224,13 @@ class Tor:
 
         Streams share circuits only where `isolation` is equal: any value, as `object()` for a session or a
         tuple for one of a group. Attempts that fail for a circuit's or an exit's fault are repeated
-        elsewhere. Raises UsageError for what no exit can reach, StreamClosed with the exit's reason,
-        TimedOut, NoPath, or what made circuits fail. `begun` is a first attempt, by `begin`, which has failed
-        or was not answered in time.
+        elsewhere; not with `path`, whose exit's policy is asked first. Raises UsageError for what no exit
+        can reach, StreamClosed with the exit's reason, TimedOut, NoPath, or what made circuits fail. `begun`
+        is a first attempt, by `begin`, which has failed or was not answered in time.
         """
         host = check_destination(host, allow_internal=self.network.testing)
+        if path is not None:
+            check_exit(path[-1], port, is_ipv6=":" in host)
 
         async def begin(circuit: Circuit) -> Stream:
             stream = circuit.begin(host, port)
@@ -252,6 +256,8 @@ class Tor:
         is internal to a network is none: a program that took it would connect to somebody else's.
         """
         host = check_destination(host, allow_internal=self.network.testing)
+        if path is not None:
+            check_exit(path[-1], None)
         question = parse_address(host) or host
 
         async def look_up(circuit: Circuit) -> list[Resolved]:

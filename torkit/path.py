@@ -176,6 +176,22 @@ def may_go_on(directory: Directory, path: Sequence[Relay]) -> bool:
     return "BadExit" not in flags
 
 
+def check_exit(relay: Relay, port: int | None, *, is_ipv6: bool = False) -> None:
+    """See whether the exit of a path that somebody named allows streams to `port`, to IPv6 if `is_ipv6`.
+
+    Without a port: whether it allows any, as look-ups need. Raises NoPath.
+    """
+    if relay.policy.rejects_all and relay.policy6.rejects_all:
+        raise NoPath(f"{relay.nickname}'s exit policy allows no port", hint="end the path with another relay")
+    if port is None or relay.policy6.accepts(port) or (not is_ipv6 and relay.policy.accepts(port)):
+        return
+    where = " at IPv6 addresses" if is_ipv6 else ""
+    raise NoPath(
+        f"{relay.nickname}'s exit policy does not allow this port{where}",
+        hint=f"torkit relays {'--exit-port6' if is_ipv6 else '--exit-port'} PORT lists exits that do",
+    )
+
+
 def is_possible_guard(flags: frozenset[str]) -> bool:
     """Whether a relay with these flags may be sampled as a guard: GUARDS of guard-spec."""
     return flags >= GUARD_FLAGS and "MiddleOnly" not in flags

@@ -9,7 +9,7 @@ from fake_tor import FakeTor
 
 from torkit.cli.choose_path import print_paths, read_consensus
 from torkit.errors import NoPath, UsageError
-from torkit.path import path_from_json
+from torkit.path import Constraints, path_from_json
 
 
 async def test_paths_are_lines_that_path_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,6 +32,13 @@ async def test_named_path_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]
 async def test_port_that_no_exit_allows_has_no_path() -> None:
     with pytest.raises(NoPath):
         print_paths(FakeTor(), count=1, exit_port=25, path=None)  # type: ignore[arg-type]
+
+
+def test_a_path_that_was_given_must_lead_to_the_port() -> None:
+    tor = FakeTor()
+    names = ",".join(relay.fingerprint for relay in tor.choose_path(Constraints(port=80)))
+    with pytest.raises(NoPath, match="does not allow this port"):
+        print_paths(tor, count=1, exit_port=25, path=names)  # type: ignore[arg-type]
 
 
 async def test_people_get_a_row_for_each_relay_and_an_empty_line_between_paths(

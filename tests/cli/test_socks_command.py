@@ -16,7 +16,8 @@ from fake_tor import FakeTor
 
 from torkit.cli.socks import forget_ready_file, open_listener, parse_isolation
 from torkit.cli.socks import serve as serve_on
-from torkit.errors import NoPath, StorageError, TorkitError, UsageError
+from torkit.directory.directory import Relay
+from torkit.errors import CircuitClosed, NoPath, StorageError, TorkitError, UsageError
 from torkit.net.proxy import ISOLATION, Isolate
 
 
@@ -142,18 +143,60 @@ async def test_clients_that_come_early_are_served_when_ready() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_every_stream_takes_the_given_path() -> None:
-    tor = FakeTor(failure=NoPath("none"))
-    path = tuple(relay for index in (1, 2, 3) if (relay := tor.directory.relay_at(index)))
+def path_to(tor: FakeTor, *, port: int | None) -> tuple[Relay, ...]:
+    """Two relays, and an exit for this port, or for None a relay that is none."""
+    relays = [relay for index in range(9) if (relay := tor.directory.relay_at(index))]
+    if port is None:
+        last = next(relay for relay in relays if relay.policy.rejects_all)
+    else:
+        last = next(relay for relay in relays if relay.policy.accepts(port))
+    return (*[relay for relay in relays if relay is not last][:2], last)
+
+
+async def test_every_stream_takes_the_given_path(capsys: pytest.CaptureFixture[str]) -> None:
+    tor = SlowTor()
+    path = path_to(tor, port=80)
     names = ",".join(relay.fingerprint for relay in path)
     async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve, tor, listener, path=names))
+        await trio.testing.wait_all_tasks_blocked()
+        assert "ready" not in capsys.readouterr().err
+        tor.is_ready.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [(circuit.path, circuit.is_closed) for circuit in tor.circuits] == [(path, True)]
+        assert "ready" in capsys.readouterr().err
+        tor.failure = NoPath("none")
         async with await trio.open_tcp_stream(*listener.socket.getsockname()) as client:
             await client.send_all(b"\x05\x01\x00\x05\x01\x00\x03\x08web.test\x00\x50")
             assert await client.receive_some() == b"\x05\x00"
             assert (await client.receive_some())[:2] == b"\x05\x02"
             assert tor.paths == [path]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_path_that_ends_at_no_exit_never_is_ready(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tor = FakeTor()
+    path = path_to(tor, port=None)
+    names = ",".join(relay.fingerprint for relay in path)
+    async with await open_listener("127.0.0.1", 0) as listener:
+        with pytest.RaisesGroup(
+            pytest.RaisesExc(NoPath, match=f"{path[-1].nickname}'s exit policy allows no")
+        ):
+            await serve(tor, listener, path=names, ready_file=tmp_path / "ready")
+    assert tor.circuits == []
+    assert not (tmp_path / "ready").exists()
+    assert "ready" not in capsys.readouterr().err
+
+
+async def test_a_path_that_cannot_be_built_never_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    tor = FakeTor(failure=CircuitClosed("middle1: the relay ended the circuit"))
+    names = ",".join(relay.fingerprint for relay in path_to(tor, port=80))
+    async with await open_listener("127.0.0.1", 0) as listener:
+        with pytest.RaisesGroup(pytest.RaisesExc(CircuitClosed, match="middle1")):
+            await serve(tor, listener, path=names)
+    assert "ready" not in capsys.readouterr().err
 
 
 async def test_address_in_use_is_a_declared_error() -> None:

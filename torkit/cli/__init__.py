@@ -354,6 +354,7 @@ def _make_room(_record: object) -> bool:
 async def open_client(
     options: Options,
     *,
+    is_service: bool = False,
     spare_circuits: int = 0,
     consensus: bytes | None = None,
     as_json: bool = False,
@@ -389,8 +390,8 @@ async def open_client(
         ) as tor,
         trio.open_nursery() as nursery,
     ):
-        is_service = spare_circuits > 0 or options.verbose
-        nursery.start_soon(partial(progress.show, tor, is_service=is_service, as_json=as_json))
+        tells_early = is_service or options.verbose
+        nursery.start_soon(partial(progress.show, tor, is_service=tells_early, as_json=as_json))
         try:
             yield tor
         finally:
@@ -515,12 +516,10 @@ def _say_what_a_path_costs() -> None:
 
 
 def _fingerprint(tor: "Tor", name: str) -> str:
-    indexes = tor.directory.indexes_of(name.strip())
-    if len(indexes) != 1:
-        raise UsageError(
-            f"{len(indexes)} relays are called {name.strip()!r}", hint="name relays by fingerprint"
-        )
-    return tor.directory.consensus.relays[indexes[0]].identity.hex().upper()
+    from torkit.cli.documents import find_relay
+
+    index = find_relay(tor.directory, name.strip())
+    return tor.directory.consensus.relays.identities[index].hex().upper()
 
 
 async def next_line(descriptor: int) -> str | None:

@@ -90,11 +90,16 @@ def print_paths(
     tor: "Tor", *, count: int, exit_port: int | None, path: str | None, for_people: bool = False
 ) -> None:
     """Print each path as one JSON line; for people, as a row for each relay, under a header."""
-    from torkit.path import Constraints, path_to_json
+    from torkit.path import Constraints, check_exit, path_to_json
 
     table = Table(WIDTHS, terminal_width(sys.stdout)) if for_people else None
     for number in range(count):
-        relays = tor.choose_path(Constraints(port=exit_port)) if path is None else parse_path(tor, path)
+        if path is None:
+            relays = tor.choose_path(Constraints(port=exit_port))
+        else:
+            relays = parse_path(tor, path)
+            if exit_port is not None:
+                check_exit(relays[-1], exit_port)
         if table is None:
             sys.stdout.write(path_to_json(relays) + "\n")
             continue

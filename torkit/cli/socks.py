@@ -127,7 +127,8 @@ def socks(
             tor = await stack.enter_async_context(
                 open_client(
                     options,
-                    spare_circuits=SPARE_COUNT,
+                    is_service=True,
+                    spare_circuits=SPARE_COUNT if path is None else 0,
                     restrictions=wanted,
                     padding=link_padding,
                     max_memory=memory,
@@ -220,14 +221,24 @@ async def serve(
     as_json: bool = False,
     max_clients: int = MAX_DESCRIPTORS,
 ) -> None:
-    """Serve until cancelled, and say when a circuit has been built. SIGUSR1 brings a new identity."""
+    """Serve until cancelled, and say when a circuit has been built, through `path` if there is one.
+
+    SIGUSR1 brings a new identity. Raises what keeps `path` from carrying anything.
+    """
     import trio
 
     from torkit.net.proxy import serve_socks
+    from torkit.path import check_exit
+
+    is_able = trio.Event()
 
     async def serve_when_ready() -> None:
         await tor.wait_ready()
         relays = None if path is None else await read_path(tor, path)
+        if relays is not None:
+            check_exit(relays[-1], None)
+            (await tor.build_circuit(relays)).close()  # streams have circuits of their own, by isolation
+        is_able.set()
         await serve_socks(
             listeners,
             begin=partial(tor.begin, path=relays),
@@ -250,6 +261,7 @@ async def serve(
         async for progress in tor.progress_changes():
             if as_json:
                 print(to_json(progress), flush=True)
+        await is_able.wait()
         addresses = [format_address(*listener.socket.getsockname()[:2]) for listener in listeners]
         say(f"socks proxy ready on {', '.join(addresses)}")
         line = json.dumps({"socks": addresses[0], "listeners": addresses, "pid": os.getpid()})
