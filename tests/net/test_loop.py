@@ -19,9 +19,10 @@ from served import (
 
 from torkit._fast import channel as core_channel
 from torkit._fast.cells import Command
+from torkit._fast.pump import LocalEvent
 from torkit.client import open_tor
 from torkit.errors import InternalError, StreamClosed
-from torkit.net.pump import Owner, Pump
+from torkit.net.pump import LocalOwner, Pump
 from torkit.proto.padding import Padding
 
 
@@ -85,7 +86,7 @@ async def test_an_exception_while_a_client_is_fed_ends_that_client_only() -> Non
     faults: list[InternalError] = []
 
     class Client:
-        def on_pump(self, what: object) -> None:
+        def on_local(self, event: LocalEvent) -> None:
             raise AssertionError
 
         def on_fault(self, error: InternalError) -> None:
@@ -118,7 +119,7 @@ async def test_an_exception_while_a_client_is_fed_ends_that_client_only() -> Non
 class Bad:
     """An owner with two faults of ours."""
 
-    def on_pump(self, what: object) -> None:
+    def on_local(self, event: LocalEvent) -> None:
         raise ValueError("web.test")
 
     def on_fault(self, error: InternalError) -> None:
@@ -131,7 +132,7 @@ async def test_an_owner_whose_end_fails_too_is_let_go_and_the_others_go_on(
     told = trio.Event()
 
     class Good:
-        def on_pump(self, what: object) -> None:
+        def on_local(self, event: LocalEvent) -> None:
             pump.remove(source)
             told.set()
 
@@ -162,13 +163,13 @@ async def test_an_exception_that_belongs_to_nobody_fails_every_owner_loudly(
     faults: list[InternalError] = []
 
     class Client:
-        def on_pump(self, what: object) -> None:
+        def on_local(self, event: LocalEvent) -> None:
             raise AssertionError
 
         def on_fault(self, error: InternalError) -> None:
             faults.append(error)
 
-    owners: list[Owner] = [Client(), Bad(), Client()]
+    owners: list[LocalOwner] = [Client(), Bad(), Client()]
     (relay,) = fresh_relays(1)
     pairs = [socket.socketpair() for _ in owners]
     async with serve(relay), trio.open_nursery() as nursery:

@@ -13,6 +13,7 @@ import trio
 from fakes import FakeRelay, FakeStream, answer_begin
 from served import build, connect, fresh_relays, serve
 
+from torkit._fast.pump import LocalEvent
 from torkit.errors import InternalError
 from torkit.net import pump
 from torkit.net.proxy.carrier import Carrier
@@ -158,7 +159,7 @@ async def test_a_handler_that_fails_ends_its_own_socket_only(caplog: pytest.LogC
     faults: list[str] = []
 
     class Broken:
-        def on_pump(self, what: object) -> None:
+        def on_local(self, event: LocalEvent) -> None:
             raise RuntimeError("web.test")
 
         def on_fault(self, error: InternalError) -> None:
@@ -169,7 +170,7 @@ async def test_a_handler_that_fails_ends_its_own_socket_only(caplog: pytest.LogC
         def __init__(self) -> None:
             self.heard = trio.Event()
 
-        def on_pump(self, what: object) -> None:
+        def on_local(self, event: LocalEvent) -> None:
             moved.remove(other)
             self.heard.set()
 
@@ -215,7 +216,7 @@ class FloodedCore:
     def run(self, other: int, seconds: float, linger: float, turn: float) -> list[tuple[object, object]]:
         self.turns += 1
         assert self.turns < 1000
-        return [(self._owner, self)]
+        return [(self._owner, LocalEvent.READABLE)]
 
 
 class Slow:
@@ -224,7 +225,7 @@ class Slow:
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock, self._seconds = clock, seconds
 
-    def on_pump(self, what: object) -> None:
+    def on_local(self, event: LocalEvent) -> None:
         self._clock.now += self._seconds
 
     def on_fault(self, error: InternalError) -> None:

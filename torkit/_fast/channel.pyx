@@ -138,7 +138,7 @@ cdef class Channel:
             self.receive_bytes(data, nbytes, events)
             if self.outbox.broken:
                 self.tell_broken(events)
-            return [event for event in events if not was_delivered(event)] if events else events
+            return deliver(events) if events else events
         except MemoryError:
             self.has_failed = True  # a part of a cell may be lost
             raise
@@ -273,9 +273,14 @@ cdef class Channel:
         return 0
 
 
-cdef bint was_delivered(event) except -1:
-    """Whether it tells of data that the stream's sink has taken meanwhile."""
-    if type(event) is not Readable:
-        return False
-    cdef Stream stream = <Stream>(<Readable>event).stream
-    return stream.sink >= 0 and stream.drain()
+cdef list deliver(list events):
+    """Write what streams hold to their sinks. Returns the events but for data that a sink has taken whole."""
+    cdef Stream stream
+    cdef list left = []
+    for event in events:
+        if type(event) is Readable:
+            stream = <Stream>(<Readable>event).stream
+            if stream.sink >= 0 and stream.drain():
+                continue
+        left.append(event)
+    return left

@@ -42,6 +42,7 @@ cdef class Local(Source):
     cdef Py_ssize_t unsent_len
     cdef Py_ssize_t capacity      # of `unsent`
     cdef bint has_ended           # nothing more can be read
+    cdef readonly object failure  # OSError: why not, where it did not end
     cdef bint is_pipe             # the end that is read
     cdef bint is_file             # never watched
     cdef bint is_due              # the windows have opened
@@ -71,7 +72,7 @@ cdef class Pump:
     cdef int receive(self, Link link, list found) except -1
     cdef int fail_link(self, Link link, error, list found) except -1
     cdef int fail_local(self, Local local, error, list found) except -1
-    cdef list without_fed(self, list events)
+    cdef list hand_over(self, list events)
     cdef int upload(self, Local local, uint32_t flags, list found) except -1
     cdef int feed(self, list found) except -1
     cdef int go_on(self, Local local, list found) except -1

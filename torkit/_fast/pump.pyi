@@ -1,12 +1,22 @@
 """Moves bytes between relays' connections and the proxy's clients, without Python and without a task."""
 
+from enum import Enum
 from typing import Any, final
 
 from typing_extensions import Buffer, disjoint_base
 
 from torkit._fast.channel import Channel
+from torkit._fast.events import Event
 from torkit._fast.stream import Stream
 from torkit._fast.tls import Tls
+from torkit.errors import InternalError
+
+class LocalEvent(Enum):
+    READABLE = 1
+    WRITABLE = 2
+    ENDED = 3
+    FAILED = 4
+    BROKEN = 5
 
 @disjoint_base
 class Source:
@@ -22,6 +32,8 @@ class Link(Source):
 
 @final
 class Local(Source):
+    @property
+    def failure(self) -> OSError | None: ...
     def feed(self, stream: Stream | None, early: Buffer | None = None) -> None: ...
     def take_unsent(self) -> bytes: ...
     def resume(self) -> None: ...
@@ -39,4 +51,6 @@ class Pump:
     def forget(self, owner: Any) -> None: ...
     @property
     def ended_for_memory(self) -> int: ...
-    def run(self, other: int, seconds: float, linger: float, turn: float) -> list[tuple[Any, Any]]: ...
+    def run(
+        self, other: int, seconds: float, linger: float, turn: float
+    ) -> list[tuple[Any, list[Event] | LocalEvent | InternalError]]: ...

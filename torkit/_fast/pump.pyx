@@ -10,6 +10,8 @@ An exception while one source is served ends that source: it is watched no more,
 InternalError. `run` itself raises only where the exception belongs to no source.
 """
 
+from enum import Enum, auto
+
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport PyObject
@@ -51,6 +53,16 @@ cdef extern from "<poll.h>" nogil:
         short revents
     short POLLIN
     int ppoll(pollfd* descriptors, unsigned long count, const timespec* timeout, const void* signals)
+
+
+class LocalEvent(Enum):
+    """What happened on a socket, pipe or file of this machine."""
+
+    READABLE = auto()  # or broken, which reading it tells
+    WRITABLE = auto()
+    ENDED = auto()  # the core has read all of it
+    FAILED = auto()  # the core could not read it: Local.failure
+    BROKEN = auto()  # while nothing was to be read; it is watched no more
 
 
 cdef str OVER_LIMIT = "the connection held the most memory when the limit was passed"
@@ -163,8 +175,8 @@ cdef class Pump:
     def add_local(self, int descriptor, owner, bint is_pipe=False):
         """A non-blocking socket of this machine, read by Python until `Local.feed`.
 
-        Its owner is told True when it is readable or broken, False when it is writable; where the core reads
-        it, b"" at its end and an OSError when it failed. Neither is watched for any more then.
+        Its owner is told LocalEvents. Where the core reads it, it is not watched for more to read after ENDED
+        and FAILED.
 
         It may be a pipe, or what has nobody wait and so cannot be watched, as files: the core reads and writes
         these, and nothing more is told of them. With `is_pipe` it is the end of a pipe that is read: that
@@ -258,7 +270,8 @@ cdef class Pump:
     def run(self, int other, double seconds, double linger, double turn):
         """Move what there is to move; what Python must hear of, as (owner, what) pairs.
 
-        `what` is an InternalError where an exception has ended the owner's source.
+        `what` is a list of Events for the owner of a link, a LocalEvent for the owner of a local, or an
+        InternalError where an exception has ended the owner's source.
         Then, if a byte has moved in the last `linger` seconds, wait for more, `seconds` at most or until the
         descriptor `other` is readable; not at all where `other` is -1. However much there is to move, `other` has
         its turn after `turn` seconds.
@@ -458,7 +471,7 @@ cdef class Pump:
                 events = link.channel.receive_read(self.buffer, count)
                 link.answers += link.channel.outbox.length - sealed
                 if events:
-                    events = self.without_fed(events)
+                    events = self.hand_over(events)
                 if events:
                     found.append((link.owner, events))
                 if link.channel.has_failed:
@@ -483,8 +496,8 @@ cdef class Pump:
         found.append((local.owner, InternalError.ending("a client's connection", error)))
         return 0
 
-    cdef list without_fed(self, list events):
-        """Events but for windows that have opened for streams which the core feeds: it goes on by itself."""
+    cdef list hand_over(self, list events):
+        """Have uploads go on whose windows have opened. Returns the other events, which are Python's."""
         cdef Stream stream
         cdef Local local
         cdef list others = []
@@ -504,15 +517,15 @@ cdef class Pump:
         """What a client has sent, up to sealed cells."""
         if not flags & local.interest and not local.is_pipe:
             # Nothing that was asked for: it broke. epoll would say so again and again.
-            found.append((local.owner, True))
+            found.append((local.owner, LocalEvent.BROKEN))
             self.remove(local)
             return 0
         if flags & EPOLLOUT:
-            found.append((local.owner, False))
+            found.append((local.owner, LocalEvent.WRITABLE))
         if not flags & ~EPOLLOUT:
             return 0
         if local.stream is None:
-            found.append((local.owner, True))
+            found.append((local.owner, LocalEvent.READABLE))
             return 0
         if local.unsent_len:
             return 0
@@ -535,7 +548,9 @@ cdef class Pump:
             return 0
         local.has_ended = True
         self.watch_for(local, local.interest & ~EPOLLIN)
-        found.append((local.owner, b"" if count == 0 else OSError(number, "the client's connection broke")))
+        if count < 0:
+            local.failure = OSError(number, "the client's connection broke")
+        found.append((local.owner, LocalEvent.ENDED if count == 0 else LocalEvent.FAILED))
         return 0
 
     cdef int feed(self, list found) except -1:

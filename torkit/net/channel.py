@@ -153,7 +153,7 @@ class Channel:
                 circuit.fail(ChannelClosed(str(self.error)))
             self._circuits.clear()
 
-    def on_pump(self, events: list[Event]) -> None:
+    def on_events(self, events: list[Event]) -> None:
         """What the pump has read."""
         for event in events:
             self._handlers[type(event)](event)

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from torkit._fast.pump import LocalEvent
 from torkit.errors import InternalError, TimedOut, TorkitError
 from torkit.net.pump import Pump
 from torkit.net.stream import Stream
@@ -237,11 +238,11 @@ class FastRoad:
 
     # --- from the pump ----------------------------------------------------------------------------
 
-    def on_pump(self, what: Any) -> None:
-        if what is True:
+    def on_local(self, event: LocalEvent) -> None:
+        if event is LocalEvent.BROKEN:
             left = self._stream.queued
             self._finish(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) if left else ReaderGone())
-        elif what is False:
+        elif event is LocalEvent.WRITABLE:
             self.on_change()
         else:
             self._stop_reading()  # the end, or a failure that the slow road will meet

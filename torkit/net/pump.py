@@ -14,14 +14,15 @@ import logging
 import time
 from collections.abc import Callable
 from math import inf
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import trio
 from trio.lowlevel import RunVar
 
 from torkit._fast import memory
 from torkit._fast.channel import Channel
-from torkit._fast.pump import Link, Local
+from torkit._fast.events import Event
+from torkit._fast.pump import Link, Local, LocalEvent
 from torkit._fast.pump import Pump as CorePump
 from torkit._fast.tls import Tls
 from torkit.errors import InternalError
@@ -47,12 +48,24 @@ logger = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """Whom the pump tells what happened on a socket (_fast/pump says what)."""
-
-    def on_pump(self, what: Any) -> None: ...
+    """Whom the pump tells what happened on a socket."""
 
     def on_fault(self, error: InternalError) -> None:
-        """A fault of ours, in `on_pump` or in the core: let go of the socket. Must not raise."""
+        """A fault of ours, in a handler or in the core: let go of the socket. Must not raise."""
+
+
+class LinkOwner(Owner, Protocol):
+    """Owns a connection to a relay."""
+
+    def on_events(self, events: list[Event]) -> None:
+        """What the relay has sent, but for data that sinks have taken."""
+
+
+class LocalOwner(Owner, Protocol):
+    """Owns a socket of this machine, a pipe or a file."""
+
+    def on_local(self, event: LocalEvent) -> None:
+        """What happened on it, but for bytes that the core has moved."""
 
 
 class Pump(trio.abc.Instrument):
@@ -83,12 +96,12 @@ class Pump(trio.abc.Instrument):
             trio.lowlevel.spawn_system_task(pump._watch)
             return pump
 
-    def add_link(self, tls: Tls, channel: Channel, owner: Owner) -> Link:
+    def add_link(self, tls: Tls, channel: Channel, owner: LinkOwner) -> Link:
         """As the core's. Raises InternalError where the pump has failed."""
         self._check()
         return self._core.add_link(tls, channel, owner)
 
-    def add_local(self, descriptor: int, owner: Owner | None, is_pipe: bool = False) -> Local:
+    def add_local(self, descriptor: int, owner: LocalOwner | None, is_pipe: bool = False) -> Local:
         """As the core's. Raises InternalError where the pump has failed."""
         self._check()
         return self._core.add_local(descriptor, owner, is_pipe)
@@ -140,11 +153,14 @@ class Pump(trio.abc.Instrument):
                 self._tell_of_memory()
             for owner, what in found:
                 self._stalls.begin(owner, time.monotonic())
-                if type(what) is InternalError:
+                if isinstance(what, InternalError):
                     self._end(owner, what)
                     continue
                 try:
-                    owner.on_pump(what)
+                    if isinstance(what, LocalEvent):
+                        owner.on_local(what)
+                    else:
+                        owner.on_events(what)
                 except Exception as error:
                     self._end(owner, InternalError.ending("a connection", error))
             elapsed = time.monotonic() - started

@@ -12,11 +12,11 @@ streams:
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import trio
 
-from torkit._fast.pump import Local
+from torkit._fast.pump import Local, LocalEvent
 from torkit.errors import InternalError, TorkitError
 from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.pump import Pump
@@ -99,15 +99,15 @@ class Carrier:
 
     # --- from the pump ----------------------------------------------------------------------------
 
-    def on_pump(self, what: Any) -> None:
+    def on_local(self, event: LocalEvent) -> None:
         """What the client's socket did."""
-        if what is False:
+        if event is LocalEvent.WRITABLE:
             self.on_change()
-        elif what == b"":
+        elif event is LocalEvent.ENDED:
             self._has_ended = True
             self.look()
         else:
-            self._finish(what if isinstance(what, OSError) else ConnectionResetError())
+            self._finish(self._source.failure or ConnectionResetError())
 
     def on_fault(self, error: InternalError) -> None:
         self._finish(error)

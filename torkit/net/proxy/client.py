@@ -8,6 +8,7 @@ from typing import Any
 
 import trio
 
+from torkit._fast.pump import LocalEvent
 from torkit.errors import InternalError, TorkitError, UsageError
 from torkit.net.proxy.carrier import READ_SIZE, Carrier
 from torkit.net.proxy.deadlines import deadline
@@ -44,7 +45,7 @@ class Client:
 
     # --- the handshake ----------------------------------------------------------------------------
 
-    def on_pump(self, what: Any) -> None:
+    def on_local(self, event: LocalEvent) -> None:
         """It sends, or has broken. What it sends behind its request waits until the exit has answered."""
         if self._door.request is not None:
             if self._has_more:

@@ -14,11 +14,11 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import trio
 
-from torkit._fast.pump import Local
+from torkit._fast.pump import Local, LocalEvent
 from torkit.errors import InternalError
 from torkit.net.pump import Pump
 from torkit.net.stream import Stream
@@ -159,10 +159,10 @@ class Farewell:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         self._close()
 
-    def on_pump(self, what: Any) -> None:
-        if what is False:
+    def on_local(self, event: LocalEvent) -> None:
+        if event is LocalEvent.WRITABLE:
             return self.push()
-        if not self._source.is_watched:
+        if event is LocalEvent.BROKEN:
             return self._close()
         try:
             if self._socket.recv(READ_SIZE):

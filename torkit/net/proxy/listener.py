@@ -6,11 +6,10 @@ import socket
 from collections.abc import Callable
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from math import inf
-from typing import Any
 
 import trio
 
-from torkit._fast.pump import Local
+from torkit._fast.pump import Local, LocalEvent
 from torkit.errors import InternalError
 from torkit.net.proxy.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
 from torkit.net.proxy.client import Client
@@ -57,7 +56,7 @@ class TcpListener:
         assert self._source is not None
         self._proxy.pump.watch_reading(self._source, is_wanted)
 
-    def on_pump(self, what: Any) -> None:
+    def on_local(self, event: LocalEvent) -> None:
         """A client is waiting to be accepted."""
         for _ in range(ACCEPTED_PER_TURN):
             if not self._proxy.limits.has_room:
