@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from torkit._fast.pump import Local
+from torkit._fast.pump import Local, LocalEvent
 from torkit.errors import EndReason, InternalError, PeerError, StreamClosed, TorkitError, UsageError
 from torkit.net.proxy.deadlines import deadline
 from torkit.net.proxy.isolation import Origin
@@ -63,7 +63,7 @@ class DnsListener:
             self._proxy.pump.remove(self._source)
         self._socket.close()
 
-    def on_pump(self, what: Any) -> None:
+    def on_local(self, event: LocalEvent) -> None:
         """Somebody asks."""
         for _ in range(READ_PER_TURN):
             try:
