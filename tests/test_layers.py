@@ -35,7 +35,7 @@ ROOMS = {
     "torkit.config": {"public_network", "files"},
     "torkit.net": {
         *("_fast", "proto", "directory", "hs", "path", "guards", "build_times", "path_bias"),
-        *("predicted_ports", "refusals"),
+        *("predicted_ports", "refusals", "vanguards"),
     },
     # proto: what a user may choose about handshakes, and the clock that congestion control shares.
     "torkit.client": {

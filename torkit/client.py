@@ -6,9 +6,8 @@ async with open_tor(network=load_network(None), data_dir=data_dir(None)) as tor:
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,53 +18,40 @@ from torkit.build_times import BuildTimes
 from torkit.config import Network, make_data_dir
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus, Preamble, read_preamble
-from torkit.directory.directory import CountryOf, Directory, Relay
-from torkit.errors import (
-    EndReason,
-    InternalError,
-    NoDirectory,
-    NoGuard,
-    NoPath,
-    StorageError,
-    StreamClosed,
-    TimedOut,
-    UsageError,
-)
+from torkit.directory.directory import CountryOf, Directory
+from torkit.errors import EndReason, InternalError, StorageError, StreamClosed, TimedOut, UsageError
 from torkit.guards import Guards
 from torkit.net.attempts import STREAM_TIMEOUT, Attempts
 from torkit.net.bootstrap import Bootstrap
 from torkit.net.channels import Channels
-from torkit.net.circuit import Circuit, CircuitSettings
-from torkit.net.circuits import SPARE_COUNT, Circuits, Path, build_circuit
-from torkit.net.clock import CLOCK_CHECK, ClockWatch
+from torkit.net.circuit import Circuit
+from torkit.net.circuits.build import Builder, build_circuit
+from torkit.net.circuits.pool import Circuits
+from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, OnionDirectory, Path
+from torkit.net.circuits.spares import SPARE_COUNT, Spares
 from torkit.net.contact import Contact, DirectoryServer
+from torkit.net.current import Current
+from torkit.net.guards import GuardKeeper
 from torkit.net.memory import limit_memory
+from torkit.net.paths import Paths
 from torkit.net.progress import Changes, Progress
 from torkit.net.pump import Pump
 from torkit.net.sources import Sources
+from torkit.net.state import StateFile
 from torkit.net.stream import Stream
-from torkit.params import parameter
-from torkit.path import Constraints, check_exit, choose_path, country_in, goes_with, places_of
-from torkit.path_bias import Counts, PathBias, Report
+from torkit.path import Constraints, check_exit, country_in, places_of
 from torkit.predicted_ports import PredictedPorts
 from torkit.proto.circuit import Cgo
 from torkit.proto.destination import check_destination, parse_address
-from torkit.proto.flow import ClockGuard
 from torkit.proto.messages import ResolvedError
 from torkit.proto.padding import Padding
 from torkit.refusals import Refusals
-from torkit.vanguards import Vanguards, choose_path_to
+from torkit.vanguards import Vanguards
 
 if TYPE_CHECKING:
     from torkit.hs.client_auth import ClientKey
     from torkit.hs.descriptor import Descriptor
     from torkit.net.onion import Descriptors
-
-# On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
-# is learnt is shorter there, in ms.
-TESTING_MIN_TIMEOUT = 5000
-
-COUNTS_INTERVAL = 600.0  # seconds between writing down what is learnt from circuits, as C tor
 
 CLOSE_TIMEOUT = 2.0  # seconds that closing waits for what has been sealed to be sent
 
@@ -104,57 +90,53 @@ class Tor:
         guards: Guards,
     ) -> None:
         self.network = network
-        self._cache = cache
-        self._nursery = nursery
         self._rng = rng
         self._background = trio.CancelScope()
-        self._cgo = cgo
-        self._spare_circuits = spare_circuits
-        self._clock = ClockGuard()
         self._restrictions = restrictions
-        self._guards = guards
-        self._has_agreed_on_guards = trio.Event()  # until then those drawn at a first start serve nobody
-        if any(self._guards.to_state().values()):
-            self._has_agreed_on_guards.set()
-        self._saving = trio.Lock()
-        self._clock_watch = ClockWatch()
+        self._spare_circuits = spare_circuits
         self._has_warned = False
-        self._channels = Channels(nursery, rng, padding=padding, params=self._params)
-        self._channels.on_first_hop = self._note_first_hop
-        self._build_times = BuildTimes.from_state(state, rng=rng, param=self._param)
-        self._refusals = Refusals()
-        self._vanguards = Vanguards(self._restrictions, rng)
-        self._descriptors: Descriptors | None = None  # made when an onion name is used
-        self._path_bias = PathBias(self._path_bias_of, self._param, self._note_path_bias)
-        self._circuits = Circuits(
-            self._channels,
-            self._choose_for,
-            self._circuit_settings,
-            rng,
+        self._current = Current(cgo=cgo, testing=network.testing)
+        self._state = StateFile(cache)
+        self._guards = GuardKeeper(
+            guards,
+            self._current,
+            self._state,
             nursery,
-            self._build_times,
-            PredictedPorts(self._param),
-            self._path_bias,
-            self._is_usable,
+            rng,
+            restrictions,
+            keeps_counts=spare_circuits > 0,
         )
+        self._refusals = Refusals()
+        self._vanguards = Vanguards(restrictions, rng)
+        self._paths = Paths(self._current, self._guards, self._refusals, self._vanguards, restrictions, rng)
+        self._channels = Channels(nursery, rng, padding=padding, params=self._current.params)
+        self._build_times = BuildTimes.from_state(state, rng=rng, param=self._current.param)
+        self._state.add(self._build_times, is_watched=spare_circuits > 0)  # not for one circuit
+        builder = Builder(self._channels, self._paths, self._current, rng, nursery, self._build_times)
+        self._circuits = Circuits(builder, PredictedPorts(self._current.param), rng, nursery)
+        self._spares = Spares(self._circuits, self._build_times, self._current, self._channels.progress)
+        self._descriptors: Descriptors | None = None  # made when an onion name is used
         self._bootstrap = Bootstrap(
             authorities=network.voters,
             sources=self._directory_sources,
             cache=cache,
             channels=self._channels,
-            settings=self._circuit_settings,
+            settings=self._current.circuit_settings,
             rng=rng,
             consensus=None if consensus is None else read_preamble(consensus),
             country_of=country_of,
-            missing_guards=self._missing_guards,
-            agree_on_guards=self._agree_on_guards,
+            current=self._current,
+            first_hop=self._guards.attempt,
+            missing_guards=self._guards.lacking,
+            agree_on_guards=self._guards.agree,
         )
-        self._bootstrap.on_directory = self._note_directory
+        for reader in (self._refusals_note, self._circuits.note_directory, self._guards.note_directory):
+            self._current.add_reader(reader)
 
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
         await self._bootstrap.wait_ready()
-        await self._has_agreed_on_guards.wait()
+        await self._guards.has_agreed.wait()
         if not self._has_warned:
             self._has_warned = True
             self._warn_of_restrictions()
@@ -186,9 +168,7 @@ class Tor:
     @property
     def directory(self) -> Directory:
         """The newest usable directory. Raises NoDirectory before there is one."""
-        if self._bootstrap.directory is None:
-            raise self._bootstrap.failure or NoDirectory("there is no directory yet")
-        return self._bootstrap.directory
+        return self._current.directory
 
     def begin(
         self, host: str, port: int, *, isolation: Hashable = None, path: Path | None = None
@@ -197,14 +177,9 @@ class Tor:
         host = check_destination(host, allow_internal=self.network.testing)
         if path is not None:
             check_exit(path[-1], port, is_ipv6=":" in host)
-        self._look_at_clock()
-        circuit = self._circuits.take_ready(
-            port,
-            is_ipv6=":" in host,
-            isolation=isolation,
-            path=path,
-            excluded=self._refusals.exits_refusing(isolation, host, port),
-        )
+        refusing = self._refusals.exits_refusing(isolation, host, port)
+        purpose = ExitTo(port, is_ipv6=":" in host)
+        circuit = self._circuits.take_ready(Need(purpose, isolation, self._circuits.identity, path, refusing))
         if circuit is None:
             return None
         stream = circuit.begin(host, port)
@@ -241,7 +216,6 @@ class Tor:
                 raise
             return stream
 
-        self._look_at_clock()
         attempts = Attempts(
             self._circuits, self._refusals, host, port, isolation=isolation, path=path, begun=begun
         )
@@ -273,7 +247,6 @@ class Tor:
                 raise StreamClosed("the exit found no answer", reason=EndReason.RESOLVEFAILED)
             return found
 
-        self._look_at_clock()
         attempts = Attempts(self._circuits, self._refusals, host, None, isolation=isolation, path=path)
         found = await attempts.run(look_up)
         if not found:
@@ -313,22 +286,7 @@ class Tor:
 
         Raises NoPath, NoGuard, UsageError as torkit.path does, NoDirectory before there is one.
         """
-        path = self._choose_path(constraints)
-        self._guards.note_given_up(path[0].identity)  # nobody waits to hear of it
-        return path
-
-    def _choose_path(self, constraints: Constraints) -> Path:
-        """As `choose_path`, for a circuit that is built next: what comes of it must be noted."""
-        constraints = constraints._replace(
-            entries=constraints.entries or self._restrictions.entries,
-            exits=constraints.exits or self._restrictions.exits,
-            exclude=constraints.exclude | self._restrictions.exclude,
-            distinct_subnets=self._restrictions.distinct_subnets,
-        )
-        try:
-            return choose_path(self.directory, constraints, self._rng, self._pick_guard)
-        finally:
-            self._keep_guards()
+        return self._paths.choose_for(constraints)
 
     async def build_circuit(self, path: Path | None = None) -> Circuit:
         """A circuit of its own through exactly these relays; the caller closes it.
@@ -338,9 +296,12 @@ class Tor:
         """
         if path is None:
             give_up_at = trio.current_time() + STREAM_TIMEOUT
-            return await self._circuits.acquire(None, isolation=object(), give_up_at=give_up_at)
+            need = Need(LOOK_UP, isolation=object(), identity=self._circuits.identity)
+            return await self._circuits.acquire(need, give_up_at)
         timeouts = self._build_times.timeouts.for_hops(len(path))
-        return await build_circuit(self._channels, path, self._circuit_settings(), self._rng, timeouts)
+        settings = self._current.circuit_settings()
+        guard = self._paths.given(path).guard
+        return await build_circuit(self._channels, path, settings, self._rng, timeouts, guard=guard)
 
     async def onion_descriptor(self, address: str, client_key: "ClientKey | None" = None) -> "Descriptor":
         """The descriptor of an onion service, every check passed: from its directories, or as it was kept.
@@ -360,159 +321,15 @@ class Tor:
             key = X25519PrivateKey(client_key.secret)
         if self._descriptors is None:
             self._descriptors = Descriptors(
-                lambda: self.directory, self._build_to, self._rng, testing=self.network.testing
+                lambda: self.directory,
+                lambda relay: self._circuits.open(OnionDirectory(relay)),
+                self._rng,
+                testing=self.network.testing,
             )
         return await self._descriptors.get(identity, key)
 
-    async def _build_to(self, target: Relay) -> Circuit:
-        """A circuit by way of the vanguards to a relay that others have named."""
-        path = choose_path_to(
-            self.directory,
-            target,
-            self._vanguards,
-            self._pick_guard,
-            self._restrictions,
-            self._rng,
-            now=time.time(),
-        )
-        self._keep_guards()
-        return await self._circuits.build_apart(path)
-
-    # --- what the parts below ask for -------------------------------------------------------------
-
-    def _param(self, name: str) -> int:
-        """A consensus parameter; its default while there is no directory."""
-        value = parameter(self._params(), name)
-        is_raised = name == "cbtmintimeout" and self.network.testing
-        return max(value, TESTING_MIN_TIMEOUT) if is_raised else value
-
-    def _params(self) -> Mapping[str, int]:
-        """All of them; none while there is no directory."""
-        directory = self._bootstrap.directory
-        return {} if directory is None else directory.consensus.params
-
-    def _circuit_settings(self) -> CircuitSettings:
-        """Those of the directory in use; with the defaults of parameters while there is none."""
-        return CircuitSettings(
-            self._params(), self._cgo, self._clock, refuse_internal=not self.network.testing
-        )
-
-    def _choose_for(self, port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> Path:
-        avoided = frozenset(excluded) | self._refusals.exits
-        try:
-            return self._choose_avoiding(avoided, port, is_ipv6)
-        except NoPath:
-            if avoided <= frozenset(excluded):
-                raise
-            return self._choose_avoiding(excluded, port, is_ipv6)  # nobody else is left
-
-    def _choose_avoiding(self, avoided: Collection[bytes], port: int | None, is_ipv6: bool) -> Path:
-        names = frozenset(identity.hex().upper() for identity in avoided)
-        return self._choose_path(Constraints(port=port, ipv6=is_ipv6, avoid=names))
-
-    def _note_directory(self, directory: Directory) -> None:
+    def _refusals_note(self, directory: Directory) -> None:
         self._refusals.note_consensus(directory.consensus.valid_after)
-        self._circuits.note_directory(directory)
-        if not self._has_agreed_on_guards.is_set():
-            self._nursery.start_soon(self._agree_on_guards, directory)
-
-    def _pick_guard(self, fits: Callable[[Relay], bool]) -> Relay:
-        if not self._has_agreed_on_guards.is_set():
-            raise NoGuard(
-                "the guards just drawn have not been kept yet", hint="wait until the client is ready"
-            )
-        try:
-            return self._guards.choose(self.directory, fits, now=time.time(), rng=self._rng)
-        except NoDirectory:
-            self._bootstrap.hurry()
-            raise
-
-    def _missing_guards(self, directory: Directory) -> list[str]:
-        try:
-            return self._guards.lacking(directory, now=time.time(), rng=self._rng)
-        finally:
-            self._keep_guards()
-
-    def _is_usable(self, path: Path) -> bool | None:
-        guard, *others = path
-        fits = partial(goes_with, self.directory, self._restrictions, others)
-        is_usable = self._guards.is_usable(self.directory, guard.identity, fits, now=time.time())
-        if is_usable:
-            self._guards.confirm(guard.identity, now=time.time(), rng=self._rng)
-            self._keep_guards()
-        return is_usable
-
-    def _note_first_hop(self, identity: bytes, was_reached: bool | None) -> None:
-        if was_reached:
-            self._guards.note_reached(identity, now=time.time())
-        elif was_reached is None:
-            self._guards.note_given_up(identity)
-        else:
-            self._guards.note_failed(identity, now=time.time())
-
-    async def _agree_on_guards(self, directory: Directory) -> None:
-        """Keep the guards of a first start. Where another process has kept its own meanwhile, use those."""
-        if self._has_agreed_on_guards.is_set():
-            return
-        async with self._saving:
-            if self._has_agreed_on_guards.is_set():
-                return
-            self._guards.update(directory, now=time.time(), rng=self._rng)
-            drawn = self._guards.to_state()
-            kept = drawn
-            if any(drawn.values()):
-                try:
-                    # A thread: another process may hold the lock for seconds.
-                    kept = await trio.to_thread.run_sync(
-                        self._cache.add_to_state, drawn, abandon_on_cancel=True
-                    )
-                except StorageError as error:
-                    logger.warning("the guards could not be kept: %s", error)
-            if any(kept[name] != guards for name, guards in drawn.items()):
-                self._guards, _ = Guards.from_state(
-                    kept, now=time.time(), rng=self._rng, restrictions=self._restrictions
-                )
-            self._has_agreed_on_guards.set()
-
-    def _path_bias_of(self, identity: bytes) -> Counts | None:
-        return self._guards.path_bias_of(identity)
-
-    def _note_path_bias(self, report: Report) -> None:
-        level = logging.WARNING if report.is_warning else logging.INFO
-        logger.log(level, "guard %s %s", report.guard.hex().upper(), report.message)
-        if report.is_dropped:
-            self._guards.note_dropped()
-
-    def _keep_guards(self) -> None:
-        if self._guards.has_changed and self._has_agreed_on_guards.is_set():
-            self._nursery.start_soon(self._save_state)
-
-    async def _save_state(self) -> None:
-        async with self._saving:
-            values: dict[str, Any] = {}
-            if not self._has_agreed_on_guards.is_set():
-                return
-            if self._guards.has_changed or (self._path_bias.has_changed and self._spare_circuits):
-                values |= self._guards.to_state()
-            if self._build_times.has_changed and self._spare_circuits:  # not for one circuit
-                values |= self._build_times.to_state()
-            if not values:
-                return
-            self._guards.has_changed = self._path_bias.has_changed = self._build_times.has_changed = False
-            try:
-                aside = await trio.to_thread.run_sync(self._cache.update_state, values)
-                if aside is not None:
-                    logger.warning("the state could not be read any more, and is kept as %s", aside)
-                    everything = self._guards.to_state() | self._build_times.to_state()
-                    await trio.to_thread.run_sync(self._cache.update_state, everything)
-            except StorageError as error:
-                logger.warning("the guards could not be kept: %s", error)
-
-    async def _keep_counts(self) -> None:
-        """Save now and then what is counted of circuits; never returns."""
-        while True:
-            await trio.sleep(COUNTS_INTERVAL)
-            await self._save_state()
 
     def _warn_of_restrictions(self) -> None:
         """A name that means nobody excludes nobody; and few guards that are left tell a user from others."""
@@ -521,8 +338,7 @@ class Tor:
             if not places_of(self.directory, [name]):
                 hint = f"; the country is {{{name}}}" if len(name) == 2 else ""
                 logger.warning("no relay %s in the directory%s", name, hint)
-        self._guards.update(self.directory, now=time.time(), rng=self._rng)
-        if self._guards.is_extremely_restricted:
+        if self._guards.is_extremely_restricted(self.directory):
             logger.warning("hardly any guard is allowed: this client is easy to tell from others")
 
     def _directory_sources(self, directory: Directory | None) -> Sources:
@@ -540,36 +356,23 @@ class Tor:
         return Sources(self._directory_guards(directory), fallbacks, authorities)
 
     def _directory_guards(self, directory: Directory | None) -> list[Contact]:
-        if directory is None or not self._has_agreed_on_guards.is_set():
+        if directory is None:
             return []
-        chosen = self._guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
-        self._keep_guards()
+        chosen = self._guards.for_directory(directory)
         return [contact for identity in chosen if (contact := _directory_contact(directory, identity))]
-
-    def _look_at_clock(self) -> None:
-        """After a suspend, connections are dead, and nothing would tell before timeouts did. As C tor."""
-        if self._clock_watch.has_jumped():
-            logger.info("the clock has jumped: connections and circuits are made anew")
-            self._channels.forget_all()
-            self._circuits.retire_all()
-
-    async def _watch_clock(self) -> None:
-        while True:
-            await trio.sleep(CLOCK_CHECK)
-            self._look_at_clock()
 
     async def run(self) -> None:
         """Keep the directory new and circuits ready; never returns."""
         with self._background:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._bootstrap.run)
-                nursery.start_soon(self._watch_clock)
+                nursery.start_soon(self._circuits.watch_clock)
                 await self._bootstrap.is_ready.wait()
-                await self._has_agreed_on_guards.wait()
-                nursery.start_soon(self._circuits.keep_spares, self._spare_circuits)
+                await self._guards.has_agreed.wait()
+                nursery.start_soon(self._spares.keep, self._spare_circuits)
                 if self._spare_circuits:
-                    nursery.start_soon(self._circuits.learn_build_times, self._param)
-                    nursery.start_soon(self._keep_counts)
+                    nursery.start_soon(self._spares.learn)
+                    nursery.start_soon(self._state.keep)
 
     async def aclose(self) -> None:
         """Close every circuit, and see what has been sealed off, within CLOSE_TIMEOUT."""
@@ -577,7 +380,7 @@ class Tor:
             self._background.cancel()  # or spare circuits would be built in place of those closed
             self._circuits.close()
             await self._channels.drain()
-            await self._save_state()
+            await self._state.save()
 
 
 @asynccontextmanager

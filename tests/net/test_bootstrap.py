@@ -727,7 +727,7 @@ async def test_what_is_missing_is_fetched_at_once_for_whoever_cannot_go_on_witho
         await trio.sleep(MINUTE)
         service.microdescs = everything
         began = trio.current_time()
-        started.bootstrap.hurry()
+        started.bootstrap._current.hurry()
         await until(lambda: started.bootstrap.directory and not started.bootstrap.directory.missing)
         assert trio.current_time() - began < MINUTE
 

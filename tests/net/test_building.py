@@ -2,6 +2,7 @@
 
 import logging
 from random import Random
+from typing import Any
 
 import pytest
 import trio
@@ -13,8 +14,9 @@ from served import Arrivals, relay_of
 from torkit.build_times import INITIAL, BuildTimes
 from torkit.errors import CircuitClosed, NoDirectory, NoPath, TimedOut
 from torkit.net.attempts import STREAM_TIMEOUT
-from torkit.net.building import MAX_PENDING, RESTS, Turns, rest
-from torkit.net.circuits import AFTER_REST_ATTEMPTS, BUILD_ATTEMPTS, SPARE_RETRY
+from torkit.net.circuits.pool import AFTER_REST_ATTEMPTS, BUILD_ATTEMPTS
+from torkit.net.circuits.spares import SPARE_RETRY
+from torkit.net.circuits.turns import MAX_PENDING, RESTS, Turns, rest
 
 
 def under_way(fake: FakeRelay) -> int:
@@ -135,7 +137,7 @@ async def test_a_crowd_in_one_isolation_delays_no_other(patient_clock: trio.test
             path = tuple(relay._replace(nickname=f"{isolation}{number}") for relay in pool.path)
             crowd = (*path[:1], relay_of(pool.fakes[1], identity=bytes([number]) * 20), path[2])
             with pytest.raises((CircuitClosed, TimedOut)):
-                await pool.circuits.acquire(80, isolation=isolation, path=crowd)
+                await pool.acquire(isolation, 80, path=crowd)
             asked.append((isolation, number))
 
         for number in range(MAX_PENDING + 99):
@@ -174,7 +176,7 @@ async def test_nothing_is_built_ahead_while_requests_wait_for_their_turns(
             for number in range(MAX_PENDING + 1):
                 requests.start_soon(wait_for_ever, number)
             await trio.testing.wait_all_tasks_blocked()
-            pool.nursery.start_soon(pool.circuits.keep_spares)
+            pool.nursery.start_soon(pool.spares.keep)
             await trio.sleep(4 * SPARE_RETRY)
             assert pool.chosen == []
             requests.cancel_scope.cancel()
@@ -205,7 +207,7 @@ async def test_a_request_is_given_up_in_time_and_says_why(patient_clock: trio.te
         pool.fakes[1].on_extend2 = failing_at_first(1000)
         started = trio.current_time()
         with pytest.raises(TimedOut, match="no circuit was built in time: fake: the relay closed") as caught:
-            await pool.circuits.acquire(80, isolation="a", give_up_at=started + STREAM_TIMEOUT)
+            await pool.acquire("a", 80, give_up_at=started + STREAM_TIMEOUT)
         assert trio.current_time() - started == pytest.approx(STREAM_TIMEOUT, abs=1)
         assert isinstance(caught.value.__cause__, CircuitClosed)
         assert BUILD_ATTEMPTS + 60 <= len(pool.fakes[0].circuits) <= BUILD_ATTEMPTS + 240
@@ -226,7 +228,7 @@ async def test_a_request_that_rests_takes_what_is_built_for_another(
         pool.nursery.start_soon(acquire)
         while len(pool.fakes[0].circuits) < BUILD_ATTEMPTS or under_way(pool.fakes[0]):
             await until_quiet()
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         while not got:
             await until_quiet()
         assert got[0] < RESTS[0] / 2
@@ -248,17 +250,17 @@ async def test_a_directory_that_is_gone_is_waited_for_and_a_path_that_cannot_be_
     patient_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_pool() as pool:
-        choose, missing = pool.circuits._choose_path, [NoDirectory("too old")] * 2
+        choose, missing = pool.choose, [NoDirectory("too old")] * 2
 
-        def choose_later(*args: object) -> object:
+        def choose_later(*args: Any) -> object:
             if missing:
                 raise missing.pop()
-            return choose(*args)  # type: ignore[arg-type]
+            return choose(*args)
 
-        monkeypatch.setattr(pool.circuits, "_choose_path", choose_later)
+        monkeypatch.setattr(pool, "choose", choose_later)
         with pytest.raises(NoDirectory):  # a start waits for its first by itself
             await pool.acquire()
-        pool.circuits.note_directory(directory_of(pool))
+        pool.note_directory(directory_of(pool))
         assert (await pool.acquire()).error is None
         del pool.exits[:]
         with pytest.raises(NoPath):

@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
+from math import inf
 from random import Random
+from typing import Any
 
 import network_docs
 import pytest
@@ -34,19 +36,13 @@ from torkit.directory.netdoc import decode_protocols
 from torkit.errors import ChannelClosed, CircuitClosed, EndReason, NoPath, TimedOut, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
-from torkit.net.circuits import (
-    BUILD_ATTEMPTS,
-    EXPIRY_CHECK,
-    MAX_DIRTINESS,
-    MAX_SPARES,
-    PATH_DRAWS,
-    SPARE_COUNT,
-    SPARE_RETRY,
-    WORN_GRACE,
-    Circuits,
-    build_circuit,
-    build_directory_circuit,
-)
+from torkit.net.circuits.build import PATH_DRAWS, Builder, Choice, build_circuit, build_directory_circuit
+from torkit.net.circuits.pool import BUILD_ATTEMPTS, WORN_GRACE, Circuits
+from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Path, Shared, ToRelay
+from torkit.net.circuits.shelves import MAX_DIRTINESS, Entry
+from torkit.net.circuits.spares import EXPIRY_CHECK, MAX_SPARES, SPARE_COUNT, SPARE_RETRY, Spares
+from torkit.net.current import Current
+from torkit.net.guards import GUARD_CHECK, GuardTry
 from torkit.net.pump import STALL, Pump
 from torkit.params import parameter
 from torkit.path_bias import Counts, PathBias, State
@@ -56,15 +52,23 @@ from torkit.proto.padding import Padding
 WEB_ONLY = PortPolicy(True, ((80, 80), (443, 443)))
 
 
+def purpose_of(port: int | None, *, is_ipv6: bool = False) -> Shared:
+    """For a stream to `port`, or for a look-up."""
+    return LOOK_UP if port is None else ExitTo(port, is_ipv6=is_ipv6)
+
+
 @dataclass
 class Pool:
     """A pool over one guard, one middle and two exits; `chosen` counts the paths asked for."""
 
-    circuits: Circuits
-    channels: Channels
     fakes: list[FakeRelay]
     exits: list[Relay]
+    channels: Channels
     nursery: trio.Nursery
+    builder: Builder = field(init=False)
+    circuits: Circuits = field(init=False)
+    spares: Spares = field(init=False)
+    current: Current = field(default_factory=lambda: Current(testing=True))
     chosen: list[tuple[int | None, bool, Collection[bytes]]] = field(default_factory=list)
     first_hops: list[tuple[bytes, bool | None]] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)  # of the guard
@@ -74,10 +78,79 @@ class Pool:
     def path(self) -> tuple[Relay, Relay, Relay]:
         return (relay_of(self.fakes[0]), relay_of(self.fakes[1]), self.exits[0])
 
-    async def acquire(
-        self, isolation: object = "a", port: int | None = 80, excluded: Collection[bytes] = ()
-    ) -> Circuit:
-        return await self.circuits.acquire(port, isolation=isolation, excluded=excluded)
+    @property
+    def guard(self) -> "Told":
+        """For a circuit of which nothing is asked."""
+        return Told(self, self.path[0].identity)
+
+    def need(
+        self,
+        isolation: object = "a",
+        port: int | None = 80,
+        excluded: Collection[bytes] = (),
+        *,
+        path: Path | None = None,
+        is_ipv6: bool = False,
+    ) -> Need:
+        return Need(purpose_of(port, is_ipv6=is_ipv6), isolation, self.circuits.identity, path, excluded)
+
+    async def acquire(self, *args: Any, give_up_at: float = inf, **options: Any) -> Circuit:
+        return await self.circuits.acquire(self.need(*args, **options), give_up_at)
+
+    def take_ready(self, *args: Any, **options: Any) -> Circuit | None:
+        return self.circuits.take_ready(self.need(*args, **options))
+
+    async def build(self, path: Path | None = None) -> Entry:
+        """A clean circuit, through relays that we choose if no path is given."""
+        return await self.circuits.build(LOOK_UP, path=path)
+
+    def note_directory(self, directory: Directory) -> None:
+        self.current.use(directory)
+
+    # --- the chooser of its paths ---------------------------------------------------------------
+
+    def choose(self, purpose: Shared | ToRelay, excluded: Collection[bytes]) -> Choice:
+        port, is_ipv6 = (purpose.port, purpose.is_ipv6) if isinstance(purpose, ExitTo) else (None, False)
+        self.chosen.append((port, is_ipv6, excluded))
+        for relay in self.exits:
+            policy = relay.policy6 if is_ipv6 else relay.policy
+            if relay.identity not in excluded and (port is None or policy.accepts(port)):
+                path = (*self.path[:2], relay)
+                guard = Told(self, path[0].identity, self.verdicts)
+                guard.watch = PathBias({path[0].identity: self.counts}.get).watch(path[0].identity)
+                return Choice(path, guard)
+        raise NoPath("no exit for that")
+
+    def given(self, path: Path) -> Choice:
+        return Choice(path, Told(self, path[0].identity), is_given=True)
+
+
+class Told(GuardTry):
+    """Keeps what it is told in `pool.first_hops`: whether a guard was reached, None where it was given up."""
+
+    def __init__(self, pool: Pool, identity: bytes, verdicts: list[bool | None] | None = None) -> None:
+        self._pool = pool
+        self._identity = identity
+        self._verdicts = verdicts
+
+    def reached(self) -> None:
+        self._pool.first_hops.append((self._identity, True))
+
+    def failed(self) -> None:
+        self._pool.first_hops.append((self._identity, False))
+
+    def given_up(self) -> None:
+        self._pool.first_hops.append((self._identity, None))
+
+    async def wait_usable(self) -> None:
+        while self._verdicts:
+            verdict = self._verdicts.pop(0)
+            if verdict is None:
+                await trio.sleep(GUARD_CHECK)
+            elif verdict:
+                return
+            else:
+                raise CircuitClosed("a better guard may be reachable again")
 
 
 # No circuits to learn from are wanted, and the timeouts are those of the beginning.
@@ -109,36 +182,16 @@ async def open_pool(
         # A padded channel is looked at every 1.5 s, and a patient clock stops there each time.
         channels = Channels(nursery, Random(), padding=Padding.OFF)
 
-        def choose(port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> tuple[Relay, ...]:
-            pool.chosen.append((port, is_ipv6, excluded))
-            for relay in pool.exits:
-                policy = relay.policy6 if is_ipv6 else relay.policy
-                if relay.identity not in excluded and (port is None or policy.accepts(port)):
-                    return (relay_of(fakes[0]), relay_of(fakes[1]), relay)
-            raise NoPath("no exit for that")
-
         exits = [
             relay_of(fake, policy=policy, policy6=REJECT_ALL)
             for fake, policy in zip(fakes[2:], policies, strict=True)
         ]
-
-        def is_usable(path: tuple[Relay, ...]) -> bool | None:
-            return pool.verdicts.pop(0) if pool.verdicts else True
-
-        counts = Counts()
-        circuits = Circuits(
-            channels,
-            choose,
-            CircuitSettings,
-            Random(),
-            nursery,
-            times or BuildTimes(learnt_enough),
-            predicted or PredictedPorts(),
-            PathBias({fakes[0].rsa_identity: counts}.get),
-            is_usable,
-        )
-        pool = Pool(circuits, channels, fakes, exits, nursery, counts=counts)
-        channels.on_first_hop = lambda *outcome: pool.first_hops.append(outcome)
+        pool = Pool(fakes, exits, channels, nursery)
+        times = times or BuildTimes(learnt_enough)
+        pool.builder = Builder(channels, pool, pool.current, Random(), nursery, times)
+        pool.circuits = Circuits(pool.builder, predicted or PredictedPorts(), Random(), nursery)
+        pool.spares = Spares(pool.circuits, times, pool.current, channels.progress)
+        pool.current.add_reader(pool.circuits.note_directory)
         yield pool
         nursery.cancel_scope.cancel()
     assert [fake.complaints for fake in fakes] == [[]] * 4
@@ -186,7 +239,7 @@ async def test_ipv6_asks_for_an_exit_with_an_ipv6_policy() -> None:
     async with open_pool() as pool:
         await pool.acquire(port=80)
         with pytest.raises(NoPath):
-            await pool.circuits.acquire(80, is_ipv6=True, isolation="a")
+            await pool.acquire("a", 80, is_ipv6=True)
         assert pool.chosen[-1] == (80, True, ())
 
 
@@ -200,19 +253,19 @@ async def test_an_excluded_exit_is_not_used_again() -> None:
 async def test_a_circuit_with_a_path_goes_there_and_is_shared_by_equal_path_and_isolation() -> None:
     async with open_pool() as pool:
         path = (relay_of(pool.fakes[0]), pool.exits[1])
-        first = await pool.circuits.acquire(25, isolation="a", path=path)
+        first = await pool.acquire("a", 25, path=path)
         assert first.path == path
         assert pool.chosen == []
-        assert await pool.circuits.acquire(80, isolation="a", path=path) is first
-        assert await pool.circuits.acquire(80, isolation="b", path=path) is not first
+        assert await pool.acquire("a", 80, path=path) is first
+        assert await pool.acquire("b", 80, path=path) is not first
         assert await pool.acquire("a") is not first
 
 
 async def test_a_clean_circuit_is_never_given_to_a_request_for_a_path() -> None:
     async with open_pool() as pool:
-        await pool.circuits.build(pool.path)
+        await pool.build(pool.path)
         path = (relay_of(pool.fakes[0]), pool.exits[1])
-        assert (await pool.circuits.acquire(80, isolation="a", path=path)).path == path
+        assert (await pool.acquire("a", 80, path=path)).path == path
 
 
 # --- Growing old ---------------------------------------------------------------------------------------
@@ -230,7 +283,7 @@ async def test_a_circuit_takes_no_stream_after_its_time(mock_clock: trio.testing
 
 async def test_a_circuit_is_dirty_from_its_first_stream_on(mock_clock: trio.testing.MockClock) -> None:
     async with open_pool() as pool:
-        entry = await pool.circuits.build(pool.path)
+        entry = await pool.build(pool.path)
         mock_clock.jump(10 * MAX_DIRTINESS)
         assert await pool.acquire() is entry.circuit
         mock_clock.jump(MAX_DIRTINESS - 1)
@@ -246,7 +299,7 @@ async def test_a_dirty_circuit_is_closed_some_time_after_its_time_if_it_has_no_s
         idle, busy = await pool.acquire("idle"), await pool.acquire("busy")
         stream, _ = await open_stream(busy, pool.fakes[2])
         await trio.sleep(MAX_DIRTINESS - EXPIRY_CHECK - WORN_GRACE - 1)
-        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
+        pool.nursery.start_soon(pool.spares.keep, 0)
         await trio.sleep(EXPIRY_CHECK + WORN_GRACE)
         assert idle.error is None
         await trio.sleep(1 + 2 * EXPIRY_CHECK + WORN_GRACE)
@@ -270,8 +323,8 @@ async def test_a_retired_circuit_keeps_its_streams_and_takes_no_more() -> None:
 async def test_an_exit_can_be_retired_with_all_its_circuits() -> None:
     async with open_pool() as pool:
         used = await pool.acquire("a")
-        clean = (await pool.circuits.build(pool.path)).circuit
-        other = (await pool.circuits.build((*pool.path[:2], pool.exits[1]))).circuit
+        clean = (await pool.build(pool.path)).circuit
+        other = (await pool.build((*pool.path[:2], pool.exits[1]))).circuit
         pool.circuits.retire_exit(pool.exits[0].identity)
         assert clean.error is not None
         assert used.error is None
@@ -287,7 +340,7 @@ async def test_a_worn_circuit_is_closed_some_time_after_its_last_stream(
         pool.circuits.retire(first)
         built = Arrivals(answer_extend2)
         pool.fakes[1].on_extend2 = built
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         for _ in range(SPARE_COUNT):
             await built.next()
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -311,7 +364,7 @@ async def settle() -> None:
 
 async def test_spares_are_kept_ready_and_given_out_clean() -> None:
     async with open_pool() as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await settle()
         assert pool.chosen == [(FIRST_PORT, False, ())] * SPARE_COUNT
         assert len(pool.fakes[0].circuits) == SPARE_COUNT
@@ -325,7 +378,7 @@ async def test_spares_are_kept_ready_and_given_out_clean() -> None:
 
 async def test_a_spare_that_ends_is_replaced() -> None:
     async with open_pool() as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await settle()
         pool.fakes[0].circuits[0].destroy()
         await settle()
@@ -336,7 +389,7 @@ async def test_a_spare_that_ends_is_replaced() -> None:
 async def test_building_ahead_is_tried_again_after_a_while(mock_clock: trio.testing.MockClock) -> None:
     async with open_pool() as pool:
         exits, pool.exits = pool.exits, []
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await settle()
         assert len(pool.chosen) == 2  # for the port, and for any
         assert str(pool.channels.progress.now.error) == "no exit for that"
@@ -349,7 +402,7 @@ async def test_building_ahead_is_tried_again_after_a_while(mock_clock: trio.test
 
 async def test_circuits_are_built_for_ports_asked_for_that_no_ready_one_serves() -> None:
     async with open_pool((WEB_ONLY, ACCEPT_ALL)) as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await settle()
         assert [port for port, _, _ in pool.chosen] == [FIRST_PORT] * SPARE_COUNT
         await pool.acquire("a", port=80)  # the ready ones serve it, and one is replaced
@@ -369,9 +422,9 @@ async def test_circuits_are_built_for_ports_asked_for_that_no_ready_one_serves()
 
 async def test_a_look_up_expects_streams_to_the_web() -> None:
     async with open_pool() as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await settle()
-        pool.circuits._predicted.forget(FIRST_PORT)
+        pool.circuits.predicted.forget(FIRST_PORT)
         await pool.acquire("a", port=None)
         await settle()
         assert pool.chosen[SPARE_COUNT:] == [(80, False, ())]
@@ -379,7 +432,7 @@ async def test_a_look_up_expects_streams_to_the_web() -> None:
 
 async def test_only_circuits_chosen_for_it_serve_a_port_of_streams_that_last() -> None:
     async with open_pool() as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await settle()
         web = await pool.acquire("a", port=443)
         await settle()
@@ -394,7 +447,7 @@ async def test_only_circuits_chosen_for_it_serve_a_port_of_streams_that_last() -
 async def test_an_idle_client_becomes_quiet(patient_clock: trio.testing.MockClock) -> None:
     predicted = PredictedPorts(partial(parameter, {"nf_conntimeout_clients": 100}))
     async with open_pool(predicted=predicted) as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await trio.sleep(99)
         assert len(pool.chosen) == SPARE_COUNT
         assert not any(circuit.closed for circuit in pool.fakes[0].circuits)
@@ -410,7 +463,7 @@ async def test_while_build_times_are_learnt_unused_circuits_live_shorter(
     patient_clock: trio.testing.MockClock,
 ) -> None:
     async with open_pool(times=BuildTimes()) as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await trio.sleep(170)
         assert len(pool.chosen) == SPARE_COUNT
         await trio.sleep(60)
@@ -420,8 +473,8 @@ async def test_while_build_times_are_learnt_unused_circuits_live_shorter(
 async def test_so_many_circuits_are_kept_ready_and_not_more(mock_clock: trio.testing.MockClock) -> None:
     async with open_pool() as pool:
         for port in (80, 22, 21, 6667):
-            pool.circuits._expect(port)
-        pool.nursery.start_soon(pool.circuits.keep_spares, 20)
+            pool.circuits.expect(port)
+        pool.nursery.start_soon(pool.spares.keep, 20)
         await settle()
         assert len(pool.chosen) == MAX_SPARES
 
@@ -429,7 +482,7 @@ async def test_so_many_circuits_are_kept_ready_and_not_more(mock_clock: trio.tes
 async def test_a_port_that_no_exit_serves_is_expected_no_more() -> None:
     """And whoever waits for a first circuit gets to see one."""
     async with open_pool((PortPolicy(True, ((80, 80),)),) * 2) as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await settle()
         assert [port for port, _, _ in pool.chosen] == [FIRST_PORT, None]
         assert await pool.acquire(port=80) is not None
@@ -439,39 +492,39 @@ async def test_a_port_that_no_exit_serves_is_expected_no_more() -> None:
 
 async def test_nothing_is_built_ahead_for_a_path_that_is_given() -> None:
     async with open_pool() as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await settle()
-        await pool.circuits.acquire(8080, isolation="a", path=pool.path)
+        await pool.acquire("a", 8080, path=pool.path)
         await settle()
         assert len(pool.chosen) == SPARE_COUNT
-        assert 8080 not in pool.circuits._predicted.ports(trio.current_time())
+        assert 8080 not in pool.circuits.predicted.ports(trio.current_time())
 
 
 async def test_a_ready_circuit_can_be_taken_without_waiting() -> None:
     async with open_pool((WEB_ONLY, WEB_ONLY)) as pool:
-        take = pool.circuits.take_ready
-        assert take(80, isolation="a") is None
-        older = (await pool.circuits.build(pool.path)).circuit
-        younger = (await pool.circuits.build(pool.path)).circuit
-        assert take(22, isolation="a") is None
-        assert take(80, is_ipv6=True, isolation="a") is None
-        assert take(80, isolation="a", excluded={pool.exits[0].identity}) is None
-        assert take(80, isolation="a", path=pool.path) is None
-        assert take(80, isolation="a") is younger
-        assert take(80, isolation="a") is younger
-        assert take(80, isolation="b") is older
-        assert take(80, isolation="c") is None
-        assert take(80, isolation="a") is younger
+        take = pool.take_ready
+        assert take("a", 80) is None
+        older = (await pool.build(pool.path)).circuit
+        younger = (await pool.build(pool.path)).circuit
+        assert take("a", 22) is None
+        assert take("a", 80, is_ipv6=True) is None
+        assert take("a", 80, excluded={pool.exits[0].identity}) is None
+        assert take("a", 80, path=pool.path) is None
+        assert take("a", 80) is younger
+        assert take("a", 80) is younger
+        assert take("b", 80) is older
+        assert take("c", 80) is None
+        assert take("a", 80) is younger
 
 
 async def test_of_two_circuits_the_one_last_begun_with_is_taken(mock_clock: trio.testing.MockClock) -> None:
     async with open_pool((WEB_ONLY, ACCEPT_ALL)) as pool:
-        older = (await pool.circuits.build((*pool.path[:2], pool.exits[1]))).circuit
-        younger = (await pool.circuits.build(pool.path)).circuit
-        assert pool.circuits.take_ready(80, isolation="a") is younger
+        older = (await pool.build((*pool.path[:2], pool.exits[1]))).circuit
+        younger = (await pool.build(pool.path)).circuit
+        assert pool.take_ready("a", 80) is younger
         mock_clock.jump(1)
-        assert pool.circuits.take_ready(8080, isolation="a") is older
-        assert pool.circuits.take_ready(80, isolation="a") is older
+        assert pool.take_ready("a", 8080) is older
+        assert pool.take_ready("a", 80) is older
 
 
 # --- A new directory -----------------------------------------------------------------------------------
@@ -482,26 +535,26 @@ async def test_a_circuit_through_a_relay_that_is_gone_takes_no_new_stream(hop: i
     async with open_pool() as pool:
         used = await pool.acquire("a")
         stream, far = await open_stream(used, pool.fakes[2])
-        clean = (await pool.circuits.build(pool.path)).circuit
-        pool.circuits.note_directory(directory_of(pool))
+        clean = (await pool.build(pool.path)).circuit
+        pool.note_directory(directory_of(pool))
         assert clean.error is None
         assert await pool.acquire("a") is used
-        pool.circuits.note_directory(directory_of(pool, pool.fakes[hop]))
+        pool.note_directory(directory_of(pool, pool.fakes[hop]))
         assert clean.error is not None
-        assert pool.circuits.take_ready(80, isolation="a") is None
+        assert pool.take_ready("a", 80) is None
         far.write(b"still here")
         assert await stream.receive_some() == b"still here"
 
 
 async def test_a_circuit_ends_where_streams_may_exit_now() -> None:
     async with open_pool() as pool:
-        clean = (await pool.circuits.build(pool.path)).circuit
-        pool.circuits.note_directory(directory_of(pool, policies=["accept 80"] * 4))
-        assert pool.circuits.take_ready(443, isolation="a") is None
-        pool.circuits.note_directory(directory_of(pool, policies=["accept 443"] * 4))
-        assert pool.circuits.take_ready(443, isolation="a") is clean
-        pool.circuits.note_directory(directory_of(pool, flags="BadExit Exit"))
-        assert pool.circuits.take_ready(443, isolation="a") is None
+        clean = (await pool.build(pool.path)).circuit
+        pool.note_directory(directory_of(pool, policies=["accept 80"] * 4))
+        assert pool.take_ready("a", 443) is None
+        pool.note_directory(directory_of(pool, policies=["accept 443"] * 4))
+        assert pool.take_ready("a", 443) is clean
+        pool.note_directory(directory_of(pool, flags="BadExit Exit"))
+        assert pool.take_ready("a", 443) is None
         assert clean.error is None
 
 
@@ -517,7 +570,7 @@ async def test_a_circuit_that_was_being_built_when_its_relay_left_is_not_used() 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(acquire)
             answer_to = await asked.next()
-            pool.circuits.note_directory(directory_of(pool, pool.fakes[2]))
+            pool.note_directory(directory_of(pool, pool.fakes[2]))
             del pool.exits[0]
             pool.fakes[1].on_extend2 = answer_extend2
             answer_extend2(*answer_to)
@@ -526,14 +579,14 @@ async def test_a_circuit_that_was_being_built_when_its_relay_left_is_not_used() 
 
 async def test_spares_through_a_relay_that_is_gone_are_replaced() -> None:
     async with open_pool() as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares)
+        pool.nursery.start_soon(pool.spares.keep)
         await settle()
         gone = pool.fakes[2]
         del pool.exits[0]
-        pool.circuits.note_directory(directory_of(pool, gone))
+        pool.note_directory(directory_of(pool, gone))
         await settle()
         assert len(pool.chosen) == 2 * SPARE_COUNT
-        taken = pool.circuits.take_ready(80, isolation="a")
+        taken = pool.take_ready("a", 80)
         assert taken is not None
         assert taken.path[-1].identity != gone.rsa_identity
 
@@ -544,7 +597,7 @@ async def test_spares_through_a_relay_that_is_gone_are_replaced() -> None:
 async def test_a_renewed_pool_uses_no_circuit_of_before() -> None:
     async with open_pool() as pool:
         before = [await pool.acquire(isolation) for isolation in "ab"]
-        spare = (await pool.circuits.build(pool.path)).circuit
+        spare = (await pool.build(pool.path)).circuit
         pool.circuits.renew()
         after = [await pool.acquire(isolation) for isolation in "abc"]
         assert not {*before, spare} & set(after)
@@ -601,29 +654,21 @@ async def test_a_failing_build_is_repeated_on_another_path() -> None:
         assert len(pool.fakes[0].circuits) == BUILD_ATTEMPTS
 
 
-async def test_a_step_that_failed_is_not_tried_again_for_that_request() -> None:
+async def test_a_step_that_failed_is_not_tried_again_for_that_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with open_pool() as pool:
         draws: list[Relay] = []
 
-        def choose(port: int | None, is_ipv6: bool, excluded: Collection[bytes]) -> tuple[Relay, ...]:
+        def choose(purpose: object, excluded: Collection[bytes]) -> Choice:
             draws.append(pool.exits[len(draws) // 3])  # the same three times
-            return (*pool.path[:2], draws[-1])
+            return Choice((*pool.path[:2], draws[-1]), pool.guard)
 
-        circuits = Circuits(
-            pool.channels,
-            choose,
-            CircuitSettings,
-            Random(),
-            pool.nursery,
-            BuildTimes(),
-            PredictedPorts(),
-            PathBias(),
-        )
+        monkeypatch.setattr(pool, "choose", choose)
         pool.fakes[1].on_extend2 = failing_at_first(1)
-        assert (await circuits.acquire(80, isolation="a")).path[-1] == pool.exits[1]
+        assert (await pool.acquire()).path[-1] == pool.exits[1]
         assert len(pool.fakes[0].circuits) == 2
         assert len(draws) == 4
-        circuits.close()
 
 
 async def test_a_step_that_failed_is_tried_again_where_there_is_no_other() -> None:
@@ -637,7 +682,7 @@ async def test_a_given_path_is_tried_once() -> None:
     async with open_pool() as pool:
         pool.fakes[1].on_extend2 = failing_at_first(1)
         with pytest.raises(CircuitClosed):
-            await pool.circuits.acquire(80, isolation="a", path=pool.path)
+            await pool.acquire("a", 80, path=pool.path)
         assert len(pool.fakes[0].circuits) == 1
 
 
@@ -656,7 +701,7 @@ async def test_whoever_waited_for_a_build_that_failed_builds_himself() -> None:
 
         async def acquire() -> None:
             try:
-                got.append(await pool.circuits.acquire(80, isolation="a", path=pool.path))
+                got.append(await pool.acquire("a", 80, path=pool.path))
             except CircuitClosed as error:
                 got.append(error)
 
@@ -706,7 +751,7 @@ async def test_a_build_that_takes_too_long_is_given_up(patient_clock: trio.testi
         pool.fakes[1].on_extend2, pool.fakes[0].on_destroy = ignore, destroyed
         started = trio.current_time()
         with pytest.raises(TimedOut):
-            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random(), guard=pool.guard)
         assert trio.current_time() - started >= INITIAL.close
         await destroyed.next()
 
@@ -721,10 +766,10 @@ async def test_a_first_hop_that_was_made_is_told() -> None:
         assert pool.first_hops == [(guard, True)]
         pool.fakes[1].on_extend2 = failing_at_first(1)
         with pytest.raises(CircuitClosed):
-            await pool.circuits.build(pool.path)
+            await pool.build(pool.path)
         await pool.acquire("b")
         assert pool.first_hops == [(guard, True)] * 3
-        await build_directory_circuit(pool.channels, pool.path[0], CircuitSettings())
+        await build_directory_circuit(pool.channels, pool.path[0], CircuitSettings(), pool.guard)
         assert pool.first_hops == [(guard, True)] * 4
 
 
@@ -732,7 +777,7 @@ async def test_a_first_relay_that_answers_by_destroy_is_there() -> None:
     async with open_pool() as pool:
         pool.fakes[0].on_create = lambda circuit, *_: circuit.destroy()
         with pytest.raises(CircuitClosed):
-            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random(), guard=pool.guard)
         assert pool.first_hops == [(pool.path[0].identity, True)]
 
 
@@ -740,7 +785,7 @@ async def test_a_first_relay_that_cannot_be_connected_to_is_told() -> None:
     async with open_pool() as pool:
         pool.fakes[0].on_versions = lambda link: link.close()
         with pytest.raises(ChannelClosed):
-            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random(), guard=pool.guard)
         assert pool.first_hops == [(pool.path[0].identity, False)]
 
 
@@ -748,7 +793,7 @@ async def test_a_first_relay_that_does_not_answer_is_told(patient_clock: trio.te
     async with open_pool() as pool:
         pool.fakes[0].on_create = ignore
         with pytest.raises(TimedOut):
-            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random(), guard=pool.guard)
         assert pool.first_hops == [(pool.path[0].identity, False)]
 
 
@@ -758,7 +803,7 @@ async def test_a_first_relay_is_not_blamed_for_what_passed_while_everything_stoo
     async with open_pool() as pool:
         pool.fakes[0].on_create = lambda *_: Pump.current()._stalls.begin(None, time.monotonic() + 2 * STALL)
         with pytest.raises(TimedOut):
-            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+            await build_circuit(pool.channels, pool.path, CircuitSettings(), Random(), guard=pool.guard)
         assert pool.first_hops == [(pool.path[0].identity, None)]
 
 
@@ -771,7 +816,7 @@ async def test_a_directory_that_cut_a_handshake_while_everything_stood_still_is_
 
         pool.fakes[0].on_versions = stand_still_and_close
         with pytest.raises(ChannelClosed):
-            await build_directory_circuit(pool.channels, pool.path[0], CircuitSettings())
+            await build_directory_circuit(pool.channels, pool.path[0], CircuitSettings(), pool.guard)
         assert pool.first_hops == [(pool.path[0].identity, None)]
 
 
@@ -856,7 +901,7 @@ async def test_a_circuit_that_ends_while_its_guard_is_judged_is_not_given_out(
 async def test_a_path_that_was_given_is_used_whatever_its_guard() -> None:
     async with open_pool() as pool:
         pool.verdicts = [False]
-        assert (await pool.circuits.acquire(80, isolation="a", path=pool.path)).error is None
+        assert (await pool.acquire("a", 80, path=pool.path)).error is None
 
 
 # --- Path bias -----------------------------------------------------------------------------------------
@@ -874,9 +919,9 @@ async def test_circuits_count_for_their_guard_by_how_they_went() -> None:
         }
         used.close()
         assert pool.counts.unusable_circuits == 1  # nobody has answered
-        (await pool.circuits.build(pool.path, is_ours=True)).circuit.close()
+        (await pool.build()).circuit.close()
         assert pool.counts.successful_circuits_closed == 1
-        destroyed = (await pool.circuits.build(pool.path, is_ours=True)).circuit
+        destroyed = (await pool.build()).circuit
         pool.fakes[0].circuits[-1].destroy()
         await settle()
         assert destroyed.error is not None
@@ -897,14 +942,14 @@ async def test_a_circuit_counts_from_its_second_hop_on(patient_clock: trio.testi
             for fake in pool.fakes:
                 fake.on_extend2 = destroy_at
             with pytest.raises(CircuitClosed):
-                await pool.circuits.build(pool.path, is_ours=True)
+                await pool.build()
             attempts.append((pool.counts.circ_attempts, pool.counts.circ_successes))
         assert attempts == [(0, 0), (1, 0)]
         pool.fakes[1].on_extend2 = lambda circuit, number, cell: (
             answer_extend2(circuit, number, cell) if number == 1 else None
         )
         with pytest.raises(TimedOut):
-            await pool.circuits.build(pool.path, is_ours=True)
+            await pool.build()
         await settle()
         assert (pool.counts.circ_attempts, pool.counts.timeouts) == (2, 1)
 
@@ -928,7 +973,7 @@ async def test_a_circuit_whose_client_went_away_does_not_count() -> None:
 
 async def test_paths_that_were_given_do_not_count() -> None:
     async with open_pool() as pool:
-        (await pool.circuits.acquire(80, isolation="a", path=pool.path)).close()
+        (await pool.acquire("a", 80, path=pool.path)).close()
         assert pool.counts.to_json() == {}
 
 
@@ -936,7 +981,7 @@ async def test_a_guard_that_is_dropped_gets_no_circuit() -> None:
     async with open_pool() as pool:
         pool.counts.is_disabled = True
         with pytest.raises(TimedOut, match="used no more"):
-            await pool.circuits.acquire(80, isolation="a", give_up_at=trio.current_time() + 0.5)
+            await pool.acquire("a", 80, give_up_at=trio.current_time() + 0.5)
 
 
 @pytest.mark.parametrize("answers", [True, False])
@@ -953,7 +998,7 @@ async def test_a_circuit_on_which_nobody_answered_is_probed_before_it_is_closed(
             stream.end(EndReason.EXITPOLICY, address.packed + bytes(4))
 
         pool.fakes[2].on_begin = answer
-        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
+        pool.nursery.start_soon(pool.spares.keep, 0)
         circuit = await pool.acquire("a")
         pool.circuits.retire(circuit)
         await trio.sleep(2 * EXPIRY_CHECK + WORN_GRACE + 1)
@@ -969,7 +1014,7 @@ async def test_a_circuit_on_which_nobody_answered_is_probed_before_it_is_closed(
 async def test_a_probe_that_is_not_answered_is_given_up(patient_clock: trio.testing.MockClock) -> None:
     async with open_pool() as pool:
         pool.fakes[2].on_begin = ignore
-        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
+        pool.nursery.start_soon(pool.spares.keep, 0)
         circuit = await pool.acquire("a")
         pool.circuits.retire(circuit)
         await trio.sleep(2 * EXPIRY_CHECK + WORN_GRACE + INITIAL.close + 1)
@@ -1011,10 +1056,10 @@ def count(times: BuildTimes) -> int:
 
 async def test_circuits_of_three_hops_teach_how_long_they_take() -> None:
     async with open_pool(times=BuildTimes()) as pool:
-        times = pool.circuits._build_times
+        times = pool.builder.build_times
         await pool.acquire()
         assert count(times) == 1
-        await pool.circuits.acquire(80, isolation="a", path=(relay_of(pool.fakes[0]), pool.exits[1]))
+        await pool.acquire("a", 80, path=(relay_of(pool.fakes[0]), pool.exits[1]))
         assert count(times) == 1
 
 
@@ -1026,12 +1071,12 @@ async def test_a_circuit_that_comes_late_is_not_used_but_learnt_from(
         pool.fakes[1].on_extend2, pool.fakes[0].on_destroy = asked, destroyed
         started = trio.current_time()
         with pytest.raises(TimedOut):
-            await pool.circuits.build(pool.path)
+            await pool.build(pool.path)
         assert 2.0 <= trio.current_time() - started < 2.5
         await trio.sleep(8.0)
         answer_extend2(*await asked.next())
         await destroyed.next()
-        assert max(map(int, pool.circuits._build_times.to_state()["build_times"])) >= 10_000
+        assert max(map(int, pool.builder.build_times.to_state()["build_times"])) >= 10_000
         pool.fakes[1].on_extend2 = answer_extend2
         assert len(pool.fakes[0].circuits) == 1
         await pool.acquire()
@@ -1044,10 +1089,10 @@ async def test_a_circuit_that_never_comes_is_closed(patient_clock: trio.testing.
         pool.fakes[1].on_extend2, pool.fakes[0].on_destroy = ignore, destroyed
         started = trio.current_time()
         with pytest.raises(TimedOut):
-            await pool.circuits.build(pool.path)
+            await pool.build(pool.path)
         await destroyed.next()
         assert trio.current_time() - started >= INITIAL.close
-        assert count(pool.circuits._build_times) == 1
+        assert count(pool.builder.build_times) == 1
 
 
 async def test_a_build_given_up_is_destroyed_at_once() -> None:
@@ -1055,11 +1100,11 @@ async def test_a_build_given_up_is_destroyed_at_once() -> None:
         asked, destroyed = Arrivals(), Arrivals()
         pool.fakes[1].on_extend2, pool.fakes[0].on_destroy = asked, destroyed
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pool.circuits.build, pool.path)
+            nursery.start_soon(pool.build, pool.path)
             await asked.next()
             nursery.cancel_scope.cancel()
         await destroyed.next()
-        assert count(pool.circuits._build_times) == 1
+        assert count(pool.builder.build_times) == 1
 
 
 async def test_a_silent_guard_is_connected_to_anew_before_it_is_blamed(
@@ -1068,15 +1113,15 @@ async def test_a_silent_guard_is_connected_to_anew_before_it_is_blamed(
     """After a machine slept, or its address changed, only the old connection is dead."""
     async with open_pool(times=learnt(2.0)) as pool:
         guard = pool.path[0].identity
-        spare = await pool.circuits.build(pool.path)
+        spare = await pool.build(pool.path)
         pool.fakes[0].on_create = silent = Arrivals()
         started = trio.current_time()
         with pytest.raises(TimedOut):
-            await pool.circuits.build(pool.path)
+            await pool.build(pool.path)
         assert pool.first_hops == [(guard, True), (guard, None)]
         assert spare.circuit.error is not None  # nobody shall have to find out that it is dead
         with pytest.raises(TimedOut):
-            await pool.circuits.build(pool.path)
+            await pool.build(pool.path)
         assert pool.first_hops[2:] == [(guard, False)]
         assert trio.current_time() - started < 10
         await silent.next()
@@ -1089,8 +1134,8 @@ async def test_circuits_are_built_to_learn_from_until_enough_is_learnt(
     param = partial(parameter, {"cbtmincircs": 15})
     times = BuildTimes(param)
     async with open_pool(times=times) as pool:
-        pool.nursery.start_soon(pool.circuits.keep_spares, 0)
-        pool.nursery.start_soon(pool.circuits.learn_build_times, param)
+        pool.nursery.start_soon(pool.spares.keep, 0)
+        pool.nursery.start_soon(pool.spares.learn)
         await trio.sleep(9.5)
         assert count(times) == 0
         await trio.sleep(10)

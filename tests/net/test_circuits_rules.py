@@ -12,7 +12,7 @@ from served import ACCEPT_ALL
 
 from torkit.errors import TorkitError
 from torkit.net.circuit import Circuit
-from torkit.net.circuits import MAX_DIRTINESS
+from torkit.net.circuits.shelves import MAX_DIRTINESS
 
 REQUESTS = st.fixed_dictionaries(
     {
@@ -59,12 +59,12 @@ class Rules:
     ) -> None:
         identities = {self.exits[n].identity for n in excluded}
         path = self.path if with_path else None
-        options: dict[str, Any] = {"isolation": isolation, "path": path, "excluded": identities}
+        options: dict[str, Any] = {"isolation": isolation, "port": port, "path": path, "excluded": identities}
         try:
             if waits:
-                circuit = await self.pool.circuits.acquire(port, **options)
+                circuit = await self.pool.acquire(**options)
             else:
-                taken = self.pool.circuits.take_ready(port, **options)
+                taken = self.pool.take_ready(**options)
                 if taken is None:
                     return
                 circuit = taken
@@ -103,7 +103,7 @@ class Rules:
             is_open = self.gone.isdisjoint(fake.rsa_identity for fake in self.pool.fakes[:2])
             self.pool.exits[:] = [one for one in self.exits if is_open and one.identity not in self.gone]
             left_out = (self.pool.fakes[n] for n in value)
-            self.pool.circuits.note_directory(directory_of(self.pool, *left_out, policies=POLICIES))
+            self.pool.note_directory(directory_of(self.pool, *left_out, policies=POLICIES))
         elif self.given:
             circuit = self.given[value % len(self.given)]
             if what == "retire":
@@ -120,7 +120,7 @@ def test_no_circuit_is_given_out_against_a_rule(events: list[Any]) -> None:
 
     async def main() -> None:
         async with open_pool((WEB_ONLY, ACCEPT_ALL)) as pool:
-            pool.nursery.start_soon(pool.circuits.keep_spares)
+            pool.nursery.start_soon(pool.spares.keep)
             rules = Rules(pool, clock)
             for event in events:
                 if isinstance(event, dict):

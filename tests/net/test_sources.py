@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from torkit.errors import NoDirectory, TorkitError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
-from torkit.net.circuits import MAX_DIRTINESS
+from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.contact import DirectoryServer
 from torkit.net.sources import (
     AUTHORITY_DELAY,

@@ -27,7 +27,7 @@ from torkit.directory.diff import apply_diff, is_diff
 from torkit.errors import NothingNewer
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings
-from torkit.net.circuits import build_directory_circuit
+from torkit.net.circuits.build import build_directory_circuit
 from torkit.net.contact import DirectoryServer
 from torkit.net.directory import fetch_certificates, fetch_certificates_of_keys, fetch_consensus
 from torkit.testnet import Options

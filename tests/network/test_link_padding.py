@@ -17,7 +17,7 @@ from torkit.config import load_network
 from torkit.net.channel import Channel
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings
-from torkit.net.circuits import build_circuit
+from torkit.net.circuits.build import build_circuit
 from torkit.params import default_param
 from torkit.proto.padding import Padding
 

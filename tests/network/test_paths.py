@@ -12,6 +12,7 @@ from waiting import until
 from torkit.client import open_tor
 from torkit.config import load_network
 from torkit.errors import EndReason, StreamClosed
+from torkit.net.circuits.purpose import ExitTo, Need
 from torkit.predicted_ports import FIRST_PORT
 
 pytestmark = pytest.mark.network
@@ -23,11 +24,11 @@ def test_real_relays_carry_what_was_built_ahead_and_are_counted(
     async def main() -> None:
         async with open_tor(network=load_network(testnet.network_file), data_dir=tmp_path) as tor:
             await tor.wait_ready()
-            await until(lambda: tor._circuits.take_ready(FIRST_PORT, isolation=object()))
+            await until(lambda: tor._circuits.take_ready(Need(ExitTo(FIRST_PORT), object())))
             await tor.connect("web.test", web_server.port)
-            await until(lambda: tor._circuits.take_ready(web_server.port, isolation=object()))
+            await until(lambda: tor._circuits.take_ready(Need(ExitTo(web_server.port), object())))
             # An exit that is the guard gets another guard, which then counts.
-            counts = [guard.path_bias for guard in tor._guards.sample]
+            counts = [guard.path_bias for guard in tor._guards.guards.sample]
 
             def all_that_began_are_complete() -> bool:
                 attempts = sum(one.circ_attempts for one in counts)
@@ -43,7 +44,7 @@ def test_a_real_exit_refuses_the_probe_in_the_words_expected(testnet: RunningTes
     async def main() -> None:
         async with open_tor(network=load_network(testnet.network_file), data_dir=tmp_path) as tor:
             await tor.wait_ready()
-            circuit = await tor._circuits.acquire(80, isolation="probe")
+            circuit = await tor._circuits.acquire(Need(ExitTo(80), "probe"))
             assert circuit.watch.needs_probe
             nonce = IPv4Address("0.1.2.3")
             with pytest.raises(StreamClosed) as caught:

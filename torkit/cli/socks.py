@@ -111,7 +111,7 @@ def socks(
         forget_ready_file(ready_file)
 
     async def command() -> None:
-        from torkit.net.circuits import SPARE_COUNT
+        from torkit.net.circuits.spares import SPARE_COUNT
 
         max_clients = allow_descriptors() - RESERVED_DESCRIPTORS
         if max_clients < MIN_CLIENTS:

@@ -10,7 +10,8 @@ import trio
 
 from torkit.errors import Closed, EndReason, NoPath, PeerError, StreamClosed, TimedOut, TorkitError
 from torkit.net.circuit import Circuit
-from torkit.net.circuits import Circuits, Path
+from torkit.net.circuits.pool import Circuits
+from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Path
 from torkit.net.stream import Stream
 from torkit.refusals import Refusals
 
@@ -52,10 +53,13 @@ class Attempts:
         self._refusals = refusals
         self._host = host
         self._port = port
-        self._isolation = isolation
-        self._path = path
         self._begun = begun
-        self._identity = circuits.identity if begun is None else begun.identity
+        self._need = Need(
+            LOOK_UP if port is None else ExitTo(port, is_ipv6=":" in host),
+            isolation,
+            circuits.identity if begun is None else begun.identity,
+            path,
+        )
         self._give_up_at = trio.current_time() + STREAM_TIMEOUT
         self._exits: set[bytes] = set()  # that were tried
         self._failure: TorkitError | None = None  # the last
@@ -98,7 +102,7 @@ class Attempts:
 
     async def _acquire(self) -> Circuit | None:
         """A circuit to an exit that was not tried; None where what failed before says more than why not."""
-        refusing = self._refusals.exits_refusing(self._isolation, self._host, self._port) - self._exits
+        refusing = self._refusals.exits_refusing(self._need.isolation, self._host, self._port) - self._exits
         try:
             try:
                 return await self._acquire_without(self._exits | refusing)
@@ -114,15 +118,7 @@ class Attempts:
     async def _acquire_without(self, excluded: Collection[bytes]) -> Circuit | None:
         """A circuit to another exit than `excluded`; None when time is up."""
         try:
-            return await self._circuits.acquire(
-                self._port,
-                is_ipv6=self._port is not None and ":" in self._host,
-                isolation=self._isolation,
-                identity=self._identity,
-                path=self._path,
-                excluded=excluded,
-                give_up_at=self._give_up_at,
-            )
+            return await self._circuits.acquire(self._need._replace(excluded=excluded), self._give_up_at)
         except TimedOut as error:
             if self._failure is None or _reason_of(self._failure) in _BROKEN_CIRCUIT:
                 self._failure = error  # why there was no other circuit says more than how one ended
@@ -156,7 +152,7 @@ class Attempts:
             if circuit.refuses(address):
                 raise error  # so it is everywhere
             self._refusal_count += 1
-            self._refusals.note_target(exit_identity, self._isolation, self._host, self._port)
+            self._refusals.note_target(exit_identity, self._need.isolation, self._host, self._port)
         elif reason is EndReason.EXITPOLICY or reason in _NO_EXIT:
             self._refusal_count += 1
             self._refusals.note_exit(exit_identity)
@@ -164,7 +160,7 @@ class Attempts:
         else:
             raise error  # the target's answer
         circuit.watch.note_given_up()
-        if self._refusal_count and self._path is not None:
+        if self._refusal_count and self._need.path is not None:
             raise error
 
 

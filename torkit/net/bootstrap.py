@@ -41,6 +41,7 @@ from torkit.guards import missing_microdescs
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
+from torkit.net.current import Current
 from torkit.net.directory import (
     MICRODESCS_PER_REQUEST,
     fetch_certificates,
@@ -48,6 +49,7 @@ from torkit.net.directory import (
     fetch_consensus,
     fetch_microdescs,
 )
+from torkit.net.guards import UNTOLD, GuardTry
 from torkit.net.progress import Phase, diagnose
 from torkit.net.sources import Asked, DirectoryServers, Sources, next_backoff
 from torkit.net.steps import in_steps
@@ -93,32 +95,32 @@ class Bootstrap:
         rng: Random,
         consensus: Preamble | None = None,
         country_of: CountryOf | None = None,
+        current: Current | None = None,
+        first_hop: Callable[[bytes], GuardTry] = lambda identity: UNTOLD,
         missing_guards: Callable[[Directory], list[str]] = lambda directory: [],
         agree_on_guards: Callable[[Directory], Awaitable[None]] | None = None,
     ) -> None:
         """`settings` are for circuits to directories, `country_of` is for the directories that are made.
 
-        `missing_guards` names the guards without whose microdescriptors a directory may not be used;
-        `agree_on_guards` is awaited before the first of them is asked for microdescriptors.
+        `current` is given each directory that may be used. `first_hop` gives what is told of a circuit's
+        first hop, by identity. `missing_guards` names the guards without whose microdescriptors a directory
+        may not be used; `agree_on_guards` is awaited before the first of them is asked for microdescriptors.
         With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
         """
-        self.directory: Directory | None = None
-        self.on_directory: Callable[[Directory], None] = _do_nothing  # told of each that is used from now on
         self.is_ready = trio.Event()
-        self.failure: TorkitError | None = None
+        self._current = current or Current()
         self._is_loaded = trio.Event()
         self._has_failed = trio.Event()
         self._has_consensus = trio.Event()
         self._authorities = authorities
         self._cache = cache
         self._progress = channels.progress
-        self._servers = DirectoryServers(channels, lambda: sources(self._newest), settings, rng)
+        self._servers = DirectoryServers(channels, lambda: sources(self._newest), settings, rng, first_hop)
         self._rng = rng
         self._given = consensus
         self._country_of = country_of
         self._missing_guards = missing_guards
         self._agree_on_guards = agree_on_guards
-        self._is_hurried = trio.Event()
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
         self._untimely: Verified | None = None  # the newest of this round that is good but for its times
         self._backoff = 0.0  # seconds
@@ -126,12 +128,20 @@ class Bootstrap:
         self._certificates: tuple[AuthorityCertificate, ...] = ()
         self._microdescs = Microdescs()
 
+    @property
+    def directory(self) -> Directory | None:
+        """The one that is used, if there is one."""
+        return self._current.known
+
+    @property
+    def failure(self) -> TorkitError | None:
+        """What keeps a directory from being had, after some rounds."""
+        return self._current.failure
+
     async def wait_ready(self) -> Directory:
         """The directory, once circuits may be built on it. Raises why there is none, after some rounds."""
         await self._wait_for(self.is_ready)
-        if self.directory is None:
-            raise self.failure or NoDirectory("there is no directory yet")
-        return self.directory
+        return self._current.directory
 
     async def wait_consensus(self) -> Consensus:
         """A live consensus, whether its microdescriptors have come or not. Raises as `wait_ready`."""
@@ -191,20 +201,16 @@ class Bootstrap:
                 self._say("the directory cannot be brought up to date", error, is_shown=is_shown)
                 self._progress.block(error)
                 if failed_rounds >= ROUNDS_BEFORE_ERROR or self._given is not None:
-                    self.failure = error
+                    self._current.failure = error
                     self._has_failed.set()
             else:
                 failed_rounds = 0
                 if self._has_consensus.is_set():
-                    self.failure = None
-                self._is_hurried = trio.Event()
-                await self._sleep(wait, self._is_hurried)
+                    self._current.failure = None
+                self._current.is_wanted = trio.Event()
+                await self._sleep(wait, self._current.is_wanted)
                 continue
             await self._sleep(wait, trio.Event())
-
-    def hurry(self) -> None:
-        """Fetch what is missing now, for whoever cannot go on without it; not sooner after a failure."""
-        self._is_hurried.set()
 
     async def _advance(self) -> float:
         """One round: a consensus that is fresh, its microdescriptors; seconds until the next round."""
@@ -229,7 +235,7 @@ class Bootstrap:
                     logger.info("%s: %s", what, error)
                 await self._fetch_microdescs()
                 if not self._has_consensus.is_set():  # somebody may wait for a live one
-                    self.failure = error
+                    self._current.failure = error
                     self._has_failed.set()
                 return self._retry_wait()
             self._backoff = 0.0
@@ -475,8 +481,7 @@ class Bootstrap:
         if _is_live(consensus, time.time()):
             self._has_consensus.set()
         if self._newest.is_usable() and not self._missing_guards(self._newest):
-            self.directory = self._newest
-            self.on_directory(self.directory)
+            self._current.use(self._newest)
             self.is_ready.set()
             self._progress.reach(Phase.ENOUGH_DIRINFO)
 
@@ -486,7 +491,7 @@ class Bootstrap:
         self._stop_using()
 
     def _stop_using(self) -> None:
-        self.directory = None
+        self._current.drop()
         if self.is_ready.is_set():
             self.is_ready = trio.Event()
 
@@ -531,10 +536,6 @@ class Bootstrap:
         now = time.time()
         self._microdescs.mark_listed((d for d in directory.consensus.relays.digests if d), now)
         await self._save(self._cache.save_microdescs, self._microdescs, now)
-
-
-def _do_nothing(directory: Directory) -> None:
-    """For those who need not know."""
 
 
 def _is_live(consensus: Preamble, now: float) -> bool:

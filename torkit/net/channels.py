@@ -16,16 +16,8 @@ from torkit.proto.padding import LinkPadding, Padding, idle_timeout
 MAX_AGE = 7 * 86400.0
 
 
-def _ignore(identity: bytes, was_reached: bool | None) -> None:
-    """For those who keep no guards."""
-
-
 class Channels:
-    """Opens, shares, pads and expires channels; their tasks run in `nursery`. `params` are the consensus's.
-
-    `on_first_hop` is told of every attempt to build a circuit, by the identity of its first relay: whether
-    that could be reached, None where the attempt was given up.
-    """
+    """Opens, shares, pads and expires channels, in tasks of `nursery`. `params` are the consensus's."""
 
     def __init__(
         self,
@@ -40,7 +32,6 @@ class Channels:
         self._padding = padding
         self._params = params
         self.progress = Tracker()  # told here, and by those who work on these channels
-        self.on_first_hop: Callable[[bytes, bool | None], None] = _ignore
         self._open: dict[bytes, Channel] = {}
         self._opening: dict[bytes, trio.Event] = {}
 

@@ -16,8 +16,10 @@ import trio
 from torkit.errors import ClockSkewed, NoDirectory, NothingNewer, TimedOut, TorkitError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
-from torkit.net.circuits import MAX_DIRTINESS, build_directory_circuit
+from torkit.net.circuits.build import build_directory_circuit
+from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.contact import Contact
+from torkit.net.guards import UNTOLD, GuardTry
 from torkit.net.progress import diagnose
 
 # Specification constants, seconds (dir-spec, "Retrying failed downloads").
@@ -78,8 +80,11 @@ class DirectoryServers:
         choose: Callable[[], Sources],
         settings: Callable[[], CircuitSettings],
         rng: Random,
+        attempt: Callable[[bytes], GuardTry] = lambda identity: UNTOLD,
     ) -> None:
+        """`attempt` gives what is told of the first hop of each circuit, by its relay's identity."""
         self._channels = channels
+        self._attempt = attempt
         self._choose = choose
         self._settings = settings
         self._rng = rng
@@ -184,7 +189,8 @@ class DirectoryServers:
         return None
 
     async def _build(self, source: Contact) -> "_Kept":
-        circuit = await build_directory_circuit(self._channels, source, self._settings())
+        guard = self._attempt(source.identity)
+        circuit = await build_directory_circuit(self._channels, source, self._settings(), guard)
         if circuit.clock_skew is not None:
             self.note_clock(source, circuit.clock_skew)
         return _Kept(circuit, trio.current_time())

@@ -1,0 +1,121 @@
+"""The guard of a path is a handle: what it is told, once, and what dropping it says."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import network_docs
+import pytest
+import trio
+from served import authorities
+
+from torkit.directory.cache import Cache
+from torkit.directory.consensus import parse_consensus
+from torkit.directory.directory import Directory, Relay
+from torkit.directory.microdesc import split_microdescs
+from torkit.errors import CircuitClosed, NoDirectory, NoGuard
+from torkit.guards import Guard, Guards, Reachability
+from torkit.net.current import Current
+from torkit.net.guards import GuardKeeper, GuardOfOurs
+from torkit.net.state import StateFile
+from torkit.path import Constraints
+
+DOCS = network_docs.relays(40)
+
+
+def directory_of(docs: list[network_docs.RelayDoc]) -> Directory:
+    consensus = parse_consensus(network_docs.consensus(docs, authorities(1), valid_after=int(time.time())))
+    microdescs = split_microdescs(network_docs.microdescs(docs))
+    return Directory(consensus, {digest: text for digest, text, _ in microdescs})
+
+
+@asynccontextmanager
+async def open_keeper(tmp_path: Path) -> AsyncIterator[GuardKeeper]:
+    """One that has agreed on its guards, all of whose primary ones are down: so that others are tried."""
+    async with trio.open_nursery() as nursery:
+        current = Current(testing=True)
+        keeper = GuardKeeper(
+            Guards(),
+            current,
+            StateFile(Cache(tmp_path)),
+            nursery,
+            Random(1),
+            Constraints(),
+            keeps_counts=True,
+        )
+        directory = directory_of(DOCS)
+        with pytest.raises(NoGuard):
+            keeper.pick(any_relay)
+        current.add_reader(keeper.note_directory)
+        current.use(directory)
+        await keeper.has_agreed.wait()
+        fail_primary(keeper)
+        yield keeper
+
+
+def fail_primary(keeper: GuardKeeper) -> None:
+    for guard in keeper.guards.primary:
+        keeper.note_failed(guard.identity)
+
+
+def any_relay(relay: Relay) -> bool:
+    return True
+
+
+def guard_of(keeper: GuardKeeper, picked: GuardOfOurs) -> Guard:
+    return next(one for one in keeper.guards.sample if one.identity == picked.relay.identity)
+
+
+async def test_a_guard_that_is_dropped_was_given_up(tmp_path: Path) -> None:
+    async with open_keeper(tmp_path) as keeper:
+        picked = keeper.pick(any_relay)
+        guard = guard_of(keeper, picked)
+        assert guard.pending_since is not None
+        assert keeper.pick(any_relay).relay != picked.relay  # it is being tried
+        del picked
+        assert guard.pending_since is None
+        assert guard.reachability is Reachability.MAYBE
+
+
+async def test_what_came_first_counts(tmp_path: Path) -> None:
+    async with open_keeper(tmp_path) as keeper:
+        picked = keeper.pick(any_relay)
+        guard = guard_of(keeper, picked)
+        picked.reached()
+        picked.failed()
+        picked.given_up()
+        assert guard.failing_since is None
+        attempt = keeper.attempt(guard.identity)
+        attempt.failed()
+        attempt.reached()
+        assert guard.failing_since is not None
+
+
+async def test_a_guard_is_confirmed_once_its_circuit_may_be_used(tmp_path: Path) -> None:
+    async with open_keeper(tmp_path) as keeper:
+        picked = keeper.pick(any_relay)
+        picked.reached()
+        assert guard_of(keeper, picked).confirmed_on is None
+        fail_primary(keeper)  # who answers has the better ones tried again
+        await picked.wait_usable()
+        assert guard_of(keeper, picked).confirmed_on is not None
+
+
+async def test_a_guard_is_not_used_where_a_better_one_is_worth_a_try(tmp_path: Path) -> None:
+    async with open_keeper(tmp_path) as keeper:
+        picked = keeper.pick(any_relay)
+        picked.reached()
+        assert keeper.guards.primary[0].reachability is Reachability.MAYBE
+        with pytest.raises(CircuitClosed, match="better guard"):
+            await picked.wait_usable()
+        assert guard_of(keeper, picked).confirmed_on is None
+
+
+async def test_without_a_directory_one_is_asked_for(tmp_path: Path) -> None:
+    async with open_keeper(tmp_path) as keeper:
+        keeper._current.drop()
+        with pytest.raises(NoDirectory):
+            keeper.pick(any_relay)
+        assert keeper._current.is_wanted.is_set()

@@ -1,0 +1,9 @@
+"""Circuits for requests: what each is for, how it is built, who shares it, what is built ahead.
+
+purpose     what a circuit is for, what its path needs, which requests may join it
+build       one circuit, hop by hop, within the timeouts that were learnt
+turns       how many are built at once, and whose is next
+shelves     the circuits at hand, found by isolation
+pool        hands them out, builds what is missing, ends what has served
+spares      built ahead for the ports that are expected
+"""

@@ -1,0 +1,319 @@
+"""Builds one circuit, hop by hop, within the timeouts that were learnt.
+
+Whoever waits for it gives up at the timeout for use; the circuit is finished for what it teaches, and closed.
+path-spec, "Learning when to give up".
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Collection
+from itertools import pairwise
+from random import Random
+from typing import NamedTuple, Protocol
+
+import trio
+
+from torkit.build_times import HOPS, INITIAL, BuildTimes, Timeouts
+from torkit.directory.directory import Relay
+from torkit.errors import CircuitClosed, Closed, HandshakeCut, PeerError, TimedOut, TorkitError, UsageError
+from torkit.net.channels import Channels
+from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.circuits.purpose import LOOK_UP, Path, Shared, ToRelay
+from torkit.net.contact import Contact
+from torkit.net.current import Current
+from torkit.net.guards import UNTOLD, GuardTry
+from torkit.net.progress import Phase, diagnose
+from torkit.net.pump import Pump
+from torkit.path import may_go_on
+
+# Specification constant (tor-spec, "Relay cells"): RELAY_EARLY cells that a circuit may carry. C tor's
+# clients use 8 or 7, at random, so that the guard cannot tell the length of a path by counting.
+MAX_RELAY_EARLY = 8
+
+# Implementation limits.
+STEP_MEMORY = 60.0  # seconds that a step which failed is passed over: so long a relay refuses to try it again
+PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
+
+
+class Choice(NamedTuple):
+    """The relays of a circuit to be built, and who is told how the first of them did.
+
+    `is_given` where somebody named the relays: then nothing else is asked of them.
+    """
+
+    path: Path
+    guard: GuardTry
+    is_given: bool = False
+
+
+class Chooser(Protocol):
+    """Chooses paths; raises NoPath, NoGuard or NoDirectory."""
+
+    def choose(self, purpose: Shared | ToRelay, excluded: Collection[bytes]) -> Choice:
+        """Relays for a purpose, the last of them none of `excluded`, identities of exits."""
+
+    def given(self, path: Path) -> Choice:
+        """Exactly these."""
+
+
+class Builder:
+    """Builds circuits for nobody yet. Late ones are finished in `nursery`."""
+
+    def __init__(
+        self,
+        channels: Channels,
+        paths: Chooser,
+        current: Current,
+        rng: Random,
+        nursery: trio.Nursery,
+        build_times: BuildTimes,
+    ) -> None:
+        self.paths = paths
+        self.channels = channels
+        self.build_times = build_times
+        self._current = current
+        self._rng = rng
+        self._nursery = nursery
+        self._failed_steps: dict[tuple[bytes, bytes], float] = {}  # when, on trio's clock
+
+    def choose(self, purpose: Shared | ToRelay, excluded: Collection[bytes] = ()) -> Choice:
+        """A path without the steps that failed lately, for whomever, if a few draws find one.
+
+        Steps, not relays: a relay refuses for a minute to connect to one that it has found dead, while
+        others have long found it alive again.
+        """
+        since = trio.current_time() - STEP_MEMORY
+        self._failed_steps = {step: at for step, at in self._failed_steps.items() if at > since}
+        for _ in range(PATH_DRAWS - 1):
+            choice = self.paths.choose(purpose, excluded)
+            if self._failed_steps.keys().isdisjoint(_steps(choice.path)):
+                return choice
+            choice.guard.given_up()
+        return self.paths.choose(purpose, excluded)
+
+    async def build(self, choice: Choice, purpose: Shared | ToRelay) -> Circuit:
+        """Build one circuit. Raises what made a hop fail, or TimedOut.
+
+        Where we chose the path, it is not given out before its guard is usable, nor once the directory lacks
+        one of its relays.
+        """
+        try:
+            circuit = await self._build_in_time(choice, purpose)
+        except CircuitClosed as error:
+            if error.hop is not None and not choice.is_given:
+                for step in _steps(choice.path[max(error.hop - 2, 0) : error.hop]):
+                    self._failed_steps[step] = trio.current_time()
+            raise
+        try:
+            await choice.guard.wait_usable()
+            if circuit.error is not None:  # since its last hop was made
+                raise circuit.error
+            directory = self._current.known
+            if not choice.is_given and directory is not None and not may_go_on(directory, choice.path):
+                raise CircuitClosed("a relay has left the directory while a circuit was built")
+        except BaseException:
+            circuit.close()
+            raise
+        return circuit
+
+    async def _build_in_time(self, choice: Choice, purpose: Shared | ToRelay) -> Circuit:
+        """Build within the timeout for use. What comes later is closed, but its time is learnt from."""
+        timeouts = self.build_times.timeouts.for_hops(len(choice.path))
+        build = _Build()
+        self._nursery.start_soon(self._run, build, choice, purpose, timeouts)
+        try:
+            await build.is_begun.wait()
+            with trio.move_on_after(timeouts.use):
+                await build.is_over.wait()
+            if build.circuit is not None and not build.circuit.hops:
+                await build.is_over.wait()  # the first hop's time is up as well, which is being noted
+        except BaseException:
+            build.scope.cancel()
+            if build.circuit is not None and build.is_over.is_set():  # just then it was finished
+                build.circuit.close()
+            raise
+        if not build.is_over.is_set():
+            build.is_late = True
+            self.build_times.note_outcome(timed_out=True)
+            raise TimedOut(f"a circuit was not built within {timeouts.use:.1f} s")
+        if build.error is not None:
+            raise build.error
+        assert build.circuit is not None
+        return build.circuit
+
+    async def _run(
+        self, build: "_Build", choice: Choice, purpose: Shared | ToRelay, timeouts: Timeouts
+    ) -> None:
+        """Build one circuit, however late."""
+        try:
+            with build.scope:
+                circuit = await build_circuit(
+                    self.channels,
+                    choice.path,
+                    self._current.circuit_settings(),
+                    self._rng,
+                    timeouts,
+                    guard=choice.guard,
+                    purpose=purpose,
+                    begin=build.begin,
+                )
+                if len(choice.path) == HOPS:
+                    self.build_times.note_built(trio.current_time() - build.begun_at)
+                if build.is_late:
+                    circuit.close()
+                else:
+                    self.build_times.note_outcome(timed_out=False)
+        except TorkitError as error:
+            build.error = error
+        finally:
+            build.is_begun.set()
+            build.is_over.set()
+
+
+def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
+    """Who is to extend to whom, by identity."""
+    return {(one.identity, next_one.identity) for one, next_one in pairwise(relays)}
+
+
+class _Build:
+    """A circuit under way. It may outlive whoever waits for it."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.is_begun = trio.Event()  # the channel is there: what it takes from now on is learnt from
+        self.begun_at = 0.0
+        self.is_over = trio.Event()
+        self.is_late = False
+        self.circuit: Circuit | None = None
+        self.error: TorkitError | None = None
+
+    def begin(self, circuit: Circuit) -> None:
+        self.circuit = circuit
+        self.begun_at = trio.current_time()
+        self.is_begun.set()
+
+
+def _do_nothing(circuit: Circuit) -> None:
+    """For those who need not know when a build begins."""
+
+
+async def build_circuit(
+    channels: Channels,
+    path: Path,
+    settings: CircuitSettings,
+    rng: Random,
+    timeouts: Timeouts = INITIAL,
+    *,
+    guard: GuardTry = UNTOLD,
+    purpose: Shared | ToRelay = LOOK_UP,
+    begin: Callable[[Circuit], None] = _do_nothing,
+) -> Circuit:
+    """A circuit through all of `path`. Raises what made a hop fail, or TimedOut.
+
+    The connection and the first hop must each be made within the timeout for use, all hops within that for
+    closing. `guard` is told how the first relay did. `begin` is called
+    between connecting and the first hop.
+    """
+    ends_at_exit = isinstance(purpose, Shared)
+
+    async def add_hops(circuit: Circuit) -> None:
+        channels.progress.reach(Phase.CIRCUIT_CREATE)
+        circuit.watch = guard.watch
+        begin(circuit)
+        for number, relay in enumerate(path, 1):
+            # Only an exit is asked for what exits are: others are asked for what middle hops are.
+            is_last = ends_at_exit and number == len(path)
+            try:
+                with trio.fail_after(timeouts.use if number == 1 else timeouts.close):
+                    await (circuit.extend if circuit.path else circuit.create)(relay, is_last=is_last)
+            except CircuitClosed as error:
+                error.hop = number  # the one that could not be added
+                error.name(relay.nickname)
+                raise
+            if number == 2 and not circuit.watch.note_attempted():
+                raise CircuitClosed("the guard is used no more")
+        circuit.watch.note_built()
+
+    if not path:
+        raise UsageError("a path needs at least one relay")
+    early_count = MAX_RELAY_EARLY - rng.randrange(2)
+    try:
+        circuit = await _build(channels, path[0], early_count, settings, timeouts, guard, add_hops)
+    except TorkitError as error:
+        channels.progress.block(diagnose([error]))
+        raise
+    channels.progress.reach(Phase.DONE)
+    return circuit
+
+
+async def build_directory_circuit(
+    channels: Channels, server: Contact, settings: CircuitSettings, guard: GuardTry = UNTOLD
+) -> Circuit:
+    """A one-hop circuit to ask a directory server. Raises what made it fail, or TimedOut.
+
+    Where the relay's keys are known, it is asked for what the last hop of any circuit is, as by C tor.
+    """
+
+    async def add_hop(circuit: Circuit) -> None:
+        channels.progress.reach(Phase.ONEHOP_CREATE)
+        if isinstance(server, Relay):
+            await circuit.create(server, is_last=True)
+        else:
+            await circuit.create_fast()
+
+    return await _build(channels, server, 0, settings, INITIAL, guard, add_hop)
+
+
+async def _build(
+    channels: Channels,
+    first: Contact,
+    relay_early_count: int,
+    settings: CircuitSettings,
+    timeouts: Timeouts,
+    guard: GuardTry,
+    add_hops: Callable[[Circuit], Awaitable[None]],
+) -> Circuit:
+    circuit: Circuit | None = None
+    began = time.monotonic()
+    had_channel = channels.is_open(first)
+    try:
+        with trio.fail_after(timeouts.use):
+            channel = await channels.get(first)
+        circuit = channel.open_circuit(relay_early_count, settings)
+        with trio.fail_after(timeouts.close):
+            await add_hops(circuit)
+        if circuit.error is not None:  # it ended in the same read as its last handshake
+            raise circuit.error
+    except BaseException as error:
+        is_timeout = isinstance(error, trio.TooSlowError)
+        has_answered = circuit is not None and (circuit.hops or isinstance(error, CircuitClosed))
+        if is_timeout and not has_answered:
+            channels.forget(first)
+        if has_answered:
+            guard.reached()  # one that answers by DESTROY is there
+        elif _says_nothing(error, began, had_channel=had_channel):
+            guard.given_up()
+        else:
+            guard.failed()
+        if circuit is None and isinstance(first, Relay) and isinstance(error, TorkitError):
+            error.name(first.nickname)
+        if circuit is not None:
+            if is_timeout:
+                circuit.watch.note_timed_out()
+            elif isinstance(error, trio.Cancelled):
+                circuit.watch.note_abandoned()
+            circuit.close()
+        if is_timeout:
+            raise TimedOut("a circuit was not built in time") from None
+        raise
+    guard.reached()
+    return circuit
+
+
+def _says_nothing(error: BaseException, began: float, *, had_channel: bool) -> bool:
+    """Whether a failure that began then, on the clock `time.monotonic`, may not be the first relay's."""
+    if not isinstance(error, PeerError | Closed | TimedOut | trio.TooSlowError):
+        return True
+    if isinstance(error, trio.TooSlowError) and had_channel:
+        return True  # perhaps only that connection is dead: a new one will tell
+    is_late = isinstance(error, trio.TooSlowError | TimedOut | HandshakeCut)
+    return is_late and Pump.current().has_stalled_since(time.monotonic() - began)  # its answer may have come

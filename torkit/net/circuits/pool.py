@@ -1,0 +1,293 @@
+"""Hands out circuits: one that is ready, or one that is built now. Ends what has served.
+
+Requests of an equal isolation share circuits (shelves.py); where none is ready, they wait for one build, not
+each for its own. path-spec, "Attaching streams to circuits" and "Handling failure".
+"""
+
+import logging
+from collections.abc import Collection, Hashable
+from ipaddress import IPv4Address
+from math import inf
+from random import Random
+
+import trio
+
+from torkit.directory.directory import Directory, Relay
+from torkit.errors import EndReason, NoDirectory, Retry, StreamClosed, TimedOut, TorkitError
+from torkit.net.circuit import Circuit
+from torkit.net.circuits.build import Builder, Choice
+from torkit.net.circuits.purpose import Need, Path, Shared, ToRelay
+from torkit.net.circuits.shelves import Clean, Entry, Shelves
+from torkit.net.circuits.turns import Turns, rest
+from torkit.net.clock import CLOCK_CHECK, ClockWatch
+from torkit.net.progress import diagnose
+from torkit.path import may_go_on
+from torkit.predicted_ports import PredictedPorts
+
+# Implementation limits.
+BUILD_ATTEMPTS = 8  # paths tried for one request before it rests
+AFTER_REST_ATTEMPTS = 3  # and after each rest: most relays that refused one then still refuse
+WORN_GRACE = 30.0  # seconds that a worn circuit is kept after its last stream, for what relays still hold
+
+logger = logging.getLogger(__name__)
+
+
+class Circuits:
+    """`take_ready` gives what is there, `acquire` waits for one, `open` builds one that nobody joins."""
+
+    def __init__(
+        self, builder: Builder, predicted: PredictedPorts, rng: Random, nursery: trio.Nursery
+    ) -> None:
+        self.turns = Turns()
+        self.identity = 0  # how often `renew` was called
+        self.predicted = predicted
+        self.is_short = trio.Event()  # set when more may have to be built ahead; made anew by whoever does
+        self._builder = builder
+        self._rng = rng
+        self._nursery = nursery
+        self._directory: Directory | None = None
+        self._shelves = Shelves()
+        self._building: dict[Hashable, trio.Event] = {}  # by key
+        self._is_built = trio.Event()  # the next circuit
+        self._clock_watch = ClockWatch()
+
+    def take_ready(self, need: Need) -> Circuit | None:
+        """A circuit as `acquire` gives it, if one is ready. Never waits."""
+        self.look_at_clock()
+        entry = self._shelves.find(need, trio.current_time())
+        return None if entry is None else self._claim(entry, need)
+
+    async def acquire(self, need: Need, give_up_at: float = inf) -> Circuit:
+        """A circuit for `need`; with a path of its own the circuit goes exactly there.
+
+        Builds that fail are repeated, after BUILD_ATTEMPTS with rests between them, and a directory is waited
+        for. Raises NoPath or NoGuard at once, TimedOut with the last failure at `give_up_at`; with a path,
+        what ended the one build.
+        """
+        self.look_at_clock()
+        failure: TorkitError | None = None
+        rest_count, rest_until = 0, -inf
+        with trio.move_on_at(give_up_at):
+            while True:
+                entry = self._shelves.find(need, trio.current_time())
+                if entry is not None:
+                    return self._claim(entry, need)
+                if need.key in self._building:
+                    await self._building[need.key].wait()
+                    continue
+                if trio.current_time() < rest_until:
+                    with trio.move_on_at(rest_until):
+                        await self._is_built.wait()
+                    continue
+                built = self._building[need.key] = trio.Event()
+                try:
+                    attempts = BUILD_ATTEMPTS if failure is None else AFTER_REST_ATTEMPTS
+                    return self._claim(await self._build_for(need, attempts), need)
+                except TorkitError as error:
+                    if need.path is not None or not self._may_pass(error):
+                        raise
+                    failure = diagnose([error])
+                finally:
+                    del self._building[need.key]
+                    built.set()
+                seconds = rest(rest_count, self._rng)
+                logger.info("no circuit for a request yet, next try in %.1f s: %s", seconds, failure)
+                rest_count, rest_until = rest_count + 1, trio.current_time() + seconds
+        if failure is None:
+            raise TimedOut("no circuit was built in time")
+        raise TimedOut(f"no circuit was built in time: {failure}", hint=failure.hint) from failure
+
+    async def open(self, purpose: Shared | ToRelay, crowd: Hashable = None) -> Circuit:
+        """A circuit that no request joins, built in a turn of `crowd`; the caller closes it.
+
+        Raises what ended the one build.
+        """
+        async with self.turns.take(crowd):
+            return await self._build(self._builder.choose(purpose), purpose)
+
+    def _claim(self, entry: Entry, need: Need) -> Circuit:
+        if need.path is None:
+            self.expect(need.purpose.expected_port)
+        if self._shelves.claim(entry, need.key, trio.current_time()):
+            self.is_short.set()
+        entry.circuit.watch.note_use()
+        return entry.circuit
+
+    def expect(self, port: int) -> None:
+        """Have circuits ready for streams to this port."""
+        if self.predicted.note(port, now=trio.current_time(), rng=self._rng):
+            self.is_short.set()
+
+    def _may_pass(self, error: TorkitError) -> bool:
+        """Whether what kept a circuit from being built may be gone soon; a lost directory may come back."""
+        return error.retry is Retry.NOW or (isinstance(error, NoDirectory) and self._directory is not None)
+
+    # --- building ---------------------------------------------------------------------------------
+
+    async def _build_for(self, need: Need, attempts: int) -> Entry:
+        """Build one, each attempt in a turn of its crowd."""
+        if need.path is None:
+            return await self.build_any(need.purpose, need.excluded, need.crowd, attempts)
+        async with self.turns.take(need.crowd):
+            return await self.build(need.purpose, path=need.path)
+
+    async def build_any(
+        self,
+        purpose: Shared,
+        excluded: Collection[bytes] = (),
+        crowd: Hashable = None,
+        attempts: int = BUILD_ATTEMPTS,
+    ) -> Entry:
+        """Build a clean circuit, each attempt in a turn of `crowd`. Raises what ended the last attempt."""
+        for attempt in range(attempts):
+            async with self.turns.take(crowd):
+                try:
+                    return await self.build(purpose, excluded)
+                except TorkitError as error:
+                    if error.retry is not Retry.NOW or attempt == attempts - 1:
+                        raise
+        raise AssertionError("unreachable")
+
+    async def build(
+        self, purpose: Shared, excluded: Collection[bytes] = (), *, path: Path | None = None
+    ) -> Entry:
+        """Build a clean circuit, through `path` if one is given. Raises what made a hop fail, or TimedOut."""
+        builder = self._builder
+        choice = builder.choose(purpose, excluded) if path is None else builder.paths.given(path)
+        circuit = await self._build(choice, purpose)
+        entry = Entry(circuit, purpose, trio.current_time() + self._idle_timeout())
+        if self._directory is not None:
+            entry.note_directory(self._directory)
+        self._shelves.add(entry)
+        circuit.on_end = lambda: self._forget(entry)
+        self._is_built.set()
+        self._is_built = trio.Event()
+        return entry
+
+    async def _build(self, choice: Choice, purpose: Shared | ToRelay) -> Circuit:
+        try:
+            return await self._builder.build(choice, purpose)
+        except TimedOut:
+            if not self._builder.channels.is_open(choice.path[0]):
+                self._close_clean(choice.path[0])
+            raise
+
+    def _idle_timeout(self) -> float:
+        """Seconds that a new circuit waits for its first stream: a little longer than one is expected."""
+        if self._builder.build_times.is_learning:
+            return self._builder.build_times.idle_timeout
+        left = self.predicted.seconds_left(trio.current_time())
+        return left + 1 + self._rng.random() * left / 20
+
+    def _close_clean(self, first: Relay) -> None:
+        """Let nobody have to find out that the circuits through a relay that is silent are, too."""
+        for entry in self._shelves.clean:
+            if entry.circuit.path[0].identity == first.identity:
+                entry.circuit.close()
+
+    def _forget(self, entry: Entry) -> None:
+        self._shelves.forget(entry)
+        self.is_short.set()
+
+    # --- ending their use -------------------------------------------------------------------------
+
+    @property
+    def clean(self) -> list[Entry]:
+        """Those that nobody has used, oldest first."""
+        return self._shelves.clean
+
+    def retire(self, circuit: Circuit) -> None:
+        """Let a circuit take no new streams; it is closed when its last one has gone."""
+        if (entry := self._shelves.entry_of(circuit)) is not None:
+            self._shelves.retire(entry)
+
+    def retire_exit(self, identity: bytes) -> None:
+        """Give no stream to a circuit that ends at this relay."""
+        for entry in self._shelves:
+            if entry.exit.identity == identity:
+                self._end_use(entry)
+
+    def note_directory(self, directory: Directory) -> None:
+        """Give no stream to a circuit through a relay that is gone, or whose exit no longer allows it."""
+        self._directory = directory
+        for entry in self._shelves:
+            entry.note_directory(directory)
+            if not may_go_on(directory, entry.circuit.path):
+                self._end_use(entry)
+
+    def _end_use(self, entry: Entry) -> None:
+        if isinstance(entry.state, Clean):
+            entry.circuit.close()
+        else:
+            self._shelves.retire(entry)
+
+    def renew(self) -> None:
+        """Take another identity: new requests use new circuits only; running streams go on."""
+        self.identity += 1
+        self.retire_all()
+
+    def retire_all(self) -> None:
+        """Let no circuit take new streams; those that there are go on."""
+        for entry in self._shelves:
+            self._shelves.retire(entry)
+        self.is_short.set()
+
+    def look_at_clock(self) -> None:
+        """After a suspend, connections are dead, and nothing would tell before timeouts did. As C tor."""
+        if self._clock_watch.has_jumped():
+            logger.info("the clock has jumped: connections and circuits are made anew")
+            self._builder.channels.forget_all()
+            self.retire_all()
+
+    async def watch_clock(self) -> None:
+        """Look at it now and then; never returns."""
+        while True:
+            await trio.sleep(CLOCK_CHECK)
+            self.look_at_clock()
+
+    def close(self) -> None:
+        for entry in self._shelves:
+            entry.circuit.watch.note_used()  # as C tor, no guard is blamed for what was under way
+            entry.circuit.close()
+
+    def close_idle(self) -> None:
+        """Close clean circuits for which nobody has come."""
+        for entry in self._shelves.clean:
+            if isinstance(entry.state, Clean) and trio.current_time() >= entry.state.expires_at:
+                entry.circuit.close()
+
+    def close_worn(self) -> None:
+        """Close circuits that have served.
+
+        Not at once: a DESTROY would overtake what relays still hold of an upload that has ended.
+        """
+        now = trio.current_time()
+        self._shelves.retire_old(now)
+        for entry, state in self._shelves.worn:
+            if entry.circuit.stream_count > 0:
+                state.idle_since = None
+            elif state.idle_since is None:
+                state.idle_since = now
+            elif now - state.idle_since >= WORN_GRACE and not state.is_probed:
+                if entry.circuit.watch.needs_probe:
+                    state.is_probed = True
+                    self._nursery.start_soon(self._probe_and_close, entry.circuit)
+                else:
+                    entry.circuit.close()
+
+    async def _probe_and_close(self, circuit: Circuit) -> None:
+        """Close a circuit on which no stream was answered, and first see whether that was its fault.
+
+        path-spec, "Measuring path usage success rates".
+        """
+        nonce = IPv4Address(self._rng.getrandbits(24))
+        try:
+            with trio.move_on_after(self._builder.build_times.timeouts.close):
+                await circuit.begin_probe(nonce).wait_connected()
+        except StreamClosed as error:
+            if error.reason is EndReason.EXITPOLICY and error.address == nonce:
+                circuit.watch.note_used()
+        except TorkitError:
+            pass  # it ended before it could be asked
+        finally:
+            circuit.close()

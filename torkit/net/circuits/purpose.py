@@ -1,0 +1,110 @@
+"""What a circuit is for: what its path needs, and which requests may join it.
+
+A circuit is built for one purpose, and a request has one. Requests share only circuits that streams leave at
+an exit; every other circuit belongs to whoever asked for it.
+"""
+
+from collections.abc import Collection, Hashable
+from typing import NamedTuple
+
+from torkit.directory.directory import Relay
+from torkit.net.contact import Contact
+from torkit.path import LONG_LIVED_PORTS
+from torkit.predicted_ports import RESOLVE_PORT
+
+Path = tuple[Relay, ...]
+
+
+class ExitTo:
+    """For streams that an exit lets go to `port`, at IPv6 addresses if `is_ipv6`."""
+
+    label = "GENERAL"
+
+    def __init__(self, port: int, *, is_ipv6: bool = False) -> None:
+        self.port = port
+        self.is_ipv6 = is_ipv6
+        self.needs_stable = port in LONG_LIVED_PORTS
+        self.expected_port = port  # for which circuits are built ahead from now on
+
+    def may_join(self, built_for: "Shared", exit_relay: Relay) -> bool:
+        """Whether a circuit that was built for that purpose and ends there serves this one, too."""
+        if self.needs_stable and not built_for.needs_stable:
+            return False
+        return (exit_relay.policy6 if self.is_ipv6 else exit_relay.policy).accepts(self.port)
+
+
+class LookUp:
+    """For look-ups, which any exit does; also for circuits that are built to learn how long that takes."""
+
+    label = "GENERAL"
+    needs_stable = False
+    expected_port = RESOLVE_PORT
+
+    def may_join(self, built_for: "Shared", exit_relay: Relay) -> bool:
+        """Any circuit to an exit serves."""
+        return True
+
+
+LOOK_UP = LookUp()
+
+
+class AskDirectory:
+    """For questions to a directory server: one hop."""
+
+    label = "DIR_FETCH"
+
+    def __init__(self, server: Contact) -> None:
+        self.server = server
+
+
+class _ToRelay:
+    def __init__(self, target: Relay) -> None:
+        self.target = target
+
+
+class OnionDirectory(_ToRelay):
+    """For a question to a directory of onion services. `target` is the last hop, here and below."""
+
+    label = "HS_CLIENT_HSDIR"
+
+
+class Introduction(_ToRelay):
+    """For INTRODUCE1, to an introduction point, which a service has chosen."""
+
+    label = "HS_CLIENT_INTRO"
+
+
+class Rendezvous(_ToRelay):
+    """For ESTABLISH_RENDEZVOUS, to a relay at which a service is met."""
+
+    label = "HS_CLIENT_REND"
+
+
+Shared = ExitTo | LookUp
+ToRelay = OnionDirectory | Introduction | Rendezvous  # named by others, and so by way of vanguards
+Purpose = Shared | AskDirectory | ToRelay
+
+
+class Need(NamedTuple):
+    """What a request needs of a circuit.
+
+    `identity` counts the identities of this client: that of when the request began, so that it never shares
+    with later ones. With `path` the circuit goes exactly there; else it ends at none of `excluded`, which are
+    identities of exits.
+    """
+
+    purpose: Shared
+    isolation: Hashable = None
+    identity: int = 0
+    path: Path | None = None
+    excluded: Collection[bytes] = ()
+
+    @property
+    def crowd(self) -> Hashable:
+        """Equal for requests that take turns as one."""
+        return self.identity, self.isolation
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for requests that may share a circuit."""
+        return self.crowd if self.path is None else (self.crowd, tuple(one.identity for one in self.path))

@@ -1,0 +1,154 @@
+"""The circuits at hand, found by isolation without a look at every other.
+
+A circuit goes from one shelf to the next, and never back:
+
+    Clean   nobody has used it; the first request gives it its own isolation
+    Dirty   requests of an equal isolation may join
+    Worn    nobody may join any more; it is closed when its last stream has gone
+
+path-spec, "Attaching streams to circuits".
+"""
+
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+
+from torkit.directory.directory import Directory
+from torkit.net.circuit import Circuit
+from torkit.net.circuits.purpose import Need, Shared
+
+# Specification constant, seconds (path-spec, "Clients build circuits on demand"): how long after its first
+# stream a circuit takes new ones. Not drawn at random, as in C tor.
+MAX_DIRTINESS = 600.0
+
+
+class Clean(NamedTuple):
+    """`expires_at` is when it is closed if nobody has come."""
+
+    expires_at: float
+
+
+class Dirty(NamedTuple):
+    """`key` is that of the requests which may join, `since` when the first did."""
+
+    key: Hashable
+    since: float
+
+
+class Worn:
+    """Waits for its last stream to go."""
+
+    def __init__(self) -> None:
+        self.idle_since: float | None = None  # first seen without streams
+        self.is_probed = False
+
+
+class Entry:
+    """A circuit to an exit, and what may be done with it."""
+
+    def __init__(self, circuit: Circuit, purpose: Shared, expires_at: float) -> None:
+        self.circuit = circuit
+        self.purpose = purpose
+        self.exit = circuit.path[-1]  # as the newest directory knows it
+        self.state: Clean | Dirty | Worn = Clean(expires_at)
+
+    def serves(self, need: Need, now: float) -> bool:
+        """Whether a request may have it, if its isolation allows that."""
+        if self.circuit.error is not None or not self.circuit.has_room:
+            return False
+        if isinstance(self.state, Dirty) and now - self.state.since >= MAX_DIRTINESS:
+            return False
+        if need.path is not None:
+            return True
+        return self.exit.identity not in need.excluded and need.purpose.may_join(self.purpose, self.exit)
+
+    def note_directory(self, directory: Directory) -> None:
+        self.exit = directory.relay(self.exit.identity) or self.exit
+
+
+class Shelves:
+    """Every circuit that requests share. Times are on trio's clock, and arguments."""
+
+    def __init__(self) -> None:
+        # Dicts for sets that keep an order: of building, of when they became dirty, of when worn.
+        self._entries: dict[Circuit, Entry] = {}
+        self._clean: dict[Entry, None] = {}
+        self._dirty: dict[Entry, None] = {}
+        self._worn: dict[Entry, None] = {}
+        self._by_key: dict[Hashable, dict[Entry, None]] = {}
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))
+
+    @property
+    def clean(self) -> list[Entry]:
+        """Those that nobody has used, oldest first."""
+        return list(self._clean)
+
+    @property
+    def worn(self) -> list[tuple[Entry, Worn]]:
+        """Those that only wait for their last stream to go."""
+        return [(entry, entry.state) for entry in self._worn if isinstance(entry.state, Worn)]
+
+    def find(self, need: Need, now: float) -> Entry | None:
+        """The circuit last given this isolation, else the youngest clean one; as C tor."""
+        for entry in reversed(self._by_key.get(need.key, {})):
+            if entry.serves(need, now):
+                return entry
+        if need.path is None:
+            for entry in reversed(self._clean):
+                if entry.serves(need, now):
+                    return entry
+        return None
+
+    def add(self, entry: Entry) -> None:
+        """Put up a clean circuit."""
+        self._entries[entry.circuit] = entry
+        self._clean[entry] = None
+
+    def claim(self, entry: Entry, key: Hashable, now: float) -> bool:
+        """Give a circuit to a request. Returns whether it was clean until now."""
+        if not isinstance(entry.state, Clean):
+            return False
+        del self._clean[entry]
+        entry.state = Dirty(key, now)
+        self._dirty[entry] = None
+        self._by_key.setdefault(key, {})[entry] = None
+        return True
+
+    def entry_of(self, circuit: Circuit) -> Entry | None:
+        return self._entries.get(circuit)
+
+    def retire(self, entry: Entry) -> None:
+        """Let nobody join it any more."""
+        if not isinstance(entry.state, Worn):
+            self._take_down(entry)
+            entry.state = Worn()
+            self._worn[entry] = None
+
+    def retire_old(self, now: float) -> None:
+        """Let nobody join those that have been dirty for MAX_DIRTINESS."""
+        while self._dirty:
+            oldest = next(iter(self._dirty))
+            assert isinstance(oldest.state, Dirty)
+            if now - oldest.state.since < MAX_DIRTINESS:
+                return
+            self.retire(oldest)
+
+    def forget(self, entry: Entry) -> None:
+        """Its circuit has ended."""
+        del self._entries[entry.circuit]
+        self._take_down(entry)
+
+    def _take_down(self, entry: Entry) -> None:
+        """Take it off the shelf on which it stands."""
+        match entry.state:
+            case Clean():
+                del self._clean[entry]
+            case Worn():
+                del self._worn[entry]
+            case Dirty(key):
+                del self._dirty[entry]
+                sharing = self._by_key[key]
+                del sharing[entry]
+                if not sharing:
+                    del self._by_key[key]

@@ -1,0 +1,125 @@
+"""Builds circuits ahead: for the ports that are expected, and to learn how long a build takes.
+
+path-spec, "Clients build circuits preemptively" and "How much data to record".
+"""
+
+import logging
+from contextlib import suppress
+from math import inf
+
+import trio
+
+from torkit.build_times import BuildTimes
+from torkit.errors import NoDirectory, NoPath, TorkitError
+from torkit.net.circuits.pool import Circuits
+from torkit.net.circuits.purpose import LOOK_UP, ExitTo
+from torkit.net.current import Current
+from torkit.net.progress import Tracker, diagnose
+from torkit.predicted_ports import FIRST_PORT
+
+# Specification constant (path-spec, "Clients build circuits preemptively"): clean circuits for every port
+# that is expected; one may serve many. One failure then costs no waiting.
+SPARE_COUNT = 2
+
+# Implementation limits.
+MAX_SPARES = 14  # clean circuits at which no more are built ahead, as C tor; path-spec says 12
+EXPIRY_CHECK = 30.0  # seconds between looks at which circuits have served, as C tor
+ROUNDS_BEFORE_WARNING = 2  # failed ones of building ahead, each of some attempts
+SPARE_RETRY = 5.0  # seconds before building ahead is tried again after a failure
+
+logger = logging.getLogger(__name__)
+
+
+class Spares:
+    """Run `keep` in a task; `learn` in another where build times are of use."""
+
+    def __init__(
+        self, circuits: Circuits, build_times: BuildTimes, current: Current, progress: Tracker
+    ) -> None:
+        self._circuits = circuits
+        self._build_times = build_times
+        self._current = current
+        self._progress = progress
+        self._failed_rounds = 0
+        self._worn_look_at = -inf
+
+    async def keep(self, count: int = SPARE_COUNT) -> None:
+        """Keep `count` clean circuits ready for each port that is expected; never returns.
+
+        Those that have served are closed, and those for which nobody came. None is begun while requests wait
+        for their turns. Says what is in the way if that goes on, and when it is gone: nobody else does after
+        the start.
+        """
+        circuits = self._circuits
+        if count:
+            circuits.expect(FIRST_PORT)
+        while True:
+            circuits.is_short = trio.Event()
+            self._close_those_that_served()
+            wait_until = self._worn_look_at
+            port = self._uncovered_port(count)
+            if port is not None:
+                if circuits.turns.has_room and await self._try_build(port):
+                    continue
+                wait_until = min(wait_until, trio.current_time() + SPARE_RETRY)
+            with trio.move_on_at(wait_until):
+                await circuits.is_short.wait()
+
+    def _close_those_that_served(self) -> None:
+        self._circuits.close_idle()
+        if trio.current_time() >= self._worn_look_at:
+            self._circuits.close_worn()
+            self._worn_look_at = trio.current_time() + EXPIRY_CHECK
+
+    def _uncovered_port(self, count: int) -> int | None:
+        """A port that is expected and for which fewer than `count` circuits are ready."""
+        now = trio.current_time()
+        spares = [entry for entry in self._circuits.clean if entry.circuit.error is None]
+        if len(spares) >= MAX_SPARES:
+            return None
+        for port in self._circuits.predicted.ports(now):
+            purpose = ExitTo(port)
+            if sum(purpose.may_join(entry.purpose, entry.exit) for entry in spares) < count:
+                return port
+        return None
+
+    async def _try_build(self, port: int) -> bool:
+        """Build one for `port`. Returns whether that went well."""
+        try:
+            await self._build(port)
+        except TorkitError as error:  # whoever needs a circuit now is told why there is none
+            if not isinstance(error, NoDirectory):  # why there is none is said by who fetches it
+                self._note_failure(diagnose([error]))
+            return False
+        if self._failed_rounds >= ROUNDS_BEFORE_WARNING:
+            logger.warning("circuits can be built again")
+        self._failed_rounds = 0
+        return True
+
+    async def _build(self, port: int) -> None:
+        try:
+            await self._circuits.build_any(ExitTo(port))
+        except NoPath:
+            await self._circuits.build_any(LOOK_UP)  # as C tor; and it may not be the port's fault
+            self._circuits.predicted.forget(port)
+
+    def _note_failure(self, failure: TorkitError) -> None:
+        self._progress.block(failure)
+        self._failed_rounds += self._progress.now.is_done
+        if self._failed_rounds == ROUNDS_BEFORE_WARNING:
+            reason = "; ".join(filter(None, (str(failure), failure.hint)))
+            logger.warning("no circuit can be built: %s", reason)
+
+    async def learn(self) -> None:
+        """Build circuits to learn from as long as too few have been; never returns.
+
+        Not too often, and not too many that nobody uses.
+        """
+        param = self._current.param
+        while True:
+            await trio.sleep(param("cbttestfreq"))
+            has_room = len(self._circuits.clean) < param("cbtmaxopencircs")
+            if self._build_times.is_learning and has_room and self._circuits.turns.has_room:
+                with suppress(TorkitError):
+                    async with self._circuits.turns.take(None):
+                        await self._circuits.build(LOOK_UP)

@@ -1,0 +1,68 @@
+"""The directory in use, for everybody who goes by it, and what follows from it. bootstrap.py keeps it new."""
+
+from collections.abc import Callable, Mapping
+
+import trio
+
+from torkit.directory.directory import Directory
+from torkit.errors import NoDirectory, TorkitError
+from torkit.net.circuit import CircuitSettings
+from torkit.params import parameter
+from torkit.proto.circuit import Cgo
+from torkit.proto.flow import ClockGuard
+
+# On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
+# is learnt is shorter there, in ms.
+TESTING_MIN_TIMEOUT = 5000
+
+
+class Current:
+    """`known` is None while there is no directory; whoever cannot do without asks for `directory`."""
+
+    def __init__(self, *, cgo: Cgo = Cgo.EXIT, testing: bool = False) -> None:
+        self.known: Directory | None = None
+        self.failure: TorkitError | None = None  # why there is none, once that was tried for a while
+        self.is_wanted = trio.Event()  # set by `hurry`, made anew by whoever keeps the directory
+        self._readers: list[Callable[[Directory], None]] = []
+        self._cgo = cgo
+        self._testing = testing
+        self._clock = ClockGuard()
+
+    @property
+    def directory(self) -> Directory:
+        """The newest usable directory. Raises NoDirectory before there is one."""
+        if self.known is None:
+            raise self.failure or NoDirectory("there is no directory yet")
+        return self.known
+
+    def add_reader(self, reader: Callable[[Directory], None]) -> None:
+        """Have `reader` called with each directory that is used from now on."""
+        self._readers.append(reader)
+
+    def use(self, directory: Directory) -> None:
+        """Go by this one from now on."""
+        self.known = directory
+        for reader in self._readers:
+            reader(directory)
+
+    def drop(self) -> None:
+        """Go by none: what there was is too old."""
+        self.known = None
+
+    def hurry(self) -> None:
+        """Have what is missing fetched now, for whoever cannot go on without it."""
+        self.is_wanted.set()
+
+    def params(self) -> Mapping[str, int]:
+        """All of them; none while there is no directory."""
+        return {} if self.known is None else self.known.consensus.params
+
+    def param(self, name: str) -> int:
+        """A consensus parameter; its default while there is no directory."""
+        value = parameter(self.params(), name)
+        is_raised = name == "cbtmintimeout" and self._testing
+        return max(value, TESTING_MIN_TIMEOUT) if is_raised else value
+
+    def circuit_settings(self) -> CircuitSettings:
+        """Those of circuits that are built now."""
+        return CircuitSettings(self.params(), self._cgo, self._clock, refuse_internal=not self._testing)

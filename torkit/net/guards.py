@@ -1,0 +1,242 @@
+"""Keeps the guards: gives one out with each path, hears what came of it, writes it down.
+
+Whoever builds a circuit holds a GuardTry of its first relay. Which guard is chosen, and what an outcome
+means, is torkit.guards's; whether one fails too many circuits is torkit.path_bias's.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import Random
+from typing import Any
+
+import trio
+
+from torkit.directory.directory import Directory, Relay
+from torkit.errors import CircuitClosed, NoDirectory, NoGuard, StorageError
+from torkit.guards import Guards
+from torkit.net.current import Current
+from torkit.net.state import StateFile
+from torkit.path import Constraints, goes_with
+from torkit.path_bias import UNWATCHED, Counts, PathBias, Report, Watch
+
+# Implementation limit: seconds between looks at whether a better guard has answered.
+GUARD_CHECK = 0.25
+
+logger = logging.getLogger(__name__)
+
+
+class GuardTry:
+    """Told once what came of a circuit that begins at a relay. This one is for those who keep no guards."""
+
+    watch: Watch = UNWATCHED  # counts what becomes of the circuit
+
+    def reached(self) -> None:
+        """The first hop was made, or the relay refused."""
+
+    def failed(self) -> None:
+        """The relay could not be reached, or did not answer."""
+
+    def given_up(self) -> None:
+        """Nobody will hear of it. Whoever just drops this says the same."""
+
+    async def wait_usable(self) -> None:
+        """Wait until no better guard may still answer. Raises CircuitClosed if one is worth a try first."""
+
+
+UNTOLD = GuardTry()
+
+
+class GuardKeeper:
+    """The guards of one client. `note_directory` is to be told of each directory that is used.
+
+    Guards that were drawn at a first start serve nobody before `has_agreed`: they are kept first, or another
+    process's, where it came before.
+    """
+
+    def __init__(
+        self,
+        guards: Guards,
+        current: Current,
+        state: StateFile,
+        nursery: trio.Nursery,
+        rng: Random,
+        restrictions: Constraints,
+        *,
+        keeps_counts: bool,
+    ) -> None:
+        """`keeps_counts` where path bias is worth writing down: not for one circuit."""
+        self.path_bias = PathBias(self._counts_of, current.param, self._note_path_bias)
+        self.has_agreed = trio.Event()
+        if any(guards.to_state().values()):
+            self.has_agreed.set()
+        self.guards = guards
+        self._current = current
+        self._state = state
+        self._nursery = nursery
+        self._rng = rng
+        self._restrictions = restrictions
+        self._keeps_counts = keeps_counts
+        self._agreeing = trio.Lock()
+        state.add(self, is_watched=True)
+
+    # --- circuits ---------------------------------------------------------------------------------
+
+    def pick(self, fits: Callable[[Relay], bool]) -> "GuardOfOurs":
+        """A guard for a circuit that is built next, one that `fits`. Raises NoGuard, NoPath, NoDirectory."""
+        if not self.has_agreed.is_set():
+            raise NoGuard(
+                "the guards just drawn have not been kept yet", hint="wait until the client is ready"
+            )
+        try:
+            relay = self.guards.choose(self._current.directory, fits, now=time.time(), rng=self._rng)
+        except NoDirectory:
+            self._current.hurry()
+            raise
+        finally:
+            self._keep()
+        return GuardOfOurs(self, relay)
+
+    def attempt(self, identity: bytes) -> GuardTry:
+        """For a circuit that begins at a relay which somebody else chose; it may be a guard of ours."""
+        return _Told(self, identity)
+
+    def note_reached(self, identity: bytes) -> None:
+        self.guards.note_reached(identity, now=time.time())
+
+    def note_failed(self, identity: bytes) -> None:
+        self.guards.note_failed(identity, now=time.time())
+
+    def note_given_up(self, identity: bytes) -> None:
+        self.guards.note_given_up(identity)
+
+    def is_usable(self, identity: bytes, others: Sequence[Relay]) -> bool | None:
+        """Whether traffic may go by this guard and through `others`; None while that is open."""
+        directory = self._current.directory
+        fits = partial(goes_with, directory, self._restrictions, others)
+        return self.guards.is_usable(directory, identity, fits, now=time.time())
+
+    def confirm(self, identity: bytes) -> None:
+        """A circuit that begins here is given out."""
+        self.guards.confirm(identity, now=time.time(), rng=self._rng)
+        self._keep()
+
+    def _counts_of(self, identity: bytes) -> Counts | None:
+        return self.guards.path_bias_of(identity)
+
+    def _note_path_bias(self, report: Report) -> None:
+        level = logging.WARNING if report.is_warning else logging.INFO
+        logger.log(level, "guard %s %s", report.guard.hex().upper(), report.message)
+        if report.is_dropped:
+            self.guards.note_dropped()
+
+    # --- the directory ----------------------------------------------------------------------------
+
+    def lacking(self, directory: Directory) -> list[str]:
+        """Nicknames of the guards without whose microdescriptors no circuit is built."""
+        try:
+            return self.guards.lacking(directory, now=time.time(), rng=self._rng)
+        finally:
+            self._keep()
+
+    def for_directory(self, directory: Directory) -> list[bytes]:
+        """Identities of the guards to ask for documents, in random order; none before any were agreed on."""
+        if not self.has_agreed.is_set():
+            return []
+        try:
+            return self.guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
+        finally:
+            self._keep()
+
+    def note_directory(self, directory: Directory) -> None:
+        if not self.has_agreed.is_set():
+            self._nursery.start_soon(self.agree, directory)
+
+    def is_extremely_restricted(self, directory: Directory) -> bool:
+        """Whether so few guards are allowed that they tell this user from others."""
+        self.guards.update(directory, now=time.time(), rng=self._rng)
+        return self.guards.is_extremely_restricted
+
+    # --- what is kept -----------------------------------------------------------------------------
+
+    async def agree(self, directory: Directory) -> None:
+        """Keep the guards of a first start. Where another process has kept its own meanwhile, use those."""
+        async with self._agreeing:
+            if self.has_agreed.is_set():
+                return
+            self.guards.update(directory, now=time.time(), rng=self._rng)
+            drawn = self.guards.to_state()
+            kept = drawn
+            if any(drawn.values()):
+                try:
+                    kept = await self._state.agree(drawn)
+                except StorageError as error:
+                    logger.warning("the guards could not be kept: %s", error)
+            if any(kept[name] != guards for name, guards in drawn.items()):
+                self.guards, _ = Guards.from_state(
+                    kept, now=time.time(), rng=self._rng, restrictions=self._restrictions
+                )
+            self.has_agreed.set()
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether there is something to write down."""
+        if not self.has_agreed.is_set():
+            return False
+        return self.guards.has_changed or (self._keeps_counts and self.path_bias.has_changed)
+
+    @has_changed.setter
+    def has_changed(self, value: bool) -> None:
+        self.guards.has_changed = self.path_bias.has_changed = value
+
+    def to_state(self) -> dict[str, Any]:
+        """JSON values, under the names of torkit.guards."""
+        return self.guards.to_state()
+
+    def _keep(self) -> None:
+        if self.guards.has_changed and self.has_agreed.is_set():
+            self._nursery.start_soon(self._state.save)
+
+
+class _Told(GuardTry):
+    """Tells the keeper, once."""
+
+    def __init__(self, keeper: GuardKeeper, identity: bytes) -> None:
+        self._keeper = keeper
+        self._identity = identity
+        self._is_told = False
+
+    def reached(self) -> None:
+        self._tell(self._keeper.note_reached)
+
+    def failed(self) -> None:
+        self._tell(self._keeper.note_failed)
+
+    def given_up(self) -> None:
+        self._tell(self._keeper.note_given_up)
+
+    def _tell(self, note: Callable[[bytes], None]) -> None:
+        if not self._is_told:
+            self._is_told = True
+            note(self._identity)
+
+    def __del__(self) -> None:
+        self.given_up()
+
+
+class GuardOfOurs(_Told):
+    """A guard picked for a circuit. `others` are the relays behind it, where they restrict who it is."""
+
+    def __init__(self, keeper: GuardKeeper, relay: Relay) -> None:
+        super().__init__(keeper, relay.identity)
+        self.relay = relay
+        self.others: Sequence[Relay] = ()
+        self.watch = keeper.path_bias.watch(relay.identity)
+
+    async def wait_usable(self) -> None:
+        while (is_usable := self._keeper.is_usable(self._identity, self.others)) is None:
+            await trio.sleep(GUARD_CHECK)
+        if not is_usable:
+            raise CircuitClosed("a better guard may be reachable again")
+        self._keeper.confirm(self._identity)

@@ -1,0 +1,111 @@
+"""Chooses the relays of our circuits: by purpose, beginning at a guard of ours, as the user restricts it.
+
+How relays are drawn is torkit.path's and torkit.vanguards's.
+"""
+
+import time
+from collections.abc import Callable, Collection
+from random import Random
+
+from torkit.directory.directory import Relay
+from torkit.errors import NoPath, UsageError
+from torkit.net.circuits.build import Choice
+from torkit.net.circuits.purpose import ExitTo, Path, Shared, ToRelay
+from torkit.net.current import Current
+from torkit.net.guards import GuardKeeper, GuardOfOurs
+from torkit.path import Constraints, choose_path
+from torkit.refusals import Refusals
+from torkit.vanguards import Vanguards, choose_path_to
+
+
+class Paths:
+    """`refusals` know exits that are none now; `vanguards` stand on paths to relays that others name."""
+
+    def __init__(
+        self,
+        current: Current,
+        guards: GuardKeeper,
+        refusals: Refusals,
+        vanguards: Vanguards,
+        restrictions: Constraints,
+        rng: Random,
+    ) -> None:
+        self._current = current
+        self._guards = guards
+        self._refusals = refusals
+        self._vanguards = vanguards
+        self._restrictions = restrictions
+        self._rng = rng
+
+    def choose(self, purpose: Shared | ToRelay, excluded: Collection[bytes] = ()) -> Choice:
+        """Relays for a circuit that is built next, the last of them none of `excluded`, identities of exits.
+
+        Raises NoPath, NoGuard, NoDirectory.
+        """
+        if isinstance(purpose, ToRelay):
+            return self._choose_to(purpose.target)
+        avoided = frozenset(excluded) | self._refusals.exits
+        try:
+            return self._choose_exit(purpose, avoided)
+        except NoPath:
+            if avoided <= frozenset(excluded):
+                raise
+            return self._choose_exit(purpose, excluded)  # nobody else is left
+
+    def given(self, path: Path) -> Choice:
+        """Exactly these. Raises UsageError for none at all."""
+        if not path:
+            raise UsageError("a path needs at least one relay")
+        return Choice(path, self._guards.attempt(path[0].identity), is_given=True)
+
+    def choose_for(self, constraints: Constraints) -> Path:
+        """Relays for `constraints` of the user's, for a circuit that somebody else builds.
+
+        Raises as torkit.path does.
+        """
+        return self._choose(constraints, _Picker(self._guards))
+
+    def _choose_exit(self, purpose: Shared, avoided: Collection[bytes]) -> Choice:
+        names = frozenset(identity.hex().upper() for identity in avoided)
+        constraints = Constraints(avoid=names)
+        if isinstance(purpose, ExitTo):
+            constraints = constraints._replace(port=purpose.port, ipv6=purpose.is_ipv6)
+        picker = _Picker(self._guards)
+        path = self._choose(constraints, picker)
+        picker.guard.others = path[1:]
+        return Choice(path, picker.guard)
+
+    def _choose_to(self, target: Relay) -> Choice:
+        """By way of the vanguards; nobody who named `target` has a say in who is guard."""
+        picker = _Picker(self._guards)
+        path = choose_path_to(
+            self._current.directory,
+            target,
+            self._vanguards,
+            picker,
+            self._restrictions,
+            self._rng,
+            now=time.time(),
+        )
+        return Choice(path, picker.guard)
+
+    def _choose(self, constraints: Constraints, picker: "_Picker") -> Path:
+        constraints = constraints._replace(
+            entries=constraints.entries or self._restrictions.entries,
+            exits=constraints.exits or self._restrictions.exits,
+            exclude=constraints.exclude | self._restrictions.exclude,
+            distinct_subnets=self._restrictions.distinct_subnets,
+        )
+        return choose_path(self._current.directory, constraints, self._rng, picker)
+
+
+class _Picker:
+    """Asks for a guard while a path is chosen, and keeps it. Dropped with it, the guard is given up."""
+
+    def __init__(self, guards: GuardKeeper) -> None:
+        self.guard: GuardOfOurs
+        self._guards = guards
+
+    def __call__(self, fits: Callable[[Relay], bool]) -> Relay:
+        self.guard = self._guards.pick(fits)
+        return self.guard.relay

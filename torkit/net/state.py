@@ -1,0 +1,74 @@
+"""Writes down what this client has learnt, for its next start."""
+
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from torkit.directory.cache import Cache
+from torkit.errors import StorageError
+
+SAVE_INTERVAL = 600.0  # seconds between writing down what changes all the time, as C tor
+
+logger = logging.getLogger(__name__)
+
+
+class Part(Protocol):
+    """Something that is kept."""
+
+    has_changed: bool  # since it was last written down
+
+    def to_state(self) -> dict[str, Any]:
+        """JSON values, under names of its own."""
+
+
+class StateFile:
+    """The state of one data directory, which other processes may use, too."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._lock = trio.Lock()
+        self._parts: list[Part] = []
+        self._watched: list[Part] = []
+
+    def add(self, part: Part, *, is_watched: bool) -> None:
+        """Keep `part`: whenever it has changed if `is_watched`, else only where the file was lost."""
+        self._parts.append(part)
+        if is_watched:
+            self._watched.append(part)
+
+    async def agree(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Keep these JSON values where nothing is kept yet. Returns all that is kept then.
+
+        Raises StorageError.
+        """
+        async with self._lock:
+            # abandon_on_cancel: another process may hold the file's lock for seconds.
+            return await trio.to_thread.run_sync(self._cache.add_to_state, values, abandon_on_cancel=True)
+
+    async def save(self) -> None:
+        """Write down what has changed."""
+        async with self._lock:
+            changed = [part for part in self._watched if part.has_changed]
+            if not changed:
+                return
+            try:
+                if (aside := await self._write(changed)) is not None:
+                    logger.warning("the state could not be read any more, and is kept as %s", aside)
+                    await self._write(self._parts)
+            except StorageError as error:
+                logger.warning("the guards could not be kept: %s", error)
+
+    async def _write(self, parts: list[Part]) -> Path | None:
+        values: dict[str, Any] = {}
+        for part in parts:
+            part.has_changed = False
+            values |= part.to_state()
+        return await trio.to_thread.run_sync(self._cache.update_state, values)
+
+    async def keep(self) -> None:
+        """Save now and then; never returns."""
+        while True:
+            await trio.sleep(SAVE_INTERVAL)
+            await self.save()
