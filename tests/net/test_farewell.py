@@ -13,6 +13,7 @@ from waiting import until_by_the_wall
 from torkit._fast import memory
 from torkit._fast.cells import RelayCommand
 from torkit.errors import EndReason
+from torkit.net.delivery import DELIVERY_TIMEOUT
 from torkit.net.proxy import farewell
 
 BODY = (
@@ -126,7 +127,7 @@ async def test_client_that_never_reads_is_reset_in_the_end(
         client, peer = await late_client(proxy, tor)
         await peer.send_all(BODY)
         await peer.end(reason)
-        for seconds in (1, farewell.FAREWELL_TIMEOUT - 1):
+        for seconds in (1, DELIVERY_TIMEOUT - 1):
             await trio.testing.wait_all_tasks_blocked(0.1)
             mock_clock.jump(seconds)
         await trio.testing.wait_all_tasks_blocked(0.1)

@@ -235,6 +235,39 @@ async def test_a_stream_that_fails_gives_its_data_then_its_error(ends: Ends) -> 
     assert os.read(ends.stdout, 100) == b"half"
 
 
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+@pytest.mark.parametrize("reason", [EndReason.CONNRESET, EndReason.MISC, EndReason.TIMEOUT, None])
+async def test_who_reads_late_gets_all_that_came_before_a_failure(
+    ends: Ends, kind: str, reason: EndReason | None
+) -> None:
+    """The kernel holds some of it, we the rest. Without a reason, the circuit is lost."""
+    body = BODY[:200_000]
+    near, far_end = socket.socketpair()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+    sink, reading = (ends.sink, ends.stdout) if kind == "pipe" else (near.fileno(), far_end.fileno())
+    with near, far_end:
+        async with opened() as (stream, far), stream, trio.open_nursery() as nursery:
+            failures: list[StreamClosed] = []
+
+            async def carry() -> None:
+                try:
+                    await pipe(stream, source=ends.source, sink=sink)
+                except StreamClosed as error:
+                    failures.append(error)
+
+            nursery.start_soon(carry)
+            far.write(body)
+            if reason is None:
+                far.circuit.destroy()
+            else:
+                far.finish(reason)
+            await until_by_the_wall(lambda: stream.has_ended)
+            await trio.testing.wait_all_tasks_blocked()
+            assert failures == []  # told before the rest is delivered
+            assert await in_thread(read_exactly, reading, len(body)) == body
+        assert [error.reason for error in failures] == [reason or EndReason.DESTROY]
+
+
 async def test_a_peer_that_ends_while_we_send_is_still_heard(ends: Ends) -> None:
     async with opened() as (stream, far), stream:
         far.write(b"last words")

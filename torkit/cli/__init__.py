@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import stat
 import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -57,6 +58,8 @@ INTERNAL = 7
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
+
+STDOUT = 1
 
 # Implementation limits. Seconds until the garbage collector is switched on: until then next to nothing is
 # garbage. And how many objects are made, and not freed, before it looks for cycles: every task switch makes
@@ -216,9 +219,14 @@ def run_command_line(arguments: list[str]) -> int:
             if error.exit_code != OK:
                 raise
         sys.stdout.flush()
+        _wait_until_delivered()
     except BaseException as error:
         _drop_unwritten_output()
-        return _report(_cause(error))
+        cause = _cause(error)
+        if isinstance(cause, TorkitError):  # a signal does not wait, and output that has failed need not
+            with suppress(OSError):
+                _wait_until_delivered()
+        return _report(cause)
     return OK
 
 
@@ -566,6 +574,14 @@ def _open_standard_descriptors() -> None:
         except OSError:
             os.open(os.devnull, mode)
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r"))
+
+
+def _wait_until_delivered() -> None:
+    """Stay until stdout, if it is a connection, has delivered all. Raises OSError."""
+    if stat.S_ISSOCK(os.fstat(STDOUT).st_mode):
+        from torkit.net.delivery import wait_until_delivered
+
+        wait_until_delivered(STDOUT)
 
 
 def _drop_unwritten_output() -> None:

@@ -9,10 +9,8 @@ is waited for, as long as it goes on taking bytes now and then. What it sends me
 many programs read nothing before they have written all.
 """
 
-import fcntl
 import socket
 import struct
-import termios
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -20,18 +18,14 @@ import trio
 
 from torkit._fast.pump import Local, LocalEvent
 from torkit.errors import InternalError
+from torkit.net.delivery import DELIVERY_TIMEOUT, LOOK_INTERVAL, undelivered
 from torkit.net.pump import Pump
 from torkit.net.stream import Stream
 
 READ_SIZE = 65_536  # bytes, as carrier.py's
 
 # Implementation limits.
-LOOK_INTERVAL = 0.05  # seconds between questions to the kernel; a delayed acknowledgement takes 40 ms
 LINGER_TIMEOUT = 2.0  # seconds that a client which has every byte has to end its own direction
-
-# Seconds without a byte taken after which a client is reset; about as long as Linux by itself tries to
-# deliver what a program has left behind. (C tor waits for 15 s, and then leaves the rest to the kernel.)
-FAREWELL_TIMEOUT = 300.0
 
 # Bytes that streams which are over may hold for the clients of one proxy: 64 full windows. Beyond, those who
 # have waited longest are reset. The kernel bounds its own part (tcp_wmem, tcp_mem).
@@ -147,7 +141,7 @@ class Farewell:
         left = self.held + undelivered(self._socket.fileno())
         if left != self._left:
             self._left, self._taken_at = left, now
-        if now - self._taken_at >= FAREWELL_TIMEOUT:
+        if now - self._taken_at >= DELIVERY_TIMEOUT:
             self.give_up()
         elif self._stream is None and self._is_whole and self._has_ended:
             self._close()  # the kernel delivers the rest
@@ -178,12 +172,3 @@ class Farewell:
 
     def on_fault(self, error: InternalError) -> None:
         self.give_up()
-
-
-def undelivered(descriptor: int) -> int:
-    """Bytes written to a socket that its peer has not acknowledged, and the end of file; 0 if unknown."""
-    try:
-        [count] = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))  # SIOCOUTQ
-    except OSError:
-        return 0
-    return int(count)
