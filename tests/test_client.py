@@ -32,7 +32,7 @@ from served import Arrivals, ServedNetwork, authorities, serve_network, signed_s
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit.build_times import INITIAL
-from torkit.client import Resolved, Tor, _load_state, open_tor
+from torkit.client import Tor, _load_state, open_tor
 from torkit.directory.cache import MICRODESCS, Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory
@@ -51,9 +51,9 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.guards import RETRY_SCHEDULE
-from torkit.net.attempts import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT
 from torkit.net.circuits.purpose import ExitTo, Need
 from torkit.net.current import TESTING_MIN_TIMEOUT
+from torkit.net.request import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT, Resolved
 from torkit.net.stream import Stream
 from torkit.path import Constraints
 from torkit.path_bias import State
@@ -368,13 +368,13 @@ async def failed(stream: Stream | None) -> Stream:
 async def test_a_stream_is_begun_at_once_only_where_a_circuit_is_ready(tmp_path: Path) -> None:
     async with served_tor(tmp_path) as (tor, _):
         stream = await tor.connect("web.test", 80, isolation="a")
-        begun = tor.begin("web.test", 443, isolation="a")
+        begun = tor.request("web.test", 443, isolation="a").begin()
         assert begun is not None
         assert begun.circuit is stream.circuit
         await begun.wait_connected()
-        assert tor.begin("web.test", 25, isolation="a") is None  # no exit allows that port
+        assert tor.request("web.test", 25, isolation="a").begin() is None  # no exit allows that port
         tor.new_identity()
-        assert tor.begin("web.test", 80, isolation="a") is None
+        assert tor.request("web.test", 80, isolation="a").begin() is None
 
 
 async def test_a_first_attempt_that_an_exit_refused_goes_on_at_another(tmp_path: Path) -> None:
@@ -391,8 +391,9 @@ async def test_a_first_attempt_that_an_exit_refused_goes_on_at_another(tmp_path:
 
         for exit_relay in exits_of(network):
             exit_relay.on_begin = refuse_once
-        begun = await failed(tor.begin("web.test", 80))
-        stream = await tor.connect("web.test", 80, begun=begun)
+        request = tor.request("web.test", 80)
+        begun = await failed(request.begin())
+        stream = await request.connect()
         assert stream.path[-1] != begun.path[-1]
 
 
@@ -407,9 +408,10 @@ async def test_a_first_attempt_that_the_destination_refused_is_not_repeated(tmp_
 
         for exit_relay in exits_of(network):
             exit_relay.on_begin = refuse
-        begun = await failed(tor.begin("web.test", 80))
+        request = tor.request("web.test", 80)
+        await failed(request.begin())
         with pytest.raises(StreamClosed) as caught:
-            await tor.connect("web.test", 80, begun=begun)
+            await request.connect()
         assert caught.value.reason is EndReason.CONNECTREFUSED
         assert len(asked) == 1
 
@@ -419,13 +421,28 @@ async def test_a_first_attempt_that_is_not_answered_retires_its_circuit(tmp_path
         first = await tor.connect("web.test", 80)
         silent = next(fake for fake in exits_of(network) if fake.rsa_identity == first.path[-1].identity)
         silent.on_begin = ignore
-        begun = tor.begin("web.test", 80)
-        assert begun is not None
-        stream = await tor.connect("web.test", 80, begun=begun)
+        request = tor.request("web.test", 80)
+        assert request.begin() is not None
+        stream = await request.connect()
         assert stream.path[-1] != first.path[-1]
-        again = tor.begin("web.test", 80)
+        again = tor.request("web.test", 80).begin()
         assert again is not None
         assert again.circuit is stream.circuit
+
+
+async def test_a_request_goes_on_under_the_identity_that_it_began_with(tmp_path: Path) -> None:
+    async with served_tor(tmp_path, exits=3) as (tor, network):
+        await tor.connect("web.test", 80)
+        request = tor.request("web.test", 80)
+        begun = request.begin()
+        assert begun is not None
+        tor.new_identity()
+        after = await tor.connect("web.test", 80)
+        begun.circuit.close()
+        stream = await request.connect()
+        assert stream.circuit not in (begun.circuit, after.circuit)
+        again = await tor.connect("web.test", 80)
+        assert again.circuit is after.circuit
 
 
 async def test_a_circuit_destroyed_under_a_stream_is_replaced(tmp_path: Path) -> None:
@@ -944,7 +961,7 @@ async def test_a_given_path_that_cannot_lead_there_is_refused_in_words(tmp_path:
         with pytest.raises(NoPath, match="exit0's exit policy does not allow this port"):
             await tor.connect("web.test", 25, path=path)
         with pytest.raises(NoPath, match="exit0's exit policy does not allow this port"):
-            tor.begin("web.test", 25, path=path)
+            tor.request("web.test", 25, path=path)
         no_exit = path[::-1]
         for call in (tor.connect("web.test", 80, path=no_exit), tor.resolve("web.test", path=no_exit)):
             with pytest.raises(NoPath, match=f"{no_exit[-1].nickname}'s exit policy allows no port"):

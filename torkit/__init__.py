@@ -14,8 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torkit.client import Resolved, Tor, open_tor
+    from torkit.client import Tor, open_tor
     from torkit.config import Network, data_dir, load_network
+    from torkit.net.request import Resolved
     from torkit.net.stream import Stream
     from torkit.path import Constraints
 
@@ -24,7 +25,7 @@ __all__ = ["Constraints", "Network", "Resolved", "Stream", "Tor", "data_dir", "l
 _HOMES = {
     "Constraints": "torkit.path",
     "Network": "torkit.config",
-    "Resolved": "torkit.client",
+    "Resolved": "torkit.net.request",
     "Stream": "torkit.net.stream",
     "Tor": "torkit.client",
     "data_dir": "torkit.config",

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from pathlib import Path as FilePath
 from random import Random, SystemRandom
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -21,13 +21,12 @@ from torkit.directory.consensus import Consensus, Preamble, read_preamble
 from torkit.directory.directory import CountryOf, Directory
 from torkit.errors import EndReason, InternalError, StorageError, StreamClosed, TimedOut, UsageError
 from torkit.guards import Guards
-from torkit.net.attempts import STREAM_TIMEOUT, Attempts
 from torkit.net.bootstrap import Bootstrap
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit
 from torkit.net.circuits.build import Builder, build_circuit
 from torkit.net.circuits.pool import Circuits
-from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, OnionDirectory, Path
+from torkit.net.circuits.purpose import LOOK_UP, Need, OnionDirectory, Path
 from torkit.net.circuits.spares import SPARE_COUNT, Spares
 from torkit.net.contact import Contact, DirectoryServer
 from torkit.net.current import Current
@@ -36,14 +35,13 @@ from torkit.net.memory import limit_memory
 from torkit.net.paths import Paths
 from torkit.net.progress import Changes, Progress
 from torkit.net.pump import Pump
+from torkit.net.request import STREAM_TIMEOUT, Request, Resolved
 from torkit.net.sources import Sources
 from torkit.net.state import StateFile
 from torkit.net.stream import Stream
-from torkit.path import Constraints, check_exit, country_in, places_of
+from torkit.path import Constraints, country_in, places_of
 from torkit.predicted_ports import PredictedPorts
 from torkit.proto.circuit import Cgo
-from torkit.proto.destination import check_destination, parse_address
-from torkit.proto.messages import ResolvedError
 from torkit.proto.padding import Padding
 from torkit.refusals import Refusals
 from torkit.vanguards import Vanguards
@@ -60,14 +58,6 @@ SETTLE_QUESTION = "192.0.2.1"
 SETTLE_TIMEOUT = 60.0  # seconds; a full congestion window at 8 KB/s
 
 logger = logging.getLogger(__name__)
-
-
-class Resolved(NamedTuple):
-    """One answer to a look-up; `ttl` in seconds."""
-
-    kind: Literal["ipv4", "ipv6", "hostname"]
-    value: str
-    ttl: int
 
 
 class Tor:
@@ -170,56 +160,34 @@ class Tor:
         """The newest usable directory. Raises NoDirectory before there is one."""
         return self._current.directory
 
-    def begin(
-        self, host: str, port: int, *, isolation: Hashable = None, path: Path | None = None
-    ) -> Stream | None:
-        """As `connect`, at once: a stream not answered yet, or None where no circuit is ready for it."""
-        host = check_destination(host, allow_internal=self.network.testing)
-        if path is not None:
-            check_exit(path[-1], port, is_ipv6=":" in host)
-        refusing = self._refusals.exits_refusing(isolation, host, port)
-        purpose = ExitTo(port, is_ipv6=":" in host)
-        circuit = self._circuits.take_ready(Need(purpose, isolation, self._circuits.identity, path, refusing))
-        if circuit is None:
-            return None
-        stream = circuit.begin(host, port)
-        stream.identity = self._circuits.identity
-        return stream
+    def request(
+        self, host: str, port: int | None, *, isolation: Hashable = None, path: Path | None = None
+    ) -> Request:
+        """A stream as `connect` opens it, or without a port a look-up, for whoever begins it by hand.
+
+        Raises UsageError for what no exit can reach, and NoPath where the exit of `path` does not allow it.
+        """
+        return Request(
+            self._circuits,
+            self._refusals,
+            host,
+            port,
+            isolation=isolation,
+            path=path,
+            allow_internal=self.network.testing,
+        )
 
     async def connect(
-        self,
-        host: str,
-        port: int,
-        *,
-        isolation: Hashable = None,
-        path: Path | None = None,
-        begun: Stream | None = None,
+        self, host: str, port: int, *, isolation: Hashable = None, path: Path | None = None
     ) -> Stream:
         """A stream to `host`, a name or address that the exit resolves; never looked up here.
 
         Streams share circuits only where `isolation` is equal: any value, as `object()` for a session or a
         tuple for one of a group. Attempts that fail for a circuit's or an exit's fault are repeated
         elsewhere; not with `path`, whose exit's policy is asked first. Raises UsageError for what no exit
-        can reach, StreamClosed with the exit's reason, TimedOut, NoPath, or what made circuits fail. `begun`
-        is a first attempt, by `begin`, which has failed or was not answered in time.
+        can reach, StreamClosed with the exit's reason, TimedOut, NoPath, or what made circuits fail.
         """
-        host = check_destination(host, allow_internal=self.network.testing)
-        if path is not None:
-            check_exit(path[-1], port, is_ipv6=":" in host)
-
-        async def begin(circuit: Circuit) -> Stream:
-            stream = circuit.begin(host, port)
-            try:
-                await stream.wait_connected()
-            except BaseException:
-                stream.close()
-                raise
-            return stream
-
-        attempts = Attempts(
-            self._circuits, self._refusals, host, port, isolation=isolation, path=path, begun=begun
-        )
-        return await attempts.run(begin)
+        return await self.request(host, port, isolation=isolation, path=path).connect()
 
     async def resolve(
         self, host: str, *, isolation: Hashable = None, path: Path | None = None
@@ -229,29 +197,7 @@ class Tor:
         Raises as `connect` does; StreamClosed with RESOLVEFAILED where there is no answer. An answer that
         is internal to a network is none: a program that took it would connect to somebody else's.
         """
-        host = check_destination(host, allow_internal=self.network.testing)
-        if path is not None:
-            check_exit(path[-1], None)
-        question = parse_address(host) or host
-
-        async def look_up(circuit: Circuit) -> list[Resolved]:
-            found = []
-            answers = await circuit.resolve(question)
-            for answer in answers:
-                if isinstance(answer.value, str):
-                    found.append(Resolved("hostname", answer.value, answer.ttl))
-                elif not isinstance(answer.value, ResolvedError) and not circuit.refuses(answer.value):
-                    kind: Literal["ipv4", "ipv6"] = "ipv4" if answer.value.version == 4 else "ipv6"
-                    found.append(Resolved(kind, str(answer.value), answer.ttl))
-            if not found and all(answer.value is not ResolvedError.NONTRANSIENT for answer in answers):
-                raise StreamClosed("the exit found no answer", reason=EndReason.RESOLVEFAILED)
-            return found
-
-        attempts = Attempts(self._circuits, self._refusals, host, None, isolation=isolation, path=path)
-        found = await attempts.run(look_up)
-        if not found:
-            raise StreamClosed("there is no answer, says the exit", reason=EndReason.RESOLVEFAILED)
-        return found
+        return await self.request(host, None, isolation=isolation, path=path).resolve()
 
     def new_identity(self) -> None:
         """From now on, streams use circuits that no stream of before has used; those go on as they are.

@@ -13,10 +13,10 @@ from served import Arrivals, relay_of
 
 from torkit.build_times import INITIAL, BuildTimes
 from torkit.errors import CircuitClosed, NoDirectory, NoPath, TimedOut
-from torkit.net.attempts import STREAM_TIMEOUT
 from torkit.net.circuits.pool import AFTER_REST_ATTEMPTS, BUILD_ATTEMPTS
 from torkit.net.circuits.spares import SPARE_RETRY
 from torkit.net.circuits.turns import MAX_PENDING, RESTS, Turns, rest
+from torkit.net.request import STREAM_TIMEOUT
 
 
 def under_way(fake: FakeRelay) -> int:

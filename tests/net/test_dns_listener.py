@@ -61,9 +61,7 @@ async def dns_server(tor: FakeTor, automap: Automap | None) -> AsyncIterator[Ask
     asker = Asker(sock.getsockname())
     listener = DnsListener(sock, partial(check_destination, allow_internal=False), automap)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            partial(serve_proxy, [listener], upstream=Upstream(tor.begin, tor.connect, tor.resolve))  # type: ignore[arg-type]
-        )
+        nursery.start_soon(partial(serve_proxy, [listener], upstream=Upstream(tor.request, tor.resolve)))  # type: ignore[arg-type]
         with asker.socket:
             yield asker
         nursery.cancel_scope.cancel()

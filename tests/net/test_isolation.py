@@ -118,9 +118,7 @@ async def _circuits_of(tor: Tor, trouble: Trouble, isolate: frozenset[Isolate]) 
 
     async with trio.open_nursery() as proxy:
         proxy.start_soon(
-            lambda: serve_socks(
-                listeners, begin=tor.begin, connect=tor.connect, resolve=tor.resolve, isolate=isolate
-            )
+            lambda: serve_socks(listeners, request=tor.request, resolve=tor.resolve, isolate=isolate)
         )
         async with trio.open_nursery() as clients:
             for asked in REQUESTS:

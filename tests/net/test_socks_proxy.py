@@ -191,7 +191,7 @@ async def test_first_attempt_that_is_not_answered_is_given_to_connect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ScriptedTor, "is_ready", True)
-    monkeypatch.setattr(shared, "FIRST_ATTEMPT_TIMEOUT", 0.05)
+    monkeypatch.setattr(shared, "ATTEMPT_TIMEOUTS", (0.05,))
     tor = ScriptedTor()
     async with proxy_for(tor) as proxy:
         tor.exit.on_begin = ignore

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from network.torkit_process import CarrierServer, Proxy, Shell, open_through, sk
 from torkit.client import Tor, open_tor
 from torkit.config import load_network
 from torkit.net.circuit import Circuit
-from torkit.net.proxy import Begin, Connect, serve_socks
+from torkit.net.proxy import serve_socks
 from torkit.net.stream import Stream
 
 pytestmark = pytest.mark.network
@@ -175,7 +176,6 @@ async def test_streams_share_a_circuit_exactly_where_credentials_are_equal(
     circuits: list[Circuit] = []
     async with open_tor(network=load_network(testnet.network_file), data_dir=tmp_path) as tor:
         await tor.wait_ready()
-        begin, connect = _recording(tor, circuits)
         [listener] = await trio.open_tcp_listeners(0, host=HOST)
         port = listener.socket.getsockname()[1]
 
@@ -187,7 +187,7 @@ async def test_streams_share_a_circuit_exactly_where_credentials_are_equal(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                lambda: serve_socks([listener], begin=begin, connect=connect, resolve=tor.resolve)
+                lambda: serve_socks([listener], request=partial(Recorded, tor, circuits), resolve=tor.resolve)
             )
             identities = ("", "alice:1@", "alice:2@", "bob:1@", "alice:@")
             first = [await circuit_of(credentials) for credentials in identities]
@@ -197,19 +197,25 @@ async def test_streams_share_a_circuit_exactly_where_credentials_are_equal(
     assert len(set(map(id, first))) == len(identities)
 
 
-def _recording(tor: Tor, circuits: list[Circuit]) -> tuple[Begin, Connect]:
-    def begin(host: str, port: int, *, isolation: Hashable) -> Stream | None:
-        stream = tor.begin(host, port, isolation=isolation)
+class Recorded:
+    """A request that keeps the circuits of its streams in `circuits`."""
+
+    def __init__(
+        self, tor: Tor, circuits: list[Circuit], host: str, port: int, *, isolation: Hashable
+    ) -> None:
+        self._request = tor.request(host, port, isolation=isolation)
+        self._circuits = circuits
+
+    def begin(self) -> Stream | None:
+        stream = self._request.begin()
         if stream is not None:
-            circuits.append(stream.circuit)
+            self._circuits.append(stream.circuit)
         return stream
 
-    async def connect(host: str, port: int, *, isolation: Hashable, begun: Stream | None = None) -> Stream:
-        stream = await tor.connect(host, port, isolation=isolation, begun=begun)
-        circuits.append(stream.circuit)
+    async def connect(self) -> Stream:
+        stream = await self._request.connect()
+        self._circuits.append(stream.circuit)
         return stream
-
-    return begin, connect
 
 
 # --- bulk -----------------------------------------------------------------------------------------------

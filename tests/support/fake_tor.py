@@ -1,10 +1,11 @@
 """A client over memory: streams end as torkit's own do, and the test plays the peer."""
 
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from random import Random
+from typing import NamedTuple
 
 import trio
 import trio.testing
@@ -78,6 +79,15 @@ class FakeAnswer:
     value: str
 
 
+class FakeRequest(NamedTuple):
+    """One stream that is asked for."""
+
+    connect: Callable[[], Awaitable[FakeStream]]
+
+    def begin(self) -> None:
+        """No circuit is ever ready."""
+
+
 @dataclass
 class FakeTor:
     """Records what was asked for; streams arrive in `streams`."""
@@ -104,10 +114,10 @@ class FakeTor:
     def __post_init__(self) -> None:
         self._opened, self.streams = trio.open_memory_channel[FakeStream](1_000)
 
-    def begin(
+    def request(
         self, host: str, port: int, *, isolation: Hashable = None, path: tuple[Relay, ...] | None = None
-    ) -> None:
-        """No circuit is ever ready."""
+    ) -> FakeRequest:
+        return FakeRequest(partial(self.connect, host, port, isolation=isolation, path=path))
 
     async def connect(
         self,
@@ -116,7 +126,6 @@ class FakeTor:
         *,
         isolation: Hashable = None,
         path: tuple[Relay, ...] | None = None,
-        begun: None = None,
     ) -> FakeStream:
         self.asked.append((host, port, isolation))
         self.paths.append(path)

@@ -64,7 +64,7 @@ class ScriptedTor(FakeTor):
         self._arrived, self.peers = trio.open_memory_channel[Peer](1_000)
         self._by_stream: dict[FakeStream, Peer] = {}
         self._circuit: Circuit | None = None
-        self.begun: list[Stream | None] = []  # first attempts that `open` was given
+        self.begun: list[Stream | None] = []  # first attempts of those that went on
 
     def use(self, circuit: Circuit, exit_relay: FakeRelay) -> None:
         self._circuit = circuit
@@ -77,6 +77,9 @@ class ScriptedTor(FakeTor):
         answer_begin(stream)
         peer = self._by_stream[stream] = Peer(stream)
         self._arrived.send_nowait(peer)
+
+    def ask(self, host: str, port: int, *, isolation: Hashable) -> "Requested":
+        return Requested(self, host, port, isolation)
 
     def begin_now(self, host: str, port: int, *, isolation: Hashable = None) -> Stream | None:
         if not self.is_ready or self.failure is not None or self.is_silent:
@@ -97,6 +100,23 @@ class ScriptedTor(FakeTor):
         stream = self._circuit.begin(host, port)
         await stream.wait_connected()
         return stream
+
+
+class Requested:
+    """One stream that a client asks for."""
+
+    def __init__(self, tor: ScriptedTor, host: str, port: int, isolation: Hashable) -> None:
+        self._tor = tor
+        self._target = host, port
+        self._isolation = isolation
+        self._begun: Stream | None = None
+
+    def begin(self) -> Stream | None:
+        self._begun = self._tor.begin_now(*self._target, isolation=self._isolation)
+        return self._begun
+
+    async def connect(self) -> Stream:
+        return await self._tor.open(*self._target, isolation=self._isolation, begun=self._begun)
 
 
 class Proxy:
@@ -153,7 +173,7 @@ async def proxy_for(
 
         async def serve_until_cancelled() -> None:
             with proxy.scope:
-                await serve(listeners, begin=tor.begin_now, connect=tor.open, resolve=tor.resolve, **settings)
+                await serve(listeners, request=tor.ask, resolve=tor.resolve, **settings)
 
         nursery.start_soon(serve_until_cancelled)
         yield proxy

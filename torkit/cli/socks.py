@@ -241,8 +241,7 @@ async def serve(
         is_able.set()
         await serve_socks(
             listeners,
-            begin=partial(tor.begin, path=relays),
-            connect=partial(tor.connect, path=relays),
+            request=partial(tor.request, path=relays),
             resolve=partial(tor.resolve, path=relays),
             max_clients=max_clients,
             isolate=isolation,

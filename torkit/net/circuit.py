@@ -101,6 +101,11 @@ class Circuit:
         return self._channel.link.clock_skew
 
     @property
+    def exit(self) -> Relay:
+        """The relay at which its streams leave."""
+        return self.path[-1]
+
+    @property
     def last_address(self) -> tuple[str, int]:
         """An address and OR port of the last hop; on a circuit of one hop those that we connected to."""
         return self._channel.address if len(self.path) < 2 else (self.path[-1].address, self.path[-1].or_port)
@@ -213,7 +218,7 @@ class Circuit:
     def begin(self, host: str, port: int) -> Stream:
         """Ask the last hop to connect to `host`, a name or address it resolves. Not waited for."""
         flags = messages.BeginFlags(0)
-        if self.path[-1].policy6.accepts(port):
+        if self.exit.policy6.accepts(port):
             # As C tor's clients do on the port that Tor Browser has them open, where the exit can use it.
             flags = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
         return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags))

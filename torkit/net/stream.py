@@ -54,7 +54,6 @@ class Stream(trio.abc.Stream):
         self._is_closed = False
         self._is_connected = False
         self.watcher: Watcher | None = None
-        self.identity = 0  # which of the client's it was begun under, for another attempt
         self._unsent = memoryview(b"")  # what send_all still has to seal
         self._is_readable = trio.lowlevel.ParkingLot()
         self._is_writable = trio.lowlevel.ParkingLot()

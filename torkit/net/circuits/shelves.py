@@ -48,7 +48,7 @@ class Entry:
     def __init__(self, circuit: Circuit, purpose: Shared, expires_at: float) -> None:
         self.circuit = circuit
         self.purpose = purpose
-        self.exit = circuit.path[-1]  # as the newest directory knows it
+        self.exit = circuit.exit  # as the newest directory knows it
         self.state: Clean | Dirty | Worn = Clean(expires_at)
 
     def serves(self, need: Need, now: float) -> bool:

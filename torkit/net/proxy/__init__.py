@@ -24,14 +24,14 @@ Destinations are never logged.
 
 from torkit.net.proxy.isolation import ISOLATION, Isolate
 from torkit.net.proxy.server import serve_proxy, serve_socks
-from torkit.net.proxy.upstream import Answer, Begin, Connect, Resolve
+from torkit.net.proxy.upstream import Answer, Ask, Requested, Resolve
 
 __all__ = [
     "ISOLATION",
     "Answer",
-    "Begin",
-    "Connect",
+    "Ask",
     "Isolate",
+    "Requested",
     "Resolve",
     "serve_proxy",
     "serve_socks",

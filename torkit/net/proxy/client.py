@@ -15,6 +15,7 @@ from torkit.net.proxy.deadlines import deadline
 from torkit.net.proxy.doors import FrontDoor
 from torkit.net.proxy.isolation import Origin
 from torkit.net.proxy.shared import CONNECT_TIMEOUT, Proxy
+from torkit.net.proxy.upstream import Requested
 from torkit.net.stream import Stream
 from torkit.proto.request import Command, Request
 
@@ -31,6 +32,7 @@ class Client:
         self._door = door
         self._source = proxy.pump.add_local(sock.fileno(), self)
         self._isolation: Hashable = None
+        self._requested: Requested | None = None  # until its stream is connected
         self._stream: Stream | None = None
         self._answer = b""  # to its handshake, not sent yet
         self._has_more = False  # it sends before it is answered; what is heard of it next is that it broke
@@ -88,12 +90,13 @@ class Client:
             self._isolation = self._proxy.isolation.key(self._origin, request)
             if request.command is not Command.CONNECT:
                 return self._work(self._look_up, request)
-            begin = self._proxy.upstream.begin
-            stream = begin(request.host, request.port, isolation=self._isolation)
+            ask = self._proxy.upstream.request
+            self._requested = ask(request.host, request.port, isolation=self._isolation)
+            stream = self._requested.begin()
         except TorkitError as error:
             return self._refuse(error)
         if stream is None:
-            return self._work(self._connect, request, None)
+            return self._work(self._connect, self._requested)
         self._stream = stream
         self._sent_early = stream.put(self._door.trailing_data)
         stream.watcher = self
@@ -117,26 +120,23 @@ class Client:
     def give_up_attempt(self) -> None:
         """It failed or has taken too long: what can be done about that is worth a task."""
         assert self._stream is not None
-        request = self._door.request
-        assert request is not None
+        assert self._requested is not None
         self._proxy.attempts.discard(self)
         self._stream.watcher = None
-        begun, self._stream = self._stream, None
+        self._stream = None
         self._sent_early = 0
-        self._work(self._connect, request, begun)
+        self._work(self._connect, self._requested)
 
     def _work(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """Have a task work for this client until it leaves, be it before the task begins."""
         self._scope = trio.CancelScope()
         self._proxy.nursery.start_soon(task, *arguments)
 
-    async def _connect(self, request: Request, begun: Stream | None) -> None:
+    async def _connect(self, requested: Requested) -> None:
         with self._guarded():
             try:
                 with deadline(CONNECT_TIMEOUT, "a connection"):
-                    stream = await self._proxy.upstream.connect(
-                        request.host, request.port, isolation=self._isolation, begun=begun
-                    )
+                    stream = await requested.connect()
             except TorkitError as error:
                 self._refuse(error)
             else:
@@ -169,6 +169,7 @@ class Client:
 
     def _carry(self, stream: Stream) -> None:
         self._stream = stream
+        self._requested = None
         # In a write of its own: ncat before 7.94 loses what arrives together with the reply.
         if not self._send(self._door.encode_grant()):
             return self.close()

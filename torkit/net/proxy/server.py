@@ -11,15 +11,14 @@ from torkit.net.proxy.limits import MAX_CLIENTS
 from torkit.net.proxy.listener import TcpListener
 from torkit.net.proxy.shared import Listener, Proxy
 from torkit.net.proxy.sockdiag import SockDiag
-from torkit.net.proxy.upstream import Begin, Connect, Resolve, Upstream
+from torkit.net.proxy.upstream import Ask, Resolve, Upstream
 from torkit.proto.socks import Handshake
 
 
 async def serve_socks(
     listeners: Sequence[trio.SocketListener],
     *,
-    begin: Begin,
-    connect: Connect,
+    request: Ask,
     resolve: Resolve,
     max_clients: int = MAX_CLIENTS,
     isolate: Collection[Isolate] = ISOLATION,
@@ -28,7 +27,7 @@ async def serve_socks(
     """Serve SOCKS clients until cancelled, and close the listeners: `serve_proxy` says how."""
     await serve_proxy(
         [TcpListener(listener.socket, lambda _: Handshake()) for listener in listeners],
-        upstream=Upstream(begin, connect, resolve),
+        upstream=Upstream(request, resolve),
         max_clients=max_clients,
         isolate=isolate,
         leaks=Leaks(names_only=names_only),

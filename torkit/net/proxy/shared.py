@@ -15,14 +15,12 @@ from torkit.net.proxy.limits import Limits, Member
 from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.proxy.upstream import Upstream
 from torkit.net.pump import Pump
+from torkit.net.request import ATTEMPT_TIMEOUTS, STREAM_TIMEOUT
 from torkit.proto.destination import check_host
 from torkit.proto.request import Request
 
-# How long a request may take in all. net/attempts.py gives up before: it knows why.
-CONNECT_TIMEOUT = 150.0  # seconds
-
-# How long the first attempt has, on a circuit that was ready, as C tor's.
-FIRST_ATTEMPT_TIMEOUT = 10.0  # seconds
+# Seconds that a request may take in all. net/request.py gives up before: it knows why.
+CONNECT_TIMEOUT = STREAM_TIMEOUT + 30.0
 
 
 class Listener(Protocol):
@@ -57,7 +55,7 @@ class Proxy:
         self.isolation = Isolation(isolate)
         self.leaks = leaks
         self.limits = Limits(max_clients, self._watch_listeners)
-        self.attempts = Deadlines[Member](FIRST_ATTEMPT_TIMEOUT, lambda client: client.give_up_attempt())
+        self.attempts = Deadlines[Member](ATTEMPT_TIMEOUTS[0], lambda client: client.give_up_attempt())
         self.farewells = Farewells(self.pump)
         self._listeners = listeners
 

@@ -6,21 +6,20 @@ from typing import NamedTuple, Protocol
 from torkit.net.stream import Stream
 
 
-class Begin(Protocol):
-    """Begins a stream for one request on a circuit that is ready; None where none is. Raises TorkitError."""
+class Requested(Protocol):
+    """One stream that somebody asks for. Both raise TorkitError."""
 
-    def __call__(self, host: str, port: int, *, isolation: Hashable) -> Stream | None: ...
+    def begin(self) -> Stream | None:
+        """Make the first attempt at once: a stream not answered yet, or None where no circuit is ready."""
+
+    async def connect(self) -> Stream:
+        """Make the attempts that are left, where the first failed or was not answered in time."""
 
 
-class Connect(Protocol):
-    """Opens a stream for one request, however long it takes; raises TorkitError.
+class Ask(Protocol):
+    """Says what is wanted; raises TorkitError for what nobody can reach."""
 
-    `begun` is a first attempt, which has failed or was not answered in time.
-    """
-
-    async def __call__(
-        self, host: str, port: int, *, isolation: Hashable, begun: Stream | None = None
-    ) -> Stream: ...
+    def __call__(self, host: str, port: int, *, isolation: Hashable) -> Requested: ...
 
 
 class Answer(Protocol):
@@ -41,6 +40,7 @@ class Resolve(Protocol):
 
 
 class Upstream(NamedTuple):
-    begin: Begin
-    connect: Connect
+    """`request` is for streams, `resolve` for look-ups."""
+
+    request: Ask
     resolve: Resolve

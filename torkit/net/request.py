@@ -1,0 +1,242 @@
+"""One stream, or one look-up, that somebody asks for: tried on one circuit after another, as C tor does it.
+
+path-spec, "Handling failure".
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Hashable
+from typing import Literal, NamedTuple, TypeVar
+
+import trio
+
+from torkit.errors import Closed, EndReason, NoPath, PeerError, StreamClosed, TimedOut, TorkitError
+from torkit.net.circuit import Circuit
+from torkit.net.circuits.pool import Circuits
+from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Path
+from torkit.net.stream import Stream
+from torkit.path import check_exit
+from torkit.proto.destination import check_destination, parse_address
+from torkit.proto.messages import ResolvedError
+from torkit.refusals import Refusals
+
+# As C tor: seconds until the first attempt times out, the second, and each further one; and after which a
+# stream gets no further one.
+ATTEMPT_TIMEOUTS = (10.0, 10.0, 15.0)
+STREAM_TIMEOUT = 120.0
+
+# As C tor: how often one stream ends by one of _UNCERTAIN, or with its circuit, until that is the answer.
+MAX_FAILURES = 3
+
+# Implementation limit: exits by whose policy one stream is refused. C tor goes on for 120 s.
+MAX_REFUSALS = 16
+
+# Ends that another exit may not give, as C tor takes them. All others are the target's answer.
+_UNCERTAIN = frozenset({EndReason.MISC, EndReason.NOROUTE, EndReason.RESOLVEFAILED})
+_NO_EXIT = frozenset({EndReason.HIBERNATING, EndReason.RESOURCELIMIT})  # it wants no streams at all
+_BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
+
+T = TypeVar("T")
+
+
+class Resolved(NamedTuple):
+    """One answer to a look-up; `ttl` in seconds."""
+
+    kind: Literal["ipv4", "ipv6", "hostname"]
+    value: str
+    ttl: int
+
+
+class Request:
+    """Who wants it, where to, and what was tried. Ask it for one stream or one look-up, not for more."""
+
+    def __init__(
+        self,
+        circuits: Circuits,
+        refusals: Refusals,
+        host: str,
+        port: int | None,
+        *,
+        isolation: Hashable = None,
+        path: Path | None = None,
+        allow_internal: bool = False,
+    ) -> None:
+        """A stream to `port` of `host`, or without a port a look-up of `host`, a name or an address.
+
+        `allow_internal` on networks where addresses that are internal elsewhere are none. Raises UsageError
+        for what no exit can reach, NoPath where the exit of `path` does not allow it.
+        """
+        self._host = check_destination(host, allow_internal=allow_internal)
+        self._port = port
+        is_ipv6 = ":" in self._host
+        if path:
+            check_exit(path[-1], port, is_ipv6=is_ipv6 and port is not None)
+        purpose = LOOK_UP if port is None else ExitTo(port, is_ipv6=is_ipv6)
+        self._need = Need(purpose, isolation, circuits.identity, path)
+        self._circuits = circuits
+        self._refusals = refusals
+        self._begun: Stream | None = None
+        self._exits: set[bytes] = set()  # that were tried
+        self._failure: TorkitError | None = None  # the last
+        self._failure_count = self._refusal_count = self._timeout_count = 0
+
+    def begin(self) -> Stream | None:
+        """Make the first attempt at once: a stream not answered yet, or None where no circuit is ready.
+
+        If it fails, or is not answered within the first of ATTEMPT_TIMEOUTS, `connect` goes on.
+        """
+        assert self._port is not None
+        circuit = self._circuits.take_ready(self._need._replace(excluded=self._refusing))
+        if circuit is not None:
+            self._begun = circuit.begin(self._host, self._port)
+        return self._begun
+
+    async def connect(self) -> Stream:
+        """Make the attempts that are left. Returns a stream that was answered.
+
+        Raises StreamClosed with the exit's reason, TimedOut, NoPath, or what made circuits fail.
+        """
+        if self._begun is not None:
+            if self._begun.failure is not None:
+                self._note_failure(self._begun.circuit, self._begun.failure)
+            else:
+                self._begun.close()
+                self._note_timeout(self._begun.circuit)
+        return await self._try_on(self._open)
+
+    async def resolve(self) -> list[Resolved]:
+        """The addresses of a name, or for an address its names. Raises as `connect`."""
+        found = await self._try_on(self._look_up)
+        if not found:
+            raise StreamClosed("there is no answer, says the exit", reason=EndReason.RESOLVEFAILED)
+        return found
+
+    # --- one attempt ------------------------------------------------------------------------------
+
+    async def _open(self, circuit: Circuit) -> Stream:
+        assert self._port is not None
+        stream = circuit.begin(self._host, self._port)
+        try:
+            await stream.wait_connected()
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def _look_up(self, circuit: Circuit) -> list[Resolved]:
+        """Ask an exit. An answer that is internal to a network is none: it would lead to somebody else's."""
+        found = []
+        answers = await circuit.resolve(parse_address(self._host) or self._host)
+        for answer in answers:
+            if isinstance(answer.value, str):
+                found.append(Resolved("hostname", answer.value, answer.ttl))
+            elif not isinstance(answer.value, ResolvedError) and not circuit.refuses(answer.value):
+                kind: Literal["ipv4", "ipv6"] = "ipv4" if answer.value.version == 4 else "ipv6"
+                found.append(Resolved(kind, str(answer.value), answer.ttl))
+        if not found and all(answer.value is not ResolvedError.NONTRANSIENT for answer in answers):
+            raise StreamClosed("the exit found no answer", reason=EndReason.RESOLVEFAILED)
+        return found
+
+    # --- one after another ------------------------------------------------------------------------
+
+    async def _try_on(self, attempt: Callable[[Circuit], Awaitable[T]]) -> T:
+        """Try on a circuit, and where that fails for its or its exit's fault, on another.
+
+        Raises what an attempt does where another is of no use, TimedOut, NoPath, or what made circuits fail.
+        """
+        give_up_at = trio.current_time() + STREAM_TIMEOUT
+        while self._may_go_on(give_up_at) and (circuit := await self._acquire(give_up_at)) is not None:
+            try:
+                with trio.move_on_after(self._timeout):
+                    result = await attempt(circuit)
+                    circuit.watch.note_used()
+                    return result
+                self._note_timeout(circuit)
+            except (PeerError, Closed) as error:
+                self._note_failure(circuit, error)
+        raise self._failure or TimedOut("no exit has answered")
+
+    def _may_go_on(self, give_up_at: float) -> bool:
+        return (
+            self._failure_count < MAX_FAILURES
+            and self._refusal_count < MAX_REFUSALS
+            and trio.current_time() < give_up_at
+        )
+
+    @property
+    def _timeout(self) -> float:
+        """Seconds that the next attempt gets."""
+        return ATTEMPT_TIMEOUTS[min(self._timeout_count, len(ATTEMPT_TIMEOUTS) - 1)]
+
+    @property
+    def _refusing(self) -> frozenset[bytes]:
+        """Exits that have refused this target lately."""
+        return self._refusals.exits_refusing(self._need.isolation, self._host, self._port)
+
+    async def _acquire(self, give_up_at: float) -> Circuit | None:
+        """A circuit to an exit that was not tried; None where what failed before says more than why not."""
+        refusing = self._refusing - self._exits
+        try:
+            try:
+                return await self._acquire_without(self._exits | refusing, give_up_at)
+            except NoPath:
+                if not refusing:
+                    raise
+            return await self._acquire_without(self._exits, give_up_at)  # they may have changed their mind
+        except NoPath:
+            if not self._exits:
+                raise
+            return None
+
+    async def _acquire_without(self, excluded: Collection[bytes], give_up_at: float) -> Circuit | None:
+        """A circuit to another exit than `excluded`; None when time is up."""
+        try:
+            return await self._circuits.acquire(self._need._replace(excluded=excluded), give_up_at)
+        except TimedOut as error:
+            if self._failure is None or _reason_of(self._failure) in _BROKEN_CIRCUIT:
+                self._failure = error  # why there was no other circuit says more than how one ended
+            return None
+
+    # --- what came of it --------------------------------------------------------------------------
+
+    def _note_timeout(self, circuit: Circuit) -> None:
+        """Nobody has answered in time."""
+        self._exits.add(circuit.exit.identity)
+        self._timeout_count += 1
+        circuit.watch.note_given_up()
+        self._circuits.retire(circuit)
+
+    def _note_failure(self, circuit: Circuit, error: TorkitError) -> None:
+        """Learn from what was the end of an attempt. Raises it where another one is of no use."""
+        exit_identity = circuit.exit.identity
+        self._exits.add(exit_identity)
+        self._failure = error
+        reason = _reason_of(error)
+        address = error.address if isinstance(error, StreamClosed) else None
+        if reason in _BROKEN_CIRCUIT:
+            self._failure_count += 1
+            circuit.watch.note_broken()
+            circuit.close()
+            return
+        if reason is not EndReason.INTERNAL:
+            circuit.watch.note_used()
+        if reason in _UNCERTAIN:
+            self._failure_count += 1
+            self._circuits.retire(circuit)
+        elif reason is EndReason.EXITPOLICY and address is not None:
+            if circuit.refuses(address):
+                raise error  # so it is everywhere
+            self._refusal_count += 1
+            self._refusals.note_target(exit_identity, self._need.isolation, self._host, self._port)
+        elif reason is EndReason.EXITPOLICY or reason in _NO_EXIT:
+            self._refusal_count += 1
+            self._refusals.note_exit(exit_identity)
+            self._circuits.retire_exit(exit_identity)
+        else:
+            raise error  # the target's answer
+        circuit.watch.note_given_up()
+        if self._refusal_count and self._need.path is not None:
+            raise error
+
+
+def _reason_of(failure: TorkitError) -> EndReason:
+    """Why an attempt failed: what is not a stream's end was its circuit's."""
+    return failure.reason if isinstance(failure, StreamClosed) else EndReason.DESTROY
