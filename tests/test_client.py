@@ -431,7 +431,7 @@ async def test_a_first_attempt_that_is_not_answered_retires_its_circuit(tmp_path
 
 
 async def test_a_request_goes_on_under_the_identity_that_it_began_with(tmp_path: Path) -> None:
-    async with served_tor(tmp_path, exits=3) as (tor, network):
+    async with served_tor(tmp_path, exits=3) as (tor, _):
         await tor.connect("web.test", 80)
         request = tor.request("web.test", 80)
         begun = request.begin()

@@ -12,17 +12,16 @@ from torkit.net.circuits.shelves import MAX_DIRTINESS, Dirty, Entry, Shelves, Wo
 WEB = ExitTo(80)
 
 
-def entry_of(purpose: Shared = WEB, **circuit: Any) -> Entry:
-    exit_relay = SimpleNamespace(identity=b"exit", policy=ACCEPT_ALL, policy6=ACCEPT_ALL)
-    fake = SimpleNamespace(error=None, has_room=True, path=(exit_relay,), **circuit)
-    return Entry(cast(Any, Circuit(fake)), purpose, expires_at=1000.0)
-
-
-class Circuit:
+class FakeCircuit:
     """What shelves look at."""
 
-    def __init__(self, values: SimpleNamespace) -> None:
-        self.__dict__.update(values.__dict__)
+    error = None
+    has_room = True
+    exit = SimpleNamespace(identity=b"exit", policy=ACCEPT_ALL, policy6=ACCEPT_ALL)
+
+
+def entry_of(purpose: Shared = WEB) -> Entry:
+    return Entry(cast(Any, FakeCircuit()), purpose, expires_at=1000.0)
 
 
 def put_up(shelves: Shelves, *keys: Any) -> list[Entry]:
