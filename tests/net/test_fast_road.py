@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 import termios
+import time
 import tty
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -279,7 +280,6 @@ async def test_a_peer_that_ends_while_we_send_is_still_heard(ends: Ends) -> None
 
 @pytest.mark.parametrize("rate", [0, 10_000], ids=["no rate", "10 MB a second"])
 async def test_after_an_xon_all_goes_on_where_it_was(ends: Ends, threads: Threads, rate: int) -> None:
-    """The core, unless a rate is asked for, which the slow road keeps."""
     allowing_xoff, held, rest = BODY[:300_000], BODY[300_000:350_000], BODY[350_000:]
     async with opened(WITHOUT_CGO) as (stream, far), stream, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=ends.sink))
@@ -292,8 +292,33 @@ async def test_after_an_xon_all_goes_on_where_it_was(ends: Ends, threads: Thread
         far.xon(kbps_ewma=rate)
         await in_thread(write_all, ends.stdin, rest)
         assert await until_received(far, len(BODY)) == BODY
-        assert ("read" in threads.begun) == bool(rate)
+        assert "read" not in threads.begun
         far.finish()
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["a pipe", "a file"])
+async def test_the_core_keeps_to_the_rate_of_an_xon(ends: Ends, tmp_path: Path, is_file: bool) -> None:
+    rate = 50_000  # bytes a second
+    body = BODY[: 300_000 + 3 * rate]
+    (tmp_path / "in").write_bytes(body[300_000:])
+    came: list[tuple[float, int]] = []
+    async with opened(WITHOUT_CGO) as (stream, far), stream, trio.open_nursery() as nursery:
+        await stream.send_all(body[:300_000])
+        await until_received(far, 300_000)
+        far.xoff()
+        await until_by_the_wall(lambda: stream._core.is_xoff)
+        with open(tmp_path / "in", "rb", buffering=0) as file:
+            source = file.fileno() if is_file else ends.source
+            nursery.start_soon(lambda: pipe(stream, source=source, sink=ends.sink))
+            if not is_file:
+                nursery.start_soon(in_thread, write_all, ends.stdin, body[300_000:])
+            far.circuit.hops[-1].relay.on_data = lambda *_: came.append((time.monotonic(), len(far.received)))
+            began = time.monotonic()
+            far.xon(kbps_ewma=rate // 1000)
+            assert await until_received(far, len(body)) == body
+            far.finish()
+    # A second's worth may come at once.
+    assert all(count - 300_000 <= rate * (when - began + 1) for when, count in came)
 
 
 @PROTOCOLS

@@ -46,6 +46,7 @@ cdef class Local(Source):
     cdef bint is_pipe             # the end that is read
     cdef bint is_file             # never watched
     cdef bint is_due              # the windows have opened
+    cdef bint is_paced            # waits for the timer
 
     cdef int seal(self) except -1
     cdef void keep(self, const uint8_t* data, Py_ssize_t count) noexcept
@@ -58,6 +59,9 @@ cdef class Pump:
     cdef list free                # slots
     cdef list links
     cdef list due                 # locals whose streams may send again
+    cdef list paced               # locals that the peer's rate holds
+    cdef int timer                # a descriptor: readable when one of these may go on
+    cdef double timer_at          # seconds, monotonic; 0 while it is not set
     cdef uint8_t* buffer
     cdef double moved_at          # seconds, monotonic: when a byte last moved
     cdef readonly int ended_for_memory  # circuits and links that held most when the limit was passed
@@ -72,6 +76,8 @@ cdef class Pump:
     cdef int receive(self, Link link, list found) except -1
     cdef int fail_link(self, Link link, error, list found) except -1
     cdef int fail_local(self, Local local, error, list found) except -1
+    cdef int pace(self, Local local) except -1
+    cdef int unpace(self) except -1
     cdef list hand_over(self, list events)
     cdef int upload(self, Local local, uint32_t flags, list found) except -1
     cdef int feed(self, list found) except -1

@@ -16,9 +16,10 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, EPERM, errno
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
-from posix.time cimport timespec
+from posix.time cimport CLOCK_MONOTONIC, timespec
 from posix.unistd cimport close, read
 
 from torkit._fast.cells cimport monotonic
@@ -46,6 +47,16 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int epoll, int operation, int descriptor, epoll_event* event)
     int epoll_wait(int epoll, epoll_event* events, int count, int milliseconds)
 
+cdef extern from "<sys/timerfd.h>" nogil:
+    struct itimerspec:
+        timespec it_interval
+        timespec it_value
+    int TFD_TIMER_ABSTIME
+    int TFD_CLOEXEC
+    int TFD_NONBLOCK
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int timer, int flags, const itimerspec* new, itimerspec* old)
+
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
         int fd
@@ -64,6 +75,8 @@ class LocalEvent(Enum):
     FAILED = auto()  # the core could not read it: Local.failure
     BROKEN = auto()  # while nothing was to be read; it is watched no more
 
+
+cdef uint32_t TIMER = 0xFFFFFFFF  # in epoll's data, in place of a slot
 
 cdef str OVER_LIMIT = "the connection held the most memory when the limit was passed"
 
@@ -116,8 +129,8 @@ cdef class Local(Source):
             self.pump.due.append(self)
 
     cdef int seal(self) except -1:
-        """Let the stream have as much of what waits as its windows allow."""
-        cdef Py_ssize_t count = self.stream.put_from(self.unsent, self.unsent_len)
+        """Let the stream have as much of what waits as its windows and the peer's rate allow."""
+        cdef Py_ssize_t count = self.stream.feed_from(self.unsent, self.unsent_len)
         self.unsent_len -= count
         if self.unsent_len:
             memmove(self.unsent, self.unsent + count, self.unsent_len)
@@ -144,18 +157,28 @@ cdef class Pump:
     """Watches sockets that others own and close. Raises OSError where the system refuses to watch one."""
 
     def __cinit__(self):
+        cdef epoll_event event
+        self.timer = -1
         self.descriptor = epoll_create1(EPOLL_CLOEXEC)
         self.buffer = <uint8_t*>malloc(BUFFER_LEN)
         if self.descriptor < 0 or self.buffer == NULL:
             raise MemoryError("no epoll instance")
+        self.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        event.events = EPOLLIN
+        event.data.u32 = TIMER
+        if self.timer < 0 or epoll_ctl(self.descriptor, EPOLL_CTL_ADD, self.timer, &event) != 0:
+            raise MemoryError("no timer")
         self.sources = []
         self.free = []
         self.links = []
         self.due = []
+        self.paced = []
 
     def __dealloc__(self):
         if self.descriptor >= 0:
             close(self.descriptor)
+        if self.timer >= 0:
+            close(self.timer)
         free(self.buffer)
 
     # --- who is watched ---------------------------------------------------------------------------
@@ -331,6 +354,9 @@ cdef class Pump:
         if count < 0 and errno != EINTR:
             raise OSError(errno, "the system does not watch sockets any more")
         for i in range(count):
+            if events[i].data.u32 == TIMER:
+                self.unpace()
+                continue
             source = <Source>self.sources[events[i].data.u32]
             if source is None:
                 continue
@@ -496,6 +522,43 @@ cdef class Pump:
         found.append((local.owner, InternalError.ending("a client's connection", error)))
         return 0
 
+    cdef int pace(self, Local local) except -1:
+        """Have an upload go on once the peer's rate allows more, where it is that which holds it."""
+        cdef itimerspec timer
+        cdef double at = local.stream.next_feed_at
+        if local.stream.rate == 0 or at <= monotonic():
+            return 0
+        if not local.is_paced:
+            local.is_paced = True
+            self.paced.append(local)
+        if self.timer_at and self.timer_at <= at:
+            return 0
+        timer.it_interval.tv_sec = timer.it_interval.tv_nsec = 0
+        timer.it_value.tv_sec = <long>at
+        timer.it_value.tv_nsec = <long>(1e9 * (at - timer.it_value.tv_sec))
+        if timerfd_settime(self.timer, TFD_TIMER_ABSTIME, &timer, NULL) != 0:
+            raise OSError(errno, "the timer cannot be set")
+        self.timer_at = at
+        return 0
+
+    cdef int unpace(self) except -1:
+        """The timer has run out: the uploads that may go on are due, and for the others it is set anew."""
+        cdef uint64_t expirations
+        cdef Local local
+        cdef list paced
+        read(self.timer, &expirations, sizeof(expirations))
+        self.timer_at = 0
+        paced, self.paced = self.paced, []
+        for local in paced:
+            local.is_paced = False
+            if local.stream is None or local.descriptor < 0:
+                continue
+            if local.stream.next_feed_at <= monotonic():
+                local.resume()
+            else:
+                self.pace(local)
+        return 0
+
     cdef list hand_over(self, list events):
         """Have uploads go on whose windows have opened. Returns the other events, which are Python's."""
         cdef Stream stream
@@ -538,10 +601,11 @@ cdef class Pump:
         count = read(local.descriptor, self.buffer, CLIENT_READ_LEN)
         if count > 0:
             self.moved_at = monotonic()
-            sealed = local.stream.put_from(self.buffer, count)
-            if sealed < count:  # until its windows open
+            sealed = local.stream.feed_from(self.buffer, count)
+            if sealed < count:  # until its windows open, or the peer's rate allows more
                 local.keep(self.buffer + sealed, count - sealed)
                 self.watch_for(local, local.interest & ~EPOLLIN)
+                self.pace(local)
             return 0
         number = errno
         if count < 0 and (number == EINTR or (number == EAGAIN and not local.is_file)):
@@ -576,6 +640,7 @@ cdef class Pump:
             local.seal()
         if local.unsent_len:
             self.watch_for(local, local.interest & ~EPOLLIN)
+            self.pace(local)
         elif not local.has_ended:
             self.watch_for(local, local.interest | EPOLLIN)
         while local.is_file and not local.unsent_len and not local.has_ended:

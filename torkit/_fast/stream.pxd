@@ -34,6 +34,8 @@ cdef class Stream(Entry):
     cdef bint is_blocked          # put() stopped short; a Writable is owed
     cdef bint has_windows         # no congestion control: the two windows count
     cdef readonly bint is_xoff    # the peer asked us to pause
+    cdef Py_ssize_t rate          # bytes a second that the peer wants at most of what the core feeds, or 0
+    cdef double next_feed_at      # seconds, monotonic: by that rate
     cdef double data_is_due_until # half-open without windows: seconds, monotonic
     cdef int package_window       # DATA cells we may still send
     cdef int deliver_window       # DATA cells the peer may still send
@@ -57,6 +59,7 @@ cdef class Stream(Entry):
     cdef PyObject* next
 
     cdef Py_ssize_t put_from(self, const uint8_t* data, Py_ssize_t count) except -1
+    cdef Py_ssize_t feed_from(self, const uint8_t* data, Py_ssize_t count) except -1
     cdef bint drain(self) noexcept
     cdef void taken(self, Py_ssize_t count) noexcept
     cdef bint push(self, const uint8_t* data, Py_ssize_t count) noexcept

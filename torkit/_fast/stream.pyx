@@ -11,6 +11,7 @@ from libc.stdint cimport UINT64_MAX
 from libc.string cimport memcpy, memmove, strerror
 from posix.unistd cimport write
 
+from torkit._fast.cells cimport monotonic
 from torkit._fast.memory cimport release, resize
 
 # Implementation limits, bytes.
@@ -122,9 +123,24 @@ cdef class Stream(Entry):
         """The peer sent XOFF: put() accepts nothing until resume()."""
         self.is_xoff = True
 
-    def resume(self):
-        """The peer sent XON."""
+    def resume(self, Py_ssize_t rate=0):
+        """The peer sent XON, with a rate in bytes a second that the core keeps in what it feeds; 0 is none."""
         self.is_xoff = False
+        self.rate = rate
+        self.next_feed_at = 0
+
+    cdef Py_ssize_t feed_from(self, const uint8_t* data, Py_ssize_t count) except -1:
+        """As put_from, within the peer's rate: at once at most what it allows in a second (as C tor)."""
+        cdef double now
+        cdef Py_ssize_t sealed
+        if self.rate == 0:
+            return self.put_from(data, count)
+        now = monotonic()
+        if now < self.next_feed_at:
+            return 0
+        sealed = self.put_from(data, min(count, self.rate))
+        self.next_feed_at = max(self.next_feed_at, now) + <double>sealed / self.rate
+        return sealed
 
     cdef bint drain(self) noexcept:
         """Write what is queued to the sink; whether that is all. What fails is the caller's to find out."""

@@ -201,10 +201,7 @@ class FastRoad:
             raise self._failure
 
     async def upload(self) -> bytes:
-        """Wait until the slow road has to go on: at the end, or where the peer asks for a rate.
-
-        Returns what was read and not sent.
-        """
+        """Wait until the core has read all. Returns what was read and not sent."""
         await self._is_read.wait()
         return self._unsent
 
@@ -231,9 +228,7 @@ class FastRoad:
                 self._finish(None)
 
     def on_xon(self) -> None:
-        if self._stream.is_paced:
-            self._stop_reading()
-        elif self._source is not None:
+        if self._source is not None:
             self._source.resume()
 
     # --- from the pump ----------------------------------------------------------------------------

@@ -209,11 +209,6 @@ class Stream(trio.abc.Stream):
         """How many bytes have been sealed or have arrived so far."""
         return self._core.sent + self._core.received
 
-    @property
-    def is_paced(self) -> bool:
-        """Whether the peer has asked for a rate, which only `send_all` keeps."""
-        return self._flow is not None and self._flow.check.rate is not None
-
     def _take(self, max_bytes: int) -> bytes:
         """Received bytes; whatever message that makes due is sealed."""
         data = self._core.take(max_bytes)
@@ -299,7 +294,7 @@ class Stream(trio.abc.Stream):
             elif command == RelayCommand.XON and self._flow is not None:
                 self._flow.note_sent(self._core.sent)
                 self._flow.xon(decode_xon(body))
-                self._core.resume()
+                self._core.resume(self._flow.check.rate or 0)
                 self._is_writable.unpark_all()
                 if self.watcher is not None:
                     self.watcher.on_xon()

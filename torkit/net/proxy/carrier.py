@@ -1,6 +1,6 @@
 """Carries bytes both ways between a client's socket and its stream.
 
-The fast road needs no Python: the core writes what arrives, and seals what the client sends (_fast/pump).
+This needs no Python: the core writes what arrives, and seals what the client sends (_fast/pump).
 What is decided here is how ends are carried over, since TCP ends each direction by itself and Tor ends whole
 streams:
 
@@ -11,13 +11,10 @@ streams:
 
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol
 
-import trio
-
 from torkit._fast.pump import Local, LocalEvent
-from torkit.errors import InternalError, TorkitError
+from torkit.errors import InternalError
 from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.pump import Pump
 from torkit.net.stream import Stream
@@ -33,7 +30,6 @@ class Home(Protocol):
     """Where carriers live."""
 
     pump: Pump
-    nursery: trio.Nursery
     kernel: SockDiag
 
 
@@ -59,15 +55,12 @@ class Carrier:
         self._end = end
         self._has_ended = False  # the client, its direction
         self._is_over = False
-        self._scope: trio.CancelScope | None = None  # of the slow road
 
     def start(self, early: bytes) -> None:
         """Carry, `early` first to the stream."""
         self._source.owner = self._stream.watcher = self
         self._stream.be_fed(self._source, early)
         self.on_change()
-        if not self._is_over and self._stream.is_paced:
-            self.on_xon()
 
     # --- from the stream --------------------------------------------------------------------------
 
@@ -86,16 +79,7 @@ class Carrier:
 
     def on_xon(self) -> None:
         """The peer takes data again, or at another rate."""
-        if self._scope is not None:
-            return
-        if not self._stream.is_paced:
-            self._source.resume()
-            return
-        rest = self._source.take_unsent()
-        self._source.feed(None)
-        self._home.pump.watch_reading(self._source, False)
-        self._scope = trio.CancelScope()
-        self._home.nursery.start_soon(self._upload, rest, self._scope)
+        self._source.resume()
 
     # --- from the pump ----------------------------------------------------------------------------
 
@@ -111,32 +95,6 @@ class Carrier:
 
     def on_fault(self, error: InternalError) -> None:
         self._finish(error)
-
-    # --- the slow road ----------------------------------------------------------------------------
-
-    async def _upload(self, data: bytes, scope: trio.CancelScope) -> None:
-        """Send no faster than the peer has asked for; from then on, whatever it asks for later."""
-        with scope:
-            try:
-                while True:
-                    # If the stream is over, nobody takes this; how it ended, `on_change` finds out.
-                    with suppress(TorkitError, trio.BrokenResourceError):
-                        await self._stream.send_all(data)
-                    if self._has_ended or not (data := await self._receive()):
-                        break
-            except trio.ClosedResourceError:
-                return
-            except OSError as error:
-                self._finish(error)
-                return
-            self._has_ended = True
-            self.look()
-
-    async def _receive(self) -> bytes:
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            with suppress(BlockingIOError, InterruptedError):
-                return self._socket.recv(READ_SIZE)
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -156,7 +114,4 @@ class Carrier:
         if not self._is_over:
             self._is_over = True
             self._stream.watcher = None
-            if self._scope is not None:
-                self._scope.cancel()
-                trio.lowlevel.notify_closing(self._socket)
             self._end(failure)
