@@ -33,7 +33,11 @@ def test_an_allocation_that_fails_ends_one_circuit_or_channel(
 ) -> None:
     command = [sys.executable, "-X", "faulthandler", "-m", "fast.starved"]
     command += [str(allocator), hops, "0", str(step), how]
-    environment = os.environ | {"LD_PRELOAD": str(allocator), "PYTHONMALLOC": "malloc"}
+    environment = os.environ | {
+        "LD_PRELOAD": str(allocator),
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": str(HERE.parent / "support"),
+    }
     ended = subprocess.run(
         command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False
     )
