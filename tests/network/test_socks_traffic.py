@@ -4,7 +4,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Callable, Hashable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -332,29 +332,39 @@ def test_server_that_does_not_read_holds_back_itself_alone(
 # --- nonsense -------------------------------------------------------------------------------------------
 
 
+NO_METHOD = b"\x05\xff"
+
+
 @pytest.mark.parametrize(
-    "garbage",
+    ("garbage", "answer"),
     [
-        b"\x00",
-        b"\xff" * 70_000,
-        b"\x04\x01\x00\x50\x00\x00\x00\x01" + b"u" * 2_000,
-        b"\x05\x00",
-        b"\x05\x01\x02\x01\x00\x00\x05\x09\x00\x01\x7f\x00\x00\x01\x00\x50",
-        b"\x05\x01\x00\x05\x01\x00\x03\x00\x00\x50",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"SSH-2.0-OpenSSH_9.2\r\n",
-        b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n",
+        (b"\x00", NO_METHOD),
+        (b"\x04\x01\x00\x50\x00\x00\x00\x01" + b"u" * 2_000, b"\x00[" + bytes(6)),
+        (b"\x05\x00", NO_METHOD),
+        (
+            b"\x05\x01\x02\x01\x00\x00\x05\x09\x00\x01\x7f\x00\x00\x01\x00\x50",
+            b"\x05\x02\x01\x00\x05\x07\x00\x01" + bytes(6),
+        ),
+        (b"\x05\x01\x00\x05\x01\x00\x03\x00\x00\x50", b"\x05\x00\x05\x02\x00\x01" + bytes(6)),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", NO_METHOD),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", NO_METHOD),
     ],
 )
-def test_garbage_is_answered_and_closed(proxy: Proxy, garbage: bytes) -> None:
+def test_garbage_is_answered_and_closed(proxy: Proxy, garbage: bytes, answer: bytes) -> None:
     with socket.create_connection((HOST, proxy.port), timeout=10) as client:
-        try:
-            client.sendall(garbage)
-            client.shutdown(socket.SHUT_WR)
-            while client.recv(1 << 16):
-                pass
-        except ConnectionError:
-            pass  # closed with bytes unread, which is a reset
+        client.sendall(garbage)
+        client.shutdown(socket.SHUT_WR)
+        received = b""
+        while data := client.recv(1 << 16):
+            received += data
+    assert received == answer
+
+
+def test_garbage_without_an_end_is_closed(proxy: Proxy) -> None:
+    with socket.create_connection((HOST, proxy.port), timeout=10) as client, suppress(ConnectionError):
+        client.sendall(b"\xff" * 70_000)  # closed with bytes unread, which may be a reset
+        assert client.recv(1 << 16) == NO_METHOD
+        assert client.recv(1 << 16) == b""
 
 
 def test_half_handshakes_keep_nobody_out(shell: Shell, proxy: Proxy, web_server: WebServer) -> None:
