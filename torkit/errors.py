@@ -64,6 +64,29 @@ class DestroyReason(IntEnum):
     def _missing_(cls, value: object) -> "DestroyReason":
         return cls.NONE  # a reason newer than we are says nothing to us
 
+    @property
+    def sentence(self) -> str:
+        """What it means, for a person."""
+        return _SENTENCES_OF_DESTROY[self]
+
+
+# What comes from a relay beyond the guard reads the same as what the guard itself says.
+_SENTENCES_OF_DESTROY = {
+    DestroyReason.NONE: "it does not say why",
+    DestroyReason.PROTOCOL: "it says that we broke the protocol",
+    DestroyReason.INTERNAL: "it failed",
+    DestroyReason.REQUESTED: "we asked for it",
+    DestroyReason.HIBERNATING: "it takes no traffic now",
+    DestroyReason.RESOURCELIMIT: "it has no resources left",
+    DestroyReason.CONNECTFAILED: "the next relay could not be connected to",
+    DestroyReason.OR_IDENTITY: "the next relay was another than we named",
+    DestroyReason.CHANNEL_CLOSED: "the connection between two relays ended",
+    DestroyReason.FINISHED: "the circuit was too old",
+    DestroyReason.TIMEOUT: "the circuit was not built in time",
+    DestroyReason.DESTROYED: "the next relay closed it",
+    DestroyReason.NOSUCHSERVICE: "there is no such onion service",
+}
+
 
 class EndReason(IntEnum):
     """Why a stream was closed. tor-spec, "Closing streams"."""
@@ -90,10 +113,10 @@ class EndReason(IntEnum):
     @property
     def sentence(self) -> str:
         """What it means, for a person."""
-        return _SENTENCES[self]
+        return _SENTENCES_OF_END[self]
 
 
-_SENTENCES = {
+_SENTENCES_OF_END = {
     EndReason.MISC: "the exit could not go on with the destination, and does not say why",
     EndReason.RESOLVEFAILED: "the exit found no such name",
     EndReason.CONNECTREFUSED: "the destination refused the connection",
@@ -141,6 +164,11 @@ class TorkitError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+    @property
+    def with_hint(self) -> str:
+        """The message and the hint, as one line."""
+        return str(self) if self.hint is None else f"{self}; {self.hint}"
 
     def name(self, relay: str) -> None:
         """Begin the message with the name of the relay that it is about, once."""
@@ -219,9 +247,14 @@ class StreamClosed(Closed):
     """
 
     def __init__(
-        self, message: str, *, reason: EndReason, address: IPv4Address | IPv6Address | None = None
+        self,
+        message: str,
+        *,
+        reason: EndReason,
+        address: IPv4Address | IPv6Address | None = None,
+        hint: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, hint=hint)
         self.reason = reason
         self.address = address
         self.retry = _NOT_NOW.get(reason, Retry.NOW)
@@ -308,3 +341,15 @@ class InternalError(TorkitError):
         error = cls(f"an internal error ({type(cause).__name__}) ended {what}")
         error.__cause__ = cause
         return error
+
+
+def trace(error: BaseException) -> str:
+    """Where `error`, what caused it, and what it was made of were raised; what was first comes first.
+
+    Without the text of any exception, which may name a destination.
+    """
+    from traceback import format_tb
+
+    inner = [error.__cause__ or error.__context__, *getattr(error, "exceptions", ())]
+    parts = [trace(one) for one in inner if one is not None]
+    return "\n".join([*parts, f"{type(error).__name__} at", *map(str.rstrip, format_tb(error.__traceback__))])

@@ -141,4 +141,4 @@ def test_what_no_exit_can_reach_is_refused_before_a_start(shelf: Shelf, target: 
     (shelf.path / "data").mkdir()
     status, out, err = shelf("connect", target)
     assert (status, out) == (WRONG_USAGE, "")
-    assert len(err.splitlines()) == (1 if ".onion" in target else 2)
+    assert len(err.splitlines()) == 2

@@ -81,6 +81,12 @@ async def carried_stream(relays: list[FakeRelay]) -> AsyncIterator[tuple[socket.
             failures.append(failure)
             logger.info("a carrier ended: %r", failure)  # a socketpair tells no reset
             home.pump.remove(source)
+            nursery.start_soon(finish)
+
+        async def finish() -> None:
+            """Write what the stream still holds, in the place of a proxy's farewell."""
+            while not stream.push(ours.fileno()):
+                await trio.lowlevel.wait_writable(ours)
             ours.close()
             is_done.set()
 

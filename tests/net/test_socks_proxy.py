@@ -219,7 +219,7 @@ async def test_fault_of_ours_ends_one_connection_only(caplog: pytest.LogCaptureF
         assert await proxy.ask(GREETING + CONNECT) == b"\x05\x00\x05\x01\0\x01" + bytes(6)
         tor.failure = None
         await proxy.open(tor)
-    assert "internal RuntimeError" in caplog.text
+    assert "internal error (RuntimeError)" in caplog.text
     assert "web.test" not in caplog.text
 
 

@@ -189,8 +189,8 @@ REFUSALS = {
         PeerError,
         REJECTED,
     ),
-    "http get": (b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n", PeerError, HTTP_ANSWER),
-    "http connect": (b"CONNECT web.test:443 HTTP/1.1\r\n\r\n", PeerError, HTTP_ANSWER),
+    "http get": (b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n", UsageError, HTTP_ANSWER),
+    "http connect": (b"CONNECT web.test:443 HTTP/1.1\r\n\r\n", UsageError, HTTP_ANSWER),
 }
 
 

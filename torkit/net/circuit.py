@@ -21,7 +21,7 @@ from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
 from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError
 from torkit.net.contact import or_addresses
-from torkit.net.stream import Stream, StreamBroken, StreamFlow
+from torkit.net.stream import Stream, StreamBroken, StreamFlow, cut_off, ended_by
 from torkit.params import parameter
 from torkit.path_bias import UNWATCHED
 from torkit.proto import cells, flow, messages, ntor
@@ -347,7 +347,9 @@ class Circuit:
         if command == Command.DESTROY:
             reason = cells.decode_destroy(body)
             self.fail(
-                CircuitClosed(f"the relay closed the circuit: {reason.name}", reason=reason),
+                CircuitClosed(
+                    f"a relay closed the circuit: {reason.sentence} ({reason.name})", reason=reason
+                ),
                 was_destroyed=True,
             )
         elif command in _LINK_COMMANDS:
@@ -366,7 +368,7 @@ class Circuit:
                 reason = messages.decode_truncated(body)
             except CircuitError as error:
                 return self.fail(error)
-            message = f"hop {hop + 2} is gone, says hop {hop + 1}: {reason.name}"
+            message = f"hop {hop + 2} is gone, says hop {hop + 1}: {reason.sentence} ({reason.name})"
             return self.fail(CircuitClosed(message, reason=reason, hop=hop + 2))
         if hop != self._core.hop_count - 1:
             return self.fail(
@@ -409,13 +411,13 @@ class _Resolution:
         self.answers: list[messages.Answer] | None = None
         self.has_come = trio.Event()
         self._circuit = circuit
-        self._reason = EndReason.DESTROY
+        self._reason: EndReason | None = None
         self._failure: TorkitError | None = None
 
     def broken(self) -> StreamBroken:
-        broken = StreamBroken(f"{self._reason.sentence} ({self._reason.name})", reason=self._reason)
-        broken.__cause__ = self._failure
-        return broken
+        if self._reason is not None:
+            return ended_by(self._circuit, self._reason)
+        return cut_off(self._circuit, self._failure)
 
     def on_message(self, command: int, body: bytes) -> None:
         try:

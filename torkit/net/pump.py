@@ -25,7 +25,7 @@ from torkit._fast.events import Event
 from torkit._fast.pump import Link, Local, LocalEvent
 from torkit._fast.pump import Pump as CorePump
 from torkit._fast.tls import Tls
-from torkit.errors import InternalError
+from torkit.errors import InternalError, trace
 
 # Implementation limits, seconds. So long after the last byte the pump still waits in trio's place: a relay's
 # bursts come every 10 ms, but for the pauses of congestion control. A deadline nearer than that is left to
@@ -185,11 +185,11 @@ class Pump(trio.abc.Instrument):
 
     def _end(self, owner: Owner, error: InternalError) -> None:
         """Fail one owner. The others go on, whatever it raises."""
-        _log(logging.WARNING, error)
+        log_fault(error)
         try:
             owner.on_fault(error)
         except Exception as second:
-            _log(logging.WARNING, InternalError.ending("a connection without a word to its users", second))
+            log_fault(InternalError.ending("a connection without a word to its users", second))
             self._core.forget(owner)
 
     def _fail(self, cause: BaseException) -> None:
@@ -240,9 +240,11 @@ class Stalls:
         logger.warning("everything stood still for %.1f s in %s", seconds, where)
 
 
-def _log(level: int, error: InternalError) -> None:
-    """One line, without the text of what was raised: it may name a destination."""
-    logger.log(level, "%s", error, exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
+def log_fault(fault: InternalError) -> None:
+    """Warn of a fault of ours, and say at DEBUG where it was; never what was raised says."""
+    logger.warning("%s", fault)
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("%s", trace(fault))
 
 
 _current: RunVar[Pump] = RunVar("torkit pump")

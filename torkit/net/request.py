@@ -12,7 +12,7 @@ from torkit.errors import Closed, EndReason, NoPath, PeerError, StreamClosed, Ti
 from torkit.net.circuit import Circuit
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Path
-from torkit.net.stream import Stream
+from torkit.net.stream import Stream, ended_by
 from torkit.path import check_exit
 from torkit.proto.destination import check_destination, parse_address
 from torkit.proto.messages import ResolvedError
@@ -104,9 +104,9 @@ class Request:
 
     async def resolve(self) -> list[Resolved]:
         """The addresses of a name, or for an address its names. Raises as `connect`."""
-        found = await self._try_on(self._look_up)
+        found, circuit = await self._try_on(self._look_up)
         if not found:
-            raise StreamClosed("there is no answer, says the exit", reason=EndReason.RESOLVEFAILED)
+            raise ended_by(circuit, EndReason.RESOLVEFAILED)
         return found
 
     # --- one attempt ------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Request:
             raise
         return stream
 
-    async def _look_up(self, circuit: Circuit) -> list[Resolved]:
+    async def _look_up(self, circuit: Circuit) -> tuple[list[Resolved], Circuit]:
         """Ask an exit. An answer that is internal to a network is none: it would lead to somebody else's."""
         found = []
         answers = await circuit.resolve(parse_address(self._host) or self._host)
@@ -132,8 +132,8 @@ class Request:
                 kind: Literal["ipv4", "ipv6"] = "ipv4" if answer.value.version == 4 else "ipv6"
                 found.append(Resolved(kind, str(answer.value), answer.ttl))
         if not found and all(answer.value is not ResolvedError.NONTRANSIENT for answer in answers):
-            raise StreamClosed("the exit found no answer", reason=EndReason.RESOLVEFAILED)
-        return found
+            raise ended_by(circuit, EndReason.RESOLVEFAILED)
+        return found, circuit
 
     # --- one after another ------------------------------------------------------------------------
 
@@ -152,7 +152,8 @@ class Request:
                 self._note_timeout(circuit)
             except (PeerError, Closed) as error:
                 self._note_failure(circuit, error)
-        raise self._failure or TimedOut("no exit has answered")
+        assert self._failure is not None
+        raise self._failure
 
     def _may_go_on(self, give_up_at: float) -> bool:
         return (
@@ -200,6 +201,7 @@ class Request:
     def _note_timeout(self, circuit: Circuit) -> None:
         """Nobody has answered in time."""
         self._exits.add(circuit.exit.identity)
+        self._failure = self._failure or _silent(circuit, self._timeout)
         self._timeout_count += 1
         circuit.watch.note_given_up()
         self._circuits.retire(circuit)
@@ -235,6 +237,12 @@ class Request:
         circuit.watch.note_given_up()
         if self._refusal_count and self._need.path is not None:
             raise error
+
+
+def _silent(circuit: Circuit, seconds: float) -> TimedOut:
+    error = TimedOut(f"the exit has not answered within {seconds:g} s")
+    error.name(circuit.exit.nickname)
+    return error
 
 
 def _reason_of(failure: TorkitError) -> EndReason:

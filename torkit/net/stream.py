@@ -12,8 +12,8 @@ import trio
 
 from torkit._fast.cells import RelayCommand
 from torkit._fast.stream import Stream as CoreStream
-from torkit.errors import CircuitError, EndReason, StreamClosed, TorkitError
-from torkit.proto.cells import IPAddress
+from torkit.errors import CircuitError, EndReason, Retry, StreamClosed, TorkitError
+from torkit.proto.destination import INTERNAL, INTERNAL_HINT
 from torkit.proto.flow import ClockGuard, DrainWatch, StreamParams, Xoff, XoffCheck, Xon
 from torkit.proto.messages import (
     decode_connected,
@@ -230,11 +230,9 @@ class Stream(trio.abc.Stream):
             )
             return StreamBroken(message, reason=EndReason.RESOURCELIMIT)
         if self._end is not None:
-            message = f"{self._end.sentence} ({self._end.name})"
-            return StreamBroken(message, reason=self._end, address=self._refused)
-        broken = StreamBroken(f"the stream's circuit failed: {self._failure}", reason=EndReason.DESTROY)
-        broken.__cause__ = self._failure
-        return broken
+            is_internal = self.circuit.refuses(self._refused)
+            return ended_by(self.circuit, self._end, address=self._refused, is_internal=is_internal)
+        return cut_off(self.circuit, self._failure)
 
     def _wake(self) -> None:
         if self._is_readable:
@@ -307,6 +305,29 @@ class Stream(trio.abc.Stream):
         """The circuit has ended with `error`; what was received before can still be read."""
         self._failure = error
         self._wake()
+
+
+def ended_by(
+    circuit: Circuit, reason: EndReason, *, address: IPAddress | None = None, is_internal: bool = False
+) -> StreamBroken:
+    """What the last relay's END says. `is_internal`: it found the target to be near itself, or near us."""
+    if is_internal:
+        message = f"{INTERNAL} ({reason.name})"
+        broken = StreamBroken(message, reason=reason, address=address, hint=INTERNAL_HINT)
+        broken.retry = Retry.NEVER
+    else:
+        broken = StreamBroken(f"{reason.sentence} ({reason.name})", reason=reason, address=address)
+    if circuit.path:
+        broken.name(circuit.exit.nickname)
+    return broken
+
+
+def cut_off(circuit: Circuit, failure: TorkitError | None) -> StreamBroken:
+    """A stream's end with its circuit. Whose fault that is, `failure` says if anybody knows."""
+    to_whom = f" to {circuit.exit.nickname}" if circuit.path else ""
+    broken = StreamBroken(f"the circuit{to_whom} failed: {failure}", reason=EndReason.DESTROY)
+    broken.__cause__ = failure
+    return broken
 
 
 class Watcher(Protocol):

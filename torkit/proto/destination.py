@@ -27,6 +27,10 @@ _INTERNAL_IPV6 = tuple(map(IPv6Network, ("::/127", "fc00::/7", "fe80::/10", "fec
 # The last labels of names for this machine (RFC 6761) and for its neighbours (RFC 6762, multicast DNS).
 _LOCAL_LABELS = frozenset({"localhost", "local"})
 
+# What is said of them.
+INTERNAL = "the destination is on this machine or its own network, where no exit can reach it"
+INTERNAL_HINT = "have the program connect to it without a proxy"
+
 # Implementation limits.
 
 MAX_HOST_LEN = 255  # bytes: what SOCKS5's one-byte lengths allow
@@ -49,10 +53,7 @@ def check_destination(host: str, *, allow_internal: bool) -> str:
     if allow_internal:
         return host
     if is_internal(address) if address is not None else _last_label(host) in _LOCAL_LABELS:
-        raise UsageError(
-            "the destination is on this machine or its own network, where no exit can reach it",
-            hint="have the program connect to it without a proxy",
-        )
+        raise UsageError(INTERNAL, hint=INTERNAL_HINT)
     return host
 
 
@@ -70,7 +71,7 @@ def check_host(host: str) -> str:
         raise UsageError("the destination is neither an address nor a host name", hint=hint)
     match _last_label(host):
         case "onion":
-            raise UsageError("onion services are not supported yet")
+            raise UsageError("onion services are not supported yet", hint="C tor and Arti reach them")
         case "exit":
             raise UsageError("names in .exit are not supported", hint="choose an exit with --path")
     return host

@@ -67,6 +67,12 @@ KNOWN_EXTENDED_FORMATS = (b"<torS0X>0",)
 # socks-extensions, "Name lookup".
 _COMMANDS = {0x01: Command.CONNECT, 0xF0: Command.RESOLVE, 0xF1: Command.RESOLVE_PTR}
 
+# Commands that Tor cannot carry, and what their users can do. RFC 1928, section 4.
+_NOT_SERVED = {
+    0x02: ("BIND", "nobody can connect to a program through Tor: have it connect (FTP: in passive mode)"),
+    0x03: ("UDP ASSOCIATE", "Tor carries TCP only: have the program use TCP, and SOCKS for its look-ups"),
+}
+
 
 class Reply(IntEnum):
     """SOCKS5's REP field. RFC 1928, section 6, and proposal 304 from F0 on."""
@@ -187,7 +193,10 @@ class Handshake:
         elif chr(first) in "CDGHOPT":  # CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE
             self.state = State.REFUSED
             self._to_send += HTTP_ANSWER
-            raise PeerError("expected a SOCKS request and saw HTTP")
+            raise UsageError(
+                "expected a SOCKS request and saw HTTP",
+                hint="set this address as a SOCKS5 proxy that looks up names, such as socks5h:// in curl",
+            )
         else:
             self._refuse(Reply.GENERAL_FAILURE)
             raise PeerError(f"expected SOCKS version 4 or 5 and saw byte {first}")
@@ -303,7 +312,8 @@ class Handshake:
         command = _COMMANDS.get(command_byte)
         if command is None:
             self._refuse(Reply.COMMAND_NOT_SUPPORTED)
-            raise UsageError(f"SOCKS command {command_byte} is not supported")
+            name, hint = _NOT_SERVED.get(command_byte, (f"command {command_byte}", None))
+            raise UsageError(f"SOCKS's {name} is not supported", hint=hint)
         try:
             host = check_host(host)
         except UsageError as error:

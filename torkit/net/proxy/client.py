@@ -9,7 +9,7 @@ from typing import Any
 import trio
 
 from torkit._fast.pump import LocalEvent
-from torkit.errors import InternalError, TorkitError, UsageError
+from torkit.errors import InternalError, TimedOut, TorkitError, UsageError
 from torkit.net.proxy.carrier import READ_SIZE, Carrier
 from torkit.net.proxy.deadlines import deadline
 from torkit.net.proxy.doors import FrontDoor
@@ -64,7 +64,7 @@ class Client:
         try:
             request = self._door.receive_data(data) if data else None
         except TorkitError as error:
-            logger.info("a SOCKS client was refused: %s", error)
+            self._proxy.journal.note_refusal("a client", error)
             self._answer = self._door.data_to_send()
             return self._part(b"")
         self._answer = self._door.data_to_send()
@@ -78,6 +78,7 @@ class Client:
 
     def give_up_handshake(self) -> None:
         """It has taken too long to say what it wants."""
+        self._proxy.journal.note_refusal("a client", TimedOut("it took too long to say what it wants"))
         self._door.give_up()
         self._part(self._door.data_to_send())
 
@@ -92,6 +93,7 @@ class Client:
                 return self._work(self._look_up, request)
             ask = self._proxy.upstream.request
             self._requested = ask(request.host, request.port, isolation=self._isolation)
+            self._proxy.leaks.note(request)
             stream = self._requested.begin()
         except TorkitError as error:
             return self._refuse(error)
@@ -159,11 +161,7 @@ class Client:
             try:
                 yield
             except Exception as error:
-                # Its text may name a destination.
-                debugging = logger.isEnabledFor(logging.DEBUG)
-                name = type(error).__name__
-                logger.warning("a client's connection failed: internal %s", name, exc_info=debugging)
-                self._refuse(InternalError(name))
+                self._refuse(InternalError.ending("a connection", error))
 
     # --- carrying ---------------------------------------------------------------------------------
 
@@ -203,6 +201,9 @@ class Client:
 
     def _refuse(self, error: TorkitError) -> None:
         """Tell the client; where its protocol has no words for that, by a reset."""
+        assert self._door.request is not None
+        is_lookup = self._door.request.command is not Command.CONNECT
+        self._proxy.journal.note_refusal("a look-up" if is_lookup else "a connection", error)
         refusal = self._door.encode_refusal(error)
         if not refusal:
             return self.close()

@@ -135,10 +135,10 @@ class DnsListener:
         try:
             with deadline(CONNECT_TIMEOUT, "a look-up"):
                 answers = await self._proxy.upstream.resolve(host, isolation=isolation)
-        except StreamClosed as error:
-            return Code.NXDOMAIN if error.reason is EndReason.RESOLVEFAILED else Code.SERVFAIL, []
-        except TorkitError:
-            return Code.SERVFAIL, []
+        except TorkitError as error:
+            self._proxy.journal.note_refusal("a look-up", error)
+            is_none = isinstance(error, StreamClosed) and error.reason is EndReason.RESOLVEFAILED
+            return Code.NXDOMAIN if is_none else Code.SERVFAIL, []
         found: Found = []
         for answer in answers:
             if answer.kind == KINDS[asked]:

@@ -8,6 +8,8 @@ from torkit.proto.request import Command, Request
 # Implementation limit: addresses that look-ups have answered. Who connects to one has leaked no name.
 MAX_TOLD = 1024
 
+HINT = "if it looked the name up by itself, its resolver knows where it goes (use socks5h:// or SOCKS4a)"
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,20 +33,18 @@ class Leaks:
             del self._told[next(iter(self._told))]
 
     def check(self, request: Request) -> None:
-        """Warn of a request that may be a leak. Raises UsageError where only names are served."""
-        is_address = request.command is Command.CONNECT and request.is_address
-        if is_address and (self._names_only or request.host not in self._told):
-            if self._can_ask_elsewhere:
-                self._warn()
-            if self._names_only:
-                raise UsageError("a connection to an address, and only names are served")
+        """Raises UsageError for what may be a leak, where only names are served."""
+        if self._names_only and request.command is Command.CONNECT and request.is_address:
+            hint = HINT if self._can_ask_elsewhere else None
+            raise UsageError("it asked for an address, and only names are served", hint=hint)
 
-    def _warn(self) -> None:
-        """Once for this proxy, however many connections by name came before."""
-        if not self._has_warned:
+    def note(self, request: Request) -> None:
+        """Warn of a connection that may have been a leak, once, however many by name came before.
+
+        Call it for what can be connected to: nobody has looked up an address of this machine's own network.
+        """
+        if self._has_warned or not self._can_ask_elsewhere:
+            return
+        if request.command is Command.CONNECT and request.is_address and request.host not in self._told:
             self._has_warned = True
-            logger.warning(
-                "a program asked for an address, not a name%s; if it looked the name up by itself, "
-                "its resolver knows where it goes (use socks5h:// or SOCKS4a)",
-                ", and was refused" if self._names_only else "",
-            )
+            logger.warning("a program asked for an address, not a name; %s", HINT)

@@ -10,6 +10,7 @@ from torkit.net.proxy.carrier import KEEPALIVE_INTERVAL
 from torkit.net.proxy.deadlines import Deadlines, deadline
 from torkit.net.proxy.farewell import Farewells
 from torkit.net.proxy.isolation import Isolate, Isolation
+from torkit.net.proxy.journal import Journal
 from torkit.net.proxy.leaks import Leaks
 from torkit.net.proxy.limits import Limits, Member
 from torkit.net.proxy.sockdiag import SockDiag
@@ -53,6 +54,7 @@ class Proxy:
         self.pump = Pump.current()
         self.kernel = kernel
         self.isolation = Isolation(isolate)
+        self.journal = Journal()
         self.leaks = leaks
         self.limits = Limits(max_clients, self._watch_listeners)
         self.attempts = Deadlines[Member](ATTEMPT_TIMEOUTS[0], lambda client: client.give_up_attempt())

@@ -1,0 +1,26 @@
+"""What a proxy says of requests that it does not serve: a line for each, never with a destination."""
+
+import logging
+
+from torkit.errors import InternalError, Retry, TorkitError
+from torkit.net.pump import log_fault
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """Of one proxy. The first of each kind of misuse is a warning with what to do, all else is at INFO."""
+
+    def __init__(self) -> None:
+        self._warned_of: set[str] = set()  # hints, which are constants: each kind of misuse has its own
+
+    def note_refusal(self, what: str, error: TorkitError) -> None:
+        """Say that `what` was refused, and why. What will never work and has a hint is misuse."""
+        if isinstance(error, InternalError):
+            log_fault(error)
+            return
+        level = logging.INFO
+        if error.retry is Retry.NEVER and error.hint is not None and error.hint not in self._warned_of:
+            self._warned_of.add(error.hint)
+            level = logging.WARNING
+        logger.log(level, "%s was refused: %s", what, error.with_hint)
