@@ -1,0 +1,238 @@
+"""The examples of README.md, the manual pages and `torkit help`, run against a private network.
+
+They run as they stand there, but for STAND_INS, which take the place of the internet. NOT_RUN has those that
+cannot run here, with the reason.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from network.private_network import RunningTestnet
+from network.servers import HOST, PAGE, BannerServer, WebServer
+from network.torkit_process import Shell, skip_without
+
+from torkit.cli.documents import GEOIP_DIR
+from torkit.cli.teaching import LESSONS
+from torkit.public_network import AUTHORITIES
+
+pytestmark = pytest.mark.network
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data" / "public-network-2022"
+
+# Why what begins so does not run here.
+NOT_RUN = {
+    "make demo": "it starts a network of its own: scripts/demo",
+    "torkit testnet": "it starts a network of its own: test_testnet.py",
+    "export TORKIT_NETWORK": "the network is that of these tests",
+    "ssh ": "it needs an account: test_connect.py logs in at a real sshd",
+    "RSYNC_CONNECT_PROG": "it needs a server of rsync's",
+    "torkit socks --exit-nodes {de}": "a private network is in no country: test_restrictions.py",
+    "torkit onion descriptor": "it needs an onion service: test_onion.py",
+    "torkit help": "tests/cli has it",
+    "torkit version": "tests/cli has it",
+}
+ERASE = "\r\x1b[K"  # what takes away a bar
+FAILS = {"--at 2022-11-19T14:00Z": 3}  # on purpose, with this status
+
+
+class Example(NamedTuple):
+    """A line of a shell, and what a terminal showed, if the page shows it."""
+
+    line: str
+    output: list[str]
+
+
+class Block(NamedTuple):
+    """Examples that follow each other in one shell."""
+
+    name: str
+    examples: list[Example]
+
+
+def readme_blocks() -> Iterator[Block]:
+    found = re.findall(
+        r"^```(sh|console)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    for number, (kind, text) in enumerate(found, 1):
+        examples = []
+        for line in text.replace("\\\n", "").splitlines():
+            if kind == "sh" and line:
+                examples.append(Example(line, []))
+            elif line.startswith("$ "):
+                examples.append(Example(line.removeprefix("$ "), []))
+            elif line:
+                examples[-1].output.append(line)
+        yield Block(f"README.md {number}", examples)
+
+
+def manual_blocks() -> Iterator[Block]:
+    for page in sorted((ROOT / "man").glob("*.1")):
+        _, _, section = page.read_text().partition(".SH EXAMPLES\n")
+        lines = [line for line in section.partition(".SH ")[0].splitlines() if not line.startswith(".")]
+        if lines:
+            yield Block(
+                page.name, [Example(line.replace("\\-", "-").replace("\\e", "\\"), []) for line in lines]
+            )
+
+
+def all_blocks() -> list[Block]:
+    lessons = [Example(lesson.example, []) for lesson in LESSONS.values()]
+    return [*readme_blocks(), *manual_blocks(), Block("torkit help", lessons)]
+
+
+def reason_not_to_run(line: str) -> str | None:
+    return next((reason for beginning, reason in NOT_RUN.items() if line.startswith(beginning)), None)
+
+
+def shape(line: str) -> str:
+    """What stays the same from run to run: words, but neither numbers, names nor how wide the gaps are."""
+    line = re.sub(r"\x1b\[[\d;]*m", "", line.rpartition(ERASE)[2])  # a bar that is gone, and colours
+    line = re.sub(r"\b(?:auth|exit|middle)\d\b", "RELAY", line)
+    line = re.sub(r'"[^"]*"', '"..."', line)
+    line = re.sub(r"^\d+ [a-z]{2}$", "0 cc", line)
+    return " ".join(re.sub(r"\d+(?:\.\d+)*", "0", line).split())
+
+
+@pytest.fixture
+def shell_of_examples(shell: Shell, tmp_path: Path) -> Shell:
+    """One with a data directory of its own, since examples are for people who begin."""
+    return shell.with_data_dir(tmp_path / "data")
+
+
+@pytest.fixture
+def stand_ins(
+    testnet: RunningTestnet, web_server: WebServer, banner_server: BannerServer
+) -> list[tuple[str, str]]:
+    """Patterns, and what takes the place of each, in this order."""
+    relay = testnet.relays[0].fingerprint
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        (r"https://example\.com/", f"http://web.test:{web_server.port}/page"),
+        (r"example\.com:443", f"web.test:{banner_server.port}"),  # which ends the connection by itself
+        (r"example\.com:80", f"web.test:{web_server.port}"),
+        (r"torkit socks(?! --listen)", "torkit socks --listen 127.0.0.1:9150"),
+        (r"^torkit socks(?!.*&)", "timeout --preserve-status 4 torkit socks"),  # which has no end of its own
+        (r"127\.0\.0\.1:9150", f"{HOST}:{free_port()}"),
+        (r"127\.0\.0\.1:9151", f"{HOST}:{free_port()}"),
+        (r"0011BD24[0-9A-F]{32}|FINGERPRINT", relay),
+        (r"0011BD24", relay[:8]),
+        (r"--country (?:de|is)", "--country '??'"),
+        (r"--from old-consensus --certs certs --at \S+", f"--from old-consensus --certs certs --at {now}"),
+    ]
+
+
+def free_port() -> int:
+    with socket.create_server((HOST, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def network_of_2022(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The authorities who signed the documents in DATA, at addresses where nobody is."""
+    authorities = [re.sub(r" \S+:\d+ (?=\w{40}$)", " 127.0.0.1:1 ", line) for line in AUTHORITIES.split("\n")]
+    path = tmp_path_factory.mktemp("2022") / "network.toml"
+    lines = [re.sub(r" ipv6=\S+", "", line) for line in authorities if line]
+    path.write_text(f"authorities = {json.dumps(lines)}\n")
+    return path
+
+
+def run_block(shell: Shell, directory: Path, lines: list[str], *, on_terminal: bool) -> list[tuple[int, str]]:
+    """The status and the output of each line, run one after the other in one shell in `directory`."""
+    results = shell.data_dir.with_name("results")
+    results.mkdir()
+    program = [f"cd {directory}", "set -m -o pipefail"]
+    for number, line in enumerate(lines):
+        if on_terminal:
+            line = f"script -qec {shlex.quote('set -o pipefail; ' + line)} /dev/null"
+        program.append(f"{{ {line}\n}} >{results}/{number} 2>&1 </dev/null; echo $? >>{results}/statuses")
+        if found := re.search(r"--listen 127\.0\.0\.1:(\d+).*&", line):
+            program.append(f"until (: <>/dev/tcp/127.0.0.1/{found[1]}) 2>/dev/null; do sleep 0.1; done")
+    program.append("kill $(jobs -p) 2>/dev/null; wait")
+    shell.run("\n".join(program), timeout=80)
+    statuses = map(int, (results / "statuses").read_text().split())
+    outputs = [(results / str(number)).read_text() for number in range(len(lines))]
+    return list(zip(statuses, outputs, strict=True))
+
+
+@skip_without("curl", "jq", "script")
+@pytest.mark.parametrize("block", all_blocks(), ids=lambda block: block.name)
+def test_examples_do_what_the_page_says(
+    shell_of_examples: Shell,
+    tmp_path: Path,
+    network_of_2022: Path,
+    stand_ins: list[tuple[str, str]],
+    block: Block,
+) -> None:
+    examples = [one for one in block.examples if reason_not_to_run(one.line) is None]
+    if not examples:
+        pytest.skip("; ".join({str(reason_not_to_run(one.line)) for one in block.examples}))
+    text = "\n".join(one.line for one in examples)
+    if "--country" in text and not GEOIP_DIR.joinpath("geoip").exists():
+        pytest.skip("tor-geoipdb is not installed")
+    shell, directory = shell_of_examples, tmp_path
+    if "microdesc-consensus" in text:
+        if not DATA.exists():
+            pytest.skip("the documents of 2022 are not at hand")
+        shell, directory = replace(shell, network_file=network_of_2022), DATA
+    if "old-consensus" in text:
+        assert shell.run("torkit fetch-consensus").returncode == 0
+        shutil.copy(shell.data_dir / "consensus-microdesc", tmp_path / "old-consensus")
+        shutil.copy(shell.data_dir / "certificates", tmp_path / "certs")
+    lines = [one.line for one in examples]
+    for pattern, stand_in in stand_ins:
+        lines = [re.sub(pattern, stand_in, line) for line in lines]
+    is_shown = any(one.output for one in examples)
+    results = run_block(shell, directory, lines, on_terminal=is_shown)
+    for example, (status, output) in zip(examples, results, strict=True):
+        expected = next((status for mark, status in FAILS.items() if mark in example.line), 0)
+        assert status == expected, (example.line, output)
+        if example.output:
+            shown = [shape(line) for line in example.output]
+            printed = [shape(line) for line in output.splitlines()]
+            assert set(printed) <= set(shown), example.line
+            assert printed[-1] == shown[-1], example.line
+        elif "curl" in example.line:
+            assert PAGE.decode() in output
+
+
+def test_whatever_does_not_run_is_an_example() -> None:
+    lines = [one.line for block in all_blocks() for one in block.examples]
+    for beginning in NOT_RUN:
+        assert any(line.startswith(beginning) for line in lines), beginning
+    for mark in FAILS:
+        assert any(mark in line for line in lines), mark
+
+
+def test_the_program_of_the_readme_prints_a_page(
+    testnet: RunningTestnet, tmp_path: Path, web_server: WebServer
+) -> None:
+    program, *_ = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    for there, here in (
+        ("load_network(None)", f"load_network(__import__('pathlib').Path({str(testnet.network_file)!r}))"),
+        ('"example.com", 80', f'"web.test", {web_server.port}'),
+        ("GET / ", "GET /page "),
+    ):
+        assert there in program
+        program = program.replace(there, here)
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, timeout=40, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.endswith(PAGE)
