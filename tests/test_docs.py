@@ -8,6 +8,7 @@ TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
 OBSERVERS = DOCS / "observers.md"
 SECURITY = DOCS / "security.md"
+MAPS = (DOCS.parent / "ARCHITECTURE.md", DOCS / "glossary.md")
 UNPROVEN = ("not equal", "not measured")
 
 
@@ -31,6 +32,21 @@ def test_every_test_that_is_named_exists() -> None:
     named = {name for page in DOCS.glob("*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())}
     assert named
     assert named - _tests() == set()
+
+
+def test_every_file_that_is_named_exists() -> None:
+    """Such as `net/pump.py`, `proxy/`, `_fast/pump`; in a column of ARCHITECTURE.md without the room."""
+    package = DOCS.parent / "torkit"
+    for page in MAPS:
+        named = re.findall(r"`([\w/]+(?:\.py|/|(?<=_fast/)\w+))`", page.read_text())
+        assert named
+        for name in named:
+            found = [
+                place
+                for place in (package, package / "net", package / "proto", DOCS.parent)
+                if (place / name).exists()
+            ]
+            assert found or (package / f"{name}.pyx").exists(), f"{page.name}: {name}"
 
 
 def test_every_bound_names_its_test() -> None:
