@@ -33,7 +33,9 @@ ROOMS = {
     "torkit.refusals": set[str](),
     "torkit.public_network": set[str](),
     "torkit.config": {"public_network", "files"},
+    "torkit.events": set[str](),
     "torkit.net": {
+        "events",
         *("_fast", "proto", "directory", "hs", "path", "guards", "build_times", "path_bias"),
         *("predicted_ports", "refusals", "vanguards"),
     },
@@ -73,6 +75,7 @@ HARMLESS = {"sys": {"intern"}}  # names that touch nothing
 PURE = {
     "torkit._fast",
     "torkit.params",
+    "torkit.events",
     "torkit.proto",
     "torkit.directory",
     "torkit.hs",

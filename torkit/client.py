@@ -5,6 +5,7 @@ async with open_tor(network=load_network(None), data_dir=data_dir(None)) as tor:
 """
 
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from torkit.net.circuits.spares import SPARE_COUNT, Spares
 from torkit.net.contact import Contact, DirectoryServer
 from torkit.net.current import Current
 from torkit.net.guards import GuardKeeper
+from torkit.net.journal import Events, trace
 from torkit.net.memory import limit_memory
 from torkit.net.paths import Paths
 from torkit.net.progress import Changes, Progress
@@ -99,12 +101,18 @@ class Tor:
         self._refusals = Refusals()
         self._vanguards = Vanguards(restrictions, rng)
         self._paths = Paths(self._current, self._guards, self._refusals, self._vanguards, restrictions, rng)
-        self._channels = Channels(nursery, rng, padding=padding, params=self._current.params)
+        self._channels = Channels(
+            nursery,
+            rng,
+            padding=padding,
+            params=self._current.params,
+            progress=self._current.journal.progress,
+        )
         self._build_times = BuildTimes.from_state(state, rng=rng, param=self._current.param)
         self._state.add(self._build_times, is_watched=spare_circuits > 0)  # not for one circuit
         builder = Builder(self._channels, self._paths, self._current, rng, nursery, self._build_times)
         self._circuits = Circuits(builder, PredictedPorts(self._current.param), rng, nursery)
-        self._spares = Spares(self._circuits, self._build_times, self._current, self._channels.progress)
+        self._spares = Spares(self._circuits, self._build_times, self._current)
         self._descriptors: Descriptors | None = None  # made when an onion name is used
         self._bootstrap = Bootstrap(
             authorities=network.voters,
@@ -134,14 +142,27 @@ class Tor:
     @property
     def progress(self) -> Progress:
         """How far this start has come: phase, percentage, and what is in the way if anything is."""
-        return self._channels.progress.now
+        return self._current.journal.progress.now
 
     def progress_changes(self) -> Changes:
         """To iterate over: the progress now and whenever it has changed since, the newest only.
 
         Ends when the first circuit has been built: for `spare_circuits`, or for somebody who needs one.
         """
-        return self._channels.progress.changes()
+        return self._current.journal.progress.changes()
+
+    def events(self) -> Events:
+        """What happens from now on, as records of torkit.events: an asynchronous iterator that never ends.
+
+        To circuits, streams, guards, the directory and the start. It listens until it is dropped. No record
+        names a destination.
+        """
+        return self._current.journal.events()
+
+    def __repr__(self) -> str:
+        known = self._current.known
+        directory = "no directory" if known is None else f"{len(known)} relays"
+        return f"<Tor: {self.progress.summary}, {directory}, {self._circuits!r}>"
 
     async def fetch_consensus(self) -> Consensus:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
@@ -383,6 +404,8 @@ async def open_tor(
                 state=state,
                 guards=guards,
             )
+            if os.environ.get("TORKIT_TRACE") == "1":
+                tor._current.journal.add(trace)
             nursery.start_soon(tor.run)
             nursery.start_soon(Pump.current().wait_fault)
             try:

@@ -80,6 +80,13 @@ class Guard:
         self.last_tried: float | None = None
         self.pending_since: float | None = None
 
+    def __repr__(self) -> str:
+        states = [self.reachability.value]
+        states += ["confirmed"] if self.confirmed_on is not None else []
+        states += ["not listed"] if self.unlisted_since is not None else []
+        states += ["being tried"] if self.pending_since is not None else []
+        return f"<Guard ${self.identity.hex().upper()}, reachable: {', '.join(states)}>"
+
     @classmethod
     def from_json(cls, entry: Any, *, now: float, rng: Random) -> Guard:
         """Raises ValueError for what is none.
@@ -331,7 +338,7 @@ class Guards:
 
     def note_reached(self, identity: bytes, *, now: float) -> None:
         """A circuit's first hop was made. Relays that are no guards of ours are ignored, here as below."""
-        guard = self._find(identity)
+        guard = self.find(identity)
         if guard is None:
             return
         self.has_changed = self.has_changed or guard.failing_since is not None
@@ -350,7 +357,7 @@ class Guards:
 
     def note_failed(self, identity: bytes, *, now: float) -> None:
         """The relay could not be reached, or did not answer as a first hop."""
-        guard = self._find(identity)
+        guard = self.find(identity)
         if guard is None:
             return
         self.has_changed = self.has_changed or guard.reachability is not Reachability.NO
@@ -363,13 +370,13 @@ class Guards:
 
     def note_given_up(self, identity: bytes) -> None:
         """An attempt ended for another reason, before its outcome was known."""
-        guard = self._find(identity)
+        guard = self.find(identity)
         if guard is not None:
             guard.pending_since = None
 
     def confirm(self, identity: bytes, *, now: float, rng: Random) -> None:
         """A circuit for traffic was completed and may be used."""
-        guard = self._find(identity)
+        guard = self.find(identity)
         if guard is None or guard.confirmed_on is not None:
             return
         guard.confirmed_on = _randomized(now, self._days("guard-lifetime-days") / 10, rng)
@@ -378,14 +385,15 @@ class Guards:
 
     def path_bias_of(self, identity: bytes) -> Counts | None:
         """What is counted of a guard, for torkit.path_bias to change; None for other relays."""
-        guard = self._find(identity)
+        guard = self.find(identity)
         return None if guard is None else guard.path_bias
 
     def note_dropped(self) -> None:
         """A guard's `path_bias` says that it is used no more, which is forgotten at the end."""
         self._choose_primary()
 
-    def _find(self, identity: bytes) -> Guard | None:
+    def find(self, identity: bytes) -> Guard | None:
+        """The sampled guard with this identity."""
         return next((guard for guard in self.sample if guard.identity == identity), None)
 
     def _is_pending(self, guard: Guard, now: float) -> bool:

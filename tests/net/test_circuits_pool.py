@@ -38,13 +38,14 @@ from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits.build import PATH_DRAWS, Builder, Choice, build_circuit, build_directory_circuit
 from torkit.net.circuits.pool import BUILD_ATTEMPTS, WORN_GRACE, Circuits
-from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Path, Shared, ToRelay
+from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ExitTo, Need, Path, Shared, ToRelay
 from torkit.net.circuits.shelves import MAX_DIRTINESS, Entry
 from torkit.net.circuits.spares import EXPIRY_CHECK, MAX_SPARES, SPARE_COUNT, SPARE_RETRY, Spares
 from torkit.net.current import Current
 from torkit.net.guards import GUARD_CHECK, GuardTry
 from torkit.net.pump import STALL, Pump
 from torkit.params import parameter
+from torkit.path import may_go_on
 from torkit.path_bias import Counts, PathBias, State
 from torkit.predicted_ports import FIRST_PORT, PredictedPorts
 from torkit.proto.padding import Padding
@@ -77,6 +78,10 @@ class Pool:
     @property
     def path(self) -> tuple[Relay, Relay, Relay]:
         return (relay_of(self.fakes[0]), relay_of(self.fakes[1]), self.exits[0])
+
+    @property
+    def server(self) -> AskDirectory:
+        return AskDirectory(self.path[0])
 
     @property
     def guard(self) -> "Told":
@@ -120,6 +125,9 @@ class Pool:
                 guard.watch = PathBias({path[0].identity: self.counts}.get).watch(path[0].identity)
                 return Choice(path, guard)
         raise NoPath("no exit for that")
+
+    def may_go_on(self, path: Path) -> bool:
+        return self.current.known is None or may_go_on(self.current.known, path)
 
     def given(self, path: Path) -> Choice:
         return Choice(path, Told(self, path[0].identity), is_given=True)
@@ -190,7 +198,7 @@ async def open_pool(
         times = times or BuildTimes(learnt_enough)
         pool.builder = Builder(channels, pool, pool.current, Random(), nursery, times)
         pool.circuits = Circuits(pool.builder, predicted or PredictedPorts(), Random(), nursery)
-        pool.spares = Spares(pool.circuits, times, pool.current, channels.progress)
+        pool.spares = Spares(pool.circuits, times, pool.current)
         pool.current.add_reader(pool.circuits.note_directory)
         yield pool
         nursery.cancel_scope.cancel()
@@ -392,12 +400,12 @@ async def test_building_ahead_is_tried_again_after_a_while(mock_clock: trio.test
         pool.nursery.start_soon(pool.spares.keep)
         await settle()
         assert len(pool.chosen) == 2  # for the port, and for any
-        assert str(pool.channels.progress.now.error) == "no exit for that"
+        assert str(pool.current.journal.progress.now.error) == "no exit for that"
         pool.exits = exits
         mock_clock.jump(SPARE_RETRY)
         await settle()
         assert len(pool.fakes[0].circuits) == SPARE_COUNT
-        assert pool.channels.progress.now.is_done
+        assert pool.current.journal.progress.now.is_done
 
 
 async def test_circuits_are_built_for_ports_asked_for_that_no_ready_one_serves() -> None:
@@ -769,7 +777,9 @@ async def test_a_first_hop_that_was_made_is_told() -> None:
             await pool.build(pool.path)
         await pool.acquire("b")
         assert pool.first_hops == [(guard, True)] * 3
-        await build_directory_circuit(pool.channels, pool.path[0], CircuitSettings(), pool.guard)
+        await build_directory_circuit(
+            pool.channels, AskDirectory(pool.path[0]), CircuitSettings(), pool.guard
+        )
         assert pool.first_hops == [(guard, True)] * 4
 
 
@@ -816,7 +826,7 @@ async def test_a_directory_that_cut_a_handshake_while_everything_stood_still_is_
 
         pool.fakes[0].on_versions = stand_still_and_close
         with pytest.raises(ChannelClosed):
-            await build_directory_circuit(pool.channels, pool.path[0], CircuitSettings(), pool.guard)
+            await build_directory_circuit(pool.channels, pool.server, CircuitSettings(), pool.guard)
         assert pool.first_hops == [(pool.path[0].identity, None)]
 
 
@@ -1160,9 +1170,11 @@ async def test_directory_circuits_have_one_hop_by_the_key_that_is_known() -> Non
         fake = pool.fakes[0]
         fake.directory = lambda _: b""
         relay = relay_of(fake, protocols=decode_protocols(CONGESTION_CONTROL))
-        known = await build_directory_circuit(pool.channels, relay, CircuitSettings())
+        known = await build_directory_circuit(pool.channels, AskDirectory(relay), CircuitSettings())
         assert [(hop.handshake, hop.flow_control) for hop in known.hops] == [("ntor-v3", "vegas")]
-        unknown = await build_directory_circuit(pool.channels, source_of(fake), CircuitSettings())
+        unknown = await build_directory_circuit(
+            pool.channels, AskDirectory(source_of(fake)), CircuitSettings()
+        )
         assert unknown.path == ()
         for circuit in (known, unknown):
             await circuit.begin_directory().wait_connected()

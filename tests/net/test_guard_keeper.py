@@ -16,6 +16,7 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import CircuitClosed, NoDirectory, NoGuard
+from torkit.events import GuardChanged
 from torkit.guards import Guard, Guards, Reachability
 from torkit.net.current import Current
 from torkit.net.guards import GuardKeeper, GuardOfOurs
@@ -91,6 +92,21 @@ async def test_what_came_first_counts(tmp_path: Path) -> None:
         attempt.failed()
         attempt.reached()
         assert guard.failing_since is not None
+
+
+async def test_changes_of_a_guard_are_told_and_repetitions_are_not(tmp_path: Path) -> None:
+    async with open_keeper(tmp_path) as keeper:
+        events = keeper._current.journal.events()
+        picked = keeper.pick(any_relay)
+        name = f"${picked.relay.fingerprint}"
+        picked.reached()
+        for outcome in ("reached", "failed", "failed", "reached"):
+            getattr(keeper.attempt(picked.relay.identity), outcome)()
+        keeper.attempt(bytes(20)).failed()  # no guard
+        assert [await anext(events) for _ in range(3)] == [
+            GuardChanged(name, status) for status in ("UP", "DOWN", "UP")
+        ]
+        assert not events._mailbox.waiting
 
 
 async def test_a_guard_is_confirmed_once_its_circuit_may_be_used(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from torkit.errors import NothingNewer
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings
 from torkit.net.circuits.build import build_directory_circuit
+from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.contact import DirectoryServer
 from torkit.net.directory import fetch_certificates, fetch_certificates_of_keys, fetch_consensus
 from torkit.testnet import Options
@@ -94,7 +95,7 @@ async def test_relays_send_diffs_and_what_they_make_is_verified(net: RunningTest
         channels = Channels(nursery, Random())
 
         async def fetch(held: Consensus | None) -> bytes:
-            circuit = await build_directory_circuit(channels, server, CircuitSettings())
+            circuit = await build_directory_circuit(channels, AskDirectory(server), CircuitSettings())
             try:
                 return (await fetch_consensus(circuit, network.voters, held=held)).body
             finally:
@@ -107,7 +108,7 @@ async def test_relays_send_diffs_and_what_they_make_is_verified(net: RunningTest
                 diff = await fetch(held)
             await trio.sleep(1)
         newer = parse_consensus(apply_diff(held.text, diff))
-        circuit = await build_directory_circuit(channels, server, CircuitSettings())
+        circuit = await build_directory_circuit(channels, AskDirectory(server), CircuitSettings())
         certificates = parse_certificates(await fetch_certificates(circuit, network.voters))
         missing = missing_certificates(newer, (), network.voters, time.time())
         of_keys = parse_certificates(await fetch_certificates_of_keys(circuit, missing))

@@ -114,7 +114,7 @@ class Bootstrap:
         self._has_consensus = trio.Event()
         self._authorities = authorities
         self._cache = cache
-        self._progress = channels.progress
+        self._progress = self._current.journal.progress
         self._servers = DirectoryServers(channels, lambda: sources(self._newest), settings, rng, first_hop)
         self._rng = rng
         self._given = consensus

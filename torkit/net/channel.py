@@ -29,7 +29,8 @@ from torkit._fast.events import (
 )
 from torkit._fast.pump import Link
 from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, InternalError, TimedOut, TorkitError
-from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.circuit import GENERAL, Circuit, CircuitSettings
+from torkit.net.dial import Dial, dial_directly
 from torkit.net.pump import Pump
 from torkit.net.tls import TlsConnection
 from torkit.proto.channel import LinkHandshake, LinkResult
@@ -86,6 +87,7 @@ class Channel:
         ed25519: bytes | None,
         rng: Random,
         on_connected: Callable[[], None] = lambda: None,
+        dial: Dial = dial_directly,
     ) -> "Channel":
         """Connect to the relay with these identities (20 and 32 bytes) and finish the link handshake.
 
@@ -101,7 +103,8 @@ class Channel:
 
         with trio.move_on_after(CONNECT_TIMEOUT):
             try:
-                return await cls._connect(address, port, rsa, ed25519, rng, note_connected)
+                tls = await TlsConnection.connect(address, port, on_connected=note_connected, dial=dial)
+                return await cls._shake_hands(tls, (address, port), rsa, ed25519, rng)
             except ChannelClosed as error:
                 if is_connected.is_set():
                     raise HandshakeCut(str(error)) from error
@@ -109,22 +112,20 @@ class Channel:
         raise TimedOut(f"the relay did not finish the link handshake within {CONNECT_TIMEOUT:.0f} s")
 
     @classmethod
-    async def _connect(
+    async def _shake_hands(
         cls,
-        address: str,
-        port: int,
+        tls: TlsConnection,
+        address: tuple[str, int],
         rsa: bytes,
         ed25519: bytes | None,
         rng: Random,
-        on_connected: Callable[[], None],
     ) -> "Channel":
-        tls = await TlsConnection.connect(address, port, on_connected=on_connected)
         try:
             core = CoreChannel()
             handshake = LinkHandshake(
                 expected_rsa=rsa,
                 expected_ed25519=ed25519,
-                peer_address=ip_address(address),
+                peer_address=ip_address(address[0]),
                 tls_certificate_digest=sha256(tls.peer_certificate()).digest(),
                 now=time.time(),
             )
@@ -132,7 +133,7 @@ class Channel:
         except BaseException:
             tls.close()
             raise
-        return cls(tls, core, link, (address, port), rng)
+        return cls(tls, core, link, address, rng)
 
     async def run(self) -> None:
         """Move cells until the connection ends or the task is cancelled; every circuit then fails.
@@ -174,7 +175,9 @@ class Channel:
         """The relay does not take what we send as fast as we seal it."""
         return self._link is not None and self._link.is_blocked
 
-    def open_circuit(self, relay_early_count: int, settings: CircuitSettings) -> Circuit:
+    def open_circuit(
+        self, relay_early_count: int, settings: CircuitSettings, purpose: str = GENERAL
+    ) -> Circuit:
         """A circuit without hops; Circuit.create gives it the first one."""
         if self.error is not None:
             raise ChannelClosed(str(self.error))
@@ -186,7 +189,7 @@ class Channel:
         core = self._core.open_circuit(circ_id, self._rng.randrange(1, 65536), relay_early_count)
         if relay_early_count:  # else it cannot be extended
             self.note_use(Use.CIRCUITS)
-        circuit = Circuit(self, core, settings)
+        circuit = Circuit(self, core, settings, purpose)
         core.owner = circuit
         self._circuits[circ_id] = circuit
         self.idle_since = None

@@ -9,6 +9,7 @@ import trio
 from torkit.errors import ChannelClosed, TimedOut, TorkitError
 from torkit.net.channel import Channel
 from torkit.net.contact import Contact, or_addresses
+from torkit.net.dial import Dial, dial_directly
 from torkit.net.progress import Phase, Tracker, furthest
 from torkit.proto.padding import LinkPadding, Padding, idle_timeout
 
@@ -17,7 +18,10 @@ MAX_AGE = 7 * 86400.0
 
 
 class Channels:
-    """Opens, shares, pads and expires channels, in tasks of `nursery`. `params` are the consensus's."""
+    """Opens, shares, pads and expires channels, in tasks of `nursery`. `params` are the consensus's.
+
+    `dial` opens the sockets; `progress` is told of connecting and of TLS.
+    """
 
     def __init__(
         self,
@@ -26,12 +30,15 @@ class Channels:
         *,
         padding: Padding = Padding.AUTO,
         params: Callable[[], Mapping[str, int]] = dict,
+        progress: Tracker | None = None,
+        dial: Dial = dial_directly,
     ) -> None:
         self._nursery = nursery
         self._rng = rng
         self._padding = padding
         self._params = params
-        self.progress = Tracker()  # told here, and by those who work on these channels
+        self._progress = progress or Tracker()
+        self._dial = dial
         self._open: dict[bytes, Channel] = {}
         self._opening: dict[bytes, trio.Event] = {}
 
@@ -77,7 +84,7 @@ class Channels:
     async def _connect(self, relay: Contact) -> Channel:
         failures: list[TorkitError] = []
         for address, port in or_addresses(relay):
-            self.progress.reach(Phase.CONN)
+            self._progress.reach(Phase.CONN)
             try:
                 return await Channel.connect(
                     str(address),
@@ -85,7 +92,8 @@ class Channels:
                     rsa=relay.identity,
                     ed25519=relay.ed25519_identity,
                     rng=self._rng,
-                    on_connected=partial(self.progress.reach, Phase.HANDSHAKE),
+                    on_connected=partial(self._progress.reach, Phase.HANDSHAKE),
+                    dial=self._dial,
                 )
             except (ChannelClosed, TimedOut) as error:
                 failures.append(error)

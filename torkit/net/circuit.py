@@ -20,7 +20,9 @@ from torkit._fast.keys import wipe
 from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
 from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError
+from torkit.events import CircuitBuilt, CircuitEnded, CircuitExtended, CircuitLaunched
 from torkit.net.contact import or_addresses
+from torkit.net.journal import Journal, name_of
 from torkit.net.stream import Stream, StreamBroken, StreamFlow, cut_off, ended_by
 from torkit.params import parameter
 from torkit.path_bias import UNWATCHED
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from torkit.directory.directory import Relay
     from torkit.net.channel import Channel
 
+
+GENERAL = "GENERAL"  # control-spec's purpose of circuits for streams
 
 # Specification constant (path-spec, "Measuring path usage success rates").
 PROBE_PORT = 25
@@ -51,7 +55,8 @@ class StreamOwner(Protocol):
 class CircuitSettings:
     """What the circuits of one client share: `params` are the consensus's; `half_open_time`, in seconds, is
     how long data may still arrive for a stream that we closed (the build timeout of circuits). With
-    `refuse_internal`, addresses internal to some network are no answer of an exit's."""
+    `refuse_internal`, addresses internal to some network are no answer of an exit's. `journal` is told what
+    happens to circuits and streams."""
 
     def __init__(
         self,
@@ -60,12 +65,14 @@ class CircuitSettings:
         clock: flow.ClockGuard | None = None,
         half_open_time: float = 60.0,
         refuse_internal: bool = False,
+        journal: Journal | None = None,
     ) -> None:
         self.params = params or {}
         self.cgo = cgo
         self.clock = clock or flow.ClockGuard()
         self.half_open_time = half_open_time
         self.refuse_internal = refuse_internal
+        self.journal = journal or Journal()
 
 
 class HopInfo(NamedTuple):
@@ -81,7 +88,13 @@ class HopInfo(NamedTuple):
 class Circuit:
     """Made by Channel.open_circuit. `path` grows by one relay with every finished handshake."""
 
-    def __init__(self, channel: Channel, core: CoreCircuit, settings: CircuitSettings) -> None:
+    def __init__(
+        self, channel: Channel, core: CoreCircuit, settings: CircuitSettings, purpose: str = GENERAL
+    ) -> None:
+        """`purpose` is a word for events, one of control-spec's."""
+        self.journal = settings.journal
+        self.id = self.journal.next_circuit()
+        self.purpose = purpose
         self.path: tuple[Relay, ...] = ()
         self.hops: tuple[HopInfo, ...] = ()
         self.error: TorkitError | None = None
@@ -94,6 +107,15 @@ class Circuit:
         self._vegas: list[flow.Vegas | None] = []
         self._streams: set[StreamOwner] = set()
         self._reply: _Reply | None = None
+        if self.journal.is_heard:
+            self.journal.tell(CircuitLaunched(self.id, purpose))
+
+    def __repr__(self) -> str:
+        state = "open" if self.error is None else f"ended: {self.error}"
+        path = " - ".join(relay.nickname for relay in self.path)
+        return (
+            f"<Circuit {self.id} {self.purpose}, {path or 'no hops'}, {self.stream_count} streams, {state}>"
+        )
 
     @property
     def clock_skew(self) -> float | None:
@@ -190,6 +212,14 @@ class Circuit:
                 seconds=trio.current_time() - started,
             ),
         )
+        if self.journal.is_heard:
+            self.journal.tell(CircuitExtended(self.id, len(self.path), name_of(relay)))
+
+    def note_built(self) -> None:
+        """Every hop that it was to have was made."""
+        self.watch.note_built()
+        if self.journal.is_heard:
+            self.journal.tell(CircuitBuilt(self.id, tuple(map(name_of, self.path))))
 
     async def _await_reply(self, command: Command | RelayCommand) -> bytes:
         if self.error is not None:
@@ -215,13 +245,16 @@ class Circuit:
         """Whether one more stream can be opened."""
         return self._core.has_room
 
-    def begin(self, host: str, port: int) -> Stream:
-        """Ask the last hop to connect to `host`, a name or address it resolves. Not waited for."""
+    def begin(self, host: str, port: int, number: int | None = None) -> Stream:
+        """Ask the last hop to connect to `host`, a name or address it resolves. Not waited for.
+
+        With `number`, events tell of the stream under it.
+        """
         flags = messages.BeginFlags(0)
         if self.exit.policy6.accepts(port):
             # As C tor's clients do on the port that Tor Browser has them open, where the exit can use it.
             flags = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
-        return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags))
+        return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags), number)
 
     def refuses(self, address: cells.IPAddress | None) -> bool:
         """Whether an exit that says this address is wrong or has been fooled, as C tor judges."""
@@ -239,9 +272,9 @@ class Circuit:
         """A stream to the last hop's own directory service."""
         return self._begin(RelayCommand.BEGIN_DIR, b"")
 
-    def _begin(self, command: RelayCommand, body: bytes) -> Stream:
+    def _begin(self, command: RelayCommand, body: bytes, number: int | None = None) -> Stream:
         core = self._open_stream(is_resolve=False)
-        stream = Stream(self, core, self._flow_of(core.hop))
+        stream = Stream(self, core, self._flow_of(core.hop), number)
         core.owner = stream
         self._streams.add(stream)
         self._core.send(core.hop, command, core.id, body)
@@ -330,6 +363,8 @@ class Circuit:
             return
         self.error = error
         self.watch.note_closed(by_us=is_closed_here)
+        if self.journal.is_heard:
+            self.journal.tell(CircuitEnded(self.id, str(error)))
         if not was_destroyed and self._channel.error is None:
             self._channel.send_control(self._core.id, Command.DESTROY, cells.encode_destroy())
         self._channel.close_circuit(self._core)

@@ -1,8 +1,9 @@
 """What it takes to connect to a relay, wherever it is known from."""
 
 from ipaddress import ip_address
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard
 
+from torkit.directory.directory import Relay
 from torkit.proto.cells import IPAddress
 
 
@@ -29,6 +30,11 @@ class DirectoryServer(NamedTuple):
     or_port: int
     ipv6: tuple[str, int] | None
     ed25519_identity: None = None
+
+
+def is_known(contact: Contact) -> TypeGuard[Relay]:
+    """Whether we hold the keys of a relay, so that it can be asked for any handshake."""
+    return isinstance(contact, Relay)
 
 
 def or_addresses(contact: Contact) -> list[tuple[IPAddress, int]]:

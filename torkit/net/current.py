@@ -1,4 +1,7 @@
-"""The directory in use, for everybody who goes by it, and what follows from it. bootstrap.py keeps it new."""
+"""What everybody of one client goes by: the directory in use, what follows from it, and the journal.
+
+net/bootstrap.py keeps the directory new.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +9,9 @@ import trio
 
 from torkit.directory.directory import Directory
 from torkit.errors import NoDirectory, TorkitError
+from torkit.events import DirectoryChanged
 from torkit.net.circuit import CircuitSettings
+from torkit.net.journal import Journal
 from torkit.params import parameter
 from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
@@ -23,6 +28,7 @@ class Current:
         self.known: Directory | None = None
         self.failure: TorkitError | None = None  # why there is none, once that was tried for a while
         self.is_wanted = trio.Event()  # set by `hurry`, made anew by whoever keeps the directory
+        self.journal = Journal()
         self._readers: list[Callable[[Directory], None]] = []
         self._cgo = cgo
         self._testing = testing
@@ -42,6 +48,8 @@ class Current:
     def use(self, directory: Directory) -> None:
         """Go by this one from now on."""
         self.known = directory
+        if self.journal.is_heard:
+            self.journal.tell(DirectoryChanged(directory.consensus.valid_after, len(directory)))
         for reader in self._readers:
             reader(directory)
 
@@ -65,4 +73,10 @@ class Current:
 
     def circuit_settings(self) -> CircuitSettings:
         """Those of circuits that are built now."""
-        return CircuitSettings(self.params(), self._cgo, self._clock, refuse_internal=not self._testing)
+        return CircuitSettings(
+            self.params(),
+            self._cgo,
+            self._clock,
+            refuse_internal=not self._testing,
+            journal=self.journal,
+        )

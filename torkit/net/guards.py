@@ -6,7 +6,8 @@ means, is torkit.guards's; whether one fails too many circuits is torkit.path_bi
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from random import Random
 from typing import Any
@@ -15,6 +16,7 @@ import trio
 
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import CircuitClosed, NoDirectory, NoGuard, StorageError
+from torkit.events import GuardChanged
 from torkit.guards import Guards
 from torkit.net.current import Current
 from torkit.net.state import StateFile
@@ -103,10 +105,12 @@ class GuardKeeper:
         return _Told(self, identity)
 
     def note_reached(self, identity: bytes) -> None:
-        self.guards.note_reached(identity, now=time.time())
+        with self._telling(identity, "UP"):
+            self.guards.note_reached(identity, now=time.time())
 
     def note_failed(self, identity: bytes) -> None:
-        self.guards.note_failed(identity, now=time.time())
+        with self._telling(identity, "DOWN"):
+            self.guards.note_failed(identity, now=time.time())
 
     def note_given_up(self, identity: bytes) -> None:
         self.guards.note_given_up(identity)
@@ -119,8 +123,19 @@ class GuardKeeper:
 
     def confirm(self, identity: bytes) -> None:
         """A circuit that begins here is given out."""
-        self.guards.confirm(identity, now=time.time(), rng=self._rng)
+        with self._telling(identity, "GOOD"):
+            self.guards.confirm(identity, now=time.time(), rng=self._rng)
         self._keep()
+
+    @contextmanager
+    def _telling(self, identity: bytes, status: str) -> Iterator[None]:
+        """Tell events if that changes anything."""
+        journal = self._current.journal
+        guard = self.guards.find(identity) if journal.is_heard else None
+        before = guard and (guard.reachability, guard.confirmed_on)
+        yield
+        if guard is not None and before != (guard.reachability, guard.confirmed_on):
+            journal.tell(GuardChanged(f"${identity.hex().upper()}", status))
 
     def _counts_of(self, identity: bytes) -> Counts | None:
         return self.guards.path_bias_of(identity)

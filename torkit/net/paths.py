@@ -13,7 +13,7 @@ from torkit.net.circuits.build import Choice
 from torkit.net.circuits.purpose import ExitTo, Path, Shared, ToRelay
 from torkit.net.current import Current
 from torkit.net.guards import GuardKeeper, GuardOfOurs
-from torkit.path import Constraints, choose_path
+from torkit.path import Constraints, choose_path, may_go_on
 from torkit.refusals import Refusals
 from torkit.vanguards import Vanguards, choose_path_to
 
@@ -57,6 +57,11 @@ class Paths:
         if not path:
             raise UsageError("a path needs at least one relay")
         return Choice(path, self._guards.attempt(path[0].identity), is_given=True)
+
+    def may_go_on(self, path: Path) -> bool:
+        """Whether a circuit through these may take new streams, by the directory in use."""
+        directory = self._current.known
+        return directory is None or may_go_on(directory, path)
 
     def choose_for(self, constraints: Constraints) -> Path:
         """Relays for `constraints` of the user's, for a circuit that somebody else builds.

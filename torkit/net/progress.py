@@ -5,7 +5,7 @@ Tags and percentages are those of control-spec, "Phases from the Bootstrap statu
 client does not tell apart, the tag is the later one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from errno import EADDRNOTAVAIL, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH
 from typing import NamedTuple
@@ -103,8 +103,10 @@ class Progress(NamedTuple):
 class Tracker:
     """The progress of one client."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[Progress], None] = lambda progress: None) -> None:
+        """`on_change` is told of each progress."""
         self.now = Progress()
+        self._on_change = on_change
         self._has_changed = trio.Event()
 
     def reach(self, phase: Phase) -> None:
@@ -150,6 +152,7 @@ class Tracker:
         self.now = progress
         self._has_changed.set()
         self._has_changed = trio.Event()
+        self._on_change(progress)
 
 
 class Changes:

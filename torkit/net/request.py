@@ -3,12 +3,14 @@
 path-spec, "Handling failure".
 """
 
-from collections.abc import Awaitable, Callable, Collection, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
 import trio
 
 from torkit.errors import Closed, EndReason, NoPath, PeerError, StreamClosed, TimedOut, TorkitError
+from torkit.events import StreamAttached, StreamEnded, StreamFailed, StreamNew, StreamSucceeded
 from torkit.net.circuit import Circuit
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Path
@@ -73,6 +75,10 @@ class Request:
         self._need = Need(purpose, isolation, circuits.identity, path)
         self._circuits = circuits
         self._refusals = refusals
+        self._journal = circuits.journal
+        self.id = self._journal.next_stream()
+        if self._journal.is_heard:
+            self._journal.tell(StreamNew(self.id))
         self._begun: Stream | None = None
         self._exits: set[bytes] = set()  # that were tried
         self._failure: TorkitError | None = None  # the last
@@ -86,7 +92,7 @@ class Request:
         assert self._port is not None
         circuit = self._circuits.take_ready(self._need._replace(excluded=self._refusing))
         if circuit is not None:
-            self._begun = circuit.begin(self._host, self._port)
+            self._begun = circuit.begin(self._host, self._port, self.id)
         return self._begun
 
     async def connect(self) -> Stream:
@@ -94,26 +100,42 @@ class Request:
 
         Raises StreamClosed with the exit's reason, TimedOut, NoPath, or what made circuits fail.
         """
-        if self._begun is not None:
-            if self._begun.failure is not None:
-                self._note_failure(self._begun.circuit, self._begun.failure)
-            else:
-                self._begun.close()
-                self._note_timeout(self._begun.circuit)
-        return await self._try_on(self._open)
+        with self._telling_end():
+            if self._begun is not None:
+                if self._begun.failure is not None:
+                    self._note_failure(self._begun.circuit, self._begun.failure)
+                else:
+                    self._begun.close()
+                    self._note_timeout(self._begun.circuit)
+            return await self._try_on(self._open)
 
     async def resolve(self) -> list[Resolved]:
         """The addresses of a name, or for an address its names. Raises as `connect`."""
-        found, circuit = await self._try_on(self._look_up)
-        if not found:
-            raise ended_by(circuit, EndReason.RESOLVEFAILED)
+        with self._telling_end():
+            found, circuit = await self._try_on(self._look_up)
+            if not found:
+                raise ended_by(circuit, EndReason.RESOLVEFAILED)
+        if self._journal.is_heard:
+            self._journal.tell(StreamSucceeded(self.id))
+            self._journal.tell(StreamEnded(self.id, EndReason.DONE.name))
         return found
+
+    @contextmanager
+    def _telling_end(self) -> Iterator[None]:
+        """Tell events if there will be no further attempt."""
+        try:
+            yield
+        except BaseException as error:
+            if self._journal.is_heard:
+                reason = str(error) if isinstance(error, TorkitError) else "given up"
+                self._journal.tell(StreamEnded(self.id, reason))
+            raise
 
     # --- one attempt ------------------------------------------------------------------------------
 
     async def _open(self, circuit: Circuit) -> Stream:
         assert self._port is not None
-        stream = circuit.begin(self._host, self._port)
+        stream = circuit.begin(self._host, self._port, self.id)
         try:
             await stream.wait_connected()
         except BaseException:
@@ -123,6 +145,8 @@ class Request:
 
     async def _look_up(self, circuit: Circuit) -> tuple[list[Resolved], Circuit]:
         """Ask an exit. An answer that is internal to a network is none: it would lead to somebody else's."""
+        if self._journal.is_heard:
+            self._journal.tell(StreamAttached(self.id, circuit.id))
         found = []
         answers = await circuit.resolve(parse_address(self._host) or self._host)
         for answer in answers:
@@ -151,6 +175,8 @@ class Request:
                     return result
                 self._note_timeout(circuit)
             except (PeerError, Closed) as error:
+                if self._port is None and self._journal.is_heard:  # a stream tells it itself
+                    self._journal.tell(StreamFailed(self.id, str(error)))
                 self._note_failure(circuit, error)
         assert self._failure is not None
         raise self._failure

@@ -17,6 +17,7 @@ from torkit.errors import ClockSkewed, NoDirectory, NothingNewer, TimedOut, Tork
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits.build import build_directory_circuit
+from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.contact import Contact
 from torkit.net.guards import UNTOLD, GuardTry
@@ -190,7 +191,8 @@ class DirectoryServers:
 
     async def _build(self, source: Contact) -> "_Kept":
         guard = self._attempt(source.identity)
-        circuit = await build_directory_circuit(self._channels, source, self._settings(), guard)
+        purpose = AskDirectory(source)
+        circuit = await build_directory_circuit(self._channels, purpose, self._settings(), guard)
         if circuit.clock_skew is not None:
             self.note_clock(source, circuit.clock_skew)
         return _Kept(circuit, trio.current_time())

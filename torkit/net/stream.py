@@ -13,6 +13,7 @@ import trio
 from torkit._fast.cells import RelayCommand
 from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitError, EndReason, Retry, StreamClosed, TorkitError
+from torkit.events import StreamAttached, StreamEnded, StreamFailed, StreamSucceeded
 from torkit.proto.destination import INTERNAL, INTERNAL_HINT
 from torkit.proto.flow import ClockGuard, DrainWatch, StreamParams, Xoff, XoffCheck, Xon
 from torkit.proto.messages import (
@@ -43,8 +44,11 @@ class Stream(trio.abc.Stream):
     end it raises StreamBroken with the reason.
     """
 
-    def __init__(self, circuit: Circuit, core: CoreStream, flow: StreamFlow | None) -> None:
+    def __init__(
+        self, circuit: Circuit, core: CoreStream, flow: StreamFlow | None, number: int | None = None
+    ) -> None:
         self.circuit = circuit
+        self.id = number  # under which events tell of it; None for those of our own
         self.address: IPAddress | None = None  # where the exit has connected to, as it says
         self._core = core
         self._flow = flow
@@ -53,12 +57,24 @@ class Stream(trio.abc.Stream):
         self._refused: IPAddress | None = None
         self._is_closed = False
         self._is_connected = False
+        self._is_told = False  # events know that it has ended
         self.watcher: Watcher | None = None
         self._unsent = memoryview(b"")  # what send_all still has to seal
         self._is_readable = trio.lowlevel.ParkingLot()
         self._is_writable = trio.lowlevel.ParkingLot()
         self._send_guard = ConflictGuard("another task is sending on this stream")
         self._receive_guard = ConflictGuard("another task is receiving on this stream")
+        if number is not None and circuit.journal.is_heard:
+            circuit.journal.tell(StreamAttached(number, circuit.id))
+
+    def __repr__(self) -> str:
+        if self._is_closed:
+            state = "closed"
+        elif self.has_ended:
+            state = "whole" if self._is_whole else f"ended: {self._broken()}"
+        else:
+            state = "connected" if self._is_connected else "waits for the exit"
+        return f"<Stream {self.id or 'of our own'} on circuit {self.circuit.id}, {state}>"
 
     @property
     def path(self) -> tuple[Relay, ...]:
@@ -161,6 +177,7 @@ class Stream(trio.abc.Stream):
     def close(self) -> None:
         """Send END, once; what the peer has under way is dropped."""
         if not self._is_closed:
+            self._tell_end("closed here")
             self._is_closed = True
             self.hold()
             # The reason tells the exit nothing of why: C tor's clients always say MISC.
@@ -234,6 +251,15 @@ class Stream(trio.abc.Stream):
             return ended_by(self.circuit, self._end, address=self._refused, is_internal=is_internal)
         return cut_off(self.circuit, self._failure)
 
+    def _tell_end(self, reason: str) -> None:
+        """Tell events, unless they know that it has ended."""
+        if self.id is None or self._is_told:
+            return
+        self._is_told = True
+        if self.circuit.journal.is_heard:
+            event = StreamEnded if self._is_connected else StreamFailed
+            self.circuit.journal.tell(event(self.id, reason))
+
     def _wake(self) -> None:
         if self._is_readable:
             self._is_readable.unpark_all()
@@ -278,11 +304,14 @@ class Stream(trio.abc.Stream):
                     self.circuit.close_stream(self, self._core, encode_end(EndReason.MISC))
                 else:
                     self._is_connected = True
+                    if self.id is not None and self.circuit.journal.is_heard:
+                        self.circuit.journal.tell(StreamSucceeded(self.id))
                 self._wake()
             elif command == RelayCommand.END:
                 end = decode_end(body)
                 self._end, self._refused = end.reason, end.address
                 self.circuit.forget_stream(self)
+                self._tell_end(end.reason.name)
                 self._wake()
             elif command == RelayCommand.XOFF and self._flow is not None:
                 decode_xoff(body)
@@ -304,6 +333,7 @@ class Stream(trio.abc.Stream):
     def fail(self, error: TorkitError) -> None:
         """The circuit has ended with `error`; what was received before can still be read."""
         self._failure = error
+        self._tell_end(str(error))
         self._wake()
 
 

@@ -6,7 +6,6 @@ The certificate proves nothing here, so TLS itself verifies nothing: the CERTS c
 to the relay's identity (proto/certs.py).
 """
 
-import os
 import socket
 from collections.abc import Callable
 from random import SystemRandom
@@ -15,6 +14,7 @@ import trio
 
 from torkit._fast.tls import Tls
 from torkit.errors import ChannelClosed, ChannelError
+from torkit.net.dial import Dial, dial_directly
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -33,22 +33,19 @@ class TlsConnection:
 
     @classmethod
     async def connect(
-        cls, address: str, port: int, *, on_connected: Callable[[], None] = lambda: None
+        cls,
+        address: str,
+        port: int,
+        *,
+        on_connected: Callable[[], None] = lambda: None,
+        dial: Dial = dial_directly,
     ) -> "TlsConnection":
-        """Connect to an IP address, call `on_connected`, and finish the TLS handshake.
+        """Connect to an IP address by `dial`, call `on_connected`, and finish the TLS handshake.
 
         Raises ChannelClosed where nobody answers, ChannelError where the peer does not speak TLS 1.2.
         """
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = await dial(address, port)
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                await trio.socket.from_stdlib_socket(sock).connect((address, port))
-            except OSError as error:
-                reason = os.strerror(error.errno) if error.errno else str(error)  # trio's names the address
-                raise ChannelClosed(f"could not connect to the relay: {reason}") from error
             on_connected()
             connection = cls(sock)
             await connection._handshake()

@@ -13,17 +13,15 @@ from typing import NamedTuple, Protocol
 import trio
 
 from torkit.build_times import HOPS, INITIAL, BuildTimes, Timeouts
-from torkit.directory.directory import Relay
 from torkit.errors import CircuitClosed, Closed, HandshakeCut, PeerError, TimedOut, TorkitError, UsageError
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
-from torkit.net.circuits.purpose import LOOK_UP, Path, Shared, ToRelay
-from torkit.net.contact import Contact
+from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, Path, Shared, ToRelay
+from torkit.net.contact import Contact, is_known
 from torkit.net.current import Current
 from torkit.net.guards import UNTOLD, GuardTry
 from torkit.net.progress import Phase, diagnose
 from torkit.net.pump import Pump
-from torkit.path import may_go_on
 
 # Specification constant (tor-spec, "Relay cells"): RELAY_EARLY cells that a circuit may carry. C tor's
 # clients use 8 or 7, at random, so that the guard cannot tell the length of a path by counting.
@@ -46,13 +44,19 @@ class Choice(NamedTuple):
 
 
 class Chooser(Protocol):
-    """Chooses paths; raises NoPath, NoGuard or NoDirectory."""
+    """Chooses paths, and says how long they are good."""
 
     def choose(self, purpose: Shared | ToRelay, excluded: Collection[bytes]) -> Choice:
-        """Relays for a purpose, the last of them none of `excluded`, identities of exits."""
+        """Relays for a purpose, the last of them none of `excluded`, identities of exits.
+
+        Raises NoPath, NoGuard or NoDirectory.
+        """
 
     def given(self, path: Path) -> Choice:
-        """Exactly these."""
+        """Exactly these. Raises UsageError for none at all."""
+
+    def may_go_on(self, path: Path) -> bool:
+        """Whether a circuit through these may take new streams, by the directory in use."""
 
 
 class Builder:
@@ -70,6 +74,7 @@ class Builder:
         self.paths = paths
         self.channels = channels
         self.build_times = build_times
+        self.journal = current.journal
         self._current = current
         self._rng = rng
         self._nursery = nursery
@@ -107,8 +112,7 @@ class Builder:
             await choice.guard.wait_usable()
             if circuit.error is not None:  # since its last hop was made
                 raise circuit.error
-            directory = self._current.known
-            if not choice.is_given and directory is not None and not may_go_on(directory, choice.path):
+            if not choice.is_given and not self.paths.may_go_on(choice.path):
                 raise CircuitClosed("a relay has left the directory while a circuit was built")
         except BaseException:
             circuit.close()
@@ -214,9 +218,10 @@ async def build_circuit(
     between connecting and the first hop.
     """
     ends_at_exit = isinstance(purpose, Shared)
+    progress = settings.journal.progress
 
     async def add_hops(circuit: Circuit) -> None:
-        channels.progress.reach(Phase.CIRCUIT_CREATE)
+        progress.reach(Phase.CIRCUIT_CREATE)
         circuit.watch = guard.watch
         begin(circuit)
         for number, relay in enumerate(path, 1):
@@ -231,36 +236,39 @@ async def build_circuit(
                 raise
             if number == 2 and not circuit.watch.note_attempted():
                 raise CircuitClosed("the guard is used no more")
-        circuit.watch.note_built()
 
     if not path:
         raise UsageError("a path needs at least one relay")
     early_count = MAX_RELAY_EARLY - rng.randrange(2)
     try:
-        circuit = await _build(channels, path[0], early_count, settings, timeouts, guard, add_hops)
+        circuit = await _build(
+            channels, path[0], early_count, settings, timeouts, purpose.label, guard, add_hops
+        )
     except TorkitError as error:
-        channels.progress.block(diagnose([error]))
+        progress.block(diagnose([error]))
         raise
-    channels.progress.reach(Phase.DONE)
+    progress.reach(Phase.DONE)
     return circuit
 
 
 async def build_directory_circuit(
-    channels: Channels, server: Contact, settings: CircuitSettings, guard: GuardTry = UNTOLD
+    channels: Channels, purpose: AskDirectory, settings: CircuitSettings, guard: GuardTry = UNTOLD
 ) -> Circuit:
     """A one-hop circuit to ask a directory server. Raises what made it fail, or TimedOut.
 
     Where the relay's keys are known, it is asked for what the last hop of any circuit is, as by C tor.
     """
 
+    server = purpose.server
+
     async def add_hop(circuit: Circuit) -> None:
-        channels.progress.reach(Phase.ONEHOP_CREATE)
-        if isinstance(server, Relay):
+        settings.journal.progress.reach(Phase.ONEHOP_CREATE)
+        if is_known(server):
             await circuit.create(server, is_last=True)
         else:
             await circuit.create_fast()
 
-    return await _build(channels, server, 0, settings, INITIAL, guard, add_hop)
+    return await _build(channels, server, 0, settings, INITIAL, purpose.label, guard, add_hop)
 
 
 async def _build(
@@ -269,6 +277,7 @@ async def _build(
     relay_early_count: int,
     settings: CircuitSettings,
     timeouts: Timeouts,
+    label: str,
     guard: GuardTry,
     add_hops: Callable[[Circuit], Awaitable[None]],
 ) -> Circuit:
@@ -278,11 +287,12 @@ async def _build(
     try:
         with trio.fail_after(timeouts.use):
             channel = await channels.get(first)
-        circuit = channel.open_circuit(relay_early_count, settings)
+        circuit = channel.open_circuit(relay_early_count, settings, label)
         with trio.fail_after(timeouts.close):
             await add_hops(circuit)
         if circuit.error is not None:  # it ended in the same read as its last handshake
             raise circuit.error
+        circuit.note_built()
     except BaseException as error:
         is_timeout = isinstance(error, trio.TooSlowError)
         has_answered = circuit is not None and (circuit.hops or isinstance(error, CircuitClosed))
@@ -294,7 +304,7 @@ async def _build(
             guard.given_up()
         else:
             guard.failed()
-        if circuit is None and isinstance(first, Relay) and isinstance(error, TorkitError):
+        if circuit is None and is_known(first) and isinstance(error, TorkitError):
             error.name(first.nickname)
         if circuit is not None:
             if is_timeout:

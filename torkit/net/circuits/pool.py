@@ -5,6 +5,7 @@ each for its own. path-spec, "Attaching streams to circuits" and "Handling failu
 """
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Hashable
 from ipaddress import IPv4Address
 from math import inf
@@ -21,7 +22,6 @@ from torkit.net.circuits.shelves import Clean, Entry, Shelves
 from torkit.net.circuits.turns import Turns, rest
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.progress import diagnose
-from torkit.path import may_go_on
 from torkit.predicted_ports import PredictedPorts
 
 # Implementation limits.
@@ -42,6 +42,7 @@ class Circuits:
         self.identity = 0  # how often `renew` was called
         self.predicted = predicted
         self.is_short = trio.Event()  # set when more may have to be built ahead; made anew by whoever does
+        self.journal = builder.journal
         self._builder = builder
         self._rng = rng
         self._nursery = nursery
@@ -50,6 +51,10 @@ class Circuits:
         self._building: dict[Hashable, trio.Event] = {}  # by key
         self._is_built = trio.Event()  # the next circuit
         self._clock_watch = ClockWatch()
+
+    def __repr__(self) -> str:
+        counts = Counter(type(entry.state).__name__.lower() for entry in self._shelves)
+        return ", ".join(f"{counts[state]} {state}" for state in ("clean", "dirty", "worn")) + " circuits"
 
     def take_ready(self, need: Need) -> Circuit | None:
         """A circuit as `acquire` gives it, if one is ready. Never waits."""
@@ -212,7 +217,7 @@ class Circuits:
         self._directory = directory
         for entry in self._shelves:
             entry.note_directory(directory)
-            if not may_go_on(directory, entry.circuit.path):
+            if not self._builder.paths.may_go_on(entry.circuit.path):
                 self._end_use(entry)
 
     def _end_use(self, entry: Entry) -> None:

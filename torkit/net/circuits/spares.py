@@ -14,7 +14,7 @@ from torkit.errors import NoDirectory, NoPath, TorkitError
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo
 from torkit.net.current import Current
-from torkit.net.progress import Tracker, diagnose
+from torkit.net.progress import diagnose
 from torkit.predicted_ports import FIRST_PORT
 
 # Specification constant (path-spec, "Clients build circuits preemptively"): clean circuits for every port
@@ -33,13 +33,11 @@ logger = logging.getLogger(__name__)
 class Spares:
     """Run `keep` in a task; `learn` in another where build times are of use."""
 
-    def __init__(
-        self, circuits: Circuits, build_times: BuildTimes, current: Current, progress: Tracker
-    ) -> None:
+    def __init__(self, circuits: Circuits, build_times: BuildTimes, current: Current) -> None:
         self._circuits = circuits
         self._build_times = build_times
         self._current = current
-        self._progress = progress
+        self._progress = current.journal.progress
         self._failed_rounds = 0
         self._worn_look_at = -inf
 

@@ -1,0 +1,115 @@
+"""What happens to a client's circuits, streams, guards and directory, as records for whoever watches.
+
+Circuits and streams are told apart by small numbers, counted from 1. Relays are written
+`$FINGERPRINT~nickname`, as in control-spec. No record names a destination.
+"""
+
+from typing import NamedTuple
+
+
+class CircuitLaunched(NamedTuple):
+    """A circuit is begun. `purpose` is one of control-spec's, such as GENERAL or HS_CLIENT_HSDIR."""
+
+    circuit: int
+    purpose: str
+
+
+class CircuitExtended(NamedTuple):
+    """The hop of this number, counted from 1, was made."""
+
+    circuit: int
+    hop: int
+    relay: str
+
+
+class CircuitBuilt(NamedTuple):
+    """Every hop was made."""
+
+    circuit: int
+    path: tuple[str, ...]
+
+
+class CircuitEnded(NamedTuple):
+    """It was closed, here or elsewhere, or could not be built."""
+
+    circuit: int
+    reason: str
+
+
+class StreamNew(NamedTuple):
+    """Somebody asks for a stream or a look-up."""
+
+    stream: int
+
+
+class StreamAttached(NamedTuple):
+    """An exit is asked, on this circuit."""
+
+    stream: int
+    circuit: int
+
+
+class StreamSucceeded(NamedTuple):
+    """The exit has answered as was hoped."""
+
+    stream: int
+
+
+class StreamFailed(NamedTuple):
+    """An attempt has failed. Another one may follow, on another circuit, unless whoever asked has left."""
+
+    stream: int
+    reason: str
+
+
+class StreamEnded(NamedTuple):
+    """Nothing more happens to it."""
+
+    stream: int
+    reason: str
+
+
+class GuardChanged(NamedTuple):
+    """`status` is UP, DOWN, or GOOD when its first circuit may carry traffic."""
+
+    guard: str
+    status: str
+
+
+class DirectoryChanged(NamedTuple):
+    """Circuits go by another directory. `valid_after` is its consensus's, in seconds since the epoch."""
+
+    valid_after: int
+    relay_count: int
+
+
+class ProgressMade(NamedTuple):
+    """How far the start has come. `tag` is control-spec's, `problem` what is in the way."""
+
+    percent: int
+    tag: str
+    summary: str
+    problem: str | None
+
+
+class EventsLost(NamedTuple):
+    """So many are gone, for which whoever reads them was too slow."""
+
+    lost: int
+
+
+Event = (
+    CircuitLaunched
+    | CircuitExtended
+    | CircuitBuilt
+    | CircuitEnded
+    | StreamNew
+    | StreamAttached
+    | StreamSucceeded
+    | StreamFailed
+    | StreamEnded
+    | GuardChanged
+    | DirectoryChanged
+    | ProgressMade
+    | EventsLost
+)

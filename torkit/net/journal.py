@@ -1,0 +1,117 @@
+"""Tells what happens, as torkit.events, to any number of listeners. Costs next to nothing without one.
+
+if journal.is_heard:
+    journal.tell(CircuitBuilt(...))
+"""
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+
+import trio
+
+from torkit.directory.directory import Relay
+from torkit.events import Event, EventsLost, ProgressMade
+from torkit.net.progress import Progress, Tracker
+
+# Implementation limit: events that wait for one reader; the oldest are dropped for more.
+MAX_WAITING = 10_000
+
+Listener = Callable[[Event], None]
+
+
+class Journal:
+    """That of one client. `progress` is that of its start."""
+
+    def __init__(self) -> None:
+        self.is_heard = False
+        self.progress = Tracker(self._tell_progress)
+        self._listeners: list[Listener] = []
+        self._circuits = count(1)
+        self._streams = count(1)
+
+    def add(self, listener: Listener) -> None:
+        """Have `listener` called with every event from now on. It must neither wait nor raise."""
+        self._listeners.append(listener)
+        self.is_heard = True
+
+    def remove(self, listener: Listener) -> None:
+        self._listeners.remove(listener)
+        self.is_heard = bool(self._listeners)
+
+    def tell(self, event: Event) -> None:
+        for listener in list(self._listeners):
+            listener(event)
+
+    def next_circuit(self) -> int:
+        """The number of a new circuit."""
+        return next(self._circuits)
+
+    def next_stream(self) -> int:
+        """The number of a new stream."""
+        return next(self._streams)
+
+    def events(self) -> "Events":
+        """Every event from now on, to iterate over."""
+        return Events(self)
+
+    def _tell_progress(self, progress: Progress) -> None:
+        if self.is_heard:
+            problem = None if progress.error is None else str(progress.error)
+            self.tell(ProgressMade(progress.percent, progress.phase.tag, progress.summary, problem))
+
+
+class _Mailbox:
+    """What one reader has not read yet."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Event] = deque()
+        self.lost_count = 0
+        self.has_come = trio.Event()
+
+    def put(self, event: Event) -> None:
+        if len(self.waiting) == MAX_WAITING:
+            self.waiting.popleft()
+            self.lost_count += 1
+        self.waiting.append(event)
+        self.has_come.set()
+
+
+class Events:
+    """An asynchronous iterator that never ends; may be left at any time, and listens until it is dropped.
+
+    A reader that lags by more than MAX_WAITING events gets an EventsLost in place of the oldest.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._mailbox = _Mailbox()
+        journal.add(self._mailbox.put)
+
+    def __aiter__(self) -> "Events":
+        return self
+
+    async def __anext__(self) -> Event:
+        await trio.lowlevel.checkpoint()
+        mailbox = self._mailbox
+        while not mailbox.waiting:
+            mailbox.has_come = trio.Event()
+            await mailbox.has_come.wait()
+        if mailbox.lost_count:
+            lost, mailbox.lost_count = EventsLost(mailbox.lost_count), 0
+            return lost
+        return mailbox.waiting.popleft()
+
+    def __del__(self) -> None:
+        self._journal.remove(self._mailbox.put)
+
+
+def trace(event: Event) -> None:
+    """A listener that prints, on stderr."""
+    print(f"torkit: {event}", file=sys.stderr, flush=True)
+
+
+def name_of(relay: Relay) -> str:
+    """A relay as events write it. control-spec, "LongName"."""
+    return f"${relay.fingerprint}~{relay.nickname}"
