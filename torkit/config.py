@@ -257,7 +257,7 @@ def user_state_dir() -> Path:
             home = Path(pwd.getpwuid(os.getuid()).pw_dir)
     if not home.is_absolute():
         raise StorageError(
-            "this user has no home directory to keep guards in",
+            "this user has no home directory to keep files in",
             hint="name a directory that stays: --data-dir DIR or TORKIT_DATA_DIR",
         )
     return home / ".local" / "state" / "torkit"

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -420,6 +422,27 @@ def test_signal_cancels_the_command_and_is_its_status(number: int, status: int) 
         process.send_signal(number)
         output, said = process.communicate()
     assert (process.returncode, output, said) == (status, "cleaned up\n", "")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_waits_for_a_network_file_can_be_told_to_stop(tmp_path: Path, number: int, status: int) -> None:
+    """It is a pipe that nobody writes to: reading it took the client's only thread."""
+    os.mkfifo(tmp_path / "network")
+    options = ["--network", f"{tmp_path}/network", "--data-dir", f"{tmp_path}/data"]
+    command = ["env", "--default-signal", sys.executable, "-m", "torkit", *options, "choose-path"]
+    with subprocess.Popen(command, cwd=ROOT) as process, ExitStack() as stack:
+        stack.callback(process.kill)
+
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                stack.callback(os.close, os.open(tmp_path / "network", os.O_WRONLY | os.O_NONBLOCK))
+                break
+            except OSError:  # nobody reads it yet
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(20) == status
 
 
 def test_ignored_hangup_stays_ignored() -> None:

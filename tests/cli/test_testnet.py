@@ -2,13 +2,18 @@
 
 import fcntl
 import os
+import pwd
 import subprocess
 import sys
+from errno import ENOLCK
 from pathlib import Path
 
 import pytest
 
+from torkit.cli import run_command_line
+from torkit.errors import StorageError
 from torkit.testnet import owner
+from torkit.testnet.network import owned
 
 # The commands as a program of their own, so that nothing of pytest's is inherited by the supervisor.
 COMMAND = [sys.executable, "-c", "from torkit.cli import main; main()", "testnet"]
@@ -30,6 +35,33 @@ def test_a_process_that_somebody_else_names_is_sent_no_signal(tmp_path: Path) ->
         assert "belongs to user 65534" in stopped.stderr
         assert (tmp_path / "lock").exists()
         victim.kill()
+
+
+def test_user_without_a_home_is_told_to_name_a_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hint was for another directory, that of the client's state."""
+    for variable in ("HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def fail(_uid: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", fail)
+    assert run_command_line(["testnet", "verify"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "torkit: this user has no home directory to keep files in",
+        "torkit: hint: name a place for the network: --dir DIR",
+    ]
+
+
+def test_file_system_without_locks_holds_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(_file: object, _operation: int) -> None:
+        raise OSError(ENOLCK, os.strerror(ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(StorageError, match=r"cannot lock .*: No locks available"), owned(tmp_path / "net"):
+        pass
 
 
 @pytest.mark.network

@@ -383,7 +383,10 @@ async def open_client(
     except ValueError:
         raise UsageError(f"--cgo takes exit, all or off, not {options.cgo!r}") from None
     protect_keys(options)
-    network = load_network(options.network)
+    if options.network is None:
+        network = load_network(None)
+    else:  # in a thread: signals end the wait for a pipe that nobody writes to
+        network = await trio.to_thread.run_sync(load_network, options.network, abandon_on_cancel=True)
     async with (
         open_tor(
             network=network,

@@ -11,6 +11,7 @@ from torkit import testnet
 from torkit.cli import FAILED, OK, command_app, say
 from torkit.cli.teaching import LESSONS
 from torkit.config import user_state_dir
+from torkit.errors import StorageError
 
 app = command_app(no_args_is_help=True, help=LESSONS["testnet"].summary)
 
@@ -66,4 +67,8 @@ def _directory(directory: Path | None) -> Path:
         return directory
     if (runtime := Path(os.environ.get("XDG_RUNTIME_DIR", ""))).is_absolute():
         return runtime / "torkit" / "testnet"
-    return user_state_dir() / "testnet"
+    try:
+        return user_state_dir() / "testnet"
+    except StorageError as error:
+        error.hint = "name a place for the network: --dir DIR"
+        raise

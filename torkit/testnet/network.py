@@ -318,6 +318,10 @@ def owned(directory: Path | None) -> Iterator[Path]:
                 f"a test network is running in {directory} already",
                 hint="stop it with `torkit testnet down`, or choose another --dir",
             ) from None
+        except OSError as error:  # a file system without locks cannot tell who owns the network
+            raise StorageError(
+                f"cannot lock {directory}: {error.strerror}", hint="choose another --dir"
+            ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
