@@ -28,11 +28,12 @@ from bench.processes import let_python_keep_bytecode
 from bench.table import Line, table
 from torkit.directory.authorities import parse_certificates
 from torkit.directory.cache import Cache
-from torkit.directory.consensus import parse_consensus, read_consensus, verify
+from torkit.directory.consensus import parse_consensus, read_consensus
 from torkit.directory.diff import apply_diff
 from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs, parse_microdesc
 from torkit.directory.steps import complete
+from torkit.directory.trust import verify
 from torkit.path import Constraints, choose_path
 
 DATA_2022 = Path(__file__).parents[2] / "shared" / "data" / "public-network-2022"

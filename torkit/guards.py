@@ -25,9 +25,9 @@ from math import inf
 from random import Random
 from typing import Any
 
-from torkit.directory.consensus import REASONABLY_LIVE, check_times
 from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.netdoc import decode_fingerprint, decode_time, encode_time
+from torkit.directory.trust import Liveness, liveness
 from torkit.errors import NoDirectory, NoGuard, NoPath
 from torkit.params import default_param
 from torkit.path import Constraints, excluded_places, is_possible_guard, places_of
@@ -431,7 +431,7 @@ class Guards:
             if place not in excluded and (place in entries or not self._restrictions.entries)
         )
         self._choose_instance()
-        if _is_reasonably_live(directory, now):  # else our clock may be wrong, and every guard seem too old
+        if liveness(directory.consensus, now) > Liveness.UNTIMELY:  # else our clock may be wrong
             self._note_listed({relays.identities[place] for place in self._possible}, now, rng)
             kept = [guard for guard in self.sample if not self._has_expired(guard, now)]
             if len(kept) < len(self.sample):
@@ -533,14 +533,6 @@ class Guards:
     def _days(self, name: str) -> float:
         """In seconds."""
         return DAY * self._param(name)
-
-
-def _is_reasonably_live(directory: Directory, now: float) -> bool:
-    try:
-        check_times(directory.consensus, now, tolerance=REASONABLY_LIVE)
-    except NoDirectory:
-        return False
-    return True
 
 
 def missing_microdescs(names: Iterable[str]) -> NoDirectory:

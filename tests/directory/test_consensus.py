@@ -10,17 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torkit.directory.authorities import parse_certificates
-from torkit.directory.consensus import (
+from torkit.directory.consensus import MAX_CONSENSUS_LEN, MAX_SIGNATURES, parse_consensus
+from torkit.directory.entries import MAX_RELAYS
+from torkit.directory.trust import (
     EARLY_SKEW,
-    MAX_CONSENSUS_LEN,
-    MAX_SIGNATURES,
     REASONABLY_LIVE,
+    Liveness,
     check_times,
     missing_certificates,
-    parse_consensus,
     verify,
 )
-from torkit.directory.entries import MAX_RELAYS
 from torkit.errors import DocumentError, NoDirectory
 from torkit.params import PARAMETERS
 
@@ -202,17 +201,17 @@ def test_every_truncation_is_refused_or_short_of_signatures() -> None:
     verify(parse_consensus(SMALL), CERTIFICATES, trusted, nd.NOW)
 
 
-@pytest.mark.parametrize("tolerance", [0, REASONABLY_LIVE])
-def test_times_are_checked_to_the_second(tolerance: int) -> None:
+@pytest.mark.parametrize(("least", "tolerance"), [(Liveness.LIVE, 0), (Liveness.REASONABLE, REASONABLY_LIVE)])
+def test_times_are_checked_to_the_second(least: Liveness, tolerance: int) -> None:
     consensus = parse_consensus(GOOD)
     earliest = consensus.valid_after - consensus.dist_seconds - EARLY_SKEW - tolerance
     latest = consensus.valid_until + tolerance
-    check_times(consensus, earliest, tolerance=tolerance)
-    check_times(consensus, latest, tolerance=tolerance)
+    check_times(consensus, earliest, least=least)
+    check_times(consensus, latest, least=least)
     with pytest.raises(NoDirectory, match="from the future"):
-        check_times(consensus, earliest - 1, tolerance=tolerance)
+        check_times(consensus, earliest - 1, least=least)
     with pytest.raises(NoDirectory, match="expired"):
-        check_times(consensus, latest + 1, tolerance=tolerance)
+        check_times(consensus, latest + 1, least=least)
     with pytest.raises(NoDirectory, match="2 days 0 hours ago"):
         verify(consensus, CERTIFICATES, TRUSTED, consensus.valid_until + 48 * 3600)
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from torkit.directory.authorities import parse_certificates
 from torkit.directory.compression import decompress
-from torkit.directory.consensus import MAX_CONSENSUS_LEN, parse_consensus, verify
+from torkit.directory.consensus import MAX_CONSENSUS_LEN, parse_consensus
 from torkit.directory.diff import MAX_COMMANDS, apply_diff, is_diff, signed_digest
 from torkit.directory.steps import complete
+from torkit.directory.trust import verify
 from torkit.errors import DocumentError
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "consensus_diff.json").read_text())["records"]

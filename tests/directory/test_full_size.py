@@ -7,10 +7,11 @@ import network_docs as nd
 import pytest
 
 from torkit.directory.authorities import parse_certificates
-from torkit.directory.consensus import parse_consensus, verify
+from torkit.directory.consensus import parse_consensus
 from torkit.directory.diff import apply_diff
 from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdesc
+from torkit.directory.trust import verify
 from torkit.path import Constraints, choose_path
 
 AUTHORITIES = nd.authorities(9)

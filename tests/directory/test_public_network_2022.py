@@ -9,10 +9,11 @@ import frequencies
 import pytest
 
 from torkit.directory.authorities import AuthorityCertificate, parse_certificates
-from torkit.directory.consensus import REASONABLY_LIVE, Consensus, check_times, parse_consensus, verify
+from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.directory import Directory
 from torkit.directory.geoip import country_of
 from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdesc
+from torkit.directory.trust import Liveness, check_times, verify
 from torkit.errors import DocumentError, NoDirectory
 from torkit.path import Constraints, choose_path
 
@@ -64,9 +65,9 @@ def test_consensus_is_refused_at_other_hours(
     for hours in range(3, 48):
         with pytest.raises(NoDirectory, match="expired"):
             verify(consensus, certificates, trusted, NOW + hours * HOUR)
-    check_times(consensus, NOW + 26 * HOUR, tolerance=REASONABLY_LIVE)
+    check_times(consensus, NOW + 26 * HOUR, least=Liveness.REASONABLE)
     with pytest.raises(NoDirectory, match="expired"):
-        check_times(consensus, NOW + 27 * HOUR, tolerance=REASONABLY_LIVE)
+        check_times(consensus, NOW + 27 * HOUR, least=Liveness.REASONABLE)
 
 
 def test_flipped_bits_are_refused(

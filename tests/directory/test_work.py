@@ -17,9 +17,10 @@ import pytest
 
 from torkit.directory.authorities import parse_certificates
 from torkit.directory.compression import decompress
-from torkit.directory.consensus import MAX_CONSENSUS_LEN, read_preamble, verify
+from torkit.directory.consensus import MAX_CONSENSUS_LEN, read_preamble
 from torkit.directory.diff import apply_diff
 from torkit.directory.microdesc import Microdescs
+from torkit.directory.trust import verify
 from torkit.errors import DocumentError, NoDirectory
 
 WIRE_LEN = 20_000  # bytes

@@ -20,8 +20,9 @@ from network_docs import HOUR, RelayDoc, TestAuthority, bare64
 from served import DirectoryService, authorities, fresh_relays, serve, signed_service, source_of
 
 from torkit.directory.cache import Cache
-from torkit.directory.consensus import REASONABLY_LIVE, Consensus, parse_consensus
+from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.directory import Directory
+from torkit.directory.trust import REASONABLY_LIVE
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, TorkitError
 from torkit.guards import Guards
 from torkit.net.bootstrap import MISSING_RETRY, ROUNDS_BEFORE_ERROR, Bootstrap

@@ -21,6 +21,8 @@ from trio.testing import MockClock
 from torkit._fast.cells import RelayCommand
 from torkit.directory.compression import ACCEPT_ENCODING, ANONYMISED_ENCODINGS
 from torkit.directory.consensus import parse_consensus
+from torkit.directory.http import HEAD_LEN_MAX, Answer
+from torkit.directory.http import decode_answer as in_steps
 from torkit.directory.steps import complete
 from torkit.errors import (
     CircuitClosed,
@@ -34,16 +36,13 @@ from torkit.errors import (
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.directory import (
     ANSWER_TIMEOUT,
-    HEAD_LEN_MAX,
     HEADERS,
     REQUEST_TIMEOUT,
-    Answer,
     fetch_certificates,
     fetch_certificates_of_keys,
     fetch_consensus,
     fetch_microdescs,
 )
-from torkit.net.directory import decode_answer as in_steps
 
 LIMIT = 1 << 20
 BODY = b"network-status-version 3 microdesc\n" * 100

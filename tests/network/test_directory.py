@@ -22,8 +22,9 @@ from network.torkit_process import Shell, make_shell, running_proxy, wait_until
 
 from torkit.config import load_network
 from torkit.directory.authorities import parse_certificates
-from torkit.directory.consensus import Consensus, missing_certificates, parse_consensus, verify
+from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.diff import apply_diff, is_diff
+from torkit.directory.trust import missing_certificates, verify
 from torkit.errors import NothingNewer
 from torkit.net.channels import Channels
 from torkit.net.circuit import CircuitSettings

@@ -133,8 +133,9 @@ def read_directory(options: Options, source: Source, *, microdescs: bool = True)
 
 def _verified(options: Options, network: "Network", source: Source) -> "Consensus":
     """The consensus of the cache or of a file."""
-    from torkit.directory.consensus import missing_certificates, read_consensus, verify
+    from torkit.directory.consensus import read_consensus
     from torkit.directory.steps import complete
+    from torkit.directory.trust import missing_certificates, verify
 
     assert source.where is not None
     if source.where == CACHE:

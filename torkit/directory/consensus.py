@@ -1,14 +1,13 @@
 """The network-status consensus: signatures before relays, and these in steps.
 
-`read_preamble` reads what stands around the relays, which costs little whoever has written it. `verify` knows
+`read_preamble` reads what stands around the relays, which costs little whoever has written it. trust.py knows
 whom to believe and what time it is. Only what holds there is worth `read_consensus`, which reads all.
 dir-spec, "Vote and consensus status document formats".
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, Self
 
-from torkit.directory.authorities import AuthorityCertificate, check_signature
 from torkit.directory.entries import FLAVORS, Relays, read_entries
 from torkit.directory.netdoc import (
     Count,
@@ -25,18 +24,16 @@ from torkit.directory.netdoc import (
     decode_key_values,
     decode_protocols_item,
     decode_time,
-    encode_time,
     line_at,
     scan,
     scan_part,
 )
-from torkit.directory.steps import Steps, complete, digest
-from torkit.errors import DocumentError, NoDirectory
+from torkit.directory.steps import Steps, complete
+from torkit.errors import DocumentError
 from torkit.params import parameter
 
 # Specification constants.
 
-REASONABLY_LIVE = 24 * 3600  # seconds past valid-until; dir-spec, "Downloading network-status documents"
 NETWORK_STATUS_VERSION = "3"
 SHARED_RANDOM_LEN = 32
 
@@ -45,7 +42,6 @@ SHARED_RANDOM_LEN = 32
 MAX_CONSENSUS_LEN = 16 << 20  # bytes; 10,000 relays take about 3.5 million
 MAX_SIGNATURES = 64  # entries; an RSA check costs 30 us and a hostile cache can add as many as it likes
 MAX_VOTING_DELAY = 3600  # seconds; the real network's is 300, and it widens the time we accept
-EARLY_SKEW = 60  # seconds our clock may be behind, as C tor allows before it warns
 
 HEADER_RULES = {
     "network-status-version": Rule(Count.ONCE, args=1, place=Place.START),
@@ -212,107 +208,6 @@ def read_consensus(preamble: Preamble) -> Steps[Consensus]:
     return Consensus(preamble, relays, decode_key_values(weights) if weights else {})
 
 
-def check_times(consensus: Preamble, now: float, *, tolerance: float = 0) -> None:
-    """Refuse a consensus that is not live at `now`, give or take `tolerance` seconds.
-
-    With no tolerance it must be "live": what a fetch must bring and what `fetch-consensus` prints.
-    With REASONABLY_LIVE, what clients go on using when no newer one can be had, as C tor does; longer
-    never. Before valid-after it is accepted DistSeconds early, when authorities hand it to caches, and
-    EARLY_SKEW more for our clock. Raises NoDirectory.
-    """
-    early = consensus.valid_after - consensus.dist_seconds - EARLY_SKEW - now
-    if early > tolerance:
-        raise NoDirectory(
-            f"consensus is from the future: valid after {encode_time(consensus.valid_after)} UTC,"
-            f" {_duration(consensus.valid_after - now)} from now",
-            hint="check this computer's clock and time zone",
-        )
-    late = now - consensus.valid_until
-    if late > tolerance:
-        raise NoDirectory(
-            f"consensus has expired: valid until {encode_time(consensus.valid_until)} UTC,"
-            f" {_duration(late)} ago",
-            hint="check this computer's clock, or fetch a newer consensus",
-        )
-
-
-def verify(
-    consensus: Preamble,
-    certificates: Iterable[AuthorityCertificate],
-    authorities: Mapping[bytes, str],
-    now: float,
-    *,
-    tolerance: float = 0,
-) -> tuple[str, ...]:
-    """As `verify_in_steps`, at once."""
-    return complete(verify_in_steps(consensus, certificates, authorities, now, tolerance=tolerance))
-
-
-def verify_in_steps(
-    consensus: Preamble,
-    certificates: Iterable[AuthorityCertificate],
-    authorities: Mapping[bytes, str],
-    now: float,
-    *,
-    tolerance: float = 0,
-) -> Steps[tuple[str, ...]]:
-    """Check the times, then that more than half of `authorities` have signed; name those that have.
-
-    `authorities` maps each configured v3 identity, 20 bytes, to its nickname; each counts once,
-    however often it signs. A signature counts if made with the flavor's digest by a key whose
-    certificate is at hand and current at `now`. `tolerance` as in `check_times`. Raises NoDirectory.
-    """
-    check_times(consensus, now, tolerance=tolerance)
-    current = _current_by_key(certificates, now)
-    signed = memoryview(consensus.text)[: consensus.signed_len]
-    signed_digest = yield from digest(FLAVORS[consensus.flavor].algorithm, signed)
-    outcomes: dict[bytes, str] = dict.fromkeys(authorities, "did not sign")
-    for signature in _countable(consensus, authorities):
-        if outcomes[signature.identity] == "good":
-            continue
-        certificate = current.get((signature.identity, signature.signing_key_digest))
-        if certificate is None:
-            outcomes[signature.identity] = "certificate missing or expired"
-        elif check_signature(certificate.signing_key, signature.signature, signed_digest):
-            outcomes[signature.identity] = "good"
-        else:
-            outcomes[signature.identity] = "bad signature"
-    good = tuple(authorities[identity] for identity, outcome in outcomes.items() if outcome == "good")
-    needed = len(authorities) // 2 + 1
-    if len(good) < needed:
-        rest = (f"{authorities[who]}: {outcome}" for who, outcome in outcomes.items() if outcome != "good")
-        raise NoDirectory(
-            f"consensus has {len(good)} good signatures, {needed} of {len(authorities)} authorities needed"
-            f" ({', '.join(rest)})"
-        )
-    return good
-
-
-def missing_certificates(
-    consensus: Preamble,
-    certificates: Iterable[AuthorityCertificate],
-    authorities: Collection[bytes],
-    now: float,
-) -> list[tuple[bytes, bytes]]:
-    """What to fetch before `verify` can count all signatures: (identity, signing key digest) pairs."""
-    current = _current_by_key(certificates, now)
-    wanted = (
-        (signature.identity, signature.signing_key_digest) for signature in _countable(consensus, authorities)
-    )
-    return [pair for pair in dict.fromkeys(wanted) if pair not in current]
-
-
-def _current_by_key(
-    certificates: Iterable[AuthorityCertificate], now: float
-) -> dict[tuple[bytes, bytes], AuthorityCertificate]:
-    return {(cert.identity, cert.signing_key_digest): cert for cert in certificates if cert.is_current(now)}
-
-
-def _countable(consensus: Preamble, authorities: Collection[bytes]) -> list[Signature]:
-    algorithm = FLAVORS[consensus.flavor].algorithm
-    return [s for s in consensus.signatures if s.algorithm == algorithm and s.identity in authorities]
-
-
 # Items of the header and of the signatures.
 
 
@@ -352,11 +247,3 @@ def _decode_signatures(text: bytes, start: int) -> tuple[Signature, ...]:
         digests = item.decode(decode_fingerprint, identity), item.decode(decode_fingerprint, key)
         signatures.append(Signature(algorithm, *digests, item.object))
     return tuple(signatures)
-
-
-def _duration(seconds: float) -> str:
-    minutes = int(seconds) // 60
-    days, hours = divmod(minutes // 60, 24)
-    if days:
-        return f"{days} days {hours} hours"
-    return f"{hours} hours {minutes % 60} minutes" if minutes else f"{int(seconds)} seconds"

@@ -14,20 +14,19 @@ import trio
 
 from torkit.directory.authorities import AuthorityCertificate, parse_certificates
 from torkit.directory.cache import Cache
-from torkit.directory.consensus import (
-    REASONABLY_LIVE,
-    Consensus,
-    Preamble,
-    check_times,
-    missing_certificates,
-    read_consensus,
-    read_preamble,
-    verify_in_steps,
-)
+from torkit.directory.consensus import Consensus, Preamble, read_consensus, read_preamble
 from torkit.directory.diff import apply_in_steps, is_diff
 from torkit.directory.directory import CountryOf, Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
+from torkit.directory.trust import (
+    REASONABLY_LIVE,
+    Liveness,
+    check_times,
+    is_live,
+    missing_certificates,
+    verify_in_steps,
+)
 from torkit.errors import (
     ClockSkewed,
     DocumentError,
@@ -164,7 +163,7 @@ class Bootstrap:
                 if held is None:
                     raise
                 verified = await self._check(held.text, asked, flavor)
-            self._check_times(verified[0], time.time(), tolerance=0)
+            self._check_times(verified[0], time.time(), least=Liveness.LIVE)
             return verified
 
         await self._is_loaded.wait()
@@ -217,7 +216,7 @@ class Bootstrap:
         now = time.time()
         if self._given is not None:
             await self._use_given(self._given, now)
-        elif self._newest is None or now >= self._refresh_at or not _is_live(self._newest.consensus, now):
+        elif self._newest is None or now >= self._refresh_at or not is_live(self._newest.consensus, now):
             try:
                 await self._fetch_consensus()
             except TorkitError as failure:
@@ -292,7 +291,7 @@ class Bootstrap:
             return
         try:
             verified = await self._verify(
-                consensus, self._certificates, time.time(), tolerance=REASONABLY_LIVE
+                consensus, self._certificates, time.time(), least=Liveness.REASONABLE
             )
             self._adopt(verified)
         except (NoDirectory, DocumentError) as error:
@@ -321,11 +320,11 @@ class Bootstrap:
         except TorkitError:
             if self._untimely is None:
                 raise
-            self._check_times(self._untimely[0], time.time(), tolerance=REASONABLY_LIVE)
+            self._check_times(self._untimely[0], time.time(), least=Liveness.REASONABLE)
             await self._keep(*self._untimely)
             raise
         await self._keep(*verified)
-        self._check_times(verified[0], time.time(), tolerance=0)
+        self._check_times(verified[0], time.time(), least=Liveness.LIVE)
 
     async def _keep(self, consensus: Consensus, certificates: tuple[AuthorityCertificate, ...]) -> None:
         await self._keep_certificates(certificates)
@@ -353,7 +352,7 @@ class Bootstrap:
         if held is not None and consensus.valid_after <= held.valid_after:
             raise NothingNewer("the directory has no newer consensus than ours")
         try:
-            self._check_times(consensus, time.time(), tolerance=0)
+            self._check_times(consensus, time.time(), least=Liveness.LIVE)
         except ClockSkewed:
             return verified  # others have no better one: it is our clock that is wrong
         except NoDirectory as error:
@@ -384,12 +383,12 @@ class Bootstrap:
         """
         consensus = read_preamble(text)
         now = time.time()
-        self._check_times(consensus, now, tolerance=REASONABLY_LIVE)
+        self._check_times(consensus, now, least=Liveness.REASONABLE)
         certificates = self._certificates
         if missing_certificates(consensus, certificates, self._authorities, now):
             self._progress.reach(Phase.LOADING_KEYS)
             certificates = await self._with_certificates(consensus, asked, now)
-        verified = await self._verify(consensus, certificates, now, tolerance=REASONABLY_LIVE, flavor=flavor)
+        verified = await self._verify(consensus, certificates, now, least=Liveness.REASONABLE, flavor=flavor)
         return verified, certificates
 
     async def _with_certificates(
@@ -419,10 +418,10 @@ class Bootstrap:
             keep(await fetch_certificates_of_keys(asked.circuit, missing))
         return current()
 
-    def _check_times(self, consensus: Preamble, now: float, *, tolerance: float) -> None:
+    def _check_times(self, consensus: Preamble, now: float, *, least: Liveness) -> None:
         """As `check_times`. Raises ClockSkewed where our clock is why."""
         try:
-            check_times(consensus, now, tolerance=tolerance)
+            check_times(consensus, now, least=least)
         except NoDirectory:
             if skewed := self._skewed(consensus, now):
                 raise skewed from None
@@ -431,7 +430,7 @@ class Bootstrap:
     def _skewed(self, consensus: Preamble, now: float) -> ClockSkewed | None:
         """What is wrong with our clock, if the consensus is live by several relays' and not by ours."""
         skew = self._servers.clock_skew()
-        if skew is None or _is_live(consensus, now) or not _is_live(consensus, now - skew):
+        if skew is None or is_live(consensus, now) or not is_live(consensus, now - skew):
             return None
         hours, minutes = divmod(round(abs(skew) / 60), 60)
         return ClockSkewed(
@@ -447,7 +446,7 @@ class Bootstrap:
         certificates: Sequence[AuthorityCertificate],
         now: float,
         *,
-        tolerance: float = 0,
+        least: Liveness = Liveness.LIVE,
         flavor: str = "microdesc",
     ) -> Consensus:
         """Check flavor, times and signatures, and only then read the rest.
@@ -456,7 +455,7 @@ class Bootstrap:
         """
         if consensus.flavor != flavor:
             raise DocumentError(f"a consensus of flavor {consensus.flavor} came, {flavor} expected")
-        await in_steps(verify_in_steps(consensus, certificates, self._authorities, now, tolerance=tolerance))
+        await in_steps(verify_in_steps(consensus, certificates, self._authorities, now, least=least))
         return await in_steps(read_consensus(consensus))
 
     def _adopt(self, consensus: Consensus) -> None:
@@ -478,7 +477,7 @@ class Bootstrap:
 
     def _join(self, consensus: Consensus) -> None:
         self._newest = Directory(consensus, self._microdescs, self._country_of)
-        if _is_live(consensus, time.time()):
+        if is_live(consensus, time.time()):
             self._has_consensus.set()
         if self._newest.is_usable() and not self._missing_guards(self._newest):
             self._current.use(self._newest)
@@ -536,11 +535,3 @@ class Bootstrap:
         now = time.time()
         self._microdescs.mark_listed((d for d in directory.consensus.relays.digests if d), now)
         await self._save(self._cache.save_microdescs, self._microdescs, now)
-
-
-def _is_live(consensus: Preamble, now: float) -> bool:
-    try:
-        check_times(consensus, now)
-    except NoDirectory:
-        return False
-    return True

@@ -3,24 +3,22 @@
 What comes back is bytes from a stranger: bounded here, checked in directory/.
 """
 
-import re
 import time
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import NamedTuple
 
 import trio
 
 from torkit.directory.authorities import MAX_CERTIFICATES_LEN
-from torkit.directory.compression import ACCEPT_ENCODING, ANONYMISED_ENCODINGS, decompress_in_steps
+from torkit.directory.compression import ACCEPT_ENCODING, ANONYMISED_ENCODINGS
 from torkit.directory.consensus import MAX_CONSENSUS_LEN, Preamble
 from torkit.directory.diff import signed_digest
+from torkit.directory.http import HEAD_LEN_MAX, Answer, decode_answer
 from torkit.directory.microdesc import MAX_MICRODESC_LEN
-from torkit.directory.steps import Steps
-from torkit.errors import DocumentError, NoDirectory, NothingNewer, NotServed, TimedOut
+from torkit.errors import DocumentError, TimedOut
 from torkit.net.circuit import Circuit
 from torkit.net.steps import in_steps
 from torkit.net.stream import Stream
@@ -28,7 +26,6 @@ from torkit.net.stream import Stream
 # Implementation limits.
 REQUEST_TIMEOUT = 60.0  # seconds without a byte, as long as C tor allows a stalled answer
 ANSWER_TIMEOUT = 600.0  # seconds for a whole answer, or a byte now and then would hold us for ever
-HEAD_LEN_MAX = 16384  # bytes of status line and headers; real ones take 300
 MICRODESCS_PER_REQUEST = 500  # what one request line of 22 KB names
 
 # As C tor: how much newer than ours a consensus must be, in seconds, where its lifetime allows that; how many
@@ -36,16 +33,6 @@ MICRODESCS_PER_REQUEST = 500  # what one request line of 22 KB names
 NEWER_BY = 180
 PREFIX_LEN = 3
 HEADERS = ("Host", "If-Modified-Since", "Accept-Encoding", "X-Or-Diff-From-Consensus")
-
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([ -~]*))?")
-_OLD_NAMES = ("x-gzip",)  # that caches may give to what we asked for
-
-
-class Answer(NamedTuple):
-    """The body of an answer, and its Date header in seconds since the epoch where there is one."""
-
-    body: bytes
-    date: float | None
 
 
 def _ignore() -> None:
@@ -160,53 +147,3 @@ async def _receive(stream: Stream) -> bytes:
     with trio.move_on_after(REQUEST_TIMEOUT):
         return await stream.receive_some()
     raise TimedOut(f"a directory answer stalled for {REQUEST_TIMEOUT:.0f} s")
-
-
-def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT_ENCODING) -> Steps[Answer]:
-    """An HTTP answer, its body decompressed, of at most `limit` bytes and in one of `encodings`.
-
-    Raises NoDirectory for a status other than 200, of these NothingNewer for 304 and NotServed for 404;
-    DocumentError for what
-    is not HTTP, is truncated or decompresses to more. dir-spec, "Standards compliance".
-    """
-    head, blank, body = answer.partition(b"\r\n\r\n")
-    status_line, *lines = head.split(b"\r\n")
-    status = _STATUS_LINE.fullmatch(status_line)
-    if not blank or status is None or len(head) > HEAD_LEN_MAX:
-        raise DocumentError("a directory answer is not HTTP")
-    if status[1] == b"304":
-        raise NothingNewer("the directory has no newer consensus than ours")
-    if status[1] != b"200":
-        error = NotServed if status[1] == b"404" else NoDirectory
-        raise error(_refusal(status[1].decode(), (status[2] or b"").decode()))
-    headers = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)
-    }
-    length = headers.get(b"content-length")
-    if length is not None and length != b"%d" % len(body):
-        raise DocumentError(f"a directory answer of {len(body)} bytes was announced as {length[:20]!r}")
-    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-    if encoding not in encodings and encoding not in _OLD_NAMES:
-        raise DocumentError(f"a directory answer is encoded as {encoding[:20]!r}, which we did not ask for")
-    content = yield from decompress_in_steps(body, encoding, limit)
-    return Answer(content, _decode_date(headers.get(b"date", b"")))
-
-
-def _refusal(status: str, reason: str) -> str:
-    """What a status other than 200 means. dir-spec, "HTTP status codes"."""
-    meaning = {
-        "404": "it does not have what was asked for",
-        "503": "it is too busy, or has none yet",
-    }.get(status)
-    said = f"the directory answered {status} {reason}".rstrip()
-    return f"{said}: {meaning}" if meaning else said
-
-
-def _decode_date(value: bytes) -> float | None:
-    """Seconds since the epoch; None for what is no date. RFC 1945, "Date/Time Formats"."""
-    from email.utils import parsedate_to_datetime  # late, as in fetch_consensus
-
-    try:
-        return parsedate_to_datetime(value[:40].decode("ascii")).timestamp() if value else None
-    except (ValueError, OverflowError):
-        return None

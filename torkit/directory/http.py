@@ -1,0 +1,72 @@
+"""What a directory server answers: HTTP/1.0 or 1.1, with a body in one of several encodings."""
+
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+from torkit.directory.compression import ACCEPT_ENCODING, decompress_in_steps
+from torkit.directory.steps import Steps
+from torkit.errors import DocumentError, NoDirectory, NothingNewer, NotServed
+
+# Implementation limit.
+HEAD_LEN_MAX = 16384  # bytes of status line and headers; real ones take 300
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([ -~]*))?")
+_OLD_NAMES = ("x-gzip",)  # that caches may give to what we asked for
+
+
+class Answer(NamedTuple):
+    """The body of an answer, and its Date header in seconds since the epoch where there is one."""
+
+    body: bytes
+    date: float | None
+
+
+def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT_ENCODING) -> Steps[Answer]:
+    """An HTTP answer, its body decompressed, of at most `limit` bytes and in one of `encodings`.
+
+    Raises NoDirectory for a status other than 200, of these NothingNewer for 304 and NotServed for 404;
+    DocumentError for what is not HTTP, is truncated or decompresses to more.
+    dir-spec, "Standards compliance".
+    """
+    head, blank, body = answer.partition(b"\r\n\r\n")
+    status_line, *lines = head.split(b"\r\n")
+    status = _STATUS_LINE.fullmatch(status_line)
+    if not blank or status is None or len(head) > HEAD_LEN_MAX:
+        raise DocumentError("a directory answer is not HTTP")
+    if status[1] == b"304":
+        raise NothingNewer("the directory has no newer consensus than ours")
+    if status[1] != b"200":
+        error = NotServed if status[1] == b"404" else NoDirectory
+        raise error(_refusal(status[1].decode(), (status[2] or b"").decode()))
+    headers = {
+        name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)
+    }
+    length = headers.get(b"content-length")
+    if length is not None and length != b"%d" % len(body):
+        raise DocumentError(f"a directory answer of {len(body)} bytes was announced as {length[:20]!r}")
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if encoding not in encodings and encoding not in _OLD_NAMES:
+        raise DocumentError(f"a directory answer is encoded as {encoding[:20]!r}, which we did not ask for")
+    content = yield from decompress_in_steps(body, encoding, limit)
+    return Answer(content, _decode_date(headers.get(b"date", b"")))
+
+
+def _refusal(status: str, reason: str) -> str:
+    """What a status other than 200 means. dir-spec, "HTTP status codes"."""
+    meaning = {
+        "404": "it does not have what was asked for",
+        "503": "it is too busy, or has none yet",
+    }.get(status)
+    said = f"the directory answered {status} {reason}".rstrip()
+    return f"{said}: {meaning}" if meaning else said
+
+
+def _decode_date(value: bytes) -> float | None:
+    """Seconds since the epoch; None for what is no date. RFC 1945, "Date/Time Formats"."""
+    from email.utils import parsedate_to_datetime  # 2 ms; a start that finds all in the cache asks nobody
+
+    try:
+        return parsedate_to_datetime(value[:40].decode("ascii")).timestamp() if value else None
+    except (ValueError, OverflowError):
+        return None
