@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from house import MAX_LINES, arrows, circles
 
 ROOT = Path(__file__).parents[1]
 
@@ -194,6 +195,30 @@ def test_imports_keep_the_rules(path: Path) -> None:
 )
 def test_a_broken_rule_is_seen(importer: str, imported: str) -> None:
     assert broken_rule(Import(importer, imported, frozenset(), ""))
+
+
+# Files that import each other all the same, and why.
+CIRCLES: list[list[str]] = [
+    ["torkit.cli", "torkit.cli.documents"],  # the frame of commands is not apart from what it runs yet
+]
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles(arrows()) == CIRCLES
+
+
+def test_a_circle_is_seen() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert circles(graph) == [["a", "b", "c"], ["d", "e"]]
+
+
+# Files that are longer all the same.
+LONG = {"torkit/_fast/pump.pyx"}
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in MODULES}
+    assert {name for name, length in lengths.items() if length > MAX_LINES} == LONG
 
 
 def test_an_import_is_known_by_its_line() -> None:

@@ -16,9 +16,8 @@ from network.torkit_process import CarrierServer, Proxy, Shell, open_through, sk
 
 from torkit.client import Tor, open_tor
 from torkit.config import load_network
-from torkit.net.circuit import Circuit
 from torkit.net.proxy import serve_socks
-from torkit.net.stream import Stream
+from torkit.net.stream import Stream, StreamHost
 
 pytestmark = pytest.mark.network
 
@@ -173,13 +172,13 @@ async def test_streams_share_a_circuit_exactly_where_credentials_are_equal(
     testnet: RunningTestnet, tmp_path: Path, web_server: WebServer
 ) -> None:
     url = f"http://web.test:{web_server.port}/page"
-    circuits: list[Circuit] = []
+    circuits: list[StreamHost] = []
     async with open_tor(network=load_network(testnet.network_file), data_dir=tmp_path) as tor:
         await tor.wait_ready()
         [listener] = await trio.open_tcp_listeners(0, host=HOST)
         port = listener.socket.getsockname()[1]
 
-        async def circuit_of(credentials: str) -> Circuit:
+        async def circuit_of(credentials: str) -> StreamHost:
             curl = ["curl", "-sS", "--max-time", "60", "-x", f"socks5h://{credentials}{HOST}:{port}", url]
             result = await trio.run_process(curl, capture_stdout=True)
             assert result.stdout == PAGE
@@ -201,7 +200,7 @@ class Recorded:
     """A request that keeps the circuits of its streams in `circuits`."""
 
     def __init__(
-        self, tor: Tor, circuits: list[Circuit], host: str, port: int, *, isolation: Hashable
+        self, tor: Tor, circuits: list[StreamHost], host: str, port: int, *, isolation: Hashable
     ) -> None:
         self._request = tor.request(host, port, isolation=isolation)
         self._circuits = circuits

@@ -31,7 +31,7 @@ from torkit.directory.netdoc import decode_protocols
 from torkit.net.channel import Channel
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.contact import DirectoryServer
-from torkit.net.stream import Stream
+from torkit.net.stream import Stream, StreamHost
 
 ACCEPT_ALL = PortPolicy(True, ((1, 65535),))
 
@@ -212,7 +212,7 @@ class FarStream(trio.abc.Stream):
             raise trio.ClosedResourceError("closed by the test")
 
 
-async def open_stream(circuit: Circuit, exit_relay: FakeRelay) -> tuple[Stream, FakeStream]:
+async def open_stream(circuit: StreamHost, exit_relay: FakeRelay) -> tuple[Stream, FakeStream]:
     """A connected stream: our end and the exit's."""
     begun = Arrivals(exit_relay.on_begin)
     exit_relay.on_begin = begun

@@ -27,13 +27,13 @@ from torkit.net.stream import Stream, StreamBroken, StreamFlow, cut_off, ended_b
 from torkit.params import parameter
 from torkit.path_bias import UNWATCHED
 from torkit.proto import cells, flow, messages, ntor
+from torkit.proto.channel import LinkResult
 from torkit.proto.circuit import Cgo, HopHandshake, NewHop
 from torkit.proto.destination import is_internal
 from torkit.proto.padding import Use
 
 if TYPE_CHECKING:
     from torkit.directory.directory import Relay
-    from torkit.net.channel import Channel
 
 
 GENERAL = "GENERAL"  # control-spec's purpose of circuits for streams
@@ -43,6 +43,20 @@ PROBE_PORT = 25
 
 _LINK_COMMANDS = frozenset(Command)
 _RELAY_COMMANDS = frozenset(RelayCommand)
+
+
+class CircuitHost(Protocol):
+    """What carries a circuit: a channel, as its circuits know it (channel.py)."""
+
+    link: LinkResult
+    address: tuple[str, int]
+    error: TorkitError | None
+
+    @property
+    def is_congested(self) -> bool: ...
+    def send_control(self, circ_id: int, command: Command, body: bytes) -> None: ...
+    def note_use(self, use: Use) -> None: ...
+    def close_circuit(self, core: CoreCircuit) -> None: ...
 
 
 class StreamOwner(Protocol):
@@ -89,7 +103,7 @@ class Circuit:
     """Made by Channel.open_circuit. `path` grows by one relay with every finished handshake."""
 
     def __init__(
-        self, channel: Channel, core: CoreCircuit, settings: CircuitSettings, purpose: str = GENERAL
+        self, channel: CircuitHost, core: CoreCircuit, settings: CircuitSettings, purpose: str = GENERAL
     ) -> None:
         """`purpose` is a word for events, one of control-spec's."""
         self.journal = settings.journal

@@ -79,7 +79,7 @@ class Request:
         self.id = self._journal.next_stream()
         if self._journal.is_heard:
             self._journal.tell(StreamNew(self.id))
-        self._begun: Stream | None = None
+        self._begun: tuple[Stream, Circuit] | None = None
         self._exits: set[bytes] = set()  # that were tried
         self._failure: TorkitError | None = None  # the last
         self._failure_count = self._refusal_count = self._timeout_count = 0
@@ -91,9 +91,11 @@ class Request:
         """
         assert self._port is not None
         circuit = self._circuits.take_ready(self._need._replace(excluded=self._refusing))
-        if circuit is not None:
-            self._begun = circuit.begin(self._host, self._port, self.id)
-        return self._begun
+        if circuit is None:
+            return None
+        stream = circuit.begin(self._host, self._port, self.id)
+        self._begun = stream, circuit
+        return stream
 
     async def connect(self) -> Stream:
         """Make the attempts that are left. Returns a stream that was answered.
@@ -102,11 +104,12 @@ class Request:
         """
         with self._telling_end():
             if self._begun is not None:
-                if self._begun.failure is not None:
-                    self._note_failure(self._begun.circuit, self._begun.failure)
+                stream, circuit = self._begun
+                if stream.failure is not None:
+                    self._note_failure(circuit, stream.failure)
                 else:
-                    self._begun.close()
-                    self._note_timeout(self._begun.circuit)
+                    stream.close()
+                    self._note_timeout(circuit)
             return await self._try_on(self._open)
 
     async def resolve(self) -> list[Resolved]:

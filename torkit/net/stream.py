@@ -17,6 +17,7 @@ from torkit.events import StreamAttached, StreamEnded, StreamFailed, StreamSucce
 from torkit.proto.destination import INTERNAL, INTERNAL_HINT
 from torkit.proto.flow import ClockGuard, DrainWatch, StreamParams, Xoff, XoffCheck, Xon
 from torkit.proto.messages import (
+    Answer,
     decode_connected,
     decode_end,
     decode_xoff,
@@ -29,8 +30,33 @@ from torkit.proto.messages import (
 if TYPE_CHECKING:
     from torkit._fast.pump import Local
     from torkit.directory.directory import Relay
-    from torkit.net.circuit import Circuit
+    from torkit.net.journal import Journal
+    from torkit.path_bias import Watch
     from torkit.proto.cells import IPAddress
+
+
+class StreamHost(Protocol):
+    """What carries a stream: a circuit, as its streams and their users know it (circuit.py)."""
+
+    id: int  # its number in events
+    error: TorkitError | None  # why it has ended
+    path: tuple[Relay, ...]
+    journal: Journal
+    watch: Watch  # told whether the exit has answered
+
+    @property
+    def exit(self) -> Relay: ...
+    @property
+    def stream_count(self) -> int: ...
+    def begin(self, host: str, port: int, number: int | None = None) -> Stream: ...
+    def close(self) -> None: ...
+    def refuses(self, address: IPAddress | None) -> bool: ...
+    def bytes_under_way(self, core: CoreStream) -> int: ...
+    def send_message(self, core: CoreStream, command: RelayCommand, body: bytes) -> None: ...
+    def close_stream(self, owner: Stream, core: CoreStream, end_body: bytes) -> None: ...
+    def forget_stream(self, owner: Stream) -> None: ...
+    def fail(self, error: TorkitError) -> None: ...
+    async def resolve(self, name: str | IPAddress) -> list[Answer]: ...
 
 
 class StreamBroken(StreamClosed, trio.BrokenResourceError):
@@ -45,7 +71,7 @@ class Stream(trio.abc.Stream):
     """
 
     def __init__(
-        self, circuit: Circuit, core: CoreStream, flow: StreamFlow | None, number: int | None = None
+        self, circuit: StreamHost, core: CoreStream, flow: StreamFlow | None, number: int | None = None
     ) -> None:
         self.circuit = circuit
         self.id = number  # under which events tell of it; None for those of our own
@@ -338,7 +364,7 @@ class Stream(trio.abc.Stream):
 
 
 def ended_by(
-    circuit: Circuit, reason: EndReason, *, address: IPAddress | None = None, is_internal: bool = False
+    circuit: StreamHost, reason: EndReason, *, address: IPAddress | None = None, is_internal: bool = False
 ) -> StreamBroken:
     """What the last relay's END says. `is_internal`: it found the target to be near itself, or near us."""
     if is_internal:
@@ -352,7 +378,7 @@ def ended_by(
     return broken
 
 
-def cut_off(circuit: Circuit, failure: TorkitError | None) -> StreamBroken:
+def cut_off(circuit: StreamHost, failure: TorkitError | None) -> StreamBroken:
     """A stream's end with its circuit. Whose fault that is, `failure` says if anybody knows."""
     to_whom = f" to {circuit.exit.nickname}" if circuit.path else ""
     broken = StreamBroken(f"the circuit{to_whom} failed: {failure}", reason=EndReason.DESTROY)
