@@ -5,12 +5,13 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from random import SystemRandom
 
 import pytest
 import trio
 import trio.testing
-from fakes import FakeRelay
+from fakes import FakeRelay, WatchedStream
 from served import fresh_relays
 
 from torkit.errors import ChannelClosed, ChannelError
@@ -168,6 +169,44 @@ async def test_a_large_send_waits_for_a_slow_reader_and_arrives_whole() -> None:
         assert await receive_until(connection, 1) == b"!"
         assert bytes(received) == data
         connection.close()
+
+
+async def test_records_end_where_those_of_c_tor_end() -> None:
+    wire = bytearray()
+    lengths = (514, 40_000, 4048, 4049, 33 * 514)
+    has_read = trio.Event()
+
+    async def read(transport: trio.SocketStream) -> None:
+        stream = trio.SSLStream(WatchedStream(transport, wire.extend), server_context(), server_side=True)
+        left = sum(lengths)
+        while left:
+            left -= len(await stream.receive_some(1 << 16))
+        has_read.set()
+
+    async with tcp_server(read) as address:
+        connection = await TlsConnection.connect(*address)
+        for length in lengths:
+            await connection.send(bytes(length))
+        await has_read.wait()
+        connection.close()
+    assert _records(wire) == [piece for length in lengths for piece in _pieces(length)]
+
+
+def _records(wire: bytearray) -> list[int]:
+    """How many bytes each record of TLS 1.3 holds; the first that looks like data is the handshake's end."""
+    lengths, at = [], 0
+    while at < len(wire):
+        length = int.from_bytes(wire[at + 3 : at + 5], "big")
+        if wire[at] == 23:
+            lengths.append(length - 17)
+        at += 5 + length
+    return lengths[1:]
+
+
+def _pieces(length: int) -> list[int]:
+    """The pieces that chunks of 4048 bytes and writes of 32 cells make of so many bytes."""
+    ends = {*range(4048, length, 4048), *range(32 * 514, length, 32 * 514), length}
+    return [end - start for start, end in pairwise([0, *sorted(ends)])]
 
 
 async def test_end_with_a_tls_goodbye_and_without() -> None:

@@ -11,9 +11,11 @@ can do differs, and weights leave no choice of whom to use where:
 import socket
 import subprocess
 import sys
+from bisect import bisect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,11 +39,14 @@ WEIGHTS = network_docs.WEIGHTS | {"Wmg": 0, "Wme": 0, "Wmd": 0}
 
 NAME, ADDRESS, REVERSE_NAME = "web.test", "192.0.2.7", "7.2.0.192.in-addr.arpa"
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
-UPLOAD = bytes(1000)  # more than two cells hold
+UPLOAD = bytes(40_000)  # more than fits into the longest write of C tor's
 LATE_NAME, EARLY = "late.test", b"sent before the answer"
 ANSWER_LEN = 60_000  # bytes: more DATA cells than either kind of SENDME acknowledges
 
 FINISHED = 9  # a reason in DESTROY
+CELL_LEN, VERSIONS_LEN = 514, 11  # bytes; of all cells of a client but VERSIONS, and of that
+APPLICATION_DATA = 23  # a type of TLS records
+SEALED_BY = 17  # bytes that a record of TLS 1.3 with AES-GCM has more than what is sealed in it
 CONNECT, RESOLVE, RESOLVE_PTR = 0x01, 0xF0, 0xF1  # commands of SOCKS
 
 
@@ -60,6 +65,7 @@ class HopCell(NamedTuple):
     circuit: FakeCircuit
     hop: int
     cell: RelayCell
+    number: int  # of its link cell
 
 
 @dataclass
@@ -68,16 +74,37 @@ class Recording:
 
     relays: dict[str, FakeRelay]  # by nickname
     voters: list[bytes]  # the authorities' v3 identities, as configured
+    wire: dict[FakeLink, bytes] = field(default_factory=dict)  # what came out of each socket
     link_cells: list[LinkCell] = field(default_factory=list)
     hop_cells: list[HopCell] = field(default_factory=list)
     kept: list[FakeCircuit] = field(default_factory=list)  # circuits for directories, open after their use
 
     def note(self, circuit: FakeCircuit, hop: int, cell: RelayCell) -> None:
         """Write down a relay cell. What a directory is asked must come before it says CONNECTED."""
-        self.hop_cells.append(HopCell(circuit, hop, cell))
+        self.hop_cells.append(HopCell(circuit, hop, cell, len(self.link_cells) - 1))
         stream = circuit.streams.get(cell.stream_id)
         if cell.command == RelayCommand.DATA and stream is not None and stream.target is None:
             stream.send(RelayCommand.CONNECTED)
+
+    def note_wire(self, link: FakeLink, data: bytes) -> None:
+        self.wire[link] = self.wire.get(link, b"") + data
+
+    def records(self, link: FakeLink) -> list[int]:
+        """How many bytes of cells each TLS record has; the first with application data is TLS's Finished."""
+        lengths, at, data = [], 0, self.wire[link]
+        while at < len(data):
+            kind, length = data[at], int.from_bytes(data[at + 3 : at + 5], "big")
+            if kind == APPLICATION_DATA:
+                lengths.append(length - SEALED_BY)
+            at += 5 + length
+        return lengths[1:]
+
+    def record_of(self, number: int) -> int:
+        """The record, by its place on its link, in which the link cell of this number begins."""
+        link = self.link_cells[number].link
+        before = sum(one.link is link for one in self.link_cells[:number])
+        start = before and VERSIONS_LEN + (before - 1) * CELL_LEN
+        return bisect(list(accumulate(self.records(link))), start)
 
     def cells_of(self, circuit: FakeCircuit) -> list[LinkCell]:
         """What the first relay of a circuit gets for it."""
@@ -178,6 +205,7 @@ async def _network(now: int) -> AsyncIterator[tuple[Recording, list[str], str]]:
             relay.on_data = _answer
             relay.on_begin = _begin
             relay.directory = service
+            relay.on_wire = seen.note_wire
             relay.on_link_cell = lambda *cell: seen.link_cells.append(LinkCell(*cell))
             relay.on_relay_cell = seen.note
             relay.on_begin_dir = ignore  # see Recording.note
@@ -239,7 +267,7 @@ async def _use(seen: Recording, port: int) -> None:
     async with await _ask(port, CONNECT, NAME, 443) as stream:
         await stream.send_all(UPLOAD)
         await _wait_until(lambda: any(one.received == UPLOAD for one in seen.streams()))
-    await _wait_until(lambda: seen.messages(RelayCommand.END))
+    await _wait_until(lambda: any(one.hop == 3 for one in seen.messages(RelayCommand.END)))
     async with await _request(port, CONNECT, LATE_NAME, 80, EARLY):
         await _wait_until(lambda: len(seen.messages(RelayCommand.BEGIN)) == 3)
         for command, name in (RESOLVE, NAME), (RESOLVE_PTR, ADDRESS):
@@ -248,6 +276,7 @@ async def _use(seen: Recording, port: int) -> None:
         (late,) = (one for one in seen.streams() if one.target == (LATE_NAME, 80))
         late.connected()
         await _wait_until(lambda: late.received == EARLY)
+    await _wait_until(lambda: sum(one.hop == 3 for one in seen.messages(RelayCommand.END)) == 2)
     await _wait_until(lambda: seen.requests(b"X-Or-Diff-From-Consensus"))
     circuit = seen.messages(RelayCommand.BEGIN)[0].circuit
     circuit.truncated(2)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import trio
-from fakes import NTOR, NTOR_V3, RELAY_CRYPT_CGO, FakeHop, decode_extend2, encode_extensions
+from fakes import NTOR, NTOR_V3, RELAY_CRYPT_CGO, FakeHop, FakeLink, decode_extend2, encode_extensions
 from network.recording import (
     ANSWER_LEN,
+    CELL_LEN,
     EARLY,
     LATE_NAME,
     NAME,
@@ -120,12 +121,71 @@ def test_circuit_ids_have_the_top_bit_and_no_order(alike: Alike) -> None:
     assert alike(observe) == (True, False)
 
 
+# --- TLS records: whoever watches the line sees where they end -----------------------------------------
+
+
+def test_netinfo_goes_with_the_cell_that_opens_the_first_circuit(alike: Alike) -> None:
+    def observe(seen: Recording) -> bool:
+        numbers: dict[FakeLink, list[int]] = {}  # of each link's cells
+        for number, one in enumerate(seen.link_cells):
+            numbers.setdefault(one.link, []).append(number)
+        places = [[seen.record_of(number) for number in some[:3]] for some in numbers.values()]
+        return all(place == [0, 1, 1] for place in places)
+
+    assert alike(observe) is True
+
+
+def test_a_request_goes_with_begin_dir(alike: Alike) -> None:
+    def observe(seen: Recording) -> bool:
+        pairs = [
+            (begun, asked)
+            for begun in seen.messages(RelayCommand.BEGIN_DIR)
+            for asked in seen.requests(b"")
+            if (asked.circuit, asked.cell.stream_id) == (begun.circuit, begun.cell.stream_id)
+        ]
+        assert len(pairs) >= 4
+        return all(seen.record_of(begun.number) == seen.record_of(asked.number) for begun, asked in pairs)
+
+    assert alike(observe) is True
+
+
+def test_data_sent_early_goes_with_begin(alike: Alike) -> None:
+    def observe(seen: Recording) -> bool:
+        begun = seen.messages(RelayCommand.BEGIN)[-1]
+        (early,) = (one for one in seen.hop_cells if one.cell.body == EARLY)
+        return seen.record_of(begun.number) == seen.record_of(early.number)
+
+    assert alike(observe) is True
+
+
+def test_records_end_after_4048_bytes_and_after_32_cells(alike: Alike) -> None:
+    """Counted from when there was nothing to send."""
+
+    def observe(seen: Recording) -> tuple[bool, bool]:
+        at, full, longer = 0, 0, 0
+        for length in seen.records(seen.messages(RelayCommand.BEGIN)[1].circuit.link):
+            room = min(4048 - at % 4048, 32 * CELL_LEN - at % (32 * CELL_LEN))
+            full += length == room
+            longer += length > room
+            at = at + length if length == room else 0
+        return full >= 8, longer > 0
+
+    assert alike(observe) == (True, False)
+
+
 # --- Building circuits ---------------------------------------------------------------------------------
 
 
 def _handshakes(place: int) -> Callable[[Recording], set[tuple[int | None, bytes | None]]]:
-    """Of the hop at this place of circuits of three: the kinds, and what an ntor-v3 asks for."""
-    return lambda seen: {_handshake(one.hops[place]) for one in seen.circuits(3)}
+    """Of the hop at this place of circuits to exits: the kinds, and what an ntor-v3 asks for.
+
+    C tor may build others for onion services, which end elsewhere.
+    """
+    return lambda seen: {
+        _handshake(one.hops[place])
+        for one in seen.circuits(3)
+        if seen.name_of(one.hops[2].relay).startswith("exit")
+    }
 
 
 def _handshake(hop: FakeHop) -> tuple[int | None, bytes | None]:
@@ -244,7 +304,8 @@ def test_data_fills_cells(alike: Alike) -> None:
         cells = [one.cell for one in seen.messages(RelayCommand.DATA) if one.hop == 3]
         return [len(one.body) for one in cells if one.stream_id == stream_id]
 
-    assert alike(observe) == [488, 488, len(UPLOAD) - 2 * 488]
+    whole, rest = divmod(len(UPLOAD), 488)
+    assert alike(observe) == [488] * whole + [rest]
 
 
 def test_data_sent_early_goes_before_the_exits_answer(alike: Alike) -> None:

@@ -405,6 +405,8 @@ cdef class Pump:
         for link in self.links:
             if link.channel.outbox.length == 0:
                 release(&link.channel.outbox.cells, &link.channel.outbox.capacity)
+            if link.tls.waiting() == 0:
+                link.tls.forget()
 
     cdef int end_greatest(self, list found) except -1:
         """End the circuit or the link that holds most. Returns False where nobody holds anything."""
@@ -442,8 +444,8 @@ cdef class Pump:
                 greatest = circuit
             circuit.tally = 0
         for link in self.links:
-            if link.channel.outbox.capacity + link.tls.noted > most:
-                most = link.channel.outbox.capacity + link.tls.noted
+            if link.channel.outbox.capacity + link.tls.outgoing.capacity > most:
+                most = link.channel.outbox.capacity + link.tls.outgoing.capacity
                 greatest_link = link
         if greatest_link is not None:
             self.remove(greatest_link)

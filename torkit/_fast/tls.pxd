@@ -65,12 +65,18 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_get_error(const SSL* ssl, int result)
     X509* SSL_get1_peer_certificate(const SSL* ssl)
 
+    int BIO_TYPE_SOURCE_SINK
+    int BIO_CTRL_FLUSH
     BIO* BIO_new(const BIO_METHOD* method)
     BIO* BIO_new_socket(int descriptor, int close)
-    const BIO_METHOD* BIO_s_mem()
+    BIO_METHOD* BIO_meth_new(int kind, const char* name)
+    void BIO_set_data(BIO* bio, void* data)
+    void* BIO_get_data(BIO* bio)
     void BIO_free(BIO* bio)
-    long BIO_get_mem_data(BIO* bio, char** data)
-    int BIO_reset(BIO* bio)
+
+cdef extern from "openssl/bio.h":
+    int BIO_meth_set_write(BIO_METHOD* method, int (*write)(BIO* bio, const char* data, int count) noexcept)
+    int BIO_meth_set_ctrl(BIO_METHOD* method, long (*ctrl)(BIO* bio, int what, long number, void* value) noexcept)
 
 cdef extern from "openssl/crypto.h" nogil:
     unsigned long OpenSSL_version_num()
@@ -81,12 +87,17 @@ cdef struct Budget:
     Bucket messages               # of handshakes, also after the handshake
     uint8_t last_message          # its type
 
+# Ciphertext until the socket takes it.
+cdef struct Outgoing:
+    uint8_t* data
+    Py_ssize_t capacity           # in the account of memory
+    Py_ssize_t length
+    Py_ssize_t sent
+
 @cython.final
 cdef class Tls:
     cdef SSL* ssl
-    cdef BIO* outgoing            # ciphertext until the socket takes it; owned by `ssl`
-    cdef Py_ssize_t sent          # of `outgoing`
-    cdef Py_ssize_t noted         # bytes of `outgoing` in the account of memory
+    cdef Outgoing outgoing
     cdef int descriptor
     cdef readonly bint has_ended  # the peer has ended the connection; all it sent was received
     cdef bint has_more            # the last read did not take all that libssl holds
@@ -95,7 +106,6 @@ cdef class Tls:
     cdef object failure           # to be raised once what came before it was received
 
     cdef Py_ssize_t waiting(self) noexcept
-    cdef void account(self) noexcept
     cdef void forget(self) noexcept
     cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1
     cdef bint send_from(self, const uint8_t* data, size_t length) except -1

@@ -301,5 +301,5 @@ async def _shake_hands(tls: TlsConnection, core: CoreChannel, handshake: LinkHan
             if isinstance(event, ControlCell) and handshake.result is None:
                 for command, body in handshake.receive(event.command, event.body):
                     core.send_control(0, command, body)
-    await tls.send(core.data_to_send())
+    # NETINFO waits for the cell that opens the first circuit: one record, as C tor's clients send it.
     return handshake.result

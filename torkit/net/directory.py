@@ -122,7 +122,9 @@ async def _get(
         kept.callback(lambda: circuit.note_kept(-len(answer)))
         try:
             with trio.fail_after(ANSWER_TIMEOUT):
-                await stream.send_all("\r\n".join(lines).encode("ascii"))
+                request = "\r\n".join(lines).encode("ascii")
+                # At once, so that it goes with BEGIN_DIR in one record, as from C tor's clients.
+                await stream.send_all(request[stream.put(request) :])
                 while data := await _receive(stream):
                     if not answer:
                         begun()

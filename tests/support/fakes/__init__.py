@@ -64,7 +64,7 @@ from .layers import CgoLayer, OnionServiceLayer, Tor1Layer, aes_ctr
 from .link import FakeLink, answer_versions, encode_netinfo
 from .relay import Agreement, FakeRelay, make_chain
 from .stream import FakeStream, answer_begin, answer_begin_dir, answer_resolve, http_response
-from .tls import serve_relay
+from .tls import WatchedStream, serve_relay
 
 __all__ = [
     "CC_REQUEST",
@@ -90,6 +90,7 @@ __all__ = [
     "OnionServiceLayer",
     "RelayCell",
     "Tor1Layer",
+    "WatchedStream",
     "aes_ctr",
     "answer_begin",
     "answer_begin_dir",

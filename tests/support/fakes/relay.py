@@ -81,8 +81,9 @@ class FakeRelay:
         self.circuits: list[FakeCircuit] = []  # every circuit with a hop here, closed ones too
         self.complaints: list[str] = []
 
-        # For those who watch: called for each cell of our links, and each that a hop of their circuits
-        # recognized.
+        # For those who watch: called for what each read from a socket brings, for each cell of our links, and
+        # each that a hop of their circuits recognized.
+        self.on_wire: Callable[[FakeLink, bytes], object] = ignore
         self.on_link_cell: Callable[[FakeLink, int, int, bytes], object] = ignore
         self.on_relay_cell: Callable[[FakeCircuit, int, RelayCell], object] = ignore
 

@@ -1,11 +1,33 @@
 """A relay behind TLS on loopback."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
 from .relay import FakeRelay
+
+
+class WatchedStream(trio.abc.Stream):
+    """A connection; `note` is told what is read from it."""
+
+    def __init__(self, transport: trio.SocketStream, note: Callable[[bytes], object]) -> None:
+        self._note = note
+        self._transport = transport
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._transport.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._transport.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data = bytes(await self._transport.receive_some(max_bytes))
+        self._note(data)
+        return data
 
 
 @asynccontextmanager
@@ -24,7 +46,8 @@ async def serve_relay(relay: FakeRelay) -> AsyncIterator[tuple[str, int]]:
             output.set()
 
         link.on_output = wake
-        stream = trio.SSLStream(transport, context, server_side=True, https_compatible=True)
+        watched = WatchedStream(transport, lambda data: relay.on_wire(link, data))
+        stream = trio.SSLStream(watched, context, server_side=True, https_compatible=True)
 
         async def write() -> None:
             nonlocal output
