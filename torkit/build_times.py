@@ -83,7 +83,7 @@ class BuildTimes:
 
     @property
     def is_learning(self) -> bool:
-        """Whether more circuits should be built to learn from."""
+        """Returns whether more circuits should be built to learn from."""
         return not self._is_disabled and len(self._times) < self._min_count
 
     @property
@@ -114,7 +114,7 @@ class BuildTimes:
         self.has_changed = True
 
     def note_outcome(self, *, timed_out: bool) -> None:
-        """Whether a circuit that made its first hop, so that the network was there, took too long for use.
+        """Note whether a circuit took too long for use; it made its first hop, so the network was there.
 
         When nearly all of the last ones did, the network is another than before, and all is learnt anew.
         """

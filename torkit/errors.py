@@ -36,7 +36,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 
 class Retry(Enum):
-    """Whether the same call may succeed: at once on another circuit, later, or never."""
+    """When the same call may succeed: at once on another circuit, later, or never."""
 
     NOW = "now"
     LATER = "later"

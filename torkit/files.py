@@ -107,7 +107,7 @@ def remove_file(path: Path, identity: FileIdentity) -> None:
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether nothing is there, or a regular file or a link to one: not a device, a pipe or a directory."""
+    """Returns whether there is nothing, a regular file or a link to one; no device, pipe or directory."""
     return _own_descriptor(path) is None and (path.is_file() or not path.exists())
 
 

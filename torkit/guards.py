@@ -191,7 +191,7 @@ class Guards:
 
     @property
     def is_extremely_restricted(self) -> bool:
-        """Whether so few guards are allowed that they tell this user from others."""
+        """Returns whether so few guards are allowed that they tell this user from others."""
         return (
             len(self._allowed) < len(self._possible) * self._param("guard-extreme-restriction-percent") / 100
         )
@@ -256,7 +256,7 @@ class Guards:
         return [relays[place].nickname for place in places if place is not None and directory.lacks(place)]
 
     def is_usable(self, directory: Directory, identity: bytes, fits: Fits, *, now: float) -> bool | None:
-        """Whether traffic may go through a circuit that is complete; None while that is not known yet.
+        """Returns whether a complete circuit may carry traffic; None while that is not known yet.
 
         True needs a primary guard, or one of which all better ones that fit are down or slow to answer.
         False says that a better one is worth trying first. Proposal 337.
@@ -301,7 +301,7 @@ class Guards:
         return pending[0] if pending else None
 
     def _give_another_chance(self, is_wanted: Callable[[Guard], bool]) -> bool:
-        """Whether any that is wanted was down: when all have failed, all are tried again from the first."""
+        """Take every guard for untried again, if a wanted one is down. Returns whether one was."""
         down = [guard for guard in self._by_preference() if guard.reachability is Reachability.NO]
         if not any(map(is_wanted, down)):
             return False
@@ -397,7 +397,7 @@ class Guards:
         return next((guard for guard in self.sample if guard.identity == identity), None)
 
     def _is_pending(self, guard: Guard, now: float) -> bool:
-        """Whether somebody waits to hear of it; who has not in this time never will."""
+        """Returns whether somebody waits to hear of it; who has not in this time never will."""
         timeout = self._param("guard-nonprimary-guard-idle-timeout")
         return guard.pending_since is not None and 0 <= now - guard.pending_since < timeout
 
@@ -503,7 +503,7 @@ class Guards:
             wanted -= self._passes(guard)
 
     def _passes(self, guard: Guard) -> bool:
-        """Whether it is filtered: listed, allowed, and not dropped."""
+        """Returns whether it is filtered: listed, allowed, and not dropped."""
         return (
             guard.unlisted_since is None
             and guard.identity in self._allowed

@@ -35,7 +35,7 @@ GUARD_FLAGS = frozenset({"Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"}
 # Implementation limits.
 
 MAX_DRAWS = 64  # before listing what is left: enough unless nearly all bandwidth conflicts
-MAX_EXITS = 16  # drawn for one path before that no guard goes with any of them is taken for true
+MAX_EXITS = 16  # exits tried before we conclude that no guard fits any of them
 MAX_TABLES = 64  # kinds of exits remembered per directory; each takes about 100 kB on the real network
 MAX_PATH_LEN = 8  # relays in a path read from JSON; tor-spec allows eight RELAY_EARLY cells
 MAX_PATH_LINE = 1 << 14  # characters of JSON
@@ -69,7 +69,7 @@ class Constraints(NamedTuple):
 
     @property
     def needs_stable(self) -> bool:
-        """Whether every relay of the path should have the Stable flag."""
+        """Returns whether every relay of the path should have the Stable flag."""
         return self.stable or self.port in LONG_LIVED_PORTS
 
 
@@ -151,7 +151,7 @@ def draw_middle(
 
 
 def goes_with(directory: Directory, constraints: Constraints, others: Sequence[Relay], relay: Relay) -> bool:
-    """Whether `relay` may be the guard of a path with all of `others`."""
+    """Returns whether `relay` may be the guard of a path with all of `others`."""
     if constraints.exclude or constraints.entries:
         index = directory.consensus.relays.index_of(relay.identity)
         if index in excluded_places(directory, constraints):
@@ -162,7 +162,7 @@ def goes_with(directory: Directory, constraints: Constraints, others: Sequence[R
 
 
 def may_go_on(directory: Directory, path: Sequence[Relay]) -> bool:
-    """Whether a circuit through these relays may take new streams: none has left the consensus since.
+    """Returns whether a circuit through these relays may take new streams: none has left the consensus since.
 
     C tor looks at the exit only, in whose place here its BadExit flag counts as well.
     """
@@ -193,7 +193,7 @@ def check_exit(relay: Relay, port: int | None, *, is_ipv6: bool = False) -> None
 
 
 def is_possible_guard(flags: frozenset[str]) -> bool:
-    """Whether a relay with these flags may be sampled as a guard: GUARDS of guard-spec."""
+    """Returns whether a relay with these flags may be sampled as a guard: GUARDS of guard-spec."""
     return flags >= GUARD_FLAGS and "MiddleOnly" not in flags
 
 

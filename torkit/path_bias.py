@@ -250,7 +250,7 @@ class Watch:
 
     @property
     def needs_probe(self) -> bool:
-        """Whether streams were tried, and nothing that came shows that the circuit works."""
+        """Returns whether streams were tried, and nothing that came shows that the circuit works."""
         return self.state is State.USE_ATTEMPTED
 
     def note_attempted(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which ports streams will soon want to go to: those of lately.
+"""Predicts the ports of coming streams: those used in the last 30 to 60 minutes.
 
 path-spec, "Clients build circuits preemptively".
 Pure: time, randomness and the consensus's parameters are arguments. Nothing of this is ever written down.

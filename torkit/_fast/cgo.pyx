@@ -260,7 +260,7 @@ cdef class CgoLayer:
 
     @property
     def is_native(self):
-        """Whether the processor's own instructions are used."""
+        """Returns whether the processor's own instructions are used."""
         return bool(self.state.is_native)
 
     def client_originate(self, uint8_t command, uint8_t[::1] body not None):

@@ -260,7 +260,7 @@ cdef class Channel:
         return 0
 
     cdef bint is_answer(self, uint32_t circ_id, uint8_t command):
-        """Whether a cell may answer a circuit of ours: a second one for it ends the circuit."""
+        """Returns whether a cell may answer a circuit of ours: a second one for it ends the circuit."""
         return command in (Command.CREATED, Command.CREATED_FAST, Command.CREATED2) and (
             self.circuits.find(circ_id) is not None)
 

@@ -96,7 +96,7 @@ cdef class Circuit(Outlet):
 
     @property
     def has_room(self):
-        """Whether open_stream would succeed."""
+        """Returns whether open_stream would succeed."""
         return not self.is_over and self.streams.used < MAX_STREAMS
 
     @property
@@ -535,7 +535,7 @@ cdef str decode(LayerKind kind, uint8_t* body, Relayed* message):
 
 
 cdef bint is_for_streams(uint8_t command) noexcept nogil:
-    """Whether the command belongs to a stream, but for SENDME, which can also be the circuit's."""
+    """Returns whether the command belongs to a stream, but for SENDME, which can also be the circuit's."""
     return command in (RelayCommand.BEGIN, RelayCommand.DATA, RelayCommand.END, RelayCommand.CONNECTED,
                        RelayCommand.RESOLVE, RelayCommand.RESOLVED, RelayCommand.BEGIN_DIR,
                        RelayCommand.XON, RelayCommand.XOFF)

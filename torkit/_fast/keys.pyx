@@ -65,7 +65,7 @@ def wipe(bytes secret not None):
 
 
 cdef bint is_canonical(bytes der, uint8_t* encoded, int length) noexcept:
-    """Whether what was read from `der` is written alike, and nothing was left over; frees `encoded`."""
+    """Returns whether what was read from `der` is written alike, and nothing was left over; frees `encoded`."""
     cdef bint is_same = length == len(der) and memcmp(encoded, start_of(der), length) == 0
     OPENSSL_free(encoded)
     return is_same
@@ -124,7 +124,7 @@ cdef class X25519PrivateKey:
 
 
 def ed25519_verify(bytes public_key not None, bytes signature not None, bytes message not None):
-    """Whether `signature`, 64 bytes, is that of `public_key`, 32 bytes; False for any that cannot be.
+    """Returns whether `signature`, 64 bytes, is that of `public_key`, 32 bytes; False for any that cannot be.
 
     RFC 8032, without its cofactor.
     """
@@ -254,7 +254,7 @@ cdef class RsaCertificate:
         return RsaPublicKey(key[:length])
 
     def is_self_signed(self):
-        """Whether its own RSA key has signed it, with SHA-256 or a longer one, in its own name."""
+        """Returns whether its own RSA key has signed it, with SHA-256 or a longer one, in its own name."""
         if self.key is None:
             return False
         cdef int algorithm = X509_get_signature_nid(self.certificate)

@@ -214,12 +214,12 @@ cdef class Pump:
         return local
 
     def watch_reading(self, Local local not None, bint is_wanted):
-        """Whether to look for something to read; a socket that breaks is always reported."""
+        """Look for something to read, or no more; a socket that breaks is always reported."""
         if local.descriptor >= 0:
             self.watch_for(local, local.interest | EPOLLIN if is_wanted else local.interest & ~EPOLLIN)
 
     def watch_writing(self, Local local not None, bint is_wanted):
-        """Whether to look for room to write."""
+        """Look for room to write, or no more."""
         if local.descriptor >= 0:
             self.watch_for(local, local.interest | EPOLLOUT if is_wanted else local.interest & ~EPOLLOUT)
 
@@ -472,7 +472,7 @@ cdef class Pump:
         return True
 
     cdef bint is_behind(self):
-        """Whether a relay's connection holds more than one round takes, which epoll may not know."""
+        """Returns whether a relay's connection holds more than one round takes, which epoll may not know."""
         cdef Link link
         for link in self.links:
             if link.has_more:

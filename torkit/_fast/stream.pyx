@@ -99,7 +99,7 @@ cdef class Stream(Entry):
         return sealed
 
     def write_to(self, int descriptor):
-        """Write what is queued to a non-blocking descriptor; whether it took all. Raises OSError where it fails.
+        """Write what is queued to a non-blocking descriptor. Returns whether it took all. Raises OSError where it fails.
 
         May seal a stream-level SENDME.
         """
@@ -143,7 +143,7 @@ cdef class Stream(Entry):
         return sealed
 
     cdef bint drain(self) noexcept:
-        """Write what is queued to the sink; whether that is all. What fails is the caller's to find out."""
+        """Write what is queued to the sink. Returns whether that is all. What fails is the caller's to find out."""
         cdef Py_ssize_t written
         while self.head < self.tail:
             written = write(self.sink, self.queue + self.head, self.tail - self.head)

@@ -183,7 +183,7 @@ cdef class Tls:
         release(&self.outgoing.data, &self.outgoing.capacity)
 
     def do_handshake(self):
-        """Go on with the handshake; whether it is done. What it has to say waits for `send`."""
+        """Go on with the handshake. Returns whether it is done. What it has to say waits for `send`."""
         self.check_open()
         clear_errors()
         cdef int result = SSL_do_handshake(self.ssl)
@@ -252,7 +252,7 @@ cdef class Tls:
         self.outgoing.length = self.outgoing.sent = 0
 
     def send(self, const uint8_t[::1] data not None):
-        """Encrypt `data` and send what the socket takes; whether that was all."""
+        """Encrypt `data` and send what the socket takes. Returns whether that was all."""
         return self.send_from(&data[0] if data.shape[0] else NULL, data.shape[0])
 
     cdef bint send_from(self, const uint8_t* data, size_t length) except -1:

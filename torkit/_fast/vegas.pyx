@@ -22,7 +22,7 @@ cpdef int64_t n_ewma(int64_t current, int64_t previous, int64_t n) noexcept:
 
 @cython.final
 cdef class ClockGuard:
-    """Whether the clock can be believed: one for all circuits of a process. 2.1.1, [CLOCK_HEURISTICS]."""
+    """Judges whether the clock can be believed; one for all circuits of a process. 2.1.1, [CLOCK_HEURISTICS]."""
 
     cpdef bint accepts(self, int64_t rtt, int64_t baseline) noexcept:
         """Judge one RTT, usec, beside the smoothed RTT; `baseline` is 0 where there is none to trust yet."""

@@ -24,7 +24,7 @@ def _no_library(_name: str) -> None:
 
 
 def import_trio() -> None:
-    """Import trio. Of a process's first import, its threads stay unnamed; all else of it works as ever."""
+    """Import trio. Where this is the first import of the process, trio's threads have no names."""
     util = _Later("ctypes.util")
     vars(util).update(find_library=_no_library)
     ctypes = _Later("ctypes")

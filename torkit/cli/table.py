@@ -23,7 +23,7 @@ class Table:
 
     @property
     def has_room(self) -> bool:
-        """Whether nothing is cut but, perhaps, fingerprints, and fields that are longer than their column."""
+        """Returns whether nothing is cut but fingerprints, and fields longer than their column."""
         return sum(self._widths.values()) + len(GAP) * (len(self._widths) - 1) <= self._room
 
     @property

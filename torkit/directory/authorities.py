@@ -65,7 +65,7 @@ class AuthorityCertificate(NamedTuple):
     text: bytes
 
     def is_current(self, now: float) -> bool:
-        """Whether it may be used at `now`: not expired, and not from further ahead than a clock may err."""
+        """Returns whether it is valid at `now`, CLOCK_SKEW allowed for."""
         return self.published - CLOCK_SKEW <= now <= self.expires
 
 
@@ -118,7 +118,7 @@ def _parse_certificate(text: bytes, first_line: int) -> AuthorityCertificate:
 
 
 def check_signature(key: RsaPublicKey, signature: bytes, digest: bytes) -> bool:
-    """Whether `signature` is `digest` alone, PKCS#1 v1.5 padded: no algorithm identifier.
+    """Returns whether `signature` is `digest` alone, PKCS#1 v1.5 padded: no algorithm identifier.
 
     dir-spec, "Signing documents".
     """

@@ -37,7 +37,7 @@ def signed_digest(text: bytes) -> Steps[bytes]:
 
 
 def is_diff(answer: bytes) -> bool:
-    """Whether a cache that was asked for a consensus, with diffs welcome, has sent a diff."""
+    """Returns whether a cache that was asked for a consensus, with diffs welcome, has sent a diff."""
     return answer.startswith(VERSION_LINE)
 
 

@@ -186,11 +186,11 @@ class Directory:
         return tuple(digest for digest in self.consensus.relays.digests if digest and digest not in held)
 
     def has_microdesc(self, index: int) -> bool:
-        """Whether the microdescriptor of the relay at this place is held."""
+        """Returns whether the microdescriptor of the relay at this place is held."""
         return self.consensus.relays.digests[index] in self._microdescs
 
     def lacks(self, index: int) -> bool:
-        """Whether the relay at this place has a microdescriptor, and it is not held."""
+        """Returns whether the relay at this place has a microdescriptor, and it is not held."""
         return bool(self.consensus.relays.digests[index]) and not self.has_microdesc(index)
 
     def indexes_with_family_ids(self) -> list[int]:
@@ -256,7 +256,7 @@ class Directory:
         return self._held_fraction(Position.GUARD, guards) * middle * exit_fraction
 
     def is_usable(self) -> bool:
-        """Whether circuits for traffic may be built: less could be a view that somebody chose for us."""
+        """Returns whether circuits for traffic may be built. Less could be a view that somebody chose."""
         return self.usable_fraction() >= self.consensus.param("min_paths_for_circs_pct") / 100
 
     def _is_known_to_reject_all(self, index: int) -> bool:
@@ -287,5 +287,5 @@ def _fits(position: Position, flags: frozenset[str]) -> bool:
 
 
 def supports(relay: Relay, protocol: str, version: int) -> bool:
-    """Whether a relay lists exactly this subprotocol version, as in `supports(relay, "Relay", 4)`."""
+    """Returns whether a relay lists exactly this subprotocol version, as in `supports(relay, "Relay", 4)`."""
     return relay.protocols.supports(protocol, version)

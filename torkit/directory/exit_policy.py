@@ -39,7 +39,7 @@ class ExitPolicy(tuple[PolicyRule, ...]):
     __slots__ = ()
 
     def accepts(self, address: str, port: int) -> bool:
-        """Whether a stream to this IPv4 or IPv6 address and port, 1 to 65535, may be tried here.
+        """Returns whether a stream to this IPv4 or IPv6 address and port, 1 to 65535, may be tried here.
 
         Raises ValueError for what is no address.
         """
@@ -53,7 +53,7 @@ class ExitPolicy(tuple[PolicyRule, ...]):
 
     @property
     def rejects_all(self) -> bool:
-        """Whether no address is accepted, as the first rule for all addresses and ports tells."""
+        """Returns whether no address is accepted, as the first rule for all addresses and ports tells."""
         for rule in self:
             if rule.is_accept and rule.high:
                 return False

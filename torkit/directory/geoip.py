@@ -53,7 +53,7 @@ def country_of(text: bytes, address: IPv4Address | IPv6Address) -> str:
 
 
 def has_country(text: bytes, country: str) -> bool:
-    """Whether the file has a range in the country with this code."""
+    """Returns whether the file has a range in the country with this code."""
     pattern = rb",%b\r?$" % re.escape(country.encode("ascii", "replace"))
     return re.search(pattern, text, re.MULTILINE | re.IGNORECASE) is not None
 

@@ -67,13 +67,13 @@ class PortPolicy(NamedTuple):
     ranges: tuple[tuple[int, int], ...]
 
     def accepts(self, port: int) -> bool:
-        """Whether a stream to this port, 1 to 65535, may be tried here."""
+        """Returns whether a stream to this port, 1 to 65535, may be tried here."""
         index = bisect_right(self.ranges, (port, 65536)) - 1
         return (index >= 0 and port <= self.ranges[index][1]) is self.is_accept
 
     @property
     def rejects_all(self) -> bool:
-        """Whether no port is accepted."""
+        """Returns whether no port is accepted."""
         return not self.is_accept and self.ranges == ((1, 65535),)
 
     def __str__(self) -> str:

@@ -365,7 +365,7 @@ class Protocols:
         self._versions = versions  # bit n of a name's mask: version n
 
     def supports(self, name: str, version: int) -> bool:
-        """Whether exactly this version is listed: a later one does not imply it."""
+        """Returns whether exactly this version is listed: a later one does not imply it."""
         return 0 <= version <= MAX_PROTOCOL_VERSION and bool(self._versions.get(name, 0) >> version & 1)
 
     def missing_from(self, supported: "Protocols") -> list[str]:

@@ -51,7 +51,7 @@ class Calendar(NamedTuple):
 
     @property
     def _is_between_period_and_random(self) -> bool:
-        """Whether a period has begun in this run already: its services stand by the value before."""
+        """Returns whether a period has begun in this run already: its services stand by the value before."""
         intervals = self.valid_after // self.voting_interval % RUN_INTERVALS
         run_began = self.valid_after - intervals * self.voting_interval
         return self.valid_after >= self._end_of(self._period_at(run_began))

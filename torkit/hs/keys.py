@@ -22,7 +22,7 @@ NONCE_PREFIX = b"key-blind"
 
 
 def is_identity_key(key: bytes) -> bool:
-    """Whether `key`, 32 bytes, is a canonical point of prime order.
+    """Returns whether `key`, 32 bytes, is a canonical point of prime order.
 
     With a torsion component, one service would have several addresses. rend-spec-v3, "Credentials".
     """

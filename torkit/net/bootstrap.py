@@ -53,8 +53,8 @@ from torkit.net.progress import Phase, diagnose
 from torkit.net.sources import Asked, DirectoryServers, Sources, next_backoff
 from torkit.net.steps import in_steps
 
-# What we speak of the subprotocols that clients may be required to. Those of onion services are not ours
-# to lack: we offer none. subprotocol-versioning; proposals 264 and 303.
+# The subprotocols that a consensus may require of clients. Those of onion services are listed, spoken or not:
+# lacking them keeps no client from the network. subprotocol-versioning; proposals 264 and 303.
 SUPPORTED = decode_protocols(
     "Cons=2 Desc=2-4 FlowCtrl=1-2 HSDir=2 HSIntro=4-5 HSRend=2 Link=4-5 Microdesc=2-3 Relay=2-6"
 )

@@ -62,7 +62,7 @@ class Channels:
         return channel
 
     def is_open(self, relay: Contact) -> bool:
-        """Whether `get` would give a channel at once."""
+        """Returns whether `get` would give a channel at once."""
         channel = self._open.get(relay.identity)
         if channel is None or channel.error is not None or not _is_to(channel, relay):
             return False
@@ -133,5 +133,5 @@ class Channels:
 
 
 def _is_to(channel: Channel, relay: Contact) -> bool:
-    """Whether a channel serves: it may have been made by the RSA identity alone, as to an authority."""
+    """Returns whether a channel serves. One to an authority may have been made by RSA identity alone."""
     return relay.ed25519_identity in (None, channel.link.peer.ed25519)

@@ -256,7 +256,7 @@ class Circuit:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more stream can be opened."""
+        """Returns whether one more stream can be opened."""
         return self._core.has_room
 
     def begin(self, host: str, port: int, number: int | None = None) -> Stream:
@@ -271,7 +271,7 @@ class Circuit:
         return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags), number)
 
     def refuses(self, address: cells.IPAddress | None) -> bool:
-        """Whether an exit that says this address is wrong or has been fooled, as C tor judges."""
+        """Returns whether an exit that says this address is wrong or has been fooled, as C tor judges."""
         return self._settings.refuse_internal and address is not None and is_internal(address)
 
     def begin_probe(self, address: IPv4Address) -> Stream:

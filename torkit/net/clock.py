@@ -16,6 +16,6 @@ class ClockWatch:
         self._ahead = time.time() - trio.current_time()
 
     def has_jumped(self) -> bool:
-        """Whether the wall clock has run ahead of the other since this was asked last."""
+        """Returns whether the wall clock has run ahead of the other since this was asked last."""
         before, self._ahead = self._ahead, time.time() - trio.current_time()
         return self._ahead > before + MIN_JUMP

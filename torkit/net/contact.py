@@ -33,7 +33,7 @@ class DirectoryServer(NamedTuple):
 
 
 def is_known(contact: Contact) -> TypeGuard[Relay]:
-    """Whether we hold the keys of a relay, so that it can be asked for any handshake."""
+    """Returns whether we hold the keys of a relay, so that it can be asked for any handshake."""
     return isinstance(contact, Relay)
 
 

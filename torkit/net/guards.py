@@ -116,7 +116,7 @@ class GuardKeeper:
         self.guards.note_given_up(identity)
 
     def is_usable(self, identity: bytes, others: Sequence[Relay]) -> bool | None:
-        """Whether traffic may go by this guard and through `others`; None while that is open."""
+        """Returns whether traffic may go by this guard and through `others`; None while that is open."""
         directory = self._current.directory
         fits = partial(goes_with, directory, self._restrictions, others)
         return self.guards.is_usable(directory, identity, fits, now=time.time())
@@ -169,7 +169,7 @@ class GuardKeeper:
             self._nursery.start_soon(self.agree, directory)
 
     def is_extremely_restricted(self, directory: Directory) -> bool:
-        """Whether so few guards are allowed that they tell this user from others."""
+        """Returns whether so few guards are allowed that they tell this user from others."""
         self.guards.update(directory, now=time.time(), rng=self._rng)
         return self.guards.is_extremely_restricted
 
@@ -196,7 +196,7 @@ class GuardKeeper:
 
     @property
     def has_changed(self) -> bool:
-        """Whether there is something to write down."""
+        """Returns whether there is something to write down."""
         if not self.has_agreed.is_set():
             return False
         return self.guards.has_changed or (self._keeps_counts and self.path_bias.has_changed)

@@ -59,7 +59,7 @@ class Paths:
         return Choice(path, self._guards.attempt(path[0].identity), is_given=True)
 
     def may_go_on(self, path: Path) -> bool:
-        """Whether a circuit through these may take new streams, by the directory in use."""
+        """Returns whether a circuit through these may take new streams, by the directory in use."""
         directory = self._current.known
         return directory is None or may_go_on(directory, path)
 

@@ -70,7 +70,7 @@ class Progress(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        """Whether a circuit has been built."""
+        """Returns whether a circuit has been built."""
         return self.phase is Phase.DONE
 
     @property

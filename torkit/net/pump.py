@@ -122,7 +122,7 @@ class Pump(trio.abc.Instrument):
             await trio.lowlevel.wait_readable(self._core.descriptor)
 
     def has_stalled_since(self, seconds_ago: float) -> bool:
-        """Whether everything stood still within that time. Deadlines that passed then are nobody's fault."""
+        """Returns whether everything stood still since then. Deadlines that passed are nobody's fault."""
         return time.monotonic() - self._stalls.last < seconds_ago
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:

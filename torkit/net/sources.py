@@ -28,7 +28,7 @@ AUTHORITY_DELAY = 6.0  # from the beginning of a round until an authority is ask
 MIN_BACKOFF = 1.0
 
 # Implementation limits.
-MAX_BACKOFF = 600.0  # seconds; the specification has none, but who comes back is to be noticed
+MAX_BACKOFF = 600.0  # seconds; the specification has none, but a server that recovers should be found again
 STAGGER = 4.0  # seconds until another source is asked beside one that has not begun to answer
 PATIENCE = 30.0  # the same for one that has begun: a large document takes its time on a slow line
 MAX_AT_ONCE = 3  # sources asked at the same time, as C tor's clients do while they bootstrap

@@ -175,7 +175,7 @@ class Stream(trio.abc.Stream):
                 await self._is_readable.park()
 
     def push(self, descriptor: int) -> bool:
-        """Write what has arrived to a non-blocking descriptor; whether that was all.
+        """Write what has arrived to a non-blocking descriptor. Returns whether that was all.
 
         If it was, the core goes on writing there by itself, and `watcher` hears of what the descriptor does
         not take. Raises OSError where the descriptor fails.
@@ -189,7 +189,7 @@ class Stream(trio.abc.Stream):
         return is_done
 
     def hold(self) -> None:
-        """Write to no descriptor: what arrives waits again, to be received or pushed."""
+        """Stop writing to a descriptor: what arrives waits for `receive_some` or `push`."""
         self._core.sink = -1
 
     def put(self, data: bytes) -> int:
@@ -215,7 +215,7 @@ class Stream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     def is_over(self) -> bool:
-        """Whether the peer has ended in good order; there may be more to read. Raises StreamBroken."""
+        """Returns whether the peer has ended in good order; more may wait. Raises StreamBroken."""
         if self._is_whole:
             return True
         if self.has_ended:
@@ -224,7 +224,7 @@ class Stream(trio.abc.Stream):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the peer has ended it, or its circuit has; there may be more to read."""
+        """Returns whether the peer has ended it, or its circuit has; there may be more to read."""
         return self._end is not None or self._failure is not None or self._core.is_cut
 
     @property
@@ -239,12 +239,12 @@ class Stream(trio.abc.Stream):
 
     @property
     def _is_whole(self) -> bool:
-        """Whether the peer has ended in good order, and nothing that it sent is lost."""
+        """Returns whether the peer has ended in good order, and nothing that it sent is lost."""
         return self._end is EndReason.DONE and self._is_connected and not self._core.is_cut
 
     @property
     def is_connected(self) -> bool:
-        """Whether the exit has answered that it is; it may have ended since."""
+        """Returns whether the exit has answered that it is; it may have ended since."""
         return self._is_connected
 
     @property

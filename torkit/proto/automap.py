@@ -65,5 +65,5 @@ class Automap:
 
 
 def is_made_up(address: IPv4Address | IPv6Address) -> bool:
-    """Whether `address` means nothing but the name that it was made up for."""
+    """Returns whether `address` means nothing but the name that it was made up for."""
     return address in (IPV4 if address.version == 4 else IPV6)

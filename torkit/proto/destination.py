@@ -91,7 +91,7 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def is_internal(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address means another host, or none, on every network."""
+    """Returns whether an address means another host, or none, on every network."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is None:
             return any(address in network for network in _INTERNAL_IPV6)

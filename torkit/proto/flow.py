@@ -121,7 +121,7 @@ class CongestionParams(NamedTuple):
 
 
 def wants_congestion_control(params: Mapping[str, int]) -> bool:
-    """Whether the consensus asks clients to negotiate. Proposal 324, 10.1, "When to negotiate"."""
+    """Returns whether the consensus asks clients to negotiate. Proposal 324, 10.1, "When to negotiate"."""
     return parameter(params, "cc_alg") != 0
 
 

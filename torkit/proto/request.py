@@ -29,5 +29,5 @@ class Request(NamedTuple):
 
     @property
     def is_address(self) -> bool:
-        """Whether the client named its destination by address: it may have asked a local resolver."""
+        """Returns whether the client named its destination by address: it may have asked a local resolver."""
         return parse_address(self.host) is not None

@@ -31,7 +31,7 @@ async def spread_descriptors(relays: Sequence[Relay]) -> bool:
 
 
 async def consensus_is_complete(relays: Sequence[Relay]) -> bool:
-    """Whether every authority serves a consensus, signed by a majority, that has every relay's flags."""
+    """Returns whether every authority serves a consensus that a majority signed and that has all flags."""
     for authority in authorities_of(relays):
         consensus = await fetch_consensus(authority)
         if consensus is None or consensus.signatures <= len(authorities_of(relays)) // 2:
@@ -42,7 +42,7 @@ async def consensus_is_complete(relays: Sequence[Relay]) -> bool:
 
 
 async def directory_is_mirrored(relays: Sequence[Relay]) -> bool:
-    """Whether the other relays have the authorities' consensus and microdescriptors."""
+    """Returns whether the other relays have the authorities' consensus and microdescriptors."""
     consensus = await fetch_consensus(authorities_of(relays)[0])
     return consensus is not None and all(
         holds(relay, consensus) for relay in relays if not relay.is_authority
@@ -123,7 +123,7 @@ def _microdesc_digests(documents: bytes) -> set[str]:
 
 
 def holds(relay: Relay, consensus: Consensus) -> bool:
-    """Whether `relay` has stored a consensus as new as `consensus`, and its microdescriptors."""
+    """Returns whether `relay` has stored a consensus as new as `consensus`, and its microdescriptors."""
     try:
         stored = read_consensus((relay.data_directory / "cached-microdesc-consensus").read_text())
     except (FileNotFoundError, KeyError):  # tor has none yet, or is just writing it

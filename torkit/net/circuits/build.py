@@ -56,7 +56,7 @@ class Chooser(Protocol):
         """Exactly these. Raises UsageError for none at all."""
 
     def may_go_on(self, path: Path) -> bool:
-        """Whether a circuit through these may take new streams, by the directory in use."""
+        """Returns whether a circuit through these may take new streams, by the directory in use."""
 
 
 class Builder:
@@ -320,7 +320,7 @@ async def _build(
 
 
 def _says_nothing(error: BaseException, began: float, *, had_channel: bool) -> bool:
-    """Whether a failure that began then, on the clock `time.monotonic`, may not be the first relay's."""
+    """Returns whether a failure may not be the first relay's; `began` is by `time.monotonic`."""
     if not isinstance(error, PeerError | Closed | TimedOut | trio.TooSlowError):
         return True
     if isinstance(error, trio.TooSlowError) and had_channel:

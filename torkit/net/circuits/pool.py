@@ -124,7 +124,7 @@ class Circuits:
             self.is_short.set()
 
     def _may_pass(self, error: TorkitError) -> bool:
-        """Whether what kept a circuit from being built may be gone soon; a lost directory may come back."""
+        """Returns whether a build may succeed soon: a lost directory may come back."""
         return error.retry is Retry.NOW or (isinstance(error, NoDirectory) and self._directory is not None)
 
     # --- building ---------------------------------------------------------------------------------

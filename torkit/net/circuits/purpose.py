@@ -27,7 +27,7 @@ class ExitTo:
         self.expected_port = port  # for which circuits are built ahead from now on
 
     def may_join(self, built_for: "Shared", exit_relay: Relay) -> bool:
-        """Whether a circuit that was built for that purpose and ends there serves this one, too."""
+        """Returns whether a circuit that was built for that purpose and ends there serves this one, too."""
         if self.needs_stable and not built_for.needs_stable:
             return False
         return (exit_relay.policy6 if self.is_ipv6 else exit_relay.policy).accepts(self.port)

@@ -52,7 +52,7 @@ class Entry:
         self.state: Clean | Dirty | Worn = Clean(expires_at)
 
     def serves(self, need: Need, now: float) -> bool:
-        """Whether a request may have it, if its isolation allows that."""
+        """Returns whether a request may have it, if its isolation allows that."""
         if self.circuit.error is not None or not self.circuit.has_room:
             return False
         if isinstance(self.state, Dirty) and now - self.state.since >= MAX_DIRTINESS:

@@ -36,7 +36,7 @@ class Turns:
 
     @property
     def has_room(self) -> bool:
-        """Whether a circuit may be begun without waiting. False while anybody waits."""
+        """Returns whether a circuit may be begun without waiting. False while anybody waits."""
         return self._free_count > 0
 
     @asynccontextmanager

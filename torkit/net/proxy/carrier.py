@@ -27,7 +27,7 @@ KEEPALIVE_INTERVAL = 15  # seconds between questions, and between our looks at t
 
 
 class Home(Protocol):
-    """Where carriers live."""
+    """What a carrier needs of its proxy."""
 
     pump: Pump
     kernel: SockDiag
@@ -99,7 +99,7 @@ class Carrier:
     # --- the end ----------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """End if the client is gone, which nothing need tell while nothing is read or written.
+        """Close if the client has gone. An idle socket tells nothing by itself.
 
         A client that only ended its direction answers the kernel's keepalive questions; one that closed
         its socket does not, or answers with a reset.

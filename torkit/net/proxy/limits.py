@@ -47,7 +47,7 @@ class Limits:
 
     @property
     def has_room(self) -> bool:
-        """Whether a client may be accepted, if need be in the place of a silent one."""
+        """Returns whether a client may be accepted, if need be in the place of a silent one."""
         return len(self._clients) < self._max_clients or self._silent.oldest is not None
 
     def add(self, client: Member) -> None:

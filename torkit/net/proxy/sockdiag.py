@@ -37,7 +37,7 @@ class SockDiag:
         self._asked = 0
 
     def is_closed_by_program(self, sock: socket.socket) -> bool:
-        """Whether no program has the other end of `sock` open; False too where that cannot be known.
+        """Returns whether no program has the other end of `sock` open; False too where that cannot be known.
 
         A peer on another machine, or another system than Linux, cannot be asked.
         """
