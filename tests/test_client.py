@@ -32,7 +32,7 @@ from served import Arrivals, ServedNetwork, authorities, serve_network, signed_s
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit.build_times import INITIAL
-from torkit.client import Tor, _load_state, open_tor
+from torkit.client import Tor, open_tor
 from torkit.directory.cache import MICRODESCS, Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory
@@ -54,6 +54,7 @@ from torkit.guards import RETRY_SCHEDULE
 from torkit.net.circuits.purpose import ExitTo, Need
 from torkit.net.current import TESTING_MIN_TIMEOUT
 from torkit.net.request import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT, Resolved
+from torkit.net.state import load_state
 from torkit.net.stream import Stream
 from torkit.path import Constraints
 from torkit.path_bias import State
@@ -605,7 +606,7 @@ async def test_an_end_that_tells_of_broken_cells_ends_its_circuit(tmp_path: Path
         second = await tor.connect("web.test", 80)
         assert first.circuit.error is not None
         assert first.path[-1] != second.path[-1]
-        counts = tor._guards.guards.path_bias_of(first.path[0].identity)
+        counts = tor._parts.guards.guards.path_bias_of(first.path[0].identity)
         assert counts is not None
         assert counts.unusable_circuits == 1  # though a stream was answered
 
@@ -626,12 +627,12 @@ async def test_what_an_exit_answers_says_whether_the_guard_let_the_circuit_work(
     async with served_tor(tmp_path) as (tor, network):
         for exit_relay in exits_of(network):
             exit_relay.on_begin = lambda stream: stream.end(reason)
-        taken = await tor._circuits.acquire(Need(ExitTo(80)))
+        taken = await tor._parts.circuits.acquire(Need(ExitTo(80)))
         assert taken.watch.needs_probe
         with pytest.raises(StreamClosed):
             await tor.connect("web.test", 80)
         assert taken.watch.state is state
-        counts = tor._guards.guards.path_bias_of(taken.path[0].identity)
+        counts = tor._parts.guards.guards.path_bias_of(taken.path[0].identity)
         assert counts is not None
         assert (counts.unusable_circuits > 0) is (state is State.COUNTED)
 
@@ -653,7 +654,7 @@ async def test_a_guard_that_fails_too_often_is_told_of(
 ) -> None:
     async with served_tor(tmp_path) as (tor, _):
         guard = (await tor.connect("web.test", 80)).path[0]
-        counts = tor._guards.guards.path_bias_of(guard.identity)
+        counts = tor._parts.guards.guards.path_bias_of(guard.identity)
         assert counts is not None
         counts.circ_attempts += 151
         for isolation in range(4):
@@ -1079,7 +1080,7 @@ def test_of_a_state_cut_off_anywhere_nothing_is_lost_in_silence(
     aside = tmp_path / "state.json.damaged-1"
     for length in range(len(text)):
         (tmp_path / "state.json").write_bytes(text[:length])
-        state, guards = _load_state(Cache(tmp_path), Constraints(), Random(1), time.time())
+        state, guards = load_state(Cache(tmp_path), Constraints(), Random(1), time.time())
         assert (state, guards.sample) == ({}, [])
         assert aside.read_bytes() == text[:length]
         assert str(aside) in caplog.text
@@ -1103,7 +1104,7 @@ async def test_a_state_damaged_while_a_client_runs_costs_no_guard(
             while not state.exists():
                 await trio.sleep(0.01)
         # Only what has changed is saved, from now on the build times.
-        await tor._state.save()
+        await tor._parts.state.save()
         guards = guards_without_counts(state)
         state.write_text("{")
         for isolation in range(5):  # more than were built ahead
@@ -1123,7 +1124,7 @@ async def test_first_starts_at_once_agree_on_their_guards(tmp_path: Path) -> Non
         for tor in clients:
             await tor.wait_ready()
         used = {(await tor.connect("web.test", 80)).path[0].nickname for tor in clients}
-        orders = [[guard.identity for guard in tor._guards.guards.sample] for tor in clients]
+        orders = [[guard.identity for guard in tor._parts.guards.guards.sample] for tor in clients]
     assert len(used) == 1
     assert orders == [orders[0]] * 4
     kept = json.loads((tmp_path / "state.json").read_text())["guards"]
@@ -1175,9 +1176,9 @@ async def test_build_times_are_kept_but_never_trusted_below_seconds_on_a_private
 ) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"build_times": {"105": 99}}))
     async with served_tor(tmp_path) as (tor, _):
-        assert tor._build_times.timeouts == INITIAL
+        assert tor._parts.build_times.timeouts == INITIAL
         await tor.connect("web.test", 80)
-        assert tor._build_times.timeouts.use == TESTING_MIN_TIMEOUT / 1000
+        assert tor._parts.build_times.timeouts.use == TESTING_MIN_TIMEOUT / 1000
     kept = json.loads((tmp_path / "state.json").read_text())
     assert sum(kept["build_times"].values()) >= 100
 
@@ -1206,14 +1207,14 @@ async def test_a_guard_whose_microdesc_is_not_in_the_cache_is_used_all_the_same(
         async with open_tor(network=network.config, data_dir=tmp_path) as tor:
             await tor.wait_ready()
             assert (await tor.connect("web.test", 80)).path[0] == guard
-            assert [one.confirmed_on is not None for one in tor._guards.guards.sample].count(True) == 1
+            assert [one.confirmed_on is not None for one in tor._parts.guards.guards.sample].count(True) == 1
 
 
 async def test_paths_that_are_only_chosen_begin_at_the_same_guard(tmp_path: Path) -> None:
     """Where no primary guard was usable each began at another, as if those before were being tried."""
     async with served_tor(tmp_path, guards=5) as (tor, _):
-        for guard in tor._guards.guards.primary:
-            tor._guards.guards.note_failed(guard.identity, now=time.time())
+        for guard in tor._parts.guards.guards.primary:
+            tor._parts.guards.guards.note_failed(guard.identity, now=time.time())
         assert len({tor.choose_path(Constraints())[0].identity for _ in range(10)}) == 1
 
 

@@ -213,7 +213,7 @@ async def test_what_things_are_can_be_seen(tmp_path: Path) -> None:
         assert repr(stream.circuit) == f"<Circuit {number} GENERAL, {nicknames}, 1 streams, open>"
         assert repr(stream) == f"<Stream {stream.id} on circuit {number}, connected>"
         assert repr(tor).endswith("relays, 0 clean, 1 dirty, 0 worn circuits>")
-        guard = tor._guards.guards.find(stream.path[0].identity)
+        guard = tor._parts.guards.guards.find(stream.path[0].identity)
         assert repr(guard) == f"<Guard ${stream.path[0].fingerprint}, reachable: yes, confirmed>"
         stream.close()
         stream.circuit.close()

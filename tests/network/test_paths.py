@@ -24,11 +24,11 @@ def test_real_relays_carry_what_was_built_ahead_and_are_counted(
     async def main() -> None:
         async with open_tor(network=load_network(testnet.network_file), data_dir=tmp_path) as tor:
             await tor.wait_ready()
-            await until(lambda: tor._circuits.take_ready(Need(ExitTo(FIRST_PORT), object())))
+            await until(lambda: tor._parts.circuits.take_ready(Need(ExitTo(FIRST_PORT), object())))
             await tor.connect("web.test", web_server.port)
-            await until(lambda: tor._circuits.take_ready(Need(ExitTo(web_server.port), object())))
+            await until(lambda: tor._parts.circuits.take_ready(Need(ExitTo(web_server.port), object())))
             # An exit that is the guard gets another guard, which then counts.
-            counts = [guard.path_bias for guard in tor._guards.guards.sample]
+            counts = [guard.path_bias for guard in tor._parts.guards.guards.sample]
 
             def all_that_began_are_complete() -> bool:
                 attempts = sum(one.circ_attempts for one in counts)
@@ -44,7 +44,7 @@ def test_a_real_exit_refuses_the_probe_in_the_words_expected(testnet: RunningTes
     async def main() -> None:
         async with open_tor(network=load_network(testnet.network_file), data_dir=tmp_path) as tor:
             await tor.wait_ready()
-            circuit = await tor._circuits.acquire(Need(ExitTo(80), "probe"))
+            circuit = await tor._parts.circuits.acquire(Need(ExitTo(80), "probe"))
             assert circuit.watch.needs_probe
             nonce = IPv4Address("0.1.2.3")
             with pytest.raises(StreamClosed) as caught:

@@ -18,9 +18,10 @@ from torkit.directory.directory import Directory, Relay
 from torkit.errors import CircuitClosed, NoDirectory, NoGuard, StorageError
 from torkit.events import GuardChanged
 from torkit.guards import Guards
+from torkit.net.contact import Contact, DirectoryServer
 from torkit.net.current import Current
 from torkit.net.state import StateFile
-from torkit.path import Constraints, goes_with
+from torkit.path import Constraints, goes_with, places_of
 from torkit.path_bias import UNWATCHED, Counts, PathBias, Report, Watch
 
 # Implementation limit: seconds between looks at whether a better guard has answered.
@@ -81,6 +82,7 @@ class GuardKeeper:
         self._restrictions = restrictions
         self._keeps_counts = keeps_counts
         self._agreeing = trio.Lock()
+        self._has_warned = False
         state.add(self, is_watched=True)
 
     # --- circuits ---------------------------------------------------------------------------------
@@ -155,23 +157,33 @@ class GuardKeeper:
         finally:
             self._keep()
 
-    def for_directory(self, directory: Directory) -> list[bytes]:
-        """Identities of the guards to ask for documents, in random order; none before any were agreed on."""
-        if not self.has_agreed.is_set():
+    def contacts(self, directory: Directory | None) -> list[Contact]:
+        """Guards to ask for documents, in random order; none before any were agreed on."""
+        if directory is None or not self.has_agreed.is_set():
             return []
         try:
-            return self.guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
+            chosen = self.guards.choose_for_directory(directory, now=time.time(), rng=self._rng)
         finally:
             self._keep()
+        return [contact for identity in chosen if (contact := _directory_contact(directory, identity))]
 
     def note_directory(self, directory: Directory) -> None:
         if not self.has_agreed.is_set():
             self._nursery.start_soon(self.agree, directory)
 
-    def is_extremely_restricted(self, directory: Directory) -> bool:
-        """Returns whether so few guards are allowed that they tell this user from others."""
+    def warn_of_restrictions(self) -> None:
+        """Once: a name that means nobody excludes nobody; and few guards tell a user from others."""
+        if self._has_warned:
+            return
+        self._has_warned = True
+        directory, restrictions = self._current.directory, self._restrictions
+        for name in sorted(restrictions.entries | restrictions.exits | restrictions.exclude):
+            if not places_of(directory, [name]):
+                hint = f"; the country is {{{name}}}" if len(name) == 2 else ""
+                logger.warning("no relay %s in the directory%s", name, hint)
         self.guards.update(directory, now=time.time(), rng=self._rng)
-        return self.guards.is_extremely_restricted
+        if self.guards.is_extremely_restricted:
+            logger.warning("hardly any guard is allowed: this client is easy to tell from others")
 
     # --- what is kept -----------------------------------------------------------------------------
 
@@ -212,6 +224,18 @@ class GuardKeeper:
     def _keep(self) -> None:
         if self.guards.has_changed and self.has_agreed.is_set():
             self._nursery.start_soon(self._state.save)
+
+
+def _directory_contact(directory: Directory, identity: bytes) -> Contact | None:
+    """A relay to ask for documents, also where its microdescriptor has not come; None if it serves none."""
+    place = directory.consensus.relays.index_of(identity)
+    if place is None:
+        return None
+    status = directory.consensus.relays[place]
+    if "V2Dir" not in status.flags:
+        return None
+    known = DirectoryServer(identity, status.address, status.or_port, status.ipv6)
+    return directory.relay_at(place) or known
 
 
 class _Told(GuardTry):

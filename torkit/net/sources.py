@@ -52,6 +52,13 @@ class Sources(NamedTuple):
     fallbacks: Sequence[Contact]
     authorities: Sequence[Contact]
 
+    def shuffled(self, guards: Sequence[Contact], rng: Random) -> "Sources":
+        """With these guards, and all others in random order."""
+        fallbacks, authorities = list(self.fallbacks), list(self.authorities)
+        for servers in (fallbacks, authorities):
+            rng.shuffle(servers)
+        return Sources(guards, fallbacks, authorities)
+
 
 AUTHORITIES = Sources._fields.index("authorities")
 

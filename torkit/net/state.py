@@ -1,13 +1,16 @@
-"""Writes down what this client has learnt, for its next start."""
+"""Writes down what this client has learnt, and reads what earlier starts have."""
 
 import logging
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol
 
 import trio
 
 from torkit.directory.cache import Cache
 from torkit.errors import StorageError
+from torkit.guards import Guards
+from torkit.path import Constraints
 
 SAVE_INTERVAL = 600.0  # seconds between writing down what changes all the time, as C tor
 
@@ -72,3 +75,24 @@ class StateFile:
         while True:
             await trio.sleep(SAVE_INTERVAL)
             await self.save()
+
+
+def load_state(
+    cache: Cache, restrictions: Constraints, rng: Random, now: float
+) -> tuple[dict[str, Any], Guards]:
+    """What earlier starts have kept. What cannot be read of it is told, and stays in a file beside it."""
+    try:
+        state = cache.load_state() or {}
+    except StorageError as error:
+        logger.warning("the guards of earlier starts cannot be read: %s", error)
+        state = {}
+    guards, complaints = Guards.from_state(state, now=now, rng=rng, restrictions=restrictions)
+    for complaint in complaints:
+        logger.warning("left out of the state that was kept: %s", complaint)
+    if complaints:
+        try:
+            logger.warning("the state as it was is kept as %s", cache.set_state_aside())
+            cache.update_state(state | guards.to_state())
+        except StorageError as error:
+            logger.warning("the state cannot be set aside: %s", error)
+    return state, guards

@@ -119,6 +119,14 @@ class Builder:
             raise
         return circuit
 
+    async def build_through(self, path: Path) -> Circuit:
+        """Build one through exactly these relays, of which nothing is learnt. Raises as `build`."""
+        guard = self.paths.given(path).guard
+        settings, timeouts = self._current.circuit_settings(), self.build_times.timeouts
+        return await build_circuit(
+            self.channels, path, settings, self._rng, timeouts.for_hops(len(path)), guard=guard
+        )
+
     async def _build_in_time(self, choice: Choice, purpose: Shared | ToRelay) -> Circuit:
         """Build within the timeout for use. What comes later is closed, but its time is learnt from."""
         timeouts = self.build_times.timeouts.for_hops(len(choice.path))

@@ -1,0 +1,123 @@
+"""The parts of one client, put together, and the tasks that run them. What each does, it says itself.
+
+request -> circuits (pool) -> builder -> paths -> guards
+                                      -> channels -> dial
+bootstrap (keeps the directory) -> current -> everybody
+"""
+
+from random import Random
+from typing import Any
+
+import trio
+
+from torkit.build_times import BuildTimes
+from torkit.directory.cache import Cache
+from torkit.directory.consensus import read_preamble
+from torkit.directory.directory import CountryOf
+from torkit.guards import Guards
+from torkit.net.bootstrap import Bootstrap
+from torkit.net.channels import Channels
+from torkit.net.circuits.build import Builder
+from torkit.net.circuits.pool import Circuits
+from torkit.net.circuits.spares import Spares
+from torkit.net.current import Current
+from torkit.net.guards import GuardKeeper
+from torkit.net.paths import Paths
+from torkit.net.sources import Sources
+from torkit.net.state import StateFile
+from torkit.path import Constraints
+from torkit.predicted_ports import PredictedPorts
+from torkit.proto.circuit import Cgo
+from torkit.proto.padding import Padding
+from torkit.refusals import Refusals
+from torkit.vanguards import Vanguards
+
+CLOSE_TIMEOUT = 2.0  # seconds that closing waits for what has been sealed to be sent
+
+
+class Parts:
+    """`servers` are the directory servers that the network names; `state` and `guards` are those kept."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        cache: Cache,
+        rng: Random,
+        servers: Sources,
+        *,
+        voters: dict[bytes, str],
+        testing: bool,
+        cgo: Cgo,
+        padding: Padding,
+        spare_circuits: int,
+        consensus: bytes | None,
+        restrictions: Constraints,
+        country_of: CountryOf | None,
+        state: dict[str, Any],
+        guards: Guards,
+    ) -> None:
+        is_lasting = spare_circuits > 0  # else what one circuit teaches is not worth writing down
+        self._background = trio.CancelScope()
+        self._spare_circuits = spare_circuits
+        self.rng = rng
+        self.current = Current(cgo=cgo, testing=testing)
+        self.journal = self.current.journal
+        self.state = StateFile(cache)
+        self.guards = GuardKeeper(
+            guards, self.current, self.state, nursery, rng, restrictions, keeps_counts=is_lasting
+        )
+        self.refusals = Refusals()
+        self.vanguards = Vanguards(restrictions, rng)
+        self.paths = Paths(self.current, self.guards, self.refusals, self.vanguards, restrictions, rng)
+        self.channels = Channels(
+            nursery, rng, padding=padding, params=self.current.params, progress=self.journal.progress
+        )
+        self.build_times = BuildTimes.from_state(state, rng=rng, param=self.current.param)
+        self.state.add(self.build_times, is_watched=is_lasting)
+        self.builder = Builder(self.channels, self.paths, self.current, rng, nursery, self.build_times)
+        self.circuits = Circuits(self.builder, PredictedPorts(self.current.param), rng, nursery)
+        self.spares = Spares(self.circuits, self.build_times, self.current)
+        self.bootstrap = Bootstrap(
+            authorities=voters,
+            sources=lambda directory: servers.shuffled(self.guards.contacts(directory), rng),
+            cache=cache,
+            channels=self.channels,
+            settings=self.current.circuit_settings,
+            rng=rng,
+            consensus=None if consensus is None else read_preamble(consensus),
+            country_of=country_of,
+            current=self.current,
+            first_hop=self.guards.attempt,
+            missing_guards=self.guards.lacking,
+            agree_on_guards=self.guards.agree,
+        )
+        self.current.add_reader(lambda one: self.refusals.note_consensus(one.consensus.valid_after))
+        self.current.add_reader(self.circuits.note_directory)
+        self.current.add_reader(self.guards.note_directory)
+
+    async def wait_ready(self) -> None:
+        """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
+        await self.bootstrap.wait_ready()
+        await self.guards.has_agreed.wait()
+        self.guards.warn_of_restrictions()
+
+    async def run(self) -> None:
+        """Keep the directory new and circuits ready; never returns."""
+        with self._background:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.bootstrap.run)
+                nursery.start_soon(self.circuits.watch_clock)
+                await self.bootstrap.is_ready.wait()
+                await self.guards.has_agreed.wait()
+                nursery.start_soon(self.spares.keep, self._spare_circuits)
+                if self._spare_circuits:
+                    nursery.start_soon(self.spares.learn)
+                    nursery.start_soon(self.state.keep)
+
+    async def aclose(self) -> None:
+        """Close every circuit, and see what has been sealed off, within CLOSE_TIMEOUT."""
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            self._background.cancel()  # or spare circuits would be built in place of those closed
+            self.circuits.close()
+            await self.channels.drain()
+            await self.state.save()
