@@ -352,4 +352,6 @@ def trace(error: BaseException) -> str:
 
     inner = [error.__cause__ or error.__context__, *getattr(error, "exceptions", ())]
     parts = [trace(one) for one in inner if one is not None]
-    return "\n".join([*parts, f"{type(error).__name__} at", *map(str.rstrip, format_tb(error.__traceback__))])
+    if error.__traceback__ is not None:
+        parts += [f"{type(error).__name__} at", *map(str.rstrip, format_tb(error.__traceback__))]
+    return "\n".join(parts)

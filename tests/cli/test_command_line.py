@@ -12,7 +12,7 @@ import pytest
 from cli.shelf import Shelf
 
 from torkit import cli
-from torkit.cli import targets, teaching
+from torkit.cli import INTERNAL, targets, teaching
 from torkit.errors import (
     ChannelClosed,
     CircuitClosed,
@@ -271,9 +271,25 @@ def test_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr().err == ""
 
 
-def test_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_and_fail(ZeroDivisionError(), monkeypatch)
+def test_fault_of_ours_is_said_with_where_it_was_and_never_with_a_destination(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look_up() -> None:
+        raise KeyError("web.test")
+
+    fault = ZeroDivisionError("by web.test")
+    try:
+        look_up()
+    except KeyError as cause:
+        fault.__cause__ = cause
+    assert run_and_fail(fault, monkeypatch) == INTERNAL
+    said = capsys.readouterr().err
+    assert all(line.startswith("torkit: ") for line in said.splitlines())
+    assert said.startswith("torkit: an internal error (ZeroDivisionError) ended the command\n")
+    assert "KeyError at" in said
+    assert "in look_up" in said
+    assert "in command" in said
+    assert "by web.test" not in said
 
 
 @pytest.mark.parametrize(

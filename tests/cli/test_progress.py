@@ -154,15 +154,14 @@ if {in_background}:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     os.setpgid(0, 0)
 import trio, trio.testing
-from torkit import cli
-from torkit.cli import progress
+from torkit.cli import progress, voice
 from torkit.net.progress import Phase, Progress
 
 class Tor:
     async def progress_changes(self):
         yield Progress(Phase.CONN, 5)
         await trio.sleep(1.5)
-        cli.say("something else")
+        voice.say("something else")
         yield Progress(Phase.CIRCUIT_CREATE, 95)
         await trio.sleep(1.2)
         yield Progress(Phase.DONE, 100)

@@ -11,7 +11,6 @@ import re
 import signal
 import stat
 import sys
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import cache, lru_cache, partial
@@ -25,6 +24,7 @@ from typer.core import TyperGroup
 from torkit.cli import progress
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.teaching import LESSONS, epilog, overview
+from torkit.cli.voice import say, speak_for_loggers, speak_for_python
 from torkit.errors import (
     EndReason,
     InternalError,
@@ -37,6 +37,7 @@ from torkit.errors import (
     TimedOut,
     TorkitError,
     UsageError,
+    trace,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Options(NamedTuple):
     network: Path | None
     data_dir: Path | None
     cgo: str
-    verbose: bool
+    verbosity: int
     allow_debugging: bool = False
 
 
@@ -187,7 +188,10 @@ def torkit(
             help="Which hops are asked for Counter Galois Onion; exit is what C tor's clients do.",
         ),
     ] = "exit",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what happens.")] = False,
+    verbosity: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Say on stderr what happens; twice, in detail."),
+    ] = 0,
     allow_debugging: Annotated[
         bool,
         typer.Option("--allow-debugging", help="Let debuggers attach and cores be left."),
@@ -198,18 +202,18 @@ def torkit(
     ] = False,
 ) -> None:
     """A Tor client for shells: a SOCKS proxy, a pipe, and the steps between them."""
-    context.obj = Options(network, data_dir, cgo, verbose, allow_debugging)
+    context.obj = Options(network, data_dir, cgo, verbosity, allow_debugging)
 
 
 def main() -> NoReturn:
     """The `torkit` program."""
     _open_standard_descriptors()
-    warnings.showwarning = _say_warning
+    speak_for_python()
     sys.exit(run_command_line(sys.argv[1:]))
 
 
 def run_command_line(arguments: list[str]) -> int:
-    """Run one command line; returns its exit status. Only a fault of ours raises."""
+    """Run one command line; returns its exit status."""
     try:
         try:
             command = typer.main.get_command(app)
@@ -250,7 +254,7 @@ def exit_status(error: TorkitError) -> int:
 
 
 def _report(error: BaseException) -> int:
-    """Say what happened, in one line and perhaps a hint; returns the exit status."""
+    """Say what happened in one line, and what can be done, or where a fault of ours was; the exit status."""
     match error:
         case typer.Exit():
             return error.exit_code
@@ -276,7 +280,10 @@ def _report(error: BaseException) -> int:
             say(f"{error.filename or 'stdin or stdout'}: {error.strerror}")
             return FAILED
         case _:
-            raise error
+            fault = InternalError.ending("the command", error)
+            say(str(fault))
+            say(trace(fault))
+            return exit_status(fault)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -290,18 +297,6 @@ def _cause(error: BaseException) -> BaseException:
     return next((cause for cause in causes if isinstance(cause, TorkitError)), causes[0])
 
 
-def say(message: str) -> None:
-    """One line for the person at the terminal."""
-    progress.erase()
-    with suppress(OSError):
-        print(f"torkit: {message}", file=sys.stderr)
-
-
-def _say_warning(message: Warning | str, *_where: object, **_more: object) -> None:
-    """Say in the voice of all else what Python or a library warns of."""
-    say(" ".join(str(message).split()))
-
-
 def run(
     command: Callable[[], Awaitable[None]], options: Options, *, on_sigterm: int = 128 + signal.SIGTERM
 ) -> None:
@@ -310,15 +305,11 @@ def run(
     Raises typer.Exit with 128 and the signal's number, or `on_sigterm`.
     """
     import gc
-    import logging
 
     import_trio()
     import trio
 
-    logging.basicConfig(
-        format="torkit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING
-    )
-    logging.getLogger().handlers[0].addFilter(_make_room)
+    speak_for_loggers(options.verbosity)
     # What the parent had ignored stays so: nohup's SIGHUP, SIGINT of a job in the background.
     ending = [
         signal.SIGTERM,
@@ -350,12 +341,6 @@ def run(
     if received:
         [number] = received
         raise typer.Exit(on_sigterm if number == signal.SIGTERM else 128 + number)
-
-
-def _make_room(_record: object) -> bool:
-    """A filter that lets everything through, on a line of its own."""
-    progress.erase()
-    return True
 
 
 @asynccontextmanager
@@ -401,7 +386,7 @@ async def open_client(
         ) as tor,
         trio.open_nursery() as nursery,
     ):
-        tells_early = is_service or options.verbose
+        tells_early = is_service or options.verbosity > 0
         nursery.start_soon(partial(progress.show, tor, is_service=tells_early, as_json=as_json))
         try:
             yield tor

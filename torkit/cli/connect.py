@@ -18,11 +18,11 @@ from torkit.cli import (
     read_path,
     restrictions,
     run,
-    say,
     seconds,
 )
 from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.targets import format_address, parse_target
+from torkit.cli.voice import say
 from torkit.errors import TimedOut, UsageError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def connect(
                 destination,
                 path=path,
                 zero=zero,
-                verbose=verbose or options.verbose,
+                verbose=verbose or options.verbosity > 0,
                 wait=wait,
                 eof_timeout=eof_timeout,
                 idle_timeout=idle_timeout,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torkit.cli import Options, command_app, open_client, run, say
+from torkit.cli import Options, command_app, open_client, run
 from torkit.cli.progress import erase
 from torkit.cli.teaching import LESSONS
+from torkit.cli.voice import say
 from torkit.errors import StorageError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torkit.cli import command_app, say
+from torkit.cli import command_app
 from torkit.cli.documents import (
     At,
     Certs,
@@ -21,6 +21,7 @@ from torkit.cli.documents import (
     status_fields,
 )
 from torkit.cli.targets import format_address
+from torkit.cli.voice import say
 
 if TYPE_CHECKING:
     from torkit.directory.directory import Directory, Relay

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from torkit.cli import command_app, say
+from torkit.cli import command_app
 from torkit.cli.documents import (
     At,
     Certs,
@@ -24,6 +24,7 @@ from torkit.cli.documents import (
 )
 from torkit.cli.table import Table, terminal_width
 from torkit.cli.targets import format_address
+from torkit.cli.voice import say
 from torkit.errors import NoDirectory, UsageError
 
 if TYPE_CHECKING:

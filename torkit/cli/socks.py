@@ -26,13 +26,13 @@ from torkit.cli import (
     read_path,
     restrictions,
     run,
-    say,
     write_file,
 )
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.progress import to_json
 from torkit.cli.targets import format_address, parse_listen
+from torkit.cli.voice import say
 from torkit.errors import NotPossible, StorageError, TorkitError, UsageError
 from torkit.files import is_replaceable, remove_file
 

@@ -8,8 +8,9 @@ import trio
 import typer
 
 from torkit import testnet
-from torkit.cli import FAILED, OK, command_app, say
+from torkit.cli import FAILED, OK, command_app
 from torkit.cli.teaching import LESSONS
+from torkit.cli.voice import say
 from torkit.config import user_state_dir
 from torkit.errors import StorageError
 

@@ -1,5 +1,6 @@
 """The channels in use, one for each relay: whoever needs a relay shares the connection to it."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
@@ -8,13 +9,15 @@ import trio
 
 from torkit.errors import ChannelClosed, TimedOut, TorkitError
 from torkit.net.channel import Channel
-from torkit.net.contact import Contact, or_addresses
+from torkit.net.contact import Contact, name_of, or_addresses
 from torkit.net.dial import Dial, dial_directly
 from torkit.net.progress import Phase, Tracker, furthest
 from torkit.proto.padding import LinkPadding, Padding, idle_timeout
 
 # Seconds after which a channel takes no new circuits, as C tor's.
 MAX_AGE = 7 * 86400.0
+
+logger = logging.getLogger(__name__)
 
 
 class Channels:
@@ -51,11 +54,16 @@ class Channels:
             return self._open[key]
         opened = self._opening[key] = trio.Event()
         try:
-            channel = self._open[key] = await self._connect(relay)
+            try:
+                channel = self._open[key] = await self._connect(relay)
+            except TorkitError as error:
+                logger.debug("no connection to %s: %s", name_of(relay), error)
+                raise
+            logger.debug("connected to %s, link protocol %d", name_of(relay), channel.link.link_protocol)
             padding = LinkPadding(self._padding, link_protocol=channel.link.link_protocol, rng=self._rng)
             for command, body in padding.start():
                 channel.send_control(0, command, body)
-            self._nursery.start_soon(self._keep, key, channel, padding)
+            self._nursery.start_soon(self._keep, relay, channel, padding)
         finally:
             del self._opening[key]
             opened.set()
@@ -99,15 +107,16 @@ class Channels:
                 failures.append(error)
         raise furthest(failures)
 
-    async def _keep(self, key: bytes, channel: Channel, padding: LinkPadding) -> None:
+    async def _keep(self, relay: Contact, channel: Channel, padding: LinkPadding) -> None:
         """Run a channel until it ends or has long had no circuit."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire, channel, nursery.cancel_scope)
             nursery.start_soon(self._pad, channel, padding)
             await channel.run()
             nursery.cancel_scope.cancel()
-        if self._open.get(key) is channel:
-            del self._open[key]
+        logger.debug("the connection to %s is over: %s", name_of(relay), channel.error)
+        if self._open.get(relay.identity) is channel:
+            del self._open[relay.identity]
 
     async def _expire(self, channel: Channel, scope: trio.CancelScope) -> None:
         timeout = idle_timeout(self._padding, self._rng)

@@ -5,6 +5,7 @@ Every wait here ends by an answer or by the circuit's end; deadlines are the cal
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ GENERAL = "GENERAL"  # control-spec's purpose of circuits for streams
 
 # Specification constant (path-spec, "Measuring path usage success rates").
 PROBE_PORT = 25
+
+logger = logging.getLogger(__name__)
 
 _LINK_COMMANDS = frozenset(Command)
 _RELAY_COMMANDS = frozenset(RelayCommand)
@@ -114,6 +117,7 @@ class Circuit:
         self.error: TorkitError | None = None
         self.on_end: Callable[[], None] | None = None
         self.watch = UNWATCHED  # told what becomes of it, for its guard's sake
+        self.is_told = False  # whether a line has told that it was built, and another tells how it ends
         self._channel = channel
         self._core = core
         self._settings = settings
@@ -376,6 +380,8 @@ class Circuit:
         if self.error is not None:
             return
         self.error = error
+        if self.is_told:
+            logger.info("circuit %d %s", self.id, "was closed" if is_closed_here else f"failed: {error}")
         self.watch.note_closed(by_us=is_closed_here)
         if self.journal.is_heard:
             self.journal.tell(CircuitEnded(self.id, str(error)))

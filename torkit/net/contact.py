@@ -37,6 +37,11 @@ def is_known(contact: Contact) -> TypeGuard[Relay]:
     return isinstance(contact, Relay)
 
 
+def name_of(contact: Contact) -> str:
+    """What a relay is called in messages: its nickname, or its fingerprint where nobody knows one."""
+    return str(getattr(contact, "nickname", contact.identity.hex().upper()))
+
+
 def or_addresses(contact: Contact) -> list[tuple[IPAddress, int]]:
     """Where a relay listens, IPv4 first."""
     found = [(contact.address, contact.or_port)] + ([contact.ipv6] if contact.ipv6 else [])

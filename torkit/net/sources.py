@@ -5,6 +5,7 @@ there are any, goes on with fallbacks, and comes to the authorities last. dir-sp
 "Retrying failed downloads".
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from math import inf
@@ -19,7 +20,7 @@ from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits.build import build_directory_circuit
 from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.circuits.shelves import MAX_DIRTINESS
-from torkit.net.contact import Contact
+from torkit.net.contact import Contact, name_of
 from torkit.net.guards import UNTOLD, GuardTry
 from torkit.net.progress import diagnose
 
@@ -43,6 +44,8 @@ MIN_PARTS = 3
 MIN_PART_LEN = 32
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class Sources(NamedTuple):
@@ -140,8 +143,12 @@ class DirectoryServers:
             came: Collection[bytes] = ()
             try:
                 came = await self._ask_one(part, fetch)
+                logger.debug(
+                    "%s has sent %d of %d documents", name_of(part.source), len(came), len(part.items)
+                )
                 self._failed.pop(part.source.identity, None)
             except TorkitError as error:
+                logger.debug("%s has sent no document: %s", name_of(part.source), error)
                 failures.append(error)
                 if not isinstance(error, ClockSkewed | NothingNewer):  # of which it is not the cause
                     self._note_failure(part.source, error)

@@ -13,9 +13,21 @@ from typing import NamedTuple, Protocol
 import trio
 
 from torkit.build_times import HOPS, INITIAL, BuildTimes, Timeouts
-from torkit.errors import CircuitClosed, Closed, HandshakeCut, PeerError, TimedOut, TorkitError, UsageError
+from torkit.errors import (
+    ChannelClosed,
+    ChannelError,
+    CircuitClosed,
+    CircuitError,
+    Closed,
+    HandshakeCut,
+    PeerError,
+    TimedOut,
+    TorkitError,
+    UsageError,
+)
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.circuits import words
 from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, Path, Shared, ToRelay
 from torkit.net.contact import Contact, is_known
 from torkit.net.current import Current
@@ -146,7 +158,10 @@ class Builder:
         if not build.is_over.is_set():
             build.is_late = True
             self.build_times.note_outcome(timed_out=True)
-            raise TimedOut(f"a circuit was not built within {timeouts.use:.1f} s")
+            late = TimedOut(f"a circuit was not built within {timeouts.use:.1f} s")
+            built = 0 if build.circuit is None else len(build.circuit.path)
+            late.name(words.names_of(choice.path, purpose)[min(built, len(choice.path) - 1)])
+            raise late
         if build.error is not None:
             raise build.error
         assert build.circuit is not None
@@ -222,13 +237,17 @@ async def build_circuit(
     """A circuit through all of `path`. Raises what made a hop fail, or TimedOut.
 
     The connection and the first hop must each be made within the timeout for use, all hops within that for
-    closing. `guard` is told how the first relay did. `begin` is called
-    between connecting and the first hop.
+    closing. `guard` is told how the first relay did. `begin` is called between connecting and the first hop.
     """
     ends_at_exit = isinstance(purpose, Shared)
     progress = settings.journal.progress
+    names = words.names_of(path, purpose)
+    began = trio.current_time()
+    circuit: Circuit | None = None
 
-    async def add_hops(circuit: Circuit) -> None:
+    async def add_hops(new: Circuit) -> None:
+        nonlocal circuit
+        circuit = new
         progress.reach(Phase.CIRCUIT_CREATE)
         circuit.watch = guard.watch
         begin(circuit)
@@ -240,7 +259,7 @@ async def build_circuit(
                     await (circuit.extend if circuit.path else circuit.create)(relay, is_last=is_last)
             except CircuitClosed as error:
                 error.hop = number  # the one that could not be added
-                error.name(relay.nickname)
+                error.name(names[number - 1])
                 raise
             if number == 2 and not circuit.watch.note_attempted():
                 raise CircuitClosed("the guard is used no more")
@@ -253,8 +272,15 @@ async def build_circuit(
             channels, path[0], early_count, settings, timeouts, purpose.label, guard, add_hops
         )
     except TorkitError as error:
+        built = 0 if circuit is None else len(circuit.path)
+        if isinstance(error, ChannelClosed | ChannelError):
+            error.name(names[0])
+        elif isinstance(error, CircuitError | TimedOut) and built < len(path):
+            error.name(names[built])
+        words.note_failed(purpose, error, trio.current_time() - began)
         progress.block(diagnose([error]))
         raise
+    words.note_built(circuit, purpose, trio.current_time() - began)
     progress.reach(Phase.DONE)
     return circuit
 

@@ -19,6 +19,7 @@ class ExitTo:
     """For streams that an exit lets go to `port`, at IPv6 addresses if `is_ipv6`."""
 
     label = "GENERAL"
+    words = "streams"
 
     def __init__(self, port: int, *, is_ipv6: bool = False) -> None:
         self.port = port
@@ -37,6 +38,7 @@ class LookUp:
     """For look-ups, which any exit does; also for circuits that are built to learn how long that takes."""
 
     label = "GENERAL"
+    words = "streams"
     needs_stable = False
     expected_port = RESOLVE_PORT
 
@@ -66,18 +68,21 @@ class OnionDirectory(_ToRelay):
     """For a question to a directory of onion services. `target` is the last hop, here and below."""
 
     label = "HS_CLIENT_HSDIR"
+    words = "an onion service's directory"
 
 
 class Introduction(_ToRelay):
     """For INTRODUCE1, to an introduction point, which a service has chosen."""
 
     label = "HS_CLIENT_INTRO"
+    words = "an introduction"
 
 
 class Rendezvous(_ToRelay):
     """For ESTABLISH_RENDEZVOUS, to a relay at which a service is met."""
 
     label = "HS_CLIENT_REND"
+    words = "a rendezvous"
 
 
 Shared = ExitTo | LookUp

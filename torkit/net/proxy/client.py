@@ -1,6 +1,5 @@
 """One client of the proxy, from its first byte to its last."""
 
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ from torkit.net.proxy.shared import CONNECT_TIMEOUT, Proxy
 from torkit.net.proxy.upstream import Requested
 from torkit.net.stream import Stream
 from torkit.proto.request import Command, Request
-
-logger = logging.getLogger(__name__)
 
 
 class Client:
@@ -171,17 +168,18 @@ class Client:
         # In a write of its own: ncat before 7.94 loses what arrives together with the reply.
         if not self._send(self._door.encode_grant()):
             return self.close()
+        self._proxy.journal.note_connected(stream)
         self._carrier = Carrier(self._proxy, self._socket, self._source, stream, self._end)
         self._carrier.start(self._door.trailing_data[self._sent_early :])
         return None
 
     def _end(self, failure: Exception | None) -> None:
         """The carrier has done its work; `failure` is why it could not do all."""
-        if isinstance(failure, TorkitError):
-            logger.info("a stream failed: %s", failure)
+        assert self._stream is not None
+        self._proxy.journal.note_over(self._stream, failure)
         if isinstance(failure, OSError) or not self._source.is_watched:
             return self.close()
-        if self._stream is not None and not self._stream.has_ended:  # by a fault of ours
+        if not self._stream.has_ended:  # by a fault of ours
             self._close_stream()
         return self._bid_farewell(self._stream, is_whole=failure is None)
 

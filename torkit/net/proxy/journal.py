@@ -4,6 +4,7 @@ import logging
 
 from torkit.errors import InternalError, Retry, TorkitError
 from torkit.net.pump import log_fault
+from torkit.net.stream import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -24,3 +25,16 @@ class Journal:
             self._warned_of.add(error.hint)
             level = logging.WARNING
         logger.log(level, "%s was refused: %s", what, error.with_hint)
+
+    def note_connected(self, stream: Stream) -> None:
+        """Say that a connection is served from now on."""
+        circuit = stream.circuit
+        logger.debug("a connection begins at %s, on circuit %d", circuit.exit.nickname, circuit.id)
+
+    def note_over(self, stream: Stream, failure: Exception | None) -> None:
+        """Say how a connection ended that was served. A client that has gone is none of its failures."""
+        if isinstance(failure, TorkitError):
+            logger.info("a stream failed: %s", failure)
+        else:
+            circuit = stream.circuit
+            logger.debug("a connection is over at %s, on circuit %d", circuit.exit.nickname, circuit.id)
