@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from fake_tor import FakeTor
 from torkit.cli.socks import forget_ready_file, open_listener, parse_isolation
 from torkit.cli.socks import serve as serve_on
 from torkit.directory.directory import Relay
-from torkit.errors import CircuitClosed, NoPath, StorageError, TorkitError, UsageError
+from torkit.errors import CircuitClosed, NoPath, StorageError, TorkitError, Unreachable, UsageError
+from torkit.net.progress import Phase, Progress
 from torkit.net.proxy import ISOLATION, Isolate
 
 
@@ -129,6 +131,22 @@ async def test_programs_get_progress_and_address_as_json(capsys: pytest.CaptureF
         assert (start["tag"], done["tag"], done["progress"]) == ("starting", "done", 100)
         assert ready == ready_line(port)
         assert err == f"torkit: socks proxy ready on 127.0.0.1:{port}\n"
+        nursery.cancel_scope.cancel()
+
+
+async def test_programs_get_no_line_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    class RetryingTor(FakeTor):
+        async def progress_changes(self) -> AsyncIterator[Progress]:
+            for _ in range(3):
+                yield Progress(error=Unreachable("nobody answers"))
+            yield Progress(Phase.DONE, 100)
+
+    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve, RetryingTor(), listener, as_json=True))
+        await trio.testing.wait_all_tasks_blocked()
+        blocked, done, _ready = map(json.loads, capsys.readouterr().out.splitlines())
+        assert blocked["blockage"]["message"] == "nobody answers"
+        assert done["progress"] == 100
         nursery.cancel_scope.cancel()
 
 

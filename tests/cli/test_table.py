@@ -4,13 +4,14 @@ import os
 import pty
 import sys
 import termios
+from math import inf
 
 import pytest
 from cli.shelf import Shelf, some_relays
 
 from torkit.cli.build_circuit import WIDTHS as CIRCUIT
 from torkit.cli.choose_path import WIDTHS as PATH
-from torkit.cli.table import Table, terminal_width
+from torkit.cli.table import Table, labelled, terminal_width
 
 
 def row_of(widths: dict[str, int], room: int) -> str:
@@ -36,6 +37,17 @@ def test_eighty_columns_lose_nothing_but_digits_of_fingerprints(widths: dict[str
 def test_a_wide_terminal_gets_the_whole_fingerprint() -> None:
     assert row_of(PATH, 89).split()[-1] == "x" * 40
     assert row_of(PATH, 88).split()[-1] == "x" * len("fingerprint")
+
+
+@pytest.mark.parametrize("text", ["short", "Conflux=1 Cons=1-2 Desc=1-4 DirCache=2", "A" * 40, ""])
+@pytest.mark.parametrize("room", [5, 40, 80])
+def test_a_long_value_goes_on_below_its_beginning(text: str, room: int) -> None:
+    first, *more = labelled("protocols       ", text, room).split("\n")
+    assert "".join([first[16:], *(line.lstrip() for line in more)]).replace(" ", "") == text.replace(" ", "")
+    assert all(line.startswith(" " * 16) for line in more)
+    if room > 16:
+        assert max(map(len, [first, *more])) <= room
+    assert labelled("protocols       ", text, inf) == f"protocols       {text}"
 
 
 def test_what_is_no_terminal_is_eighty_columns_wide() -> None:

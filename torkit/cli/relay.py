@@ -1,7 +1,9 @@
 """`torkit relay`: everything that is known of one relay."""
 
 import json
+import sys
 from base64 import b64encode
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from torkit.cli.documents import (
     read_directory,
     status_fields,
 )
+from torkit.cli.table import labelled, terminal_width
 from torkit.cli.targets import format_address
 from torkit.cli.voice import say
 
@@ -114,13 +117,14 @@ def family_fields(directory: "Directory", relay: "Relay") -> list[dict[str, Any]
 
 
 def to_text(fields: dict[str, Any]) -> str:
-    """One line for each field, and for each relay of the family."""
+    """One line for each field, and for each relay of the family; where a terminal is narrow, more."""
+    room = terminal_width(sys.stdout) if sys.stdout.isatty() else inf
     lines = []
     for name, value in fields.items():
         if name == "family":
-            lines += [f"{name:<16}{_member(one)}" for one in value or ()]
+            lines += [labelled(f"{name:<16}", _member(one), room) for one in value or ()]
         else:
-            lines.append(f"{name:<16}{_field(name, value)}")
+            lines.append(labelled(f"{name:<16}", _field(name, value), room))
     return "\n".join(lines)
 
 

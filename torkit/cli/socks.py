@@ -257,9 +257,11 @@ async def serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_when_ready)
         nursery.start_soon(renew)
+        said = ""
         async for progress in tor.progress_changes():
-            if as_json:
-                print(to_json(progress), flush=True)
+            if as_json and (line := to_json(progress)) != said:  # an attempt may fail as the last one did
+                print(line, flush=True)
+                said = line
         await is_able.wait()
         addresses = [format_address(*listener.socket.getsockname()[:2]) for listener in listeners]
         say(f"socks proxy ready on {', '.join(addresses)}")

@@ -1,4 +1,4 @@
-"""Rows for people: as wide as their terminal, each on one line."""
+"""Tables and lists for people, as wide as their terminal."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -36,6 +36,16 @@ class Table:
             (field[:width] if name == FINGERPRINT else field).ljust(width)
             for (name, width), field in zip(self._widths.items(), fields, strict=True)
         ).rstrip()[: self._room]
+
+
+def labelled(label: str, text: str, room: float) -> str:
+    """Returns `text` behind `label`; what has no room on that line goes on below, where `text` began."""
+    if len(label) + len(text) <= room:
+        return label + text
+    from textwrap import wrap
+
+    lines = wrap(text, max(int(room) - len(label), 1), break_on_hyphens=False)
+    return label + f"\n{' ' * len(label)}".join(lines)
 
 
 def terminal_width(file: TextIO) -> int:
