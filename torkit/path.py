@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.geoip import UNKNOWN
 from torkit.directory.netdoc import decode_base64, decode_fingerprint
+from torkit.directory.steps import Steps
 from torkit.errors import NoPath, UsageError
 
 # Specification constants.
@@ -135,6 +136,13 @@ def choose_path(
             chosen[position] = draw(position, avoided)
     guard, middle, exit_ = (chosen[position] for position in PATH)
     return guard, middle, exit_
+
+
+def prepare(directory: Directory) -> Steps[None]:
+    """Make what most paths are drawn from, which the first one of a new directory would make at once."""
+    for position in PATH:
+        _table(directory, position, Constraints(port=443), relaxed=False)
+        yield
 
 
 def draw_middle(
@@ -291,12 +299,21 @@ def _table(directory: Directory, position: Position, constraints: Constraints, *
     key = (position, constraints.needs_stable, relaxed, exit_key, wanted)
 
     def make() -> _Table:
-        fits = (
-            index
-            for index in (sorted(places_of(directory, wanted)) if wanted else range(len(directory)))
-            if _refusal(directory, index, position, constraints, is_relaxed=relaxed) is None
-        )
-        return _weighted(directory, position, array("I", fits))
+        flags = directory.consensus.relays.flags
+        allowed = {
+            one
+            for one in set(flags)
+            if _flags_refusal(one, position, constraints, is_relaxed=relaxed) is None
+        }
+        held = directory.held
+        places = directory.exits if position is Position.EXIT else range(len(directory))
+        fits = [place for place in places if flags[place] in allowed and held[place]]
+        if wanted:
+            chosen = places_of(directory, wanted)
+            fits = [place for place in fits if place in chosen]
+        if position is Position.EXIT:
+            fits = [place for place in fits if _exits_to(directory, place, constraints)]
+        return _weighted(directory, position, fits)
 
     table: _Table = directory.memo(key, make, MAX_TABLES)
     return table
@@ -308,15 +325,13 @@ def _wanted(position: Position, constraints: Constraints) -> frozenset[str]:
     return wanted.get(position, frozenset())
 
 
-def _weighted(directory: Directory, position: Position, indexes: "array[int]") -> _Table:
+def _weighted(directory: Directory, position: Position, indexes: list[int]) -> _Table:
     """Only what has weight; where nothing has, as in a network not yet measured, everything alike."""
-    weights: array[float] = directory.memo(
-        ("weights", position), lambda: directory.weights(position), MAX_TABLES
-    )
-    weighty = array("I", (index for index in indexes if weights[index] > 0))
+    weights = directory.weights(position)
+    weighty = [index for index in indexes if weights[index] > 0]
     if weighty:
-        return _Table(weighty, array("d", accumulate(weights[index] for index in weighty)))
-    return _Table(indexes, array("d", accumulate(1.0 for _ in indexes)))
+        return _Table(array("I", weighty), array("d", accumulate(map(weights.__getitem__, weighty))))
+    return _Table(array("I", indexes), array("d", accumulate(1.0 for _ in indexes)))
 
 
 def _without_conflicts(
@@ -370,15 +385,30 @@ def _refusal(
     is_relaxed: bool = False,
     is_named: bool = False,
 ) -> str | None:
-    """Why the relay at this place in the consensus does not fit a position, whatever else is in the path.
+    """Why the relay at this place in the consensus does not fit a position, whatever else is in the path."""
+    flags = directory.consensus.relays.flags[index]
+    refusal = _flags_refusal(flags, position, constraints, is_relaxed=is_relaxed, is_named=is_named)
+    if refusal is None and not directory.has_microdesc(index):
+        return "no microdescriptor"
+    if refusal is None and position is Position.EXIT and not _exits_to(directory, index, constraints):
+        return "exit policy"
+    return refusal
+
+
+def _flags_refusal(
+    flags: frozenset[str],
+    position: Position,
+    constraints: Constraints,
+    *,
+    is_relaxed: bool = False,
+    is_named: bool = False,
+) -> str | None:
+    """Why a relay with these flags does not fit a position.
 
     `is_relaxed` forgoes Fast and Stable; `is_named` also the Guard position's flags.
     """
-    flags = directory.consensus.relays.flags[index]
     if not {"Running", "Valid"} <= flags:
         return "not Running and Valid"
-    if not directory.has_microdesc(index):
-        return "no microdescriptor"
     if position is not Position.MIDDLE and "MiddleOnly" in flags:
         return "MiddleOnly"
     if not (is_relaxed or is_named):
@@ -388,11 +418,8 @@ def _refusal(
             return "not Stable"
     if position is Position.GUARD and not is_named and not is_possible_guard(flags):
         return "not a Guard"
-    if position is Position.EXIT:
-        if "BadExit" in flags:
-            return "BadExit"
-        if not _exits_to(directory, index, constraints):
-            return "exit policy"
+    if position is Position.EXIT and "BadExit" in flags:
+        return "BadExit"
     return None
 
 

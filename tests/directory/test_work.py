@@ -1,14 +1,16 @@
-"""What strangers' documents cost before they are refused: 19 KB on the wire, 50 ms at most.
+"""What documents cost: strangers' 19 KB before they are refused, 50 ms at most; and a step of full-size ones.
 
 Nothing is timed. Calls are counted, Python's and C's, of which each takes less than a microsecond as a rule.
 """
 
 import hashlib
+import lzma
 import sys
 import zlib
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -17,11 +19,21 @@ import pytest
 
 from torkit.directory.authorities import parse_certificates
 from torkit.directory.compression import decompress
-from torkit.directory.consensus import MAX_CONSENSUS_LEN, read_preamble
-from torkit.directory.diff import apply_diff
+from torkit.directory.consensus import (
+    MAX_CONSENSUS_LEN,
+    Preamble,
+    parse_consensus,
+    read_consensus,
+    read_preamble,
+)
+from torkit.directory.diff import apply_diff, apply_in_steps
+from torkit.directory.directory import Directory
+from torkit.directory.http import decode_answer
 from torkit.directory.microdesc import Microdescs
-from torkit.directory.trust import verify
+from torkit.directory.steps import Steps
+from torkit.directory.trust import verify, verify_in_steps
 from torkit.errors import DocumentError, NoDirectory
+from torkit.path import prepare
 
 WIRE_LEN = 20_000  # bytes
 MAX_WORK = 150_000  # calls: some 50 ms
@@ -35,12 +47,15 @@ SIGNATURES = GOOD.index(b"directory-signature ")
 ENTRY = GOOD[FIRST_ENTRY : GOOD.index(b"\nr ", FIRST_ENTRY) + 1]
 
 
+MAX_STEP_WORK = 25_000  # calls between which nobody else has a turn: some 8 ms
+
+
 class TooMuchWork(BaseException):
     """Ends what would go on for seconds."""
 
 
 def work(call: Callable[[], object]) -> int:
-    """How many calls it takes to refuse."""
+    """How many calls it takes, up to MAX_WORK."""
     count = 0
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
@@ -52,11 +67,16 @@ def work(call: Callable[[], object]) -> int:
 
     sys.setprofile(note)
     try:
-        with suppress(TooMuchWork), pytest.raises((DocumentError, NoDirectory)):
+        with suppress(TooMuchWork):
             call()
     finally:
         sys.setprofile(None)
     return count
+
+
+def refuse(call: Callable[[], object]) -> None:
+    with pytest.raises((DocumentError, NoDirectory)):
+        call()
 
 
 def many_entries() -> bytes:
@@ -111,6 +131,7 @@ ANSWERS: dict[str, tuple[Callable[[bytes], object], Callable[[], bytes]]] = {
     "as many lines among signatures as fit": (read_untrusted, lambda: GOOD + b"z\n" * 30_000),
     "signatures": (read_untrusted, lambda: GOOD + GOOD[SIGNATURES:] * 3000),
     "microdescriptors": (add_microdescs, lambda: b"onion-key\n" * 1_000_000),
+    "annotations of a microdescriptor": (add_microdescs, lambda: b"onion-key\n" + b"@\n" * 2_500_000),
     "certificates": (parse_certificates, lambda: CERTIFICATE * 250),
     "beginnings of certificates": (parse_certificates, lambda: b"dir-key-certificate-version 3\n" * 8000),
     "a certificate of many lines": (
@@ -130,4 +151,72 @@ def test_19_kilobytes_cost_little_before_they_are_refused(
 ) -> None:
     wire = zlib.compress(make().replace(b"valid-after 2", b"valid-after 1", 1), 9)
     assert len(wire) <= WIRE_LEN
-    assert work(lambda: read(decompress(wire, "deflate", MAX_CONSENSUS_LEN))) < MAX_WORK
+    assert work(lambda: refuse(lambda: read(decompress(wire, "deflate", MAX_CONSENSUS_LEN)))) < MAX_WORK
+
+
+# --- Full size, in steps ------------------------------------------------------------------------------
+
+RELAYS = nd.full_size()
+
+
+@cache
+def full_size() -> bytes:
+    return nd.consensus(RELAYS, AUTHORITIES)
+
+
+@cache
+def full_directory() -> Directory:
+    consensus = parse_consensus(full_size())
+    microdescs = Microdescs()
+    microdescs.add(nd.microdescs(RELAYS), {digest for digest in consensus.relays.digests if digest}, nd.NOW)
+    return Directory(consensus, microdescs)
+
+
+def on_the_slow_road() -> Preamble:
+    return read_preamble(full_size().replace(b"\nw Bandwidth", b"\nunknown\nw Bandwidth"))
+
+
+def answer_in(encoding: str, body: bytes) -> bytes:
+    return b"HTTP/1.0 200 OK\r\nContent-Encoding: %s\r\n\r\n" % encoding.encode() + body
+
+
+def next_hour() -> tuple[bytes, bytes]:
+    target = nd.consensus(nd.an_hour_later(RELAYS), AUTHORITIES, valid_after=nd.NOW + nd.HOUR // 2)
+    return full_size(), nd.consensus_diff(full_size(), target)
+
+
+STEPS: dict[str, Callable[[], Steps[Any]]] = {
+    "deflate": lambda: decode_answer(answer_in("deflate", zlib.compress(full_size())), MAX_CONSENSUS_LEN),
+    "lzma": lambda: decode_answer(
+        answer_in("x-tor-lzma", lzma.compress(full_size(), lzma.FORMAT_ALONE)), MAX_CONSENSUS_LEN
+    ),
+    "signatures": lambda: verify_in_steps(read_preamble(full_size()), CERTIFICATES, TRUSTED, nd.NOW),
+    "entries": lambda: read_consensus(read_preamble(full_size())),
+    "entries on the slow road": lambda: read_consensus(on_the_slow_road()),
+    "a diff": lambda: apply_in_steps(*next_hour()),
+    "fetched microdescriptors": lambda: Microdescs().add_in_steps(
+        nd.microdescs(RELAYS), frozenset(filter(None, full_directory().consensus.relays.digests)), nd.NOW
+    ),
+    "kept microdescriptors": lambda: Microdescs.decode_in_steps(nd.microdescs(RELAYS)),
+    "exit policies, and whether it is enough": lambda: full_directory().renewed().is_usable_in_steps(),
+    "what paths are drawn from": lambda: prepare(full_directory()),
+}
+
+
+@pytest.mark.parametrize("make", STEPS.values(), ids=STEPS)
+def test_no_step_of_a_full_size_directory_is_long(make: Callable[[], Steps[Any]]) -> None:
+    steps = make()
+    each = []
+    has_ended = False
+
+    def go_on() -> None:
+        nonlocal has_ended
+        try:
+            next(steps)
+        except StopIteration:
+            has_ended = True
+
+    while not has_ended:
+        each.append(work(go_on))
+    assert max(each) < MAX_STEP_WORK
+    assert len(each) > 1

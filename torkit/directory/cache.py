@@ -74,6 +74,10 @@ class Cache:
         """The microdescriptors last kept. One damaged in the file comes under a digest nobody lists."""
         return self._load(MICRODESCS, MAX_MICRODESCS_LEN, Microdescs.decode)
 
+    def read_microdescs(self) -> bytes | None:
+        """What `load_microdescs` decodes."""
+        return self._read(MICRODESCS, MAX_MICRODESCS_LEN)
+
     def save_microdescs(self, microdescs: Microdescs, now: float) -> None:
         """Keep these and what another process has kept meanwhile, except what has expired."""
         with self._locked():

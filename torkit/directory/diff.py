@@ -18,7 +18,9 @@ VERSION_LINE = b"network-status-diff-version 1"
 # Implementation limits.
 
 MAX_COMMANDS = 20_000  # in one diff; an hour of 10,000 relays takes some 5,000, and a command 1 us
-STEP_COMMANDS = 1000  # of which what they copy takes as long
+STEP_COMMANDS = 1000  # done in one step, of which what they copy takes as long: 2 ms
+STEP_LEN = 1 << 19  # bytes taken apart in one step: 1 ms
+STEP_LINES = 1 << 14  # put together in one step: 1 ms
 
 _HEAD = re.compile(VERSION_LINE + rb"\nhash ([0-9A-Fa-f]{64}) ([0-9A-Fa-f]{64})\n")
 _COMMAND = re.compile(rb"(\d{1,9})(?:,(\d{1,9}|\$))?([acd])\n")
@@ -53,6 +55,7 @@ def apply_in_steps(base: bytes, diff: bytes) -> Steps[bytes]:
     than it says; its line is the diff's.
     """
     check_text(base, MAX_CONSENSUS_LEN, "consensus to be changed by a diff")
+    yield
     check_text(diff, MAX_CONSENSUS_LEN, "consensus diff")
     head = _HEAD.match(diff)
     if head is None:
@@ -63,7 +66,8 @@ def apply_in_steps(base: bytes, diff: bytes) -> Steps[bytes]:
     from_digest, to_digest = (bytes.fromhex(digest.decode()) for digest in head.groups())
     if (yield from signed_digest(base)) != from_digest:
         raise DocumentError("consensus diff: for another consensus than ours", line=2)
-    result = yield from _edit(base.split(b"\n"), diff, head.end())
+    lines = yield from _split(base)
+    result = yield from _edit(lines, diff, head.end())
     if len(result) > MAX_CONSENSUS_LEN:
         raise DocumentError(
             f"consensus diff: makes {len(result)} bytes; at most {MAX_CONSENSUS_LEN} are read"
@@ -71,6 +75,18 @@ def apply_in_steps(base: bytes, diff: bytes) -> Steps[bytes]:
     if (yield from digest("sha3_256", result)) != to_digest:
         raise DocumentError("consensus diff: makes another consensus than it says", line=2)
     return result
+
+
+def _split(text: bytes) -> Steps[list[bytes]]:
+    """As `text.split(b"\\n")`."""
+    lines: list[bytes] = []
+    at = 0
+    while (end := text.find(b"\n", at + STEP_LEN) + 1) > 0:
+        lines += text[at:end].split(b"\n")
+        lines.pop()  # what follows the newline: nothing yet
+        at = end
+        yield
+    return lines + text[at:].split(b"\n")
 
 
 def _edit(lines: list[bytes], diff: bytes, at: int) -> Steps[bytes]:
@@ -113,4 +129,10 @@ def _edit(lines: list[bytes], diff: bytes, at: int) -> Steps[bytes]:
         if commands % STEP_COMMANDS == 0:
             yield
     result += lines[:rest][::-1]
-    return b"\n".join(reversed(result))
+    result.reverse()
+    yield
+    pieces = []
+    for first in range(0, len(result), STEP_LINES):
+        pieces.append(b"\n".join(result[first : first + STEP_LINES]))
+        yield
+    return b"\n".join(pieces)

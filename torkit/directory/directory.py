@@ -5,7 +5,7 @@ Who may be trusted, fetched or chosen is decided elsewhere.
 """
 
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
@@ -15,13 +15,21 @@ from torkit.directory.consensus import Consensus
 from torkit.directory.geoip import UNKNOWN
 from torkit.directory.microdesc import REJECT_ALL, PortPolicy, exit_policies, parse_microdesc
 from torkit.directory.netdoc import DIGEST_LEN, Protocols
+from torkit.directory.steps import Steps, complete
 from torkit.errors import DocumentError, UsageError
 
 # Specification constants.
 
+# Implementation limits.
+
+POLICIES_STEP = 200  # relays whose exit policies are read in one step: 2 ms where each has another
+
 
 # The country of an address in its usual text, as `geoip.country_of` names it; None where nothing says.
 CountryOf = Callable[[str], str | None]
+
+
+NO_EXIT = (REJECT_ALL, REJECT_ALL)  # the policies of a relay that is none
 
 
 class Position(Enum):
@@ -92,6 +100,8 @@ class Directory:
         self._microdescs = microdescs
         self._country_of = country_of
         self._relays: dict[int, Relay | None] = {}
+        self._policies: list[tuple[PortPolicy, PortPolicy] | None] = [None] * len(consensus.relays)
+        self._weights: dict[Position, array[float]] = {}
         self._memos: dict[tuple[Any, ...], Any] = {}
 
     def __len__(self) -> int:
@@ -100,6 +110,12 @@ class Directory:
     def with_consensus(self, consensus: Consensus) -> "Directory":
         """The same microdescriptors under another consensus."""
         return Directory(consensus, self._microdescs, self._country_of)
+
+    def renewed(self) -> "Directory":
+        """The same, now that more microdescriptors have come."""
+        renewed = Directory(self.consensus, self._microdescs, self._country_of)
+        renewed._policies = self._policies
+        return renewed
 
     # Single relays.
 
@@ -182,8 +198,8 @@ class Directory:
     @cached_property
     def missing(self) -> tuple[bytes, ...]:
         """The digests of the microdescriptors that the consensus lists and we do not hold."""
-        held = self._microdescs
-        return tuple(digest for digest in self.consensus.relays.digests if digest and digest not in held)
+        digests = self.consensus.relays.digests
+        return tuple([digest for digest, held in zip(digests, self.held, strict=True) if digest and not held])
 
     def has_microdesc(self, index: int) -> bool:
         """Returns whether the microdescriptor of the relay at this place is held."""
@@ -202,19 +218,40 @@ class Directory:
 
     def exit_policies_at(self, index: int) -> tuple[PortPolicy, PortPolicy]:
         """The IPv4 and IPv6 policies of the relay at this place, without making it an object."""
-        digest = self.consensus.relays.digests[index]
-        text = self._microdescs.get(digest) if digest else None
-        try:
-            return exit_policies(text) if text else (REJECT_ALL, REJECT_ALL)
-        except DocumentError:
-            return REJECT_ALL, REJECT_ALL
+        policies = self._policies[index]
+        if policies is None:
+            digest = self.consensus.relays.digests[index]
+            text = self._microdescs.get(digest) if digest else None
+            if text is None:
+                return NO_EXIT
+            try:
+                policies = exit_policies(text)
+            except DocumentError:
+                policies = NO_EXIT
+            policies = self._policies[index] = NO_EXIT if policies == NO_EXIT else policies
+        return policies
+
+    @cached_property
+    def held(self) -> bytes:
+        """A 1 for each relay whose microdescriptor is held, a 0 for each other."""
+        held = self._microdescs
+        return bytes([digest in held for digest in self.consensus.relays.digests])
+
+    @cached_property
+    def exits(self) -> list[int]:
+        """The places of the relays whose policies, as far as they are held, accept something."""
+        return [i for i, held in enumerate(self.held) if held and self.exit_policies_at(i) is not NO_EXIT]
 
     def weights(self, position: Position) -> "array[float]":
         """Each relay's bandwidth, weighted for a position. path-spec, "Path selection and constraints"."""
+        if position in self._weights:
+            return self._weights[position]
         relays = self.consensus.relays
         factors = {flags: self._weight_factor(position, flags) for flags in set(relays.flags)}
         pairs = zip(relays.bandwidths, relays.flags, strict=True)
-        return array("d", (bandwidth * factors[flags] for bandwidth, flags in pairs))
+        weights = array("d", [bandwidth * factors[flags] for bandwidth, flags in pairs])
+        self._weights[position] = weights
+        return weights
 
     def _weight_factor(self, position: Position, flags: frozenset[str]) -> float:
         weights = self.consensus.bandwidth_weights
@@ -242,32 +279,52 @@ class Directory:
         return weights[index] / total if total else 1 / len(candidates)
 
     def usable_fraction(self) -> float:
+        """As `usable_fraction_in_steps`, at once."""
+        return complete(self.usable_fraction_in_steps())
+
+    def usable_fraction_in_steps(self) -> Steps[float]:
         """Which part of all bandwidth-weighted paths can be built with the microdescriptors held.
 
         path-spec, "We don't build circuits until we have enough directory info".
         """
-        flags = self.consensus.relays.flags
         everyone = range(len(self))
+        for index, held in enumerate(self.held):
+            if held:
+                self.exit_policies_at(index)
+            if index % POLICIES_STEP == 0:
+                yield
+        yield
+        flags = self.consensus.relays.flags
         guards = [i for i in everyone if "Guard" in flags[i]]
-        exits = [i for i in everyone if "Exit" in flags[i] and not self._is_known_to_reject_all(i)]
-        middle = self._held_fraction(Position.MIDDLE, list(everyone))
+        exits = [i for i in everyone if "Exit" in flags[i] and self._policies[i] is not NO_EXIT]
+        yield
+        middle = yield from self._held_fraction(Position.MIDDLE, everyone)
         has_exits = any("Exit" in one for one in flags)
-        exit_fraction = self._held_fraction(Position.EXIT, exits) if has_exits else middle
-        return self._held_fraction(Position.GUARD, guards) * middle * exit_fraction
+        exit_fraction = (yield from self._held_fraction(Position.EXIT, exits)) if has_exits else middle
+        guard_fraction = yield from self._held_fraction(Position.GUARD, guards)
+        return guard_fraction * middle * exit_fraction
 
     def is_usable(self) -> bool:
-        """Returns whether circuits for traffic may be built. Less could be a view that somebody chose."""
-        return self.usable_fraction() >= self.consensus.param("min_paths_for_circs_pct") / 100
+        """As `is_usable_in_steps`, at once."""
+        return complete(self.is_usable_in_steps())
 
-    def _is_known_to_reject_all(self, index: int) -> bool:
-        return self.has_microdesc(index) and all(one.rejects_all for one in self.exit_policies_at(index))
+    def is_usable_in_steps(self) -> Steps[bool]:
+        """Returns whether circuits for traffic may be built. Less could be a view that somebody chose.
 
-    def _held_fraction(self, position: Position, indexes: list[int]) -> float:
+        Reads all exit policies: paths are chosen in a moment then.
+        """
+        fraction = yield from self.usable_fraction_in_steps()
+        return fraction >= self.consensus.param("min_paths_for_circs_pct") / 100
+
+    def _held_fraction(self, position: Position, indexes: Sequence[int]) -> Steps[float]:
         weights = self.weights(position)
+        yield
         if not any(weights[i] for i in indexes):
             weights = array("d", [1.0]) * len(self)
-        total = sum(weights[i] for i in indexes)
-        return sum(weights[i] for i in indexes if self.has_microdesc(i)) / total if total else 0.0
+        total = sum([weights[i] for i in indexes])
+        yield
+        held = self.held
+        return sum([weights[i] for i in indexes if held[i]]) / total if total else 0.0
 
     def memo(self, key: tuple[Any, ...], make: Callable[[], Any], limit: int) -> Any:
         """What `make` returned for `key`, kept as long as this directory; at most `limit` such values."""

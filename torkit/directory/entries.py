@@ -56,7 +56,6 @@ ENTRY_RULES = {
     "w": Rule(Count.AT_MOST_ONCE),
     "p": Rule(Count.AT_MOST_ONCE, args=2),
 }
-_ENTRY_START = re.compile(rb"^r ", re.MULTILINE)
 _OCTET = rb"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _PORT = rb"(?:6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3})"
 _LAST = rb"[AEIMQUYcgkosw048]"  # 20 and 32 bytes leave two bits of the last character zero
@@ -149,19 +148,17 @@ class RouterStatus(NamedTuple):
 class Relays(Sequence[RouterStatus]):
     """The entries in ascending order of identity: columns at once, objects when looked at.
 
-    They stand in `text` from offset `start` to offset `end`, and `read_entries` has checked them.
+    `read_entries` has checked them where they stand in `text`.
     """
 
-    def __init__(self, text: bytes, flavor: str, columns: "_Columns", start: int, end: int) -> None:
+    def __init__(self, text: bytes, flavor: str, columns: "_Columns") -> None:
         self.identities = columns.identities
         self.digests = columns.digests
         self.flags = columns.flags
         self.bandwidths = columns.bandwidths
         self._text = text
         self._flavor = flavor
-        self._start = start
-        self._end = end
-        self._offsets: array[int] | None = None
+        self._offsets = columns.offsets
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -174,7 +171,7 @@ class Relays(Sequence[RouterStatus]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
-        offsets = self._entry_offsets()
+        offsets = self._offsets
         entry = self._text[offsets[index] : offsets[index + 1]]
         match = _status_pattern(self._flavor).fullmatch(entry)
         return self._status(index, match) if match else _parse_entry(entry, self._flavor, 1)
@@ -206,14 +203,9 @@ class Relays(Sequence[RouterStatus]):
         if not (nickname.isascii() and nickname.isalnum()):
             return []
         pattern = re.compile(rb"^r +" + nickname.encode("ascii") + rb" ", re.MULTILINE | re.IGNORECASE)
-        offsets = self._entry_offsets()
-        starts = (match.start() for match in pattern.finditer(self._text, self._start, offsets[-1]))
+        offsets = self._offsets
+        starts = (match.start() for match in pattern.finditer(self._text, offsets[0], offsets[-1]))
         return [bisect_left(offsets, start) for start in starts]
-
-    def _entry_offsets(self) -> "array[int]":
-        if self._offsets is None:
-            self._offsets = array("Q", [*_entry_starts(self._text, self._start, self._end), self._end])
-        return self._offsets
 
 
 class _Columns(NamedTuple):
@@ -221,6 +213,7 @@ class _Columns(NamedTuple):
     digests: list[bytes | None]
     flags: list[frozenset[str]]
     bandwidths: "array[int]"
+    offsets: "array[int]"  # where each entry begins, and where the last one ends
 
 
 def read_entries(text: bytes, flavor: str, start: int, end: int) -> Steps[Relays]:
@@ -232,38 +225,50 @@ def read_entries(text: bytes, flavor: str, start: int, end: int) -> Steps[Relays
     count = text.count(b"\nr ", start - 1, end)
     if count > MAX_RELAYS:
         raise DocumentError(f"consensus of {count} relays; at most {MAX_RELAYS} are read")
-    columns = _Columns([], [], [], array("Q"))
+    _entry_pattern(flavor)  # compiled once: 3 ms
+    yield
+    columns = _Columns([], [], [], array("Q"), array("Q"))
     at, line = start, line_at(text, start)
     while at < end:
         following = text.find(b"\nr ", at + STEP_LEN, end) + 1 or end
-        if not _read_fast(columns, text, flavor, at, following):
-            yield from _read_slow(columns, text, flavor, at, following, line)
+        offsets = _entry_starts(text, at, following)
+        if not _read_fast(columns, text, flavor, at, following, len(offsets)):
+            yield from _read_slow(columns, text, flavor, offsets, following, line)
+        columns.offsets.extend(offsets)
         line += text.count(b"\n", at, following)
         at = following
         yield
+    columns.offsets.append(end)
     identities = columns.identities
     if not all(map(lt, identities, identities[1:])):
         wrong = next(i for i in range(1, count) if identities[i - 1] >= identities[i])
         raise DocumentError(
             "r: entries are not in strictly ascending order of identity",
-            line=line_at(text, _entry_starts(text, start, end)[wrong]),
+            line=line_at(text, columns.offsets[wrong]),
         )
-    return Relays(text, flavor, columns, start, end)
+    return Relays(text, flavor, columns)
 
 
 def _entry_starts(text: bytes, start: int, end: int) -> list[int]:
-    return [match.start() for match in _ENTRY_START.finditer(text, start, end)]
+    """Where the `r` lines begin, of which the first is at offset `start`."""
+    starts = []
+    at = start
+    while at:
+        starts.append(at)
+        at = text.find(b"\nr ", at, end) + 1
+    return starts
 
 
-def _read_fast(columns: _Columns, text: bytes, flavor: str, start: int, end: int) -> bool:
-    """Fast road: every entry must match the flavor's pattern. Returns whether all did; adds nothing else.
+def _read_fast(columns: _Columns, text: bytes, flavor: str, start: int, end: int, count: int) -> bool:
+    """Fast road: all `count` entries must match the flavor's pattern. Returns whether they did.
 
-    Each match begins at an `r` line and ends at the next, so as many of them as there are `r` lines leave
-    nothing unread. Flags, protocols and policies repeat: each different line is decoded once.
+    If not, nothing is added. Each match begins at an `r` line and ends at the next, so as many of them as
+    there are `r` lines leave nothing unread. Flags, protocols and policies repeat: each different line is
+    decoded once.
     """
     # The pattern looks ahead for the next entry or the footer, so let it see where that begins.
     rows = _entry_pattern(flavor).findall(text, start, end + len(b"directory-footer\n"))
-    if len(rows) != text.count(b"\nr ", start - 1, end):
+    if len(rows) != count:
         return False
     identities, digests, flag_lines, protocol_lines, bandwidths, *policies = zip(*rows, strict=True)
     weights = array("Q", map(int, bandwidths))
@@ -295,10 +300,11 @@ def _decode_digests(encoded: Sequence[bytes], length: int) -> list[bytes]:
     return [packed[at : at + length] for at in range(0, len(packed), length + 1)]
 
 
-def _read_slow(columns: _Columns, text: bytes, flavor: str, start: int, end: int, line: int) -> Steps[None]:
+def _read_slow(
+    columns: _Columns, text: bytes, flavor: str, offsets: list[int], end: int, line: int
+) -> Steps[None]:
     """Slow twin: any order of lines, unknown keywords, missing `w`; and the errors with their lines."""
-    offsets = _entry_starts(text, start, end)
-    step_end = start + SLOW_STEP_LEN
+    step_end = offsets[0] + SLOW_STEP_LEN
     for at, following in zip(offsets, [*offsets[1:], end], strict=True):
         entry = text[at:following]
         status = _parse_entry(entry, flavor, line)

@@ -2,16 +2,23 @@
 
 import re
 from collections.abc import Collection
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from torkit.directory.compression import ACCEPT_ENCODING, decompress_in_steps
 from torkit.directory.steps import Steps
 from torkit.errors import DocumentError, NoDirectory, NothingNewer, NotServed
 
+# Specification constants: RFC 1123, 5.2.14.
+
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
 # Implementation limit.
 HEAD_LEN_MAX = 16384  # bytes of status line and headers; real ones take 300
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: ([ -~]*))?")
+_DATE = re.compile(rb"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT")
 _OLD_NAMES = ("x-gzip",)  # that caches may give to what we asked for
 
 
@@ -62,11 +69,21 @@ def _refusal(status: str, reason: str) -> str:
     return f"{said}: {meaning}" if meaning else said
 
 
-def _decode_date(value: bytes) -> float | None:
-    """Seconds since the epoch; None for what is no date. RFC 1945, "Date/Time Formats"."""
-    from email.utils import parsedate_to_datetime  # 2 ms; a start that finds all in the cache asks nobody
+def encode_date(seconds: int) -> str:
+    """RFC 1945, "Date/Time Formats", the first. By hand, since to import `email` takes 10 ms."""
+    date = datetime.fromtimestamp(seconds, UTC)
+    return f"{DAYS[date.weekday()]}, {date.day:02} {MONTHS[date.month - 1]} {date:%Y %H:%M:%S} GMT"
 
+
+def _decode_date(value: bytes) -> float | None:
+    """Seconds since the epoch; None for what `encode_date` would not write."""
+    match = _DATE.fullmatch(value)
+    if match is None:
+        return None
+    day, month, *others = (one.decode("ascii") for one in match.groups())
+    year, hour, minute, second = map(int, others)
     try:
-        return parsedate_to_datetime(value[:40].decode("ascii")).timestamp() if value else None
-    except (ValueError, OverflowError):
+        date = datetime(year, MONTHS.index(month) + 1, int(day), hour, minute, second, tzinfo=UTC)
+        return date.timestamp()
+    except ValueError:
         return None

@@ -132,18 +132,19 @@ def check_text(text: bytes, limit: int, what: str) -> None:
     Fast on ASCII text of any size. Raises DocumentError.
     """
     check_size(text, limit, what)
-    _check_characters(text, what, 1)
+    check_characters(text, 0, len(text), what)
 
 
-def _check_characters(text: bytes, what: str, first_line: int) -> None:
-    if (nul := text.find(b"\0")) >= 0:
-        raise DocumentError(f"{what} holds a NUL byte", line=line_at(text, nul) + first_line - 1)
-    if not text.isascii():
+def check_characters(text: bytes, start: int, end: int, what: str) -> None:
+    """Refuse lines, from offset `start` to `end`, with a NUL byte or not in UTF-8. Raises DocumentError."""
+    part = text[start:end]
+    if (nul := part.find(b"\0")) >= 0:
+        raise DocumentError(f"{what} holds a NUL byte", line=line_at(text, start + nul))
+    if not part.isascii():
         try:
-            text.decode("utf-8")
+            part.decode("utf-8")
         except UnicodeDecodeError as error:
-            line = line_at(text, error.start) + first_line - 1
-            raise DocumentError(f"{what} is not UTF-8", line=line) from None
+            raise DocumentError(f"{what} is not UTF-8", line=line_at(text, start + error.start)) from None
 
 
 def line_at(text: bytes, offset: int) -> int:
@@ -196,9 +197,8 @@ def scan_part(text: bytes, start: int, end: int, rules: Mapping[str, Rule], *, w
     """As `scan`, of the part of `text` from offset `start` to `end`, of which nothing is known yet."""
     first_line = line_at(text, start)
     _check_scan_len(end - start, what, first_line)
-    part = text[start:end]
-    _check_characters(part, what, first_line)
-    return scan(part, rules, what=what, first_line=first_line)
+    check_characters(text, start, end, what)
+    return scan(text[start:end], rules, what=what, first_line=first_line)
 
 
 def _check_scan_len(length: int, what: str, first_line: int) -> None:

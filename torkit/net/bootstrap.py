@@ -7,6 +7,7 @@ over for another. Nothing is fetched but from the configured fallbacks and autho
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from math import inf
 from random import Random
 
@@ -52,6 +53,7 @@ from torkit.net.guards import UNTOLD, GuardTry
 from torkit.net.progress import Phase, diagnose
 from torkit.net.sources import Asked, DirectoryServers, Sources, next_backoff
 from torkit.net.steps import in_steps
+from torkit.path import prepare
 
 # The subprotocols that a consensus may require of clients. Those of onion services are listed, spoken or not:
 # lacking them keeps no client from the network. subprotocol-versioning; proposals 264 and 303.
@@ -281,21 +283,27 @@ class Bootstrap:
 
     async def _load(self) -> None:
         try:
-            self._certificates = self._cache.load_certificates() or ()
-            self._microdescs = self._cache.load_microdescs() or Microdescs()
-            consensus = self._cache.load_consensus()
+            certificates, microdescs, consensus = await trio.to_thread.run_sync(self._read_cache)
         except StorageError as error:
             self._do_without_cache("the cache is not used", error)
             return
+        self._certificates = certificates or ()
+        if microdescs is not None:
+            with suppress(DocumentError):  # damaged: they are fetched anew
+                self._microdescs = await in_steps(Microdescs.decode_in_steps(microdescs))
         if consensus is None or self._given is not None:
             return
         try:
             verified = await self._verify(
                 consensus, self._certificates, time.time(), least=Liveness.REASONABLE
             )
-            self._adopt(verified)
+            await self._adopt(verified)
         except (NoDirectory, DocumentError) as error:
             logger.info("the cached consensus is not used: %s", error)
+
+    def _read_cache(self) -> tuple[tuple[AuthorityCertificate, ...] | None, bytes | None, Preamble | None]:
+        """Certificates, the text of microdescriptors, a consensus. In a thread: the disk may be slow."""
+        return self._cache.load_certificates(), self._cache.read_microdescs(), self._cache.load_consensus()
 
     async def _save(self, save: Callable[..., None], *args: object) -> None:
         try:
@@ -329,7 +337,7 @@ class Bootstrap:
     async def _keep(self, consensus: Consensus, certificates: tuple[AuthorityCertificate, ...]) -> None:
         await self._keep_certificates(certificates)
         await self._save(self._cache.save_consensus, consensus)
-        self._adopt(consensus)
+        await self._adopt(consensus)
 
     async def _keep_certificates(self, certificates: tuple[AuthorityCertificate, ...]) -> None:
         if certificates != self._certificates:
@@ -342,7 +350,7 @@ class Bootstrap:
                 self._certificates = await self._servers.ask(
                     lambda asked: self._with_certificates(consensus, asked, now)
                 )
-            self._adopt(await self._verify(consensus, self._certificates, now))
+            await self._adopt(await self._verify(consensus, self._certificates, now))
 
     async def _ask_for_consensus(self, asked: Asked) -> Verified:
         self._progress.reach(Phase.LOADING_STATUS)
@@ -381,6 +389,7 @@ class Bootstrap:
 
         Raises DocumentError, NoDirectory, or what ended the fetching.
         """
+        await trio.lowlevel.checkpoint()  # a turn for others between two steps
         consensus = read_preamble(text)
         now = time.time()
         self._check_times(consensus, now, least=Liveness.REASONABLE)
@@ -458,7 +467,7 @@ class Bootstrap:
         await in_steps(verify_in_steps(consensus, certificates, self._authorities, now, least=least))
         return await in_steps(read_consensus(consensus))
 
-    def _adopt(self, consensus: Consensus) -> None:
+    async def _adopt(self, consensus: Consensus) -> None:
         """Use a verified consensus. Raises NoDirectory, and stops being ready, if it rules us out."""
         missing = consensus.required_client_protocols.missing_from(SUPPORTED)
         if missing and consensus.valid_after > RELEASED:
@@ -473,14 +482,18 @@ class Bootstrap:
         # they come. dir-spec, "Downloading network-status documents".
         self._refresh_at = earliest + self._rng.random() * max(consensus.valid_until - earliest, 0) * 7 / 8
         self._said = None
-        self._join(consensus)
+        await self._join(Directory(consensus, self._microdescs, self._country_of))
 
-    def _join(self, consensus: Consensus) -> None:
-        self._newest = Directory(consensus, self._microdescs, self._country_of)
-        if is_live(consensus, time.time()):
+    async def _join(self, directory: Directory) -> None:
+        """Use this directory, unless too much is missing or a newer one has come when it has been read."""
+        self._newest = directory
+        if is_live(directory.consensus, time.time()):
             self._has_consensus.set()
-        if self._newest.is_usable() and not self._missing_guards(self._newest):
-            self._current.use(self._newest)
+        is_usable = await in_steps(directory.is_usable_in_steps())
+        if is_usable:
+            await in_steps(prepare(directory))
+        if self._newest is directory and is_usable and not self._missing_guards(directory):
+            self._current.use(directory)
             self.is_ready.set()
             self._progress.reach(Phase.ENOUGH_DIRINFO)
 
@@ -499,6 +512,7 @@ class Bootstrap:
         assert self._newest is not None
         if self._agree_on_guards is not None:
             await self._agree_on_guards(self._newest)
+        await trio.lowlevel.checkpoint()
         failures: list[TorkitError] = []
         if self._newest.missing:
             await self._fetch_missing(self._newest, failures)
@@ -507,22 +521,27 @@ class Bootstrap:
         if self.directory and time.time() > self.directory.consensus.valid_until + REASONABLY_LIVE:
             self._stop_using()
         error = diagnose(failures) if failures else NoDirectory("too few relays are known to build circuits")
+        is_usable = await in_steps(self._newest.is_usable_in_steps())
         names = self._missing_guards(self._newest)
-        if names and self._newest.is_usable() and type(error) in (NoDirectory, NotServed):
+        if names and is_usable and type(error) in (NoDirectory, NotServed):
             raise missing_microdescs(names) from error
         raise error
 
     async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
         # In this order no source sees which relays stand together in our list; it is also C tor's.
         missing = sorted(directory.missing)
+        have_more_come = False  # since the directory that is used was read
         self._progress.expect_microdescs(len(directory) - len(missing), len(directory))
 
         async def fetch(asked: Asked, digests: list[bytes]) -> set[bytes]:
+            nonlocal have_more_come
             text = await fetch_microdescs(asked.circuit, digests, begun=asked.begun)
-            came = self._microdescs.add(text, frozenset(digests), time.time())
+            came = await in_steps(self._microdescs.add_in_steps(text, frozenset(digests), time.time()))
             self._progress.add_microdescs(len(came))
-            if self.directory is not self._newest:
-                self._join(directory.consensus)
+            if self.directory is self._newest:
+                have_more_come = True
+            else:
+                await self._join(directory.renewed())
             return came
 
         failures += await self._servers.share(
@@ -531,7 +550,8 @@ class Bootstrap:
             max_part_len=MICRODESCS_PER_REQUEST,
             is_enough=lambda: self.directory is self._newest,
         )
-        self._join(directory.consensus)
         now = time.time()
-        self._microdescs.mark_listed((d for d in directory.consensus.relays.digests if d), now)
+        self._microdescs.mark_listed(directory.consensus.relays.digests, now)
         await self._save(self._cache.save_microdescs, self._microdescs, now)
+        if have_more_come:
+            await self._join(directory.renewed())

@@ -7,7 +7,6 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from types import MappingProxyType
 
 import trio
@@ -16,7 +15,7 @@ from torkit.directory.authorities import MAX_CERTIFICATES_LEN
 from torkit.directory.compression import ACCEPT_ENCODING, ANONYMISED_ENCODINGS
 from torkit.directory.consensus import MAX_CONSENSUS_LEN, Preamble
 from torkit.directory.diff import signed_digest
-from torkit.directory.http import HEAD_LEN_MAX, Answer, decode_answer
+from torkit.directory.http import HEAD_LEN_MAX, Answer, decode_answer, encode_date
 from torkit.directory.microdesc import MAX_MICRODESC_LEN
 from torkit.errors import DocumentError, TimedOut
 from torkit.net.circuit import Circuit
@@ -55,11 +54,8 @@ async def fetch_consensus(
     """
     headers = {}
     if held is not None:
-        from email.utils import format_datetime  # 2 ms; a start that finds all in the cache asks nobody
-
         newer_by = min(NEWER_BY, (held.fresh_until - held.valid_after) // 2)
-        since = datetime.fromtimestamp(held.valid_after + newer_by, UTC)
-        headers["If-Modified-Since"] = format_datetime(since, usegmt=True)
+        headers["If-Modified-Since"] = encode_date(held.valid_after + newer_by)
         max_age = 3600 * held.param("try-diff-for-consensus-newer-than")
         if held.valid_after >= time.time() - max_age:
             digest = await in_steps(signed_digest(held.text))
