@@ -11,6 +11,7 @@ can do differs, and weights leave no choice of whom to use where:
 import socket
 import subprocess
 import sys
+import time
 from bisect import bisect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -161,8 +162,31 @@ def c_tor(directory: Path, dir_authorities: list[str], fallback_dir: str, port: 
 
 
 async def record(client: Client, directory: Path, now: int) -> Recording:
-    """Run a client through everything. Raises trio.TooSlowError where it does not get through."""
-    async with _network(now) as (seen, dir_authorities, fallback_dir):
+    """Run a client through everything. Raises trio.TooSlowError where it does not get through.
+
+    The consensus is about to expire, so that whoever has it asks for a newer one at once, and gets a diff.
+    """
+    async with _running(client, directory, now - 3 * HOUR + 300, 3 * HOUR) as (seen, port, process):
+        await _use(seen, port)
+        process.terminate()
+        await _wait_until(lambda: all(link.closed for one in seen.relays.values() for link in one.links))
+        await _wait_until(lambda: process.poll() is not None)
+        return seen
+
+
+async def time_of_refresh(client: Client, directory: Path, valid_after: int, lifetime: int) -> float:
+    """When a client with such a consensus asks for a newer one, in seconds from `valid_after`."""
+    async with _running(client, directory, valid_after, lifetime) as (seen, _, _):
+        await _wait_until(lambda: seen.requests(b"X-Or-Diff-From-Consensus"))
+        return time.time() - valid_after
+
+
+@asynccontextmanager
+async def _running(
+    client: Client, directory: Path, valid_after: int, lifetime: int
+) -> AsyncIterator[tuple[Recording, int, subprocess.Popen[bytes]]]:
+    """What is seen of a client, the port of its proxy, and its process."""
+    async with _network(valid_after, lifetime) as (seen, dir_authorities, fallback_dir):
         with socket.create_server((HOST, 0)) as free:
             port = free.getsockname()[1]
         line = client(directory, dir_authorities, fallback_dir, port)
@@ -170,27 +194,18 @@ async def record(client: Client, directory: Path, now: int) -> Recording:
             process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=stderr)
         try:
             with trio.fail_after(DEADLINE):
-                await _use(seen, port)
-                process.terminate()
-                await _wait_until(
-                    lambda: all(link.closed for one in seen.relays.values() for link in one.links)
-                )
-                await _wait_until(lambda: process.poll() is not None)
+                yield seen, port, process
         finally:
             process.kill()
             process.wait()
-        return seen
 
 
 # --- The network ---------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def _network(now: int) -> AsyncIterator[tuple[Recording, list[str], str]]:
-    """A network, and the values of torrc's DirAuthority and FallbackDir.
-
-    Its consensus is about to expire, so that whoever has it asks for a newer one at once, and gets a diff.
-    """
+async def _network(valid_after: int, lifetime: int) -> AsyncIterator[tuple[Recording, list[str], str]]:
+    """A network, and the values of torrc's DirAuthority and FallbackDir."""
     names = ["middle", "guard0", "guard1", "guard2", "exit0", "exit1"]
     signers = authorities()
     seen = Recording(
@@ -216,8 +231,8 @@ async def _network(now: int) -> AsyncIterator[tuple[Recording, list[str], str]]:
             ipv6 = "[2001:db8::7]:9001" if name == "middle" else None
             docs.append(replace(doc, protocols=relay.protocols, policy6=policy, ipv6=ipv6))
         old, new = (
-            consensus(docs, signers, valid_after=valid_after, params=PARAMS, weights=WEIGHTS)
-            for valid_after in (now - 3 * HOUR + 300, now - HOUR // 2)
+            consensus(docs, signers, valid_after=begin, lifetime=lifetime, params=PARAMS, weights=WEIGHTS)
+            for begin in (valid_after, valid_after + 2 * lifetime // 3)
         )
         service.consensus, service.diff = old, consensus_diff(old, new)
         service.certificates = b"".join(one.certificate() for one in signers)

@@ -23,6 +23,7 @@ from network.recording import (
     Recording,
     c_tor,
     record,
+    time_of_refresh,
     torkit,
 )
 
@@ -401,3 +402,32 @@ def test_the_first_microdescriptors_come_from_guards(alike: Alike) -> None:
         return asked <= {"guard0", "guard1", "guard2"}
 
     assert alike(observe) is True
+
+
+def test_a_newer_consensus_is_fetched_in_the_time_in_which_c_tor_fetches_it(tmp_path: Path) -> None:
+    """From 3/4 of an interval past fresh-until, for 7/8 of what is left. Three clients of each kind."""
+    lifetime, interval = 60, 20
+    first = interval + 3 * interval // 4
+    last = first + (lifetime - first) * 7 / 8
+    clients = {"torkit": torkit, "C tor": c_tor}
+    seconds: dict[str, list[float]] = {name: [] for name in clients}
+
+    async def note(name: str, number: int) -> None:
+        directory = tmp_path / f"{name}{number}"
+        directory.mkdir()
+        seconds[name].append(await time_of_refresh(clients[name], directory, valid_after, lifetime))
+
+    async def note_all() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                for name in clients:
+                    nursery.start_soon(note, name, number)
+
+    valid_after = int(time.time()) - first + 8  # all have begun by then
+    trio.run(note_all)
+    # What comes to `last` is what a busy machine takes.
+    outside = {
+        name: [one for one in some if not first <= one < (last + lifetime) / 2]
+        for name, some in seconds.items()
+    }
+    assert outside == {"torkit": [], "C tor": []}
