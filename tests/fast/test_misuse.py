@@ -26,7 +26,10 @@ from torkit._fast.vegas import ClockGuard, RoundTripTime, Vegas
 from torkit.errors import ChannelClosed, TorkitError, UsageError
 
 # Types that hold nothing they would need, so that anybody may make one without arguments.
-WHOLE = {"Outbox", "IdTable", "Channel", "Pump", "ClockGuard", "RoundTripTime", "Event", "Flushed"}
+WHOLE = {
+    *("Outbox", "IdTable", "Channel", "Pump", "ClockGuard", "RoundTripTime", "Event", "Flushed"),
+    *("HashX", "Solver"),
+}
 
 
 def compiled_types() -> Iterator[Any]:
