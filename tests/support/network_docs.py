@@ -168,7 +168,7 @@ class RelayDoc:
         lines += [f"a {self.ipv6}"] if self.ipv6 else []
         if flavor == "microdesc":
             lines.append(f"m {bare64(hashlib.sha256(self.microdesc()).digest())}")
-        lines += [f"s {self.flags}", f"v {self.version}", f"pr {self.protocols}"]
+        lines += [f"s {' '.join(sorted(self.flags.split()))}", f"v {self.version}", f"pr {self.protocols}"]
         lines += [] if self.bandwidth is None else [f"w Bandwidth={self.bandwidth}"]
         lines += [f"p {self.policy or 'reject 1-65535'}"] if flavor == "ns" else []
         return "\n".join(lines + self.extra) + "\n"
