@@ -35,6 +35,7 @@ ROOMS = {
     "torkit.public_network": set[str](),
     "torkit.config": {"public_network", "files"},
     "torkit.events": set[str](),
+    "torkit.namespaces": set[str](),
     "torkit.net": {
         "events",
         *("_fast", "proto", "directory", "hs", "path", "guards", "build_times", "path_bias"),
@@ -49,6 +50,7 @@ ROOMS = {
     # proto: what a user may choose about handshakes.
     "torkit.cli": {
         *("client", "net", "path", "directory", "testnet", "config", "proto", "files", "_fast", "hs"),
+        "namespaces",
     },
     "torkit.__main__": {"cli"},
     "torkit": {"client", "net", "path", "directory", "config"},
@@ -64,7 +66,9 @@ OUTSIDE = {
     "cryptography": set[str](),  # of tests only: it brings another OpenSSL, and costs a start 30 ms
 }
 
-TOUCHES_THE_SYSTEM = SHELL | {"torkit.directory.cache", "torkit.config", "torkit.files"}
+TOUCHES_THE_SYSTEM = SHELL | {
+    *("torkit.directory.cache", "torkit.config", "torkit.files", "torkit.namespaces"),
+}
 OPERATING_SYSTEM = {
     *("asyncio", "ctypes", "fcntl", "glob", "io", "mmap", "multiprocessing", "os", "pathlib", "resource"),
     *("secrets", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl", "subprocess"),

@@ -130,7 +130,8 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
         if cmd_name not in LESSONS:
             return None
-        command = typer.main.get_command(import_module(f"torkit.cli.{cmd_name.replace('-', '_')}").app)
+        name = "run_program" if cmd_name == "run" else cmd_name.replace("-", "_")  # `run` is a function here
+        command = typer.main.get_command(import_module(f"torkit.cli.{name}").app)
         command.epilog = epilog(cmd_name)
         return command
 
@@ -226,11 +227,11 @@ def run_command_line(arguments: list[str]) -> int:
         _wait_until_delivered()
     except BaseException as error:
         _drop_unwritten_output()
-        cause = _cause(error)
-        if isinstance(cause, TorkitError):  # a signal does not wait, and output that has failed need not
+        failure = cause(error)
+        if isinstance(failure, TorkitError):  # a signal does not wait, and output that has failed need not
             with suppress(OSError):
                 _wait_until_delivered()
-        return _report(cause)
+        return report(failure)
     return OK
 
 
@@ -253,7 +254,7 @@ def exit_status(error: TorkitError) -> int:
             return FAILED
 
 
-def _report(error: BaseException) -> int:
+def report(error: BaseException) -> int:
     """Say what happened in one line, and what can be done, or where a fault of ours was; the exit status."""
     match error:
         case typer.Exit():
@@ -286,15 +287,15 @@ def _report(error: BaseException) -> int:
             return exit_status(fault)
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause(error: BaseException) -> BaseException:
     """The one error to report: ours, else a declared one, if several tasks failed at once."""
     if not isinstance(error, BaseExceptionGroup):
         return error
-    causes = [_cause(inner) for inner in error.exceptions]
-    for cause in causes:
-        if isinstance(cause, InternalError):
-            return cause
-    return next((cause for cause in causes if isinstance(cause, TorkitError)), causes[0])
+    causes = [cause(inner) for inner in error.exceptions]
+    for one in causes:
+        if isinstance(one, InternalError):
+            return one
+    return next((one for one in causes if isinstance(one, TorkitError)), causes[0])
 
 
 def run(

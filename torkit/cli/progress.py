@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from torkit.cli.table import terminal_width
 
 if TYPE_CHECKING:
+    import trio
+
     from torkit.client import Tor
     from torkit.net.progress import Progress
 
@@ -27,12 +29,17 @@ TICK = 1.0  # seconds
 REPEATED_AFTER = 10.0
 
 _bar = ""  # what is drawn of it
+_scope: "trio.CancelScope | None" = None  # of `show`, while it runs
 
 
 async def show(tor: "Tor", *, is_service: bool, as_json: bool) -> None:
-    """Show the progress of `tor` until it is done. Without a bar, only a service tells it early."""
+    """Show the progress of `tor` until it is done, or until `stop` is called.
+
+    Without a bar, only a service tells it early.
+    """
     import trio
 
+    global _scope
     has_bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     as_json = as_json and not has_bar
     view = _Bar(is_service) if has_bar else _Lines(as_json)
@@ -49,6 +56,7 @@ async def show(tor: "Tor", *, is_service: bool, as_json: bool) -> None:
         await trio.sleep(SHOWN_AFTER if has_bar or is_service else LINES_AFTER)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tick)
+        _scope = nursery.cancel_scope
         async for progress in tor.progress_changes():
             view.show(progress, trio.current_time() - began)
         nursery.cancel_scope.cancel()
@@ -139,6 +147,13 @@ def erase() -> None:
     if _bar:
         _bar = ""
         _write("\r\x1b[K")
+
+
+def stop() -> None:
+    """Show no more: the terminal is another program's from now on."""
+    erase()
+    if _scope is not None:
+        _scope.cancel()
 
 
 def _draw(bar: str) -> None:

@@ -18,6 +18,10 @@ class Lesson(NamedTuple):
 
 GROUPS = {
     "Connect programs": {
+        "run": Lesson(
+            "Run a program whose only way out is Tor.",
+            "torkit run -- curl https://example.com/",
+        ),
         "socks": Lesson("Serve SOCKS4a and SOCKS5 to programs on this machine.", "torkit socks"),
         "connect": Lesson(
             "Connect stdin and stdout to HOST:PORT through Tor.", "torkit connect -z -w 30 example.com:443"

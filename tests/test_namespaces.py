@@ -1,0 +1,307 @@
+"""A program in namespaces of its own has no way out but ours: each that there might be is tried."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from errno import ENOSPC, EPERM
+from pathlib import Path
+
+import pytest
+from confined import confine, python, skip_where_forbidden
+
+from torkit.namespaces.files import is_kept, listening_paths, with_our_hosts_line
+from torkit.namespaces.network import RedirectionError
+from torkit.namespaces.obstacles import explain
+
+pytestmark = skip_where_forbidden()
+
+ENDED = {"code": 0}
+
+
+@pytest.mark.parametrize(
+    ("address", "port"), [("192.0.2.1", 80), ("8.8.8.8", 53), ("10.1.2.3", 22), ("2001:db8::1", 443)]
+)
+def test_a_connection_to_any_address_comes_to_us(address: str, port: int) -> None:
+    told = confine(
+        python(
+            f"""
+            import socket
+            with socket.create_connection(("{address}", {port}), 5) as sock:
+                assert sock.recv(100) == b"welcome"
+            """
+        )
+    )
+    assert told == [{"redirected": [address, port], "is_open": True}, ENDED]
+
+
+def test_a_static_program_cannot_go_another_way(tmp_path: Path) -> None:
+    source = tmp_path / "static.c"
+    source.write_text(
+        """
+        #include <arpa/inet.h>
+        #include <sys/socket.h>
+        #include <unistd.h>
+        int main(void) {
+            struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(80)};
+            char data[8] = "";
+            int sock = socket(AF_INET, SOCK_STREAM, 0);
+            inet_pton(AF_INET, "192.0.2.7", &to.sin_addr);
+            if (connect(sock, (struct sockaddr *)&to, sizeof to)) return 1;
+            return read(sock, data, 7) != 7 || data[0] != 'w';
+        }
+        """
+    )
+    program = tmp_path / "static"
+    if subprocess.run(["cc", "-static", "-o", program, source], check=False, capture_output=True).returncode:
+        pytest.skip("no compiler, or no static libc")
+    assert confine([str(program)]) == [{"redirected": ["192.0.2.7", 80], "is_open": True}, ENDED]
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1", "127.0.0.53", "9.9.9.9", "::1", "2001:db8::53"])
+def test_a_question_to_any_name_server_comes_to_us(server: str) -> None:
+    told = confine(
+        python(
+            f"""
+            import socket
+            sock = socket.socket(socket.AF_INET6 if ":" in "{server}" else socket.AF_INET, socket.SOCK_DGRAM)
+            sock.settimeout(5)
+            sock.connect(("{server}", 53))
+            sock.send(b"abc")
+            assert sock.recv(100) == b"cba"
+            """
+        )
+    )
+    assert told == [{"dns": "abc"}, ENDED]
+
+
+@pytest.mark.parametrize("database", ["hosts", "ahostsv4", "ahostsv6"])
+def test_the_resolver_of_libc_asks_us(database: str) -> None:
+    """It asks only where the machine has an address (AI_ADDRCONFIG)."""
+    told = confine(["timeout", "1", "getent", database, "web.test"])
+    assert "\x03web\x04test" in told[0]["dns"]
+
+
+def test_a_server_inside_is_reached_inside() -> None:
+    told = confine(
+        python(
+            """
+            import socket
+            for host in ("127.0.0.5", "10.0.0.1", "::1"):
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                with socket.create_server((host, 0), family=family) as server:
+                    socket.create_connection(server.getsockname()[:2], 5).close()
+            """
+        )
+    )
+    assert told == [ENDED]
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        'send(socket.AF_INET, "192.0.2.1", 443)',
+        'send(socket.AF_INET6, "2001:db8::1", 443)',
+        'send(socket.AF_INET, "224.0.0.251", 5353)',
+        "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)",
+        "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)",
+        "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+        'connect(socket.SOCK_SEQPACKET, 132, "192.0.2.1")',  # SCTP
+    ],
+)
+def test_all_else_fails_at_once(attempt: str) -> None:
+    told = confine(
+        python(
+            f"""
+            import socket
+
+            def send(family, address, port):
+                sock = socket.socket(family, socket.SOCK_DGRAM)
+                sock.settimeout(5)
+                sock.connect((address, port))
+                sock.send(b"x")
+                sock.recv(1)
+
+            def connect(kind, protocol, address):
+                sock = socket.socket(socket.AF_INET, kind, protocol)
+                sock.settimeout(5)
+                sock.connect((address, 443))
+
+            try:
+                {attempt}
+            except TimeoutError:
+                raise SystemExit("it hung")
+            except OSError:
+                pass
+            else:
+                raise SystemExit("it went somewhere")
+            """
+        )
+    )
+    assert told == [ENDED]
+
+
+def test_a_second_namespace_leads_nowhere() -> None:
+    told = confine(
+        [
+            *("unshare", "-Urn", *python("")[:2]),
+            "import socket, fcntl, struct\n"
+            "fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh14x', b'lo', 1))\n"
+            "try: socket.create_connection(('192.0.2.1', 80), 5)\n"
+            "except TimeoutError: raise SystemExit('it hung')\n"
+            "except OSError: pass\n"
+            "else: raise SystemExit('connected')",
+        ]
+    )
+    assert told[-1] == ENDED
+    assert told[:-1] == []
+
+
+def test_the_host_network_cannot_be_entered() -> None:
+    told = confine(["nsenter", f"--net=/proc/{os.getpid()}/ns/net", "true"], stderr=subprocess.DEVNULL)
+    assert told != [ENDED]
+
+
+def test_what_covers_a_file_cannot_be_taken_away() -> None:
+    line = "umount /etc/resolv.conf || unshare -Urm umount /etc/resolv.conf"
+    assert confine(["sh", "-c", line], stderr=subprocess.DEVNULL) != [ENDED]
+
+
+def test_inherited_descriptors_are_closed() -> None:
+    """One of them may be a connection."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        told = confine(
+            python(
+                f"""
+                import os
+                assert sorted(map(int, os.listdir("/proc/self/fd")))[:3] == [0, 1, 2]
+                try:
+                    os.fstat({theirs.fileno()})
+                except OSError:
+                    pass
+                else:
+                    raise SystemExit("it is open")
+                """
+            ),
+            pass_fds=[theirs.fileno()],
+        )
+    assert told == [ENDED]
+
+
+@pytest.fixture(params=["path", "abstract"])
+def host_socket(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a service of the host listens."""
+    address = str(tmp_path / "service") if request.param == "path" else f"\0torkit-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(address)
+        service.listen()
+        yield address
+
+
+def test_services_of_the_host_cannot_be_connected_to(host_socket: str) -> None:
+    told = confine(
+        python(
+            f"""
+            import socket
+            try:
+                socket.socket(socket.AF_UNIX).connect({host_socket!r})
+            except ConnectionRefusedError:
+                pass
+            else:
+                raise SystemExit("connected")
+            """
+        )
+    )
+    assert told == [ENDED]
+
+
+def test_the_agent_that_holds_keys_can_be_connected_to(tmp_path: Path) -> None:
+    path = tmp_path / "agent"
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(path))
+        agent.listen()
+        told = confine(
+            python(f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"),
+            environment={**os.environ, "SSH_AUTH_SOCK": str(path)},
+        )
+    assert told == [ENDED]
+
+
+def test_whoever_listens_is_found(tmp_path: Path) -> None:
+    path = str(tmp_path / "a service")
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(path)
+        assert path not in listening_paths()
+        service.listen()
+        assert path in listening_paths()
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        *(("/run/user/1/bus", False), ("/run/user/1/wayland-0", True), ("/tmp/.X11-unix/X0", True)),
+        *(("/run/user/1/gnupg/S.gpg-agent", True), ("/run/user/1/gnupg/S.dirmngr", False), ("/agent", True)),
+    ],
+)
+def test_agents_and_displays_are_kept(path: str, kept: bool) -> None:
+    assert is_kept(path, {"SSH_AUTH_SOCK": "/agent", "XDG_RUNTIME_DIR": "/run/user/1"}) is kept
+
+
+def test_only_the_hosts_line_of_nsswitch_conf_changes() -> None:
+    given = "passwd: files systemd\n hosts: files mdns4_minimal [NOTFOUND=return] resolve dns\nhosts:  x\n"
+    assert with_our_hosts_line(given) == "passwd: files systemd\nhosts: files dns\n"
+
+
+def test_root_is_no_user_of_root_rights() -> None:
+    told = confine(
+        python(
+            """
+            status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+            assert status["NoNewPrivs"].strip() == "1"
+            bounding = int(status["CapBnd"], 16)
+            assert not bounding & (1 << 12 | 1 << 13 | 1 << 21)  # NET_ADMIN, NET_RAW, SYS_ADMIN
+            """
+        )
+    )
+    assert told == [ENDED]
+
+
+def test_a_command_that_cannot_be_run_is_told() -> None:
+    [told] = confine(["/etc/passwd"])
+    assert (told["error"], told["message"]) == ("CannotRun", "/etc/passwd: Permission denied")
+
+
+def test_where_namespaces_are_forbidden_nothing_runs_and_the_hint_says_how(tmp_path: Path) -> None:
+    """A user namespace may forbid those below it."""
+    ran = tmp_path / "ran"
+    told = subprocess.run(
+        [
+            *("unshare", "-Ur", "sh", "-c", 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"', "sh"),
+            *python(
+                f"""
+                from torkit.namespaces import Child
+                child = Child.start(["touch", {str(ran)!r}], {{}})
+                try:
+                    child.take_sockets()
+                except Exception as error:
+                    print(type(error).__name__, error.hint)
+                child.wait()
+                """
+            ),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout == "NotPossible as root: sysctl user.max_user_namespaces=15000\n"
+    assert not ran.exists()
+
+
+def test_obstacles_are_named() -> None:
+    message, hint = explain("make a network", RedirectionError("nftables is not installed"))
+    assert (message, "apt-get install nftables" in hint) == ("nftables is not installed", True)
+    message, _ = explain("make namespaces", OSError(EPERM, ""))
+    assert message == "the system does not let us make namespaces: Operation not permitted"
+    assert explain("make namespaces", OSError(ENOSPC, ""))[1]

@@ -1,0 +1,71 @@
+"""System calls that Python does not have. Each raises OSError."""
+
+import ctypes
+import os
+
+CLONE_NEWNS = 0x0002_0000  # <linux/sched.h>
+CLONE_NEWUSER = 0x1000_0000
+CLONE_NEWNET = 0x4000_0000
+
+MS_NOSUID = 2  # <linux/mount.h>
+MS_NODEV = 4
+MS_BIND = 4096
+MNT_DETACH = 2
+
+PR_CAPBSET_READ = 23  # <linux/prctl.h>
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+
+# <linux/capability.h>. What root inside may still do: have files and users, as a package manager needs.
+# Nothing about networks, mounts, devices or other processes.
+CAPABILITIES = {
+    "CHOWN": 0,
+    "DAC_OVERRIDE": 1,
+    "FOWNER": 3,
+    "FSETID": 4,
+    "KILL": 5,
+    "SETGID": 6,
+    "SETUID": 7,
+    "NET_BIND_SERVICE": 10,
+    "SYS_CHROOT": 18,
+    "SETFCAP": 31,
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(status: int) -> None:
+    if status < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def unshare(flags: int) -> None:
+    """Move this process into new namespaces. unshare(2)."""
+    _check(_libc.unshare(flags))
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """mount(2)"""
+    arguments = (os.fsencode(source), os.fsencode(target), kind.encode())
+    _check(_libc.mount(*arguments, ctypes.c_ulong(flags), options.encode()))
+
+
+def unmount(target: str) -> None:
+    """Take a mount away from its place; files of it that are mounted elsewhere stay. umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), MNT_DETACH))
+
+
+def _prctl(option: int, argument: int) -> int:
+    zero = ctypes.c_ulong(0)
+    return int(_libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero))
+
+
+def give_up_capabilities() -> None:
+    """Let no program that this process becomes have more than CAPABILITIES, and those only as root."""
+    number = 0
+    while (is_held := _prctl(PR_CAPBSET_READ, number)) >= 0:
+        if is_held and number not in CAPABILITIES.values():
+            _check(_prctl(PR_CAPBSET_DROP, number))
+        number += 1
+    _check(_prctl(PR_SET_NO_NEW_PRIVS, 1))
