@@ -201,6 +201,18 @@ def test_a_broken_rule_is_seen(importer: str, imported: str) -> None:
     assert broken_rule(Import(importer, imported, frozenset(), ""))
 
 
+def test_sockets_to_relays_are_opened_in_one_place() -> None:
+    openers = {"from_stdlib_socket", "open_tcp_stream", "create_connection"}
+    found = {
+        module_name(path)
+        for path in MODULES
+        if path.suffix == ".py" and is_in(module_name(path), {"torkit.net", "torkit.client"})
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in openers
+    }
+    assert found == {"torkit.net.dial"}
+
+
 # Files that import each other all the same, and why.
 CIRCLES: list[list[str]] = [
     ["torkit.cli", "torkit.cli.documents"],  # the frame of commands is not apart from what it runs yet

@@ -10,7 +10,7 @@ from random import Random
 from torkit.directory.directory import Relay
 from torkit.errors import NoPath, UsageError
 from torkit.net.circuits.build import Choice
-from torkit.net.circuits.purpose import ExitTo, Path, Shared, ToRelay
+from torkit.net.circuits.purpose import Path, Shared, ToRelay
 from torkit.net.current import Current
 from torkit.net.guards import GuardKeeper, GuardOfOurs
 from torkit.path import Constraints, choose_path, may_go_on
@@ -72,11 +72,8 @@ class Paths:
 
     def _choose_exit(self, purpose: Shared, avoided: Collection[bytes]) -> Choice:
         names = frozenset(identity.hex().upper() for identity in avoided)
-        constraints = Constraints(avoid=names)
-        if isinstance(purpose, ExitTo):
-            constraints = constraints._replace(port=purpose.port, ipv6=purpose.is_ipv6)
         picker = _Picker(self._guards)
-        path = self._choose(constraints, picker)
+        path = self._choose(purpose.constraints(names), picker)
         picker.guard.others = path[1:]
         return Choice(path, picker.guard)
 

@@ -15,7 +15,6 @@ from torkit.net.circuit import Circuit
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Path
 from torkit.net.stream import Stream, ended_by
-from torkit.path import check_exit
 from torkit.proto.destination import check_destination, parse_address
 from torkit.proto.messages import ResolvedError
 from torkit.refusals import Refusals
@@ -72,10 +71,9 @@ class Request:
         """
         self._host = check_destination(host, allow_internal=allow_internal)
         self._port = port
-        is_ipv6 = ":" in self._host
+        purpose = LOOK_UP if port is None else ExitTo(port, is_ipv6=":" in self._host)
         if path:
-            check_exit(path[-1], port, is_ipv6=is_ipv6 and port is not None)
-        purpose = LOOK_UP if port is None else ExitTo(port, is_ipv6=is_ipv6)
+            purpose.check(path[-1])
         self._need = Need(purpose, isolation, circuits.identity, path)
         self._circuits = circuits
         self._refusals = refusals

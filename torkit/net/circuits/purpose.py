@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torkit.directory.directory import Relay
 from torkit.net.contact import Contact
-from torkit.path import LONG_LIVED_PORTS
+from torkit.path import LONG_LIVED_PORTS, Constraints, check_exit
 from torkit.predicted_ports import RESOLVE_PORT
 
 Path = tuple[Relay, ...]
@@ -33,6 +33,14 @@ class ExitTo:
             return False
         return (exit_relay.policy6 if self.is_ipv6 else exit_relay.policy).accepts(self.port)
 
+    def check(self, exit_relay: Relay) -> None:
+        """Raises NoPath where the exit of a path that somebody named does not allow it."""
+        check_exit(exit_relay, self.port, is_ipv6=self.is_ipv6)
+
+    def constraints(self, avoid: frozenset[str]) -> Constraints:
+        """What a path must fulfil. `avoid` names relays not to end at."""
+        return Constraints(port=self.port, ipv6=self.is_ipv6, avoid=avoid)
+
 
 class LookUp:
     """For look-ups, which any exit does; also for circuits that are built to learn how long that takes."""
@@ -45,6 +53,14 @@ class LookUp:
     def may_join(self, built_for: "Shared", exit_relay: Relay) -> bool:
         """Any circuit to an exit serves."""
         return True
+
+    def check(self, exit_relay: Relay) -> None:
+        """Raises NoPath where the exit of a path that somebody named allows nothing at all."""
+        check_exit(exit_relay, None)
+
+    def constraints(self, avoid: frozenset[str]) -> Constraints:
+        """What a path must fulfil. `avoid` names relays not to end at."""
+        return Constraints(avoid=avoid)
 
 
 LOOK_UP = LookUp()
