@@ -9,7 +9,9 @@ from pathlib import Path
 
 import network_docs as nd
 import pytest
-from cli.shelf import Shelf
+from cli.shelf import NOW, Shelf
+from ends import open_ends, waiting_in
+from waiting import wait_until
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -67,6 +69,49 @@ def test_a_client_of_inetd_that_leaves_early_is_no_success(printing: tuple[list[
         assert process.wait(30) == 141
         assert process.stderr is not None
         assert process.stderr.read() == b""
+
+
+def test_output_that_is_non_blocking_is_whole(printing: tuple[list[str], bytes]) -> None:
+    """As some parents leave it. Python dropped what found no room at once, and the status was 0."""
+    command, document = printing
+    with open_ends() as ends:
+        os.set_blocking(ends.sink, False)
+        with subprocess.Popen(command, stdout=ends.sink) as process:
+            ends.close(ends.sink)
+            wait_until(lambda: waiting_in(ends.stdout) >= 65_536)
+            with open(ends.stdout, "rb", closefd=False) as reader:
+                assert reader.read() == document
+            assert process.wait(30) == 0
+
+
+def test_errors_on_a_non_blocking_pipe_are_told() -> None:
+    with open_ends() as ends:
+        os.set_blocking(ends.sink, False)
+        with subprocess.Popen(torkit("connect", "web.test"), stderr=ends.sink) as process:
+            ends.close(ends.sink)
+            with open(ends.stdout, "rb", closefd=False) as reader:
+                assert reader.readline() == b"torkit: no port in 'web.test'\n"
+            assert process.wait(30) == 2
+
+
+def test_input_that_is_non_blocking_is_waited_for(shelf: Shelf) -> None:
+    """It was a traceback: Python's reading gives nothing at all where nothing is there yet."""
+    document = (shelf.path / "microdesc").read_bytes()
+    network = ["--network", f"{shelf.path}/network.toml"]
+    options = ["--certs", f"{shelf.path}/certs", "--at", NOW, "--columns", "nickname"]
+    with open_ends() as ends:
+        os.set_blocking(ends.source, False)
+        command = torkit(*network, "relays", "-", *options)
+        with subprocess.Popen(command, stdin=ends.source, stdout=subprocess.PIPE) as process:
+            ends.close(ends.source)
+            for piece in (document[:100], document[100:]):
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(0.7)
+                os.write(ends.stdin, piece)
+            ends.close(ends.stdin)
+            assert process.stdout is not None
+            assert len(process.stdout.read().split()) == 6
+            assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("descriptor", [0, 1, 2])

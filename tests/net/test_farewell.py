@@ -13,7 +13,7 @@ from waiting import until_by_the_wall
 from torkit._fast import memory
 from torkit._fast.cells import RelayCommand
 from torkit.errors import EndReason
-from torkit.net.delivery import DELIVERY_TIMEOUT
+from torkit.net.descriptors import DELIVERY_TIMEOUT
 from torkit.net.proxy import farewell
 
 BODY = (

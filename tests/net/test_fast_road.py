@@ -1,12 +1,9 @@
 """The fast road of `torkit connect`: pipes and files that the core reads and writes, over scripted relays."""
 
-import fcntl
 import os
 import pty
 import select
 import socket
-import struct
-import termios
 import time
 import tty
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from ends import Ends, open_ends
+from ends import Ends, open_ends, waiting_in
 from fakes import WITHOUT_CGO, FakeStream
 from served import PLAIN, open_stream, serve_circuit
 from waiting import until_by_the_wall
@@ -72,12 +69,6 @@ async def opened(protocols: str = PLAIN) -> AsyncIterator[tuple[Stream, FakeStre
 async def until_received(far: FakeStream, count: int) -> bytes:
     await until_by_the_wall(lambda: len(far.received) >= count)
     return bytes(far.received)
-
-
-def waiting_in(descriptor: int) -> int:
-    """How many bytes a pipe holds."""
-    [count] = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
-    return int(count)
 
 
 def in_thread(call: Any, *arguments: Any) -> Any:
@@ -160,7 +151,7 @@ async def test_time_runs_from_the_last_byte(
         nursery.start_soon(run)
         if at_eof:
             await until_by_the_wall(
-                lambda: "read" in threads.returned
+                lambda: "read_some" in threads.returned
             )  # the slow road's, for which no clock here waits
         await wait(8, mock_clock)
         for _ in range(3):
@@ -292,7 +283,7 @@ async def test_after_an_xon_all_goes_on_where_it_was(ends: Ends, threads: Thread
         far.xon(kbps_ewma=rate)
         await in_thread(write_all, ends.stdin, rest)
         assert await until_received(far, len(BODY)) == BODY
-        assert "read" not in threads.begun
+        assert "read_some" not in threads.begun
         far.finish()
 
 
@@ -340,7 +331,7 @@ async def test_files_are_carried_whole_from_where_they_stand(
             far.finish()
         sink.write(b"after")
     assert (tmp_path / "out").read_bytes() == b"before" + BODY[::-1] + b"after"
-    assert threads.begun in ([], ["read"])  # that of the end of the file
+    assert threads.begun in ([], ["read_some"])  # that of the end of the file
 
 
 async def test_a_full_disk_is_an_error(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +381,7 @@ async def test_other_kinds_take_the_slow_road(
         nursery.start_soon(lambda: pipe(stream, source=ends.source, sink=sink))
         far.write(b"x")
         assert await in_thread(os.read, reading, 100) == b"x"
-        assert "write" in threads.begun
+        assert "write_some" in threads.begun
         far.finish()
     for descriptor in {sink, reading}:
         os.close(descriptor)

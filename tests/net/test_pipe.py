@@ -193,6 +193,27 @@ async def test_one_socket_as_stdin_and_stdout() -> None:
             await stream.end()
 
 
+async def test_descriptors_that_are_non_blocking_are_waited_for() -> None:
+    """As a terminal that a program has left so: it was "Resource temporarily unavailable"."""
+    body = bytes(range(256)) * 4000  # more than the kernel takes
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    stream = FakeStream()
+    with near, far:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: pipe(stream, source=near.fileno(), sink=near.fileno()))
+            await trio.testing.wait_all_tasks_blocked(0.05)  # nothing is there to be read
+            far.send(b"ping")
+            assert await stream.peer.receive_some() == b"ping"
+            await stream.peer.send_all(body)
+            await stream.end()
+            received = b""
+            while len(received) < len(body):
+                received += await trio.to_thread.run_sync(far.recv, 1 << 20)
+        assert received == body
+        assert not near.getblocking()
+
+
 async def test_a_thread_that_comes_late_touches_nobody_elses_file(ends: Ends) -> None:
     """By then its descriptor may have been closed, and its number be given to another file."""
     late = Descriptor(ends.source)

@@ -1,6 +1,9 @@
 """Two pipes in the places of stdin and stdout. No tests here."""
 
+import fcntl
 import os
+import struct
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,3 +38,9 @@ def open_ends() -> Iterator[Ends]:
         yield ends
     finally:
         ends.close_all()
+
+
+def waiting_in(descriptor: int) -> int:
+    """How many bytes a pipe holds."""
+    [count] = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    return int(count)

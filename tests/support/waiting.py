@@ -22,3 +22,11 @@ async def until_by_the_wall(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await trio.to_thread.run_sync(time.sleep, 0.01)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+    """The same without trio."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

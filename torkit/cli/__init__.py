@@ -6,10 +6,8 @@ imported inside the functions that need it, so that `torkit --version` costs lit
 """
 
 import json
-import os
 import re
 import signal
-import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -23,6 +21,7 @@ from typer.core import TyperGroup
 
 from torkit.cli import progress
 from torkit.cli.lean_trio import import_trio
+from torkit.cli.standard import deliver_output, drop_unwritten_output, open_standard_descriptors
 from torkit.cli.teaching import LESSONS, epilog, overview
 from torkit.cli.voice import say, speak_for_loggers, speak_for_python
 from torkit.errors import (
@@ -59,8 +58,6 @@ INTERNAL = 7
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
-
-STDOUT = 1
 
 # Implementation limits. Seconds until the garbage collector is switched on: until then next to nothing is
 # garbage. And how many objects are made, and not freed, before it looks for cycles: every task switch makes
@@ -208,7 +205,7 @@ def torkit(
 
 def main() -> NoReturn:
     """The `torkit` program."""
-    _open_standard_descriptors()
+    open_standard_descriptors()
     speak_for_python()
     sys.exit(run_command_line(sys.argv[1:]))
 
@@ -224,13 +221,13 @@ def run_command_line(arguments: list[str]) -> int:
             if error.exit_code != OK:
                 raise
         sys.stdout.flush()
-        _wait_until_delivered()
+        deliver_output()
     except BaseException as error:
-        _drop_unwritten_output()
+        drop_unwritten_output()
         failure = cause(error)
         if isinstance(failure, TorkitError):  # a signal does not wait, and output that has failed need not
             with suppress(OSError):
-                _wait_until_delivered()
+                deliver_output()
         return report(failure)
     return OK
 
@@ -528,10 +525,11 @@ async def next_line(descriptor: int) -> str | None:
 
 def read_line(descriptor: int) -> str | None:
     """One line without its end, byte by byte, so that nothing after it is taken; None at the end of file."""
+    from torkit.net.descriptors import read_some
     from torkit.path import MAX_PATH_LINE
 
     line = bytearray()
-    while byte := os.read(descriptor, 1):
+    while byte := read_some(descriptor, 1):
         if byte == b"\n":
             return line.decode(errors="replace")
         line += byte
@@ -548,35 +546,3 @@ def write_file(path: Path, data: bytes) -> "FileIdentity | None":
         return write_output(path, data)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _open_standard_descriptors() -> None:
-    """Give what the parent closed to the null device, before a connection gets its number.
-
-    Reading a closed stdin gives an end. Writing to a closed stdout is an error, so that no byte is lost in
-    silence, and errors themselves may be lost: nobody wants to see them.
-    """
-    modes = (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))
-    for descriptor, (name, mode) in enumerate(modes):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, mode)
-            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r"))
-
-
-def _wait_until_delivered() -> None:
-    """Stay until stdout, if it is a connection, has delivered all. Raises OSError."""
-    if stat.S_ISSOCK(os.fstat(STDOUT).st_mode):
-        from torkit.net.delivery import wait_until_delivered
-
-        wait_until_delivered(STDOUT)
-
-
-def _drop_unwritten_output() -> None:
-    """Keep the interpreter from trying again, at its end, to write what could not be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())

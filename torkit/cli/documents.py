@@ -235,13 +235,27 @@ def naming(path: Path) -> Iterator[None]:
 def read_file(path: Path, limit: int) -> bytes:
     """The bytes of a file, `-` being stdin. Raises UsageError for what cannot be read or is over `limit`."""
     try:
-        with open(0 if path == Path("-") else path, "rb", closefd=path != Path("-")) as file:
-            data = file.read(limit + 1)
+        data = _read_stdin(limit + 1) if path == Path("-") else _read(path, limit + 1)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
     if len(data) > limit:
         raise UsageError(f"{path}: more than {limit} bytes")
     return data
+
+
+def _read(path: Path, count: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(count)
+
+
+def _read_stdin(count: int) -> bytes:
+    """Up to `count` bytes of stdin, in pieces: it may be non-blocking."""
+    from torkit.net.descriptors import READ_SIZE, read_some
+
+    data = bytearray()
+    while len(data) < count and (piece := read_some(0, min(count - len(data), READ_SIZE))):
+        data += piece
+    return bytes(data)
 
 
 def find_relay(directory: "Directory", name: str) -> int:

@@ -28,12 +28,12 @@ import trio
 
 from torkit._fast.pump import LocalEvent
 from torkit.errors import InternalError, TimedOut, TorkitError
+from torkit.net.descriptors import READ_SIZE, read_some, write_some
 from torkit.net.pump import Pump
 from torkit.net.stream import Stream
 
 T = TypeVar("T")
 
-READ_SIZE = 65_536  # bytes; what a Linux pipe holds, and some 130 cells
 MIN_PAUSE = 0.01  # seconds between looks for bytes that have gone
 
 # How long the end of `source` may follow after the reader of `sink` has gone: a parent that has all it wants
@@ -78,7 +78,7 @@ async def pipe(
     async def upload() -> None:
         nonlocal at_eof
         data = b"" if road is None else await road.upload()
-        while data or (data := await _in_thread(reader, os.read, READ_SIZE)):
+        while data or (data := await _in_thread(reader, read_some, READ_SIZE)):
             touch()
             try:
                 await stream.send_all(data)
@@ -338,7 +338,7 @@ async def _in_thread(descriptor: Descriptor, call: Callable[..., T], *arguments:
 async def _write_all(descriptor: Descriptor, data: bytes | bytearray) -> None:
     remaining = memoryview(data)
     while remaining:
-        written = await _in_thread(descriptor, os.write, remaining)
+        written = await _in_thread(descriptor, write_some, remaining)
         remaining = remaining[written:]
 
 

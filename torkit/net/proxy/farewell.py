@@ -18,7 +18,7 @@ import trio
 
 from torkit._fast.pump import Local, LocalEvent
 from torkit.errors import InternalError
-from torkit.net.delivery import DELIVERY_TIMEOUT, LOOK_INTERVAL, undelivered
+from torkit.net.descriptors import DELIVERY_TIMEOUT, LOOK_INTERVAL, undelivered
 from torkit.net.pump import Pump
 from torkit.net.stream import Stream
 

@@ -1,6 +1,9 @@
-"""Whether what was written to a socket has arrived: the kernel knows, and tells when it is asked.
+"""Descriptors that a parent has given us. No trio here.
 
-A connection that is closed while input waits in it is reset, and a reset takes back what was not delivered.
+They may be non-blocking: a flag of the open file, which is shared with whoever has set it, and stays.
+
+They may be connections. One that is closed while input waits in it is reset, and a reset takes back what was
+not delivered; the kernel knows what was, and tells when it is asked.
 """
 
 import fcntl
@@ -9,11 +12,11 @@ import select
 import socket
 import stat
 import struct
-import termios
 import time
 from errno import EPIPE, ETIMEDOUT
 
 # Implementation limits.
+READ_SIZE = 65_536  # bytes; what a Linux pipe holds, and some 130 cells
 LOOK_INTERVAL = 0.05  # seconds between questions to the kernel; a delayed acknowledgement takes 40 ms
 
 # Seconds without a byte taken after which a peer is given up; about as long as Linux by itself tries to
@@ -21,8 +24,40 @@ LOOK_INTERVAL = 0.05  # seconds between questions to the kernel; a delayed ackno
 DELIVERY_TIMEOUT = 300.0
 
 
+def read_some(descriptor: int, count: int) -> bytes:
+    """Read up to `count` bytes; wait for the first of them, be the descriptor non-blocking or not.
+
+    Raises OSError.
+    """
+    while True:
+        try:
+            return os.read(descriptor, count)
+        except BlockingIOError:
+            _wait_for(descriptor, select.POLLIN)
+
+
+def write_some(descriptor: int, data: bytes | bytearray | memoryview) -> int:
+    """Write some of `data`, not empty; wait until there is room, be the descriptor non-blocking or not.
+
+    Returns how many bytes. Raises OSError.
+    """
+    while True:
+        try:
+            return os.write(descriptor, data)
+        except BlockingIOError:
+            _wait_for(descriptor, select.POLLOUT)
+
+
+def _wait_for(descriptor: int, event: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    poll.poll()
+
+
 def undelivered(descriptor: int) -> int:
     """Bytes written to a socket that its peer has not acknowledged, and the end of file; 0 if unknown."""
+    import termios
+
     try:
         [count] = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))  # SIOCOUTQ
     except OSError:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from torkit.net import delivery
-from torkit.net.delivery import undelivered, wait_until_delivered
+from torkit.net import descriptors
+from torkit.net.descriptors import undelivered, wait_until_delivered
 
 BODY = bytes(range(250)) * 800  # more than the peer's socket takes before it is read
 FEW = 16_384  # bytes of a socket's buffer; with less, the kernel's timers slow everything down
@@ -68,7 +68,7 @@ def test_a_peer_that_resets_has_not_got_all() -> None:
 
 
 def test_a_peer_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "DELIVERY_TIMEOUT", 0.1)
+    monkeypatch.setattr(descriptors, "DELIVERY_TIMEOUT", 0.1)
     with connection() as (ours, _):
         ours.sendall(BODY)
         with pytest.raises(TimeoutError):
