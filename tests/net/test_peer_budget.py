@@ -1,20 +1,32 @@
 """Work for a peer has a budget: what a flood costs us, before a relay has proved who it is and after."""
 
+import fcntl
+import select
+import socket
+import sys
+import termios
+import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from random import Random
 
 import pytest
 import trio
 from fakes import FakeRelay
+from fast.talk import CONGESTION_CONTROL, Talk
 from raw_tls import TLS_1_2, RawPeer, raw_server
 from served import fresh_relays
 
+from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.channel import Channel as CoreChannel
-from torkit._fast.events import ChannelFailed
+from torkit._fast.events import ChannelFailed, CircuitFailed
+from torkit._fast.pump import Pump as CorePump
+from torkit._fast.tls import Tls
 from torkit.errors import ChannelError, TorkitError
 from torkit.net.channel import Channel
 from torkit.net.tls import TlsConnection
+
+SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
 
 Flood = Callable[[RawPeer], bytes]
 
@@ -196,3 +208,77 @@ async def test_answers_to_our_circuits_are_no_idle_cells(relay: FakeRelay) -> No
             data = bytearray(cells_of(command, 1, 0x80000000 | number + 1))
             events = core.receive_data(data, len(data))
             assert not any(isinstance(event, ChannelFailed) for event in events)
+
+
+# --- Relay cells that serve nothing: whoever sends them, the guard is not to blame ---------------------------
+
+
+@pytest.mark.parametrize("excess", [0, IDLE_CELLS_BRIM // 4])  # time passes meanwhile, which is worth some cells
+@pytest.mark.parametrize("kind", ["DROP", "XON for a look-up", "XOFF for a closed stream"])
+def test_relay_cells_that_serve_nothing_end_the_circuit_beyond_a_bound(kind: str, excess: int) -> None:
+    talk = Talk(hops=[CONGESTION_CONTROL])
+    circuit, other = talk.circuit(), talk.circuit()
+    far = talk.link.circuits[circuit.id]
+    stream_id = 0
+    if kind.endswith("look-up"):
+        stream_id = circuit.open_stream(0, is_resolve=True).id
+    elif kind.endswith("closed stream"):
+        stream = talk.stream(circuit)
+        stream_id = stream.id
+        circuit.close_stream(stream, b"\x06", 0.0)
+    for _ in range(IDLE_CELLS_BRIM + excess):
+        far.send(1, RelayCommand[kind.split()[0]], stream_id, bytes(5))
+    events = talk.feed(talk.link.take())
+    assert [type(event) for event in events] == ([CircuitFailed] if excess else [])
+    assert circuit.has_ended is bool(excess)
+    assert not other.has_ended
+
+
+# --- A crowd of relays ------------------------------------------------------------------------------------
+
+ROUND_LEN = 16 * (131072 + 16384)  # bytes: what all of them may have read in one round, and a record beside
+
+
+def test_a_crowd_of_relays_that_flood_is_read_in_turns(relay: FakeRelay) -> None:
+    """Counted, not timed: what one call of the core takes from the kernel, and that nobody is forgotten."""
+    flood_len, crowd_len = 400_000, 24
+    are_full = threading.Barrier(crowd_len + 1)
+
+    def play(peer: RawPeer) -> None:
+        peer.shake_hands()
+        flood = peer.records(cells_of(Command.RELAY, flood_len // CELL_LEN, 0x80000001))
+        peer.sock.sendall(flood)
+        are_full.wait(60)
+        peer.wait_closed()
+
+    with raw_server(relay, play) as address, ExitStack() as stack:
+        pump = CorePump()
+        socks = []
+        for _ in range(crowd_len):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 * flood_len)
+            sock.connect(address)
+            sock.setblocking(False)
+            tls = Tls(sock.fileno(), b"www.example.com")
+            while not tls.do_handshake():
+                tls.send(b"")
+                select.select([sock], [], [], 10)
+            tls.send(b"")
+            core = CoreChannel()
+            versions = bytearray(b"\0\0\x07\0\x02\0\x05")
+            core.receive_data(versions, len(versions))
+            pump.add_link(tls, core, object())
+            socks.append(sock)
+        are_full.wait(60)
+        before = list(map(waiting, socks))
+        assert sum(before) > 2 * ROUND_LEN
+        for _ in range(4):
+            left = sum(map(waiting, socks))
+            assert pump.run(-1, 0, 0, 0) == []
+            assert 0 < left - sum(map(waiting, socks)) <= ROUND_LEN
+        assert all(now < then for now, then in zip(map(waiting, socks), before, strict=True))
+
+
+def waiting(sock: socket.socket) -> int:
+    """How many bytes the kernel holds for this socket."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)

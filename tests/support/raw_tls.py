@@ -171,28 +171,35 @@ def raw_server(
     """Serve on loopback: `play` runs once for each client, in a thread."""
     listener = socket.create_server(("127.0.0.1", 0))
     failures: list[BaseException] = []
+    threads: list[threading.Thread] = []
 
-    def serve() -> None:
+    def serve(sock: socket.socket) -> None:
+        sock.settimeout(60)  # no test waits longer
+        peer = RawPeer(relay, sock, max_version)
+        try:
+            play(peer)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            peer.close()
+
+    def accept() -> None:
         while True:
             try:
                 sock, _ = listener.accept()
             except OSError:
                 return
-            sock.settimeout(60)  # no test waits longer
-            peer = RawPeer(relay, sock, max_version)
-            try:
-                play(peer)
-            except BaseException as error:
-                failures.append(error)
-            finally:
-                peer.close()
+            threads.append(threading.Thread(target=serve, args=(sock,)))
+            threads[-1].start()
 
-    thread = threading.Thread(target=serve)
-    thread.start()
+    threads.append(threading.Thread(target=accept))
+    threads[0].start()
     try:
         yield listener.getsockname()
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join()
+        threads[0].join()
+        for thread in threads[1:]:
+            thread.join()
     assert failures == []

@@ -3,6 +3,12 @@
 # What costs us work is taken out; time and good behaviour put in, up to a brim. Who takes more than there is has
 # gone beyond what any honest peer does, and is closed.
 
+# Implementation limits: cells that serve nothing, which somebody may send at once, and those a second beside. Honest
+# relays pad once in 1.5 s; so many unknown cells cost Python some 10 ms.
+cdef enum:
+    IDLE_CELLS_BRIM = 4096
+    IDLE_CELLS_RATE = 256
+
 cdef struct Bucket:
     double left
     double filled_at              # seconds, CLOCK_MONOTONIC

@@ -9,7 +9,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
-from torkit._fast.budget cimport fill
+from torkit._fast.budget cimport IDLE_CELLS_BRIM, IDLE_CELLS_RATE, fill
 from torkit._fast.cells cimport (
     CELL_BODY_LEN, CELL_LEN, CIRC_ID_LEN, Command, VAR_HEADER_LEN, VERSIONS_CIRC_ID_LEN,
     is_variable_length, load16, load32, monotonic, store16, store32,
@@ -23,11 +23,6 @@ from torkit.errors import ChannelError, UsageError
 
 # Implementation limit, bytes: VERSIONS, CERTS and AUTH_CHALLENGE of real relays take under 3 KiB.
 cdef Py_ssize_t VAR_BODY_LEN_MAX = 16384
-
-# Implementation limits: cells of link padding, unknown ones and those for no circuit of ours that a relay may send at
-# once, and those a second beside. Honest relays pad once in 1.5 s; so many unknown cells cost Python some 10 ms.
-cdef double IDLE_CELLS_BRIM = 4096
-cdef double IDLE_CELLS_RATE = 256
 
 
 @cython.final

@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from torkit._fast.budget cimport Bucket
 from torkit._fast.cells cimport Outbox
 from torkit._fast.idtable cimport IdTable
 from torkit._fast.onion cimport Layer, TAG_LEN_MAX
@@ -71,6 +72,7 @@ cdef class Circuit(Outlet):
     cdef Py_ssize_t kept          # bytes that somebody keeps of what its streams have brought
     cdef bint is_written_off      # `kept` counts no more: who keeps it has been told to let go
     cdef Py_ssize_t tally         # bytes that it holds, while the pump looks for who holds most
+    cdef Bucket idle_cells        # relay cells that serve nothing, and may still come
     cdef int relay_early_left
     cdef uint16_t next_stream_id
 
@@ -87,6 +89,7 @@ cdef class Circuit(Outlet):
                                     list events) except -1
     cdef int receive_message(self, int hop_index, int command, uint16_t stream_id, Stream stream,
                              bytes body, list events) except -1
+    cdef int count_idle(self, list events) except -1
     cdef int fail(self, list events, str reason) except -1
     cdef int seal_message(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body) except -1
     cdef bint originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,

@@ -19,6 +19,7 @@ from collections import deque
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from torkit._fast.budget cimport IDLE_CELLS_BRIM, IDLE_CELLS_RATE, fill
 from torkit._fast.cells cimport CELL_BODY_LEN, Command, RelayCommand, load16, monotonic, store16
 from torkit._fast.cgo cimport CGO_TAG_LEN
 from torkit._fast.events cimport Acknowledged, CircuitFailed, Message, Readable, Writable
@@ -84,6 +85,8 @@ cdef class Circuit(Outlet):
         self.blocked = deque()
         self.next_stream_id = first_stream_id
         self.relay_early_left = relay_early_count
+        self.idle_cells.left = IDLE_CELLS_BRIM
+        self.idle_cells.filled_at = monotonic()
 
     @property
     def hop_count(self):
@@ -366,7 +369,7 @@ cdef class Circuit(Outlet):
         """A message that is neither DATA nor SENDME; keep the stream's state true for what follows it."""
         if stream is None:
             if command == RelayCommand.DROP:
-                return 0
+                return self.count_idle(events)
             if is_for_streams(command):
                 return self.fail(events, f"{name_of(command)} arrived without a stream")
         elif command == RelayCommand.CONNECTED:
@@ -383,9 +386,18 @@ cdef class Circuit(Outlet):
             if stream.state == StreamState.HALF_OPEN:
                 return 0
             stream.state = StreamState.ENDED
-        if stream is not None and stream.state == StreamState.HALF_OPEN:
-            return 0
+        if stream is not None and (stream.state == StreamState.HALF_OPEN or (
+                stream.is_resolve and (command == RelayCommand.XON or command == RelayCommand.XOFF))):
+            return self.count_idle(events)
         events.append(Message(self, hop_index, command, stream_id, stream, body))
+        return 0
+
+    cdef int count_idle(self, list events) except -1:
+        """Count a relay cell that tells nothing to anybody. Who goes on sending such cells loses the circuit."""
+        fill(&self.idle_cells, monotonic(), IDLE_CELLS_RATE, 0, IDLE_CELLS_BRIM)
+        self.idle_cells.left -= 1
+        if self.idle_cells.left < 0:
+            return self.fail(events, "a relay keeps sending relay cells that serve nothing")
         return 0
 
     cdef int fail(self, list events, str reason) except -1:

@@ -314,7 +314,7 @@ cdef class Pump:
             if found or seconds <= 0:
                 return found
             now = monotonic()
-            if self.is_behind():
+            if self.links_behind():
                 if now < turn_ends_at:
                     continue
                 return found
@@ -373,12 +373,7 @@ cdef class Pump:
                 link.has_more = True
             if events[i].events & ~(EPOLLIN | EPOLLOUT):
                 link.answers = 0  # the relay is gone: read what is left, for epoll would tell again and again
-        for link in list(self.links):
-            if link.has_more:
-                try:
-                    self.receive(link, found)
-                except Exception as error:
-                    self.fail_link(link, error, found)
+        self.receive_all(found)
         if excess() > 0:
             self.relieve(found)
         if not found:
@@ -471,21 +466,45 @@ cdef class Pump:
         self.ended_for_memory += 1
         return True
 
-    cdef bint is_behind(self):
-        """Returns whether a relay's connection holds more than one round takes, which epoll may not know."""
+    cdef int links_behind(self):
+        """Returns how many relays' connections hold more than was taken, which epoll may not know."""
         cdef Link link
+        cdef int count = 0
         for link in self.links:
-            if link.has_more:
-                return True
-        return False
+            count += link.has_more
+        return count
 
-    cdef int receive(self, Link link, list found) except -1:
+    cdef int receive_all(self, list found) except -1:
+        """Read the links that hold something, in turns, as far as ROUND_READS go."""
+        cdef Link link
+        cdef int left = ROUND_READS
+        cdef int reads
+        cdef Py_ssize_t at
+        cdef int behind = self.links_behind()
+        if behind == 0:
+            return 0
+        for link in list(self.links):
+            if not link.has_more:
+                continue
+            if left == 0:  # who has had none is the first of the next round
+                at = self.links.index(link)
+                self.links = self.links[at:] + self.links[:at]
+                return 0
+            reads = min(left, max(1, MAX_READS // behind))
+            left -= reads
+            try:
+                self.receive(link, reads, found)
+            except Exception as error:
+                self.fail_link(link, error, found)
+        return 0
+
+    cdef int receive(self, Link link, int reads, list found) except -1:
         """What a relay has sent, up to the streams' sinks."""
         cdef Py_ssize_t count
         cdef int i
         cdef list events
         cdef Py_ssize_t sealed
-        for i in range(MAX_READS):
+        for i in range(reads):
             if link.answers > ANSWERS_MAX:
                 link.has_more = False
                 return self.watch_for(link, EPOLLOUT)

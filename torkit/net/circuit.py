@@ -478,8 +478,6 @@ class _Resolution:
         try:
             if command == RelayCommand.RESOLVED:
                 self.answers = messages.decode_resolved(body)
-            elif command in (RelayCommand.XON, RelayCommand.XOFF):
-                return  # means nothing to a look-up, and does no harm
             elif command == RelayCommand.END:
                 self._reason = messages.decode_end(body).reason
             else:

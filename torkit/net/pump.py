@@ -33,7 +33,7 @@ from torkit.errors import InternalError, trace
 LINGER = 0.1
 
 # However much there is to move, trio's sockets, deadlines and signals have their turn after so long.
-TURN = 0.04
+TURN = 0.015
 
 # A step of a task or a handler that takes so long is told of: everything else has waited for it.
 STALL = 0.5
