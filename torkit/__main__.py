@@ -6,7 +6,7 @@ import gc
 def start() -> None:
     """Run the command line. What imports make stays: torkit.cli.run has garbage looked for later."""
     gc.disable()
-    from torkit.cli import main
+    from torkit.cli.app import main
 
     main()
 

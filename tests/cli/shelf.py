@@ -7,7 +7,7 @@ from pathlib import Path
 import network_docs as nd
 import pytest
 
-from torkit import cli
+from torkit.cli.app import run_command_line
 
 NOW = datetime.fromtimestamp(nd.NOW, UTC).isoformat()
 
@@ -45,7 +45,7 @@ class Shelf:
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of a command line."""
         paths = ["--network", f"{self.path}/network.toml", "--data-dir", f"{self.path}/data"]
-        status = cli.run_command_line([*paths, *arguments])
+        status = run_command_line([*paths, *arguments])
         out, err = self.capture.readouterr()
         return status, out.decode(), err.decode()
 

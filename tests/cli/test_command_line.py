@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 from cli.shelf import Shelf
 
-from torkit import cli
-from torkit.cli import INTERNAL, targets, teaching
+from torkit.cli import app as program
+from torkit.cli import targets, teaching
+from torkit.cli.app import run_command_line
+from torkit.cli.failures import INTERNAL, exit_status
+from torkit.cli.files import write_file
+from torkit.cli.options import command_app
+from torkit.cli.paths import read_line
 from torkit.errors import (
     ChannelClosed,
     CircuitClosed,
@@ -87,7 +92,7 @@ def test_option_without_its_argument_hints_at_the_help_of_its_command() -> None:
 
 def test_what_a_library_warns_of_is_said_in_the_voice_of_all_else() -> None:
     program = (
-        "import sys, warnings, torkit.cli as cli\n"
+        "import sys, warnings; from torkit.cli import app as cli\n"
         "cli.run_command_line = lambda _: warnings.warn('two\\nlines', stacklevel=1)\n"
         "cli.main()\n"
     )
@@ -150,7 +155,7 @@ def test_version_is_a_command_too() -> None:
 
 def test_light_commands_do_not_import_what_is_heavy() -> None:
     program = (
-        "import sys; from torkit.cli import run_command_line as run\n"
+        "import sys; from torkit.cli.app import run_command_line as run\n"
         "run(['connect', '--help']); run(['connect', 'x']); run(['relays', '--help'])\n"
         "heavy = {'trio', 'torkit._fast.keys', 'rich', 'torkit.client', 'torkit.cli.testnet'}\n"
         "print(*sorted(heavy & set(sys.modules)))"
@@ -170,7 +175,7 @@ def test_light_commands_do_not_import_what_is_heavy() -> None:
 )
 def test_no_process_is_started(shelf: Shelf, arguments: list[str], message: str) -> None:
     program = (
-        "import sys; from torkit.cli import run_command_line as run\n"
+        "import sys; from torkit.cli.app import run_command_line as run\n"
         "starts = ('subprocess.Popen', 'os.fork', 'os.forkpty', 'os.exec', 'os.posix_spawn', 'os.system')\n"
         "sys.addaudithook(lambda event, values: event in starts and print(event, *values))\n"
         "run(sys.argv[1:])\n"
@@ -237,17 +242,17 @@ def test_closed_standard_descriptors_do_no_harm(closed: str) -> None:
     ],
 )
 def test_errors_have_their_statuses(error: TorkitError, status: int) -> None:
-    assert cli.exit_status(error) == status
+    assert exit_status(error) == status
 
 
 def run_and_fail(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
     def command() -> None:
         raise error
 
-    app = cli.command_app()
+    app = command_app()
     app.command()(command)
-    monkeypatch.setattr(cli, "app", app)
-    return cli.run_command_line([])
+    monkeypatch.setattr(program, "app", app)
+    return run_command_line([])
 
 
 def test_error_is_said_with_its_hint(
@@ -380,23 +385,23 @@ def test_line_is_read_without_what_follows() -> None:
     os.write(writing, b"one\ntwo")
     os.close(writing)
     try:
-        assert cli.read_line(reading) == "one"
+        assert read_line(reading) == "one"
         assert os.read(reading, 100) == b"two"
-        assert cli.read_line(reading) is None
+        assert read_line(reading) is None
     finally:
         os.close(reading)
 
 
 def test_line_without_end_is_refused() -> None:
     with open("/dev/zero", "rb") as zeros, pytest.raises(UsageError, match="over"):
-        cli.read_line(zeros.fileno())
+        read_line(zeros.fileno())
 
 
 def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.write_bytes(b"old")
     with target.open("rb") as old:
-        cli.write_file(target, b"new")
+        write_file(target, b"new")
         assert old.read() == b"old"  # replaced, not written over
     assert target.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [target]
@@ -404,12 +409,12 @@ def test_file_appears_only_when_complete(tmp_path: Path) -> None:
 
 def test_file_that_cannot_be_written_is_a_declared_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
-        cli.write_file(tmp_path / "nowhere" / "out", b"")
+        write_file(tmp_path / "nowhere" / "out", b"")
 
 
 def test_device_is_written_to_and_stays(tmp_path: Path) -> None:
     (tmp_path / "null").symlink_to("/dev/null")
-    cli.write_file(tmp_path / "null", b"x")
+    write_file(tmp_path / "null", b"x")
     assert (tmp_path / "null").is_symlink()
 
 
@@ -418,16 +423,16 @@ def test_device_is_written_to_and_stays(tmp_path: Path) -> None:
 )
 def test_signal_cancels_the_command_and_is_its_status(number: int, status: int) -> None:
     program = (
-        "import sys, trio; from torkit import cli\n"
+        "import sys, trio; from torkit.cli import app as program, options, running\n"
         "async def command():\n"
         "    try:\n"
         "        print('started', flush=True); await trio.sleep_forever()\n"
         "    finally:\n"
         "        print('cleaned up')\n"
-        "app = cli.command_app()\n"
-        "app.command()(lambda: cli.run(command, cli.Options(None, None, 'exit', False)))\n"
-        "cli.app = app\n"
-        "cli.main()\n"
+        "app = options.command_app()\n"
+        "app.command()(lambda: running.run(command, options.Options(None, None, 'exit', 0)))\n"
+        "program.app = app\n"
+        "program.main()\n"
     )
     command = ["env", "--default-signal", sys.executable, "-c", program]  # whoever runs this may ignore some
     with subprocess.Popen(
@@ -463,11 +468,11 @@ def test_who_waits_for_a_network_file_can_be_told_to_stop(tmp_path: Path, number
 
 def test_ignored_hangup_stays_ignored() -> None:
     program = (
-        "import os, signal, trio; from torkit import cli\n"
+        "import os, signal, trio; from torkit.cli import options, running\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "async def command():\n"
         "    os.kill(os.getpid(), signal.SIGHUP); await trio.lowlevel.checkpoint(); print('still here')\n"
-        "cli.run(command, cli.Options(None, None, 'exit', False))\n"
+        "running.run(command, options.Options(None, None, 'exit', 0))\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -11,8 +11,8 @@ import trio.testing
 from cli.shelf import Shelf
 from fake_tor import FakeTor
 
-from torkit.cli import WRONG_USAGE
 from torkit.cli.connect import carry
+from torkit.cli.failures import WRONG_USAGE
 from torkit.errors import EndReason, StreamClosed, TimedOut, Unreachable, UsageError
 from torkit.net.progress import Phase, Progress
 from torkit.path import path_to_json

@@ -2,7 +2,9 @@
 
 import pytest
 
-from torkit.cli import WRONG_USAGE, parse_padding, run_command_line
+from torkit.cli.app import run_command_line
+from torkit.cli.failures import WRONG_USAGE
+from torkit.cli.options import parse_padding
 from torkit.proto.padding import Padding
 
 

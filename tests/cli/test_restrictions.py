@@ -6,7 +6,10 @@ import pytest
 from cli.shelf import Shelf
 from fake_tor import FakeTor
 
-from torkit.cli import WRONG_USAGE, country_lookup, parse_path, restrictions, run_command_line
+from torkit.cli.app import run_command_line
+from torkit.cli.failures import WRONG_USAGE
+from torkit.cli.options import country_lookup, restrictions
+from torkit.cli.paths import parse_path
 from torkit.errors import UsageError
 from torkit.path import Constraints, path_to_json
 
@@ -50,16 +53,16 @@ def test_countries_are_never_silently_ignored(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     (shelf.path / "data").mkdir()
-    monkeypatch.setattr("torkit.cli.documents.GEOIP_DIR", shelf.path / "none")
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path / "none")
     status, _, err = shelf("build-circuit", option, "{aa}")
     assert (status, "no file of countries is installed" in err) == (WRONG_USAGE, True)
-    monkeypatch.setattr("torkit.cli.documents.GEOIP_DIR", shelf.path)
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path)
     status, _, err = shelf("build-circuit", option, "{aa},{??},{zz}")
     assert (status, "no address is in a country 'zz'" in err) == (WRONG_USAGE, True)
 
 
 def test_country_of_a_relay_is_looked_up_once(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torkit.cli.documents.GEOIP_DIR", shelf.path)
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path)
     assert country_lookup(None) is None
     assert country_lookup(Constraints(exits=frozenset({"relay1"}))) is None
     country_of = country_lookup(Constraints(exclude=frozenset({"{AA}", "{??}"})))

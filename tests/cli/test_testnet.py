@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from torkit.cli import run_command_line
+from torkit.cli.app import run_command_line
 from torkit.errors import StorageError
 from torkit.testnet import owner
 from torkit.testnet.network import owned
 
 # The commands as a program of their own, so that nothing of pytest's is inherited by the supervisor.
-COMMAND = [sys.executable, "-c", "from torkit.cli import main; main()", "testnet"]
+COMMAND = [sys.executable, "-c", "from torkit.cli.app import main; main()", "testnet"]
 
 
 def _torkit_testnet(*arguments: str) -> subprocess.CompletedProcess[str]:

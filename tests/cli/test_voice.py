@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from torkit import cli
-from torkit.cli import voice
+from torkit.cli import running, voice
+from torkit.cli.app import run_command_line
 from torkit.cli.voice import say
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_a_command_with_all_of_pythons_warnings_says_nothing_else(arguments: lis
 def test_v_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(voice, "speak_for_loggers", seen.append)
-    monkeypatch.setattr(cli, "speak_for_loggers", seen.append)
+    monkeypatch.setattr(running, "speak_for_loggers", seen.append)
     for options in ([], ["-v"], ["-vv"], ["-v", "--verbose"], ["-vvv"]):
-        cli.run_command_line([*options, "--network", "/nonexistent", "build-circuit"])
+        run_command_line([*options, "--network", "/nonexistent", "build-circuit"])
     assert seen == [0, 1, 2, 2, 3]

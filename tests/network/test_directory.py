@@ -124,7 +124,7 @@ def test_a_clock_that_is_wrong_by_less_than_a_day_stops_no_first_start(
     fresh_shell: Shell, web_server: WebServer, hours: int
 ) -> None:
     clock = f"import time; real = time.time; time.time = lambda: real() + {hours} * 3600"
-    start = f"{clock}; import sys; sys.argv[0] = 'torkit'; from torkit.cli import main; main()"
+    start = f"{clock}; import sys; sys.argv[0] = 'torkit'; from torkit.cli.app import main; main()"
     line = f'{sys.executable} -c "{start}" connect web.test:{web_server.port}'
     result = fresh_shell.run(line, stdin=b"GET /page HTTP/1.0\r\n\r\n")
     assert result.stdout.endswith(PAGE), result

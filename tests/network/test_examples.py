@@ -23,7 +23,7 @@ from network.private_network import RunningTestnet
 from network.servers import HOST, PAGE, BannerServer, WebServer
 from network.torkit_process import Shell, skip_without
 
-from torkit.cli.documents import GEOIP_DIR
+from torkit.cli.countries import GEOIP_DIR
 from torkit.cli.teaching import LESSONS
 from torkit.public_network import AUTHORITIES
 

@@ -6,19 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli import (
-    EntryNodes,
-    ExcludeNodes,
-    ExitNodes,
-    Options,
-    command_app,
-    open_client,
-    parse_path,
-    restrictions,
-    run,
-)
 from torkit.cli.documents import read_archived
+from torkit.cli.options import EntryNodes, ExcludeNodes, ExitNodes, Options, command_app, restrictions
+from torkit.cli.paths import parse_path
 from torkit.cli.progress import erase
+from torkit.cli.running import open_client, run
 from torkit.cli.table import FINGERPRINT, Table, terminal_width
 from torkit.cli.targets import format_address
 from torkit.errors import UsageError

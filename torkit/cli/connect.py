@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli import (
+from torkit.cli.memory import MaxMemory, parse_size
+from torkit.cli.options import (
     EntryNodes,
     ExcludeNodes,
     ExitNodes,
     Options,
     PaddingName,
     command_app,
-    open_client,
     parse_padding,
-    read_path,
     restrictions,
-    run,
     seconds,
 )
-from torkit.cli.memory import MaxMemory, parse_size
+from torkit.cli.paths import read_path
+from torkit.cli.running import open_client, run
 from torkit.cli.targets import format_address, parse_target
 from torkit.cli.voice import say
 from torkit.errors import TimedOut, UsageError

@@ -6,17 +6,18 @@ the cache or a file holds is printed without it.
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torkit.cli import Options, open_client, run
+from torkit.cli.files import read_file
+from torkit.cli.options import Options
+from torkit.cli.running import open_client, run
 from torkit.cli.targets import format_address
 from torkit.errors import DocumentError, NoDirectory, StorageError, UsageError
 
@@ -35,8 +36,6 @@ MICRODESC = "microdesc"
 
 # What archives put before a document, outside of what is signed: `@type network-status-consensus-3 1.0`.
 _ANNOTATIONS = re.compile(rb"\A(?:@[^\n]*\n)+")
-
-GEOIP_DIR = Path("/usr/share/tor")  # of Debian's tor-geoipdb
 
 
 def iso_time(value: str | float) -> float:
@@ -73,14 +72,6 @@ At = Annotated[
         metavar="TIME",
         help="When the consensus of --from must be valid, in ISO 8601; UTC unless it says otherwise.",
     ),
-]
-GeoIP = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Countries of IPv4 addresses; else tor-geoipdb's, if installed."),
-]
-GeoIP6 = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Countries of IPv6 addresses; else tor-geoipdb's, if installed."),
 ]
 
 
@@ -230,94 +221,6 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except DocumentError as error:
         raise DocumentError(f"{path}: {error}", hint=error.hint) from error
-
-
-def read_file(path: Path, limit: int) -> bytes:
-    """The bytes of a file, `-` being stdin. Raises UsageError for what cannot be read or is over `limit`."""
-    try:
-        data = _read_stdin(limit + 1) if path == Path("-") else _read(path, limit + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error
-    if len(data) > limit:
-        raise UsageError(f"{path}: more than {limit} bytes")
-    return data
-
-
-def _read(path: Path, count: int) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(count)
-
-
-def _read_stdin(count: int) -> bytes:
-    """Up to `count` bytes of stdin, in pieces: it may be non-blocking."""
-    from torkit.net.descriptors import READ_SIZE, read_some
-
-    data = bytearray()
-    while len(data) < count and (piece := read_some(0, min(count - len(data), READ_SIZE))):
-        data += piece
-    return bytes(data)
-
-
-def find_relay(directory: "Directory", name: str) -> int:
-    """The place of the one relay with this fingerprint or nickname. Raises UsageError."""
-    indexes = directory.indexes_of(name)
-    if not indexes:
-        is_beginning = re.fullmatch(r"\$?[0-9A-Fa-f]{1,39}", name)
-        hint = f"torkit relays --fingerprint {name} lists those that begin so" if is_beginning else None
-        raise UsageError(f"no relay {name!r} in the consensus", hint=hint)
-    if len(indexes) > 1:
-        some = ", ".join(directory.consensus.relays.identities[index].hex().upper() for index in indexes[:3])
-        raise UsageError(
-            f"{len(indexes)} relays are called {name!r}",
-            hint=f"name it by its fingerprint: {some}{', ...' if len(indexes) > 3 else ''}",
-        )
-    return indexes[0]
-
-
-class Countries:
-    """Countries of addresses, by the files named or installed; each is read when first needed."""
-
-    def __init__(self, geoip: Path | None = None, geoip6: Path | None = None) -> None:
-        self._paths = {4: geoip, 6: geoip6}
-        self._texts: dict[int, bytes | None] = {}
-
-    def require(self) -> None:
-        """Raises UsageError where no file tells a relay's country, which is that of its IPv4 address."""
-        if self._text(4) is None:
-            raise UsageError(
-                "no file of countries is installed", hint="install tor-geoipdb, or name --geoip FILE"
-            )
-
-    def require_known(self, countries: Iterable[str]) -> None:
-        """Raises UsageError where no file is installed, and for a code that is not in it."""
-        from torkit.directory.geoip import UNKNOWN, has_country
-
-        text = self._text(4)
-        if text is None:
-            raise UsageError("no file of countries is installed", hint="install tor-geoipdb")
-        for country in countries:
-            if country != UNKNOWN and not has_country(text, country):
-                raise UsageError(f"no address is in a country {country!r}", hint="use codes like de or us")
-
-    def of(self, address: str) -> str | None:
-        """A code like `us`, `??` for an address in no country, None where there is no file to look in.
-
-        Raises DocumentError for a file that is none, UsageError for one that cannot be read.
-        """
-        from torkit.directory.geoip import country_of
-
-        parsed = ip_address(address)
-        text = self._text(parsed.version)
-        return None if text is None else country_of(text, parsed)
-
-    def _text(self, version: int) -> bytes | None:
-        from torkit.directory.geoip import MAX_GEOIP_LEN
-
-        if version not in self._texts:
-            installed = GEOIP_DIR / ("geoip" if version == 4 else "geoip6")
-            path = self._paths[version] or (installed if installed.exists() else None)
-            self._texts[version] = None if path is None else read_file(path, MAX_GEOIP_LEN)
-        return self._texts[version]
 
 
 def status_fields(status: "RouterStatus") -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli import Options, command_app, write_file
 from torkit.cli.documents import At, Certs, Flavor, From, Source, read_directory, status_fields
+from torkit.cli.files import write_file
+from torkit.cli.options import Options, command_app
 from torkit.errors import UsageError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from torkit.cli import command_app
+from torkit.cli.options import command_app
 
 app = command_app()
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torkit.cli import Options, command_app, open_client, run
+from torkit.cli.options import Options, command_app
 from torkit.cli.progress import erase
+from torkit.cli.running import open_client, run
 from torkit.cli.teaching import LESSONS
 from torkit.cli.voice import say
 from torkit.errors import StorageError

@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torkit.cli import command_app
-from torkit.cli.documents import (
-    At,
-    Certs,
-    Countries,
-    Flavor,
-    From,
-    GeoIP,
-    GeoIP6,
-    Source,
-    find_relay,
-    read_directory,
-    status_fields,
-)
+from torkit.cli.countries import Countries, GeoIP, GeoIP6
+from torkit.cli.documents import At, Certs, Flavor, From, Source, read_directory, status_fields
+from torkit.cli.options import command_app
+from torkit.cli.paths import find_relay
 from torkit.cli.table import labelled, terminal_width
 from torkit.cli.targets import format_address
 from torkit.cli.voice import say

@@ -10,18 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from torkit.cli import command_app
-from torkit.cli.documents import (
-    At,
-    Certs,
-    Countries,
-    Flavor,
-    From,
-    GeoIP,
-    Source,
-    find_relay,
-    read_directory,
-)
+from torkit.cli.countries import Countries, GeoIP
+from torkit.cli.documents import At, Certs, Flavor, From, Source, read_directory
+from torkit.cli.options import command_app
+from torkit.cli.paths import find_relay
 from torkit.cli.table import Table, terminal_width
 from torkit.cli.targets import format_address
 from torkit.cli.voice import say

@@ -13,24 +13,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli import (
-    OK,
+from torkit.cli.failures import OK
+from torkit.cli.files import write_file
+from torkit.cli.lean_trio import import_trio
+from torkit.cli.memory import MaxMemory, parse_size
+from torkit.cli.options import (
     EntryNodes,
     ExcludeNodes,
     ExitNodes,
     Options,
     PaddingName,
     command_app,
-    open_client,
     parse_padding,
-    read_path,
     restrictions,
-    run,
-    write_file,
 )
-from torkit.cli.lean_trio import import_trio
-from torkit.cli.memory import MaxMemory, parse_size
+from torkit.cli.paths import read_path
 from torkit.cli.progress import to_json
+from torkit.cli.running import open_client, run
 from torkit.cli.targets import format_address, parse_listen
 from torkit.cli.voice import say
 from torkit.errors import NotPossible, StorageError, TorkitError, UsageError

@@ -8,7 +8,8 @@ import trio
 import typer
 
 from torkit import testnet
-from torkit.cli import FAILED, OK, command_app
+from torkit.cli.failures import FAILED, OK
+from torkit.cli.options import command_app
 from torkit.cli.teaching import LESSONS
 from torkit.cli.voice import say
 from torkit.config import user_state_dir

@@ -1,6 +1,7 @@
 """`torkit version`: the same as --version."""
 
-from torkit.cli import command_app, print_version
+from torkit.cli.app import print_version
+from torkit.cli.options import command_app
 
 app = command_app()
 

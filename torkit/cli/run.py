@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli import (
+from torkit.cli import progress
+from torkit.cli.failures import cause_of, report
+from torkit.cli.lean_trio import import_trio
+from torkit.cli.memory import MaxMemory, parse_size
+from torkit.cli.options import (
     EntryNodes,
     ExcludeNodes,
     ExitNodes,
     Options,
     PaddingName,
-    cause,
     command_app,
-    open_client,
     parse_padding,
-    progress,
-    report,
     restrictions,
 )
-from torkit.cli import run as run_async
-from torkit.cli.lean_trio import import_trio
-from torkit.cli.memory import MaxMemory, parse_size
+from torkit.cli.running import open_client
+from torkit.cli.running import run as run_async
 from torkit.cli.socks import RESERVED_DESCRIPTORS, allow_descriptors
 from torkit.cli.teaching import LESSONS
 from torkit.cli.voice import say
@@ -112,7 +111,7 @@ def run(
         sockets = child.take_sockets()
         run_async(serve_command, options)
     except (TorkitError, CannotRun, BaseExceptionGroup) as error:
-        code = tell(cause(error))
+        code = tell(cause_of(error))
         child.wait()
         raise typer.Exit(code) from None
     end_as(codes[0])

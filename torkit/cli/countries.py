@@ -1,0 +1,71 @@
+"""The countries of relays, by tor-geoipdb's files."""
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from torkit.cli.files import read_file
+from torkit.errors import UsageError
+
+if TYPE_CHECKING:
+    pass
+
+GEOIP_DIR = Path("/usr/share/tor")  # of Debian's tor-geoipdb
+
+GeoIP = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Countries of IPv4 addresses; else tor-geoipdb's, if installed."),
+]
+GeoIP6 = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Countries of IPv6 addresses; else tor-geoipdb's, if installed."),
+]
+
+
+class Countries:
+    """Countries of addresses, by the files named or installed; each is read when first needed."""
+
+    def __init__(self, geoip: Path | None = None, geoip6: Path | None = None) -> None:
+        self._paths = {4: geoip, 6: geoip6}
+        self._texts: dict[int, bytes | None] = {}
+
+    def require(self) -> None:
+        """Raises UsageError where no file tells a relay's country, which is that of its IPv4 address."""
+        if self._text(4) is None:
+            raise UsageError(
+                "no file of countries is installed", hint="install tor-geoipdb, or name --geoip FILE"
+            )
+
+    def require_known(self, countries: Iterable[str]) -> None:
+        """Raises UsageError where no file is installed, and for a code that is not in it."""
+        from torkit.directory.geoip import UNKNOWN, has_country
+
+        text = self._text(4)
+        if text is None:
+            raise UsageError("no file of countries is installed", hint="install tor-geoipdb")
+        for country in countries:
+            if country != UNKNOWN and not has_country(text, country):
+                raise UsageError(f"no address is in a country {country!r}", hint="use codes like de or us")
+
+    def of(self, address: str) -> str | None:
+        """A code like `us`, `??` for an address in no country, None where there is no file to look in.
+
+        Raises DocumentError for a file that is none, UsageError for one that cannot be read.
+        """
+        from torkit.directory.geoip import country_of
+
+        parsed = ip_address(address)
+        text = self._text(parsed.version)
+        return None if text is None else country_of(text, parsed)
+
+    def _text(self, version: int) -> bytes | None:
+        from torkit.directory.geoip import MAX_GEOIP_LEN
+
+        if version not in self._texts:
+            installed = GEOIP_DIR / ("geoip" if version == 4 else "geoip6")
+            path = self._paths[version] or (installed if installed.exists() else None)
+            self._texts[version] = None if path is None else read_file(path, MAX_GEOIP_LEN)
+        return self._texts[version]

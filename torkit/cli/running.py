@@ -1,0 +1,140 @@
+"""Runs the asynchronous part of a command: signals, the garbage collector, a client."""
+
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from torkit.cli import progress
+from torkit.cli.lean_trio import import_trio
+from torkit.cli.options import Options, country_lookup
+from torkit.cli.voice import say, speak_for_loggers
+from torkit.errors import NotPossible, UsageError
+
+if TYPE_CHECKING:
+    from torkit.client import Tor
+    from torkit.path import Constraints
+    from torkit.proto.padding import Padding
+
+# Implementation limits. Seconds until the garbage collector is switched on: until then next to nothing is
+# garbage. And how many objects are made, and not freed, before it looks for cycles: every task switch makes
+# some, and by default it looks hundreds of times a second.
+START_TIME = 2.0
+GC_THRESHOLD = 50_000
+
+
+def run(
+    command: Callable[[], Awaitable[None]], options: Options, *, on_sigterm: int = 128 + signal.SIGTERM
+) -> None:
+    """Run a command's asynchronous part; a signal cancels it, so that streams end and files are whole.
+
+    Raises typer.Exit with 128 and the signal's number, or `on_sigterm`.
+    """
+    import gc
+
+    import_trio()
+    import trio
+
+    speak_for_loggers(options.verbosity)
+    # What the parent had ignored stays so: nohup's SIGHUP, SIGINT of a job in the background.
+    ending = [
+        signal.SIGTERM,
+        *(s for s in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN),
+    ]
+    received: list[int] = []
+
+    async def cancel_on_signal(scope: trio.CancelScope, task_status: "trio.TaskStatus[None]") -> None:
+        with trio.open_signal_receiver(*ending) as signals:
+            task_status.started()
+            received.append(await anext(signals))
+        # A second signal finds the handlers as they were, and ends us without ceremony.
+        scope.cancel()
+
+    async def collect_garbage() -> None:
+        await trio.sleep(START_TIME)
+        gc.freeze()  # what a start makes stays: imports, and the directory
+        gc.set_threshold(GC_THRESHOLD)
+        gc.enable()
+
+    async def run_command() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(cancel_on_signal, nursery.cancel_scope)
+            nursery.start_soon(collect_garbage)
+            await command()
+            nursery.cancel_scope.cancel()
+
+    trio.run(run_command)
+    if received:
+        [number] = received
+        raise typer.Exit(on_sigterm if number == signal.SIGTERM else 128 + number)
+
+
+@asynccontextmanager
+async def open_client(
+    options: Options,
+    *,
+    is_service: bool = False,
+    spare_circuits: int = 0,
+    consensus: bytes | None = None,
+    as_json: bool = False,
+    restrictions: "Constraints | None" = None,
+    padding: "Padding | None" = None,
+    max_memory: int | None = None,
+) -> "AsyncIterator[Tor]":
+    """The client that the global options describe; how far it has come is shown, perhaps `as_json`."""
+    import trio
+
+    from torkit.client import open_tor
+    from torkit.config import data_dir, load_network
+    from torkit.proto.circuit import Cgo
+    from torkit.proto.padding import Padding
+
+    try:
+        cgo = Cgo(options.cgo)
+    except ValueError:
+        raise UsageError(f"--cgo takes exit, all or off, not {options.cgo!r}") from None
+    protect_keys(options)
+    if options.network is None:
+        network = load_network(None)
+    else:  # in a thread: signals end the wait for a pipe that nobody writes to
+        network = await trio.to_thread.run_sync(load_network, options.network, abandon_on_cancel=True)
+    async with (
+        open_tor(
+            network=network,
+            data_dir=data_dir(network, options.data_dir),
+            cgo=cgo,
+            padding=padding or Padding.AUTO,
+            spare_circuits=spare_circuits,
+            consensus=consensus,
+            restrictions=restrictions,
+            country_of=country_lookup(restrictions),
+            max_memory=max_memory,
+        ) as tor,
+        trio.open_nursery() as nursery,
+    ):
+        tells_early = is_service or options.verbosity > 0
+        nursery.start_soon(partial(progress.show, tor, is_service=tells_early, as_json=as_json))
+        try:
+            yield tor
+        finally:
+            progress.erase()
+            nursery.cancel_scope.cancel()
+
+
+def protect_keys(options: Options) -> None:
+    """Keep the keys of circuits from other programs, unless told otherwise. Raises NotPossible."""
+    from torkit._fast.process import forbid_inspection
+
+    if options.allow_debugging:
+        say("--allow-debugging: other programs of this user can read the keys of circuits from memory")
+        return
+    try:
+        forbid_inspection()
+    except OSError as error:
+        raise NotPossible(
+            f"the system does not keep debuggers away: {error.strerror}",
+            hint="--allow-debugging goes on without",
+        ) from error
