@@ -5,11 +5,13 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import trio
 from fakes import FakeStream, answer_begin
+from net.test_circuits_pool import open_pool
 from served import ServedNetwork, serve_network
 
 from torkit.client import Tor, open_tor
@@ -30,6 +32,8 @@ from torkit.events import (
     StreamNew,
     StreamSucceeded,
 )
+from torkit.net.circuits.build import build_circuit
+from torkit.net.circuits.purpose import OnionDirectory
 from torkit.net.journal import MAX_WAITING, Events, Journal
 from torkit.net.progress import Phase
 
@@ -145,6 +149,21 @@ async def test_no_event_names_a_destination(tmp_path: Path) -> None:
         assert HOST not in repr(read_now(events))
 
 
+async def test_no_event_names_the_relay_that_an_onion_service_has_chosen() -> None:
+    async with open_pool() as pool:
+        settings = pool.current.circuit_settings()
+        events = settings.journal.events()
+        target = pool.path[-1]._replace(nickname="target")
+        path = (*pool.path[:2], target)
+        circuit = await build_circuit(pool.channels, path, settings, Random(), purpose=OnionDirectory(target))
+        told = read_now(events)
+        assert CircuitLaunched(circuit.id, "HS_CLIENT_HSDIR") in told
+        (built,) = (event for event in told if isinstance(event, CircuitBuilt))
+        assert built.path[-1] == "unnamed"
+        for secret in (target.fingerprint, target.nickname):
+            assert secret not in repr(told) + repr(circuit)
+
+
 async def test_nothing_is_made_where_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tell(self: Journal, event: Event) -> None:
         raise AssertionError(f"{event} was made for nobody")
@@ -208,9 +227,9 @@ async def test_what_things_are_can_be_seen(tmp_path: Path) -> None:
         assert re.fullmatch(r"<Tor: [a-z ]+, no directory, 0 clean, 0 dirty, 0 worn circuits>", repr(tor))
         await tor.wait_ready()
         stream = await tor.connect(HOST, 80)
-        nicknames = " - ".join(relay.nickname for relay in stream.path)
+        names = " - ".join(f"${relay.fingerprint}~{relay.nickname}" for relay in stream.path)
         number = stream.circuit.id
-        assert repr(stream.circuit) == f"<Circuit {number} GENERAL, {nicknames}, 1 streams, open>"
+        assert repr(stream.circuit) == f"<Circuit {number} GENERAL, {names}, 1 streams, open>"
         assert repr(stream) == f"<Stream {stream.id} on circuit {number}, connected>"
         assert repr(tor).endswith("relays, 0 clean, 1 dirty, 0 worn circuits>")
         guard = tor._parts.guards.guards.find(stream.path[0].identity)

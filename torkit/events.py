@@ -1,7 +1,8 @@
 """What happens to a client's circuits, streams, guards and directory, as records for whoever watches.
 
 Circuits and streams are told apart by small numbers, counted from 1. Relays are written
-`$FINGERPRINT~nickname`, as in control-spec. No record names a destination.
+`$FINGERPRINT~nickname`, as in control-spec; but the last one of a circuit for an onion service may tell which
+service that is, and is `unnamed`. No record names a destination.
 """
 
 from typing import NamedTuple

@@ -23,7 +23,7 @@ from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError
 from torkit.events import CircuitBuilt, CircuitEnded, CircuitExtended, CircuitLaunched
 from torkit.net.contact import or_addresses
-from torkit.net.journal import Journal, name_of
+from torkit.net.journal import UNNAMED, Journal, name_of
 from torkit.net.stream import Stream, StreamBroken, StreamFlow, cut_off, ended_by
 from torkit.params import parameter
 from torkit.path_bias import UNWATCHED
@@ -117,6 +117,7 @@ class Circuit:
         self.error: TorkitError | None = None
         self.on_end: Callable[[], None] | None = None
         self.watch = UNWATCHED  # told what becomes of it, for its guard's sake
+        self.unnamed_hop: int | None = None  # the number of one that events do not name
         self.is_told = False  # whether a line has told that it was built, and another tells how it ends
         self._channel = channel
         self._core = core
@@ -130,7 +131,7 @@ class Circuit:
 
     def __repr__(self) -> str:
         state = "open" if self.error is None else f"ended: {self.error}"
-        path = " - ".join(relay.nickname for relay in self.path)
+        path = " - ".join(self._names)
         return (
             f"<Circuit {self.id} {self.purpose}, {path or 'no hops'}, {self.stream_count} streams, {state}>"
         )
@@ -231,13 +232,20 @@ class Circuit:
             ),
         )
         if self.journal.is_heard:
-            self.journal.tell(CircuitExtended(self.id, len(self.path), name_of(relay)))
+            self.journal.tell(CircuitExtended(self.id, len(self.path), self._names[-1]))
 
     def note_built(self) -> None:
         """Every hop that it was to have was made."""
         self.watch.note_built()
         if self.journal.is_heard:
-            self.journal.tell(CircuitBuilt(self.id, tuple(map(name_of, self.path))))
+            self.journal.tell(CircuitBuilt(self.id, self._names))
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What events call its relays."""
+        return tuple(
+            UNNAMED if hop == self.unnamed_hop else name_of(relay) for hop, relay in enumerate(self.path, 1)
+        )
 
     async def _await_reply(self, command: Command | RelayCommand) -> bytes:
         if self.error is not None:

@@ -18,6 +18,8 @@ from torkit.net.progress import Progress, Tracker
 # Implementation limit: events that wait for one reader; the oldest are dropped for more.
 MAX_WAITING = 10_000
 
+UNNAMED = "unnamed"  # a relay that a service has chosen, so that it may tell which
+
 Listener = Callable[[Event], None]
 
 

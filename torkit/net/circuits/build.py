@@ -250,6 +250,7 @@ async def build_circuit(
         circuit = new
         progress.reach(Phase.CIRCUIT_CREATE)
         circuit.watch = guard.watch
+        circuit.unnamed_hop = None if ends_at_exit else len(path)
         begin(circuit)
         for number, relay in enumerate(path, 1):
             # Only an exit is asked for what exits are: others are asked for what middle hops are.
