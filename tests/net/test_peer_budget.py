@@ -210,10 +210,10 @@ async def test_answers_to_our_circuits_are_no_idle_cells(relay: FakeRelay) -> No
             assert not any(isinstance(event, ChannelFailed) for event in events)
 
 
-# --- Relay cells that serve nothing: whoever sends them, the guard is not to blame ---------------------------
+# --- Relay cells that serve nothing: whoever sends them, the guard is not to blame ------------------------
 
 
-@pytest.mark.parametrize("excess", [0, IDLE_CELLS_BRIM // 4])  # time passes meanwhile, which is worth some cells
+@pytest.mark.parametrize("excess", [0, IDLE_CELLS_BRIM // 4])  # time passes, which is worth some
 @pytest.mark.parametrize("kind", ["DROP", "XON for a look-up", "XOFF for a closed stream"])
 def test_relay_cells_that_serve_nothing_end_the_circuit_beyond_a_bound(kind: str, excess: int) -> None:
     talk = Talk(hops=[CONGESTION_CONTROL])
