@@ -16,7 +16,7 @@ from torkit.directory.directory import Directory, Position, Relay
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import encode_time
 from torkit.errors import NoDirectory, NoGuard, NoPath
-from torkit.guards import DAY, RETRY_SCHEDULE, Guards
+from torkit.guards import DAY, RETRY_SCHEDULE, Guards, Verdict
 from torkit.params import default_param
 from torkit.path import Constraints
 
@@ -90,14 +90,14 @@ class User:
     def reach(self, name: str) -> None:
         self.guards.note_reached(IDENTITIES[name], now=self.now)
 
-    def is_usable(self, name: str, fits: Callable[[Relay], bool] = anyone) -> bool | None:
-        return self.guards.is_usable(self.directory, IDENTITIES[name], fits, now=self.now)
+    def judge(self, name: str, fits: Callable[[Relay], bool] = anyone) -> Verdict:
+        return self.guards.judge(self.directory, IDENTITIES[name], fits, now=self.now)
 
     def use(self, fits: Callable[[Relay], bool] = anyone) -> str:
         """Build a circuit for traffic, which works."""
         name = self.choose(fits)
         self.reach(name)
-        assert self.is_usable(name, fits)
+        assert self.judge(name, fits) is Verdict.USABLE
         self.guards.confirm(IDENTITIES[name], now=self.now, rng=self.rng)
         return name
 
@@ -500,7 +500,7 @@ def test_a_guard_that_is_not_primary_is_used_when_all_primary_ones_are_down(user
     fourth = user.choose()
     assert fourth not in user.primary
     user.reach(fourth)
-    assert user.is_usable(fourth) is True
+    assert user.judge(fourth) is Verdict.USABLE
 
 
 def test_two_circuits_at_once_try_two_guards_and_the_better_is_waited_for(user: User) -> None:
@@ -509,10 +509,10 @@ def test_two_circuits_at_once_try_two_guards_and_the_better_is_waited_for(user: 
     fourth, fifth = user.choose(), user.choose()
     assert fourth != fifth
     user.reach(fifth)
-    assert user.is_usable(fifth) is None
+    assert user.judge(fifth) is Verdict.UNDECIDED
     user.reach(fourth)
-    assert user.is_usable(fourth) is True
-    assert user.is_usable(fifth) is False
+    assert user.judge(fourth) is Verdict.USABLE
+    assert user.judge(fifth) is Verdict.BETTER_FIRST
 
 
 def test_the_worse_guard_is_used_once_the_better_has_failed(user: User) -> None:
@@ -521,7 +521,7 @@ def test_the_worse_guard_is_used_once_the_better_has_failed(user: User) -> None:
     fourth, fifth = user.choose(), user.choose()
     user.reach(fifth)
     user.fail(fourth)
-    assert user.is_usable(fifth) is True
+    assert user.judge(fifth) is Verdict.USABLE
 
 
 def test_the_better_guard_is_waited_for_only_so_long(user: User) -> None:
@@ -530,9 +530,9 @@ def test_the_better_guard_is_waited_for_only_so_long(user: User) -> None:
     _, fifth = user.choose(), user.choose()
     user.now += CONNECT_TIMEOUT - 1
     user.reach(fifth)
-    assert user.is_usable(fifth) is None
+    assert user.judge(fifth) is Verdict.UNDECIDED
     user.now += 1
-    assert user.is_usable(fifth) is True
+    assert user.judge(fifth) is Verdict.USABLE
 
 
 def test_a_better_guard_that_does_not_go_with_the_path_is_not_waited_for(user: User) -> None:
@@ -540,7 +540,7 @@ def test_a_better_guard_that_does_not_go_with_the_path_is_not_waited_for(user: U
     user.fail_primary()
     fourth, fifth = user.choose(), user.choose()
     user.reach(fifth)
-    assert user.is_usable(fifth, none_of(fourth)) is True
+    assert user.judge(fifth, none_of(fourth)) is Verdict.USABLE
 
 
 def test_an_attempt_given_up_or_forgotten_holds_nobody_up(user: User) -> None:
@@ -571,11 +571,11 @@ def test_a_circuit_gives_way_when_a_primary_guard_is_worth_a_try_again(user: Use
     fourth = user.choose()
     user.now += 1
     user.reach(fourth)
-    assert user.is_usable(fourth) is False
+    assert user.judge(fourth) is Verdict.BETTER_FIRST
     assert user.choose() == first
     user.fail_primary()
     assert user.choose() == fourth
-    assert user.is_usable(fourth) is True
+    assert user.judge(fourth) is Verdict.USABLE
 
 
 def test_after_the_network_was_down_primary_guards_come_first_again(user: User) -> None:
@@ -584,7 +584,7 @@ def test_after_the_network_was_down_primary_guards_come_first_again(user: User) 
     user.fail_primary()
     fourth = user.choose()
     user.reach(fourth)
-    assert user.is_usable(fourth) is False
+    assert user.judge(fourth) is Verdict.BETTER_FIRST
     assert user.choose() == first
 
 
@@ -594,14 +594,14 @@ def test_a_network_that_was_up_a_moment_ago_is_not_taken_for_down(user: User) ->
     user.fail_primary()
     fourth = user.choose()
     user.reach(fourth)
-    assert user.is_usable(fourth) is True
+    assert user.judge(fourth) is Verdict.USABLE
 
 
 def test_at_the_start_nothing_is_known_of_the_network(user: User) -> None:
     user.fail_primary()
     fourth = user.choose()
     user.reach(fourth)
-    assert user.is_usable(fourth) is False
+    assert user.judge(fourth) is Verdict.BETTER_FIRST
     assert user.choose() == user.primary[0]
 
 
@@ -968,7 +968,7 @@ def test_whatever_happens_the_lists_stay_in_order(steps: list[tuple[int, int, fl
         elif kind == 3:
             user = user.restart()
         else:
-            assert user.is_usable(user.choose()) in (True, False, None)
+            assert user.judge(user.choose()) in Verdict
         assert user.primary == [one for one in user.sample if one in user.primary]
         assert len(set(user.sample)) == len(user.sample) <= 60
         assert len(user.guards.primary) == 3

@@ -8,7 +8,7 @@ Pure: the directory, the time and the outcomes of circuits are arguments. A guar
     primary     the first few of the filtered: used at once where reachable, retried soon where not
 
 A circuit through another than a primary guard is built to see who answers, and used only once no better
-guard may still do so: `is_usable`, after proposal 337, which asks about guards where guard-spec compares
+guard may still do so: `judge`, after proposal 337, which asks about guards where guard-spec compares
 circuits. Guards of a kind are preferred in the order of sampling, as by C tor (proposal 310).
 
 A primary guard whose microdescriptor has not come is waited for (`lacking`): whoever serves directories
@@ -57,6 +57,14 @@ class Reachability(Enum):
     YES = "yes"
     NO = "no"
     MAYBE = "maybe"
+
+
+class Verdict(Enum):
+    """On a guard that is not primary."""
+
+    USABLE = "its circuit may carry traffic"
+    UNDECIDED = "a better one is being tried"
+    BETTER_FIRST = "a better one is worth a try"
 
 
 class Guard:
@@ -255,14 +263,14 @@ class Guards:
         places = [relays.index_of(guard.identity) for guard in self._reachable_primary(now)[:count]]
         return [relays[place].nickname for place in places if place is not None and directory.lacks(place)]
 
-    def is_usable(self, directory: Directory, identity: bytes, fits: Fits, *, now: float) -> bool | None:
-        """Returns whether a complete circuit may carry traffic; None while that is not known yet.
+    def judge(self, directory: Directory, identity: bytes, fits: Fits, *, now: float) -> Verdict:
+        """Decide whether a complete circuit may carry traffic. Guards whose retry is due count as up again.
 
-        True needs a primary guard, or one of which all better ones that fit are down or slow to answer.
-        False says that a better one is worth trying first. Proposal 337.
+        It may if it begins at a primary guard, or if all better guards that fit are down or slow to answer.
+        Proposal 337.
         """
         if any(guard.identity == identity for guard in self._primary):
-            return True
+            return Verdict.USABLE
         timeout = self._param("guard-nonprimary-guard-connect-timeout")
         must_wait = False
         for guard in self._by_preference():
@@ -273,10 +281,10 @@ class Guards:
             if guard.reachability is Reachability.NO or relay is None or not fits(relay):
                 continue
             if not self._is_pending(guard, now):
-                return False
+                return Verdict.BETTER_FIRST
             assert guard.pending_since is not None
             must_wait = must_wait or now - guard.pending_since < timeout
-        return None if must_wait else True
+        return Verdict.UNDECIDED if must_wait else Verdict.USABLE
 
     def _reachable_primary(self, now: float) -> list[Guard]:
         """The primary guards that may be reachable."""

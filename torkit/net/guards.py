@@ -17,7 +17,7 @@ import trio
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import CircuitClosed, NoDirectory, NoGuard, StorageError
 from torkit.events import GuardChanged
-from torkit.guards import Guards
+from torkit.guards import Guards, Verdict
 from torkit.net.contact import Contact, DirectoryServer
 from torkit.net.current import Current
 from torkit.net.state import StateFile
@@ -117,11 +117,11 @@ class GuardKeeper:
     def note_given_up(self, identity: bytes) -> None:
         self.guards.note_given_up(identity)
 
-    def is_usable(self, identity: bytes, others: Sequence[Relay]) -> bool | None:
-        """Returns whether traffic may go by this guard and through `others`; None while that is open."""
+    def judge(self, identity: bytes, others: Sequence[Relay]) -> Verdict:
+        """Decide whether traffic may go by this guard and through `others`."""
         directory = self._current.directory
         fits = partial(goes_with, directory, self._restrictions, others)
-        return self.guards.is_usable(directory, identity, fits, now=time.time())
+        return self.guards.judge(directory, identity, fits, now=time.time())
 
     def confirm(self, identity: bytes) -> None:
         """A circuit that begins here is given out."""
@@ -274,8 +274,8 @@ class GuardOfOurs(_Told):
         self.watch = keeper.path_bias.watch(relay.identity)
 
     async def wait_usable(self) -> None:
-        while (is_usable := self._keeper.is_usable(self._identity, self.others)) is None:
+        while (verdict := self._keeper.judge(self._identity, self.others)) is Verdict.UNDECIDED:
             await trio.sleep(GUARD_CHECK)
-        if not is_usable:
+        if verdict is Verdict.BETTER_FIRST:
             raise CircuitClosed("a better guard may be reachable again")
         self._keeper.confirm(self._identity)
