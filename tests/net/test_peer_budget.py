@@ -210,7 +210,7 @@ async def test_answers_to_our_circuits_are_no_idle_cells(relay: FakeRelay) -> No
             assert not any(isinstance(event, ChannelFailed) for event in events)
 
 
-# --- Relay cells that serve nothing: whoever sends them, the guard is not to blame ------------------------
+# --- Relay cells that serve nothing: whoever sends them, the guard is not to blame ---------------------
 
 
 @pytest.mark.parametrize("excess", [0, IDLE_CELLS_BRIM // 4])  # time passes, which is worth some
