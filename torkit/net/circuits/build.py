@@ -28,7 +28,7 @@ from torkit.errors import (
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import words
-from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, Path, Shared, ToRelay
+from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, Path, Purpose, Shared, ToRelay
 from torkit.net.contact import Contact, is_known
 from torkit.net.current import Current
 from torkit.net.guards import UNTOLD, GuardTry
@@ -269,9 +269,7 @@ async def build_circuit(
         raise UsageError("a path needs at least one relay")
     early_count = MAX_RELAY_EARLY - rng.randrange(2)
     try:
-        circuit = await _build(
-            channels, path[0], early_count, settings, timeouts, purpose.label, guard, add_hops
-        )
+        circuit = await _build(channels, path[0], early_count, settings, timeouts, purpose, guard, add_hops)
     except TorkitError as error:
         built = 0 if circuit is None else len(circuit.path)
         if isinstance(error, ChannelClosed | ChannelError):
@@ -303,7 +301,7 @@ async def build_directory_circuit(
         else:
             await circuit.create_fast()
 
-    return await _build(channels, server, 0, settings, INITIAL, purpose.label, guard, add_hop)
+    return await _build(channels, server, 0, settings, INITIAL, purpose, guard, add_hop)
 
 
 async def _build(
@@ -312,7 +310,7 @@ async def _build(
     relay_early_count: int,
     settings: CircuitSettings,
     timeouts: Timeouts,
-    label: str,
+    purpose: Purpose,
     guard: GuardTry,
     add_hops: Callable[[Circuit], Awaitable[None]],
 ) -> Circuit:
@@ -322,7 +320,7 @@ async def _build(
     try:
         with trio.fail_after(timeouts.use):
             channel = await channels.get(first)
-        circuit = channel.open_circuit(relay_early_count, settings, label)
+        circuit = channel.open_circuit(relay_early_count, settings, purpose.label)
         with trio.fail_after(timeouts.close):
             await add_hops(circuit)
         if circuit.error is not None:  # it ended in the same read as its last handshake

@@ -27,6 +27,9 @@ class ExitTo:
         self.needs_stable = port in LONG_LIVED_PORTS
         self.expected_port = port  # for which circuits are built ahead from now on
 
+    def __repr__(self) -> str:
+        return f"<ExitTo {self.port}{', IPv6' if self.is_ipv6 else ''}>"
+
     def may_join(self, built_for: "Shared", exit_relay: Relay) -> bool:
         """Returns whether a circuit that was built for that purpose and ends there serves this one, too."""
         if self.needs_stable and not built_for.needs_stable:
@@ -38,7 +41,7 @@ class ExitTo:
         check_exit(exit_relay, self.port, is_ipv6=self.is_ipv6)
 
     def constraints(self, avoid: frozenset[str]) -> Constraints:
-        """What a path must fulfil. `avoid` names relays not to end at."""
+        """What a path must fulfil. `avoid` names relays not to use behind the guard."""
         return Constraints(port=self.port, ipv6=self.is_ipv6, avoid=avoid)
 
 
@@ -59,7 +62,7 @@ class LookUp:
         check_exit(exit_relay, None)
 
     def constraints(self, avoid: frozenset[str]) -> Constraints:
-        """What a path must fulfil. `avoid` names relays not to end at."""
+        """What a path must fulfil. `avoid` names relays not to use behind the guard."""
         return Constraints(avoid=avoid)
 
 
