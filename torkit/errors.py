@@ -133,13 +133,15 @@ _SENTENCES_OF_END = {
     EndReason.NOTDIRECTORY: "the relay serves no directory",
 }
 
-# What will not change soon, whichever exit is asked: a program that tries again at once gains nothing.
-_NOT_NOW = {
-    EndReason.RESOLVEFAILED: Retry.LATER,
-    EndReason.CONNECTREFUSED: Retry.LATER,
-    EndReason.NOROUTE: Retry.LATER,
-    EndReason.TIMEOUT: Retry.LATER,
-    EndReason.EXITPOLICY: Retry.LATER,
+# What a circuit or one exit is to blame for. All else is the target's answer, or several exits' about it: a
+# program that asks again at once is told the same.
+_OF_ONE_EXIT = {
+    EndReason.DESTROY,
+    EndReason.HIBERNATING,
+    EndReason.INTERNAL,
+    EndReason.RESOURCELIMIT,
+    EndReason.TORPROTOCOL,
+    EndReason.NOTDIRECTORY,
 }
 
 
@@ -257,7 +259,7 @@ class StreamClosed(Closed):
         super().__init__(message, hint=hint)
         self.reason = reason
         self.address = address
-        self.retry = _NOT_NOW.get(reason, Retry.NOW)
+        self.retry = Retry.NOW if reason in _OF_ONE_EXIT else Retry.LATER
 
 
 class NotPossible(TorkitError):

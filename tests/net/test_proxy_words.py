@@ -12,8 +12,8 @@ from proxied import CONNECT, CONNECT_ADDRESS, GREETING, ScriptedTor, proxy_for, 
 from served import ServedNetwork, serve_network
 
 from torkit._fast.pump import LocalEvent
-from torkit.client import open_tor
-from torkit.errors import EndReason
+from torkit.client import Tor, open_tor
+from torkit.errors import EndReason, Retry, StreamClosed
 from torkit.net.proxy import listener, serve_socks
 
 PUBLIC = bytes([203, 0, 113, 5])
@@ -27,8 +27,9 @@ def socks5(host: str, *, command: int = 1, port: int = 80) -> bytes:
 class Asked:
     """One proxy of a whole client, on scripted relays."""
 
-    def __init__(self, network: ServedNetwork, address: tuple[str, int]) -> None:
+    def __init__(self, network: ServedNetwork, tor: Tor, address: tuple[str, int]) -> None:
         self.network = network
+        self.tor = tor
         self._address = address
 
     def refuse(self, reason: EndReason, address: bytes = b"") -> None:
@@ -40,6 +41,12 @@ class Asked:
     @staticmethod
     def _end(stream: FakeStream, reason: EndReason, address: bytes) -> None:
         stream.end(reason, address + bytes(4) if address else b"")
+
+    def answer(self, address: str) -> None:
+        """Have every exit say that it has connected to this address."""
+        for name in self.network.relays:
+            if name.startswith("exit"):
+                self.network.relays[name].on_begin = lambda stream: stream.connected(address)
 
     def break_circuits(self) -> None:
         """Have every exit end the circuit of every stream."""
@@ -61,7 +68,7 @@ async def proxy_of_a_client(data_dir: Path) -> AsyncIterator[Asked]:
         async with open_tor(network=config, data_dir=data_dir) as tor, trio.open_nursery() as nursery:
             await tor.wait_ready()
             nursery.start_soon(lambda: serve_socks([listening], request=tor.request, resolve=tor.resolve))
-            yield Asked(network, listening.socket.getsockname()[:2])
+            yield Asked(network, tor, listening.socket.getsockname()[:2])
             nursery.cancel_scope.cancel()
 
 
@@ -183,6 +190,23 @@ async def test_a_name_that_leads_to_an_internal_address_is_misuse_too(
     assert warning.startswith("a connection was refused: exit")
     assert "its own network" in warning
     assert "10.0.0.7" not in caplog.text
+
+
+async def test_an_internal_address_is_never_to_be_tried_again(tmp_path: Path) -> None:
+    async with proxy_of_a_client(tmp_path) as proxy:
+        proxy.refuse(EndReason.EXITPOLICY, INTERNAL)
+        with pytest.raises(StreamClosed, match=r"^exit\d: the destination is on this machine") as refused:
+            await proxy.tor.connect("web.test", 80)
+        proxy.answer("10.0.0.7")  # an exit that keeps to no rule
+        with pytest.raises(StreamClosed, match=r"^exit\d: the destination is on this machine") as connected:
+            await proxy.tor.connect("web.test", 80)
+        proxy.refuse(EndReason.EXITPOLICY, PUBLIC)
+        with pytest.raises(StreamClosed, match=r"^exit\d: the exit's policy") as other:
+            await proxy.tor.connect("web.test", 80)
+    for caught in (refused, connected):
+        assert (caught.value.reason, caught.value.retry) == (EndReason.EXITPOLICY, Retry.NEVER)
+        assert caught.value.hint is not None
+    assert (other.value.retry, other.value.hint) == (Retry.LATER, None)
 
 
 async def test_what_an_exit_refuses_is_no_misuse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -42,7 +42,7 @@ def test_consensus_path_and_connection_in_one_pipe(shell: Shell, web_server: Web
     )
     result = shell.run(line)
     assert result.returncode == 0, result
-    assert f"torkit: connected to web.test:{port} through ".encode() in result.stderr
+    assert b"torkit: connected through " in result.stderr
 
 
 def test_chosen_path_is_the_path_taken_and_stdin_goes_on_after_it(

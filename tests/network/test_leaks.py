@@ -21,6 +21,8 @@ from torkit.cli.targets import format_address
 
 pytestmark = pytest.mark.network
 
+CONNECT, BIND, UDP_ASSOCIATE, RESOLVE, RESOLVE_PTR = 1, 2, 3, 0xF0, 0xF1  # SOCKS commands
+
 # Every call that can name another end.
 STRACE = "strace -f -qq -e trace=connect,sendto,sendmsg,sendmmsg -e signal=none -o"
 PEER = re.compile(
@@ -91,7 +93,7 @@ def test_commands_connect_to_relays_only(
 def test_neither_destinations_nor_relays_are_named_in_what_is_said(
     shell: Shell, testnet: RunningTestnet, web_server: WebServer, tmp_path: Path
 ) -> None:
-    """Of connections that work and that fail in every way; the proxy does not even with -v."""
+    """Of requests that work and that fail in every way: not even with -vv, which has a line for each."""
     with socket.socket() as nobody:
         nobody.bind((HOST, 0))
         refused = nobody.getsockname()[1]
@@ -105,24 +107,38 @@ def test_neither_destinations_nor_relays_are_named_in_what_is_said(
             ("strange name.test", 28127, {2}),
             ("::", 28128, {2}),
         ]
-        with running_proxy(shell, tmp_path / "proxy", ["-v"]) as proxy:
+        with running_proxy(shell, tmp_path / "proxy", ["-vv"]) as proxy:
             for host, port, replies in asked:
                 assert _reply(proxy, host, port) in replies, host
+            assert _reply(proxy, "no-such-name.invalid", 28129, RESOLVE) == 4
+            assert _reply(proxy, "192.0.2.77", 28129, RESOLVE_PTR) == 4  # a private network's exits know none
+            for command in (BIND, UDP_ASSOCIATE):
+                assert _reply(proxy, "web.test", 28130, command) == 7
+            with socket.create_connection((HOST, proxy.port), timeout=START_DEADLINE) as client:
+                client.sendall(b"CONNECT web.test:28131 HTTP/1.1\r\n\r\n")
+                assert client.recv(12) == b"HTTP/1.0 501"
             said = proxy.log.read_text()
-        assert "a client was refused" in said
+        refusals = [line for line in said.splitlines() if " was refused: " in line]
+        assert len(refusals) == len(asked) - 1 + 5
+        assert re.search(r"a connection was refused: \w+: the exit", said)
+        assert re.search(r"a look-up was refused: \w+: the exit found no such name \(RESOLVEFAILED\)", said)
+        assert "a client was refused: SOCKS's BIND is not supported" in said
+        assert re.search(r"circuit \d+ for streams was built in [\d.]+ s: \w+, \w+, \w+", said)
         for host, port, replies in asked[:4]:
-            result = shell.run(f"torkit connect -z {format_address(host, port)}")
+            result = shell.run(f"torkit -vv connect -z {format_address(host, port)}")
             assert (result.returncode == 0) is (replies == {0}), result
             said += result.stderr.decode()
+        assert all(line.startswith("torkit: ") for line in said.splitlines())
     names = {name for host, port, _ in asked for name in (host, str(port))}
+    names |= {"192.0.2.77", "28129", "28130", "28131"}
     names |= {name for relay in testnet.relays for name in (relay.address, str(relay.or_port))}
     for name in names:
         assert re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", said) is None, (name, said)
 
 
-def _reply(proxy: Proxy, host: str, port: int) -> int:
+def _reply(proxy: Proxy, host: str, port: int, command: int = CONNECT) -> int:
     """The REP field of what a SOCKS5 client is told that asks for this, always as a name."""
-    request = b"\x05\x01\x00\x03" + bytes([len(host)]) + host.encode() + port.to_bytes(2, "big")
+    request = bytes([5, command, 0, 3]) + bytes([len(host)]) + host.encode() + port.to_bytes(2, "big")
     with socket.create_connection((HOST, proxy.port), timeout=START_DEADLINE) as client:
         client.sendall(b"\x05\x01\x00" + request)
         with client.makefile("rb") as file:

@@ -20,7 +20,7 @@ from torkit.cli.options import (
 )
 from torkit.cli.paths import read_path
 from torkit.cli.running import open_client, run
-from torkit.cli.targets import format_address, parse_target
+from torkit.cli.targets import parse_target
 from torkit.cli.voice import say
 from torkit.errors import TimedOut, UsageError
 
@@ -142,7 +142,7 @@ async def carry(
     async with stream:
         if verbose:
             through = ", ".join(relay.nickname for relay in stream.circuit.path)
-            say(f"connected to {format_address(*destination)} through {through}")
+            say(f"connected through {through}")  # not where to: this may go to a log
         if not zero and not await pipe(stream, eof_timeout=eof_timeout, idle_timeout=idle_timeout):
             await tor.settle(stream)
 

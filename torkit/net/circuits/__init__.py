@@ -6,4 +6,5 @@ turns       how many are built at once, and whose is next
 shelves     the circuits at hand, found by isolation
 pool        hands them out, builds what is missing, ends what has served
 spares      built ahead for the ports that are expected
+words       what is logged of each
 """

@@ -14,6 +14,7 @@
         isolation.py  which requests may share a circuit
         leaks.py      who may have asked a resolver outside Tor
         upstream.py   who opens streams and looks up names
+        journal.py    what is logged of requests, and what is warned of
 
 Clients come in crowds, and a task costs as much as all else that is done for one. So the pump calls here
 when a client has sent something, and where a circuit is ready its stream is begun at once. A task is made
