@@ -45,6 +45,7 @@ from torkit.errors import (
     NoGuard,
     NoPath,
     NotPossible,
+    OnionServiceError,
     StorageError,
     StreamClosed,
     TimedOut,
@@ -58,6 +59,7 @@ from torkit.net.state import load_state
 from torkit.net.stream import Stream
 from torkit.path import Constraints
 from torkit.path_bias import State
+from torkit.proto.destination import is_onion
 from torkit.proto.padding import Padding
 
 
@@ -863,8 +865,9 @@ async def test_names_that_no_exit_can_look_up_are_refused(tmp_path: Path, host: 
         begun = Arrivals()
         for exit_relay in exits_of(network):
             exit_relay.on_begin = exit_relay.on_resolve = begun
-        with pytest.raises(UsageError):
+        with pytest.raises((UsageError, OnionServiceError)) as caught:
             await tor.connect(host, 80)
+        assert isinstance(caught.value, OnionServiceError) == is_onion(host)
         with pytest.raises(UsageError):
             await tor.resolve(host)
         assert begun.count == 0

@@ -38,7 +38,7 @@ ROOMS = {
     "torkit.namespaces": set[str](),
     "torkit.net": {
         "events",
-        *("_fast", "proto", "directory", "hs", "path", "guards", "build_times", "path_bias"),
+        *("_fast", "proto", "files", "directory", "hs", "path", "guards", "build_times", "path_bias"),
         *("predicted_ports", "refusals", "vanguards"),
     },
     # proto: what a user may choose about handshakes, and the clock that congestion control shares.

@@ -1,7 +1,6 @@
 """Vanguards-lite: how many, for how long, and what a path to a named relay may hold. vanguards-spec."""
 
 import random
-from itertools import pairwise
 
 import network_docs as nd
 import pytest
@@ -11,15 +10,24 @@ from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import NoPath
 from torkit.path import Constraints
-from torkit.vanguards import Vanguards, choose_path_to
+from torkit.vanguards import Vanguards, choose_stem
 
 STABLE = "Fast Guard HSDir Running Stable V2Dir Valid"
 DAY = 86400.0
 
 
-def directory_of(flags: list[str], params: str = "", families: bool = False) -> Directory:
+def directory_of(
+    flags: list[str], params: str = "", families: bool = False, rendezvous: range = range(256)
+) -> Directory:
+    """Relays r1, r2, ... with these flags; those numbered in `rendezvous` can be rendezvous points."""
     docs = [
-        nd.RelayDoc(f"r{n}", bytes([n]) * 20, f"10.{0 if families else n}.1.{n}", flags=line)
+        nd.RelayDoc(
+            f"r{n}",
+            bytes([n]) * 20,
+            f"10.{0 if families else n}.1.{n}",
+            flags=line,
+            protocols="HSRend=1-2 Relay=2" if n in rendezvous else "HSRend=1 Relay=2",
+        )
         for n, line in enumerate(flags, 1)
     ]
     microdescs = split_microdescs(nd.microdescs(docs))
@@ -89,27 +97,25 @@ def test_a_new_identity_forgets_the_set() -> None:
     assert len(set(sets)) > 1
 
 
-def test_a_path_ends_at_its_target_with_no_relay_twice_behind_the_guard() -> None:
+def test_a_stem_has_no_relay_twice_and_not_its_target() -> None:
     directory = directory_of([STABLE] * 9, families=True)  # all in one subnet, which does not count
     one, rng = vanguards(), random.Random(3)
     guards = set()
     for number in range(1, 10):
         for _ in range(30):
-            path = choose_path_to(
+            path = choose_stem(
                 directory,
-                relay(directory, number),
+                bytes([number]) * 20,
                 one,
                 lambda fits: relay(directory, 5),
                 Constraints(),
                 rng,
                 now=0.0,
             )
-            guard, second, middle, target = (hop.identity for hop in path)
+            guard, second, middle = (hop.identity for hop in path)
             guards.add(guard)
-            assert target == bytes([number]) * 20
-            assert len({second, middle, target}) == 3
+            assert len({second, middle, bytes([number]) * 20}) == 3
             assert guard not in (second, middle)
-            assert all(before.identity != after.identity for before, after in pairwise(path[:3]))
     assert guards == {bytes([5]) * 20}  # also where the guard itself is the target: tries tell nothing
 
 
@@ -122,21 +128,42 @@ def test_the_target_has_no_say_in_who_is_guard() -> None:
         asked.append(all(fits(relay(directory, n)) for n in range(1, 7)))
         return relay(directory, 1)
 
-    choose_path_to(
-        directory, relay(directory, 1), vanguards(), pick_guard, Constraints(), random.Random(1), now=0.0
-    )
+    choose_stem(directory, bytes([1]) * 20, vanguards(), pick_guard, Constraints(), random.Random(1), now=0.0)
     assert asked == [True]
 
 
 def test_too_small_a_network_has_no_path() -> None:
     directory = directory_of([STABLE] * 3)
     with pytest.raises(NoPath):
-        choose_path_to(
+        choose_stem(
             directory,
-            relay(directory, 3),
+            bytes([3]) * 20,
             vanguards(),
             lambda fits: relay(directory, 1),
             Constraints(),
             random.Random(1),
             now=0.0,
         )
+
+
+def rendezvous_points(directory: Directory) -> set[bytes]:
+    one, rng = vanguards(), random.Random(3)
+
+    def pick_guard(fits: object) -> Relay:
+        return relay(directory, 1)
+
+    stems = [choose_stem(directory, None, one, pick_guard, Constraints(), rng, now=0.0) for _ in range(200)]
+    assert all(len({hop.identity for hop in stem}) == 3 for stem in stems)
+    return {stem[2].identity for stem in stems}
+
+
+def test_a_rendezvous_point_can_be_one_and_is_no_middle_only_relay() -> None:
+    flags = [STABLE] * 12
+    flags[11] += " MiddleOnly"
+    directory = directory_of(flags, rendezvous=range(8, 13))
+    assert rendezvous_points(directory) <= {bytes([n]) * 20 for n in (8, 9, 10, 11)}
+
+
+def test_without_a_rendezvous_point_there_is_no_path() -> None:
+    with pytest.raises(NoPath, match="rendezvous point"):
+        rendezvous_points(directory_of([STABLE] * 9, rendezvous=range(0)))

@@ -20,7 +20,7 @@ from torkit.directory.consensus import Consensus, Preamble
 from torkit.directory.directory import CountryOf, Directory
 from torkit.errors import InternalError, UsageError
 from torkit.net.circuit import Circuit
-from torkit.net.circuits.purpose import LOOK_UP, Need, OnionDirectory, Path
+from torkit.net.circuits.purpose import LOOK_UP, Need, Path
 from torkit.net.circuits.spares import SPARE_COUNT
 from torkit.net.contact import DirectoryServer
 from torkit.net.journal import Events, trace
@@ -34,12 +34,13 @@ from torkit.net.state import load_state
 from torkit.net.stream import Stream
 from torkit.path import Constraints, country_in
 from torkit.proto.circuit import Cgo
+from torkit.proto.destination import is_onion
 from torkit.proto.padding import Padding
 
 if TYPE_CHECKING:
     from torkit.hs.client_auth import ClientKey
     from torkit.hs.descriptor import Descriptor
-    from torkit.net.onion import Descriptors
+    from torkit.net.onion.request import OnionRequest
 
 
 class Tor:
@@ -48,7 +49,6 @@ class Tor:
     def __init__(self, network: Network, parts: Parts) -> None:
         self.network = network
         self._parts = parts
-        self._descriptors: Descriptors | None = None  # made when an onion name is used
 
     def __repr__(self) -> str:
         known = self._parts.current.known
@@ -98,11 +98,17 @@ class Tor:
 
     def request(
         self, host: str, port: int | None, *, isolation: Hashable = None, path: Path | None = None
-    ) -> Request:
+    ) -> "Request | OnionRequest":
         """A stream as `connect` opens it, or without a port a look-up, for whoever begins it by hand.
 
         Raises UsageError for what no exit can reach, and NoPath where the exit of `path` does not allow it.
         """
+        if port is not None and is_onion(host):
+            from torkit.net.onion.request import OnionRequest
+
+            if path is not None:
+                raise UsageError("no path can be given to an onion service: it has a say in it")
+            return OnionRequest(self._parts.onion_services(), host, port, isolation=isolation)
         return Request(
             self._parts.circuits,
             self._parts.refusals,
@@ -118,10 +124,12 @@ class Tor:
     ) -> Stream:
         """A stream to `host`, a name or address that the exit resolves; never looked up here.
 
+        A name in .onion is an onion service's, which is met without an exit.
         Streams share circuits only where `isolation` is equal: any value, as `object()` for a session or a
         tuple for one of a group. Attempts that fail for a circuit's or an exit's fault are repeated
         elsewhere; not with `path`, whose exit's policy is asked first. Raises UsageError for what no exit
-        can reach, StreamClosed with the exit's reason, TimedOut, NoPath, or what made circuits fail.
+        can reach, StreamClosed with the exit's reason, OnionServiceError with the step that failed, TimedOut,
+        NoPath, or what made circuits fail.
         """
         return await self.request(host, port, isolation=isolation, path=path).connect()
 
@@ -133,7 +141,9 @@ class Tor:
         Raises as `connect` does; StreamClosed with RESOLVEFAILED where there is no answer. An answer that
         is internal to a network is none: a program that took it would connect to somebody else's.
         """
-        return await self.request(host, None, isolation=isolation, path=path).resolve()
+        request = self.request(host, None, isolation=isolation, path=path)
+        assert isinstance(request, Request)
+        return await request.resolve()
 
     def new_identity(self) -> None:
         """From now on, streams use circuits that no stream of before has used; those go on as they are.
@@ -143,8 +153,8 @@ class Tor:
         self._parts.circuits.renew()
         self._parts.refusals.forget_targets()
         self._parts.vanguards.forget()
-        if self._descriptors is not None:
-            self._descriptors.forget()
+        if self._parts.onions is not None:
+            self._parts.onions.forget()
 
     async def settle(self, stream: Stream) -> None:
         """End `stream`, and wait until the exit has all that was sent on it.
@@ -181,23 +191,20 @@ class Tor:
         Raises OnionServiceError, which says at which step, NoDirectory, or what made circuits fail.
         """
         from torkit._fast.keys import X25519PrivateKey
-        from torkit.hs.address import parse_address as parse_onion_address
-        from torkit.net.onion import Descriptors
+        from torkit.hs.address import parse_address
 
-        identity = parse_onion_address(address)
-        key = None
-        if client_key is not None:
-            if client_key.identity != identity:
-                raise UsageError("the client key is for another onion service")
-            key = X25519PrivateKey(client_key.secret)
-        if self._descriptors is None:
-            self._descriptors = Descriptors(
-                lambda: self.directory,
-                lambda relay: self._parts.circuits.open(OnionDirectory(relay)),
-                self._parts.rng,
-                testing=self.network.testing,
-            )
-        return await self._descriptors.get(identity, key)
+        identity = parse_address(address)
+        if client_key is not None and client_key.identity != identity:
+            raise UsageError("the client key is for another onion service")
+        key = None if client_key is None else X25519PrivateKey(client_key.secret)
+        return await self._parts.onion_services().descriptor(identity, key)
+
+    def add_client_key(self, key: "ClientKey") -> None:
+        """Use this key with the onion service that it is for, which serves only clients that it knows.
+
+        Keys are looked for in the data directory's `onion-auth`, too.
+        """
+        self._parts.onion_services().keys.add(key)
 
 
 @asynccontextmanager

@@ -112,24 +112,28 @@ class EndReason(IntEnum):
 
     @property
     def sentence(self) -> str:
-        """What it means, for a person."""
-        return _SENTENCES_OF_END[self]
+        """What it means, for a person, where an exit says so."""
+        return self.sentence_of("the exit")
+
+    def sentence_of(self, whom: str) -> str:
+        """Returns the same where `whom` says so, such as "the onion service"."""
+        return _SENTENCES_OF_END[self].format(whom=whom)
 
 
 _SENTENCES_OF_END = {
-    EndReason.MISC: "the exit could not go on with the destination, and does not say why",
-    EndReason.RESOLVEFAILED: "the exit found no such name",
+    EndReason.MISC: "{whom} could not go on with the destination, and does not say why",
+    EndReason.RESOLVEFAILED: "{whom} found no such name",
     EndReason.CONNECTREFUSED: "the destination refused the connection",
-    EndReason.EXITPOLICY: "the exit's policy does not allow this destination",
-    EndReason.DESTROY: "the exit closed the circuit",
+    EndReason.EXITPOLICY: "{whom}'s policy does not allow this destination",
+    EndReason.DESTROY: "{whom} closed the circuit",
     EndReason.DONE: "the destination ended the connection",
-    EndReason.TIMEOUT: "the destination did not answer the exit in time",
-    EndReason.NOROUTE: "the exit found no way to the destination",
-    EndReason.HIBERNATING: "the exit takes no streams now",
-    EndReason.INTERNAL: "the exit failed",
-    EndReason.RESOURCELIMIT: "the exit has no resources left",
+    EndReason.TIMEOUT: "the destination did not answer {whom} in time",
+    EndReason.NOROUTE: "{whom} found no way to the destination",
+    EndReason.HIBERNATING: "{whom} takes no streams now",
+    EndReason.INTERNAL: "{whom} failed",
+    EndReason.RESOURCELIMIT: "{whom} has no resources left",
     EndReason.CONNRESET: "the destination reset the connection",
-    EndReason.TORPROTOCOL: "the exit says that we broke the protocol",
+    EndReason.TORPROTOCOL: "{whom} says that we broke the protocol",
     EndReason.NOTDIRECTORY: "the relay serves no directory",
 }
 

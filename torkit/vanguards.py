@@ -4,14 +4,19 @@ An attacker can make a client build many onion circuits. Were the relay behind t
 one of the attacker's would soon stand there and see which guard is ours. The set lives in memory only, as in
 C tor, and a new identity forgets it. vanguards-spec, "Vanguards-Lite".
 
-    guard - second - middle - target      the target is named by others; it restricts nobody before it
+    guard - second - middle - target          the target is named by others; it restricts nobody before it
+    guard - second - rendezvous point         which we choose by ourselves
 """
 
 from random import Random
 
-from torkit.directory.directory import Directory, Relay
+from torkit.directory.directory import Directory, Relay, supports
+from torkit.errors import NoPath
 from torkit.params import Param
 from torkit.path import Constraints, PickGuard, draw_middle
+
+# Implementation limit: relays drawn until one can be a rendezvous point; nearly all can.
+MAX_DRAWS = 64
 
 FLAGS = frozenset({"Fast", "Stable", "Running", "Valid"})
 
@@ -60,23 +65,31 @@ class Vanguards:
         return max(self._rng.uniform(low, high), self._rng.uniform(low, high))
 
 
-def choose_path_to(
+def choose_stem(
     directory: Directory,
-    target: Relay,
+    target: bytes | None,
     vanguards: Vanguards,
     pick_guard: PickGuard,
     constraints: Constraints,
     rng: Random,
     now: float,
-) -> tuple[Relay, Relay, Relay, Relay]:
-    """A path to a relay that others have named: guard, second, middle, target.
+) -> tuple[Relay, Relay, Relay]:
+    """The relays before a target that others have named, by its identity: guard, second, middle.
 
     An attacker may choose the target, so it has no say in who is guard: else tries would tell which is ours.
-    Families and subnets do not count. vanguards-spec, "Path construction". Raises NoPath, and as
-    `pick_guard`.
+    Families and subnets do not count. Without a target the third is a rendezvous point. vanguards-spec,
+    "Path construction". Raises NoPath, and as `pick_guard`.
     """
     guard = pick_guard(lambda relay: True)
-    unwanted = {guard.identity, target.identity}
+    unwanted = {guard.identity} if target is None else {guard.identity, target}
     second = vanguards.choose(directory, unwanted=unwanted, now=now)
-    middle = draw_middle(directory, constraints, unwanted | {second.identity}, rng)
-    return guard, second, middle, target
+    unwanted.add(second.identity)
+    for _ in range(MAX_DRAWS):
+        third = draw_middle(directory, constraints, unwanted, rng)
+        if target is not None or _can_be_rendezvous_point(third):
+            return guard, second, third
+    raise NoPath("no relay that was drawn can be a rendezvous point")
+
+
+def _can_be_rendezvous_point(relay: Relay) -> bool:
+    return "MiddleOnly" not in relay.flags and supports(relay, "HSRend", 2)

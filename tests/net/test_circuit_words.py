@@ -123,7 +123,7 @@ async def test_a_guard_that_cannot_be_connected_to_is_named(
 def test_the_last_relay_of_an_onion_circuit_is_not_named() -> None:
     """A service has chosen it: who reads it in a log, and asks which service it is, has an answer."""
     relays = tuple(relay_of(fake, nickname=name) for fake, name in zip(fresh_relays(3), NAMES, strict=True))
-    for purpose in (OnionDirectory(relays[2]), Introduction(relays[2]), Rendezvous(relays[2])):
+    for purpose in (OnionDirectory(relays[2]), Introduction(relays[2]), Rendezvous()):
         assert names_of(relays, purpose) == ["one", "two", "the last relay"]
     for shared in (LOOK_UP, ExitTo(443)):
         assert names_of(relays, shared) == [*NAMES]

@@ -38,7 +38,7 @@ from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits.build import PATH_DRAWS, Builder, Choice, build_circuit, build_directory_circuit
 from torkit.net.circuits.pool import BUILD_ATTEMPTS, WORN_GRACE, Circuits
-from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ExitTo, Need, Path, Shared, ToRelay
+from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ExitTo, ForOnion, Need, Path, Shared
 from torkit.net.circuits.shelves import MAX_DIRTINESS, Entry
 from torkit.net.circuits.spares import EXPIRY_CHECK, MAX_SPARES, SPARE_COUNT, SPARE_RETRY, Spares
 from torkit.net.current import Current
@@ -114,7 +114,7 @@ class Pool:
 
     # --- the chooser of its paths ---------------------------------------------------------------
 
-    def choose(self, purpose: Shared | ToRelay, excluded: Collection[bytes]) -> Choice:
+    def choose(self, purpose: Shared | ForOnion, excluded: Collection[bytes]) -> Choice:
         port, is_ipv6 = (purpose.port, purpose.is_ipv6) if isinstance(purpose, ExitTo) else (None, False)
         self.chosen.append((port, is_ipv6, excluded))
         for relay in self.exits:

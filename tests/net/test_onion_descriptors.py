@@ -11,7 +11,8 @@ from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import CircuitClosed, NotServed, OnionServiceError, OnionStep, TorkitError
 from torkit.net.circuit import Circuit
-from torkit.net.onion import Descriptors
+from torkit.net.current import Current
+from torkit.net.onion.descriptors import Descriptors
 
 IDENTITY = bytes.fromhex(VECTORS["cases"][0]["services"][0]["identity_public_key"])
 HSDIR = "Fast Guard HSDir Running Stable V2Dir Valid"
@@ -25,6 +26,12 @@ def directory_of(count: int, protocols: str = "HSDir=2") -> Directory:
     microdescs = split_microdescs(nd.microdescs(docs))
     consensus = parse_consensus(nd.consensus(docs, nd.authorities(1)))
     return Directory(consensus, {digest: text for digest, text, _ in microdescs})
+
+
+def current_of(directory: Directory) -> Current:
+    current = Current()
+    current.use(directory)
+    return current
 
 
 class Asked:
@@ -42,7 +49,7 @@ class Asked:
 async def test_every_responsible_directory_is_asked_once_and_anew_at_the_next_request() -> None:
     asked = Asked(CircuitClosed("the relay closed the circuit"))
     directory = directory_of(20)
-    descriptors = Descriptors(lambda: directory, asked, random.Random(1), testing=False)
+    descriptors = Descriptors(current_of(directory), asked, random.Random(1))
     for turn in (1, 2):
         with pytest.raises(CircuitClosed):
             await descriptors.get(IDENTITY)
@@ -55,7 +62,7 @@ async def test_a_descriptor_that_no_directory_has_is_said_to_be_missing() -> Non
     asked = Asked(NotServed("the directory answered 404"))
     directory = directory_of(20)
     with pytest.raises(OnionServiceError) as caught:
-        await Descriptors(lambda: directory, asked, random.Random(1), testing=True).get(IDENTITY)
+        await Descriptors(current_of(directory), asked, random.Random(1)).get(IDENTITY)
     assert caught.value.step is OnionStep.NOT_FOUND
 
 
@@ -63,5 +70,5 @@ async def test_a_descriptor_that_no_directory_has_is_said_to_be_missing() -> Non
 async def test_relays_that_hold_no_descriptors_are_not_asked(directory: Directory) -> None:
     asked = Asked(NotServed("the directory answered 404"))
     with pytest.raises(OnionServiceError):
-        await Descriptors(lambda: directory, asked, random.Random(1), testing=True).get(IDENTITY)
+        await Descriptors(current_of(directory), asked, random.Random(1)).get(IDENTITY)
     assert asked.relays == []

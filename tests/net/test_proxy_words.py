@@ -147,7 +147,7 @@ MISUSE = {
     "UDP ASSOCIATE": (socks5("web.test", command=3), "UDP", "TCP"),
     "internal address": (socks5("192.168.1.20"), "its own network", "without a proxy"),
     "look-up of an internal name": (socks5("web.local", command=0xF0), "its own network", "without a proxy"),
-    "onion": (socks5("web.onion"), "onion services", "C tor"),
+    "onion": (socks5("web.onion", command=0xF0), "cannot be looked up", "connect to it by name"),
     "exit": (socks5("web.test.exit0.exit"), ".exit", "--path"),
     "not ASCII": (socks5("wéb.test"), "neither an address nor a host name", "xn--"),
 }

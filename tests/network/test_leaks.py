@@ -102,7 +102,7 @@ def test_neither_destinations_nor_relays_are_named_in_what_is_said(
             ("web.test", refused, {1, 5}),
             ("no-such-name.invalid", 28123, {4}),
             ("2001:db8::1234", 28124, {2}),  # no exit of this network goes there
-            (f"{'a' * 56}.onion", 28125, {2}),
+            (f"{'a' * 56}.onion", 28125, {0xF6}),
             ("web.test.exit3.exit", 28126, {2}),
             ("strange name.test", 28127, {2}),
             ("::", 28128, {2}),

@@ -1,5 +1,6 @@
-"""Descriptors of real onion services, from the directories of a private network."""
+"""Onion services of C tor's on a private network: their descriptors, and streams to them, every byte."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -8,17 +9,33 @@ from pathlib import Path
 
 import pytest
 from network.private_network import RunningTestnet, running_testnet
-from network.torkit_process import Shell, make_shell, wait_until
+from network.servers import PAGE, EchoServer, WebServer, sha256_of
+from network.torkit_process import Proxy, Shell, make_shell, running_proxy, wait_until
 
 from torkit.testnet import Options
 
 pytestmark = pytest.mark.network
 
+LARGE = 32 << 20
+
 
 @pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTestnet]:
+def single_onion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("single")
+
+
+@pytest.fixture(scope="module")
+def net(
+    tmp_path_factory: pytest.TempPathFactory, single_onion: Path, web_server: WebServer
+) -> Iterator[RunningTestnet]:
     """Periods turn every eight minutes, since they follow the voting interval."""
-    with running_testnet(tmp_path_factory.mktemp("onions"), Options(voting_interval=20)) as net:
+    single_onion.chmod(0o700)
+    hidden_service = [
+        *("HiddenServiceSingleHopMode 1", "HiddenServiceNonAnonymousMode 1"),
+        *(f"HiddenServiceDir {single_onion}", f"HiddenServicePort 80 127.0.0.1:{web_server.port}"),
+    ]
+    options = Options(voting_interval=20, torrc={"middle3": hidden_service})
+    with running_testnet(tmp_path_factory.mktemp("onions"), options) as net:
         yield net
 
 
@@ -27,25 +44,53 @@ def onion_shell(net: RunningTestnet, tmp_path_factory: pytest.TempPathFactory) -
     return make_shell(net, tmp_path_factory.mktemp("onion-shell"))
 
 
-def start_service(net: RunningTestnet, directory: Path, *clients: str) -> str:
+@pytest.fixture(scope="module")
+def onion_proxy(onion_shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with running_proxy(onion_shell, tmp_path_factory.mktemp("onion-proxy")) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def service(
+    net: RunningTestnet,
+    onion_shell: Shell,
+    web_server: WebServer,
+    echo_server: EchoServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """The address of a service with a web server at 80 and an echo at 7."""
+    directory = tmp_path_factory.mktemp("service")
+    directory.chmod(0o700)
+    ports = {80: web_server.port, 7: echo_server.port}
+    return start_service(net, directory, ports=ports)
+
+
+def start_service(
+    net: RunningTestnet, directory: Path, *clients: str, ports: dict[int, int] | None = None
+) -> str:
     """A service of C tor's with these lines of authorized clients. Returns its address."""
     authorized = directory / "authorized_clients"
-    authorized.mkdir(mode=0o700, parents=True)
+    authorized.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
     for number, line in enumerate(clients):
         (authorized / f"client{number}.auth").write_text(line)
-    net.start_client(f"HiddenServiceDir {directory}", "HiddenServicePort 80 127.0.0.1:9")
+    lines = [f"HiddenServicePort {port} 127.0.0.1:{to}" for port, to in (ports or {80: 9}).items()]
+    net.start_client(f"HiddenServiceDir {directory}", *lines)
     return (directory / "hostname").read_text().strip()
 
 
+def wait_published(shell: Shell, address: str, *options: str) -> None:
+    line = f"torkit onion descriptor {' '.join(options)} {address}"
+    wait_until(lambda: shell.run(line).returncode == 0, 90, "the descriptor to be published")
+
+
 def test_the_descriptor_of_a_service_is_fetched_and_checked(
-    net: RunningTestnet, onion_shell: Shell, tmp_path: Path
+    net: RunningTestnet, onion_shell: Shell, service: str
 ) -> None:
-    address = start_service(net, tmp_path / "plain")
     found: list[dict[str, object]] = []
 
     def is_fetched() -> bool:
-        result = onion_shell.run(f"torkit onion descriptor {address}")
+        result = onion_shell.run(f"torkit onion descriptor {service}")
         if result.returncode == 0:
             found.append(json.loads(result.stdout))
         else:
@@ -63,8 +108,60 @@ def test_the_descriptor_of_a_service_is_fetched_and_checked(
     assert found[0]["sendme_inc"] == 31
 
 
+def test_a_page_of_a_service_comes_through_connect_and_socks(
+    onion_shell: Shell, onion_proxy: Proxy, service: str
+) -> None:
+    wait_published(onion_shell, service)
+    request = b"GET /page HTTP/1.0\r\n\r\n"
+    for host in (service, f"www.{service.upper()}"):
+        result = onion_shell.run(f"torkit connect {host}:80", stdin=request, timeout=130)
+        assert result.returncode == 0, result
+        assert result.stdout.endswith(PAGE)
+    line = f"{onion_proxy.curl()} http://{service}/page"
+    assert [result.stdout for result in onion_shell.run_at_once([line] * 5)] == [PAGE] * 5
+
+
+def test_32_mib_each_way_are_equal(
+    onion_shell: Shell, onion_proxy: Proxy, service: str, tmp_path: Path
+) -> None:
+    wait_published(onion_shell, service)
+    line = f"{onion_proxy.curl()} http://{service}/bytes/{LARGE} | sha256sum"
+    assert onion_shell.run(line, timeout=150).stdout.split()[0].decode() == sha256_of(LARGE)
+    data = os.urandom(LARGE)
+    (tmp_path / "data").write_bytes(data)
+    line = f"{onion_proxy.curl()} -T {tmp_path}/data http://{service}/upload"
+    assert onion_shell.run(line, timeout=150).stdout.decode() == hashlib.sha256(data).hexdigest()
+    result = onion_shell.run(f"torkit connect --eof end {service}:7", stdin=data[: LARGE // 8], timeout=150)
+    assert result.returncode == 0, result
+    assert data.startswith(result.stdout)  # it ends with stdin, wherever the echo is by then
+
+
+def test_a_single_onion_service_is_reached(
+    onion_shell: Shell, onion_proxy: Proxy, single_onion: Path
+) -> None:
+    address = (single_onion / "hostname").read_text().strip()
+    wait_published(onion_shell, address)
+    assert onion_shell.run(f"{onion_proxy.curl()} http://{address}/page").stdout == PAGE
+    line = f"{onion_proxy.curl()} http://{address}/bytes/{LARGE // 8} | sha256sum"
+    assert onion_shell.run(line, timeout=150).stdout.split()[0].decode() == sha256_of(LARGE // 8)
+
+
+def test_what_a_service_refuses_is_told_at_once(onion_shell: Shell, onion_proxy: Proxy, service: str) -> None:
+    wait_published(onion_shell, service)
+    result = onion_shell.run(f"torkit connect -z {service}:81", timeout=130)
+    assert result.returncode == 1, result
+    assert b"the onion service has nothing at this port" in result.stderr
+    wrong = ("a" if service[0] != "a" else "b") + service[1:]
+    result = onion_shell.run(f"torkit connect -z {wrong}:80")
+    assert (result.returncode, result.stdout) == (2, b"")
+    result = onion_shell.run(f"curl -sS --socks5-hostname {onion_proxy.address} http://{wrong}/")
+    assert b"(246)" in result.stderr  # F6
+    result = onion_shell.run(f"torkit connect --path exit1,middle1,middle2 {service}:80")
+    assert result.returncode == 2
+
+
 def test_a_service_for_its_clients_opens_to_our_key_only(
-    net: RunningTestnet, onion_shell: Shell, tmp_path: Path
+    net: RunningTestnet, onion_shell: Shell, web_server: WebServer, tmp_path: Path
 ) -> None:
     # The address comes first, then the key, then the service: so a service is made twice with one key pair.
     first = tmp_path / "first"
@@ -78,7 +175,8 @@ def test_a_service_for_its_clients_opens_to_our_key_only(
     second.mkdir(mode=0o700)
     for name in ("hs_ed25519_secret_key", "hs_ed25519_public_key", "hostname"):
         subprocess.run(["cp", "-p", first / name, second / name], check=True)
-    assert start_service(net, second, made.stdout.decode()) == address
+    ports = {80: web_server.port}
+    assert start_service(net, second, made.stdout.decode(), ports=ports) == address
 
     def is_for_clients() -> bool:
         return b"for clients that it knows" in onion_shell.run(f"torkit onion descriptor {address}").stderr
@@ -89,3 +187,13 @@ def test_a_service_for_its_clients_opens_to_our_key_only(
         60,
         "the descriptor to open to the key",
     )
+    shell = onion_shell.with_data_dir(tmp_path / "data")
+    refused = shell.run(f"torkit connect -z {address}:80", timeout=130)
+    assert refused.returncode == 5, refused
+    keys = tmp_path / "data" / "onion-auth"
+    keys.mkdir(mode=0o700)
+    (tmp_path / "key").rename(keys / "mine.auth_private")
+    (keys / "broken.auth_private").write_text("no key")
+    result = shell.run(f"torkit connect {address}:80", stdin=b"GET /page HTTP/1.0\r\n\r\n", timeout=130)
+    assert result.stdout.endswith(PAGE), result
+    assert b"broken.auth_private is passed over" in result.stderr

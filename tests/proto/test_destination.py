@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from torkit.errors import UsageError
-from torkit.proto.destination import check_destination, check_host, is_internal
+from torkit.proto.destination import check_destination, check_host, is_internal, is_onion
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,19 @@ def test_host_is_accepted(host: str, checked: str) -> None:
 def test_host_is_refused(host: str) -> None:
     with pytest.raises(UsageError):
         check_host(host)
+
+
+@pytest.mark.parametrize("host", ["x.onion", "X.ONION.", "a.b.Onion", "onion"])
+def test_a_name_in_onion_is_for_those_who_ask_no_exit(host: str) -> None:
+    assert is_onion(host)
+    assert check_destination(host, allow_internal=False, allow_onion=True) == host
+    for allow_internal in (False, True):
+        with pytest.raises(UsageError):
+            check_destination(host, allow_internal=allow_internal)
+
+
+def test_other_names_are_no_onions() -> None:
+    assert not any(map(is_onion, ("onion.test", "xonion", "x.onion.test", "127.0.0.1", "::1", "")))
 
 
 # The first and the last address of each range that C tor calls internal, and their neighbours outside.

@@ -178,7 +178,11 @@ REFUSALS = {
         UsageError,
         CHOSEN + b"\x05\x02" + FAILURE,
     ),
-    "onion": (GREETING + socks5(1, b"x" * 56 + b".onion"), UsageError, CHOSEN + b"\x05\x02" + FAILURE),
+    "resolve onion": (
+        GREETING + socks5(0xF0, b"x" * 56 + b".onion"),
+        UsageError,
+        CHOSEN + b"\x05\x02" + FAILURE,
+    ),
     "exit": (GREETING + socks5(1, b"web.test.relay.exit"), UsageError, CHOSEN + b"\x05\x02" + FAILURE),
     "socks4 bind": (socks4(2, b"\xc0\x00\x02\x01", b"\0"), UsageError, REJECTED),
     "socks4 ptr": (socks4(0xF1, b"\xc0\x00\x02\x01", b"\0"), UsageError, REJECTED),

@@ -21,7 +21,7 @@ cpdef enum:
     TOR1_KEY_LEN = 16             # Kf, Kb
     TOR1_KEYS_LEN = 2 * TOR1_DIGEST_LEN + 2 * TOR1_KEY_LEN
     CGO_KEYS_LEN = 2 * 80         # forward, backward
-    # rend-spec-v3, "Using legacy hosts as rendezvous points": the same four, each of 32 bytes.
+    # rend-spec-v3, "Key expansion": the same four, each of 32 bytes.
     TOR1_ONION_DIGEST_LEN = 32
     TOR1_ONION_KEY_LEN = 32
     TOR1_ONION_KEYS_LEN = 2 * TOR1_ONION_DIGEST_LEN + 2 * TOR1_ONION_KEY_LEN

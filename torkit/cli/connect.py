@@ -98,10 +98,8 @@ def connect(
         eof_timeout = 0
 
     async def command() -> None:
-        from torkit.proto.destination import check_destination
-
         async with open_client(options, restrictions=wanted, padding=link_padding, max_memory=memory) as tor:
-            check_destination(destination[0], allow_internal=tor.network.testing)  # before a long start
+            check(destination[0], allow_internal=tor.network.testing)  # before a long start
             await carry(
                 tor,
                 destination,
@@ -114,6 +112,16 @@ def connect(
             )
 
     run(command, options)
+
+
+def check(host: str, *, allow_internal: bool) -> None:
+    """Raises UsageError for what cannot be reached, OnionServiceError for what is no onion address."""
+    from torkit.proto.destination import check_destination, is_onion
+
+    if is_onion(check_destination(host, allow_internal=allow_internal, allow_onion=True)):
+        from torkit.hs.address import parse_address
+
+        parse_address(host)
 
 
 async def carry(

@@ -12,6 +12,8 @@ from torkit.errors import (
     NoDirectory,
     NoGuard,
     NoPath,
+    OnionServiceError,
+    OnionStep,
     StreamClosed,
     TimedOut,
     TorkitError,
@@ -35,15 +37,19 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 def exit_status(error: TorkitError) -> int:
     """The exit status that tells a script what kind of failure `error` is."""
     match error:
-        case UsageError():
+        case UsageError() | OnionServiceError(step=OnionStep.ADDRESS):
             return WRONG_USAGE
         case NoDirectory() | NoGuard():
             return NO_BOOTSTRAP
-        case StreamClosed(reason=EndReason.RESOLVEFAILED):
+        case StreamClosed(reason=EndReason.RESOLVEFAILED) | OnionServiceError(step=OnionStep.NOT_FOUND):
             return NOT_RESOLVED
+        case OnionServiceError(step=OnionStep.NO_KEY | OnionStep.WRONG_KEY):
+            return REFUSED
         case StreamClosed(reason=EndReason.CONNECTREFUSED | EndReason.EXITPOLICY) | NoPath():
             return REFUSED
         case StreamClosed(reason=EndReason.TIMEOUT) | TimedOut():
+            return TIMED_OUT
+        case OnionServiceError(step=OnionStep.RENDEZVOUS | OnionStep.INTRODUCTION_TIMEOUT):
             return TIMED_OUT
         case InternalError():
             return INTERNAL

@@ -54,6 +54,11 @@ class Cache:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
+    @property
+    def directory(self) -> Path:
+        """Where it is."""
+        return self._directory
+
     def load_consensus(self) -> Preamble | None:
         """The consensus last kept, unverified."""
         return self._load(CONSENSUS, MAX_CONSENSUS_LEN, read_preamble)

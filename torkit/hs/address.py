@@ -36,7 +36,9 @@ def parse_address(host: str) -> bytes:
         raise _refused("the name does not end in .onion")
     label = name.rpartition(".")[2]
     if len(label) != LABEL_LEN:
-        what = "addresses of version 2 are served by nobody any more" if len(label) == 16 else None
+        what = (
+            "addresses of version 2 are served by nobody any more" if len(label) == 16 else "is it complete?"
+        )
         raise _refused(f"an onion address has {LABEL_LEN} characters, not {len(label)}", hint=what)
     try:
         raw = base64.b32decode(label.upper().encode("ascii"))

@@ -110,8 +110,10 @@ class Descriptor(NamedTuple):
     """A descriptor that passed every check. `lifetime` is in minutes.
 
     `sendme_inc` is what the service acknowledges by, in cells, where it does congestion control; else None.
+    `subcredential` is what it was opened with.
     """
 
+    subcredential: bytes
     revision: int
     lifetime: int
     signing_key: bytes
@@ -158,7 +160,8 @@ def decode_descriptor(
     plaintext = open_layer(item, SECOND_LAYER, blinded + (cookie or b""))
     if plaintext is None:
         raise _refused(client_key)
-    return _decode_second(plaintext, lifetime, revision, signing_key, now, sendme_inc)
+    found = _decode_second(plaintext, lifetime, revision, signing_key, now, sendme_inc)
+    return found._replace(subcredential=subcredential)
 
 
 def _check_outer_signature(text: bytes, outer: Items, blinded: bytes, now: float) -> bytes:
@@ -251,6 +254,7 @@ def _decode_second(
         except DocumentError:
             continue  # a point that cannot be used takes nothing from the others
     return Descriptor(
+        subcredential=b"",
         revision=revision,
         lifetime=lifetime,
         signing_key=signing_key,

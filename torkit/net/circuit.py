@@ -42,6 +42,9 @@ GENERAL = "GENERAL"  # control-spec's purpose of circuits for streams
 # Specification constant (path-spec, "Measuring path usage success rates").
 PROBE_PORT = 25
 
+# What `settle` asks an exit: an address, which it answers by itself. One of TEST-NET-1, that nobody has.
+SETTLE_QUESTION = "192.0.2.1"
+
 logger = logging.getLogger(__name__)
 
 _LINK_COMMANDS = frozenset(Command)
@@ -125,7 +128,8 @@ class Circuit:
         self._stream_params = flow.StreamParams.from_params(settings.params)
         self._vegas: list[flow.Vegas | None] = []
         self._streams: set[StreamOwner] = set()
-        self._reply: _Reply | None = None
+        self._reply: Reply | None = None
+        self.is_joined = False  # with an onion service, behind the last of `path`
         if self.journal.is_heard:
             self.journal.tell(CircuitLaunched(self.id, purpose))
 
@@ -161,7 +165,7 @@ class Circuit:
         handshake = ntor.FastClient(os.urandom(cells.HASH_LEN))
         try:
             self._channel.send_control(self._core.id, Command.CREATE_FAST, handshake.handshake)
-            reply = await self._await_reply(Command.CREATED_FAST)
+            reply = await self.expect(Command.CREATED_FAST).wait()
             keys = handshake.finish(cells.decode_created_fast(reply))
         finally:
             handshake.wipe()
@@ -175,7 +179,7 @@ class Circuit:
         with self._handshake(relay, is_last=is_last) as handshake:
             body = cells.encode_create2(handshake.handshake_type, handshake.handshake)
             self._channel.send_control(self._core.id, Command.CREATE2, body)
-            reply = await self._await_reply(Command.CREATED2)
+            reply = await self.expect(Command.CREATED2).wait()
             self._add_hop(relay, handshake.finish(cells.decode_created2(reply)), started)
 
     async def extend(self, relay: Relay, *, is_last: bool) -> None:
@@ -189,7 +193,7 @@ class Circuit:
         with self._handshake(relay, is_last=is_last) as handshake:
             body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
             self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
-            reply = await self._await_reply(RelayCommand.EXTENDED2)
+            reply = await self.expect(RelayCommand.EXTENDED2).wait()
             self._add_hop(relay, handshake.finish(messages.decode_extended2(reply)), started)
 
     @contextmanager
@@ -212,15 +216,7 @@ class Circuit:
             handshake.wipe()
 
     def _add_hop(self, relay: Relay, hop: NewHop, started: float) -> None:
-        layer = _layer_of(hop.layer, hop.keys)
-        vegas = None
-        if hop.sendme_inc is None:
-            self._core.add_hop(layer, parameter(self._settings.params, "circwindow"))
-        else:
-            params = flow.CongestionParams.from_params(self._settings.params)
-            vegas = flow.Vegas(params, increment=hop.sendme_inc, clock=self._settings.clock)
-            self._core.add_hop(layer, vegas.window, hop.sendme_inc, has_congestion_control=True)
-        self._vegas.append(vegas)
+        vegas = self._add_layer(_layer_of(hop.layer, hop.keys), hop.sendme_inc, flow.PathKind.EXIT)
         self.path += (relay,)
         self.hops += (
             HopInfo(
@@ -247,17 +243,56 @@ class Circuit:
             UNNAMED if hop == self.unnamed_hop else name_of(relay) for hop, relay in enumerate(self.path, 1)
         )
 
-    async def _await_reply(self, command: Command | RelayCommand) -> bytes:
+    def _add_layer(self, layer: Layer, sendme_inc: int | None, path: flow.PathKind) -> flow.Vegas | None:
+        """Add a hop to the core's, with congestion control where `sendme_inc` is given, in DATA cells."""
+        vegas = None
+        if sendme_inc is None:
+            self._core.add_hop(layer, parameter(self._settings.params, "circwindow"))
+        else:
+            params = flow.CongestionParams.from_params(self._settings.params, path)
+            vegas = flow.Vegas(params, increment=sendme_inc, clock=self._settings.clock)
+            self._core.add_hop(layer, vegas.window, sendme_inc, has_congestion_control=True)
+        self._vegas.append(vegas)
+        return vegas
+
+    def join(self, keys: bytes, sendme_inc: int | None, path: flow.PathKind) -> None:
+        """Add an onion service behind the last hop, with the keys of its layer, which are overwritten.
+
+        It is no relay: `path` stays as it is. Streams begun from now on are the service's.
+        """
+        self.is_joined = True
+        self._add_layer(_layer_of(LayerKind.TOR1_ONION, keys), sendme_inc, path)
+
+    @property
+    def can_congestion_control(self) -> bool:
+        """Whether the consensus asks clients to negotiate congestion control."""
+        return flow.wants_congestion_control(self._settings.params)
+
+    # --- messages to the last hop -----------------------------------------------------------------
+
+    async def ask(self, command: RelayCommand, body: bytes, answer: RelayCommand) -> bytes:
+        """Send the last hop a message that is no stream's, and wait for the answer; its body."""
+        self.tell(command, body)
+        return await self.expect(answer).wait()
+
+    def tell(self, command: RelayCommand, body: bytes) -> None:
+        """Send the last hop a message that is no stream's. Not waited for."""
+        self._core.send(self._core.hop_count - 1, command, 0, body)
+
+    def expect(self, command: Command | RelayCommand) -> Reply:
+        """From now on a message of this kind may come from the last hop, once; any other ends the circuit.
+
+        Raises what has ended the circuit.
+        """
         if self.error is not None:
             raise self.error
-        reply = self._reply = _Reply(command)
-        try:
-            await reply.has_come.wait()
-        finally:
+        self._reply = Reply(self, command)
+        return self._reply
+
+    def stop_expecting(self, reply: Reply) -> None:
+        """Let no message come any more that nobody has asked for since."""
+        if self._reply is reply:
             self._reply = None
-        if reply.body is None:
-            raise self.error or CircuitClosed("the circuit ended")
-        return reply.body
 
     # --- streams ----------------------------------------------------------------------------------
 
@@ -271,6 +306,11 @@ class Circuit:
         """Returns whether one more stream can be opened."""
         return self._core.has_room
 
+    @property
+    def far_end(self) -> str:
+        """Who ends its streams, for sentences."""
+        return "the onion service" if self.is_joined else "the exit"
+
     def begin(self, host: str, port: int, number: int | None = None) -> Stream:
         """Ask the last hop to connect to `host`, a name or address it resolves. Not waited for.
 
@@ -281,6 +321,10 @@ class Circuit:
             # As C tor's clients do on the port that Tor Browser has them open, where the exit can use it.
             flags = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
         return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags), number)
+
+    def begin_service(self, port: int, number: int | None = None) -> Stream:
+        """Ask the onion service that has joined for `port`, otherwise as `begin`."""
+        return self._begin(RelayCommand.BEGIN, messages.encode_begin_service(port), number)
 
     def refuses(self, address: cells.IPAddress | None) -> bool:
         """Returns whether an exit that says this address is wrong or has been fooled, as C tor judges."""
@@ -331,7 +375,21 @@ class Circuit:
         """What watches XON and XOFF of one stream; None where it has windows."""
         if self._vegas[hop] is None:
             return None
-        return StreamFlow(self._stream_params, self._settings.clock)
+        return StreamFlow(self._stream_params, self._settings.clock, peer_is_onion_service=self.is_joined)
+
+    async def settle(self) -> None:
+        """Wait until the last hop has all that was sent: it answers what is sent now, and cells keep order.
+
+        An onion service looks nothing up, but refuses port 0. Raises what ended the circuit.
+        """
+        try:
+            if self.is_joined:
+                await self._begin(RelayCommand.BEGIN, messages.BEGIN_NOWHERE).wait_connected()
+            else:
+                await self.resolve(SETTLE_QUESTION)
+        except StreamBroken as error:
+            if error.reason is EndReason.DESTROY:
+                raise
 
     async def resolve(self, name: str | cells.IPAddress) -> list[messages.Answer]:
         """What the last hop resolves `name` to; for an address literal, its names.
@@ -443,7 +501,7 @@ class Circuit:
 
     def _on_reply(self, command: Command | RelayCommand, body: bytes) -> None:
         # Compared by identity: a Command and a RelayCommand of the same number are equal.
-        if self._reply is None or self._reply.command is not command or self._reply.has_come.is_set():
+        if self._reply is None or self._reply.command is not command or self._reply.body is not None:
             return self.fail(CircuitError(f"{command.name} arrived, which nobody waits for"))
         self._reply.body = body
         self._reply.has_come.set()
@@ -458,13 +516,24 @@ def _layer_of(kind: LayerKind, keys: bytes) -> Layer:
         wipe(keys)
 
 
-class _Reply:
-    """One answer that a handshake waits for; `body` stays None if the circuit ended instead."""
+class Reply:
+    """One answer that is waited for. Made by `Circuit.expect`."""
 
-    def __init__(self, command: Command | RelayCommand) -> None:
+    def __init__(self, circuit: Circuit, command: Command | RelayCommand) -> None:
         self.command = command
-        self.body: bytes | None = None
+        self.body: bytes | None = None  # also where the circuit ended instead
         self.has_come = trio.Event()
+        self._circuit = circuit
+
+    async def wait(self) -> bytes:
+        """Its body. Raises what ended the circuit instead."""
+        try:
+            await self.has_come.wait()
+        finally:
+            self._circuit.stop_expecting(self)
+        if self.body is None:
+            raise self._circuit.error or CircuitClosed("the circuit ended")
+        return self.body
 
 
 class _Resolution:

@@ -31,7 +31,7 @@ class Current:
         self.journal = Journal()
         self._readers: list[Callable[[Directory], None]] = []
         self._cgo = cgo
-        self._testing = testing
+        self.testing = testing
         self._clock = ClockGuard()
 
     @property
@@ -68,7 +68,7 @@ class Current:
     def param(self, name: str) -> int:
         """A consensus parameter; its default while there is no directory."""
         value = parameter(self.params(), name)
-        is_raised = name == "cbtmintimeout" and self._testing
+        is_raised = name == "cbtmintimeout" and self.testing
         return max(value, TESTING_MIN_TIMEOUT) if is_raised else value
 
     def circuit_settings(self) -> CircuitSettings:
@@ -77,6 +77,6 @@ class Current:
             self.params(),
             self._cgo,
             self._clock,
-            refuse_internal=not self._testing,
+            refuse_internal=not self.testing,
             journal=self.journal,
         )

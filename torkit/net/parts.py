@@ -6,7 +6,7 @@ bootstrap (keeps the directory) -> current -> everybody
 """
 
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -25,12 +25,17 @@ from torkit.net.guards import GuardKeeper
 from torkit.net.paths import Paths
 from torkit.net.sources import Sources
 from torkit.net.state import StateFile
-from torkit.path import Constraints
+from torkit.path import Constraints, excluded_places
 from torkit.predicted_ports import PredictedPorts
 from torkit.proto.circuit import Cgo
 from torkit.proto.padding import Padding
 from torkit.refusals import Refusals
 from torkit.vanguards import Vanguards
+
+if TYPE_CHECKING:
+    from torkit.net.onion.services import OnionServices
+
+CLIENT_KEYS = "onion-auth"  # in the data directory: keys for onion services that serve clients they know
 
 CLOSE_TIMEOUT = 2.0  # seconds that closing waits for what has been sealed to be sent
 
@@ -56,6 +61,10 @@ class Parts:
         state: dict[str, Any],
         guards: Guards,
     ) -> None:
+        self._nursery = nursery
+        self._restrictions = restrictions
+        self._client_keys = cache.directory / CLIENT_KEYS
+        self.onions: OnionServices | None = None  # once a name in .onion was used
         is_lasting = spare_circuits > 0  # else what one circuit teaches is not worth writing down
         self._background = trio.CancelScope()
         self._spare_circuits = spare_circuits
@@ -95,6 +104,27 @@ class Parts:
         self.current.add_reader(self.circuits.note_directory)
         self.current.add_reader(self.guards.note_directory)
 
+    def onion_services(self) -> "OnionServices":
+        """What reaches onion services; made when it is first needed, since most clients never do."""
+        if self.onions is None:
+            from torkit.net.onion.client_keys import ClientKeys
+            from torkit.net.onion.services import OnionServices
+            from torkit.net.onion.stems import Stems
+
+            self.onions = OnionServices(
+                Stems(self.circuits, self.build_times, self._is_excluded),
+                self.circuits,
+                self.current,
+                ClientKeys(self._client_keys),
+                self.rng,
+                self._nursery,
+            )
+        return self.onions
+
+    def _is_excluded(self, identity: bytes) -> bool:
+        directory = self.current.directory
+        return directory.consensus.relays.index_of(identity) in excluded_places(directory, self._restrictions)
+
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
         await self.bootstrap.wait_ready()
@@ -119,5 +149,7 @@ class Parts:
         with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
             self._background.cancel()  # or spare circuits would be built in place of those closed
             self.circuits.close()
+            if self.onions is not None:
+                self.onions.close()
             await self.channels.drain()
             await self.state.save()

@@ -10,12 +10,12 @@ from random import Random
 from torkit.directory.directory import Relay
 from torkit.errors import NoPath, UsageError
 from torkit.net.circuits.build import Choice
-from torkit.net.circuits.purpose import Path, Shared, ToRelay
+from torkit.net.circuits.purpose import ForOnion, Path, Shared
 from torkit.net.current import Current
 from torkit.net.guards import GuardKeeper, GuardOfOurs
 from torkit.path import Constraints, choose_path, may_go_on
 from torkit.refusals import Refusals
-from torkit.vanguards import Vanguards, choose_path_to
+from torkit.vanguards import Vanguards, choose_stem
 
 
 class Paths:
@@ -37,13 +37,13 @@ class Paths:
         self._restrictions = restrictions
         self._rng = rng
 
-    def choose(self, purpose: Shared | ToRelay, excluded: Collection[bytes] = ()) -> Choice:
+    def choose(self, purpose: Shared | ForOnion, excluded: Collection[bytes] = ()) -> Choice:
         """Relays for a circuit that is built next, the last of them none of `excluded`, identities of exits.
 
         Raises NoPath, NoGuard, NoDirectory.
         """
-        if isinstance(purpose, ToRelay):
-            return self._choose_to(purpose.target)
+        if isinstance(purpose, ForOnion):
+            return self._choose_stem(purpose.target)
         avoided = frozenset(excluded) | self._refusals.exits
         try:
             return self._choose_exit(purpose, avoided)
@@ -77,12 +77,12 @@ class Paths:
         picker.guard.others = path[1:]
         return Choice(path, picker.guard)
 
-    def _choose_to(self, target: Relay) -> Choice:
+    def _choose_stem(self, target: Relay | None) -> Choice:
         """By way of the vanguards; nobody who named `target` has a say in who is guard."""
         picker = _Picker(self._guards)
-        path = choose_path_to(
+        path = choose_stem(
             self._current.directory,
-            target,
+            None if target is None else target.identity,
             self._vanguards,
             picker,
             self._restrictions,

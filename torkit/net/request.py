@@ -30,8 +30,6 @@ MAX_FAILURES = 3
 # Implementation limit: exits by whose policy one stream is refused. C tor goes on for 120 s.
 MAX_REFUSALS = 16
 
-# What `settle` asks an exit: an address, which it answers by itself. One of TEST-NET-1, that nobody has.
-SETTLE_QUESTION = "192.0.2.1"
 SETTLE_TIMEOUT = 60.0  # seconds; a full congestion window at 8 KB/s
 
 # Ends that another exit may not give, as C tor takes them. All others are the target's answer.
@@ -282,17 +280,14 @@ def _reason_of(failure: TorkitError) -> EndReason:
 
 
 async def settle(stream: Stream) -> None:
-    """End `stream`, and wait until the exit has all that was sent on it.
+    """End `stream`, and wait until the exit, or the onion service, has all that was sent on it.
 
-    Cells arrive in order, so an answer to what is sent last says that all has come. Raises TimedOut, or what
-    ended the circuit first.
+    Raises TimedOut, or what ended the circuit first.
     """
     stream.close()
     try:
         with trio.fail_after(SETTLE_TIMEOUT):
-            await stream.circuit.resolve(SETTLE_QUESTION)
-    except StreamClosed as error:
-        if error.reason is EndReason.DESTROY:
-            raise
+            await stream.circuit.settle()
     except trio.TooSlowError:
-        raise TimedOut(f"the exit did not take what was sent within {SETTLE_TIMEOUT:g} s") from None
+        whom = stream.circuit.far_end
+        raise TimedOut(f"{whom} did not take what was sent within {SETTLE_TIMEOUT:g} s") from None

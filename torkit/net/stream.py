@@ -43,9 +43,12 @@ class StreamHost(Protocol):
     path: tuple[Relay, ...]
     journal: Journal
     watch: Watch  # told whether the exit has answered
+    is_joined: bool  # with an onion service, behind the last of `path`
 
     @property
     def exit(self) -> Relay: ...
+    @property
+    def far_end(self) -> str: ...
     @property
     def stream_count(self) -> int: ...
     def begin(self, host: str, port: int, number: int | None = None) -> Stream: ...
@@ -57,6 +60,7 @@ class StreamHost(Protocol):
     def forget_stream(self, owner: Stream) -> None: ...
     def fail(self, error: TorkitError) -> None: ...
     async def resolve(self, name: str | IPAddress) -> list[Answer]: ...
+    async def settle(self) -> None: ...
 
 
 class StreamBroken(StreamClosed, trio.BrokenResourceError):
@@ -372,15 +376,16 @@ def ended_by(
         broken = StreamBroken(message, reason=reason, address=address, hint=INTERNAL_HINT)
         broken.retry = Retry.NEVER
     else:
-        broken = StreamBroken(f"{reason.sentence} ({reason.name})", reason=reason, address=address)
-    if circuit.path:
+        message = f"{reason.sentence_of(circuit.far_end)} ({reason.name})"
+        broken = StreamBroken(message, reason=reason, address=address)
+    if circuit.path and not circuit.is_joined:
         broken.name(circuit.exit.nickname)
     return broken
 
 
 def cut_off(circuit: StreamHost, failure: TorkitError | None) -> StreamBroken:
     """A stream's end with its circuit. Whose fault that is, `failure` says if anybody knows."""
-    to_whom = f" to {circuit.exit.nickname}" if circuit.path else ""
+    to_whom = f" to {circuit.exit.nickname}" if circuit.path and not circuit.is_joined else ""
     broken = StreamBroken(f"the circuit{to_whom} failed: {failure}", reason=EndReason.DESTROY)
     broken.__cause__ = failure
     return broken
@@ -403,9 +408,9 @@ class StreamFlow:
     what the rate allows in a second (as C tor).
     """
 
-    def __init__(self, params: StreamParams, clock: ClockGuard) -> None:
+    def __init__(self, params: StreamParams, clock: ClockGuard, *, peer_is_onion_service: bool) -> None:
         self.watch = DrainWatch(params, clock)
-        self.check = XoffCheck(params)
+        self.check = XoffCheck(params, peer_is_onion_service=peer_is_onion_service)
         self.next_send_at = 0.0
         self._sent = 0
 

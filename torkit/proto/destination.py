@@ -40,13 +40,13 @@ MAX_HOST_LEN = 255  # bytes: what SOCKS5's one-byte lengths allow
 _NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]*\.)*[A-Za-z0-9][A-Za-z0-9_-]*\.?")
 
 
-def check_destination(host: str, *, allow_internal: bool) -> str:
+def check_destination(host: str, *, allow_internal: bool, allow_onion: bool = False) -> str:
     """`host` as `check_host` returns it, if an exit may be asked for it. Raises UsageError.
 
     `allow_internal` is for private networks, where every address is internal: there only the unspecified
     address is refused, which is nowhere.
     """
-    host = check_host(host)
+    host = check_host(host, allow_onion=allow_onion)
     address = parse_address(host)
     if address is not None and address.is_unspecified:
         raise UsageError("the unspecified address is no destination")
@@ -57,11 +57,17 @@ def check_destination(host: str, *, allow_internal: bool) -> str:
     return host
 
 
-def check_host(host: str) -> str:
+def is_onion(host: str) -> bool:
+    """Whether `host` is a name in .onion, which no exit and no resolver may ever see."""
+    return _last_label(host) == "onion"
+
+
+def check_host(host: str, *, allow_onion: bool = False) -> str:
     """`host` as a destination: a name as it is, an address in its usual text without brackets.
 
-    Raises UsageError for what is neither, and for names that mean something only inside Tor and are
-    not served.
+    Raises UsageError for what is neither, and for names that mean something only inside Tor: in .exit
+    always, in .onion unless `allow_onion` says that no exit will be asked for it. Whether it is an onion
+    address is not looked at here.
     """
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if (address := parse_address(bare)) is not None:
@@ -70,8 +76,10 @@ def check_host(host: str) -> str:
         hint = None if host.isascii() else "write the name in its xn-- form"
         raise UsageError("the destination is neither an address nor a host name", hint=hint)
     match _last_label(host):
-        case "onion":
-            raise UsageError("onion services are not supported yet", hint="C tor and Arti reach them")
+        case "onion" if not allow_onion:
+            raise UsageError(
+                "a name in .onion cannot be looked up", hint="have the program connect to it by name"
+            )
         case "exit":
             raise UsageError("names in .exit are not supported", hint="choose an exit with --path")
     return host

@@ -19,6 +19,7 @@ from torkit.proto.cells import (
     IPAddress,
     Reader,
 )
+from torkit.proto.destination import is_onion
 
 # Specification constants.
 XON_XOFF_VERSION = 0  # proposal 324, "Stream Flow Control Without Windows"
@@ -55,6 +56,20 @@ def encode_begin(host: str, port: int, flags: BeginFlags) -> bytes:
         raise UsageError(f"a port is between 1 and 65535, not {port}")
     address = f"[{_parse_ipv6(host)}]" if ":" in host else _check_hostname(host)
     return f"{address}:{port}\0".encode("ascii") + (flags.to_bytes(4, "big") if flags else b"")
+
+
+# A BEGIN that an onion service refuses, whatever it serves.
+BEGIN_NOWHERE = b":0\0"
+
+
+def encode_begin_service(port: int) -> bytes:
+    """BEGIN to an onion service, which needs no host and gets no flags. Raises UsageError.
+
+    rend-spec-v3, "Encrypting data between client and host".
+    """
+    if not 1 <= port <= 65535:
+        raise UsageError(f"a port is between 1 and 65535, not {port}")
+    return f":{port}\0".encode("ascii")
 
 
 def decode_connected(body: bytes) -> Connected:
@@ -285,6 +300,8 @@ def _check_hostname(host: str) -> str:
     host = host.lower()
     if len(host.rstrip(".")) > HOSTNAME_MAX_LEN or not _HOSTNAME.fullmatch(host):
         raise UsageError("this is neither a host name nor an address")
+    if is_onion(host):
+        raise UsageError("a name in .onion is not for exits")
     return host
 
 

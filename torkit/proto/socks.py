@@ -30,6 +30,7 @@ from torkit.errors import (
     NoDirectory,
     NoGuard,
     NoPath,
+    OnionServiceError,
     PeerError,
     StreamClosed,
     TimedOut,
@@ -315,7 +316,7 @@ class Handshake:
             name, hint = _NOT_SERVED.get(command_byte, (f"command {command_byte}", None))
             raise UsageError(f"SOCKS's {name} is not supported", hint=hint)
         try:
-            host = check_host(host)
+            host = check_host(host, allow_onion=command is Command.CONNECT)
         except UsageError as error:
             self._refuse(reply_for(error))
             raise
@@ -386,6 +387,8 @@ _REPLY_BY_END_REASON = {
 def reply_for(error: TorkitError) -> Reply:
     """What to tell a SOCKS5 client about `error`; a SOCKS4 client hears only that it failed."""
     match error:
+        case OnionServiceError():
+            return Reply(error.step.value)
         case StreamClosed():
             return _REPLY_BY_END_REASON.get(error.reason, Reply.GENERAL_FAILURE)
         case UsageError() | NoPath():

@@ -28,7 +28,7 @@ from torkit.errors import (
 from torkit.net.channels import Channels
 from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import words
-from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, Path, Purpose, Shared, ToRelay
+from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ForOnion, Path, Purpose, Shared
 from torkit.net.contact import Contact, is_known
 from torkit.net.current import Current
 from torkit.net.guards import UNTOLD, GuardTry
@@ -58,7 +58,7 @@ class Choice(NamedTuple):
 class Chooser(Protocol):
     """Chooses paths, and says how long they are good."""
 
-    def choose(self, purpose: Shared | ToRelay, excluded: Collection[bytes]) -> Choice:
+    def choose(self, purpose: Shared | ForOnion, excluded: Collection[bytes]) -> Choice:
         """Relays for a purpose, the last of them none of `excluded`, identities of exits.
 
         Raises NoPath, NoGuard or NoDirectory.
@@ -92,7 +92,7 @@ class Builder:
         self._nursery = nursery
         self._failed_steps: dict[tuple[bytes, bytes], float] = {}  # when, on trio's clock
 
-    def choose(self, purpose: Shared | ToRelay, excluded: Collection[bytes] = ()) -> Choice:
+    def choose(self, purpose: Shared | ForOnion, excluded: Collection[bytes] = ()) -> Choice:
         """A path without the steps that failed lately, for whomever, if a few draws find one.
 
         Steps, not relays: a relay refuses for a minute to connect to one that it has found dead, while
@@ -107,7 +107,7 @@ class Builder:
             choice.guard.given_up()
         return self.paths.choose(purpose, excluded)
 
-    async def build(self, choice: Choice, purpose: Shared | ToRelay) -> Circuit:
+    async def build(self, choice: Choice, purpose: Shared | ForOnion) -> Circuit:
         """Build one circuit. Raises what made a hop fail, or TimedOut.
 
         Where we chose the path, it is not given out before its guard is usable, nor once the directory lacks
@@ -139,7 +139,7 @@ class Builder:
             self.channels, path, settings, self._rng, timeouts.for_hops(len(path)), guard=guard
         )
 
-    async def _build_in_time(self, choice: Choice, purpose: Shared | ToRelay) -> Circuit:
+    async def _build_in_time(self, choice: Choice, purpose: Shared | ForOnion) -> Circuit:
         """Build within the timeout for use. What comes later is closed, but its time is learnt from."""
         timeouts = self.build_times.timeouts.for_hops(len(choice.path))
         build = _Build()
@@ -168,7 +168,7 @@ class Builder:
         return build.circuit
 
     async def _run(
-        self, build: "_Build", choice: Choice, purpose: Shared | ToRelay, timeouts: Timeouts
+        self, build: "_Build", choice: Choice, purpose: Shared | ForOnion, timeouts: Timeouts
     ) -> None:
         """Build one circuit, however late."""
         try:
@@ -231,7 +231,7 @@ async def build_circuit(
     timeouts: Timeouts = INITIAL,
     *,
     guard: GuardTry = UNTOLD,
-    purpose: Shared | ToRelay = LOOK_UP,
+    purpose: Shared | ForOnion = LOOK_UP,
     begin: Callable[[Circuit], None] = _do_nothing,
 ) -> Circuit:
     """A circuit through all of `path`. Raises what made a hop fail, or TimedOut.

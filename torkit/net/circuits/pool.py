@@ -17,7 +17,7 @@ from torkit.directory.directory import Directory, Relay
 from torkit.errors import EndReason, NoDirectory, Retry, StreamClosed, TimedOut, TorkitError
 from torkit.net.circuit import Circuit
 from torkit.net.circuits.build import Builder, Choice
-from torkit.net.circuits.purpose import Need, Path, Shared, ToRelay
+from torkit.net.circuits.purpose import ForOnion, Need, Path, Shared
 from torkit.net.circuits.shelves import Clean, Entry, Shelves
 from torkit.net.circuits.turns import Turns, rest
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
@@ -40,6 +40,7 @@ class Circuits:
     ) -> None:
         self.turns = Turns()
         self.identity = 0  # how often `renew` was called
+        self.age = 0  # how often `retire_all` was called
         self.predicted = predicted
         self.is_short = trio.Event()  # set when more may have to be built ahead; made anew by whoever does
         self.journal = builder.journal
@@ -102,7 +103,7 @@ class Circuits:
             raise TimedOut("no circuit was built in time")
         raise TimedOut(f"no circuit was built in time: {failure}", hint=failure.hint) from failure
 
-    async def open(self, purpose: Shared | ToRelay, crowd: Hashable = None) -> Circuit:
+    async def open(self, purpose: Shared | ForOnion, crowd: Hashable = None) -> Circuit:
         """A circuit that no request joins, built in a turn of `crowd`; the caller closes it.
 
         Raises what ended the one build.
@@ -169,7 +170,7 @@ class Circuits:
         self._is_built = trio.Event()
         return entry
 
-    async def _build(self, choice: Choice, purpose: Shared | ToRelay) -> Circuit:
+    async def _build(self, choice: Choice, purpose: Shared | ForOnion) -> Circuit:
         try:
             return await self._builder.build(choice, purpose)
         except TimedOut:
@@ -233,6 +234,7 @@ class Circuits:
 
     def retire_all(self) -> None:
         """Let no circuit take new streams; those that there are go on."""
+        self.age += 1
         for entry in self._shelves:
             self._shelves.retire(entry)
         self.is_short.set()

@@ -80,11 +80,11 @@ class AskDirectory:
 
 class _ToRelay:
     def __init__(self, target: Relay) -> None:
-        self.target = target
+        self.target: Relay | None = target
 
 
 class OnionDirectory(_ToRelay):
-    """For a question to a directory of onion services. `target` is the last hop, here and below."""
+    """For a question to a directory of onion services. `target` will be the last hop, here and below."""
 
     label = "HS_CLIENT_HSDIR"
     words = "an onion service's directory"
@@ -97,16 +97,18 @@ class Introduction(_ToRelay):
     words = "an introduction"
 
 
-class Rendezvous(_ToRelay):
-    """For ESTABLISH_RENDEZVOUS, to a relay at which a service is met."""
+class Rendezvous:
+    """For ESTABLISH_RENDEZVOUS, to a relay at which a service is met, and which we choose ourselves."""
 
     label = "HS_CLIENT_REND"
     words = "a rendezvous"
+    target: Relay | None = None
 
 
 Shared = ExitTo | LookUp
-ToRelay = OnionDirectory | Introduction | Rendezvous  # named by others, and so by way of vanguards
-Purpose = Shared | AskDirectory | ToRelay
+# By way of vanguards. Built as far as a target that others have named, which stems.py then adds.
+ForOnion = OnionDirectory | Introduction | Rendezvous
+Purpose = Shared | AskDirectory | ForOnion
 
 
 class Need(NamedTuple):

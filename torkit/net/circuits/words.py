@@ -7,24 +7,24 @@ import logging
 
 from torkit.errors import TorkitError
 from torkit.net.circuit import Circuit
-from torkit.net.circuits.purpose import Path, Shared, ToRelay
+from torkit.net.circuits.purpose import ForOnion, Path, Shared
 
 logger = logging.getLogger(__name__)
 
 
-def names_of(path: Path, purpose: Shared | ToRelay) -> list[str]:
+def names_of(path: Path, purpose: Shared | ForOnion) -> list[str]:
     """What the relays of a circuit are called in messages."""
     names = [relay.nickname for relay in path]
     return names if isinstance(purpose, Shared) else [*names[:-1], "the last relay"]
 
 
-def note_built(circuit: Circuit, purpose: Shared | ToRelay, seconds: float) -> None:
+def note_built(circuit: Circuit, purpose: Shared | ForOnion, seconds: float) -> None:
     """Say that a circuit was built. The circuit itself says how it ends."""
     circuit.is_told = True
     names = ", ".join(names_of(circuit.path, purpose))
     logger.info("circuit %d for %s was built in %.2f s: %s", circuit.id, purpose.words, seconds, names)
 
 
-def note_failed(purpose: Shared | ToRelay, error: TorkitError, seconds: float) -> None:
+def note_failed(purpose: Shared | ForOnion, error: TorkitError, seconds: float) -> None:
     """Say that a circuit was not built. `error` names the relay."""
     logger.info("a circuit for %s failed after %.2f s: %s", purpose.words, seconds, error)

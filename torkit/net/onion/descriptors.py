@@ -22,6 +22,7 @@ from torkit.hs.descriptor import Descriptor, decode_descriptor
 from torkit.hs.keys import blind, subcredential
 from torkit.hs.ring import Ring
 from torkit.net.circuit import Circuit
+from torkit.net.current import Current
 from torkit.net.directory import fetch_onion_descriptor
 
 # Implementation limits, seconds: a directory that was asked for a descriptor is not asked again so soon, as C
@@ -60,25 +61,24 @@ class _Service:
 
 
 class Descriptors:
-    """`directory` gives the newest directory; `build` makes a circuit to a relay, which we close."""
+    """`build` makes a circuit to a relay, which we close."""
 
     def __init__(
         self,
-        directory: Callable[[], Directory],
+        current: Current,
         build: Callable[[Relay], Awaitable[Circuit]],
         rng: Random,
-        *,
-        testing: bool,
     ) -> None:
-        self._directory = directory
+        self._current = current
         self._build = build
         self._rng = rng
-        self._testing = testing
         self._services: dict[bytes, _Service] = {}
         self._ring: tuple[Directory, TimePeriod, Ring[Relay]] | None = None
 
-    async def get(self, identity: bytes, client_key: X25519PrivateKey | None = None) -> Descriptor:
-        """The descriptor of the service with this identity key, kept or fetched.
+    async def get(
+        self, identity: bytes, client_key: X25519PrivateKey | None = None, *, anew: bool = False
+    ) -> Descriptor:
+        """The descriptor of the service with this identity key, kept or fetched; `anew` takes no kept one.
 
         Raises OnionServiceError (NOT_FOUND, DESCRIPTOR, NO_KEY, WRONG_KEY), NoDirectory, or what made every
         circuit fail.
@@ -88,9 +88,14 @@ class Descriptors:
         if len(self._services) > MAX_SERVICES:
             del self._services[next(iter(self._services))]
         async with service.lock:
-            if service.descriptor is None or service.expires <= time.time():
+            if anew or service.descriptor is None or service.expires <= time.time():
                 service.descriptor = await self._fetch(service, identity, client_key)
             return service.descriptor
+
+    def note_met(self, identity: bytes) -> None:
+        """The service was reached: if that fails later, every directory may be asked again."""
+        if (service := self._services.get(identity)) is not None:
+            service.asked.clear()
 
     def forget(self) -> None:
         """Forget every descriptor, and who was asked."""
@@ -106,7 +111,7 @@ class Descriptors:
         failures: list[TorkitError] = []
         for relay in self._rng.sample(place.directories, len(place.directories)):
             key = (relay.identity, place.blinded)
-            requery_after = REQUERY_AFTER_TESTING if self._testing else REQUERY_AFTER
+            requery_after = REQUERY_AFTER_TESTING if self._current.testing else REQUERY_AFTER
             if trio.current_time() - service.asked.get(key, -requery_after) < requery_after:
                 continue
             service.asked[key] = trio.current_time()
@@ -115,6 +120,7 @@ class Descriptors:
                 if descriptor.revision < service.greatest_revision:
                     raise DocumentError("the directory's descriptor is older than one seen before")
             except OnionServiceError:
+                service.asked.clear()  # a key that comes later has to open it
                 raise  # the descriptor is right, and our key is not
             except TorkitError as error:
                 failures.append(error)
@@ -128,7 +134,7 @@ class Descriptors:
     async def _ask(
         self, relay: Relay, identity: bytes, blinded: bytes, client_key: X25519PrivateKey | None
     ) -> Descriptor:
-        consensus = self._directory().consensus
+        consensus = self._current.directory.consensus
         limit = consensus.param("HSV3MaxDescriptorSize")
         circuit = await self._build(relay)
         try:
@@ -146,10 +152,10 @@ class Descriptors:
         )
 
     async def _find_place(self, identity: bytes) -> _Place:
-        directory = self._directory()
+        directory = self._current.directory
         consensus = directory.consensus
         interval = consensus.fresh_until - consensus.valid_after
-        length = length_when_testing(interval) if self._testing else consensus.param("hsdir_interval")
+        length = length_when_testing(interval) if self._current.testing else consensus.param("hsdir_interval")
         values = (consensus.shared_random_current, consensus.shared_random_previous)
         current, previous = (value.value if value else None for value in values)
         calendar = Calendar(consensus.valid_after, interval, length, current, previous)

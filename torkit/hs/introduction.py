@@ -1,0 +1,109 @@
+"""Introduction points as a client sees them: which relay each is, and which of them have failed."""
+
+from collections.abc import Iterable
+from enum import Enum
+from ipaddress import IPv4Address
+
+from torkit.directory.directory import Relay
+from torkit.directory.microdesc import REJECT_ALL
+from torkit.directory.netdoc import decode_protocols
+from torkit.errors import CircuitError
+from torkit.hs.descriptor import IntroductionPoint
+from torkit.proto.cells import ED25519_IDENTITY_LEN, RSA_IDENTITY_LEN
+from torkit.proto.destination import is_internal
+from torkit.proto.messages import LinkSpecifierType
+
+# As C tor, seconds: so long a failure is remembered.
+FAILURE_MEMORY = 120.0
+
+# Implementation limits: how often a point may be unreachable until it is left alone (C tor: 5; but there a
+# relay on the way may have been the reason, which here is tried elsewhere first), and points remembered.
+MAX_UNREACHABLE = 2
+MAX_FAILURES = 1000
+
+_NAME = "an introduction point"
+_NO_PROTOCOLS = decode_protocols("")
+_LENGTHS = {LinkSpecifierType.LEGACY_ID: RSA_IDENTITY_LEN, LinkSpecifierType.ED25519_ID: ED25519_IDENTITY_LEN}
+
+
+def relay_of(point: IntroductionPoint, *, allow_internal: bool) -> Relay:
+    """The relay of an introduction point as its service describes it: nothing else is known of it.
+
+    Only the service's word counts, not the consensus's: it has no protocols, so that it is asked for plain
+    ntor. Raises CircuitError where it cannot be connected to; internal addresses only with `allow_internal`,
+    on private networks.
+    """
+    found: dict[int, bytes] = {}
+    for kind, value in point.link_specifiers:
+        found.setdefault(kind, value)
+    for kind, length in _LENGTHS.items():
+        if len(found.get(kind, b"")) != length:
+            raise CircuitError(f"{_NAME} lacks an identity")
+    if len(found.get(LinkSpecifierType.IPV4, b"")) != 6:
+        raise CircuitError(f"{_NAME} has no IPv4 address")
+    raw = found[LinkSpecifierType.IPV4]
+    address, port = IPv4Address(raw[:4]), int.from_bytes(raw[4:], "big")
+    if not port or (is_internal(address) and not allow_internal):
+        raise CircuitError(f"{_NAME} has an address that is none on the internet")
+    return Relay(
+        nickname=_NAME,
+        identity=found[LinkSpecifierType.LEGACY_ID],
+        ed25519_identity=found[LinkSpecifierType.ED25519_ID],
+        ntor_onion_key=point.onion_key,
+        address=str(address),
+        or_port=port,
+        ipv6=None,
+        flags=frozenset(),
+        bandwidth=0,
+        version=None,
+        protocols=_NO_PROTOCOLS,
+        family=frozenset(),
+        family_ids=frozenset(),
+        policy=REJECT_ALL,
+        policy6=REJECT_ALL,
+        networks=frozenset(),
+    )
+
+
+class PointFailure(Enum):
+    """Why an introduction failed."""
+
+    REFUSED = "refused"  # it said so, or broke a rule
+    TIMED_OUT = "timed out"  # it, or the service behind it, was silent
+    UNREACHABLE = "unreachable"  # its circuit could not be made, or ended
+
+
+class Points:
+    """Remembers which introduction points of all services have failed. Time is an argument, in seconds."""
+
+    def __init__(self) -> None:
+        self._failures: dict[bytes, tuple[float, PointFailure, int]] = {}  # by auth-key: when, why, how often
+
+    def note(self, point: IntroductionPoint, failure: PointFailure, now: float) -> None:
+        """Note that an introduction by way of `point` has failed."""
+        _, _, count = self._failures.pop(point.auth_key, (now, failure, 0))
+        self._failures[point.auth_key] = (now, failure, count + 1)
+        if len(self._failures) > MAX_FAILURES:
+            del self._failures[next(iter(self._failures))]
+
+    def usable(self, points: Iterable[IntroductionPoint], now: float) -> list[IntroductionPoint]:
+        """Those of `points` that may be tried."""
+        self._failures = {
+            key: entry for key, entry in self._failures.items() if now - entry[0] < FAILURE_MEMORY
+        }
+        return [point for point in points if not self._has_failed(point)]
+
+    def have_timed_out(self, points: Iterable[IntroductionPoint]) -> bool:
+        """Whether silence is all that is known of each of `points`."""
+        entries = [self._failures.get(point.auth_key) for point in points]
+        return bool(entries) and all(
+            entry is not None and entry[1] is PointFailure.TIMED_OUT for entry in entries
+        )
+
+    def forget(self) -> None:
+        """A new identity remembers nothing."""
+        self._failures.clear()
+
+    def _has_failed(self, point: IntroductionPoint) -> bool:
+        entry = self._failures.get(point.auth_key)
+        return entry is not None and (entry[1] is not PointFailure.UNREACHABLE or entry[2] >= MAX_UNREACHABLE)

@@ -1,0 +1,100 @@
+"""One stream to an onion service that somebody asks for. Those to the rest of the world: net/request.py."""
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError
+from torkit.events import StreamEnded, StreamNew
+from torkit.hs.address import parse_address
+from torkit.net.circuit import Circuit
+from torkit.net.onion.services import Key, OnionServices
+from torkit.net.request import MAX_FAILURES, STREAM_TIMEOUT
+from torkit.net.stream import Stream
+
+# Ends that say nothing of the service: the circuit is broken.
+_BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
+
+
+class OnionRequest:
+    """Who wants it, and which service. Ask it for one stream, not for more."""
+
+    def __init__(self, services: OnionServices, host: str, port: int, *, isolation: Hashable = None) -> None:
+        """Raises OnionServiceError (ADDRESS) where `host` is no onion address."""
+        self._services = services
+        self._key = Key(services.identity, isolation, parse_address(host))
+        self._port = port
+        self._begun: tuple[Stream, Circuit] | None = None
+        self._failure_count = 0
+        self._journal = services.journal
+        self.id = self._journal.next_stream()
+        if self._journal.is_heard:
+            self._journal.tell(StreamNew(self.id))
+
+    def begin(self) -> Stream | None:
+        """Make the first attempt at once: a stream not answered yet, or None where no circuit has joined."""
+        circuit = self._services.find(self._key)
+        if circuit is None:
+            return None
+        self._begun = self._begin(circuit), circuit
+        return self._begun[0]
+
+    async def connect(self) -> Stream:
+        """Make the attempts that are left. Returns a stream that the service has answered.
+
+        What the service answers is final; where a circuit ends instead, the service is met again. Raises
+        StreamClosed with the service's reason, TimedOut, or as `Meeting.run`.
+        """
+        give_up_at = trio.current_time() + STREAM_TIMEOUT
+        with self._telling_end():
+            if self._begun is not None:
+                stream, circuit = self._begun
+                stream.close()
+                if stream.failure is not None:
+                    self._note_failure(circuit, stream.failure)
+            while True:
+                circuit = await self._services.acquire(self._key, give_up_at)
+                stream = self._begin(circuit)
+                try:
+                    with trio.fail_at(give_up_at):
+                        await stream.wait_connected()
+                except StreamClosed as error:
+                    stream.close()
+                    self._note_failure(circuit, error)
+                except trio.TooSlowError:
+                    stream.close()
+                    raise TimedOut("the onion service has not answered") from None
+                except BaseException:
+                    stream.close()
+                    raise
+                else:
+                    return stream
+
+    def _begin(self, circuit: Circuit) -> Stream:
+        circuit.watch.note_use()
+        return circuit.begin_service(self._port, self.id)
+
+    def _note_failure(self, circuit: Circuit, failure: StreamClosed) -> None:
+        """Raise what is the service's answer. Else its circuit has failed, and the service is met again."""
+        if failure.reason not in _BROKEN_CIRCUIT:
+            circuit.watch.note_used()
+            if failure.reason is EndReason.DONE:  # as C tor's services answer
+                raise StreamClosed("the onion service has nothing at this port (DONE)", reason=failure.reason)
+            raise failure
+        circuit.watch.note_broken()
+        circuit.close()
+        self._failure_count += 1
+        if self._failure_count == MAX_FAILURES:
+            raise failure
+
+    @contextmanager
+    def _telling_end(self) -> Iterator[None]:
+        """Tell events if there will be no further attempt."""
+        try:
+            yield
+        except BaseException as error:
+            if self._journal.is_heard:
+                reason = str(error) if isinstance(error, TorkitError) else "given up"
+                self._journal.tell(StreamEnded(self.id, reason))
+            raise

@@ -1,0 +1,158 @@
+"""Circuits that have joined with one of an onion service's.
+
+Each is for one service and one isolation. It takes streams for ten minutes from the last one that began, as C
+tor's do, and is closed when none is left.
+"""
+
+from collections.abc import Hashable
+from random import Random
+from typing import NamedTuple
+
+import trio
+
+from torkit._fast.keys import X25519PrivateKey
+from torkit.errors import TimedOut
+from torkit.hs.descriptor import Descriptor
+from torkit.hs.introduction import Points
+from torkit.net.circuit import Circuit
+from torkit.net.circuits.pool import WORN_GRACE, Circuits
+from torkit.net.circuits.shelves import MAX_DIRTINESS
+from torkit.net.current import Current
+from torkit.net.onion.client_keys import ClientKeys
+from torkit.net.onion.descriptors import Descriptors
+from torkit.net.onion.meeting import Meeting
+from torkit.net.onion.stems import Stems
+from torkit.path import may_go_on
+
+
+class Key(NamedTuple):
+    """Equal for requests that may share a circuit.
+
+    `identity` counts this client's, as `Need.identity`; `service` is a service's identity key, 32 bytes.
+    """
+
+    identity: int
+    isolation: Hashable
+    service: bytes
+
+
+class OnionServices:
+    """`find` gives the circuit that has joined, `acquire` waits for one."""
+
+    def __init__(
+        self,
+        stems: Stems,
+        circuits: Circuits,
+        current: Current,
+        keys: ClientKeys,
+        rng: Random,
+        nursery: trio.Nursery,
+    ) -> None:
+        """`circuits` count identities, `keys` are ours. Circuits expire in `nursery`."""
+        self.keys = keys
+        self.journal = circuits.journal
+        self._stems = stems
+        self._circuits = circuits
+        self._current = current
+        self._descriptors = Descriptors(current, stems.to_directory, rng)
+        self._rng = rng
+        self._nursery = nursery
+        self._points = Points()
+        self._joined: dict[Key, _Entry] = {}
+        self._meetings: dict[Key, trio.Event] = {}
+
+    @property
+    def identity(self) -> int:
+        """How many identities this client has had."""
+        return self._circuits.identity
+
+    async def descriptor(self, service: bytes, key: X25519PrivateKey | None = None) -> Descriptor:
+        """The descriptor of a service, opened with `key` or ours. Raises as `Descriptors.get`."""
+        return await self._descriptors.get(service, key or await self.keys.find(service))
+
+    def find(self, key: Key) -> Circuit | None:
+        """The circuit that has joined for `key`, for one stream more."""
+        self._circuits.look_at_clock()
+        entry = self._entry(key)
+        if entry is None:
+            return None
+        entry.used_at = trio.current_time()
+        return entry.circuit
+
+    async def acquire(self, key: Key, give_up_at: float) -> Circuit:
+        """The same, waited for; equal requests wait for one meeting. Raises TimedOut, or as `Meeting.run`."""
+        while (circuit := self.find(key)) is None:
+            if key not in self._meetings:
+                return await self._meet(key, give_up_at)
+            with trio.move_on_at(give_up_at) as waiting:
+                await self._meetings[key].wait()
+            if waiting.cancelled_caught:
+                raise TimedOut("the onion service was not met in time")
+        return circuit
+
+    def forget(self) -> None:
+        """Know nothing of what was before: for a new identity."""
+        self._points.forget()
+        self._descriptors.forget()
+
+    def close(self) -> None:
+        for entry in list(self._joined.values()):
+            entry.circuit.watch.note_used()  # as C tor, no guard is blamed for what was under way
+            entry.circuit.close()
+
+    def _entry(self, key: Key) -> "_Entry | None":
+        entry = self._joined.get(key)
+        if entry is None or entry.circuit.error is not None or not entry.circuit.has_room:
+            return None
+        is_fresh = trio.current_time() - entry.used_at < MAX_DIRTINESS and entry.age == self._circuits.age
+        return entry if is_fresh and may_go_on(self._current.directory, entry.circuit.path) else None
+
+    async def _meet(self, key: Key, give_up_at: float) -> Circuit:
+        age = self._circuits.age
+        is_over = self._meetings[key] = trio.Event()
+        try:
+            meeting = Meeting(
+                key.service,
+                key.isolation,
+                await self.keys.find(key.service),
+                stems=self._stems,
+                descriptors=self._descriptors,
+                points=self._points,
+                rng=self._rng,
+                testing=self._current.testing,
+            )
+            entry = _Entry(await meeting.run(give_up_at), age)
+        finally:
+            del self._meetings[key]
+            is_over.set()
+        self._joined[key] = entry
+        self._nursery.start_soon(self._expire, key, entry)
+        return entry.circuit
+
+    async def _expire(self, key: Key, entry: "_Entry") -> None:
+        """Close a circuit that takes no new streams once it has had none between two looks.
+
+        Not at once: a DESTROY would overtake what relays still hold of an upload that has ended.
+        """
+        has_ended = trio.Event()
+        entry.circuit.on_end = has_ended.set
+        was_idle = False
+        while entry.circuit.error is None:
+            is_idle = entry.circuit.stream_count == 0 and self._entry(key) is not entry
+            if is_idle and was_idle:
+                entry.circuit.close()
+                break
+            was_idle = is_idle
+            with trio.move_on_after(WORN_GRACE):
+                await has_ended.wait()
+        if self._joined.get(key) is entry:
+            del self._joined[key]
+
+
+class _Entry:
+    """A circuit that has joined. `age` is that of the pool when it was begun."""
+
+    def __init__(self, circuit: Circuit, age: int) -> None:
+        self.circuit = circuit
+        self.age = age
+        self.used_at = trio.current_time()
