@@ -19,6 +19,7 @@ STARTS = {
     "onion": ("torkit.client", {"json"}),
     "relay": ("torkit.cli.documents", {"dataclasses", "json"}),
     "relays": ("torkit.cli.documents", {"dataclasses", "json"}),
+    "run": ("torkit.client, torkit.net.proxy", {"json"}),
     "socks": ("torkit.client, torkit.net.proxy", {"json", "termios"}),
     "testnet": ("torkit.testnet", {"dataclasses", "json", "socketserver"}),
 }

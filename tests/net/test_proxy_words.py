@@ -142,7 +142,7 @@ async def test_an_exit_that_does_not_answer_is_named(
 # --- A warning for each kind of misuse ------------------------------------------------------------------
 
 MISUSE = {
-    "HTTP": (b"GET http://web.test/ HTTP/1.1\r\n\r\n", "HTTP", "SOCKS5 proxy"),
+    "HTTP": (b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n", "a request for a server", "SOCKS5 proxy"),
     "BIND": (socks5("web.test", command=2), "BIND", "have it connect"),
     "UDP ASSOCIATE": (socks5("web.test", command=3), "UDP", "TCP"),
     "internal address": (socks5("192.168.1.20"), "its own network", "without a proxy"),

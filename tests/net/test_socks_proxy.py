@@ -330,7 +330,7 @@ async def test_client_that_leaves_in_mid_handshake_is_let_go() -> None:
 
 
 async def test_http_request_is_told_what_this_is() -> None:
-    request = b"POST http://web.test/ HTTP/1.1\r\n\r\n" + bytes(200_000)
+    request = b"POST / HTTP/1.1\r\nHost: web.test\r\n\r\n" + bytes(200_000)
     async with proxy_for(ScriptedTor(), circuit=False) as proxy:
         answer = await proxy.ask(request)
     head, _, body = answer.partition(b"\r\n\r\n")

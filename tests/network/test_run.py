@@ -56,8 +56,9 @@ def test_an_address_is_connected_to_as_it_is(shell: Shell) -> None:
 
 
 def test_the_proxy_inside(shell: Shell, web_server: WebServer) -> None:
-    line = f"curl -sS -x socks5h://127.0.0.1:9150 http://web.test:{web_server.port}/page"
-    assert shell.run(f"torkit run -- {line}").stdout == PAGE
+    url = f"http://web.test:{web_server.port}/page"
+    line = f"curl -sS -x socks5h://127.0.0.1:9150 {url} && curl -sSp {url} && wget -qO - {url}"
+    assert shell.run(f"torkit run -- sh -c '{line}'").stdout == PAGE * 3
 
 
 @skip_without("go")
@@ -123,9 +124,12 @@ def test_stdin_arguments_and_directory_are_the_commands(shell: Shell, tmp_path: 
 
 
 def test_proxies_outside_are_no_longer_in_the_environment(shell: Shell) -> None:
-    result = shell.run("http_proxy=http://192.0.2.9:3128 ALL_PROXY=x torkit run -- env")
+    result = shell.run(
+        "http_proxy=http://192.0.2.9:3128 RSYNC_PROXY=192.0.2.9:1 ALL_PROXY=x torkit run -- env"
+    )
     assert b"192.0.2.9" not in result.stdout
-    assert b"ALL_PROXY=x" not in result.stdout
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        assert f"\n{name}=http://127.0.0.1:9150\n".encode() in b"\n" + result.stdout
 
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1", "USR2", "QUIT"])

@@ -128,7 +128,7 @@ def test_ncat_probe(shell: Shell, proxy: Proxy, web_server: WebServer) -> None:
 
 
 def test_program_that_takes_us_for_an_http_proxy_is_told(shell: Shell, proxy: Proxy) -> None:
-    result = shell.run(f"curl -sS -i -x http://{proxy.address} http://web.test/")
+    result = shell.run(f"curl -sS -i http://{proxy.address}/")
     assert result.stdout.startswith(b"HTTP/1.0 501 Tor is not an HTTP Proxy")
     assert b"SOCKS" in result.stdout
 
@@ -384,3 +384,47 @@ def test_client_that_vanishes_leaves_the_proxy_in_order(
             client.sendall(b"GET /bytes/50000000 HTTP/1.0\r\n\r\n")
             client.recv(1)
     assert shell.run(f"{proxy.curl()} http://web.test:{web_server.port}/page").stdout == PAGE
+
+
+# --- HTTP on the same port ------------------------------------------------------------------------------
+
+
+def test_curl_through_the_http_proxy(shell: Shell, proxy: Proxy, web_server: WebServer) -> None:
+    url = f"http://web.test:{web_server.port}/page"
+    assert shell.run(f"curl -sS -x http://{proxy.address} {url}").stdout == PAGE
+    assert shell.run(f"curl -sS -p -x http://{proxy.address} {url}").stdout == PAGE  # CONNECT
+
+
+@skip_without("wget")
+def test_wget_through_the_http_proxy(shell: Shell, proxy: Proxy, web_server: WebServer) -> None:
+    url = f"http://web.test:{web_server.port}/bytes/3000000"
+    line = f"http_proxy=http://{proxy.address} wget -q -O - {url} | sha256sum"
+    assert shell.run(line).stdout.split()[0].decode() == sha256_of(3_000_000)
+
+
+def test_an_upload_through_the_http_proxy(
+    shell: Shell, proxy: Proxy, web_server: WebServer, tmp_path: Path
+) -> None:
+    data = b"".join(blocks(2_500_000))
+    (tmp_path / "data").write_bytes(data)
+    url = f"http://web.test:{web_server.port}/upload"
+    result = shell.run(f"curl -sS -x http://{proxy.address} --data-binary @{tmp_path}/data {url}")
+    assert result.stdout.decode() == hashlib.sha256(data).hexdigest()
+
+
+def test_causes_are_told_apart_in_http(shell: Shell, proxy: Proxy) -> None:
+    line = f"curl -sS -i -x http://{proxy.address}"
+    assert b"error=dns_error" in shell.run(f"{line} http://nosuch.invalid/").stdout
+    assert shell.run(f"{line} -o /dev/null -w '%{{http_connect}}' -p http://nosuch.invalid/").stdout == b"502"
+
+
+def test_credentials_in_http_say_who_shares_a_circuit(
+    shell: Shell, proxy: Proxy, carrier_server: CarrierServer
+) -> None:
+    def carriers(users: list[str]) -> set[bytes]:
+        url = f"http://web.test:{carrier_server.port}/carrier"
+        lines = [f"curl -sS -x http://{user}:x@{proxy.address} {url}" for user in users]
+        return {shell.run(line).stdout for line in lines}
+
+    assert len(carriers(["one"] * 6)) == 1
+    assert len(carriers([f"user{number}" for number in range(12)])) > 1

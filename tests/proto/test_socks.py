@@ -18,7 +18,7 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.proto.request import Command, Request
-from torkit.proto.socks import HTTP_ANSWER, Handshake, Reply, State, encode_reply, reply_for
+from torkit.proto.socks import Handshake, Reply, State, encode_reply, reply_for
 
 GREETING = b"\x05\x01\x00"
 CHOSEN = b"\x05\x00"
@@ -193,8 +193,6 @@ REFUSALS = {
         PeerError,
         REJECTED,
     ),
-    "http get": (b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n", UsageError, HTTP_ANSWER),
-    "http connect": (b"CONNECT web.test:443 HTTP/1.1\r\n\r\n", UsageError, HTTP_ANSWER),
 }
 
 

@@ -29,7 +29,7 @@ from torkit.cli.socks import RESERVED_DESCRIPTORS, allow_descriptors
 from torkit.cli.teaching import LESSONS
 from torkit.cli.voice import say
 from torkit.errors import TorkitError, UsageError
-from torkit.namespaces import CannotRun, Child
+from torkit.namespaces import PROXY_PORT, CannotRun, Child
 
 if TYPE_CHECKING:
     from torkit.client import Tor
@@ -40,7 +40,7 @@ app = command_app()
 # Exit status where we fail, and not the command, as env(1) has it.
 OWN_FAILURE = 125
 
-# Proxies of the network that the command is not in.
+# Proxies of the network that the command is not in; ours take their place.
 PROXY_VARIABLES = {
     "all_proxy",
     "ftp_proxy",
@@ -125,8 +125,11 @@ def check_command(name: str) -> None:
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What the command finds in its environment."""
-    return {name: value for name, value in given.items() if name.lower() not in PROXY_VARIABLES}
+    """What the command finds in its environment. For those who heed proxies: ours, which speaks HTTP, too."""
+    kept = {name: value for name, value in given.items() if name.lower() not in PROXY_VARIABLES}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), f"http://127.0.0.1:{PROXY_PORT}")
+    proxies["no_proxy"] = "localhost,127.0.0.1,::1"
+    return kept | proxies | {name.upper(): value for name, value in proxies.items()}
 
 
 def parse_isolation(text: str | None) -> set[str]:
@@ -151,13 +154,13 @@ async def serve(tor: "Tor", child: Child, sockets: "Sockets", kept_apart: Collec
     from torkit.net.proxy.upstream import Upstream
     from torkit.proto.automap import Automap
     from torkit.proto.destination import check_destination
-    from torkit.proto.socks import Handshake
+    from torkit.proto.first_byte import AnyProtocol
 
     automap = Automap()
     check = partial(check_destination, allow_internal=tor.network.testing)
     to_trio = trio.socket.from_stdlib_socket
     listeners: list[Listener] = [
-        TcpListener(to_trio(sockets.proxy), lambda _: Handshake()),
+        TcpListener(to_trio(sockets.proxy), lambda _: AnyProtocol()),
         *(transparent_listener(to_trio(sock), automap) for sock in sockets.redirected),
         *(DnsListener(sock, check, automap) for sock in sockets.dns),
     ]

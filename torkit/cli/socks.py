@@ -96,7 +96,7 @@ def socks(
     padding: PaddingName = "auto",
     max_memory: MaxMemory = None,
 ) -> None:
-    """Serve SOCKS4a and SOCKS5 to programs on this machine."""
+    """Serve SOCKS4a, SOCKS5 and HTTP to programs on this machine."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before `serve` there is no identity to be changed
     options: Options = context.obj
     wanted = restrictions(

@@ -22,7 +22,7 @@ GROUPS = {
             "Run a program whose only way out is Tor.",
             "torkit run -- curl https://example.com/",
         ),
-        "socks": Lesson("Serve SOCKS4a and SOCKS5 to programs on this machine.", "torkit socks"),
+        "socks": Lesson("Serve SOCKS4a, SOCKS5 and HTTP to programs on this machine.", "torkit socks"),
         "connect": Lesson(
             "Connect stdin and stdout to HOST:PORT through Tor.", "torkit connect -z -w 30 example.com:443"
         ),

@@ -20,7 +20,7 @@ No root is needed: a user namespace gives the child the right to all this, withi
     see the end of file <-------- (or an error)
 """
 
-from torkit.namespaces.between import Sockets
+from torkit.namespaces.between import PROXY_PORT, Sockets
 from torkit.namespaces.child import CannotRun, Child
 
-__all__ = ["CannotRun", "Child", "Sockets"]
+__all__ = ["PROXY_PORT", "CannotRun", "Child", "Sockets"]

@@ -14,6 +14,8 @@ RUN = b"run"
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
+PROXY_PORT = 9150  # where programs inside find the proxy; nobody else can have it
+
 MAX_MESSAGE = 4096  # bytes
 MAX_SOCKETS = 8  # two families of addresses, each with two listeners, and two more
 

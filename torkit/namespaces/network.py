@@ -6,9 +6,8 @@ import os
 import socket
 import struct
 
-from torkit.namespaces.between import Sockets
+from torkit.namespaces.between import PROXY_PORT, Sockets
 
-PROXY_PORT = 9150  # where programs find the proxy; nobody else can have it
 DNS_PORT = 53
 
 # What a program takes for the addresses of its machine. Without one beside the loopback's, libc would look up

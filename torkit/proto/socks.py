@@ -108,19 +108,6 @@ _KINDS = {
 
 MAX_STRING_LEN = MAX_HOST_LEN  # bytes of a SOCKS4 user or host
 
-# Programs search the answer to an HTTP request for C tor's status line, to find out that here is a Tor.
-_HTTP_BODY = (
-    b"This is a SOCKS proxy, and the request was for an HTTP proxy.\n"
-    b"Set this address as a SOCKS5 proxy that also looks up names, such as socks5h:// in curl.\n"
-)
-HTTP_ANSWER = (
-    b"HTTP/1.0 501 Tor is not an HTTP Proxy\r\n"
-    b"Content-Type: text/plain\r\n"
-    b"Content-Length: %d\r\n"
-    b"Connection: close\r\n"
-    b"\r\n%b" % (len(_HTTP_BODY), _HTTP_BODY)
-)
-
 
 class State(Enum):
     VERSION = auto()
@@ -191,13 +178,6 @@ class Handshake:
             self.state = State.METHODS
         elif first == SOCKS4_VERSION:
             self.state = State.SOCKS4
-        elif chr(first) in "CDGHOPT":  # CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE
-            self.state = State.REFUSED
-            self._to_send += HTTP_ANSWER
-            raise UsageError(
-                "expected a SOCKS request and saw HTTP",
-                hint="set this address as a SOCKS5 proxy that looks up names, such as socks5h:// in curl",
-            )
         else:
             self._refuse(Reply.GENERAL_FAILURE)
             raise PeerError(f"expected SOCKS version 4 or 5 and saw byte {first}")

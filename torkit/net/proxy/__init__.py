@@ -2,10 +2,11 @@
 
     server.py     serves until cancelled
     listener.py   accepts clients; each listener makes one front door for each client
-    doors.py      what a front door is: the protocol that a client speaks (SOCKS: proto/socks.py)
+    doors.py      what a front door is: the protocol that a client speaks (proto/socks.py, proto/http.py)
     transparent.py    the front door of connections that the kernel has redirected
     dns.py        answers questions for names
     client.py     one client: its request, then its carrier or its answer, then its farewell
+    forward.py    carries one HTTP request and its answer
     carrier.py    carries bytes both ways; sockdiag.py tells whether the client is gone
     farewell.py   delivers what has arrived, then the end or a reset
     shared.py     what the clients of one proxy share:

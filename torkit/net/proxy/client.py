@@ -86,11 +86,15 @@ class Client:
             if request.command is Command.RESOLVE and request.is_address:
                 return self._tell(request.host)
             self._isolation = self._proxy.isolation.key(self._origin, request)
-            if request.command is not Command.CONNECT:
+            if not request.is_connection:
                 return self._work(self._look_up, request)
             ask = self._proxy.upstream.request
             self._requested = ask(request.host, request.port, isolation=self._isolation)
             self._proxy.leaks.note(request)
+            if request.command is Command.FORWARD:
+                self._has_more = True
+                self._proxy.pump.watch_reading(self._source, False)
+                return self._work(self._forward, self._requested, request)
             stream = self._requested.begin()
         except TorkitError as error:
             return self._refuse(error)
@@ -160,6 +164,24 @@ class Client:
             except Exception as error:
                 self._refuse(InternalError.ending("a connection", error))
 
+    async def _forward(self, requested: Requested, request: Request) -> None:
+        from torkit.net.proxy.forward import forward
+
+        door = request.forwarded
+        with self._guarded():
+            try:
+                with deadline(CONNECT_TIMEOUT, "a connection"):
+                    self._stream = await requested.connect()
+                self._proxy.journal.note_connected(self._stream)
+                await forward(door, self._socket, self._stream)
+            except TorkitError as error:
+                if door.has_answered:
+                    return self.close()
+                return self._refuse(error)
+            except OSError:
+                return self.close()
+            return self._part(b"")
+
     # --- carrying ---------------------------------------------------------------------------------
 
     def _carry(self, stream: Stream) -> None:
@@ -187,6 +209,8 @@ class Client:
         """Close if the client has gone. An idle socket reports nothing, so we ask."""
         if self._carrier is not None:
             self._carrier.look()
+        elif self._stream is not None and self._proxy.kernel.is_closed_by_program(self._socket):
+            self.close()
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -200,8 +224,8 @@ class Client:
     def _refuse(self, error: TorkitError) -> None:
         """Tell the client; where its protocol has no words for that, by a reset."""
         assert self._door.request is not None
-        is_lookup = self._door.request.command is not Command.CONNECT
-        self._proxy.journal.note_refusal("a look-up" if is_lookup else "a connection", error)
+        what = "a connection" if self._door.request.is_connection else "a look-up"
+        self._proxy.journal.note_refusal(what, error)
         refusal = self._door.encode_refusal(error)
         if not refusal:
             return self.close()

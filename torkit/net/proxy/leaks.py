@@ -3,7 +3,7 @@
 import logging
 
 from torkit.errors import UsageError
-from torkit.proto.request import Command, Request
+from torkit.proto.request import Request
 
 # Implementation limit: addresses that look-ups have answered. Who connects to one has leaked no name.
 MAX_TOLD = 1024
@@ -34,7 +34,7 @@ class Leaks:
 
     def check(self, request: Request) -> None:
         """Raises UsageError for what may be a leak, where only names are served."""
-        if self._names_only and request.command is Command.CONNECT and request.is_address:
+        if self._names_only and request.is_connection and request.is_address:
             hint = HINT if self._can_ask_elsewhere else None
             raise UsageError("it asked for an address, and only names are served", hint=hint)
 
@@ -45,6 +45,6 @@ class Leaks:
         """
         if self._has_warned or not self._can_ask_elsewhere:
             return
-        if request.command is Command.CONNECT and request.is_address and request.host not in self._told:
+        if request.is_connection and request.is_address and request.host not in self._told:
             self._has_warned = True
             logger.warning("a program asked for an address, not a name; %s", HINT)

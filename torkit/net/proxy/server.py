@@ -12,7 +12,7 @@ from torkit.net.proxy.listener import TcpListener
 from torkit.net.proxy.shared import Listener, Proxy
 from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.proxy.upstream import Ask, Resolve, Upstream
-from torkit.proto.socks import Handshake
+from torkit.proto.first_byte import AnyProtocol
 
 
 async def serve_socks(
@@ -24,9 +24,9 @@ async def serve_socks(
     isolate: Collection[Isolate] = ISOLATION,
     names_only: bool = False,
 ) -> NoReturn:
-    """Serve SOCKS clients until cancelled, and close the listeners: `serve_proxy` says how."""
+    """Serve clients of SOCKS and HTTP until cancelled, and close the listeners: `serve_proxy` says how."""
     await serve_proxy(
-        [TcpListener(listener.socket, lambda _: Handshake()) for listener in listeners],
+        [TcpListener(listener.socket, lambda _: AnyProtocol()) for listener in listeners],
         upstream=Upstream(request, resolve),
         max_clients=max_clients,
         isolate=isolate,
