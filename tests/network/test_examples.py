@@ -41,11 +41,14 @@ NOT_RUN = {
     "RSYNC_CONNECT_PROG": "it needs a server of rsync's",
     "torkit socks --exit-nodes {de}": "a private network is in no country: test_restrictions.py",
     "torkit onion descriptor": "it needs an onion service: test_onion.py",
+    "torkit run -- git": "it needs a repository",
+    "torkit run  ": "it is for somebody who types: test_run.py",
+    "torkit run --isolate stream -- wget -r": "it fetches a whole site: test_run.py",
     "torkit help": "tests/cli has it",
     "torkit version": "tests/cli has it",
 }
 ERASE = "\r\x1b[K"  # what takes away a bar
-FAILS = {"--at 2022-11-19T14:00Z": 3}  # on purpose, with this status
+FAILS = {"--at 2022-11-19T14:00Z": 3, "/dev/udp/": 1}  # on purpose, with this status
 
 
 class Example(NamedTuple):
