@@ -154,12 +154,12 @@ async def test_no_event_names_the_relay_that_an_onion_service_has_chosen() -> No
         settings = pool.current.circuit_settings()
         events = settings.journal.events()
         target = pool.path[-1]._replace(nickname="target")
-        path = (*pool.path[:2], target)
-        circuit = await build_circuit(pool.channels, path, settings, Random(), purpose=OnionDirectory(target))
+        purpose = OnionDirectory(target)
+        circuit = await build_circuit(pool.channels, pool.path[:2], settings, Random(), purpose=purpose)
+        await circuit.extend(target, is_last=False)
         told = read_now(events)
         assert CircuitLaunched(circuit.id, "HS_CLIENT_HSDIR") in told
-        (built,) = (event for event in told if isinstance(event, CircuitBuilt))
-        assert built.path[-1] == "unnamed"
+        assert told[-1] == CircuitExtended(circuit.id, 3, "unnamed")
         for secret in (target.fingerprint, target.nickname):
             assert secret not in repr(told) + repr(circuit)
 

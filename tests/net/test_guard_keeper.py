@@ -15,13 +15,17 @@ from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
-from torkit.errors import CircuitClosed, NoDirectory, NoGuard
+from torkit.errors import CircuitClosed, NoDirectory, NoGuard, NoPath
 from torkit.events import GuardChanged
 from torkit.guards import Guard, Guards, Reachability
+from torkit.net.circuits.purpose import OnionDirectory
 from torkit.net.current import Current
 from torkit.net.guards import GuardKeeper, GuardOfOurs
+from torkit.net.paths import Paths
 from torkit.net.state import StateFile
 from torkit.path import Constraints
+from torkit.refusals import Refusals
+from torkit.vanguards import Vanguards
 
 DOCS = network_docs.relays(40)
 
@@ -127,6 +131,31 @@ async def test_a_guard_is_not_used_where_a_better_one_is_worth_a_try(tmp_path: P
         with pytest.raises(CircuitClosed, match="better guard"):
             await picked.wait_usable()
         assert guard_of(keeper, picked).confirmed_on is None
+
+
+async def test_a_guard_whose_path_cannot_be_completed_is_given_up(tmp_path: Path) -> None:
+    """Though somebody keeps the error, and with it all that was at hand when it was raised."""
+    async with open_keeper(tmp_path) as keeper:
+        everybody = Constraints(exclude=frozenset(doc.nickname for doc in DOCS))
+        vanguards = Vanguards(everybody, Random(1))
+        paths = Paths(keeper._current, keeper, Refusals(), vanguards, everybody, Random(1))
+        target = keeper._current.directory.relay(DOCS[0].identity)
+        assert target is not None
+        with pytest.raises(NoPath) as kept:
+            paths.choose(OnionDirectory(target))
+        assert kept.value is not None
+        assert [one.last_tried is not None for one in keeper.guards.sample].count(True) > 3
+        assert all(guard.pending_since is None for guard in keeper.guards.sample)
+
+
+async def test_a_path_that_is_only_chosen_leaves_nobody_waiting(tmp_path: Path) -> None:
+    async with open_keeper(tmp_path) as keeper:
+        anybody = Constraints()
+        vanguards = Vanguards(anybody, Random(1))
+        paths = Paths(keeper._current, keeper, Refusals(), vanguards, anybody, Random(1))
+        chosen = {paths.choose_for(Constraints(exit=DOCS[-1].nickname))[0].identity for _ in range(5)}
+        assert len(chosen) == 1
+        assert all(guard.pending_since is None for guard in keeper.guards.sample)
 
 
 async def test_without_a_directory_one_is_asked_for(tmp_path: Path) -> None:

@@ -68,28 +68,32 @@ class Paths:
 
         Raises as torkit.path does.
         """
-        return self._choose(constraints, _Picker(self._guards))
+        with _Picker(self._guards) as picker:
+            path = self._choose(constraints, picker)
+        picker.give_up()
+        return path
 
     def _choose_exit(self, purpose: Shared, avoided: Collection[bytes]) -> Choice:
         names = frozenset(identity.hex().upper() for identity in avoided)
-        picker = _Picker(self._guards)
-        path = self._choose(purpose.constraints(names), picker)
-        picker.guard.others = path[1:]
-        return Choice(path, picker.guard)
+        with _Picker(self._guards) as picker:
+            path = self._choose(purpose.constraints(names), picker)
+        guard = picker.picked
+        guard.others = path[1:]
+        return Choice(path, guard)
 
     def _choose_stem(self, target: Relay | None) -> Choice:
         """By way of the vanguards; nobody who named `target` has a say in who is guard."""
-        picker = _Picker(self._guards)
-        path = choose_stem(
-            self._current.directory,
-            None if target is None else target.identity,
-            self._vanguards,
-            picker,
-            self._restrictions,
-            self._rng,
-            now=time.time(),
-        )
-        return Choice(path, picker.guard)
+        with _Picker(self._guards) as picker:
+            path = choose_stem(
+                self._current.directory,
+                None if target is None else target.identity,
+                self._vanguards,
+                picker,
+                self._restrictions,
+                self._rng,
+                now=time.time(),
+            )
+        return Choice(path, picker.picked)
 
     def _choose(self, constraints: Constraints, picker: "_Picker") -> Path:
         constraints = constraints._replace(
@@ -102,12 +106,30 @@ class Paths:
 
 
 class _Picker:
-    """Asks for a guard while a path is chosen, and keeps it. Dropped with it, the guard is given up."""
+    """Asks for a guard while a path is chosen. If the rest of the path is not to be had, it is given up."""
 
     def __init__(self, guards: GuardKeeper) -> None:
-        self.guard: GuardOfOurs
         self._guards = guards
+        self._guard: GuardOfOurs | None = None
 
     def __call__(self, fits: Callable[[Relay], bool]) -> Relay:
-        self.guard = self._guards.pick(fits)
-        return self.guard.relay
+        self._guard = self._guards.pick(fits)
+        return self._guard.relay
+
+    def __enter__(self) -> "_Picker":
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is not None:
+            self.give_up()
+
+    @property
+    def picked(self) -> GuardOfOurs:
+        """The guard of the path that was chosen."""
+        assert self._guard is not None
+        return self._guard
+
+    def give_up(self) -> None:
+        """Nobody will hear of the guard, if one was picked."""
+        if self._guard is not None:
+            self._guard.given_up()

@@ -90,7 +90,9 @@ class Request:
         If it fails, or is not answered within the first of ATTEMPT_TIMEOUTS, `connect` goes on.
         """
         assert self._port is not None
-        circuit = self._circuits.take_ready(self._need._replace(excluded=self._refusing))
+        refusing = self._refusing
+        need = self._need._replace(excluded=refusing) if refusing else self._need
+        circuit = self._circuits.take_ready(need)
         if circuit is None:
             return None
         stream = circuit.begin(self._host, self._port, self.id)

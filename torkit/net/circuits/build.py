@@ -250,7 +250,7 @@ async def build_circuit(
         circuit = new
         progress.reach(Phase.CIRCUIT_CREATE)
         circuit.watch = guard.watch
-        circuit.unnamed_hop = None if ends_at_exit else len(path)
+        circuit.unnamed_hop = None if ends_at_exit else len(path) + 1  # the target, when it is added
         begin(circuit)
         for number, relay in enumerate(path, 1):
             # Only an exit is asked for what exits are: others are asked for what middle hops are.
