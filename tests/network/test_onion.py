@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confined import confine
 from network.private_network import RunningTestnet, running_testnet
 from network.servers import PAGE, EchoServer, WebServer, sha256_of
 from network.torkit_process import Proxy, Shell, make_shell, running_proxy, wait_until
@@ -119,6 +120,28 @@ def test_a_page_of_a_service_comes_through_connect_and_socks(
         assert result.stdout.endswith(PAGE)
     line = f"{onion_proxy.curl()} http://{service}/page"
     assert [result.stdout for result in onion_shell.run_at_once([line] * 5)] == [PAGE] * 5
+
+
+def test_programs_that_know_nothing_of_onion_services_reach_one(
+    onion_shell: Shell, onion_proxy: Proxy, service: str, tmp_path: Path
+) -> None:
+    """By HTTP's CONNECT and absolute form; and by torkit run, where libc asks us for the name."""
+    wait_published(onion_shell, service)
+    url = f"http://{service}/page"
+    for option in ("", "-p"):
+        line = f"curl -sS {option} -x http://{onion_proxy.address} {url}"
+        assert onion_shell.run(line, timeout=130).stdout == PAGE
+    if "error" in (last := confine(["true"])[-1]):
+        pytest.skip(f"no namespaces: {last}")
+    program = tmp_path / "fetch.py"
+    program.write_text(
+        "import sys, urllib.request as request\n"
+        "opener = request.build_opener(request.ProxyHandler({}))\n"
+        "sys.stdout.write(opener.open(sys.argv[1]).read().decode())\n"
+    )
+    line = f"torkit run -- sh -c 'curl -sS {url}; python3 {program} {url}'"
+    result = onion_shell.run(line, timeout=130)
+    assert result.stdout == PAGE * 2, result
 
 
 def test_32_mib_each_way_are_equal(

@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torkit.errors import EndReason, NoPath, PeerError, StreamClosed, TimedOut, TorkitError, UsageError
+from torkit.errors import (
+    EndReason,
+    NoPath,
+    OnionServiceError,
+    OnionStep,
+    PeerError,
+    StreamClosed,
+    TimedOut,
+    TorkitError,
+    UsageError,
+)
 from torkit.proto.first_byte import AnyProtocol
 from torkit.proto.http import MAX_HEAD_LEN, Http, encode_error, status_for
 from torkit.proto.request import Command
@@ -14,6 +24,7 @@ def request(line: str, *fields: str) -> bytes:
     return "\r\n".join([line, *fields, "", ""]).encode("latin-1")
 
 
+ONION = "a" * 56 + ".onion"
 CONNECT = request("CONNECT web.test:443 HTTP/1.1", "Host: web.test:443")
 
 
@@ -33,6 +44,7 @@ def refused(data: bytes) -> bytes:
         (request("CONNECT web.test:443 HTTP/1.0"), "web.test", 443),
         (request("CONNECT WEB.test:22 HTTP/1.1", "Host: web.TEST"), "WEB.test", 22),
         (request("CONNECT [2001:db8::1]:443 HTTP/1.1", "Host: [2001:db8::1]:443"), "2001:db8::1", 443),
+        (request(f"CONNECT {ONION}:80 HTTP/1.1", f"Host: {ONION}:80"), ONION, 80),
         (request("CONNECT web.test:1 HTTP/1.1", "Host: web.test:1", "Content-Length: 0"), "web.test", 1),
     ],
 )
@@ -220,6 +232,9 @@ def test_any_bytes_are_read_or_refused(data: bytes, before: bytes) -> None:
         (NoPath(""), 403, "http_request_denied"),
         (TimedOut(""), 504, "connection_timeout"),
         (PeerError(""), 400, "http_request_error"),
+        (OnionServiceError("", step=OnionStep.NOT_FOUND), 502, "dns_error"),
+        (OnionServiceError("", step=OnionStep.INTRODUCTION), 502, "destination_unavailable"),
+        (OnionServiceError("", step=OnionStep.NO_KEY), 403, "http_request_denied"),
     ],
 )
 def test_statuses_tell_causes_apart(error: TorkitError, status: int, word: str) -> None:

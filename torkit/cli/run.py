@@ -157,7 +157,7 @@ async def serve(tor: "Tor", child: Child, sockets: "Sockets", kept_apart: Collec
     from torkit.proto.first_byte import AnyProtocol
 
     automap = Automap()
-    check = partial(check_destination, allow_internal=tor.network.testing)
+    check = partial(check_destination, allow_internal=tor.network.testing, allow_onion=True)
     to_trio = trio.socket.from_stdlib_socket
     listeners: list[Listener] = [
         TcpListener(to_trio(sockets.proxy), lambda _: AnyProtocol()),

@@ -15,6 +15,8 @@ from torkit.errors import (
     NoDirectory,
     NoGuard,
     NoPath,
+    OnionServiceError,
+    OnionStep,
     PeerError,
     StreamClosed,
     TimedOut,
@@ -151,7 +153,7 @@ class Http:
 
     def _request(self, command: Command, target: Target, isolation: Hashable) -> Request:
         try:
-            host = check_host(target.host)
+            host = check_host(target.host, allow_onion=True)
         except UsageError as error:
             raise PeerError(str(error)) from None
         key = None if isolation is None else ("http", isolation)
@@ -244,12 +246,23 @@ _BY_END_REASON = {
     EndReason.CONNRESET: (502, "connection_terminated"),
 }
 
+_BY_ONION_STEP = {
+    OnionStep.NOT_FOUND: (502, "dns_error"),
+    OnionStep.ADDRESS: (400, "http_request_error"),
+    OnionStep.NO_KEY: (403, "http_request_denied"),
+    OnionStep.WRONG_KEY: (403, "http_request_denied"),
+    OnionStep.RENDEZVOUS: (504, "connection_timeout"),
+    OnionStep.INTRODUCTION_TIMEOUT: (504, "connection_timeout"),
+}
+
 
 def status_for(error: TorkitError) -> tuple[int, str]:
     """The status that tells of `error`, and its word in a Proxy-Status field. RFC 9209, section 2.3."""
     match error:
         case StreamClosed():
             return _BY_END_REASON.get(error.reason, (502, "destination_unavailable"))
+        case OnionServiceError():
+            return _BY_ONION_STEP.get(error.step, (502, "destination_unavailable"))
         case UsageError() | NoPath():
             return 403, "http_request_denied"
         case NoDirectory() | NoGuard() | ChannelClosed():
