@@ -1,6 +1,7 @@
 """What the proxy says of requests that it does not serve: a line for each, and never a destination."""
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -114,6 +115,17 @@ async def test_a_stream_whose_circuits_end_is_a_line_with_the_exit_and_why(
     [line] = lines(caplog)
     assert line.startswith("a connection was refused: the circuit to exit")
     assert "failed: a relay closed the circuit: " in line
+
+
+async def test_each_attempt_is_a_line_in_detail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="torkit")
+    async with proxy_of_a_client(tmp_path) as proxy:
+        proxy.refuse(EndReason.MISC)
+        await proxy.ask(socks5("web.test"))
+    tried = [r.message for r in caplog.records if r.levelno == logging.DEBUG and ", tried on" in r.message]
+    assert len(tried) == 3
+    line = re.compile(r"stream 1, tried on circuit \d+: (exit\d): the exit could .*")
+    assert len({match[1] for one in tried if (match := line.fullmatch(one))}) == 3
 
 
 async def test_a_port_that_no_exit_allows_is_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -231,6 +243,23 @@ async def test_an_internal_address_is_not_told_as_a_leak_and_a_leak_still_is(
 # --- Never a destination --------------------------------------------------------------------------------
 
 
+# What a parser would quote in its complaint.
+HTTP_REQUESTS = [
+    b"CONNECT web.test:28123 HTTP/1.1\r\n\r\n",
+    b"CONNECT web.test HTTP/1.1\r\n\r\n",
+    b"CONNECT web.test:80 HTTP/9.1\r\n\r\n",
+    b"GET http://web.test/ HTTP/1.1\r\nHost: web.test\r\n\r\n",
+    b"GET http://web.test/a b HTTP/1.1\r\n\r\n",
+    b"GET http://web.test/ HTTP/1.1\r\nHo st: web.test\r\n\r\n",
+    b"GET http://web.test/ HTTP/1.1\r\nHost: other.web\r\n\r\n",
+    b"GET http://web.test/ HTTP/1.1\r\nHost: web.test\r\nContent-Length: web\r\n\r\n",
+    b"GET web.test://a/ HTTP/1.1\r\nHost: web.test\r\n\r\n",
+    b"GET https://web.test/ HTTP/1.1\r\nHost: web.test\r\n\r\n",
+    b"G\x01T http://web.test/ HTTP/1.1\r\n\r\n",
+    b"POST http://web.test/ HTTP/1.1\r\nHost: web.test\r\nTransfer-Encoding: chunked\r\n\r\nweb.test\r\n",
+]
+
+
 async def test_no_level_names_destinations(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Of any refusal, nor of what is served."""
     caplog.set_level(logging.DEBUG)
@@ -245,6 +274,8 @@ async def test_no_level_names_destinations(tmp_path: Path, caplog: pytest.LogCap
             proxy.refuse(EndReason.EXITPOLICY, address)
             await proxy.ask(socks5("web.test"))
             await proxy.ask(GREETING + CONNECT_ADDRESS)
+        for request in HTTP_REQUESTS:
+            await proxy.ask(request)
         for reason in EndReason:
             proxy.refuse(reason)
             await proxy.ask(socks5("web.test"))

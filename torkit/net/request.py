@@ -3,6 +3,7 @@
 path-spec, "Handling failure".
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
@@ -18,6 +19,8 @@ from torkit.net.stream import Stream, ended_by
 from torkit.proto.destination import check_destination, parse_address
 from torkit.proto.messages import ResolvedError
 from torkit.refusals import Refusals
+
+logger = logging.getLogger(__name__)
 
 # As C tor: seconds until the first attempt times out, the second, and each further one; and after which a
 # stream gets no further one.
@@ -232,13 +235,16 @@ class Request:
     def _note_timeout(self, circuit: Circuit) -> None:
         """Nobody has answered in time."""
         self._exits.add(circuit.exit.identity)
-        self._failure = self._failure or _silent(circuit, self._timeout)
+        silent = _silent(circuit, self._timeout)
+        logger.debug("stream %d, tried on circuit %d: %s", self.id, circuit.id, silent)
+        self._failure = self._failure or silent
         self._timeout_count += 1
         circuit.watch.note_given_up()
         self._circuits.retire(circuit)
 
     def _note_failure(self, circuit: Circuit, error: TorkitError) -> None:
         """Learn from what was the end of an attempt. Raises it where another one is of no use."""
+        logger.debug("stream %d, tried on circuit %d: %s", self.id, circuit.id, error)
         exit_identity = circuit.exit.identity
         self._exits.add(exit_identity)
         self._failure = error

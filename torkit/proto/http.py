@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # Implementation limit: bytes of a request's lines, up to the empty one.
 MAX_HEAD_LEN = 16_384
 
+NO_REQUEST = "what a client sent is no HTTP request"
+
 GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 # Header fields that say which requests may share a circuit: all of them the same. The second is C tor's.
@@ -114,10 +116,10 @@ class Http:
         self.connection.receive_data(head)
         try:
             event = self.connection.next_event()
-        except h11.RemoteProtocolError as error:
-            raise self._refuse(error.error_status_hint, PeerError(f"no HTTP request: {error}")) from None
+        except h11.RemoteProtocolError as error:  # whose text may quote the destination
+            raise self._refuse(error.error_status_hint, PeerError(NO_REQUEST)) from None
         if not isinstance(event, h11.Request):
-            raise self._refuse(400, PeerError("no HTTP request"))
+            raise self._refuse(400, PeerError(NO_REQUEST))
         try:
             return self._judge(event)
         except PeerError as error:
@@ -212,7 +214,7 @@ def _absolute(text: bytes) -> Target:
     if found is None:
         raise PeerError("the target of a request is no URL")
     if found[1].lower() != b"http":
-        raise UsageError(f"a proxy fetches http:// only; for {found[1].decode()}:// it takes CONNECT")
+        raise UsageError("a proxy fetches http:// only; for other URLs it takes CONNECT")
     authority = _AUTHORITY.fullmatch(found[2])
     if authority is None or not 0 < int(authority[2] or 80) <= 65_535:
         raise PeerError("the URL of a request has no host, a user, or a port that is none")

@@ -14,7 +14,7 @@ import trio
 from torkit.errors import EndReason, PeerError, StreamClosed, TorkitError
 from torkit.net.proxy.carrier import READ_SIZE
 from torkit.net.stream import Stream
-from torkit.proto.http import MAX_HEAD_LEN, Http, forwarded
+from torkit.proto.http import MAX_HEAD_LEN, NO_REQUEST, Http, forwarded
 
 if TYPE_CHECKING:
     import h11
@@ -61,8 +61,8 @@ async def _upload(
     while True:
         try:
             event = client.next_event()
-        except h11.RemoteProtocolError as error:
-            raise PeerError(f"no HTTP request: {error}") from None
+        except h11.RemoteProtocolError:  # whose text may quote the request
+            raise PeerError(NO_REQUEST) from None
         if event is h11.NEED_DATA:
             client.receive_data(await _receive(sock))
             continue
