@@ -92,6 +92,7 @@ class Meeting:
         self._spare: _Rendezvous | None = None  # for the next attempt
         self._joined: Circuit | None = None
         self._failure: TorkitError | None = None  # the last attempt's
+        self._was_points_fault = True
         self._count = 0  # attempts
         self._under_way: set[bytes] = set()  # auth-keys of points that are being tried
         self._has_changed = trio.Event()
@@ -177,6 +178,7 @@ class Meeting:
         except TorkitError as error:
             logger.info("an introduction to the onion service failed: %s", error)
             self._failure = error
+            self._was_points_fault = attempt.is_points_fault
             if isinstance(error, NotPossible):
                 self._count = MAX_ATTEMPTS  # nothing fits the next one either
         else:
@@ -214,7 +216,7 @@ class Meeting:
         if self._descriptor is None:
             return TimedOut("the onion service's descriptor was not fetched in time")
         why = "" if self._failure is None else f": {self._failure}"
-        if self.was_acknowledged:
+        if self.was_acknowledged or not self._was_points_fault:
             return OnionServiceError(
                 f"the onion service did not come to the rendezvous point{why}",
                 step=OnionStep.RENDEZVOUS,
@@ -286,6 +288,7 @@ class _Attempt:
         self._point = point
         self._refusal: TorkitError | None = None
         self._was_passed_on = True  # as far as we know
+        self.is_points_fault = False
         self._is_over = False
 
     async def run(self) -> Circuit:
@@ -349,8 +352,9 @@ class _Attempt:
             header_len=len(header),
         )
         body = header + handshake.seal(header, plaintext)
-        introduction.tell(RelayCommand.INTRODUCE1, body)
-        acknowledgement = introduction.expect(RelayCommand.INTRODUCE_ACK)
+        with self._blaming():
+            introduction.tell(RelayCommand.INTRODUCE1, body)
+            acknowledgement = introduction.expect(RelayCommand.INTRODUCE_ACK)
         answer = rendezvous.expect(RelayCommand.RENDEZVOUS2)
         with trio.CancelScope() as waiting:
             self._meeting.nursery.start_soon(self._hear, acknowledgement, waiting)
@@ -397,6 +401,7 @@ class _Attempt:
                 failure = PointFailure.REFUSED
             is_its_fault = isinstance(error, (PeerError, Closed, TimedOut))
             if is_its_fault and not self._is_over:
+                self.is_points_fault = True
                 self._meeting.points.note(self._point, failure, trio.current_time())
             raise
 

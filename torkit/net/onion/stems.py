@@ -59,6 +59,8 @@ class Stems:
         try:
             with trio.fail_after(seconds):
                 await circuit.extend(target, is_last=False)
+            if circuit.error is not None:  # it ended in the same read as its last handshake
+                raise circuit.error
         except BaseException as error:
             circuit.close()
             if isinstance(error, trio.TooSlowError):
