@@ -18,6 +18,8 @@ Path = tuple[Relay, ...]
 class ExitTo:
     """For streams that an exit lets go to `port`, at IPv6 addresses if `is_ipv6`."""
 
+    __slots__ = ("is_ipv6", "needs_stable", "port")
+
     label = "GENERAL"
     words = "streams"
 
@@ -25,7 +27,11 @@ class ExitTo:
         self.port = port
         self.is_ipv6 = is_ipv6
         self.needs_stable = port in LONG_LIVED_PORTS
-        self.expected_port = port  # for which circuits are built ahead from now on
+
+    @property
+    def expected_port(self) -> int:
+        """A port for which circuits are built ahead from now on."""
+        return self.port
 
     def __repr__(self) -> str:
         return f"<ExitTo {self.port}{', IPv6' if self.is_ipv6 else ''}>"

@@ -45,6 +45,8 @@ class Worn:
 class Entry:
     """A circuit to an exit, and what may be done with it."""
 
+    __slots__ = ("circuit", "exit", "purpose", "state")
+
     def __init__(self, circuit: Circuit, purpose: Shared, expires_at: float) -> None:
         self.circuit = circuit
         self.purpose = purpose
@@ -74,7 +76,7 @@ class Shelves:
         self._clean: dict[Entry, None] = {}
         self._dirty: dict[Entry, None] = {}
         self._worn: dict[Entry, None] = {}
-        self._by_key: dict[Hashable, dict[Entry, None]] = {}
+        self._by_key: dict[Hashable, tuple[Entry, ...]] = {}  # the last claimed last; seldom more than one
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(list(self._entries.values()))
@@ -91,7 +93,7 @@ class Shelves:
 
     def find(self, need: Need, now: float) -> Entry | None:
         """The circuit last given this isolation, else the youngest clean one; as C tor."""
-        for entry in reversed(self._by_key.get(need.key, {})):
+        for entry in reversed(self._by_key.get(need.key, ())):
             if entry.serves(need, now):
                 return entry
         if need.path is None:
@@ -112,7 +114,7 @@ class Shelves:
         del self._clean[entry]
         entry.state = Dirty(key, now)
         self._dirty[entry] = None
-        self._by_key.setdefault(key, {})[entry] = None
+        self._by_key[key] = (*self._by_key.get(key, ()), entry)
         return True
 
     def entry_of(self, circuit: Circuit) -> Entry | None:
@@ -148,7 +150,6 @@ class Shelves:
                 del self._worn[entry]
             case Dirty(key):
                 del self._dirty[entry]
-                sharing = self._by_key[key]
-                del sharing[entry]
-                if not sharing:
-                    del self._by_key[key]
+                sharing = tuple(one for one in self._by_key.pop(key) if one is not entry)
+                if sharing:
+                    self._by_key[key] = sharing
