@@ -306,3 +306,11 @@ def test_proxy_on_a_port_that_is_taken(shell: Shell) -> None:
         result = shell.run(f"torkit socks --listen {HOST}:{taken.getsockname()[1]}")
     assert result.returncode == 1
     assert b"Address already in use" in result.stderr
+
+
+def test_names_are_resolved_at_an_exit(shell: Shell) -> None:
+    result = shell.run("torkit resolve web.test web.test")
+    assert (result.stdout, result.returncode) == (b"web.test\t127.0.0.1\n" * 2, 0)
+    result = shell.run("torkit resolve --json nosuch.invalid web.test")
+    assert (result.returncode, len(result.stdout.splitlines())) == (4, 2)
+    assert shell.run("torkit resolve x.onion").returncode == 2

@@ -26,6 +26,7 @@ GROUPS = {
         "connect": Lesson(
             "Connect stdin and stdout to HOST:PORT through Tor.", "torkit connect -z -w 30 example.com:443"
         ),
+        "resolve": Lesson("Look up names and addresses at an exit.", "torkit resolve example.com"),
     },
     "Look at the network": {
         "fetch-consensus": Lesson(
