@@ -1,9 +1,10 @@
 """What a client tells of what happens: in order, to every listener, and at no cost where there is none."""
 
+import io
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,7 +35,7 @@ from torkit.events import (
 )
 from torkit.net.circuits.build import build_circuit
 from torkit.net.circuits.purpose import OnionDirectory
-from torkit.net.journal import MAX_WAITING, Events, Journal
+from torkit.net.journal import MAX_WAITING, Events, Journal, trace
 from torkit.net.progress import Phase
 
 HOST = "secret.test"
@@ -220,6 +221,18 @@ async def test_a_trace_prints_events_in_order(
     names = [line.split()[1].partition("(")[0] for line in lines]
     assert names.index("CircuitBuilt") < names.index("StreamAttached") < names.index("StreamSucceeded")
     assert HOST not in json.dumps(lines)
+
+
+async def test_a_trace_that_nobody_reads_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    with open("/dev/full", "w") as full:
+        for stderr in (closed, full):
+            monkeypatch.setattr("sys.stderr", stderr)
+            trace(StreamNew(1))
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
 
 
 async def test_what_things_are_can_be_seen(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ if journal.is_heard:
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 
 import trio
@@ -110,8 +111,9 @@ class Events:
 
 
 def trace(event: Event) -> None:
-    """A listener that prints, on stderr."""
-    print(f"torkit: {event}", file=sys.stderr, flush=True)
+    """A listener that prints on stderr; where nobody reads it any more, for nobody."""
+    with suppress(OSError, ValueError):
+        print(f"torkit: {event}", file=sys.stderr, flush=True)
 
 
 def name_of(relay: Relay) -> str:
