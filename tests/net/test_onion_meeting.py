@@ -1,6 +1,8 @@
 """Meeting an onion service: each message in its place, and what follows where somebody fails."""
 
 import os
+import struct
+import time
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from random import Random
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 from fakes import FakeCircuit, FakeRelay, ignore
-from onion_service import Introduction, OnionService
+from onion_service import BLINDED, Introduction, OnionService
 from served import build, fresh_relays, relay_of, serve_channel
 from trio.testing import MockClock
 
@@ -17,8 +19,9 @@ from torkit._fast.cells import RelayCommand
 from torkit.build_times import INITIAL, Timeouts
 from torkit.directory.directory import Relay
 from torkit.errors import CircuitError, EndReason, OnionServiceError, OnionStep
-from torkit.hs.descriptor import Descriptor
+from torkit.hs.descriptor import Descriptor, ProofOfWork
 from torkit.hs.introduction import Points
+from torkit.hs.pow import Proof, is_valid
 from torkit.net.channel import Channel
 from torkit.net.circuit import Circuit
 from torkit.net.onion.meeting import MAX_ATTEMPTS, PATIENCE, Meeting
@@ -96,6 +99,7 @@ class Home:
             descriptors=home,
             points=self.points,
             rng=Random(1),
+            workers=trio.CapacityLimiter(1),
             testing=True,
         )
         return await meeting.run(trio.current_time() + seconds)
@@ -252,6 +256,39 @@ async def test_the_service_may_come_before_its_points_acknowledgement() -> None:
         home.service.on_introduce = home.service.meet
         circuit = await home.meet()
         assert circuit.error is None
+
+
+# --- Proof of work ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("effort", [1, 5])
+async def test_a_service_gets_the_proof_of_work_that_it_asks_for(effort: int) -> None:
+    async with a_home() as home:
+        home.service.work = ProofOfWork(b"e" * 32, effort, expires=int(time.time()) + 3600)
+        home.service.sendme_inc = 31
+        await home.meet()
+        (introduction,) = home.service.introductions
+        extensions = introduction.extensions
+        assert extensions[:5] == b"\2\1\0\2" + bytes([41])
+        version, nonce, asked, head, solution = struct.unpack(">B16sI4s16s", extensions[5:])
+        assert (version, asked, head) == (1, effort, b"e" * 4)
+        assert is_valid(Proof(nonce, asked, head, solution), blinded=BLINDED, seed=b"e" * 32)
+
+
+async def test_without_effort_there_is_no_proof_and_an_old_seed_has_a_newer_one_fetched() -> None:
+    async with a_home() as home:
+        home.service.work = ProofOfWork(b"e" * 32, 0, expires=int(time.time()) - 1)
+        await home.meet()
+        assert home.service.introductions[0].extensions == b"\0"
+        assert home.fetched == [False, True]
+
+
+async def test_a_search_ends_with_its_meeting() -> None:
+    async with a_home() as home:
+        home.service.work = ProofOfWork(b"e" * 32, 2**32 - 1, expires=int(time.time()) + 3600)
+        with trio.move_on_after(0.5):
+            await home.meet()
+        assert home.service.introductions == []
 
 
 # --- Messages in a wrong state: tor#41297 and its kind ---------------------------------------------------

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from fakes import FakeCircuit, FakeHop, FakeRelay, OnionServiceLayer, RelayCell, aes_ctr
 
 from torkit._fast.cells import RelayCommand
-from torkit.hs.descriptor import Descriptor, IntroductionPoint
+from torkit.hs.descriptor import Descriptor, IntroductionPoint, ProofOfWork
 
 PROTOID = b"tor-hs-ntor-curve25519-sha3-256-1"
-SUBCREDENTIAL = b"s" * 32
+BLINDED, SUBCREDENTIAL = b"b" * 32, b"s" * 32
 HEADER_LEN = 56  # of INTRODUCE1, before the client's key
 
 
@@ -59,6 +59,7 @@ class OnionService:
         self.introductions: list[Introduction] = []
         self.cookies: dict[bytes, tuple[FakeCircuit, int]] = {}
         self.sendme_inc: int | None = None
+        self.work: ProofOfWork | None = None
         self.on_introduce: Callable[[Introduction], object] = self.accept
         self.on_cookie: Callable[[FakeCircuit, int], object] = self.establish
         self._enc_keys = [X25519PrivateKey.generate() for _ in points]
@@ -67,13 +68,14 @@ class OnionService:
 
     def descriptor(self) -> Descriptor:
         return Descriptor(
+            BLINDED,
             SUBCREDENTIAL,
             revision=1,
             lifetime=180,
             signing_key=bytes(32),
             is_single_onion=False,
             sendme_inc=self.sendme_inc,
-            proof_of_work=None,
+            proof_of_work=self.work,
             points=tuple(self.point(number) for number in range(len(self.points))),
         )
 

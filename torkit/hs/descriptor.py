@@ -110,9 +110,10 @@ class Descriptor(NamedTuple):
     """A descriptor that passed every check. `lifetime` is in minutes.
 
     `sendme_inc` is what the service acknowledges by, in cells, where it does congestion control; else None.
-    `subcredential` is what it was opened with.
+    `blinded` and `subcredential` are what it was opened with.
     """
 
+    blinded: bytes
     subcredential: bytes
     revision: int
     lifetime: int
@@ -161,7 +162,7 @@ def decode_descriptor(
     if plaintext is None:
         raise _refused(client_key)
     found = _decode_second(plaintext, lifetime, revision, signing_key, now, sendme_inc)
-    return found._replace(subcredential=subcredential)
+    return found._replace(blinded=blinded, subcredential=subcredential)
 
 
 def _check_outer_signature(text: bytes, outer: Items, blinded: bytes, now: float) -> bytes:
@@ -254,6 +255,7 @@ def _decode_second(
         except DocumentError:
             continue  # a point that cannot be used takes nothing from the others
     return Descriptor(
+        blinded=b"",
         subcredential=b"",
         revision=revision,
         lifetime=lifetime,

@@ -15,8 +15,10 @@ first that joins ends all others. (C tor waits three build timeouts, 181 s while
 
 import logging
 import os
+import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from math import inf
 from random import Random
 
 import trio
@@ -46,6 +48,7 @@ from torkit.hs.messages import (
     introduce_header,
     introduce_plaintext,
 )
+from torkit.hs.pow import NONCE_LEN, Proof, Search, choose_effort, encode_proof, is_expired
 from torkit.net.circuit import Circuit, Reply
 from torkit.net.contact import or_addresses
 from torkit.net.onion.descriptors import Descriptors
@@ -58,6 +61,10 @@ from torkit.proto.messages import encode_link_specifiers
 PATIENCE = 15.0
 ATTEMPT_TIMEOUT = 60.0
 MAX_ATTEMPTS = 12
+
+# Implementation limit: the greatest effort of a proof of work: half a minute. C tor has 10,000. A service
+# that asks for more serves those first who give it.
+MAX_EFFORT = 500
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +82,17 @@ class Meeting:
         descriptors: Descriptors,
         points: Points,
         rng: Random,
+        workers: trio.CapacityLimiter,
         testing: bool,
     ) -> None:
+        """`workers` bounds how many proofs of work are made at once."""
         self.isolation = isolation
         self.stems = stems
         self.points = points
         self.testing = testing
         self.was_acknowledged = False  # by any point
+        self.working = 0  # attempts that make a proof of work
+        self.workers = workers
         self.nursery: trio.Nursery  # while it runs
         self._identity = identity
         self._client_key = client_key
@@ -128,6 +139,9 @@ class Meeting:
         """Begin attempts; whichever joins cancels this. Returns when there is nothing left to try."""
         self._spare = self.prepare()  # while the descriptor is fetched
         self._descriptor = await self._descriptors.get(self._identity, self._client_key)
+        work = self._descriptor.proof_of_work
+        if work is not None and is_expired(work, time.time()):
+            await self._fetch_anew()
         while True:
             point = await self._choose_point()
             if point is not None:
@@ -137,8 +151,11 @@ class Meeting:
             elif not self._under_way:
                 return
             self._has_changed = trio.Event()
-            with trio.move_on_after(PATIENCE) as patience:
-                await self._has_changed.wait()
+            while True:
+                with trio.move_on_after(PATIENCE) as patience:
+                    await self._has_changed.wait()
+                if not (patience.cancelled_caught and self.working):
+                    break
             if patience.cancelled_caught and self.was_acknowledged:
                 await self._fetch_anew()  # the service may have begun anew, elsewhere
 
@@ -170,8 +187,8 @@ class Meeting:
     async def _attempt(self, descriptor: Descriptor, point: IntroductionPoint) -> None:
         attempt = _Attempt(self, descriptor, point)
         try:
-            with trio.fail_after(ATTEMPT_TIMEOUT):
-                circuit = await attempt.run()
+            with trio.fail_after(ATTEMPT_TIMEOUT) as scope:
+                circuit = await attempt.run(scope)
         except trio.TooSlowError:
             self.points.note(point, PointFailure.TIMED_OUT, trio.current_time())
             self._failure = TimedOut(f"no answer within {ATTEMPT_TIMEOUT:g} s")
@@ -286,13 +303,17 @@ class _Attempt:
         self._meeting = meeting
         self._descriptor = descriptor
         self._point = point
+        self._proof: Proof | None = None
         self._refusal: TorkitError | None = None
         self._was_passed_on = True  # as far as we know
         self.is_points_fault = False
         self._is_over = False
 
-    async def run(self) -> Circuit:
-        """The rendezvous circuit, joined. Raises what ended the attempt; a fault of the point is noted."""
+    async def run(self, scope: trio.CancelScope) -> Circuit:
+        """The rendezvous circuit, joined. Raises what ended the attempt; a fault of the point is noted.
+
+        What a proof of work takes does not count against `scope`.
+        """
         meeting, point = self._meeting, self._point
         with self._blaming():
             relay = relay_of(point, allow_internal=meeting.testing)
@@ -305,6 +326,7 @@ class _Attempt:
                 introduction = await meeting.stems.to_introduction_point(relay, meeting.isolation)
                 handshake = self._begin_handshake()
             circuit = await rendezvous.wait()
+            await self._work(scope)
             answer = await self._introduce(introduction, circuit, rendezvous.cookie, handshake)
             if answer is None:
                 if not self._was_passed_on:
@@ -348,7 +370,7 @@ class _Attempt:
             cookie=cookie,
             onion_key=rendezvous.path[-1].ntor_onion_key,
             link_specifiers=_link_specifiers(rendezvous),
-            extensions={} if sendme_inc is None else {IntroduceExtension.CC_REQUEST: b""},
+            extensions=self._extensions(sendme_inc),
             header_len=len(header),
         )
         body = header + handshake.seal(header, plaintext)
@@ -360,6 +382,34 @@ class _Attempt:
             self._meeting.nursery.start_soon(self._hear, acknowledgement, waiting)
             return await answer.wait()
         return None
+
+    def _extensions(self, sendme_inc: int | None) -> dict[int, bytes]:
+        extensions: dict[int, bytes] = {}
+        if sendme_inc is not None:
+            extensions[IntroduceExtension.CC_REQUEST] = b""
+        if self._proof is not None:
+            extensions[IntroduceExtension.PROOF_OF_WORK] = encode_proof(self._proof)
+        return extensions
+
+    async def _work(self, scope: trio.CancelScope) -> None:
+        """Prove as much work as the service asks for, as far as we are ready to."""
+        params = self._descriptor.proof_of_work
+        if params is None or (effort := choose_effort(params.effort, failures=0, maximum=MAX_EFFORT)) == 0:
+            return
+        began = trio.current_time()
+        nonce = os.urandom(NONCE_LEN)
+        search = Search(params, blinded=self._descriptor.blinded, effort=effort, nonce=nonce)
+        self._meeting.working += 1
+        logger.info("the onion service asks for a proof of work of effort %d", effort)
+        try:
+            with suspended(scope):
+                self._proof = await trio.to_thread.run_sync(
+                    search.run, abandon_on_cancel=True, limiter=self._meeting.workers
+                )
+        finally:
+            search.cancel()
+            self._meeting.working -= 1
+        logger.info("that took %.1f s", trio.current_time() - began)
 
     async def _hear(self, acknowledgement: Reply, waiting: trio.CancelScope) -> None:
         """Wait for INTRODUCE_ACK; a refusal ends the wait for the service."""
@@ -404,6 +454,16 @@ class _Attempt:
                 self.is_points_fault = True
                 self._meeting.points.note(self._point, failure, trio.current_time())
             raise
+
+
+@contextmanager
+def suspended(scope: trio.CancelScope) -> Iterator[None]:
+    """Have the deadline of `scope` wait for the block."""
+    left, scope.deadline = scope.deadline - trio.current_time(), inf
+    try:
+        yield
+    finally:
+        scope.deadline = trio.current_time() + left
 
 
 def _link_specifiers(circuit: Circuit) -> bytes:

@@ -58,6 +58,7 @@ class OnionServices:
         self._rng = rng
         self._nursery = nursery
         self._points = Points()
+        self._workers = trio.CapacityLimiter(1)
         self._joined: dict[Key, _Entry] = {}
         self._meetings: dict[Key, trio.Event] = {}
 
@@ -119,6 +120,7 @@ class OnionServices:
                 descriptors=self._descriptors,
                 points=self._points,
                 rng=self._rng,
+                workers=self._workers,
                 testing=self._current.testing,
             )
             entry = _Entry(await meeting.run(give_up_at), age)
