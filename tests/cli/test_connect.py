@@ -1,8 +1,12 @@
 """`torkit connect` against a client in memory."""
 
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ from cli.shelf import Shelf
 from fake_tor import FakeTor
 
 from torkit.cli.connect import carry
-from torkit.cli.failures import WRONG_USAGE
+from torkit.cli.failures import TIMED_OUT, WRONG_USAGE
 from torkit.errors import EndReason, StreamClosed, TimedOut, Unreachable, UsageError
 from torkit.net.progress import Phase, Progress
 from torkit.path import path_to_json
@@ -105,6 +109,18 @@ async def test_wait_limits_the_start_too(autojump_clock: trio.testing.MockClock)
         await carry(tor, WEB, **SETTINGS | {"wait": 7, "zero": True})  # type: ignore[arg-type]
     assert trio.current_time() == 7
     assert caught.value.hint == "go online"
+
+
+def test_a_health_check_ends_though_the_only_authority_says_nothing(tmp_path: Path) -> None:
+    """With -w, which did not count the start, it still ran after two minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        authority = f"a orport={silent.getsockname()[1]} v3ident={'AB' * 20} 127.0.0.1:1 {'CD' * 20}"
+        (tmp_path / "network.toml").write_text(f'authorities = ["{authority}"]\ntesting = true\n')
+        options = ["--network", f"{tmp_path}/network.toml", "--data-dir", f"{tmp_path}/data"]
+        command = [sys.executable, "-m", "torkit", *options, "connect", "-w", "1", "-z", "web.test:80"]
+        result = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (TIMED_OUT, b"")
+    assert result.stderr.startswith(b"torkit: no connection within 1 s, at ")
 
 
 async def test_wait_limits_how_long_a_path_may_take_to_come(stdin: int) -> None:

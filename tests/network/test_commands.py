@@ -14,7 +14,7 @@ import pytest
 import stem.descriptor
 from network.private_network import RunningTestnet, running_testnet
 from network.servers import HOST, PAGE, WebServer
-from network.torkit_process import Shell, make_shell, wait_until
+from network.torkit_process import CarrierServer, Shell, make_shell, running_proxy, wait_until
 
 from torkit.testnet import Options
 
@@ -72,6 +72,23 @@ def test_path_of_names(shell: Shell) -> None:
     names = ["middle1", "auth1", "exit1"]
     result = shell.run(f"torkit build-circuit --path {','.join(names)}")
     assert _nicknames(result.stdout) == names
+
+
+@pytest.mark.parametrize("command", ["socks --listen 127.0.0.1:0", "connect -z web.test:80"])
+def test_path_that_ends_at_no_exit_is_refused_in_words(shell: Shell, command: str) -> None:
+    """The proxy said that it was ready, and `connect` that there was no such name."""
+    result = shell.run(f"torkit {command} --path middle1,middle2,middle3")
+    assert result.returncode == 5
+    assert b"torkit: middle3's exit policy allows no port\n" in result.stderr
+    assert b"ready" not in result.stderr
+
+
+def test_proxy_with_a_path_goes_there_and_nowhere_else(
+    shell: Shell, tmp_path: Path, carrier_server: CarrierServer
+) -> None:
+    with running_proxy(shell, tmp_path / "proxy", options=["--path", "middle1,middle3,exit2"]) as proxy:
+        carrier = shell.run(f"{proxy.curl()} http://web.test:{carrier_server.port}/carrier").stdout
+        assert carrier == b"exit2"
 
 
 def test_consensus_lists_every_relay(shell: Shell, testnet: RunningTestnet, tmp_path: Path) -> None:
