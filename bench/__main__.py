@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from bench import bench_delay, bench_network
+from bench import bench_delay, bench_network, bench_pow
 from bench.plots import draw
 from bench.processes import GEOIP_MAPS, let_python_keep_bytecode, say
 from bench.table import Line, compare, table
@@ -114,6 +114,8 @@ def main() -> None:
     lines = core_lines(run_pytest_benchmarks())
     say("the directory of a full-size network")
     lines += directory_lines()
+    say("proof of work")
+    lines += bench_pow.lines()
     sizes = bench_network.QUICK if is_quick else bench_network.Sizes()
     network_lines, curves = trio.run(bench_network.measure, sizes)
     lines = [*network_lines, *lines, *bench_delay.run(is_quick=is_quick)]

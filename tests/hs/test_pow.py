@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hs.making import VECTORS
 
-from torkit._fast.equix import HashX
+from torkit._fast.equix import HashX, Solver
 from torkit.errors import UsageError
 from torkit.hs.descriptor import ProofOfWork
 from torkit.hs.pow import (
@@ -131,6 +131,10 @@ def test_a_search_finds_a_proof_that_the_service_takes(effort: int) -> None:
     assert not is_valid(proof, blinded=BLINDED, seed=BLINDED)
     assert not is_valid(proof._replace(effort=effort + 1), blinded=BLINDED, seed=SEED)
     assert not is_valid(proof._replace(seed_head=b"head"), blinded=BLINDED, seed=SEED)
+
+
+def test_a_search_tells_whether_it_is_compiled() -> None:
+    assert Search(PARAMS, blinded=BLINDED, effort=1, nonce=NONCE).is_compiled == Solver().is_compiled
 
 
 def test_nonces_are_counted_from_the_first_byte_on() -> None:

@@ -39,6 +39,15 @@ cdef extern from "hashx.h" nogil:
     int hashx_make(hashx_program* program, const uint8_t* keys)
     uint64_t hashx_hash(const hashx_program* program, hashx_compiled compiled, uint64_t number)
 
+cdef extern from "hashx_compiler.h" nogil:
+    ctypedef struct hashx_code:
+        uint8_t* pages
+        hashx_compiled compiled
+
+    void hashx_code_init(hashx_code* code)
+    void hashx_code_free(hashx_code* code)
+    void hashx_compile(hashx_code* code, const hashx_program* program)
+
 # Specification constants. Equi-X has no specification but its author's description, which has no section numbers.
 cdef enum:
     NUMBER_COUNT = 1 << 16        # numbers that can be leaves
@@ -79,16 +88,33 @@ cdef struct Tables:
 
 @cython.final
 cdef class HashX:
-    """The hash function of a seed. For one thread at a time."""
+    """The hash function of a seed. For one thread at a time.
+
+    It is compiled where the machine and the system allow that. `portable` has it interpreted.
+    """
 
     cdef hashx_program program
-    cdef hashx_compiled compiled
+    cdef hashx_code code
     cdef bint is_made
+
+    def __cinit__(self, *, bint portable=False):
+        if not portable:
+            hashx_code_init(&self.code)
+
+    def __dealloc__(self):
+        hashx_code_free(&self.code)
+
+    @property
+    def is_compiled(self):
+        """Whether programs are compiled: the hashes are the same, and come 20 times as fast."""
+        return self.code.pages != NULL
 
     def make(self, bytes seed not None):
         """Become the function of `seed`. Returns False where the seed has none: one in some 30,000."""
         cdef bytes keys = hashlib.blake2b(seed, digest_size=HASHX_KEYS_LEN, salt=HASHX_SALT).digest()
         self.is_made = hashx_make(&self.program, <const uint8_t*>keys)
+        if self.is_made:
+            hashx_compile(&self.code, &self.program)
         return self.is_made
 
     @property
@@ -100,7 +126,7 @@ cdef class HashX:
         """The hash of a number. Raises UsageError before a seed has given a function."""
         if not self.is_made:
             raise UsageError("no seed has given a function yet")
-        return hashx_hash(&self.program, self.compiled, number)
+        return hashx_hash(&self.program, self.code.compiled, number)
 
 
 def verify(bytes challenge not None, bytes solution not None):
@@ -113,7 +139,7 @@ def verify(bytes challenge not None, bytes solution not None):
             left, right = solution[at:at + width], solution[at + width:at + 2 * width]
             if int.from_bytes(left, "little") > int.from_bytes(right, "little"):
                 return False
-    cdef HashX function = HashX()
+    cdef HashX function = HashX(portable=True)  # eight hashes are not worth compiling
     if not function.make(challenge):
         return False
     cdef uint64_t[SOLUTION_NUMBERS] sums
@@ -139,14 +165,19 @@ cdef class Solver:
     cdef volatile bint cancelled
     cdef bint is_solving
 
-    def __cinit__(self):
-        self.function = HashX()
+    def __cinit__(self, *, bint portable=False):
+        self.function = HashX(portable=portable)
         self.tables = <Tables*>malloc(sizeof(Tables))
         if self.tables == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         free(self.tables)
+
+    @property
+    def is_compiled(self):
+        """As HashX's."""
+        return self.function.is_compiled
 
     @property
     def is_cancelled(self):
@@ -186,7 +217,7 @@ cdef bint fill(Solver solver) noexcept nogil:
     for number in range(NUMBER_COUNT):
         if number % HASHES_PER_LOOK == 0 and solver.cancelled:
             return False
-        value = hashx_hash(&solver.function.program, solver.function.compiled, number)
+        value = hashx_hash(&solver.function.program, solver.function.code.compiled, number)
         tables.keys[number] = value & (GROUPS - 1)
         tables.items[number] = value >> STEP_BITS << FIRST_NAME_BITS | number
     return True

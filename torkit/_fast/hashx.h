@@ -368,6 +368,21 @@ static inline int hashx_make(hashx_program *program, const uint8_t keys[HASHX_KE
 
 /* ---- Running it ---- */
 
+/* Without a type of 128 bits, which machines of 32 bits have not. */
+static inline uint64_t hashx_high(uint64_t a, uint64_t b)
+{
+    const uint64_t a_low = (uint32_t)a, a_high = a >> 32, b_low = (uint32_t)b, b_high = b >> 32;
+    const uint64_t middle = a_high * b_low + (a_low * b_low >> 32);
+
+    return a_high * b_high + (middle >> 32) + ((a_low * b_high + (uint32_t)middle) >> 32);
+}
+
+/* The two's complement of a is a, or a - 2^64 where it is negative. */
+static inline uint64_t hashx_signed_high(uint64_t a, uint64_t b)
+{
+    return hashx_high(a, b) - (a >> 63 ? b : 0) - (b >> 63 ? a : 0);
+}
+
 static inline uint64_t hashx_signed(uint32_t imm) { return (uint64_t)(int64_t)(int32_t)imm; }
 
 static inline void hashx_interpret(const hashx_program *program, uint64_t r[HASHX_REGISTERS])
@@ -381,11 +396,11 @@ static inline void hashx_interpret(const hashx_program *program, uint64_t r[HASH
         const uint64_t src = r[at->src];
         switch (at->op) {
         case HASHX_UMULH_R:
-            *dst = (uint64_t)((unsigned __int128)*dst * src >> 64);
+            *dst = hashx_high(*dst, src);
             last_high = (uint32_t)*dst;
             break;
         case HASHX_SMULH_R:
-            *dst = (uint64_t)((__int128)(int64_t)*dst * (int64_t)src >> 64);
+            *dst = hashx_signed_high(*dst, src);
             last_high = (uint32_t)*dst;
             break;
         case HASHX_MUL_R: *dst *= src; break;
@@ -413,18 +428,19 @@ static inline uint64_t hashx_hash(const hashx_program *program, hashx_compiled c
 {
     uint64_t v[4], r[HASHX_REGISTERS];
 
-    /* SipHash-2-4 with an output of two halves, of which all four words are taken. */
-    memcpy(v, program->key, sizeof v);
+    /* SipHash-2-4 with an output of two halves, of which all four words are taken. Word by word: copies of two words
+     * at once would wait for each other on their way through memory. */
+    v[0] = program->key[0], v[1] = program->key[1], v[2] = program->key[2], v[3] = program->key[3];
     v[1] ^= 0xee;
     v[3] ^= number;
     hashx_sip_rounds(v, 2);
     v[0] ^= number;
     v[2] ^= 0xee;
     hashx_sip_rounds(v, 4);
-    memcpy(r, v, sizeof v);
+    r[0] = v[0], r[1] = v[1], r[2] = v[2], r[3] = v[3];
     v[1] ^= 0xdd;
     hashx_sip_rounds(v, 4);
-    memcpy(r + 4, v, sizeof v);
+    r[4] = v[0], r[5] = v[1], r[6] = v[2], r[7] = v[3];
 
     if (compiled)
         compiled(r);
