@@ -16,12 +16,14 @@ from fakes import FakeRelay
 from served import relay_of
 
 import torkit.net.circuit
-from torkit._fast.onion import Layer
+from torkit._fast.keys import wipe
+from torkit._fast.onion import TOR1_ONION_KEYS_LEN, Layer
 from torkit.directory.netdoc import decode_protocols
 from torkit.net.channel import Channel
-from torkit.net.circuit import CircuitSettings
+from torkit.net.circuit import Circuit, CircuitSettings
 from torkit.proto import ntor
 from torkit.proto.cells import HASH_LEN
+from torkit.proto.flow import PathKind
 
 MASK = 0xAA
 
@@ -64,6 +66,41 @@ def watch_secrets() -> None:
         setattr(ntor, name, noting(name, getattr(ntor, name)))
 
 
+def meet(circuit: Circuit, served: dict[str, str]) -> None:
+    """Join with an onion service whose half of the handshake is published, as is x."""
+    from torkit.hs import handshake
+    from torkit.hs.messages import decode_rendezvous2, introduce_header
+
+    given = {
+        name: bytes.fromhex(served[name]) for name in ("auth_key", "B", "subcredential", "handshake_info")
+    }
+    header = introduce_header(given["auth_key"])
+    mac = handshake._mac
+
+    def noting_mac(key: bytes, message: bytes) -> bytes:
+        result = mac(key, message)
+        if not message.startswith(header) and not message.endswith(b":hs_mac"):  # those two are sent
+            note("_mac", result)
+        return result
+
+    vars(handshake).update(_mac=noting_mac, _kdf=noting("_kdf", handshake._kdf))
+    private_key = bytes.fromhex(served["x"])
+    note("x of hs-ntor", private_key)
+    ours = handshake.ServiceHandshake(
+        auth_key=given["auth_key"],
+        enc_key=given["B"],
+        subcredential=given["subcredential"],
+        private_key=private_key,
+    )
+    wipe(private_key)
+    note("EXP(B,x)", ours._bx)
+    ours.seal(header, bytes(200))
+    keys = ours.finish(decode_rendezvous2(given["handshake_info"]))
+    circuit.join(keys.derive(TOR1_ONION_KEYS_LEN), None, PathKind.ONION)
+    keys.wipe()
+    ours.wipe()
+
+
 async def main(served: dict[str, Any]) -> None:
     fake = FakeRelay.__new__(FakeRelay)
     fake.rsa_identity, fake.ed_identity = bytes.fromhex(served["rsa"]), bytes.fromhex(served["ed25519"])
@@ -82,6 +119,8 @@ async def main(served: dict[str, Any]) -> None:
             )
         else:
             await circuit.create_fast()
+        if served["meeting"]:
+            meet(circuit, served["meeting"])
         circuit.close()
         await channel.drain()
         if served["collect"]:

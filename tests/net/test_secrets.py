@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 from fakes import FULL
+from hs.making import VECTORS
 from served import CONGESTION_CONTROL, PLAIN, fresh_relays, serve
 
 CHILD = Path(__file__).with_name("secrets_child.py")
@@ -31,11 +32,13 @@ def memory_of(pid: int) -> list[bytes]:
 
 @pytest.mark.parametrize("collect", [True, False], ids=["collected", "referenced"])
 @pytest.mark.parametrize(
-    "protocols",
-    ["", PLAIN, CONGESTION_CONTROL, FULL],
-    ids=["CREATE_FAST", "ntor", "ntor-v3", "CGO"],
+    ("protocols", "meeting"),
+    [("", None), (PLAIN, None), (CONGESTION_CONTROL, None), (FULL, None), (PLAIN, VECTORS["hs_ntor"])],
+    ids=["CREATE_FAST", "ntor", "ntor-v3", "CGO", "onion service"],
 )
-async def test_no_secret_is_left_in_memory_when_its_circuit_has_ended(protocols: str, collect: bool) -> None:
+async def test_no_secret_is_left_in_memory_when_its_circuit_has_ended(
+    protocols: str, meeting: dict[str, object] | None, collect: bool
+) -> None:
     (relay,) = fresh_relays(1)
     relay.protocols = protocols or PLAIN
     async with serve(relay):
@@ -46,6 +49,7 @@ async def test_no_secret_is_left_in_memory_when_its_circuit_has_ended(protocols:
             "ed25519": relay.ed_identity.hex(),
             "onion_key": relay.ntor_onion_key.hex(),
             "protocols": protocols,
+            "meeting": meeting,
             "collect": collect,
         }
         command = [sys.executable, str(CHILD), json.dumps(served)]

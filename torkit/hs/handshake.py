@@ -75,7 +75,7 @@ class ServiceHandshake:
 
 def _expand(seed: bytes, length: int) -> bytes:
     with Secrets() as keep:
-        return _kdf(keep(seed + PROTOID + b":hs_key_expand"), length)
+        return _kdf(keep(b"".join((seed, PROTOID, b":hs_key_expand"))), length)
 
 
 def _kdf(message: bytes, length: int) -> bytes:
@@ -86,4 +86,4 @@ def _kdf(message: bytes, length: int) -> bytes:
 def _mac(key: bytes, message: bytes) -> bytes:
     """MAC(k, m): SHA3-256 of the key's length, the key and the message."""
     with Secrets() as keep:
-        return hashlib.sha3_256(keep(len(key).to_bytes(8, "big") + key + message)).digest()
+        return hashlib.sha3_256(keep(b"".join((len(key).to_bytes(8, "big"), key, message)))).digest()
