@@ -71,20 +71,16 @@ class _Lines:
         self._said_at = 0.0  # seconds of waiting
 
     def show(self, progress: "Progress", seconds: float) -> None:
-        if self._as_json:
-            return self._say_once(to_json(progress), seconds)
-        if progress.is_done:  # as the command's next words say
-            return None
-        line = to_line(progress)
-        if line == self._said and seconds >= self._said_at + max(REPEATED_AFTER, seconds / 4):
-            _write(f"torkit: waiting for {int(seconds)} s: {line.removeprefix('torkit: ')}\n")
-            self._said_at = seconds
-        return self._say_once(line, seconds)
-
-    def _say_once(self, line: str, seconds: float) -> None:
+        if progress.is_done and not self._as_json:  # as the command's next words say
+            return
+        line = to_json(progress) if self._as_json else to_line(progress)
         if line != self._said:
             _write(f"{line}\n")
-            self._said, self._said_at = line, seconds
+        elif not self._as_json and seconds >= self._said_at + max(REPEATED_AFTER, seconds / 4):
+            _write(f"torkit: waiting for {int(seconds)} s: {line.removeprefix('torkit: ')}\n")
+        else:
+            return
+        self._said, self._said_at = line, seconds
 
 
 class _Bar:
