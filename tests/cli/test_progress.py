@@ -95,6 +95,18 @@ async def test_a_service_says_so_early(
     assert line.startswith("torkit: 62% ")
 
 
+async def test_who_stops_it_before_it_begins_sees_nothing(
+    capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    """As a program that is started on the terminal within half a second."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: stderr_of(capsys, {0: BLOCKED, 60: DONE}, is_service=True))
+        await trio.sleep(0.1)
+        shown.stop()
+    assert trio.current_time() < 1
+    assert capsys.readouterr().err == ""
+
+
 async def test_programs_get_every_change_as_json(
     capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
 ) -> None:

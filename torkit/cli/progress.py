@@ -52,11 +52,11 @@ async def show(tor: "Tor", *, is_service: bool, as_json: bool) -> None:
             if progress is not None:
                 view.show(progress, trio.current_time() - began)
 
-    if not as_json:
-        await trio.sleep(SHOWN_AFTER if has_bar or is_service else LINES_AFTER)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(tick)
         _scope = nursery.cancel_scope
+        if not as_json:
+            await trio.sleep(SHOWN_AFTER if has_bar or is_service else LINES_AFTER)
+        nursery.start_soon(tick)
         async for progress in tor.progress_changes():
             view.show(progress, trio.current_time() - began)
         nursery.cancel_scope.cancel()
