@@ -433,6 +433,15 @@ async def test_a_first_attempt_that_is_not_answered_retires_its_circuit(tmp_path
         assert again.circuit is stream.circuit
 
 
+async def test_a_look_up_has_no_stream(tmp_path: Path) -> None:
+    async with served_tor(tmp_path) as (tor, _):
+        request = tor.request("web.test", None)
+        with pytest.raises(UsageError):
+            request.begin()
+        with pytest.raises(UsageError):
+            await request.connect()
+
+
 async def test_a_request_goes_on_under_the_identity_that_it_began_with(tmp_path: Path) -> None:
     async with served_tor(tmp_path, exits=3) as (tor, _):
         await tor.connect("web.test", 80)

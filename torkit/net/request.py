@@ -6,11 +6,21 @@ path-spec, "Handling failure".
 import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 import trio
 
-from torkit.errors import Closed, EndReason, NoPath, PeerError, StreamClosed, TimedOut, TorkitError
+from torkit.errors import (
+    Closed,
+    EndReason,
+    NoPath,
+    PeerError,
+    StreamClosed,
+    TimedOut,
+    TorkitError,
+    UsageError,
+)
 from torkit.events import StreamAttached, StreamEnded, StreamFailed, StreamNew, StreamSucceeded
 from torkit.net.circuit import Circuit
 from torkit.net.circuits.pool import Circuits
@@ -92,13 +102,13 @@ class Request:
 
         If it fails, or is not answered within the first of ATTEMPT_TIMEOUTS, `connect` goes on.
         """
-        assert self._port is not None
+        port = self._stream_port
         refusing = self._refusing
         need = self._need._replace(excluded=refusing) if refusing else self._need
         circuit = self._circuits.take_ready(need)
         if circuit is None:
             return None
-        stream = circuit.begin(self._host, self._port, self.id)
+        stream = circuit.begin(self._host, port, self.id)
         self._begun = stream, circuit
         return stream
 
@@ -107,6 +117,7 @@ class Request:
 
         Raises StreamClosed with the exit's reason, TimedOut, NoPath, or what made circuits fail.
         """
+        port = self._stream_port
         with self._telling_end():
             if self._begun is not None:
                 stream, circuit = self._begun
@@ -115,7 +126,7 @@ class Request:
                 else:
                     stream.close()
                     self._note_timeout(circuit)
-            return await self._try_on(self._open)
+            return await self._try_on(partial(self._open, port))
 
     async def resolve(self) -> list[Resolved]:
         """The addresses of a name, or for an address its names. Raises as `connect`."""
@@ -141,9 +152,14 @@ class Request:
 
     # --- one attempt ------------------------------------------------------------------------------
 
-    async def _open(self, circuit: Circuit) -> Stream:
-        assert self._port is not None
-        stream = circuit.begin(self._host, self._port, self.id)
+    @property
+    def _stream_port(self) -> int:
+        if self._port is None:
+            raise UsageError("a look-up has no stream")
+        return self._port
+
+    async def _open(self, port: int, circuit: Circuit) -> Stream:
+        stream = circuit.begin(self._host, port, self.id)
         try:
             await stream.wait_connected()
         except BaseException:
