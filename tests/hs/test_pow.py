@@ -12,7 +12,8 @@ from torkit.errors import UsageError
 from torkit.hs.descriptor import ProofOfWork
 from torkit.hs.pow import (
     CHALLENGE_LEN,
-    DEFAULT_MAX_EFFORT,
+    MAX_EFFORT,
+    MAX_EFFORT_INTERPRETED,
     PROOF_LEN,
     Proof,
     Search,
@@ -21,6 +22,7 @@ from torkit.hs.pow import (
     is_expired,
     is_valid,
     make_challenge,
+    max_effort,
     meets_effort,
 )
 
@@ -91,14 +93,14 @@ def test_a_part_of_a_wrong_length_is_refused(blinded: bytes, seed: bytes, nonce:
     ],
 )
 def test_effort_is_c_tors(suggested: int, failures: int, effort: int) -> None:
-    assert choose_effort(suggested, failures=failures) == effort <= DEFAULT_MAX_EFFORT
+    assert choose_effort(suggested, failures=failures, maximum=MAX_EFFORT) == effort <= MAX_EFFORT
 
 
 @pytest.mark.parametrize(
     ("maximum", "failures", "effort"),
     [(0, 0, 0), (0, 3, 0), (5, 1, 5), (50, 0, 20), (50, 1, 40), (50, 2, 50)],
 )
-def test_effort_stays_within_the_users_limit(maximum: int, failures: int, effort: int) -> None:
+def test_effort_stays_within_its_limit(maximum: int, failures: int, effort: int) -> None:
     assert choose_effort(20, failures=failures, maximum=maximum) == effort
 
 
@@ -110,6 +112,10 @@ def test_the_result_times_the_effort_fits_32_bits(number: int) -> None:
     assert meets_effort(b"challenge", solution, 0)
     assert meets_effort(b"challenge", solution, most)
     assert not meets_effort(b"challenge", solution, most + 1)
+
+
+def test_where_nothing_is_compiled_less_is_done() -> None:
+    assert max_effort() == (MAX_EFFORT if HashX().is_compiled else MAX_EFFORT_INTERPRETED)
 
 
 def test_parameters_expire() -> None:

@@ -283,7 +283,9 @@ async def test_without_effort_there_is_no_proof_and_an_old_seed_has_a_newer_one_
         assert home.fetched == [False, True]
 
 
-async def test_a_search_ends_with_its_meeting() -> None:
+async def test_a_search_ends_with_its_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torkit.hs.pow.MAX_EFFORT", 2**32 - 1)  # which nobody finds by chance
+    monkeypatch.setattr("torkit.hs.pow.MAX_EFFORT_INTERPRETED", 2**32 - 1)
     async with a_home() as home:
         home.service.work = ProofOfWork(b"e" * 32, 2**32 - 1, expires=int(time.time()) + 3600)
         with trio.move_on_after(0.5):

@@ -7,7 +7,7 @@ client's. One solution in `effort` meets the effort, so a client tries nonces un
 import hashlib
 from typing import NamedTuple
 
-from torkit._fast.equix import SOLUTION_LEN, Solver, verify
+from torkit._fast.equix import SOLUTION_LEN, HashX, Solver, verify
 from torkit.errors import InternalError, UsageError
 from torkit.hs.descriptor import ProofOfWork
 from torkit.hs.keys import KEY_LEN
@@ -21,9 +21,12 @@ PROOF_LEN = 1 + NONCE_LEN + EFFORT_LEN + SEED_HEAD_LEN + SOLUTION_LEN
 RESULT_LEN, MAX_RESULT = 4, 0xFFFFFFFF  # of the hash that decides
 
 # C tor's: what a client is ready for, and how it raises its effort after a failure.
-DEFAULT_MAX_EFFORT = 10_000
+MAX_EFFORT = 10_000
 MIN_RETRY_EFFORT = 8
 DOUBLE_UNTIL = 1_000
+
+# Implementation limit: what an interpreter finds in the 40 s in which machine code finds MAX_EFFORT.
+MAX_EFFORT_INTERPRETED = 500
 
 
 class Proof(NamedTuple):
@@ -40,7 +43,12 @@ def is_expired(params: ProofOfWork, now: float) -> bool:
     return params.expires < now
 
 
-def choose_effort(suggested: int, *, failures: int, maximum: int = DEFAULT_MAX_EFFORT) -> int:
+def max_effort() -> int:
+    """The greatest effort that this machine is ready for."""
+    return MAX_EFFORT if HashX().is_compiled else MAX_EFFORT_INTERPRETED
+
+
+def choose_effort(suggested: int, *, failures: int, maximum: int) -> int:
     """The effort of the next introduction, at most `maximum`; with 0 no proof is sent.
 
     `failures` counts the introductions by this point to which nobody answered: each was too cheap.

@@ -48,7 +48,7 @@ from torkit.hs.messages import (
     introduce_header,
     introduce_plaintext,
 )
-from torkit.hs.pow import NONCE_LEN, Proof, Search, choose_effort, encode_proof, is_expired
+from torkit.hs.pow import NONCE_LEN, Proof, Search, choose_effort, encode_proof, is_expired, max_effort
 from torkit.net.circuit import Circuit, Reply
 from torkit.net.contact import or_addresses
 from torkit.net.onion.descriptors import Descriptors
@@ -61,10 +61,6 @@ from torkit.proto.messages import encode_link_specifiers
 PATIENCE = 15.0
 ATTEMPT_TIMEOUT = 60.0
 MAX_ATTEMPTS = 12
-
-# Implementation limit: the greatest effort of a proof of work: half a minute. C tor has 10,000. A service
-# that asks for more serves those first who give it.
-MAX_EFFORT = 500
 
 logger = logging.getLogger(__name__)
 
@@ -394,13 +390,14 @@ class _Attempt:
     async def _work(self, scope: trio.CancelScope) -> None:
         """Prove as much work as the service asks for, as far as we are ready to."""
         params = self._descriptor.proof_of_work
-        if params is None or (effort := choose_effort(params.effort, failures=0, maximum=MAX_EFFORT)) == 0:
+        if params is None or (effort := choose_effort(params.effort, failures=0, maximum=max_effort())) == 0:
             return
         began = trio.current_time()
         nonce = os.urandom(NONCE_LEN)
         search = Search(params, blinded=self._descriptor.blinded, effort=effort, nonce=nonce)
         self._meeting.working += 1
-        logger.info("the onion service asks for a proof of work of effort %d", effort)
+        how = "" if search.is_compiled else ", by an interpreter: nothing can be compiled here"
+        logger.info("the onion service asks for a proof of work of effort %d%s", effort, how)
         try:
             with suspended(scope):
                 self._proof = await trio.to_thread.run_sync(
