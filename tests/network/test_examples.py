@@ -129,6 +129,7 @@ def stand_ins(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return [
         (r"https://example\.com/", f"http://web.test:{web_server.port}/page"),
+        (r"(torkit resolve.*)example\.com.*", r"\1web.test"),
         (r"example\.com:443", f"web.test:{banner_server.port}"),  # which ends the connection by itself
         (r"example\.com:80", f"web.test:{web_server.port}"),
         (r"torkit socks(?! --listen)", "torkit socks --listen 127.0.0.1:9150"),
