@@ -67,7 +67,8 @@ def torkit(*arguments: str, shell: str | None = None) -> subprocess.CompletedPro
         (["--network", "/nonexistent/x.toml", "connect", "web.test:80"], "torkit: /nonexistent/x.toml"),
         (["socks", "--listen", "web.test:1"], "torkit: --listen: 'web.test' is not an address"),
         (["socks", "--listen", "socks5://127.0.0.1:9150"], "is a URL"),
-        (["socks", "--listen", "unix:/tmp/x"], "torkit: --listen takes no Unix sockets yet"),
+        (["socks", "--listen", "unix:"], "torkit: --listen: unix: wants a path"),
+        (["socks", "--listen", "192.0.2.1:1"], "torkit: --listen: 192.0.2.1 is not a loopback address"),
         (["socks", "--listen", "::1"], "may be an address with or without a port"),
         (["help", "sock"], "torkit: no such command 'sock'. Did you mean 'socks'?"),
         (["choose-path", "--count", "0"], "torkit: invalid value for '--count'"),
@@ -170,7 +171,10 @@ def test_light_commands_do_not_import_what_is_heavy() -> None:
     ("arguments", "message"),
     [
         (["connect", "localhost:80"], "no exit can reach it"),
-        (["socks", "--listen", "192.0.2.1:9150"], "cannot listen on"),  # TEST-NET-1: nobody has it
+        (
+            ["socks", "--allow-remote", "--listen", "192.0.2.1:9150"],
+            "cannot listen on",
+        ),  # TEST-NET-1: nobody has it
     ],
 )
 def test_no_process_is_started(shelf: Shelf, arguments: list[str], message: str) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import trio
 import trio.testing
 from fake_tor import FakeTor
 
-from torkit.cli.socks import forget_ready_file, open_listener, parse_isolation
+from torkit.cli.listen import Place, listening, parse_place, parse_places
+from torkit.cli.socks import forget_ready_file, parse_isolation
 from torkit.cli.socks import serve as serve_on
 from torkit.directory.directory import Relay
 from torkit.errors import CircuitClosed, NoPath, StorageError, TorkitError, Unreachable, UsageError
@@ -34,16 +36,22 @@ class SlowTor(FakeTor):
         await self.is_ready.wait()
 
 
+@asynccontextmanager
+async def open_listener() -> AsyncIterator[socket.socket]:
+    with listening(Place("proxy", "127.0.0.1", 0)) as sock:
+        yield sock
+
+
 async def serve(
     tor: FakeTor,
-    listener: trio.SocketListener,
+    listener: socket.socket,
     path: str | None = None,
     ready_file: Path | None = None,
     as_json: bool = False,
 ) -> None:
     await serve_on(
         tor,  # type: ignore[arg-type]
-        [listener],
+        [(Place("proxy", "127.0.0.1"), listener)],
         path=path,
         isolation=ISOLATION,
         ready_file=ready_file,
@@ -61,8 +69,8 @@ async def test_ready_file_tells_where_once_circuits_can_be_built(
 ) -> None:
     tor = SlowTor()
     ready_file = tmp_path / "ready"
-    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
-        port = listener.socket.getsockname()[1]
+    async with open_listener() as listener, trio.open_nursery() as nursery:
+        port = listener.getsockname()[1]
         nursery.start_soon(partial(serve, tor, listener, ready_file=ready_file))
         await trio.testing.wait_all_tasks_blocked()
         assert not ready_file.exists()
@@ -76,7 +84,7 @@ async def test_ready_file_tells_where_once_circuits_can_be_built(
 
 async def test_the_ready_file_goes_with_the_proxy(tmp_path: Path) -> None:
     ready_file = tmp_path / "ready"
-    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+    async with open_listener() as listener, trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve, FakeTor(), listener, ready_file=ready_file))
         await trio.testing.wait_all_tasks_blocked()
         assert ready_file.exists()
@@ -86,7 +94,7 @@ async def test_the_ready_file_goes_with_the_proxy(tmp_path: Path) -> None:
 
 async def test_the_ready_file_of_another_proxy_stays(tmp_path: Path) -> None:
     ready_file = tmp_path / "ready"
-    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+    async with open_listener() as listener, trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve, FakeTor(), listener, ready_file=ready_file))
         await trio.testing.wait_all_tasks_blocked()
         (tmp_path / "other").write_text("another's")
@@ -99,7 +107,7 @@ async def test_a_named_pipe_is_told_and_the_proxy_does_not_wait_for_its_reader(t
     pipe = tmp_path / "ready"
     os.mkfifo(pipe)
     forget_ready_file(pipe)
-    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+    async with open_listener() as listener, trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve, FakeTor(), listener, ready_file=pipe))
         await trio.testing.wait_all_tasks_blocked()
         async with await trio.open_file(pipe) as reader:
@@ -122,8 +130,8 @@ def test_a_place_where_no_ready_file_can_be_is_noticed_first(tmp_path: Path, nam
 
 
 async def test_programs_get_progress_and_address_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
-        port = listener.socket.getsockname()[1]
+    async with open_listener() as listener, trio.open_nursery() as nursery:
+        port = listener.getsockname()[1]
         nursery.start_soon(partial(serve, FakeTor(), listener, as_json=True))
         await trio.testing.wait_all_tasks_blocked()
         out, err = capsys.readouterr()
@@ -141,7 +149,7 @@ async def test_programs_get_no_line_twice(capsys: pytest.CaptureFixture[str]) ->
                 yield Progress(error=Unreachable("nobody answers"))
             yield Progress(Phase.DONE, 100)
 
-    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+    async with open_listener() as listener, trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve, RetryingTor(), listener, as_json=True))
         await trio.testing.wait_all_tasks_blocked()
         blocked, done, _ready = map(json.loads, capsys.readouterr().out.splitlines())
@@ -152,9 +160,9 @@ async def test_programs_get_no_line_twice(capsys: pytest.CaptureFixture[str]) ->
 
 async def test_clients_that_come_early_are_served_when_ready() -> None:
     tor = SlowTor()
-    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+    async with open_listener() as listener, trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve, tor, listener))
-        async with await trio.open_tcp_stream(*listener.socket.getsockname()) as client:
+        async with await trio.open_tcp_stream(*listener.getsockname()) as client:
             await client.send_all(b"\x05\x01\x00")
             tor.is_ready.set()
             assert await client.receive_some() == b"\x05\x00"
@@ -175,7 +183,7 @@ async def test_every_stream_takes_the_given_path(capsys: pytest.CaptureFixture[s
     tor = SlowTor()
     path = path_to(tor, port=80)
     names = ",".join(relay.fingerprint for relay in path)
-    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+    async with open_listener() as listener, trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve, tor, listener, path=names))
         await trio.testing.wait_all_tasks_blocked()
         assert "ready" not in capsys.readouterr().err
@@ -184,7 +192,7 @@ async def test_every_stream_takes_the_given_path(capsys: pytest.CaptureFixture[s
         assert [(circuit.path, circuit.is_closed) for circuit in tor.circuits] == [(path, True)]
         assert "ready" in capsys.readouterr().err
         tor.failure = NoPath("none")
-        async with await trio.open_tcp_stream(*listener.socket.getsockname()) as client:
+        async with await trio.open_tcp_stream(*listener.getsockname()) as client:
             await client.send_all(b"\x05\x01\x00\x05\x01\x00\x03\x08web.test\x00\x50")
             assert await client.receive_some() == b"\x05\x00"
             assert (await client.receive_some())[:2] == b"\x05\x02"
@@ -198,7 +206,7 @@ async def test_a_path_that_ends_at_no_exit_never_is_ready(
     tor = FakeTor()
     path = path_to(tor, port=None)
     names = ",".join(relay.fingerprint for relay in path)
-    async with await open_listener("127.0.0.1", 0) as listener:
+    async with open_listener() as listener:
         with pytest.RaisesGroup(
             pytest.RaisesExc(NoPath, match=f"{path[-1].nickname}'s exit policy allows no")
         ):
@@ -211,7 +219,7 @@ async def test_a_path_that_ends_at_no_exit_never_is_ready(
 async def test_a_path_that_cannot_be_built_never_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
     tor = FakeTor(failure=CircuitClosed("middle1: the relay ended the circuit"))
     names = ",".join(relay.fingerprint for relay in path_to(tor, port=80))
-    async with await open_listener("127.0.0.1", 0) as listener:
+    async with open_listener() as listener:
         with pytest.RaisesGroup(pytest.RaisesExc(CircuitClosed, match="middle1")):
             await serve(tor, listener, path=names)
     assert "ready" not in capsys.readouterr().err
@@ -222,19 +230,19 @@ async def test_address_in_use_is_a_declared_error() -> None:
         socket.create_server(("127.0.0.1", 0)) as other,
         pytest.raises(TorkitError, match="in use") as caught,
     ):
-        await open_listener("127.0.0.1", other.getsockname()[1])
+        listening(Place("proxy", "127.0.0.1", other.getsockname()[1])).__enter__()
     assert "--listen 0" in (caught.value.hint or "")
 
 
 async def test_address_of_another_computer_is_not_taken_for_a_port_in_use() -> None:
     with pytest.raises(TorkitError, match="Cannot assign") as caught:
-        await open_listener("192.0.2.1", 9150)  # TEST-NET-1: nobody has it
+        listening(Place("proxy", "192.0.2.1", 9150)).__enter__()  # TEST-NET-1: nobody has it
     assert "no network of this computer" in (caught.value.hint or "")
 
 
 async def test_a_signal_brings_a_new_identity(capsys: pytest.CaptureFixture[str]) -> None:
     tor = FakeTor()
-    async with await open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+    async with open_listener() as listener, trio.open_nursery() as nursery:
         nursery.start_soon(serve, tor, listener)
         await trio.testing.wait_all_tasks_blocked()
         assert tor.identities == 1
@@ -284,3 +292,79 @@ def test_too_few_descriptors_are_an_error_at_the_start(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "may open 80 files, and a proxy needs 96" in ended.stderr
     assert "ulimit" in ended.stderr
+
+
+# --- where it listens -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("9150", Place("proxy", "127.0.0.1", 9150)),
+        ("localhost:9150", Place("proxy", "127.0.0.1", 9150)),
+        ("unix:/run/x:y", Place("unix", "/run/x:y")),
+        ("dns:5353", Place("dns", "127.0.0.1", 5353)),
+        ("dns:[::1]:5353", Place("dns", "::1", 5353)),
+        ("trans:127.0.0.2:9040", Place("trans", "127.0.0.2", 9040)),
+    ],
+)
+def test_places_to_listen_have_kinds(text: str, place: Place) -> None:
+    assert parse_place(text) == place
+    assert parse_place(place.name) == place
+
+
+@pytest.mark.parametrize("text", ["unix:", "dns:", "trans:x", "http:9150", "dns:unix:/x"])
+def test_other_places_to_listen_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_place(text)
+
+
+@pytest.mark.parametrize("text", ["192.0.2.1:9150", "0.0.0.0:9150", "[::]:9150", "dns:192.0.2.1:53"])
+def test_other_machines_are_served_only_if_that_is_said(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="no") as caught:
+        parse_places([text], allow_remote=False)
+    assert "--allow-remote" in (caught.value.hint or "")
+    assert capsys.readouterr().err == ""
+    assert parse_places([text], allow_remote=True) == [parse_place(text)]
+    assert "other machines may use this proxy" in capsys.readouterr().err
+
+
+def test_a_unix_socket_is_for_this_user_alone_and_goes_with_the_proxy(tmp_path: Path) -> None:
+    path = tmp_path / "proxy"
+    with listening(parse_place(f"unix:{path}")):
+        assert path.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(TorkitError, match="in use"):
+            listening(parse_place(f"unix:{path}")).__enter__()
+    assert not path.exists()
+
+
+def test_a_unix_socket_that_nobody_listens_at_is_replaced_and_no_other_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "proxy"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    with listening(parse_place(f"unix:{path}")):
+        pass
+    path.write_text("kept")
+    with pytest.raises(TorkitError, match="in use"):
+        listening(parse_place(f"unix:{path}")).__enter__()
+    assert path.read_text() == "kept"
+
+
+async def test_every_kind_of_listener_is_named_when_ready(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"unix:{tmp_path}/proxy", "dns:0", "trans:0", "0"]
+    with ExitStack() as stack:
+        opened = [(place, stack.enter_context(listening(place))) for place in map(parse_place, texts)]
+        async with trio.open_nursery() as nursery:
+            settings = {"path": None, "isolation": ISOLATION, "ready_file": None, "as_json": True}
+            nursery.start_soon(partial(serve_on, FakeTor(), opened, **settings))  # type: ignore[arg-type]
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["socks"] == f"unix:{tmp_path}/proxy"
+    assert [name.rpartition(":")[0] for name in line["listeners"]] == [
+        *("unix", "dns:127.0.0.1", "trans:127.0.0.1", "127.0.0.1"),
+    ]

@@ -310,14 +310,14 @@ async def test_nobody_is_looked_for_while_the_last_client_that_was_refused_is_st
 ) -> None:
     """It has said what it wants, and does not read why that cannot be."""
     looks = 0
-    look = listener.TcpListener.on_local
+    look = listener.StreamListener.on_local
 
-    def counted(self: listener.TcpListener, event: LocalEvent) -> None:
+    def counted(self: listener.StreamListener, event: LocalEvent) -> None:
         nonlocal looks
         looks += 1
         look(self, event)
 
-    monkeypatch.setattr(listener.TcpListener, "on_local", counted)
+    monkeypatch.setattr(listener.StreamListener, "on_local", counted)
     async with proxy_for(ScriptedTor(), circuit=False, max_clients=1) as proxy:
         refused = await proxy.client()
         await refused.send_all(b"GET / HTTP/1.0\r\n\r\n")

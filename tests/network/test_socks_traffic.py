@@ -1,6 +1,7 @@
 """`torkit socks` under the programs people use it with: names, isolation, bulk, slow readers, nonsense."""
 
 import hashlib
+import json
 import socket
 import time
 from collections.abc import Callable, Hashable
@@ -428,3 +429,24 @@ def test_credentials_in_http_say_who_shares_a_circuit(
 
     assert len(carriers(["one"] * 6)) == 1
     assert len(carriers([f"user{number}" for number in range(12)])) > 1
+
+
+def test_listeners_of_every_kind(shell: Shell, web_server: WebServer, tmp_path: Path) -> None:
+    where, ready = tmp_path / "proxy", tmp_path / "ready"
+    line = f"torkit socks --listen unix:{where} --listen dns:0 --ready-file {ready}"
+    with shell.running(f"exec {line}"):
+        wait_until(ready.exists, 60, "the proxy")
+        names = json.loads(ready.read_text())["listeners"]
+        assert names[0] == f"unix:{where}"
+        url = f"http://web.test:{web_server.port}/page"
+        assert shell.run(f"curl -sS -x socks5h://localhost{where} {url}").stdout == PAGE
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+            asker.settimeout(30)
+            asker.connect(("127.0.0.1", int(names[1].rpartition(":")[2])))
+            asker.send(b"\0\x07\x01\0\0\x01" + bytes(6) + b"\x03web\x04test\0\0\x01\0\x01")
+            assert asker.recv(512).endswith(b"\0\x04\x7f\0\0\x01")  # as an exit sees it
+
+
+def test_other_machines_are_refused_unless_allowed(shell: Shell) -> None:
+    result = shell.run("torkit socks --listen 0.0.0.0:0")
+    assert (result.returncode, b"--allow-remote" in result.stderr) == (2, True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
 from random import Random
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import trio
@@ -100,6 +101,11 @@ class FakeTor:
     paths: list[tuple[Relay, ...] | None] = field(default_factory=list)  # that streams were to take
     circuits: list[FakeCircuit] = field(default_factory=list)
     identities: int = 1
+
+    @property
+    def network(self) -> SimpleNamespace:
+        """A public one: internal addresses are refused."""
+        return SimpleNamespace(testing=False)
 
     @cached_property
     def directory(self) -> Directory:

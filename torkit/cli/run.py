@@ -12,6 +12,7 @@ import typer
 from torkit.cli import progress
 from torkit.cli.failures import cause_of, report
 from torkit.cli.lean_trio import import_trio
+from torkit.cli.listen import Place, listeners_of
 from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.options import (
     EntryNodes,
@@ -145,25 +146,17 @@ async def serve(tor: "Tor", child: Child, sockets: "Sockets", kept_apart: Collec
     import trio
 
     from torkit.net.proxy import Isolate, serve_proxy
-    from torkit.net.proxy.dns import DnsListener
     from torkit.net.proxy.leaks import Leaks
-    from torkit.net.proxy.listener import TcpListener
-    from torkit.net.proxy.shared import Listener
     from torkit.net.proxy.sockdiag import SockDiag
-    from torkit.net.proxy.transparent import transparent_listener
     from torkit.net.proxy.upstream import Upstream
     from torkit.proto.automap import Automap
     from torkit.proto.destination import check_destination
-    from torkit.proto.first_byte import AnyProtocol
 
-    automap = Automap()
     check = partial(check_destination, allow_internal=tor.network.testing, allow_onion=True)
-    to_trio = trio.socket.from_stdlib_socket
-    listeners: list[Listener] = [
-        TcpListener(to_trio(sockets.proxy), lambda _: AnyProtocol()),
-        *(transparent_listener(to_trio(sock), automap) for sock in sockets.redirected),
-        *(DnsListener(sock, check, automap) for sock in sockets.dns),
-    ]
+    opened = [(Place("proxy", "127.0.0.1", PROXY_PORT), sockets.proxy)]
+    opened += [(Place("trans", "127.0.0.1"), sock) for sock in sockets.redirected]
+    opened += [(Place("dns", "127.0.0.1"), sock) for sock in sockets.dns]
+    listeners = listeners_of(opened, check, Automap())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
             partial(

@@ -3,11 +3,10 @@
 import json
 import os
 import signal
+import socket
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
-from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +15,7 @@ import typer
 from torkit.cli.failures import OK
 from torkit.cli.files import write_file
 from torkit.cli.lean_trio import import_trio
+from torkit.cli.listen import Place, listeners_of, listening, parse_places
 from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.options import (
     EntryNodes,
@@ -30,14 +30,11 @@ from torkit.cli.options import (
 from torkit.cli.paths import read_path
 from torkit.cli.progress import to_json
 from torkit.cli.running import open_client, run
-from torkit.cli.targets import format_address, parse_listen
 from torkit.cli.voice import say
-from torkit.errors import NotPossible, StorageError, TorkitError, UsageError
+from torkit.errors import NotPossible, StorageError, UsageError
 from torkit.files import is_replaceable, remove_file
 
 if TYPE_CHECKING:
-    import trio
-
     from torkit.client import Tor
     from torkit.net.proxy import Isolate
 
@@ -47,12 +44,6 @@ MAX_DESCRIPTORS = 16_384  # of which each client takes one
 RESERVED_DESCRIPTORS = 64  # for relays, files and the like
 MIN_CLIENTS = 32  # with fewer, a browser's page does not load
 
-LISTEN_HINTS = {
-    EADDRINUSE: "another program uses this port; --listen 0 picks a free one",
-    EADDRNOTAVAIL: "no network of this computer has this address; --listen 9150 is for this computer alone",
-    EACCES: "ports below 1024 are the system's; --listen 9150 is free to use",
-}
-
 
 @app.command()
 def socks(
@@ -60,10 +51,14 @@ def socks(
     listen: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[ADDRESS:]PORT",
-            help="Where to listen, 127.0.0.1:9150 if not said; port 0 picks a free one. May be repeated.",
+            metavar="WHERE",
+            help="[ADDRESS:]PORT, unix:PATH, dns:[ADDRESS:]PORT or trans:[ADDRESS:]PORT; 127.0.0.1:9150 "
+            "if not said; port 0 picks a free one. May be repeated.",
         ),
     ] = None,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Listen at addresses that other machines can reach.")
+    ] = False,
     isolate: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +97,7 @@ def socks(
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
     )
-    addresses = addresses_to_listen(listen or ["127.0.0.1:9150"])
+    places = parse_places(listen or ["127.0.0.1:9150"], allow_remote=allow_remote)
     isolation = parse_isolation(isolate)
     link_padding = parse_padding(padding)
     memory = parse_size(max_memory)
@@ -120,9 +115,7 @@ def socks(
                 hint="raise the hard limit of open files (ulimit -Hn, LimitNOFILE=)",
             )
         async with AsyncExitStack() as stack:
-            listeners = [
-                await stack.enter_async_context(await open_listener(host, port)) for host, port in addresses
-            ]
+            opened = [(place, stack.enter_context(listening(place))) for place in places]
             tor = await stack.enter_async_context(
                 open_client(
                     options,
@@ -135,7 +128,7 @@ def socks(
             )
             await serve(
                 tor,
-                listeners,
+                opened,
                 path=path,
                 isolation=isolation,
                 safe_socks=safe_socks,
@@ -155,15 +148,6 @@ def forget_ready_file(path: Path) -> None:
         raise StorageError(f"--ready-file: {path.parent} is not a directory")
     if is_replaceable(path):
         path.unlink(missing_ok=True)
-
-
-def addresses_to_listen(texts: list[str]) -> list[tuple[str, int]]:
-    """Returns what `--listen` names. Warns of other machines. Raises UsageError."""
-    addresses = [parse_listen(text) for text in texts]
-    for host, _ in addresses:
-        if not ip_address(host).is_loopback:
-            say(f"{host} is not a loopback address: other machines may use this proxy, and see what passes")
-    return addresses
 
 
 def parse_isolation(text: str | None) -> "frozenset[Isolate]":
@@ -195,23 +179,9 @@ def allow_descriptors() -> int:
     return max(soft, wanted)
 
 
-async def open_listener(host: str, port: int) -> "trio.SocketListener":
-    """Listen on one address. Raises TorkitError if the system does not let us."""
-    import trio
-
-    try:
-        [listener] = await trio.open_tcp_listeners(port, host=host)
-    except OSError as error:
-        raise TorkitError(
-            f"cannot listen on {format_address(host, port)}: {os.strerror(error.errno or 0)}",
-            hint=LISTEN_HINTS.get(error.errno or 0),
-        ) from error
-    return listener
-
-
 async def serve(
     tor: "Tor",
-    listeners: "Sequence[trio.SocketListener]",
+    opened: "Sequence[tuple[Place, socket.socket]]",
     *,
     path: str | None,
     isolation: "Collection[Isolate]",
@@ -226,8 +196,12 @@ async def serve(
     """
     import trio
 
-    from torkit.net.proxy import serve_socks
+    from torkit.net.proxy import serve_proxy
+    from torkit.net.proxy.leaks import Leaks
+    from torkit.net.proxy.upstream import Upstream
     from torkit.path import check_exit
+    from torkit.proto.automap import Automap
+    from torkit.proto.destination import check_destination
 
     is_able = trio.Event()
 
@@ -238,13 +212,15 @@ async def serve(
             check_exit(relays[-1], None)
             (await tor.build_circuit(relays)).close()  # streams have circuits of their own, by isolation
         is_able.set()
-        await serve_socks(
-            listeners,
-            request=partial(tor.request, path=relays),
-            resolve=partial(tor.resolve, path=relays),
+        automap = Automap() if any(place.kind == "trans" for place, _ in opened) else None
+        is_mapped = automap is not None  # then no exit is asked for a name that a program looks up
+        check = partial(check_destination, allow_internal=tor.network.testing, allow_onion=is_mapped)
+        await serve_proxy(
+            listeners_of(opened, check, automap),
+            upstream=Upstream(partial(tor.request, path=relays), partial(tor.resolve, path=relays)),
             max_clients=max_clients,
             isolate=isolation,
-            names_only=safe_socks,
+            leaks=Leaks(names_only=safe_socks),
         )
 
     async def renew() -> None:
@@ -262,9 +238,11 @@ async def serve(
                 print(line, flush=True)
                 said = line
         await is_able.wait()
-        addresses = [format_address(*listener.socket.getsockname()[:2]) for listener in listeners]
+        places = [place if place.kind == "unix" else place.at(sock) for place, sock in opened]
+        addresses = [place.name for place in places]
         say(f"socks proxy ready on {', '.join(addresses)}")
-        line = json.dumps({"socks": addresses[0], "listeners": addresses, "pid": os.getpid()})
+        socks = next((place.name for place in places if place.kind in ("proxy", "unix")), None)
+        line = json.dumps({"socks": socks, "listeners": addresses, "pid": os.getpid()})
         if as_json:
             print(line, flush=True)
         if ready_file is not None:

@@ -21,7 +21,7 @@ PORTS = {
     "ircs": 6697,
 }
 
-HOW_TO_LISTEN = "write it like 127.0.0.1:9150, [::1]:9150, or 9150 alone for 127.0.0.1"
+HOW_TO_LISTEN = "write it like 127.0.0.1:9150, [::1]:9150, 9150 alone, unix:PATH, dns:5353 or trans:9040"
 
 
 def parse_target(target: str, port: str | None = None) -> tuple[str, int]:
@@ -54,8 +54,6 @@ def parse_listen(text: str) -> tuple[str, int]:
 
     Raises UsageError.
     """
-    if text.startswith("unix:"):
-        raise UsageError("--listen takes no Unix sockets yet", hint=HOW_TO_LISTEN)
     if text.isascii() and text.isdigit():
         text = f"127.0.0.1:{text}"
     try:

@@ -1,4 +1,4 @@
-"""Accepts clients on a TCP socket while there is room for them, and gives each a front door."""
+"""Accepts clients on a TCP or Unix socket while there is room for them, and gives each a front door."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ OUT_OF_RESOURCES = {EMFILE, ENFILE, ENOBUFS, ENOMEM}
 logger = logging.getLogger(__name__)
 
 
-class TcpListener:
+class StreamListener:
     """Owns `listener`, a socket that listens.
 
     `make_door` makes the front door of each accepted socket, or None, which resets the connection.
@@ -43,7 +43,9 @@ class TcpListener:
         self._listener = listener
         # A second descriptor of the same socket: trio's own waits for nobody.
         self._socket = socket.fromfd(listener.fileno(), listener.family, socket.SOCK_STREAM)
-        self._address = self._socket.getsockname()[:2]
+        self._is_unix = listener.family == socket.AF_UNIX
+        name = self._socket.getsockname()
+        self._address = name if self._is_unix else name[:2]
         self._make_door = make_door
         self._warned_at = -inf  # that the system is out of descriptors or memory
         _set_options(self._socket)
@@ -75,7 +77,8 @@ class TcpListener:
             if door is None:
                 accepted.close()
                 continue
-            Client(self._proxy, accepted, Origin(address[0], self._address), door).start()
+            client = "" if self._is_unix else address[0]
+            Client(self._proxy, accepted, Origin(client, self._address), door).start()
 
     def on_fault(self, error: InternalError) -> None:
         """Go on: the next client may fare better."""
@@ -107,6 +110,8 @@ def _set_options(listener: socket.socket) -> None:
     The kernel asks whether a silent client is still there. And whatever closes its socket resets the
     connection, until all has been said in good order (farewell.py): no cut may look like an end.
     """
+    if listener.family == socket.AF_UNIX:
+        return  # which knows of neither
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -8,7 +8,7 @@ import trio
 from torkit.net.proxy.isolation import ISOLATION, Isolate
 from torkit.net.proxy.leaks import Leaks
 from torkit.net.proxy.limits import MAX_CLIENTS
-from torkit.net.proxy.listener import TcpListener
+from torkit.net.proxy.listener import StreamListener
 from torkit.net.proxy.shared import Listener, Proxy
 from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.proxy.upstream import Ask, Resolve, Upstream
@@ -26,7 +26,7 @@ async def serve_socks(
 ) -> NoReturn:
     """Serve clients of SOCKS and HTTP until cancelled, and close the listeners: `serve_proxy` says how."""
     await serve_proxy(
-        [TcpListener(listener.socket, lambda _: AnyProtocol()) for listener in listeners],
+        [StreamListener(listener.socket, lambda _: AnyProtocol()) for listener in listeners],
         upstream=Upstream(request, resolve),
         max_clients=max_clients,
         isolate=isolate,

@@ -4,6 +4,7 @@ A socket that its program closed and one that it only shut down for sending look
 kernel knows the difference, and Linux tells it to everybody.
 """
 
+import select
 import socket
 import struct
 
@@ -41,6 +42,10 @@ class SockDiag:
 
         A peer on another machine, or another system than Linux, cannot be asked.
         """
+        if sock.family == socket.AF_UNIX:
+            poll = select.poll()
+            poll.register(sock, 0)
+            return any(event & select.POLLHUP for _, event in poll.poll(0))
         if not hasattr(socket, "AF_NETLINK"):
             return False
         self._asked = (self._asked + 1) & 0xFFFFFFFF

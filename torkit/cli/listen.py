@@ -1,0 +1,159 @@
+"""Where a proxy listens: what `--listen` names, opened."""
+
+import os
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, NamedTuple
+
+from torkit.cli.targets import HOW_TO_LISTEN, format_address, parse_listen
+from torkit.cli.voice import say
+from torkit.errors import TorkitError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torkit.net.proxy.shared import Listener
+    from torkit.proto.automap import Automap
+
+BACKLOG = 1024  # connections that wait to be accepted
+
+HINTS = {
+    EADDRINUSE: "another program uses this port; --listen 0 picks a free one",
+    EADDRNOTAVAIL: "no network of this computer has this address; --listen 9150 is for this computer alone",
+    EACCES: "ports below 1024 are the system's; --listen 9150 is free to use",
+}
+
+
+class Place(NamedTuple):
+    """One place to listen. `kind` is `proxy`, `dns` (UDP), `trans` or `unix`; `host` is a path of `unix`."""
+
+    kind: str
+    host: str
+    port: int = 0
+
+    @property
+    def name(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.host}"
+        address = format_address(self.host, self.port)
+        return address if self.kind == "proxy" else f"{self.kind}:{address}"
+
+    def at(self, sock: socket.socket) -> "Place":
+        """The same with the port that the system has chosen."""
+        return self._replace(port=sock.getsockname()[1])
+
+
+def parse_place(text: str) -> Place:
+    """What `--listen` names. Raises UsageError."""
+    kind, colon, rest = text.partition(":")
+    if colon and kind == "unix":
+        if not rest:
+            raise UsageError("--listen: unix: wants a path", hint=HOW_TO_LISTEN)
+        return Place("unix", rest)
+    if colon and kind in ("dns", "trans"):
+        return Place(kind, *parse_listen(rest))
+    return Place("proxy", *parse_listen(text))
+
+
+def parse_places(texts: Sequence[str], *, allow_remote: bool) -> list[Place]:
+    """What all `--listen` name. Warns of other machines, where those are allowed. Raises UsageError."""
+    places = [parse_place(text) for text in texts]
+    for place in places:
+        if place.kind == "unix" or ip_address(place.host).is_loopback:
+            continue
+        if not allow_remote:
+            raise UsageError(
+                f"--listen: {place.host} is not a loopback address",
+                hint="--allow-remote lets other machines use this proxy",
+            )
+        say(f"{place.host} is not a loopback address: other machines may use this proxy, and see what passes")
+    return places
+
+
+@contextmanager
+def listening(place: Place) -> Iterator[socket.socket]:
+    """A socket that listens there; closed at the end, and a Unix socket removed. Raises TorkitError."""
+    try:
+        sock = _open_unix(place.host) if place.kind == "unix" else _open(place)
+    except OSError as error:
+        raise TorkitError(
+            f"cannot listen on {place.name}: {os.strerror(error.errno or 0)}",
+            hint=None if place.kind == "unix" else HINTS.get(error.errno or 0),
+        ) from error
+    made = os.stat(place.host) if place.kind == "unix" else None
+    try:
+        with sock:
+            yield sock
+    finally:
+        if made is not None:
+            with suppress(OSError):
+                if os.path.samestat(made, os.lstat(place.host)):
+                    os.unlink(place.host)
+
+
+def listeners_of(
+    opened: "Sequence[tuple[Place, socket.socket]]", check: "Callable[[str], str]", automap: "Automap | None"
+) -> "list[Listener]":
+    """What serves these sockets. `check` and `automap` are those of DnsListener."""
+    import trio
+
+    from torkit.net.proxy.dns import DnsListener
+    from torkit.net.proxy.listener import StreamListener
+    from torkit.net.proxy.transparent import transparent_listener
+    from torkit.proto.first_byte import AnyProtocol
+
+    listeners: list[Listener] = []
+    for place, sock in opened:
+        if place.kind == "dns":
+            listeners.append(DnsListener(sock, check, automap))
+            continue
+        to_trio = trio.socket.from_stdlib_socket(sock)
+        if place.kind == "trans":
+            assert automap is not None
+            listeners.append(transparent_listener(to_trio, automap))
+        else:
+            listeners.append(StreamListener(to_trio, lambda _: AnyProtocol()))
+    return listeners
+
+
+def _open(place: Place) -> socket.socket:
+    family = socket.AF_INET6 if ip_address(place.host).version == 6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM if place.kind == "dns" else socket.SOCK_STREAM)
+    try:
+        if place.kind != "dns":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((place.host, place.port))
+        if place.kind != "dns":
+            sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _open_unix(path: str) -> socket.socket:
+    """For this user alone. A socket that nobody listens at any more is replaced, nothing else is."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(path)
+                except ConnectionRefusedError:
+                    os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o177)
+    try:
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(umask)
+    return sock
