@@ -51,9 +51,9 @@ def run_pytest_benchmarks() -> dict[str, dict[str, Any]]:
         return {benchmark["name"]: benchmark for benchmark in json.loads(output.read_text())["benchmarks"]}
 
 
-def directory_lines() -> list[Line]:
-    """In a process of its own, so that memory and times are of a fresh heap."""
-    command = [sys.executable, "-m", "bench.bench_directory", "--json"]
+def lines_of(module: str) -> list[Line]:
+    """Run a bench in a process of its own, so that memory and times are of a fresh heap."""
+    command = [sys.executable, "-m", f"bench.{module}", "--json"]
     environment = os.environ | {"PYTHONPATH": "tests/support"}
     result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     if result.returncode != 0:
@@ -113,7 +113,9 @@ def main() -> None:
     say("the compiled core")
     lines = core_lines(run_pytest_benchmarks())
     say("the directory of a full-size network")
-    lines += directory_lines()
+    lines += lines_of("bench_directory")
+    say("what keeps a stream waiting")
+    lines += lines_of("bench_turns")
     say("proof of work")
     lines += bench_pow.lines()
     sizes = bench_network.QUICK if is_quick else bench_network.Sizes()

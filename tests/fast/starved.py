@@ -8,10 +8,13 @@ was told; the relays have no complaint; what arrived is the start of what was se
 succeeds. Prints how many transfers had a fault.
 """
 
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
 from typing import Any
 
 from fakes import FakeStream
@@ -26,6 +29,15 @@ HOPS = {"windows": WINDOWS, "congestion": CONGESTION_CONTROL, "cgo": CGO}
 DOWN = bytes(range(256)) * 128  # 32 KiB: SENDMEs of the stream, and of a circuit under congestion control
 UP = bytes(reversed(range(256))) * 80  # 20 KiB: fits every window
 READ_LEN = 5000  # bytes: reads end within cells
+
+
+def build_allocator(directory: Path) -> Path:
+    """Compile MODULE into `directory`. Returns its path."""
+    library = directory / "failing_malloc.so"
+    flags = ["-O1", "-shared", "-fPIC", "-Wall", "-Werror", f"-I{sysconfig.get_path('include')}"]
+    source = Path(__file__).parent / "failing_malloc.c"
+    subprocess.run(["cc", *flags, "-o", library, source, "-ldl"], check=True)
+    return library
 
 
 def load_allocator(path: str) -> Any:

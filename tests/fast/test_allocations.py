@@ -6,21 +6,17 @@ The transfers run in processes of their own (starved.py), on an allocator that c
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
+from fast.starved import build_allocator
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def allocator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("allocator") / "failing_malloc.so"
-    headers = f"-I{sysconfig.get_path('include')}"
-    flags = ["-O1", "-shared", "-fPIC", "-Wall", "-Werror", headers]
-    subprocess.run(["cc", *flags, "-o", library, HERE / "failing_malloc.c", "-ldl"], check=True)
-    return library
+    return build_allocator(tmp_path_factory.mktemp("allocator"))
 
 
 @pytest.mark.parametrize("how", ["once", "lasting"])

@@ -26,7 +26,7 @@ from torkit._fast.events cimport Acknowledged, CircuitFailed, Message, Readable,
 from torkit._fast.memory cimport note
 from torkit._fast.factory cimport check_maker, make
 from torkit._fast.onion cimport LayerKind
-from torkit._fast.openssl cimport CRYPTO_memcmp
+from torkit._fast.openssl cimport CRYPTO_memcmp, ERR_clear_error
 from torkit._fast.stream cimport (
     STREAM_WINDOW_INCREMENT, STREAM_WINDOW_START, StreamState,
 )
@@ -231,6 +231,7 @@ cdef class Circuit(Outlet):
 
     cdef void break_off(self) noexcept:
         """End because memory has run out; the owner is told by an event."""
+        ERR_clear_error()  # libcrypto's, which another user of this thread's queue would take for its own
         self.break_for(Breakage.NO_MEMORY)
 
     cdef void break_for(self, Breakage reason) noexcept:

@@ -22,6 +22,7 @@ cdef class Source:
     cdef int descriptor           # -1 once it is watched no more
     cdef uint32_t interest        # epoll's flags
     cdef Py_ssize_t slot
+    cdef bint has_failed          # it is neither read nor sent to any more; its owner is told
 
 # The connection to a relay.
 @cython.final
@@ -59,6 +60,8 @@ cdef class Pump:
     cdef list sources             # by slot; None where one has gone
     cdef list free                # slots
     cdef list links
+    cdef list found               # what Python has yet to be told
+    cdef bint has_untold          # there was no memory to tell somebody that a source has failed
     cdef list due                 # locals whose streams may send again
     cdef list paced               # locals that the peer's rate holds
     cdef int timer                # a descriptor: readable when one of these may go on
@@ -78,8 +81,10 @@ cdef class Pump:
     cdef int receive(self, Link link, int reads, list found) except -1
     cdef int fail_link(self, Link link, error, list found) except -1
     cdef int fail_local(self, Local local, error, list found) except -1
+    cdef int tell_failed(self, list found) except -1
+    cdef list take_found(self)
     cdef int pace(self, Local local) except -1
-    cdef int unpace(self) except -1
+    cdef int unpace(self, list found) except -1
     cdef list hand_over(self, list events)
     cdef int upload(self, Local local, uint32_t flags, list found) except -1
     cdef int feed(self, list found) except -1

@@ -7,7 +7,8 @@ Python has its turn for what is no bulk data: `run` returns it as (owner, what) 
 (net/pump.py) calls `run` whenever the program would sleep, so what was sealed meanwhile goes out in one piece.
 
 An exception while one source is served ends that source: it is watched no more, and its owner is told an
-InternalError. `run` itself raises only where the exception belongs to no source.
+InternalError. `run` itself raises only where the exception belongs to no source; after MemoryError it may be called
+again, and nothing is lost.
 """
 
 from enum import Enum, auto
@@ -125,8 +126,8 @@ cdef class Local(Source):
     def resume(self):
         """Go on reading, and with what was read: after XON, which is no event of the circuit."""
         if self.pump is not None and not self.is_due:
-            self.is_due = True
             self.pump.due.append(self)
+            self.is_due = True
 
     cdef int seal(self) except -1:
         """Let the stream have as much of what waits as its windows and the peer's rate allow."""
@@ -171,6 +172,7 @@ cdef class Pump:
         self.sources = []
         self.free = []
         self.links = []
+        self.found = []
         self.due = []
         self.paced = []
 
@@ -233,7 +235,10 @@ cdef class Pump:
         epoll_ctl(self.descriptor, EPOLL_CTL_DEL, source.descriptor, &ignored)
         source.descriptor = -1
         self.sources[source.slot] = None
-        self.free.append(source.slot)
+        try:
+            self.free.append(source.slot)
+        except MemoryError:
+            pass  # the slot stays empty
         if type(source) is Link:
             self.links.remove(source)
         else:
@@ -299,7 +304,7 @@ cdef class Pump:
         descriptor `other` is readable; not at all where `other` is -1. However much there is to move, `other` has
         its turn after `turn` seconds.
         """
-        cdef list found = []
+        cdef list found = self.found
         cdef double now = monotonic()
         cdef double give_up_at = now + seconds
         cdef double turn_ends_at = now + turn
@@ -312,17 +317,17 @@ cdef class Pump:
         while True:
             self.round(found)
             if found or seconds <= 0:
-                return found
+                return self.take_found()
             now = monotonic()
             if self.links_behind():
                 if now < turn_ends_at:
                     continue
-                return found
+                return self.take_found()
             if other < 0:
-                return found
+                return self.take_found()
             until = min(give_up_at, self.moved_at + linger)
             if until <= now:
-                return found
+                return self.take_found()
             is_others_turn = now >= turn_ends_at
             if is_others_turn:
                 until = now
@@ -337,12 +342,21 @@ cdef class Pump:
             if is_others_turn:
                 # It may be trio's epoll, which watches ours. Just now nothing of ours was ready.
                 if polled[1].revents:
-                    return found
+                    return self.take_found()
                 turn_ends_at = now + turn
             # A signal is for Python to see; a timeout and the other descriptor are for the caller. But for the
             # time of its turn, what moves bytes comes first.
             elif ready <= 0 or not polled[0].revents:
-                return found
+                return self.take_found()
+
+    cdef list take_found(self):
+        """What Python is told, which is kept until here: a call that raises MemoryError has lost nothing of it."""
+        cdef list found = self.found
+        cdef list fresh = []
+        if self.has_untold:
+            self.tell_failed(found)
+        self.found = fresh
+        return found
 
     cdef int round(self, list found) except -1:
         """Look at each socket that is ready, once."""
@@ -355,10 +369,10 @@ cdef class Pump:
             raise OSError(errno, "the system does not watch sockets any more")
         for i in range(count):
             if events[i].data.u32 == TIMER:
-                self.unpace()
+                self.unpace(found)
                 continue
             source = <Source>self.sources[events[i].data.u32]
-            if source is None:
+            if source is None or source.has_failed:
                 continue
             if type(source) is Local:
                 try:
@@ -413,26 +427,31 @@ cdef class Pump:
         cdef Link greatest_link = None
         cdef Py_ssize_t most = 0
         cdef PyObject* entry = first_with_queue()
-        while entry != NULL:
-            stream = <Stream>entry
-            entry = stream.next
-            circuit = <Circuit>stream.circuit
-            if circuit.tally == 0:
-                circuits.append(circuit)
-                circuit.tally = circuit.kept + 1
-            circuit.tally += stream.capacity
-        for source in self.sources:
-            if type(source) is Local and (<Local>source).stream is not None and (<Local>source).capacity:
-                circuit = <Circuit>(<Local>source).stream.circuit
+        try:
+            while entry != NULL:
+                stream = <Stream>entry
+                entry = stream.next
+                circuit = <Circuit>stream.circuit
                 if circuit.tally == 0:
                     circuits.append(circuit)
                     circuit.tally = circuit.kept + 1
-                circuit.tally += (<Local>source).capacity
-        for link in self.links:
-            for kept_by in link.channel.circuits.slots:
-                if kept_by is not None and (<Circuit>kept_by).kept and (<Circuit>kept_by).tally == 0:
-                    circuits.append(kept_by)
-                    (<Circuit>kept_by).tally = (<Circuit>kept_by).kept
+                circuit.tally += stream.capacity
+            for source in self.sources:
+                if type(source) is Local and (<Local>source).stream is not None and (<Local>source).capacity:
+                    circuit = <Circuit>(<Local>source).stream.circuit
+                    if circuit.tally == 0:
+                        circuits.append(circuit)
+                        circuit.tally = circuit.kept + 1
+                    circuit.tally += (<Local>source).capacity
+            for link in self.links:
+                for kept_by in link.channel.circuits.slots:
+                    if kept_by is not None and (<Circuit>kept_by).kept and (<Circuit>kept_by).tally == 0:
+                        circuits.append(kept_by)
+                        (<Circuit>kept_by).tally = (<Circuit>kept_by).kept
+        except MemoryError:
+            for circuit in circuits:
+                circuit.tally = 0
+            raise
         for circuit in circuits:
             if circuit.tally > most:
                 most = circuit.tally
@@ -443,10 +462,9 @@ cdef class Pump:
                 most = link.channel.outbox.capacity + link.tls.outgoing.capacity
                 greatest_link = link
         if greatest_link is not None:
-            self.remove(greatest_link)
             greatest_link.channel.outbox.clear()
             greatest_link.tls.forget()
-            found.append((greatest_link.owner, [ChannelFailed(ChannelClosed(OVER_LIMIT))]))
+            self.fail_link(greatest_link, ChannelClosed(OVER_LIMIT), found)
         elif greatest is not None:
             greatest.write_off()
             entry = first_with_queue()
@@ -471,7 +489,7 @@ cdef class Pump:
         cdef Link link
         cdef int count = 0
         for link in self.links:
-            count += link.has_more
+            count += link.has_more and not link.has_failed
         return count
 
     cdef int receive_all(self, list found) except -1:
@@ -484,7 +502,7 @@ cdef class Pump:
         if behind == 0:
             return 0
         for link in list(self.links):
-            if not link.has_more:
+            if not link.has_more or link.has_failed:
                 continue
             if left == 0:  # who has had none is the first of the next round
                 at = self.links.index(link)
@@ -530,17 +548,36 @@ cdef class Pump:
 
     cdef int fail_link(self, Link link, error, list found) except -1:
         """End a relay's connection for what was raised while it was read or sent to."""
+        link.has_failed = True
+        try:
+            if isinstance(error, (ChannelClosed, ChannelError)):
+                found.append((link.owner, [ChannelFailed(error)]))
+            else:
+                found.append((link.owner, InternalError.ending("the connection to a relay", error)))
+        except MemoryError:
+            self.has_untold = True
+            return 0
         self.remove(link)
-        if isinstance(error, (ChannelClosed, ChannelError)):
-            found.append((link.owner, [ChannelFailed(error)]))
-        else:
-            found.append((link.owner, InternalError.ending("the connection to a relay", error)))
         return 0
 
     cdef int fail_local(self, Local local, error, list found) except -1:
         """End a client's socket for what was raised while it was read."""
+        local.has_failed = True
+        try:
+            found.append((local.owner, InternalError.ending("a client's connection", error)))
+        except MemoryError:
+            self.has_untold = True
+            return 0
         self.remove(local)
-        found.append((local.owner, InternalError.ending("a client's connection", error)))
+        return 0
+
+    cdef int tell_failed(self, list found) except -1:
+        """Tell the owners of failed sources for which there was no memory then."""
+        for source in self.sources:
+            if source is not None and (<Source>source).has_failed:
+                found.append(((<Source>source).owner, InternalError.ending("a connection", MemoryError())))
+                self.remove(source)
+        self.has_untold = False
         return 0
 
     cdef int pace(self, Local local) except -1:
@@ -562,22 +599,25 @@ cdef class Pump:
         self.timer_at = at
         return 0
 
-    cdef int unpace(self) except -1:
+    cdef int unpace(self, list found) except -1:
         """The timer has run out: the uploads that may go on are due, and for the others it is set anew."""
         cdef uint64_t expirations
         cdef Local local
-        cdef list paced
+        cdef list paced = self.paced
+        self.paced = []
         read(self.timer, &expirations, sizeof(expirations))
         self.timer_at = 0
-        paced, self.paced = self.paced, []
         for local in paced:
             local.is_paced = False
             if local.stream is None or local.descriptor < 0:
                 continue
-            if local.stream.next_feed_at <= monotonic():
-                local.resume()
-            else:
-                self.pace(local)
+            try:
+                if local.stream.next_feed_at <= monotonic():
+                    local.resume()
+                else:
+                    self.pace(local)
+            except Exception as error:
+                self.fail_local(local, error, found)
         return 0
 
     cdef list hand_over(self, list events):
@@ -647,7 +687,7 @@ cdef class Pump:
         due, self.due = self.due, []
         for local in due:
             local.is_due = False
-            if local.stream is None or local.descriptor < 0:
+            if local.stream is None or local.descriptor < 0 or local.has_failed:
                 continue
             try:
                 self.go_on(local, found)
@@ -673,6 +713,8 @@ cdef class Pump:
         cdef Link link
         cdef list events
         for link in list(self.links):
+            if link.has_failed:
+                continue
             if link.channel.outbox.broken:
                 events = []
                 found.append((link.owner, events))  # first: who has been told is not told again

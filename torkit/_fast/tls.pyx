@@ -316,6 +316,7 @@ cdef class Tls:
         if kind == SSL_ERROR_SYSCALL:
             raise ChannelClosed(f"the connection to the relay broke: {strerror(number).decode()}")
         cdef const char* reason = ERR_reason_error_string(ERR_peek_error())
+        clear_errors()  # Python's ssl would take them for its own
         raise ChannelError(f"{during}: {reason.decode() if reason != NULL else 'unknown'}")
 
 

@@ -171,11 +171,23 @@ class Microdescs(Mapping[bytes, bytes]):
             del self._texts[digest], self._last_listed[digest]
 
     def encode(self) -> bytes:
+        """As `encode_in_steps`, at once."""
+        return complete(self.encode_in_steps())
+
+    def encode_in_steps(self) -> Steps[bytes]:
         """One concatenation, each text under a `@last-listed` line, as C tor keeps them."""
         lines = {
             at: b"@last-listed %s\n" % encode_time(at).encode() for at in set(self._last_listed.values())
         }
-        return b"".join(lines[self._last_listed[digest]] + text for digest, text in self._texts.items())
+        pieces: list[bytes] = []
+        step = 0
+        for digest, text in self._texts.items():
+            pieces += (lines[self._last_listed[digest]], text)
+            step += len(text)
+            if step > STEP_LEN:
+                step = 0
+                yield
+        return b"".join(pieces)
 
     @classmethod
     def decode(cls, text: bytes) -> "Microdescs":

@@ -35,6 +35,9 @@ LINGER = 0.1
 # However much there is to move, trio's sockets, deadlines and signals have their turn after so long.
 TURN = 0.015
 
+# So often in a row the core may lack the memory even to tell of what has ended for lack of it.
+MAX_FAILED_TURNS = 100
+
 # A step of a task or a handler that takes so long is told of: everything else has waited for it.
 STALL = 0.5
 
@@ -78,6 +81,7 @@ class Pump(trio.abc.Instrument):
         self._error: InternalError | None = None  # nothing moves any more
         self._has_failed = trio.Event()
         self._stalls = Stalls(time.monotonic())
+        self._failed_turns = 0  # in a row, for lack of memory
         self._told_of_memory = 0  # circuits and links that were ended for holding most
         self._told_of_memory_at = -inf
         self.watch_reading = self._core.watch_reading
@@ -147,7 +151,15 @@ class Pump(trio.abc.Instrument):
         left = timeout
         other, has_runnable = self._inside
         while True:
-            found = self._core.run(other if left > LINGER else -1, left, LINGER, TURN)
+            try:
+                found = self._core.run(other if left > LINGER else -1, left, LINGER, TURN)
+                self._failed_turns = 0
+            except MemoryError:
+                self._failed_turns += 1
+                if self._failed_turns > MAX_FAILED_TURNS:
+                    raise
+                self._token.run_sync_soon(_do_nothing, idempotent=True)  # nothing is lost: another turn, soon
+                return
             self._stalls.wake(time.monotonic(), started + timeout)
             if self._core.ended_for_memory != self._told_of_memory:
                 self._tell_of_memory()
