@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import select
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -205,7 +204,7 @@ def _give_way(steps: Steps[_T]) -> _T:
         except StopIteration as stop:
             result: _T = stop.value
             return result
-        time.sleep(0)
+        select.select([], [], [], 0)
 
 
 def _take_lock(handle: int) -> bool:
