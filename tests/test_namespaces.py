@@ -11,6 +11,7 @@ import pytest
 from confined import confine, python, skip_where_forbidden
 
 from torkit.namespaces.files import is_kept, listening_paths, with_our_hosts_line
+from torkit.namespaces.kernel import IO_URING_SETUP, SOCKET_CALLS
 from torkit.namespaces.network import RedirectionError
 from torkit.namespaces.obstacles import explain
 
@@ -138,6 +139,32 @@ def test_all_else_fails_at_once(attempt: str) -> None:
                 raise SystemExit("it went somewhere")
             """
         )
+    )
+    assert told == [ENDED]
+
+
+@pytest.mark.skipif(os.uname().machine not in SOCKET_CALLS, reason="no filter for this machine")
+@pytest.mark.parametrize("before", [[], ["unshare", "-Ur"], ["sh", "-c", 'exec "$@"', "sh"]])
+def test_the_host_of_a_virtual_machine_is_out_of_reach(before: list[str]) -> None:
+    """Its sockets belong to no network namespace. io_uring would make one past every filter of calls."""
+    told = confine(
+        [
+            *before,
+            *python(
+                f"""
+                import ctypes, errno, socket
+                try:
+                    socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+                except OSError as error:
+                    assert error.errno == errno.EAFNOSUPPORT, error
+                else:
+                    raise SystemExit("a socket")
+                libc = ctypes.CDLL(None, use_errno=True)
+                assert libc.syscall({IO_URING_SETUP}, 1, None) == -1
+                assert ctypes.get_errno() == errno.ENOSYS
+                """
+            ),
+        ]
     )
     assert told == [ENDED]
 

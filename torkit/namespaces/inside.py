@@ -23,6 +23,7 @@ from torkit.namespaces.kernel import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWUSER,
+    forbid_vsock,
     give_up_capabilities,
     unshare,
 )
@@ -38,6 +39,7 @@ def become(command: Sequence[str], environment: Mapping[str, str], parent: socke
         if parent.recv(MAX_MESSAGE) == RUN:
             with _step("give up capabilities"):
                 give_up_capabilities()
+                forbid_vsock()
             _close_all_but(parent.fileno())
             _execute(command, environment, parent)
     except _Obstacle as error:
