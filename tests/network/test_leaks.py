@@ -23,6 +23,14 @@ pytestmark = pytest.mark.network
 
 CONNECT, BIND, UDP_ASSOCIATE, RESOLVE, RESOLVE_PTR = 1, 2, 3, 0xF0, 0xF1  # SOCKS commands
 
+# The beginning of a request for what nobody serves, or of what is no request, and its status.
+HTTP_REQUESTS = [
+    (b"CONNECT web.test:28131", b"502"),
+    (b"GET http://web.test:28131/page", b"502"),
+    (b"GET http://web.test:28131/a page", b"400"),
+    (b"GET /page", b"501"),
+]
+
 # Every call that can name another end.
 STRACE = "strace -f -qq -e trace=connect,sendto,sendmsg,sendmmsg -e signal=none -o"
 PEER = re.compile(
@@ -114,12 +122,14 @@ def test_neither_destinations_nor_relays_are_named_in_what_is_said(
             assert _reply(proxy, "192.0.2.77", 28129, RESOLVE_PTR) == 4  # a private network's exits know none
             for command in (BIND, UDP_ASSOCIATE):
                 assert _reply(proxy, "web.test", 28130, command) == 7
-            with socket.create_connection((HOST, proxy.port), timeout=START_DEADLINE) as client:
-                client.sendall(b"CONNECT web.test:28131 HTTP/1.1\r\n\r\n")
-                assert client.recv(12) == b"HTTP/1.0 501"
+            for line, status in HTTP_REQUESTS:
+                with socket.create_connection((HOST, proxy.port), timeout=START_DEADLINE) as client:
+                    client.sendall(line + b" HTTP/1.1\r\nHost: web.test:28131\r\n\r\n")
+                    with client.makefile("rb") as file:
+                        assert file.readline().split()[1] == status, line
             said = proxy.log.read_text()
         refusals = [line for line in said.splitlines() if " was refused: " in line]
-        assert len(refusals) == len(asked) - 1 + 5
+        assert len(refusals) == len(asked) - 1 + 4 + len(HTTP_REQUESTS)
         assert re.search(r"a connection was refused: \w+: the exit", said)
         assert re.search(r"a look-up was refused: \w+: the exit found no such name \(RESOLVEFAILED\)", said)
         assert "a client was refused: SOCKS's BIND is not supported" in said
