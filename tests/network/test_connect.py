@@ -125,7 +125,7 @@ def test_probe(shell: Shell, web_server: WebServer) -> None:
         ("::1:80", 2),
         ("web.test:http", 2),
         ("web.test:65536", 2),
-        ("duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion:80", 2),
+        ("duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion:80", 4),
         ("--path nobody,exit1,exit2 web.test:80", 2),
         ("--path exit1,exit1,exit1 web.test:80", 2),
         ("--path auth1,auth2,auth3 127.0.0.1:80", 5),

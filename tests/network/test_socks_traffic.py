@@ -347,7 +347,7 @@ NO_METHOD = b"\x05\xff"
         ),
         (b"\x05\x01\x00\x05\x01\x00\x03\x00\x00\x50", b"\x05\x00\x05\x02\x00\x01" + bytes(6)),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", NO_METHOD),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", NO_METHOD),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", b""),  # the beginning of an HTTP request, which never ended
     ],
 )
 def test_garbage_is_answered_and_closed(proxy: Proxy, garbage: bytes, answer: bytes) -> None:
