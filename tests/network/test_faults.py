@@ -133,6 +133,7 @@ def test_connect_tells_a_cut_from_an_end(
         assert re.search(rb"torkit: the circuit to \w+ failed: ", result.stderr)
 
 
+@pytest.mark.timeout(300)  # a minute alone; each wait has its own deadline
 def test_every_relay_is_lost_in_turn_under_load(
     net: RunningTestnet, faulty_shell: Shell, faulty_proxy: Proxy, web_server: WebServer, tmp_path: Path
 ) -> None:
