@@ -94,7 +94,7 @@ class ProgressMade(NamedTuple):
 
 
 class EventsLost(NamedTuple):
-    """So many are gone, for which whoever reads them was too slow."""
+    """Tells a listener that was too slow how many events it has lost."""
 
     lost: int
 

@@ -85,7 +85,7 @@ class Pool:
 
     @property
     def guard(self) -> "Told":
-        """For a circuit of which nothing is asked."""
+        """A handle of the first relay, for tests that build a circuit by hand."""
         return Told(self, self.path[0].identity)
 
     def need(

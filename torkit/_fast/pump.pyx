@@ -402,7 +402,7 @@ cdef class Pump:
         return 0
 
     cdef void release_spare(self) noexcept:
-        """Free the buffers in which nothing waits: nobody has to end for these."""
+        """Free empty buffers. This may keep the limit without ending a circuit or a link."""
         cdef Link link
         cdef Stream stream
         cdef PyObject* entry = first_with_queue()

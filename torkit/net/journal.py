@@ -6,14 +6,15 @@ if journal.is_heard:
 
 import sys
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 
 import trio
 
 from torkit.directory.directory import Relay
-from torkit.events import Event, EventsLost, ProgressMade
+from torkit.errors import TorkitError
+from torkit.events import Event, EventsLost, ProgressMade, StreamEnded
 from torkit.net.progress import Progress, Tracker
 
 # Implementation limit: events that wait for one reader; the oldest are dropped for more.
@@ -46,6 +47,16 @@ class Journal:
     def tell(self, event: Event) -> None:
         for listener in list(self._listeners):
             listener(event)
+
+    @contextmanager
+    def telling_end(self, stream: int) -> Iterator[None]:
+        """Tell StreamEnded if what is done inside raises: there will be no further attempt."""
+        try:
+            yield
+        except BaseException as error:
+            if self.is_heard:
+                self.tell(StreamEnded(stream, str(error) if isinstance(error, TorkitError) else "given up"))
+            raise
 
     def next_circuit(self) -> int:
         """The number of a new circuit."""

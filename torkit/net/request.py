@@ -4,8 +4,7 @@ path-spec, "Handling failure".
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
@@ -118,7 +117,7 @@ class Request:
         Raises StreamClosed with the exit's reason, TimedOut, NoPath, or what made circuits fail.
         """
         port = self._stream_port
-        with self._telling_end():
+        with self._journal.telling_end(self.id):
             if self._begun is not None:
                 stream, circuit = self._begun
                 if stream.failure is not None:
@@ -130,7 +129,7 @@ class Request:
 
     async def resolve(self) -> list[Resolved]:
         """The addresses of a name, or for an address its names. Raises as `connect`."""
-        with self._telling_end():
+        with self._journal.telling_end(self.id):
             found, circuit = await self._try_on(self._look_up)
             if not found:
                 raise ended_by(circuit, EndReason.RESOLVEFAILED)
@@ -138,17 +137,6 @@ class Request:
             self._journal.tell(StreamSucceeded(self.id))
             self._journal.tell(StreamEnded(self.id, EndReason.DONE.name))
         return found
-
-    @contextmanager
-    def _telling_end(self) -> Iterator[None]:
-        """Tell events if there will be no further attempt."""
-        try:
-            yield
-        except BaseException as error:
-            if self._journal.is_heard:
-                reason = str(error) if isinstance(error, TorkitError) else "given up"
-                self._journal.tell(StreamEnded(self.id, reason))
-            raise
 
     # --- one attempt ------------------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ class Builder:
         return circuit
 
     async def build_through(self, path: Path) -> Circuit:
-        """Build one through exactly these relays, of which nothing is learnt. Raises as `build`."""
+        """Build one through exactly these relays; build times do not learn from it. Raises as `build`."""
         guard = self.paths.given(path).guard
         settings, timeouts = self._current.circuit_settings(), self.build_times.timeouts
         return await build_circuit(

@@ -1,12 +1,11 @@
 """One stream to an onion service that somebody asks for. Those to the rest of the world: net/request.py."""
 
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 
 import trio
 
-from torkit.errors import EndReason, StreamClosed, TimedOut, TorkitError
-from torkit.events import StreamEnded, StreamNew
+from torkit.errors import EndReason, StreamClosed, TimedOut
+from torkit.events import StreamNew
 from torkit.hs.address import parse_address
 from torkit.net.circuit import Circuit
 from torkit.net.onion.services import Key, OnionServices
@@ -47,7 +46,7 @@ class OnionRequest:
         StreamClosed with the service's reason, TimedOut, or as `Meeting.run`.
         """
         give_up_at = trio.current_time() + STREAM_TIMEOUT
-        with self._telling_end():
+        with self._journal.telling_end(self.id):
             if self._begun is not None:
                 stream, circuit = self._begun
                 stream.close()
@@ -87,14 +86,3 @@ class OnionRequest:
         self._failure_count += 1
         if self._failure_count == MAX_FAILURES:
             raise failure
-
-    @contextmanager
-    def _telling_end(self) -> Iterator[None]:
-        """Tell events if there will be no further attempt."""
-        try:
-            yield
-        except BaseException as error:
-            if self._journal.is_heard:
-                reason = str(error) if isinstance(error, TorkitError) else "given up"
-                self._journal.tell(StreamEnded(self.id, reason))
-            raise
