@@ -1,7 +1,6 @@
 """Relays killed while they carry a transfer: it fails and says so, and the next request finds another way."""
 
 import json
-import os
 import re
 import subprocess
 import time
@@ -134,9 +133,9 @@ def test_connect_tells_a_cut_from_an_end(
         assert re.search(rb"torkit: the circuit to \w+ failed: ", result.stderr)
 
 
-# A minute alone; beside two other lanes of tests the network has had no path for 90 s.
-@pytest.mark.skipif("TORKIT_SOAK_SECONDS" not in os.environ, reason="a soak: CONTRIBUTING.md")
-@pytest.mark.timeout(300)  # each wait has its own deadline
+# Beside two other lanes of tests the network has had no path for 90 s.
+@pytest.mark.alone
+@pytest.mark.timeout(300)  # it takes a minute, and each wait has its own deadline
 def test_every_relay_is_lost_in_turn_under_load(
     net: RunningTestnet, faulty_shell: Shell, faulty_proxy: Proxy, web_server: WebServer, tmp_path: Path
 ) -> None:
