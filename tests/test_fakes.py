@@ -6,6 +6,7 @@ beyond those under test.
 
 import hashlib
 import hmac
+import inspect
 import ssl
 import struct
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fake_tor import FakeTor
 from fakes import (
     CC_REQUEST,
     CELL_BODY_LEN,
@@ -54,6 +56,7 @@ from fakes import (
 )
 
 from torkit._fast.cells import Command, RelayCommand
+from torkit.client import Tor
 
 CIRC_ID = 0x80000001
 NTOR_V3_VECTOR = {  # proposal 332, "Test vectors"
@@ -684,3 +687,20 @@ async def test_relay_over_tls_can_close_in_mid_cell(abrupt: bool) -> None:
         await stream.send_all(encode_versions([4]))
         assert await receive_until(stream, 514) == encode_cell(0, Command.NETINFO)[:100]
         await stream.aclose()
+
+
+# --- The client that commands are tested with -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("request", "connect", "resolve", "new_identity", "wait_ready", "progress_changes"),
+        *("choose_path", "build_circuit"),
+    ],
+)
+def test_the_fake_client_takes_what_the_client_takes(name: str) -> None:
+    fake, real = (inspect.signature(getattr(one, name)).parameters for one in (FakeTor, Tor))
+    assert [(p.name, p.kind, p.default) for p in fake.values()] == [
+        (p.name, p.kind, p.default) for p in real.values()
+    ]

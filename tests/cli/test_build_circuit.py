@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import trio
-from fake_tor import FakeTor
+from fake_tor import FakeTor, as_tor
 
 from torkit.cli.build_circuit import build
 from torkit.path import path_from_json, path_to_json
@@ -32,7 +32,7 @@ async def test_circuits_are_printed_as_lines_that_path_takes_and_closed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tor = FakeTor()
-    await build(tor, count=2, path=None, for_people=False)  # type: ignore[arg-type]
+    await build(as_tor(tor), count=2, path=None, for_people=False)
     lines = capsys.readouterr().out.splitlines()
     assert [path_from_json(line, tor.directory) for line in lines] == [one.path for one in tor.circuits]
     assert [hop["handshake"] for hop in json.loads(lines[0])["path"]] == ["ntor"] * 3
@@ -46,7 +46,7 @@ async def test_each_line_of_stdin_is_one_circuit(count: int | None, built: int) 
     relays = [relay for index in range(5) if (relay := tor.directory.relay_at(index))]
     wanted = [tuple(relays[first : first + 3]) for first in range(3)]
     with stdin_with("".join(path_to_json(path) + "\n" for path in wanted).encode()):
-        await build(tor, count=count, path="-", for_people=False)  # type: ignore[arg-type]
+        await build(as_tor(tor), count=count, path="-", for_people=False)
     assert [one.path for one in tor.circuits] == wanted[:built]
 
 
@@ -57,7 +57,7 @@ async def test_who_waits_for_a_path_on_stdin_can_be_told_to_stop() -> None:
     os.close(reading)
     try:
         with trio.move_on_after(0.1) as scope:
-            await build(FakeTor(), count=None, path="-", for_people=False)  # type: ignore[arg-type]
+            await build(as_tor(FakeTor()), count=None, path="-", for_people=False)
         assert scope.cancelled_caught
     finally:
         os.close(writing)  # before stdin is another file's: the thread left behind reads its end
@@ -67,7 +67,7 @@ async def test_who_waits_for_a_path_on_stdin_can_be_told_to_stop() -> None:
 
 async def test_people_get_a_row_for_each_hop(capsys: pytest.CaptureFixture[str]) -> None:
     tor = FakeTor()
-    await build(tor, count=2, path=None, for_people=True)  # type: ignore[arg-type]
+    await build(as_tor(tor), count=2, path=None, for_people=True)
     header, *rows, between, _, _, _ = capsys.readouterr().out.splitlines()
     circuit, _ = tor.circuits
     assert header.split() == ["hop", "relay", "address", "keys", "cells", "flow", "time"]

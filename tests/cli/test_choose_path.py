@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cli.shelf import Shelf
-from fake_tor import FakeTor
+from fake_tor import FakeTor, as_tor
 
 from torkit.cli.choose_path import print_paths, read_consensus
 from torkit.errors import NoPath, UsageError
@@ -14,7 +14,7 @@ from torkit.path import Constraints, path_from_json
 
 async def test_paths_are_lines_that_path_takes(capsys: pytest.CaptureFixture[str]) -> None:
     tor = FakeTor()
-    print_paths(tor, count=3, exit_port=80, path=None)  # type: ignore[arg-type]
+    print_paths(as_tor(tor), count=3, exit_port=80, path=None)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     for line in lines:
@@ -24,28 +24,28 @@ async def test_paths_are_lines_that_path_takes(capsys: pytest.CaptureFixture[str
 async def test_named_path_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     tor = FakeTor()
     names = [relay.nickname for relay in list(tor.directory.consensus.relays)[:3]]
-    print_paths(tor, count=1, exit_port=None, path=",".join(names))  # type: ignore[arg-type]
+    print_paths(as_tor(tor), count=1, exit_port=None, path=",".join(names))
     path = path_from_json(capsys.readouterr().out, tor.directory)
     assert [relay.nickname for relay in path] == names
 
 
 async def test_port_that_no_exit_allows_has_no_path() -> None:
     with pytest.raises(NoPath):
-        print_paths(FakeTor(), count=1, exit_port=25, path=None)  # type: ignore[arg-type]
+        print_paths(as_tor(FakeTor()), count=1, exit_port=25, path=None)
 
 
 def test_a_path_that_was_given_must_lead_to_the_port() -> None:
     tor = FakeTor()
     names = ",".join(relay.fingerprint for relay in tor.choose_path(Constraints(port=80)))
     with pytest.raises(NoPath, match="does not allow this port"):
-        print_paths(tor, count=1, exit_port=25, path=names)  # type: ignore[arg-type]
+        print_paths(as_tor(tor), count=1, exit_port=25, path=names)
 
 
 async def test_people_get_a_row_for_each_relay_and_an_empty_line_between_paths(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tor = FakeTor()
-    print_paths(tor, count=2, exit_port=80, path=None, for_people=True)  # type: ignore[arg-type]
+    print_paths(as_tor(tor), count=2, exit_port=80, path=None, for_people=True)
     header, *first, between, _, _, _ = capsys.readouterr().out.splitlines()
     assert header.split() == ["hop", "relay", "address", "fingerprint"]
     assert between == ""

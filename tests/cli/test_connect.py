@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 from cli.shelf import Shelf
-from fake_tor import FakeTor
+from fake_tor import FakeTor, as_tor
 
 from torkit.cli.connect import carry
 from torkit.cli.failures import TIMED_OUT, WRONG_USAGE
@@ -48,7 +48,7 @@ def stdin() -> Iterator[int]:
 async def test_stdin_and_stdout_are_on_the_stream(stdin: int, capfdbinary: Any) -> None:
     tor = FakeTor()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: carry(tor, WEB, **SETTINGS))  # type: ignore[arg-type]
+        nursery.start_soon(lambda: carry(as_tor(tor), WEB, **SETTINGS))
         stream = await tor.streams.receive()
         os.write(stdin, b"ping")
         assert await stream.peer.receive_some() == b"ping"
@@ -62,7 +62,7 @@ async def test_stdin_and_stdout_are_on_the_stream(stdin: int, capfdbinary: Any) 
 async def test_zero_connects_and_ends_without_a_byte(stdin: int, capfd: pytest.CaptureFixture[str]) -> None:
     tor = FakeTor()
     os.write(stdin, b"not for the peer")
-    await carry(tor, WEB, **SETTINGS | {"zero": True, "verbose": True})  # type: ignore[arg-type]
+    await carry(as_tor(tor), WEB, **SETTINGS | {"zero": True, "verbose": True})
     stream = await tor.streams.receive()
     assert stream.has_ended.is_set()
     output, said = capfd.readouterr()
@@ -76,7 +76,7 @@ async def test_path_is_the_first_line_of_stdin_and_data_follows(stdin: int) -> N
     path = tuple(relay for index in (3, 4, 5) if (relay := tor.directory.relay_at(index)))
     os.write(stdin, path_to_json(path).encode() + b"\ndata")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: carry(tor, WEB, **SETTINGS | {"path": "-"}))  # type: ignore[arg-type]
+        nursery.start_soon(lambda: carry(as_tor(tor), WEB, **SETTINGS | {"path": "-"}))
         stream = await tor.streams.receive()
         assert stream.circuit.path == path
         assert await stream.peer.receive_some() == b"data"
@@ -87,26 +87,26 @@ async def test_path_is_named_by_fingerprints_and_nicknames() -> None:
     tor = FakeTor()
     path = tuple(relay for index in (1, 2, 3) if (relay := tor.directory.relay_at(index)))
     names = f"{path[0].nickname}, ${path[1].fingerprint},{path[2].fingerprint.lower()}"
-    await carry(tor, WEB, **SETTINGS | {"path": names, "zero": True})  # type: ignore[arg-type]
+    await carry(as_tor(tor), WEB, **SETTINGS | {"path": names, "zero": True})
     assert (await tor.streams.receive()).circuit.path == path
 
 
 @pytest.mark.parametrize("path", ["nobody", "", "{", "0" * 40, '{"path": []}'])
 async def test_path_that_names_nothing_is_refused(path: str) -> None:
     with pytest.raises(UsageError):
-        await carry(FakeTor(), WEB, **SETTINGS | {"path": path, "zero": True})  # type: ignore[arg-type]
+        await carry(as_tor(FakeTor()), WEB, **SETTINGS | {"path": path, "zero": True})
 
 
 async def test_wait_limits_the_time_to_connect(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(TimedOut, match="7 s"):
-        await carry(FakeTor(is_silent=True), WEB, **SETTINGS | {"wait": 7})  # type: ignore[arg-type]
+        await carry(as_tor(FakeTor(is_silent=True)), WEB, **SETTINGS | {"wait": 7})
     assert trio.current_time() == 7
 
 
 async def test_wait_limits_the_start_too(autojump_clock: trio.testing.MockClock) -> None:
     tor = FakeTor(stuck_at=Progress(Phase.CONN, 5, None, Unreachable("nobody answers", hint="go online")))
     with pytest.raises(TimedOut, match=r"7 s, at 5%: connecting to .*; nobody answers") as caught:
-        await carry(tor, WEB, **SETTINGS | {"wait": 7, "zero": True})  # type: ignore[arg-type]
+        await carry(as_tor(tor), WEB, **SETTINGS | {"wait": 7, "zero": True})
     assert trio.current_time() == 7
     assert caught.value.hint == "go online"
 
@@ -126,13 +126,13 @@ def test_a_health_check_ends_though_the_only_authority_says_nothing(tmp_path: Pa
 async def test_wait_limits_how_long_a_path_may_take_to_come(stdin: int) -> None:
     os.write(stdin, b'{"path": ')
     with pytest.raises(TimedOut, match=r"within 0\.1 s"):
-        await carry(FakeTor(), WEB, **SETTINGS | {"wait": 0.1, "path": "-"})  # type: ignore[arg-type]
+        await carry(as_tor(FakeTor()), WEB, **SETTINGS | {"wait": 0.1, "path": "-"})
 
 
 async def test_wait_does_not_limit_the_stream(stdin: int, mock_clock: trio.testing.MockClock) -> None:
     tor = FakeTor()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: carry(tor, WEB, **SETTINGS | {"wait": 7}))  # type: ignore[arg-type]
+        nursery.start_soon(lambda: carry(as_tor(tor), WEB, **SETTINGS | {"wait": 7}))
         stream = await tor.streams.receive()
         mock_clock.jump(100)
         os.write(stdin, b"late")
@@ -144,7 +144,7 @@ async def test_stream_that_fails_is_ended_and_reported(stdin: int) -> None:
     tor = FakeTor()
     with pytest.RaisesGroup(StreamClosed):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: carry(tor, WEB, **SETTINGS))  # type: ignore[arg-type]
+            nursery.start_soon(lambda: carry(as_tor(tor), WEB, **SETTINGS))
             stream = await tor.streams.receive()
             await stream.end(EndReason.CONNRESET)
     assert stream.has_ended.is_set()

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import network_docs as nd
 import pytest
@@ -119,9 +120,9 @@ def test_a_directory_as_a_standard_descriptor_is_pythons_failure(tmp_path: Path,
     """Before any of our code runs, as docs/differences.md says: nothing is lost and it is no success."""
     directory = os.open(tmp_path, os.O_RDONLY)
     names = ["stdin", "stdout", "stderr"]
-    files = dict.fromkeys(names, subprocess.PIPE) | {names[descriptor]: directory}
+    files: Any = dict.fromkeys(names, subprocess.PIPE) | {names[descriptor]: directory}
     try:
-        process = subprocess.Popen(torkit("version"), **files)  # type: ignore[call-overload]
+        process = subprocess.Popen(torkit("version"), **files)
         out, err = process.communicate()
     finally:
         os.close(directory)

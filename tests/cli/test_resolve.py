@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from fake_tor import FakeAnswer, FakeTor
+from fake_tor import FakeAnswer, FakeTor, as_tor
 
 from torkit.cli.resolve import MAX_AT_ONCE, resolve_all
 from torkit.errors import EndReason, StreamClosed
@@ -38,7 +38,7 @@ class SlowTor(FakeTor):
 async def test_all_answers_are_printed_in_the_order_of_the_names(
     capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
 ) -> None:
-    failures = await resolve_all(SlowTor(), ["slow.test", "no.test", "a.test"], None, as_json=False)  # type: ignore[arg-type]
+    failures = await resolve_all(as_tor(SlowTor()), ["slow.test", "no.test", "a.test"], None, as_json=False)
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         *("slow.test\t192.0.2.1", "slow.test\t2001:db8::1"),
@@ -51,7 +51,7 @@ async def test_all_answers_are_printed_in_the_order_of_the_names(
 async def test_json_has_a_line_for_each_name(
     capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
 ) -> None:
-    await resolve_all(SlowTor(), ["no.test", "a.test"], None, as_json=True)  # type: ignore[arg-type]
+    await resolve_all(as_tor(SlowTor()), ["no.test", "a.test"], None, as_json=True)
     out, err = capsys.readouterr()
     assert [json.loads(line) for line in out.splitlines()] == [
         {"name": "no.test", "error": "no such name"},
@@ -69,5 +69,5 @@ async def test_json_has_a_line_for_each_name(
 async def test_only_some_are_looked_up_at_once(autojump_clock: trio.testing.MockClock) -> None:
     tor = SlowTor()
     names = [f"n{number}.test" for number in range(3 * MAX_AT_ONCE)]
-    assert await resolve_all(tor, names, None, as_json=False) == []  # type: ignore[arg-type]
+    assert await resolve_all(as_tor(tor), names, None, as_json=False) == []
     assert tor.most_at_once == MAX_AT_ONCE

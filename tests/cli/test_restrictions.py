@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from cli.shelf import Shelf
-from fake_tor import FakeTor
+from fake_tor import FakeTor, as_tor
 
 from torkit.cli.app import run_command_line
 from torkit.cli.failures import WRONG_USAGE
@@ -91,7 +91,7 @@ async def test_a_path_of_fewer_than_three_relays_says_each_time_that_it_gives_no
     for length, count in ((1, "one relay"), (2, "2 relays")):
         line = path_to_json(drawn[:length])
         for _ in range(2):
-            assert parse_path(tor, line) == drawn[:length]  # type: ignore[arg-type]
+            assert parse_path(as_tor(tor), line) == drawn[:length]
             assert f"no anonymity over {count}" in capsys.readouterr().err
 
 
@@ -100,9 +100,9 @@ async def test_relays_named_by_hand_cost_something_and_drawn_ones_do_not(
 ) -> None:
     tor = FakeTor()
     drawn = tor.choose_path(Constraints(port=80))
-    parse_path(tor, path_to_json(drawn))  # type: ignore[arg-type]
+    parse_path(as_tor(tor), path_to_json(drawn))
     assert capsys.readouterr().err == ""
     names = ",".join(relay.fingerprint for relay in drawn)
     for _ in range(2):
-        assert parse_path(tor, names) == drawn  # type: ignore[arg-type]
+        assert parse_path(as_tor(tor), names) == drawn
     assert capsys.readouterr().err.count("torkit: --path: ") <= 1  # once in a process

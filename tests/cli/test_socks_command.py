@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from fake_tor import FakeTor
+from fake_tor import FakeTor, as_tor
 
 from torkit.cli.listen import Place, listening, parse_place, parse_places
 from torkit.cli.socks import forget_ready_file, parse_isolation
@@ -50,7 +51,7 @@ async def serve(
     as_json: bool = False,
 ) -> None:
     await serve_on(
-        tor,  # type: ignore[arg-type]
+        as_tor(tor),
         [(Place("proxy", "127.0.0.1"), listener)],
         path=path,
         isolation=ISOLATION,
@@ -359,8 +360,13 @@ async def test_every_kind_of_listener_is_named_when_ready(
     with ExitStack() as stack:
         opened = [(place, stack.enter_context(listening(place))) for place in map(parse_place, texts)]
         async with trio.open_nursery() as nursery:
-            settings = {"path": None, "isolation": ISOLATION, "ready_file": None, "as_json": True}
-            nursery.start_soon(partial(serve_on, FakeTor(), opened, **settings))  # type: ignore[arg-type]
+            settings: dict[str, Any] = {
+                "path": None,
+                "isolation": ISOLATION,
+                "ready_file": None,
+                "as_json": True,
+            }
+            nursery.start_soon(partial(serve_on, as_tor(FakeTor()), opened, **settings))
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
     line = json.loads(capsys.readouterr().out.splitlines()[-1])

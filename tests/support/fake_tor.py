@@ -6,12 +6,13 @@ from functools import cached_property, partial
 from hashlib import sha256
 from random import Random
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import trio
 import trio.testing
 from network_docs import authorities, consensus, relays
 
+from torkit.client import Tor
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import EndReason, StreamClosed
@@ -179,3 +180,8 @@ class FakeTor:
         await trio.lowlevel.checkpoint()
         if self.failure is not None:
             raise self.failure
+
+
+def as_tor(fake: FakeTor) -> Tor:
+    """For what takes a client. test_fakes.py holds that the fake's methods take what the client's do."""
+    return cast(Tor, fake)
