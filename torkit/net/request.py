@@ -47,7 +47,7 @@ SETTLE_TIMEOUT = 60.0  # seconds; a full congestion window at 8 KB/s
 # Ends that another exit may not give, as C tor takes them. All others are the target's answer.
 _UNCERTAIN = frozenset({EndReason.MISC, EndReason.NOROUTE, EndReason.RESOLVEFAILED})
 _NO_EXIT = frozenset({EndReason.HIBERNATING, EndReason.RESOURCELIMIT})  # it wants no streams at all
-_BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
+BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
 
 T = TypeVar("T")
 
@@ -230,7 +230,7 @@ class Request:
         try:
             return await self._circuits.acquire(self._need._replace(excluded=excluded), give_up_at)
         except TimedOut as error:
-            if self._failure is None or _reason_of(self._failure) in _BROKEN_CIRCUIT:
+            if self._failure is None or _reason_of(self._failure) in BROKEN_CIRCUIT:
                 self._failure = error  # why there was no other circuit says more than how one ended
             return None
 
@@ -254,7 +254,7 @@ class Request:
         self._failure = error
         reason = _reason_of(error)
         address = error.address if isinstance(error, StreamClosed) else None
-        if reason in _BROKEN_CIRCUIT:
+        if reason in BROKEN_CIRCUIT:
             self._failure_count += 1
             circuit.watch.note_broken()
             circuit.close()

@@ -9,11 +9,8 @@ from torkit.events import StreamNew
 from torkit.hs.address import parse_address
 from torkit.net.circuit import Circuit
 from torkit.net.onion.services import Key, OnionServices
-from torkit.net.request import MAX_FAILURES, STREAM_TIMEOUT
+from torkit.net.request import BROKEN_CIRCUIT, MAX_FAILURES, STREAM_TIMEOUT
 from torkit.net.stream import Stream
-
-# Ends that say nothing of the service: the circuit is broken.
-_BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
 
 
 class OnionRequest:
@@ -76,7 +73,7 @@ class OnionRequest:
 
     def _note_failure(self, circuit: Circuit, failure: StreamClosed) -> None:
         """Raise what is the service's answer. Else its circuit has failed, and the service is met again."""
-        if failure.reason not in _BROKEN_CIRCUIT:
+        if failure.reason not in BROKEN_CIRCUIT:
             circuit.watch.note_used()
             if failure.reason is EndReason.DONE:  # as C tor's services answer
                 raise StreamClosed("the onion service has nothing at this port (DONE)", reason=failure.reason)
