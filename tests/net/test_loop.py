@@ -19,7 +19,7 @@ from served import (
 
 from torkit._fast import channel as core_channel
 from torkit._fast.cells import Command
-from torkit._fast.pump import LocalEvent
+from torkit._fast.sources import LocalEvent
 from torkit.client import open_tor
 from torkit.errors import InternalError, StreamClosed
 from torkit.net.pump import LocalOwner, Pump

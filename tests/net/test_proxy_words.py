@@ -12,7 +12,7 @@ from fakes import FakeStream, ignore
 from proxied import CONNECT, CONNECT_ADDRESS, GREETING, ScriptedTor, proxy_for, receive_all
 from served import ServedNetwork, serve_network
 
-from torkit._fast.pump import LocalEvent
+from torkit._fast.sources import LocalEvent
 from torkit.client import Tor, open_tor
 from torkit.errors import EndReason, Retry, StreamClosed
 from torkit.net.proxy import listener, serve_socks

@@ -13,7 +13,7 @@ import trio
 from fakes import FakeRelay, FakeStream, answer_begin
 from served import build, connect, fresh_relays, serve
 
-from torkit._fast.pump import LocalEvent
+from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError
 from torkit.net import pump
 from torkit.net.proxy.carrier import Carrier

@@ -1,11 +1,9 @@
-# Contents: the sockets that bytes move between without Python, and the loop over those that are ready.
+# Contents: the loop over the sockets that are ready.
 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t
 
-from torkit._fast.channel cimport Channel
-from torkit._fast.stream cimport Stream
-from torkit._fast.tls cimport Tls
+from torkit._fast.sources cimport Link, Local, Source
 
 # Implementation limits.
 cdef enum:
@@ -15,44 +13,6 @@ cdef enum:
     MAX_READS = 8                 # from one relay in one round, less where several have more: 3 ms for the dearest cells
     ROUND_READS = 16              # from all of them: 6 ms
     ANSWERS_MAX = 262144          # bytes sealed while a relay was read, and not taken by it, at which it is read no more
-
-# A socket that the pump watches. Made by the pump's methods; `owner` is handed back with what happens.
-cdef class Source:
-    cdef public object owner
-    cdef int descriptor           # -1 once it is watched no more
-    cdef uint32_t interest        # epoll's flags
-    cdef Py_ssize_t slot
-    cdef bint has_failed          # it is neither read nor sent to any more; its owner is told
-
-# The connection to a relay.
-@cython.final
-cdef class Link(Source):
-    cdef Tls tls
-    cdef Channel channel
-    cdef bint has_more            # the last round did not take all that it holds
-    cdef Py_ssize_t answers       # bytes sealed while it was read, since all was last sent
-    cdef public bint tell_when_sent
-
-cdef class Pump
-
-# A socket of this machine: a listener, or a client of the proxy. Or a pipe or a file.
-@cython.final
-cdef class Local(Source):
-    cdef Pump pump                # None once it is watched no more
-    cdef Stream stream            # takes what the client sends; None while Python reads
-    cdef uint8_t* unsent          # of the last read: what the stream's windows had no room for, or NULL
-    cdef Py_ssize_t unsent_len
-    cdef Py_ssize_t capacity      # of `unsent`
-    cdef bint has_ended           # nothing more can be read
-    cdef readonly object failure  # OSError: why not, where it did not end
-    cdef bint is_pipe             # the end that is read
-    cdef bint is_file             # never watched
-    cdef bint is_due              # the windows have opened
-    cdef bint is_paced            # waits for the timer
-
-    cdef int seal(self) except -1
-    cdef void keep(self, const uint8_t* data, Py_ssize_t count) noexcept
-    cdef void forget_unsent(self) noexcept
 
 @cython.final
 cdef class Pump:
@@ -75,8 +35,7 @@ cdef class Pump:
     cdef int round(self, list found) except -1
     cdef int links_behind(self)
     cdef int relieve(self, list found) except -1
-    cdef void release_spare(self) noexcept
-    cdef int end_greatest(self, list found) except -1
+    cdef bint end_greatest(self, list found) except -1
     cdef int receive_all(self, list found) except -1
     cdef int receive(self, Link link, int reads, list found) except -1
     cdef int fail_link(self, Link link, error, list found) except -1

@@ -11,25 +11,24 @@ InternalError. `run` itself raises only where the exception belongs to no source
 again, and nothing is lost.
 """
 
-from enum import Enum, auto
-
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.ref cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, EPERM, errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memmove
 from posix.time cimport CLOCK_MONOTONIC, timespec
 from posix.unistd cimport close, read
 
 from torkit._fast.cells cimport monotonic
+from torkit._fast.channel cimport Channel
 from torkit._fast.circuit cimport Circuit
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
-from torkit._fast.factory cimport check_maker, make
-from torkit._fast.memory cimport excess, release, resize
-from torkit._fast.stream cimport first_with_queue
+from torkit._fast.factory cimport make
+from torkit._fast.memory cimport excess
+from torkit._fast.sources cimport Link, Local, Source, find_greatest, release_spare, write_off
+from torkit._fast.stream cimport Stream
+from torkit._fast.tls cimport Tls
 
+from torkit._fast.sources import LocalEvent
 from torkit.errors import ChannelClosed, ChannelError, InternalError, UsageError
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -67,90 +66,9 @@ cdef extern from "<poll.h>" nogil:
     int ppoll(pollfd* descriptors, unsigned long count, const timespec* timeout, const void* signals)
 
 
-class LocalEvent(Enum):
-    """What happened on a socket, pipe or file of this machine."""
-
-    READABLE = auto()  # or broken, which reading it tells
-    WRITABLE = auto()
-    ENDED = auto()  # the core has read all of it
-    FAILED = auto()  # the core could not read it: Local.failure
-    BROKEN = auto()  # while nothing was to be read; it is watched no more
-
-
 cdef uint32_t TIMER = 0xFFFFFFFF  # in epoll's data, in place of a slot
 
 cdef str OVER_LIMIT = "the connection held the most memory when the limit was passed"
-
-
-cdef class Source:
-    def __cinit__(self):
-        check_maker(self)
-        self.descriptor = -1
-
-    @property
-    def is_watched(self):
-        return self.descriptor >= 0
-
-
-@cython.final
-cdef class Link(Source):
-    @property
-    def is_blocked(self):
-        """The relay does not take what we send as fast as we seal it."""
-        return self.tls.is_blocked
-
-
-@cython.final
-cdef class Local(Source):
-    def __dealloc__(self):
-        release(&self.unsent, &self.capacity)
-
-    def feed(self, Stream stream, const uint8_t[::1] early=None):
-        """Have the core hand `early` and all that is read here to `stream`; with None, Python is told instead."""
-        if self.stream is not None:
-            self.stream.feeder = None
-        self.stream = stream
-        if stream is None:
-            return
-        stream.feeder = self
-        if early is not None and early.shape[0]:
-            self.keep(&early[0], early.shape[0])
-        self.resume()
-
-    def take_unsent(self):
-        """Remove and return what was read and not yet sealed."""
-        cdef bytes taken = self.unsent[:self.unsent_len] if self.unsent_len else b""
-        self.forget_unsent()
-        return taken
-
-    def resume(self):
-        """Go on reading, and with what was read: after XON, which is no event of the circuit."""
-        if self.pump is not None and not self.is_due:
-            self.pump.due.append(self)
-            self.is_due = True
-
-    cdef int seal(self) except -1:
-        """Let the stream have as much of what waits as its windows and the peer's rate allow."""
-        cdef Py_ssize_t count = self.stream.feed_from(self.unsent, self.unsent_len)
-        self.unsent_len -= count
-        if self.unsent_len:
-            memmove(self.unsent, self.unsent + count, self.unsent_len)
-        else:
-            self.forget_unsent()
-        return 0
-
-    cdef void keep(self, const uint8_t* data, Py_ssize_t count) noexcept:
-        """Store unsent bytes. Requires that none are stored. Without memory the circuit breaks off."""
-        self.forget_unsent()
-        if not resize(&self.unsent, &self.capacity, count):
-            self.stream.circuit.break_off()
-            return
-        memcpy(self.unsent, data, count)
-        self.unsent_len = count
-
-    cdef void forget_unsent(self) noexcept:
-        release(&self.unsent, &self.capacity)
-        self.unsent_len = 0
 
 
 @cython.final
@@ -210,7 +128,7 @@ cdef class Pump:
         make()
         cdef Local local = Local.__new__(Local)
         local.owner = owner
-        local.pump = self
+        local.due = self.due
         local.is_pipe = is_pipe
         self.add(local, descriptor, EPOLLIN)
         return local
@@ -243,7 +161,7 @@ cdef class Pump:
             self.links.remove(source)
         else:
             (<Local>source).feed(None)
-            (<Local>source).pump = None
+            (<Local>source).due = None
 
     def owners(self):
         """Returns the owner of each source that is watched."""
@@ -396,91 +314,22 @@ cdef class Pump:
 
     cdef int relieve(self, list found) except -1:
         """More waits than the limit of memory allows: end whoever holds most, until the limit is kept."""
-        self.release_spare()
+        release_spare(self.links)
         while excess() > 0 and self.end_greatest(found):
             pass
         return 0
 
-    cdef void release_spare(self) noexcept:
-        """Free empty buffers. This may keep the limit without ending a circuit or a link."""
-        cdef Link link
-        cdef Stream stream
-        cdef PyObject* entry = first_with_queue()
-        while entry != NULL:
-            stream = <Stream>entry
-            entry = stream.next
-            if stream.head == stream.tail:
-                stream.drop_queue()
-        for link in self.links:
-            if link.channel.outbox.length == 0:
-                release(&link.channel.outbox.cells, &link.channel.outbox.capacity)
-            if link.tls.waiting() == 0:
-                link.tls.forget()
-
-    cdef int end_greatest(self, list found) except -1:
+    cdef bint end_greatest(self, list found) except -1:
         """End the circuit or the link that holds most. Returns False where nobody holds anything."""
-        cdef list circuits = []
-        cdef Stream stream
-        cdef Circuit circuit
-        cdef Link link
-        cdef Circuit greatest = None
-        cdef Link greatest_link = None
-        cdef Py_ssize_t most = 0
-        cdef PyObject* entry = first_with_queue()
-        try:
-            while entry != NULL:
-                stream = <Stream>entry
-                entry = stream.next
-                circuit = <Circuit>stream.circuit
-                if circuit.tally == 0:
-                    circuits.append(circuit)
-                    circuit.tally = circuit.kept + 1
-                circuit.tally += stream.capacity
-            for source in self.sources:
-                if type(source) is Local and (<Local>source).stream is not None and (<Local>source).capacity:
-                    circuit = <Circuit>(<Local>source).stream.circuit
-                    if circuit.tally == 0:
-                        circuits.append(circuit)
-                        circuit.tally = circuit.kept + 1
-                    circuit.tally += (<Local>source).capacity
-            for link in self.links:
-                for kept_by in link.channel.circuits.slots:
-                    if kept_by is not None and (<Circuit>kept_by).kept and (<Circuit>kept_by).tally == 0:
-                        circuits.append(kept_by)
-                        (<Circuit>kept_by).tally = (<Circuit>kept_by).kept
-        except MemoryError:
-            for circuit in circuits:
-                circuit.tally = 0
-            raise
-        for circuit in circuits:
-            if circuit.tally > most:
-                most = circuit.tally
-                greatest = circuit
-            circuit.tally = 0
-        for link in self.links:
-            if link.channel.outbox.capacity + link.tls.outgoing.capacity > most:
-                most = link.channel.outbox.capacity + link.tls.outgoing.capacity
-                greatest_link = link
-        if greatest_link is not None:
-            greatest_link.channel.outbox.clear()
-            greatest_link.tls.forget()
-            self.fail_link(greatest_link, ChannelClosed(OVER_LIMIT), found)
-        elif greatest is not None:
-            greatest.write_off()
-            entry = first_with_queue()
-            while entry != NULL:
-                stream = <Stream>entry
-                entry = stream.next
-                if stream.circuit is greatest:
-                    # It may have ended in good order, or its circuit have been closed: then no event tells of it.
-                    stream.is_cut = True
-                    stream.drop_queue()
-            for source in self.sources:
-                if type(source) is Local and (<Local>source).stream is not None:
-                    if (<Local>source).stream.circuit is greatest:
-                        (<Local>source).forget_unsent()
-        if greatest is None and greatest_link is None:
+        greatest = find_greatest(self.links, self.sources)
+        if greatest is None:
             return False
+        if type(greatest) is Link:
+            (<Link>greatest).channel.outbox.clear()
+            (<Link>greatest).tls.forget()
+            self.fail_link(<Link>greatest, ChannelClosed(OVER_LIMIT), found)
+        else:
+            write_off(<Circuit>greatest, self.sources)
         self.ended_for_memory += 1
         return True
 
@@ -684,7 +533,8 @@ cdef class Pump:
         cdef list due
         if not self.due:
             return 0
-        due, self.due = self.due, []
+        due = list(self.due)
+        self.due.clear()  # the list itself is the locals', too
         for local in due:
             local.is_due = False
             if local.stream is None or local.descriptor < 0 or local.has_failed:

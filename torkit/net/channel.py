@@ -27,7 +27,7 @@ from torkit._fast.events import (
     Readable,
     Writable,
 )
-from torkit._fast.pump import Link
+from torkit._fast.sources import Link
 from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, InternalError, TimedOut, TorkitError
 from torkit.net.circuit import GENERAL, Circuit, CircuitSettings
 from torkit.net.dial import Dial, dial_directly

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from torkit._fast.pump import LocalEvent
+from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError, TimedOut, TorkitError
 from torkit.net.descriptors import READ_SIZE, read_some, write_some
 from torkit.net.pump import Pump

@@ -22,8 +22,8 @@ from trio.lowlevel import RunVar
 from torkit._fast import memory
 from torkit._fast.channel import Channel
 from torkit._fast.events import Event
-from torkit._fast.pump import Link, Local, LocalEvent
 from torkit._fast.pump import Pump as CorePump
+from torkit._fast.sources import Link, Local, LocalEvent
 from torkit._fast.tls import Tls
 from torkit.errors import InternalError, trace
 

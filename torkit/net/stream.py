@@ -28,7 +28,7 @@ from torkit.proto.messages import (
 )
 
 if TYPE_CHECKING:
-    from torkit._fast.pump import Local
+    from torkit._fast.sources import Local
     from torkit.directory.directory import Relay
     from torkit.net.journal import Journal
     from torkit.path_bias import Watch

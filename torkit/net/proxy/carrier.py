@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from torkit._fast.pump import Local, LocalEvent
+from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
 from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.pump import Pump

@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from torkit._fast.pump import LocalEvent
+from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError, TimedOut, TorkitError, UsageError
 from torkit.net.proxy.carrier import READ_SIZE, Carrier
 from torkit.net.proxy.deadlines import deadline

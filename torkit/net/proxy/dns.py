@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from torkit._fast.pump import Local, LocalEvent
+from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import EndReason, InternalError, PeerError, StreamClosed, TorkitError, UsageError
 from torkit.net.proxy.deadlines import deadline
 from torkit.net.proxy.isolation import Origin

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import trio
 
-from torkit._fast.pump import Local, LocalEvent
+from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
 from torkit.net.descriptors import DELIVERY_TIMEOUT, LOOK_INTERVAL, undelivered
 from torkit.net.pump import Pump

@@ -9,7 +9,7 @@ from math import inf
 
 import trio
 
-from torkit._fast.pump import Local, LocalEvent
+from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
 from torkit.net.proxy.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
 from torkit.net.proxy.client import Client
