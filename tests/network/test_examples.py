@@ -166,7 +166,8 @@ def run_block(shell: Shell, directory: Path, lines: list[str], *, on_terminal: b
     program = [f"cd {directory}", "set -m -o pipefail"]
     for number, line in enumerate(lines):
         if on_terminal:
-            line = f"script -qec {shlex.quote('set -o pipefail; ' + line)} /dev/null"
+            # script starts the shell that SHELL names, and /bin/sh where nobody has set it.
+            line = f"SHELL=/bin/bash script -qec {shlex.quote('set -o pipefail; ' + line)} /dev/null"
         program.append(f"{{ {line}\n}} >{results}/{number} 2>&1 </dev/null; echo $? >>{results}/statuses")
         if found := re.search(r"--listen 127\.0\.0\.1:(\d+).*&", line):
             program.append(f"until (: <>/dev/tcp/127.0.0.1/{found[1]}) 2>/dev/null; do sleep 0.1; done")

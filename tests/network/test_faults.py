@@ -101,8 +101,9 @@ def test_start_while_the_kept_guard_is_down(
     # Back, and tried again when that is due; but for a path that ends there, the one that is preferred.
     let_retries_be_due(faulty_shell)
     preferred = preferred_guards(faulty_shell)[0]
-    path = json.loads(faulty_shell.run("torkit build-circuit").stdout)["path"]
-    assert preferred in (path[0]["fingerprint"], path[2]["fingerprint"])
+    built = faulty_shell.run("torkit -vv build-circuit")
+    path = json.loads(built.stdout)["path"]
+    assert preferred in (path[0]["fingerprint"], path[2]["fingerprint"]), built.stderr
 
 
 def test_exit_killed_in_mid_transfer(
