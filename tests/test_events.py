@@ -94,7 +94,9 @@ async def test_a_start_and_a_stream_are_told_in_order(tmp_path: Path) -> None:
             StreamSucceeded(number),
             StreamEnded(number, "closed here"),
         ]
-        assert kinds(told, CircuitEnded) == [CircuitEnded(circuit, "the circuit was closed here")]
+        assert kinds(told, CircuitEnded) == [
+            CircuitEnded(circuit, "the circuit was closed here: nobody needs it any more")
+        ]
         assert GuardChanged(path[0].partition("~")[0], "GOOD") in told
         assert told.index(CircuitBuilt(circuit, path)) < told.index(StreamAttached(number, circuit))
 
@@ -250,5 +252,5 @@ async def test_what_things_are_can_be_seen(tmp_path: Path) -> None:
         stream.close()
         stream.circuit.close()
         assert repr(stream) == f"<Stream {stream.id} on circuit {number}, closed>"
-        assert repr(stream.circuit).endswith("0 streams, ended: the circuit was closed here>")
+        assert repr(stream.circuit).endswith(": nobody needs it any more>")
         assert HOST not in repr(tor) + repr(stream) + repr(stream.circuit)

@@ -58,12 +58,14 @@ async def test_each_circuit_is_a_line_when_it_is_built_and_one_when_it_is_closed
 ) -> None:
     caplog.set_level(logging.INFO)
     async with client(tmp_path) as (tor, _, _):
-        await tor.build_circuit()
+        (await tor.build_circuit()).close()
     said = lines(caplog, logging.INFO, "was built")
     numbers = [match[1] for line in said if (match := BUILT.fullmatch(line))]
     assert len(set(numbers)) == len(said) == 2
-    for number in numbers:
-        assert lines(caplog, logging.INFO, "was closed").count(f"circuit {number} was closed") == 1
+    assert lines(caplog, logging.INFO, "was closed") == [
+        f"circuit {numbers[1]} was closed: nobody needs it any more",
+        f"circuit {numbers[0]} was closed: the client ends",
+    ]
 
 
 async def test_a_circuit_that_a_relay_ends_is_a_line_with_why(

@@ -1,5 +1,6 @@
 """The circuits in use: who shares one, when a new one is built, and what happens when builds fail."""
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -322,7 +323,7 @@ async def test_a_retired_circuit_keeps_its_streams_and_takes_no_more() -> None:
     async with open_pool() as pool:
         first = await pool.acquire()
         stream, far = await open_stream(first, pool.fakes[2])
-        pool.circuits.retire(first)
+        pool.circuits.retire(first, "a test wants it")
         assert await pool.acquire() is not first
         far.write(b"still here")
         assert await stream.receive_some() == b"still here"
@@ -333,7 +334,7 @@ async def test_an_exit_can_be_retired_with_all_its_circuits() -> None:
         used = await pool.acquire("a")
         clean = (await pool.build(pool.path)).circuit
         other = (await pool.build((*pool.path[:2], pool.exits[1]))).circuit
-        pool.circuits.retire_exit(pool.exits[0].identity)
+        pool.circuits.retire_exit(pool.exits[0].identity, "a test wants it")
         assert clean.error is not None
         assert used.error is None
         assert await pool.acquire("a") is other
@@ -345,7 +346,7 @@ async def test_a_worn_circuit_is_closed_some_time_after_its_last_stream(
     async with open_pool() as pool:
         first = await pool.acquire()
         stream, _ = await open_stream(first, pool.fakes[2])
-        pool.circuits.retire(first)
+        pool.circuits.retire(first, "a test wants it")
         built = Arrivals(answer_extend2)
         pool.fakes[1].on_extend2 = built
         pool.nursery.start_soon(pool.spares.keep)
@@ -360,6 +361,43 @@ async def test_a_worn_circuit_is_closed_some_time_after_its_last_stream(
         mock_clock.jump(MAX_DIRTINESS)
         await trio.testing.wait_all_tasks_blocked()
         assert isinstance(first.error, CircuitClosed)
+
+
+WHY_CLOSED: dict[str, Callable[[Pool, Circuit], None]] = {
+    "it has served for 600 s": lambda pool, circuit: None,
+    "a new identity was asked for": lambda pool, circuit: pool.circuits.renew(),
+    "its exit was silent": lambda pool, circuit: pool.circuits.retire(circuit, "its exit was silent"),
+    "the directory allows its path no more": lambda pool, circuit: pool.note_directory(
+        directory_of(pool, pool.fakes[2])
+    ),
+    "the client ends": lambda pool, circuit: pool.circuits.close(),
+}
+
+
+@pytest.mark.parametrize("why", WHY_CLOSED)
+async def test_the_line_of_a_circuit_that_was_closed_says_why(
+    patient_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with open_pool() as pool:
+        circuit = await pool.acquire()
+        WHY_CLOSED[why](pool, circuit)
+        pool.nursery.start_soon(pool.spares.keep, 0)
+        await trio.sleep(MAX_DIRTINESS + 3 * EXPIRY_CHECK + WORN_GRACE)
+        assert f"circuit {circuit.id} was closed: {why}" in caplog.messages
+        assert str(circuit.error) == f"the circuit was closed here: {why}"
+
+
+async def test_the_line_of_a_circuit_that_nobody_used_says_so(
+    patient_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with open_pool() as pool:
+        circuit = (await pool.build()).circuit
+        pool.nursery.start_soon(pool.spares.keep, 0)
+        while circuit.error is None:
+            await trio.sleep(EXPIRY_CHECK)
+        assert f"circuit {circuit.id} was closed: nobody has come for it" in caplog.messages
 
 
 # --- Built ahead ---------------------------------------------------------------------------------------
@@ -1010,7 +1048,7 @@ async def test_a_circuit_on_which_nobody_answered_is_probed_before_it_is_closed(
         pool.fakes[2].on_begin = answer
         pool.nursery.start_soon(pool.spares.keep, 0)
         circuit = await pool.acquire("a")
-        pool.circuits.retire(circuit)
+        pool.circuits.retire(circuit, "a test wants it")
         await trio.sleep(2 * EXPIRY_CHECK + WORN_GRACE + 1)
         (stream,) = asked
         assert stream.target is not None
@@ -1026,7 +1064,7 @@ async def test_a_probe_that_is_not_answered_is_given_up(patient_clock: trio.test
         pool.fakes[2].on_begin = ignore
         pool.nursery.start_soon(pool.spares.keep, 0)
         circuit = await pool.acquire("a")
-        pool.circuits.retire(circuit)
+        pool.circuits.retire(circuit, "a test wants it")
         await trio.sleep(2 * EXPIRY_CHECK + WORN_GRACE + INITIAL.close + 1)
         assert circuit.error is not None
         assert pool.counts.unusable_circuits == 1
@@ -1039,7 +1077,7 @@ async def test_a_circuit_that_ends_just_before_its_probe_harms_nobody() -> None:
         circuit = await pool.acquire("a")
         pool.fakes[0].circuits[0].destroy()
         await settle()
-        await pool.circuits._probe_and_close(circuit)
+        await pool.circuits._probe_and_close(circuit, "a test wants it")
         assert pool.counts.unusable_circuits == 1
 
 

@@ -96,7 +96,7 @@ class Rules:
         elif what == "refuse":
             exit_identity = self.exits[value % 2].identity
             self.retired.update(c for c in self.given if c.path[-1].identity == exit_identity)
-            self.pool.circuits.retire_exit(exit_identity)
+            self.pool.circuits.retire_exit(exit_identity, "a test wants it")
         elif what == "list":
             self.gone = {self.pool.fakes[n].rsa_identity for n in value}
             self.retired.update(c for c in self.given if any(r.identity in self.gone for r in c.path))
@@ -108,7 +108,7 @@ class Rules:
             circuit = self.given[value % len(self.given)]
             if what == "retire":
                 self.retired.add(circuit)
-                self.pool.circuits.retire(circuit)
+                self.pool.circuits.retire(circuit, "a test wants it")
             else:
                 circuit.close()
 

@@ -71,9 +71,9 @@ def test_a_circuit_never_goes_back() -> None:
     (entry,) = put_up(shelves, "a")
     assert not shelves.claim(entry, Need(WEB, "b").key, now=5.0)
     assert entry.state == Dirty(Need(WEB, "a").key, 0.0)
-    shelves.retire(entry)
+    shelves.retire(entry, "a test")
     worn = entry.state
-    shelves.retire(entry)
+    shelves.retire(entry, "a test")
     assert entry.state is worn
     assert not shelves.claim(entry, Need(WEB, "a").key, now=6.0)
     shelves.forget(entry)

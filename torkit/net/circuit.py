@@ -437,18 +437,24 @@ class Circuit:
         self.close()
         await trio.lowlevel.checkpoint()
 
-    def close(self) -> None:
-        """Send DESTROY, with reason NONE as C tor's clients do, and fail what is still open."""
-        self.fail(CircuitClosed("the circuit was closed here"), is_closed_here=True)
+    def close(self, why: str = "nobody needs it any more") -> None:
+        """Send DESTROY, with reason NONE as C tor's clients do, and fail what is still open.
 
-    def fail(self, error: TorkitError, *, was_destroyed: bool = False, is_closed_here: bool = False) -> None:
-        """End the circuit, once, for `error`."""
+        `why` is for logs and events: relays are never told.
+        """
+        self.fail(CircuitClosed(f"the circuit was closed here: {why}"), closed_because=why)
+
+    def fail(
+        self, error: TorkitError, *, was_destroyed: bool = False, closed_because: str | None = None
+    ) -> None:
+        """End the circuit, once, for `error`; `closed_because` where it is we who want that."""
         if self.error is not None:
             return
         self.error = error
         if self.is_told:
-            logger.info("circuit %d %s", self.id, "was closed" if is_closed_here else f"failed: {error}")
-        self.watch.note_closed(by_us=is_closed_here)
+            how = f"failed: {error}" if closed_because is None else f"was closed: {closed_because}"
+            logger.info("circuit %d %s", self.id, how)
+        self.watch.note_closed(by_us=closed_because is not None)
         if self.journal.is_heard:
             self.journal.tell(CircuitEnded(self.id, str(error)))
         if not was_destroyed and self._channel.error is None:

@@ -244,7 +244,7 @@ class Request:
         self._failure = self._failure or silent
         self._timeout_count += 1
         circuit.watch.note_given_up()
-        self._circuits.retire(circuit)
+        self._circuits.retire(circuit, "its exit was silent")
 
     def _note_failure(self, circuit: Circuit, error: TorkitError) -> None:
         """Learn from what was the end of an attempt. Raises it where another one is of no use."""
@@ -257,13 +257,13 @@ class Request:
         if reason in BROKEN_CIRCUIT:
             self._failure_count += 1
             circuit.watch.note_broken()
-            circuit.close()
+            circuit.close("its exit broke a stream")
             return
         if reason is not EndReason.INTERNAL:
             circuit.watch.note_used()
         if reason in _UNCERTAIN:
             self._failure_count += 1
-            self._circuits.retire(circuit)
+            self._circuits.retire(circuit, "its exit failed a stream")
         elif reason is EndReason.EXITPOLICY and address is not None:
             if circuit.refuses(address):
                 raise error  # so it is everywhere
@@ -272,7 +272,7 @@ class Request:
         elif reason is EndReason.EXITPOLICY or reason in _NO_EXIT:
             self._refusal_count += 1
             self._refusals.note_exit(exit_identity)
-            self._circuits.retire_exit(exit_identity)
+            self._circuits.retire_exit(exit_identity, "its exit refuses streams")
         else:
             raise error  # the target's answer
         circuit.watch.note_given_up()

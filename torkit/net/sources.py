@@ -185,7 +185,7 @@ class DirectoryServers:
             self._keep(part.source, kept)
             raise
         except BaseException:
-            kept.circuit.close()
+            kept.circuit.close("it brought no answer")
             raise
         self._keep(part.source, kept)
         return came

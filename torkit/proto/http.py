@@ -51,6 +51,7 @@ NO_PROXY = b"HTTP/1.0 501 Tor is not an HTTP Proxy"
 
 _BAD_LINE_END = re.compile(rb"\r(?!\n|$)|(?<!\r)\n|\r\n[ \t]|\x00")
 _LENGTHS = re.compile(rb"\r\n(?:content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
+_TARGET_HOST = re.compile(rb"[^ ]* (?:[A-Za-z][A-Za-z0-9+.-]*://)?([^/?#: ]*)")
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([/?][^#]*)?")
 
@@ -114,6 +115,9 @@ class Http:
 
         self.connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_LEN)
         self.connection.receive_data(head)
+        target_host = _TARGET_HOST.match(head)
+        if target_host is not None and not target_host[1].isascii():  # h11 would call it no request
+            self._check_host(target_host[1].decode("latin-1"))
         try:
             event = self.connection.next_event()
         except h11.RemoteProtocolError as error:  # whose text may quote the destination
@@ -121,11 +125,18 @@ class Http:
         if not isinstance(event, h11.Request):
             raise self._refuse(400, PeerError(NO_REQUEST))
         try:
-            return self._judge(event)
+            request = self._judge(event)
         except PeerError as error:
             raise self._refuse(400, error) from None
         except UsageError as error:
             raise self._refuse(501, error) from None
+        return request._replace(host=self._check_host(request.host))
+
+    def _check_host(self, host: str) -> str:
+        try:
+            return check_host(host, allow_onion=True)
+        except UsageError as error:
+            raise self._refuse(400, error) from None
 
     def _judge(self, event: "h11.Request") -> Request:
         """Raises PeerError for what could be read in two ways, and UsageError for what is not served."""
@@ -154,14 +165,9 @@ class Http:
         return self._request(Command.FORWARD, target, isolation)
 
     def _request(self, command: Command, target: Target, isolation: Hashable) -> Request:
-        try:
-            host = check_host(target.host, allow_onion=True)
-        except UsageError as error:
-            raise PeerError(str(error)) from None
         key = None if isolation is None else ("http", isolation)
-        return Request(
-            command, host, target.port, key, forwarded=self if command is Command.FORWARD else None
-        )
+        forwarded = self if command is Command.FORWARD else None
+        return Request(command, target.host, target.port, key, forwarded=forwarded)
 
     def _refuse(self, status: int, error: TorkitError) -> TorkitError:
         """Queue the answer, and return what is to be raised."""

@@ -43,6 +43,8 @@ MAX_RELAY_EARLY = 8
 STEP_MEMORY = 60.0  # seconds that a step which failed is passed over: so long a relay refuses to try it again
 PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 
+UNWANTED = "whoever asked for it has left"
+
 
 class Choice(NamedTuple):
     """The relays of a circuit to be built, and who is told how the first of them did.
@@ -126,8 +128,8 @@ class Builder:
                 raise circuit.error
             if not choice.is_given and not self.paths.may_go_on(choice.path):
                 raise CircuitClosed("a relay has left the directory while a circuit was built")
-        except BaseException:
-            circuit.close()
+        except BaseException as error:
+            circuit.close(str(error) if isinstance(error, TorkitError) else UNWANTED)
             raise
         return circuit
 
@@ -153,7 +155,7 @@ class Builder:
         except BaseException:
             build.scope.cancel()
             if build.circuit is not None and build.is_over.is_set():  # just then it was finished
-                build.circuit.close()
+                build.circuit.close(UNWANTED)
             raise
         if not build.is_over.is_set():
             build.is_late = True
@@ -186,7 +188,7 @@ class Builder:
                 if len(choice.path) == HOPS:
                     self.build_times.note_built(trio.current_time() - build.begun_at)
                 if build.is_late:
-                    circuit.close()
+                    circuit.close("it came too late")
                 else:
                     self.build_times.note_outcome(timed_out=False)
         except TorkitError as error:
@@ -344,7 +346,7 @@ async def _build(
                 circuit.watch.note_timed_out()
             elif isinstance(error, trio.Cancelled):
                 circuit.watch.note_abandoned()
-            circuit.close()
+            circuit.close(UNWANTED if isinstance(error, trio.Cancelled) else "it could not be built")
         if is_timeout:
             raise TimedOut("a circuit was not built in time") from None
         raise

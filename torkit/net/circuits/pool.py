@@ -40,7 +40,7 @@ class Circuits:
     ) -> None:
         self.turns = Turns()
         self.identity = 0  # how often `renew` was called
-        self.age = 0  # how often `retire_all` was called
+        self.age = 0  # how often all were retired
         self.predicted = predicted
         self.is_short = trio.Event()  # set when more may have to be built ahead; made anew by whoever does
         self.journal = builder.journal
@@ -189,7 +189,7 @@ class Circuits:
         """Let nobody have to find out that the circuits through a relay that is silent are, too."""
         for entry in self._shelves.clean:
             if entry.circuit.path[0].identity == first.identity:
-                entry.circuit.close()
+                entry.circuit.close("its guard does not answer")
 
     def _forget(self, entry: Entry) -> None:
         self._shelves.forget(entry)
@@ -202,16 +202,16 @@ class Circuits:
         """Those that nobody has used, oldest first."""
         return self._shelves.clean
 
-    def retire(self, circuit: Circuit) -> None:
-        """Let a circuit take no new streams; it is closed when its last one has gone."""
+    def retire(self, circuit: Circuit, why: str) -> None:
+        """Let a circuit take no new streams, because of `why`; it is closed when its last one has gone."""
         if (entry := self._shelves.entry_of(circuit)) is not None:
-            self._shelves.retire(entry)
+            self._shelves.retire(entry, why)
 
-    def retire_exit(self, identity: bytes) -> None:
-        """Give no stream to a circuit that ends at this relay."""
+    def retire_exit(self, identity: bytes, why: str) -> None:
+        """Give no stream to a circuit that ends at this relay, because of `why`."""
         for entry in self._shelves:
             if entry.exit.identity == identity:
-                self._end_use(entry)
+                self._end_use(entry, why)
 
     def note_directory(self, directory: Directory) -> None:
         """Give no stream to a circuit through a relay that is gone, or whose exit no longer allows it."""
@@ -219,24 +219,24 @@ class Circuits:
         for entry in self._shelves:
             entry.note_directory(directory)
             if not self._builder.paths.may_go_on(entry.circuit.path):
-                self._end_use(entry)
+                self._end_use(entry, "the directory allows its path no more")
 
-    def _end_use(self, entry: Entry) -> None:
+    def _end_use(self, entry: Entry, why: str) -> None:
         if isinstance(entry.state, Clean):
-            entry.circuit.close()
+            entry.circuit.close(why)
         else:
-            self._shelves.retire(entry)
+            self._shelves.retire(entry, why)
 
     def renew(self) -> None:
         """Take another identity: new requests use new circuits only; running streams go on."""
         self.identity += 1
-        self.retire_all()
+        self._retire_all("a new identity was asked for")
 
-    def retire_all(self) -> None:
+    def _retire_all(self, why: str) -> None:
         """Let no circuit take new streams; those that there are go on."""
         self.age += 1
         for entry in self._shelves:
-            self._shelves.retire(entry)
+            self._shelves.retire(entry, why)
         self.is_short.set()
 
     def look_at_clock(self) -> None:
@@ -244,7 +244,7 @@ class Circuits:
         if self._clock_watch.has_jumped():
             logger.info("the clock has jumped: connections and circuits are made anew")
             self._builder.channels.forget_all()
-            self.retire_all()
+            self._retire_all("the clock has jumped")
 
     async def watch_clock(self) -> None:
         """Look at it now and then; never returns."""
@@ -255,13 +255,13 @@ class Circuits:
     def close(self) -> None:
         for entry in self._shelves:
             entry.circuit.watch.note_used()  # as C tor, no guard is blamed for what was under way
-            entry.circuit.close()
+            entry.circuit.close("the client ends")
 
     def close_idle(self) -> None:
         """Close clean circuits for which nobody has come."""
         for entry in self._shelves.clean:
             if isinstance(entry.state, Clean) and trio.current_time() >= entry.state.expires_at:
-                entry.circuit.close()
+                entry.circuit.close("nobody has come for it")
 
     def close_worn(self) -> None:
         """Close circuits that have served.
@@ -278,11 +278,11 @@ class Circuits:
             elif now - state.idle_since >= WORN_GRACE and not state.is_probed:
                 if entry.circuit.watch.needs_probe:
                     state.is_probed = True
-                    self._nursery.start_soon(self._probe_and_close, entry.circuit)
+                    self._nursery.start_soon(self._probe_and_close, entry.circuit, state.why)
                 else:
-                    entry.circuit.close()
+                    entry.circuit.close(state.why)
 
-    async def _probe_and_close(self, circuit: Circuit) -> None:
+    async def _probe_and_close(self, circuit: Circuit, why: str) -> None:
         """Close a circuit on which no stream was answered, and first see whether that was its fault.
 
         path-spec, "Measuring path usage success rates".
@@ -297,4 +297,4 @@ class Circuits:
         except TorkitError:
             pass  # it ended before it could be asked
         finally:
-            circuit.close()
+            circuit.close(why)

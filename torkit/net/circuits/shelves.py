@@ -35,9 +35,10 @@ class Dirty(NamedTuple):
 
 
 class Worn:
-    """Waits for its last stream to go."""
+    """Waits for its last stream to go, to be closed because of `why`."""
 
-    def __init__(self) -> None:
+    def __init__(self, why: str) -> None:
+        self.why = why
         self.idle_since: float | None = None  # first seen without streams
         self.is_probed = False
 
@@ -120,11 +121,11 @@ class Shelves:
     def entry_of(self, circuit: Circuit) -> Entry | None:
         return self._entries.get(circuit)
 
-    def retire(self, entry: Entry) -> None:
-        """Let nobody join it any more."""
+    def retire(self, entry: Entry, why: str) -> None:
+        """Let nobody join it any more, because of `why`."""
         if not isinstance(entry.state, Worn):
             self._take_down(entry)
-            entry.state = Worn()
+            entry.state = Worn(why)
             self._worn[entry] = None
 
     def retire_old(self, now: float) -> None:
@@ -134,7 +135,7 @@ class Shelves:
             assert isinstance(oldest.state, Dirty)
             if now - oldest.state.since < MAX_DIRTINESS:
                 return
-            self.retire(oldest)
+            self.retire(oldest, f"it has served for {MAX_DIRTINESS:g} s")
 
     def forget(self, entry: Entry) -> None:
         """Its circuit has ended."""

@@ -79,7 +79,7 @@ class OnionRequest:
                 raise StreamClosed("the onion service has nothing at this port (DONE)", reason=failure.reason)
             raise failure
         circuit.watch.note_broken()
-        circuit.close()
+        circuit.close("the onion service broke a stream")
         self._failure_count += 1
         if self._failure_count == MAX_FAILURES:
             raise failure

@@ -99,7 +99,7 @@ class OnionServices:
     def close(self) -> None:
         for entry in list(self._joined.values()):
             entry.circuit.watch.note_used()  # as C tor, no guard is blamed for what was under way
-            entry.circuit.close()
+            entry.circuit.close("the client ends")
 
     def _entry(self, key: Key) -> "_Entry | None":
         entry = self._joined.get(key)

@@ -62,7 +62,7 @@ class Stems:
             if circuit.error is not None:  # it ended in the same read as its last handshake
                 raise circuit.error
         except BaseException as error:
-            circuit.close()
+            circuit.close("the last relay could not be added")
             if isinstance(error, trio.TooSlowError):
                 raise TimedOut(f"the last relay was not reached within {seconds:.1f} s") from None
             raise
