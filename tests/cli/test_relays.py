@@ -64,7 +64,6 @@ def test_filters_and_order(shelf: Shelf, options: list[str], expected: str) -> N
         (["--country", "aa"], "Alpha twin twin"),
         (["--country", "AA", "--country", "{bb}"], "Alpha gamma twin twin"),
         (["--country", "??"], "beta delta"),
-        (["--country", "zz"], ""),
     ],
 )
 def test_countries(shelf: Shelf, options: list[str], expected: str) -> None:
@@ -156,6 +155,9 @@ def test_default_columns_have_as_many_fields_on_every_line(shelf: Shelf) -> None
         (["--fingerprint", "xyz"], "does not begin a fingerprint"),
         (["--fingerprint", ""], "does not begin a fingerprint"),
         (["--country", "usa"], "is not a country code"),
+        (["--country", "éé"], "is not a country code"),
+        (["--country", "zz"], "no address is in a country 'zz'"),
+        (["--country", "aa", "--country", "{ZZ}"], "no address is in a country 'zz'"),
         (["--protocol", "Relay=5-"], "--protocol takes a name and versions"),
         (["--protocol", "Relay"], "--protocol takes a name and versions"),
         (["--exit-port", "0"], "--exit-port"),

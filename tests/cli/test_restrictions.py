@@ -61,11 +61,25 @@ def test_countries_are_never_silently_ignored(
     assert (status, "no address is in a country 'zz'" in err) == (WRONG_USAGE, True)
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_file_of_countries_can_be_named_for_every_command(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """Where tor-geoipdb is not installed, as off Debian."""
+    (shelf.path / "data").mkdir()
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path / "none")
+    status, _, err = shelf(*shelf.geoip, *command, "--exit-nodes", "{zz}")
+    assert (status, "no address is in a country 'zz'" in err) == (WRONG_USAGE, True)
+    monkeypatch.setenv("TORKIT_GEOIP", shelf.geoip[1])
+    status, _, err = shelf(*command, "--exit-nodes", "{zz}")
+    assert (status, "no address is in a country 'zz'" in err) == (WRONG_USAGE, True)
+
+
 def test_country_of_a_relay_is_looked_up_once(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path)
-    assert country_lookup(None) is None
-    assert country_lookup(Constraints(exits=frozenset({"relay1"}))) is None
-    country_of = country_lookup(Constraints(exclude=frozenset({"{AA}", "{??}"})))
+    assert country_lookup(None, None) is None
+    assert country_lookup(Constraints(exits=frozenset({"relay1"})), None) is None
+    country_of = country_lookup(Constraints(exclude=frozenset({"{AA}", "{??}"})), None)
     assert country_of is not None
     assert [country_of(f"10.0.{n}.1") for n in (0, 1, 2)] == ["aa", "??", "bb"]
     monkeypatch.setattr("torkit.directory.geoip.country_of", None)

@@ -80,6 +80,12 @@ def torkit(
         Path | None,
         typer.Option(metavar="DIR", envvar="TORKIT_DATA_DIR", help="Where cache and state are kept."),
     ] = None,
+    geoip: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar="TORKIT_GEOIP", help="Countries of addresses; else tor-geoipdb's."
+        ),
+    ] = None,
     cgo: Annotated[
         str,
         typer.Option(
@@ -101,7 +107,7 @@ def torkit(
     ] = False,
 ) -> None:
     """A Tor client for shells: a SOCKS proxy, a pipe, and the steps between them."""
-    context.obj = Options(network, data_dir, cgo, verbosity, allow_debugging)
+    context.obj = Options(network, data_dir, cgo, verbosity, allow_debugging, geoip)
 
 
 def main() -> NoReturn:

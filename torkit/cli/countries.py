@@ -32,21 +32,19 @@ class Countries:
         self._paths = {4: geoip, 6: geoip6}
         self._texts: dict[int, bytes | None] = {}
 
-    def require(self) -> None:
-        """Raises UsageError where no file tells a relay's country, which is that of its IPv4 address."""
-        if self._text(4) is None:
-            raise UsageError(
-                "no file of countries is installed", hint="install tor-geoipdb, or name --geoip FILE"
-            )
+    def require(self, known: Iterable[str] = ()) -> None:
+        """Raises UsageError where no file tells a relay's country, which is that of its IPv4 address.
 
-    def require_known(self, countries: Iterable[str]) -> None:
-        """Raises UsageError where no file is installed, and for a code that is not in it."""
+        So it does for a code of `known` that is not in the file.
+        """
         from torkit.directory.geoip import UNKNOWN, has_country
 
         text = self._text(4)
         if text is None:
-            raise UsageError("no file of countries is installed", hint="install tor-geoipdb")
-        for country in countries:
+            raise UsageError(
+                "no file of countries is installed", hint="install tor-geoipdb, or name --geoip FILE"
+            )
+        for country in known:
             if country != UNKNOWN and not has_country(text, country):
                 raise UsageError(f"no address is in a country {country!r}", hint="use codes like de or us")
 

@@ -28,6 +28,7 @@ class Options(NamedTuple):
     cgo: str
     verbosity: int
     allow_debugging: bool = False
+    geoip: Path | None = None
 
 
 # What the user may restrict in the paths of a command.
@@ -114,8 +115,11 @@ def _relay_names(option: str, text: str | None) -> frozenset[str]:
     return names
 
 
-def country_lookup(restrictions: "Constraints | None") -> "CountryOf | None":
-    """What tells countries, if any are named. Raises UsageError where nothing does, or one is unknown."""
+def country_lookup(restrictions: "Constraints | None", geoip: Path | None) -> "CountryOf | None":
+    """What tells countries, if any are named, by this file or an installed one.
+
+    Raises UsageError where there is no such file, or a country is unknown.
+    """
     from torkit.path import country_in
 
     if restrictions is None:
@@ -126,8 +130,8 @@ def country_lookup(restrictions: "Constraints | None") -> "CountryOf | None":
         return None
     from torkit.cli.countries import Countries
 
-    countries = Countries()
-    countries.require_known(named)
+    countries = Countries(geoip)
+    countries.require(named)
     return lru_cache(MAX_COUNTRIES)(countries.of)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from torkit.cli.countries import Countries, GeoIP
 from torkit.cli.documents import At, Certs, Flavor, From, Source, read_directory
-from torkit.cli.options import command_app
+from torkit.cli.options import Options, command_app
 from torkit.cli.paths import find_relay
 from torkit.cli.table import Table, terminal_width
 from torkit.cli.targets import format_address
@@ -180,12 +180,14 @@ def relays(
     if country:
         asked.add("country")
 
+    options: Options = context.obj
     source = Source(stdin or where, flavor, certs, at)
-    directory = read_directory(context.obj, source, microdescs=bool(asked & OF_MICRODESCS))
+    directory = read_directory(options, source, microdescs=bool(asked & OF_MICRODESCS))
     _say_what_is_missing(directory, asked & OF_MICRODESCS)
-    countries = Countries(geoip)
+    countries = Countries(geoip or options.geoip)
+    codes = country_codes(country or ())
     if "country" in asked:
-        countries.require()
+        countries.require(codes)
     # What costs least comes first.
     filters: list[Filter] = []
     if flag:
@@ -207,7 +209,7 @@ def relays(
     if exit_port6:
         filters.append(lambda row: bool(row.policies[1] and row.policies[1].accepts(exit_port6)))
     if country:
-        filters.append(is_in_country(country))
+        filters.append(lambda row: row.country in codes)
 
     everyone = (Row(directory, index, countries) for index in range(len(directory)))
     rows: Iterable[Row] = (row for row in everyone if all(test(row) for test in filters))
@@ -268,13 +270,13 @@ def speaks(texts: list[str]) -> Filter:
     return lambda row: not any(one.missing_from(row.status.protocols) for one in wanted)
 
 
-def is_in_country(codes: list[str]) -> Filter:
-    """Relays in one of these countries, written like us, US or {us}. Raises UsageError."""
-    wanted = {code.removeprefix("{").removesuffix("}").lower() for code in codes}
-    for code in wanted:
-        if len(code) != 2:
+def country_codes(texts: Iterable[str]) -> set[str]:
+    """The codes of countries that are written like us, US or {us}. Raises UsageError."""
+    codes = {text.removeprefix("{").removesuffix("}").lower() for text in texts}
+    for code in codes:
+        if not re.fullmatch(r"[0-9a-z]{2}|\?\?", code):
             raise UsageError(f"{code!r} is not a country code", hint="codes have two letters; ?? is unknown")
-    return lambda row: row.country in wanted
+    return codes
 
 
 def sort_rows(rows: Iterable[Row], name: str, *, reverse: bool) -> list[Row]:

@@ -110,7 +110,7 @@ async def open_client(
             spare_circuits=spare_circuits,
             consensus=consensus,
             restrictions=restrictions,
-            country_of=country_lookup(restrictions),
+            country_of=country_lookup(restrictions, options.geoip),
             max_memory=max_memory,
         ) as tor,
         trio.open_nursery() as nursery,
