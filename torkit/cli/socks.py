@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torkit.cli.ending import GRACE, ExitWithParent, Grace, drain_on_sigterm, end_with_parent
 from torkit.cli.failures import OK
 from torkit.cli.files import write_file
 from torkit.cli.lean_trio import import_trio
@@ -35,6 +36,8 @@ from torkit.errors import NotPossible, StorageError, UsageError
 from torkit.files import is_replaceable, remove_file
 
 if TYPE_CHECKING:
+    import trio
+
     from torkit.client import Tor
     from torkit.net.proxy import Isolate
 
@@ -90,9 +93,12 @@ def socks(
     exclude_nodes: ExcludeNodes = None,
     padding: PaddingName = "auto",
     max_memory: MaxMemory = None,
+    grace: Grace = GRACE,
+    exit_with_parent: ExitWithParent = False,
 ) -> None:
     """Serve SOCKS4a, SOCKS5 and HTTP to programs on this machine."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before `serve` there is no identity to be changed
+    parent = os.getppid()
     options: Options = context.obj
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
@@ -105,6 +111,8 @@ def socks(
         forget_ready_file(ready_file)
 
     async def command() -> None:
+        import trio
+
         from torkit.net.circuits.spares import SPARE_COUNT
 
         max_clients = allow_descriptors() - RESERVED_DESCRIPTORS
@@ -115,6 +123,10 @@ def socks(
                 hint="raise the hard limit of open files (ulimit -Hn, LimitNOFILE=)",
             )
         async with AsyncExitStack() as stack:
+            if exit_with_parent:
+                nursery = await stack.enter_async_context(trio.open_nursery())
+                stack.callback(nursery.cancel_scope.cancel)
+                nursery.start_soon(end_with_parent, parent)
             opened = [(place, stack.enter_context(listening(place))) for place in places]
             tor = await stack.enter_async_context(
                 open_client(
@@ -135,6 +147,7 @@ def socks(
                 ready_file=ready_file,
                 as_json=as_json,
                 max_clients=max_clients,
+                grace=grace,
             )
 
     run(command, options, on_sigterm=OK)
@@ -189,10 +202,13 @@ async def serve(
     ready_file: Path | None,
     as_json: bool = False,
     max_clients: int = MAX_DESCRIPTORS,
+    grace: float = 0,
 ) -> None:
     """Serve until cancelled, and say when a circuit has been built, through `path` if there is one.
 
-    SIGUSR1 brings a new identity. Raises what keeps `path` from carrying anything.
+    From then on, SIGTERM ends it in order, within `grace` seconds if these are not 0: nobody is accepted any
+    more, and it returns when the last client has left. SIGUSR1
+    brings a new identity. Raises what keeps `path` from carrying anything.
     """
     import trio
 
@@ -203,7 +219,7 @@ async def serve(
     from torkit.proto.automap import Automap
     from torkit.proto.destination import check_destination
 
-    is_able = trio.Event()
+    is_able, is_ending = trio.Event(), trio.Event()
 
     async def serve_when_ready() -> None:
         await tor.wait_ready()
@@ -212,6 +228,8 @@ async def serve(
             check_exit(relays[-1], None)
             (await tor.build_circuit(relays)).close()  # streams have circuits of their own, by isolation
         is_able.set()
+        if grace > 0:
+            nursery.start_soon(drain_on_sigterm, is_ending, grace, nursery.cancel_scope)
         automap = Automap() if any(place.kind == "trans" for place, _ in opened) else None
         is_mapped = automap is not None  # then no exit is asked for a name that a program looks up
         check = partial(check_destination, allow_internal=tor.network.testing, allow_onion=is_mapped)
@@ -221,7 +239,9 @@ async def serve(
             max_clients=max_clients,
             isolate=isolation,
             leaks=Leaks(names_only=safe_socks),
+            is_ending=is_ending,
         )
+        nursery.cancel_scope.cancel()
 
     async def renew() -> None:
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
@@ -246,11 +266,11 @@ async def serve(
         if as_json:
             print(line, flush=True)
         if ready_file is not None:
-            nursery.start_soon(keep_ready_file, ready_file, line.encode() + b"\n")
+            nursery.start_soon(keep_ready_file, ready_file, line.encode() + b"\n", is_ending)
 
 
-async def keep_ready_file(path: Path, line: bytes) -> None:
-    """Write the ready file; when cancelled, remove it unless another proxy's has taken its place."""
+async def keep_ready_file(path: Path, line: bytes, is_ending: "trio.Event") -> None:
+    """Write the ready file; at the end, remove it unless another proxy's has taken its place."""
     import trio
 
     if not is_replaceable(path):
@@ -259,7 +279,7 @@ async def keep_ready_file(path: Path, line: bytes) -> None:
         return
     written = write_file(path, line)
     try:
-        await trio.sleep_forever()
+        await is_ending.wait()
     finally:
         try:
             if written is not None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
+import trio
+
 from torkit.net.proxy.deadlines import Deadlines
 
 # How long a client may take to say what it wants, as C tor's SocksTimeout.
@@ -40,6 +42,7 @@ class Limits:
         self._on_room = on_room
         self._clients: dict[Member, None] = {}
         self._silent = Deadlines(HANDSHAKE_TIMEOUT, _give_up)
+        self._has_left = trio.Event()  # the next client
 
     @property
     def clients(self) -> list[Member]:
@@ -70,8 +73,20 @@ class Limits:
         self.note_request(client)
         had_room = self.has_room
         self._clients.pop(client, None)
+        self._has_left.set()
         if not had_room:
             self._on_room(self.has_room)
+
+    def close_silent(self) -> None:
+        """Have those leave who have not said what they want."""
+        while (client := self._silent.oldest) is not None:
+            client.close()
+
+    async def wait_empty(self) -> None:
+        """Until the last client has left."""
+        while self._clients:
+            self._has_left = trio.Event()
+            await self._has_left.wait()
 
     async def run(self) -> NoReturn:
         await self._silent.run()

@@ -95,11 +95,13 @@ class StreamListener:
 
     async def _try_later(self) -> None:
         await trio.sleep(ACCEPT_RETRY)
-        self.watch(self._proxy.limits.has_room)
+        if self._source is not None:
+            self.watch(self._proxy.limits.has_room)
 
     def close(self) -> None:
         if self._source is not None:
             self._proxy.pump.remove(self._source)
+            self._source = None
         self._socket.close()
         self._listener.close()
 

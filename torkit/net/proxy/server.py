@@ -1,7 +1,6 @@
 """Serves the clients of some listeners until cancelled."""
 
 from collections.abc import Collection, Sequence
-from typing import NoReturn
 
 import trio
 
@@ -23,7 +22,7 @@ async def serve_socks(
     max_clients: int = MAX_CLIENTS,
     isolate: Collection[Isolate] = ISOLATION,
     names_only: bool = False,
-) -> NoReturn:
+) -> None:
     """Serve clients of SOCKS and HTTP until cancelled, and close the listeners: `serve_proxy` says how."""
     await serve_proxy(
         [StreamListener(listener.socket, lambda _: AnyProtocol()) for listener in listeners],
@@ -42,8 +41,11 @@ async def serve_proxy(
     isolate: Collection[Isolate] = ISOLATION,
     leaks: Leaks | None = None,
     kernel: SockDiag | None = None,
-) -> NoReturn:
+    is_ending: trio.Event | None = None,
+) -> None:
     """Serve the clients of all `listeners` until cancelled, and close the listeners.
+
+    Once `is_ending` is set, nobody is accepted any more, and it returns when the last client has left.
 
     Where there are `max_clients`, a new one takes the place of the one that has kept silent for longest, and
     waits to be accepted where all have said what they want. `isolate` says what keeps streams apart, and
@@ -61,6 +63,10 @@ async def serve_proxy(
             kernel=kernel or SockDiag(),
         )
         try:
-            await proxy.run()
+            proxy.open()
+            nursery.start_soon(proxy.run)
+            await (trio.Event() if is_ending is None else is_ending).wait()
+            await proxy.drain()
+            nursery.cancel_scope.cancel()
         finally:
             proxy.close()

@@ -1,5 +1,6 @@
 """What the clients and listeners of one proxy share."""
 
+import logging
 from collections.abc import Collection, Hashable, Sequence
 from typing import NoReturn, Protocol
 
@@ -22,6 +23,8 @@ from torkit.proto.request import Request
 
 # Seconds that a request may take in all. net/request.py gives up before: it knows why.
 CONNECT_TIMEOUT = STREAM_TIMEOUT + 30.0
+
+logger = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
@@ -59,16 +62,19 @@ class Proxy:
         self.limits = Limits(max_clients, self._watch_listeners)
         self.attempts = Deadlines[Member](ATTEMPT_TIMEOUTS[0], lambda client: client.give_up_attempt())
         self.farewells = Farewells(self.pump)
-        self._listeners = listeners
+        self._listeners = list(listeners)
 
     def _watch_listeners(self, is_wanted: bool) -> None:
         for listener in self._listeners:
             listener.watch(is_wanted)
 
-    async def run(self) -> NoReturn:
-        """Open the listeners, keep every deadline, and look now and then for clients that have gone."""
+    def open(self) -> None:
+        """Accept clients."""
         for listener in self._listeners:
             listener.open(self)
+
+    async def run(self) -> NoReturn:
+        """Keep every deadline, and look now and then for clients that have gone."""
         for waiting in (self.limits, self.attempts, self.farewells):
             self.nursery.start_soon(waiting.run)
         while True:
@@ -76,9 +82,20 @@ class Proxy:
             for client in self.limits.clients:
                 client.look()
 
+    async def drain(self) -> None:
+        """Accept nobody any more, and wait until those have left who have said what they want."""
+        self._close_listeners()
+        self.limits.close_silent()
+        if count := len(self.limits.clients):
+            logger.info("no client is accepted any more, %d are served to their end", count)
+        await self.limits.wait_empty()
+
+    def _close_listeners(self) -> None:
+        while self._listeners:
+            self._listeners.pop().close()
+
     def close(self) -> None:
-        for listener in self._listeners:
-            listener.close()
+        self._close_listeners()
         for client in self.limits.clients:
             client.close()
         self.kernel.close()
