@@ -1,10 +1,18 @@
 """Every line on stderr begins with `torkit:`, whoever it comes from."""
 
+import os
+import re
+import select
+import socket
 import subprocess
 import sys
+import threading
+import tty
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from torkit.cli import running, voice
 from torkit.cli.app import run_command_line
@@ -93,6 +101,87 @@ def test_a_command_with_all_of_pythons_warnings_says_nothing_else(arguments: lis
     )
     assert all(line.startswith("torkit: ") for line in ended.stderr.splitlines()), ended.stderr
     assert "Warning" not in ended.stderr
+
+
+LOUD = """
+import sys, trio
+from torkit.cli.options import Options
+from torkit.cli.running import run
+from torkit.cli.voice import say
+async def command():
+    for number in range(COUNT):
+        say(f"line {number} " + LONG * "x")
+        await trio.sleep(0)
+    print("carried on", flush=True)
+    await trio.to_thread.run_sync(sys.stdin.readline)
+    say("read again")
+run(command, Options(None, None, "exit", 0))
+say("over")
+"""
+LOST = re.compile(r"torkit: (?:(\d+) lines were|a line was) lost here: nobody had read what was before")
+
+
+def ends_of_stderr(kind: str) -> tuple[int, int]:
+    """What reads, and what is written to: with little room, as everywhere."""
+    match kind:
+        case "pipe":
+            return os.pipe()
+        case "terminal":
+            reading, writing = os.openpty()
+            tty.setraw(writing)
+            return reading, writing
+        case _:
+            one, other = socket.socketpair()
+            return one.detach(), other.detach()
+
+
+@pytest.mark.parametrize("length", [50, 5_000], ids=["short", "long"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+@pytest.mark.parametrize("is_blocking", [True, False], ids=["blocking", "non-blocking"])
+def test_a_reader_of_stderr_that_has_stopped_holds_nobody_up(
+    kind: str, length: int, is_blocking: bool
+) -> None:
+    """The command goes on; the reader, when it is back, hears how many lines it has missed."""
+    count = 400_000 // length
+    reading, writing = ends_of_stderr(kind)
+    os.set_blocking(writing, is_blocking)
+    program = LOUD.replace("COUNT", str(count)).replace("LONG", str(length))
+    start = "from torkit.cli.standard import open_standard_descriptors as o; o()\n"
+    child = subprocess.Popen(
+        [sys.executable, "-c", start + program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=writing,
+        cwd=ROOT,
+        text=True,
+    )
+    os.close(writing)
+    with child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == "carried on\n"
+        said = bytearray()
+        read = threading.Thread(target=read_all, args=(reading, said))
+        read.start()
+        wait_until(lambda: not select.select([reading], [], [], 0)[0])
+        child.stdin.write("\n")
+        child.stdin.flush()
+        read.join()
+    assert child.returncode == 0
+    lines = said.decode().splitlines()
+    assert lines[-2:] == ["torkit: read again", "torkit: over"]
+    lost = [int(match[1] or 1) for line in lines if (match := LOST.fullmatch(line))]
+    assert lost
+    whole = [line for line in lines if re.fullmatch(rf"torkit: line \d+ x{{{length}}}", line)]
+    assert len(whole) + sum(lost) == count
+
+
+def read_all(descriptor: int, into: bytearray) -> None:
+    """Until all who might write have gone."""
+    with suppress(OSError):  # of a terminal that nobody has open any more
+        while data := os.read(descriptor, 65_536):
+            into += data
+    os.close(descriptor)
 
 
 def test_v_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

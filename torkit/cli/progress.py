@@ -75,9 +75,9 @@ class _Lines:
             return
         line = to_json(progress) if self._as_json else to_line(progress)
         if line != self._said:
-            _write(f"{line}\n")
+            _say(line)
         elif not self._as_json and seconds >= self._said_at + max(REPEATED_AFTER, seconds / 4):
-            _write(f"torkit: waiting for {int(seconds)} s: {line.removeprefix('torkit: ')}\n")
+            _say(f"torkit: waiting for {int(seconds)} s: {line.removeprefix('torkit: ')}")
         else:
             return
         self._said, self._said_at = line, seconds
@@ -96,7 +96,7 @@ class _Bar:
     def show(self, progress: "Progress", seconds: float) -> None:
         if self._is_service and progress.error is not None and (line := to_line(progress)) != self._said:
             erase()
-            _write(f"{line}\n")
+            _say(line)
             self._said = line
         _draw("" if progress.is_done else to_bar(progress, seconds, terminal_width(sys.stderr)))
 
@@ -141,8 +141,10 @@ def erase() -> None:
     """Take away the bar, if it is drawn."""
     global _bar
     if _bar:
+        from torkit.net.descriptors import stderr
+
         _bar = ""
-        _write("\r\x1b[K")
+        stderr.draw("\r\x1b[K")
 
 
 def stop() -> None:
@@ -155,9 +157,11 @@ def stop() -> None:
 def _draw(bar: str) -> None:
     global _bar
     if bar != _bar and _is_in_foreground():
+        from torkit.net.descriptors import stderr
+
         erase()
         _bar = bar
-        _write(bar)
+        stderr.draw(bar)
 
 
 def _is_in_foreground() -> bool:
@@ -166,7 +170,7 @@ def _is_in_foreground() -> bool:
     return False
 
 
-def _write(text: str) -> None:
-    with suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
+def _say(line: str) -> None:
+    from torkit.net.descriptors import stderr
+
+    stderr.say(line)

@@ -38,6 +38,8 @@ def run(
     import_trio()
     import trio
 
+    from torkit.net.descriptors import stderr
+
     speak_for_loggers(options.verbosity)
     # What the parent had ignored stays so: nohup's SIGHUP, SIGINT of a job in the background.
     ending = [
@@ -66,7 +68,8 @@ def run(
             await command()
             nursery.cancel_scope.cancel()
 
-    trio.run(run_command)
+    with stderr.never_waiting():
+        trio.run(run_command)
     if received:
         [number] = received
         raise typer.Exit(on_sigterm if number == signal.SIGTERM else 128 + number)

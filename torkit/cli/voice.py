@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from torkit.cli import progress
@@ -13,10 +12,11 @@ if TYPE_CHECKING:
 
 def say(message: str) -> None:
     """Say one thing to the person at the terminal; a message of more lines as so many lines."""
+    from torkit.net.descriptors import stderr
+
     progress.erase()
-    with suppress(OSError):
-        for line in message.splitlines():
-            print(f"torkit: {_printable(line)}", file=sys.stderr)
+    for line in message.splitlines():
+        stderr.say(f"torkit: {_printable(line)}")
 
 
 def speak_for_python() -> None:

@@ -12,7 +12,10 @@ import select
 import socket
 import stat
 import struct
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from errno import EPIPE, ETIMEDOUT
 
 # Implementation limits.
@@ -22,6 +25,9 @@ LOOK_INTERVAL = 0.05  # seconds between questions to the kernel; a delayed ackno
 # Seconds without a byte taken after which a peer is given up; about as long as Linux by itself tries to
 # deliver what a program has left behind. (C tor waits for 15 s, and then leaves the rest to the kernel.)
 DELIVERY_TIMEOUT = 300.0
+
+LINE_TIMEOUT = 5.0  # seconds that a line on stderr waits for room, where no client has to go on meanwhile
+PIECE_LEN = 1024  # characters, at most PIPE_BUF bytes: what a pipe takes whole if it takes anything
 
 
 def read_some(descriptor: int, count: int) -> bytes:
@@ -48,10 +54,73 @@ def write_some(descriptor: int, data: bytes | bytearray | memoryview) -> int:
             _wait_for(descriptor, select.POLLOUT)
 
 
-def _wait_for(descriptor: int, event: int) -> None:
+def _wait_for(descriptor: int, event: int, timeout: float | None = None) -> bool:
+    """Returns whether it has come, or an error has, within `timeout` seconds."""
     poll = select.poll()
     poll.register(descriptor, event)
-    poll.poll()
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
+class StandardError:
+    """stderr, for lines. One whose reader has stopped holds nobody up: lines without room are lost.
+
+    How many were is said as soon as there is room again.
+    """
+
+    def __init__(self) -> None:
+        self._timeout = LINE_TIMEOUT
+        self._lost_count = 0
+        self._is_cut = False  # the last thing written was the beginning of a line
+
+    @contextmanager
+    def never_waiting(self) -> Iterator[None]:
+        """Let no line wait for room meanwhile."""
+        self._timeout = 0.0
+        try:
+            yield
+        finally:
+            self._tell_lost()
+            self._timeout = LINE_TIMEOUT
+
+    def say(self, line: str) -> None:
+        """Write a line, which has no end yet."""
+        self._tell_lost()
+        if self._lost_count or not self._write(f"{line}\n", self._timeout):
+            self._lost_count += 1
+
+    def draw(self, text: str) -> None:
+        """Write what is no line, if there is room."""
+        self._write(text, 0.0)
+
+    def _tell_lost(self) -> None:
+        if self._lost_count:
+            count = "a line was" if self._lost_count == 1 else f"{self._lost_count} lines were"
+            start = "\n" if self._is_cut else ""
+            if self._write(f"{start}torkit: {count} lost here: nobody had read what was before\n", 0.0):
+                self._lost_count = 0
+
+    def _write(self, text: str, timeout: float) -> bool:
+        """Returns whether there was room; nobody wants to see what cannot be written for another reason."""
+        for at in range(0, len(text), PIECE_LEN):
+            if not _stderr_has_room(timeout):
+                self._is_cut = self._is_cut or at > 0
+                return False
+            with suppress(OSError, ValueError, AttributeError):
+                sys.stderr.write(text[at : at + PIECE_LEN])
+                sys.stderr.flush()
+        self._is_cut = False
+        return True
+
+
+stderr = StandardError()
+
+
+def _stderr_has_room(timeout: float) -> bool:
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):  # no file of the system's
+        return True
+    return _wait_for(descriptor, select.POLLOUT, timeout)
 
 
 def undelivered(descriptor: int) -> int:

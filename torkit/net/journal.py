@@ -4,10 +4,9 @@ if journal.is_heard:
     journal.tell(CircuitBuilt(...))
 """
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 
 import trio
@@ -15,6 +14,7 @@ import trio
 from torkit.directory.directory import Relay
 from torkit.errors import TorkitError
 from torkit.events import Event, EventsLost, ProgressMade, StreamEnded
+from torkit.net.descriptors import stderr
 from torkit.net.progress import Progress, Tracker
 
 # Implementation limit: events that wait for one reader; the oldest are dropped for more.
@@ -123,8 +123,7 @@ class Events:
 
 def trace(event: Event) -> None:
     """A listener that prints on stderr; where nobody reads it any more, for nobody."""
-    with suppress(OSError, ValueError):
-        print(f"torkit: {event}", file=sys.stderr, flush=True)
+    stderr.say(f"torkit: {event}")
 
 
 def name_of(relay: Relay) -> str:
