@@ -3,15 +3,17 @@
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
-from errno import ENOSPC, EPERM
+import threading
+from contextlib import ExitStack
+from errno import EAFNOSUPPORT, ENOSPC, ENOSYS, EPERM
 from pathlib import Path
 
 import pytest
 from confined import confine, python, skip_where_forbidden
+from waiting import wait_until
 
-from torkit.namespaces.files import is_kept, listening_paths, with_our_hosts_line
-from torkit.namespaces.kernel import IO_URING_SETUP, SOCKET_CALLS
+from torkit.namespaces.calls import IO_URING_SETUP, KINDS
+from torkit.namespaces.files import SERVICES, is_kept, with_our_hosts_line
 from torkit.namespaces.network import RedirectionError
 from torkit.namespaces.obstacles import explain
 
@@ -143,30 +145,98 @@ def test_all_else_fails_at_once(attempt: str) -> None:
     assert told == [ENDED]
 
 
-@pytest.mark.skipif(os.uname().machine not in SOCKET_CALLS, reason="no filter for this machine")
+only_with_a_filter = pytest.mark.skipif(os.uname().machine not in KINDS, reason="no filter for this machine")
+
+
+@only_with_a_filter
 @pytest.mark.parametrize("before", [[], ["unshare", "-Ur"], ["sh", "-c", 'exec "$@"', "sh"]])
-def test_the_host_of_a_virtual_machine_is_out_of_reach(before: list[str]) -> None:
-    """Its sockets belong to no network namespace. io_uring would make one past every filter of calls."""
+def test_sockets_that_a_network_namespace_does_not_hold_are_refused(before: list[str]) -> None:
+    """Between virtual machines (vsock), of Bluetooth, of modems (qrtr), and whatever else there may be."""
     told = confine(
         [
             *before,
             *python(
-                f"""
-                import ctypes, errno, socket
-                try:
-                    socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-                except OSError as error:
-                    assert error.errno == errno.EAFNOSUPPORT, error
-                else:
-                    raise SystemExit("a socket")
-                libc = ctypes.CDLL(None, use_errno=True)
-                assert libc.syscall({IO_URING_SETUP}, 1, None) == -1
-                assert ctypes.get_errno() == errno.ENOSYS
+                """
+                import errno, socket
+                served = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}
+                for family in {*range(64)} - served:
+                    try:
+                        socket.socket(family, socket.SOCK_DGRAM)
+                    except OSError as error:
+                        assert error.errno == errno.EAFNOSUPPORT, (family, error)
+                    else:
+                        raise SystemExit(f"a socket of {family}")
                 """
             ),
         ]
     )
     assert told == [ENDED]
+
+
+@only_with_a_filter
+def test_the_kernel_does_no_bidding_that_leads_out() -> None:
+    """io_uring would make sockets past every filter, request_key(2) have a name looked up by the host."""
+    numbers = [IO_URING_SETUP, KINDS[os.uname().machine].request_key]
+    told = confine(
+        python(
+            f"""
+            import ctypes, errno
+            libc = ctypes.CDLL(None, use_errno=True)
+            for number in {numbers}:
+                assert libc.syscall(number, b"dns_resolver", b"web.test", b"", 0, 0) == -1
+                assert ctypes.get_errno() == errno.ENOSYS
+            """
+        )
+    )
+    assert told == [ENDED]
+
+
+# Makes calls for 32 bits, as any program of x86_64 may. Its arguments: a call, the errno expected, and so on.
+CALLS_OF_I386 = """
+    #include <stdlib.h>
+    #include <string.h>
+    #include <sys/mman.h>
+    static int call(int number, long one, long two, long three) {
+        int status;
+        __asm__ volatile("int $0x80" : "=a"(status) : "a"(number), "b"(one), "c"(two), "d"(three) : "memory");
+        return status < 0 ? -status : 0;
+    }
+    static int try(const char *name) {
+        int family = name[0] == 'v' ? 40 : 2; /* AF_VSOCK, AF_INET */
+        int *low = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+        low[0] = family, low[1] = 1;
+        if (strstr(name, "-socketcall")) return call(102, 1, (long)low, 0);
+        if (strstr(name, "-socket")) return call(359, family, 1, 0);
+        if (!strcmp(name, "io_uring")) return call(425, 1, 0, 0);
+        return call(20, 0, 0, 0); /* getpid */
+    }
+    int main(int count, char **arguments) {
+        for (int at = 1; at < count; at += 2)
+            if (try(arguments[at]) != atoi(arguments[at + 1])) return at;
+        return 0;
+    }
+    """
+
+
+@pytest.fixture(scope="module")
+def i386(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A program that makes calls for 32 bits."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("not x86_64")
+    program = tmp_path_factory.mktemp("i386") / "program"
+    command = ["cc", "-w", "-x", "c", "-o", str(program), "-"]
+    if subprocess.run(command, input=CALLS_OF_I386.encode(), check=False, capture_output=True).returncode:
+        pytest.skip("no compiler")
+    if subprocess.run([program, "getpid", "0"], check=False).returncode:
+        pytest.skip("a kernel without calls for 32 bits")
+    return str(program)
+
+
+def test_calls_for_32_bits_pass_by_nothing(i386: str) -> None:
+    """What socketcall(2) is to make, a filter cannot see."""
+    expected = {"getpid": 0, "io_uring": ENOSYS, "inet-socket": 0, "vsock-socket": EAFNOSUPPORT}
+    expected |= {"inet-socketcall": EAFNOSUPPORT, "vsock-socketcall": EAFNOSUPPORT}
+    assert confine([i386, *(str(one) for pair in expected.items() for one in pair)]) == [ENDED]
 
 
 def test_a_second_namespace_leads_nowhere() -> None:
@@ -188,6 +258,29 @@ def test_a_second_namespace_leads_nowhere() -> None:
 def test_the_host_network_cannot_be_entered() -> None:
     told = confine(["nsenter", f"--net=/proc/{os.getpid()}/ns/net", "true"], stderr=subprocess.DEVNULL)
     assert told != [ENDED]
+
+
+@pytest.mark.parametrize("whose", [os.getpid(), "os.getppid()"], ids=["the host's", "torkit's"])
+def test_the_processes_of_the_host_lend_nothing(whose: object) -> None:
+    """They belong to the same user: neither their descriptors nor their root are to be had."""
+    told = confine(
+        python(
+            f"""
+            import ctypes, os
+            libc = ctypes.CDLL(None, use_errno=True)
+            pid = {whose}
+            for name in ("root/etc", "cwd", "fd/0", "ns/net"):
+                try:
+                    os.stat(f"/proc/{{pid}}/{{name}}")
+                except PermissionError:
+                    continue
+                raise SystemExit(name)
+            assert libc.syscall(438, os.pidfd_open(pid), 1, 0) == -1  # pidfd_getfd(2)
+            assert libc.ptrace(16, pid, 0, 0) == -1  # PTRACE_ATTACH
+            """
+        )
+    )
+    assert told == [ENDED]
 
 
 def test_what_covers_a_file_cannot_be_taken_away() -> None:
@@ -217,30 +310,83 @@ def test_inherited_descriptors_are_closed() -> None:
     assert told == [ENDED]
 
 
-@pytest.fixture(params=["path", "abstract"])
-def host_socket(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where a service of the host listens."""
-    address = str(tmp_path / "service") if request.param == "path" else f"\0torkit-test-{os.getpid()}"
+@pytest.mark.parametrize("place", ["path", "relative", "abstract"])
+def test_services_of_the_host_cannot_be_reached(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = {"path": f"{tmp_path}/", "relative": "", "abstract": f"\0torkit-test-{os.getpid()}"}[place]
+    with ExitStack() as services:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+            service = services.enter_context(socket.socket(socket.AF_UNIX, kind))
+            service.bind(f"{before}{int(kind)}")
+            if kind != socket.SOCK_DGRAM:
+                service.listen()
+        told = confine(
+            python(
+                f"""
+                import socket
+                for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+                    try:
+                        socket.socket(socket.AF_UNIX, kind).connect({before!r} + str(int(kind)))
+                    except ConnectionRefusedError:
+                        continue
+                    raise SystemExit("connected")
+                """
+            )
+        )
+    assert told == [ENDED]
+
+
+only_who_may_write_to_run = pytest.mark.skipif(not os.access("/run", os.W_OK), reason="it is the system's")
+
+
+@only_who_may_write_to_run
+def test_a_socket_in_run_is_reached_neither_by_its_path_nor_from_a_working_directory_there() -> None:
+    path = f"/run/torkit-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as service:
-        service.bind(address)
+        service.bind(path)
         service.listen()
-        yield address
+        code = (
+            f"import os; raise SystemExit(any(map(os.path.exists, ({path!r}, {os.path.basename(path)!r}))))"
+        )
+        try:
+            assert confine(python(code), cwd="/run") == [ENDED]
+        finally:
+            os.unlink(path)
 
 
-def test_services_of_the_host_cannot_be_connected_to(host_socket: str) -> None:
+@only_who_may_write_to_run
+def test_what_is_in_run_later_is_not_there_and_services_never_are(tmp_path: Path) -> None:
+    """A daemon that restarts makes its socket anew, which no cover outlives."""
+    is_running, is_made, later = (
+        tmp_path / "running",
+        tmp_path / "made",
+        Path(f"/run/torkit-test-{os.getpid()}"),
+    )
+
+    def start_late() -> None:
+        wait_until(is_running.exists)
+        later.mkdir()
+        is_made.touch()
+
+    daemon = threading.Thread(target=start_late)
+    daemon.start()
     told = confine(
         python(
             f"""
-            import socket
-            try:
-                socket.socket(socket.AF_UNIX).connect({host_socket!r})
-            except ConnectionRefusedError:
-                pass
-            else:
-                raise SystemExit("connected")
+            import os, time
+            open({str(is_running)!r}, "x").close()
+            while not os.path.exists({str(is_made)!r}):
+                time.sleep(0.01)
+            assert os.path.isdir("/run/lock")
+            assert not os.path.exists({str(later)!r})
+            assert not {{*os.listdir("/run")}} & {{*{SERVICES!r}}}
             """
         )
     )
+    daemon.join()
+    later.rmdir()
     assert told == [ENDED]
 
 
@@ -254,15 +400,6 @@ def test_the_agent_that_holds_keys_can_be_connected_to(tmp_path: Path) -> None:
             environment={**os.environ, "SSH_AUTH_SOCK": str(path)},
         )
     assert told == [ENDED]
-
-
-def test_whoever_listens_is_found(tmp_path: Path) -> None:
-    path = str(tmp_path / "a service")
-    with socket.socket(socket.AF_UNIX) as service:
-        service.bind(path)
-        assert path not in listening_paths()
-        service.listen()
-        assert path in listening_paths()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Files that would tell a program other resolvers than ours, and sockets of the host that lead out.
 
 A network namespace holds what has an address or an abstract name. A Unix socket with a path is a file,
-and whoever listens there has the host's network and may do a program's bidding: a resolver's cache, a
-message bus, Docker, a shared ssh connection. So every path that somebody listens at is covered, but for
+and whoever has bound it has the host's network and may do a program's bidding: a resolver's cache, a
+message bus, Docker, a shared ssh connection. So every path that somebody has bound is covered, but for
 those that programs cannot do without, and that connect nowhere by themselves.
+
+A cover goes where its file is made anew outside, as by a daemon that restarts. So /run, where daemons of the
+system are found, is a directory of our own: what was there is in it but for known services, and nothing new.
 """
 
 import os
@@ -11,49 +14,83 @@ import stat
 from collections.abc import Iterable, Mapping
 from errno import EACCES, ENOENT
 
-from torkit.namespaces.kernel import MS_BIND, MS_NODEV, MS_NOSUID, mount, unmount
+from torkit.namespaces.kernel import MS_BIND, MS_NODEV, MS_NOSUID, MS_REC, mount, unmount
 
 RESOLV_CONF = "nameserver 127.0.0.1\nsearch .\n"  # without `search`, the host's own domain would be
 HOSTS_LINE = "hosts: files dns"  # nsswitch.conf(5): no multicast DNS, no resolver's socket
 
-# Where the files that are mounted are made: a directory of every system, in which nobody listens. What is
-# made there is in this mount namespace only, and out of sight before the program begins.
+# Where what is mounted is made: a directory of every system, in which nobody listens. What is made there is
+# in this mount namespace only, and out of sight before the program begins.
 SCAFFOLD = "/sys"
 
-# Services that may listen in another network namespace than ours, as those that a container is lent.
-LENT = (
-    *("/run/docker.sock", "/run/podman/podman.sock", "/run/containerd/containerd.sock"),
-    *("/run/dbus/system_bus_socket", "/run/nscd/socket", "/run/systemd/resolve/io.systemd.Resolve"),
-)
+RUN = "/run"
 
-IS_LISTENING = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
+# Directories of /run whose services look up names, or do anybody's bidding. libc asks nscd before it reads
+# nsswitch.conf.
+SERVICES = ("avahi-daemon", "containerd", "dbus", "nscd", "podman")
+
+# A service in another network namespace than ours, as a container is lent it, is not seen to listen.
+LENT = ("/run/systemd/resolve/io.systemd.Resolve", "/run/systemd/resolve/io.systemd.Resolve.Monitor")
 
 
-def cover_files(listening: Iterable[str], environment: Mapping[str, str]) -> None:
-    """Cover what must not be read or connected to; `listening` is what `listening_paths` returned outside.
+def cover_files(bound: Iterable[str], environment: Mapping[str, str]) -> None:
+    """Cover what must not be read or connected to; `bound` is what `bound_paths` returned outside.
 
     Raises OSError.
     """
     mount("tmpfs", SCAFFOLD, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
+    _replace_run(environment)
     _cover("/etc/resolv.conf", _make("resolv.conf", RESOLV_CONF))
     if (nsswitch := _read("/etc/nsswitch.conf")) is not None:
         _cover("/etc/nsswitch.conf", _make("nsswitch.conf", with_our_hosts_line(nsswitch)))
     nothing = _make("nothing", "")
-    for path in {*listening, *LENT}:
+    for path in {*bound, *LENT}:
         if not is_kept(path, environment) and _is_socket(path):
             _cover(path, nothing)
     unmount(SCAFFOLD)
 
 
-def listening_paths() -> list[str]:
-    """The absolute paths that somebody in this network namespace listens at."""
-    paths = []
-    for line in (_read("/proc/self/net/unix") or "").splitlines()[1:]:
+def _replace_run(environment: Mapping[str, str]) -> None:
+    copy = f"{SCAFFOLD}{RUN}"
+    os.mkdir(copy)
+    for name in _entries(RUN):
+        path, place = f"{RUN}/{name}", f"{copy}/{name}"
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), place)
+        elif os.path.isdir(path) and name not in SERVICES:
+            os.mkdir(place)
+            mount(path, place, "", MS_BIND | MS_REC)
+        elif os.path.isfile(path) or is_kept(path, environment):
+            _make(f"{RUN}/{name}", "")
+            mount(path, place, "", MS_BIND)
+    mount(copy, RUN, "", MS_BIND | MS_REC)
+    _leave_what_is_replaced()
+
+
+def _leave_what_is_replaced() -> None:
+    """A working directory in the old /run would stay there, and a path from it lead to what is there."""
+    try:
+        here = os.getcwd()
+        if f"{here}/".startswith(f"{RUN}/"):
+            os.chdir(here)
+    except OSError:  # it is no more
+        os.chdir("/")
+
+
+def bound_paths() -> set[str]:
+    """The paths at which somebody in this network namespace can be reached by a Unix socket.
+
+    A path that is relative to its owner's working directory is found where we may know that directory.
+    """
+    paths = set()
+    for line in (_read("/proc/self/net/unix") or "").split("\n")[1:]:
         # address: references protocol flags type state inode path
         fields = line.split(maxsplit=7)
-        if len(fields) == 8 and int(fields[3], 16) & IS_LISTENING and fields[7].startswith("/"):
-            paths.append(fields[7])
-    return paths
+        if len(fields) == 8 and not fields[7].startswith("@"):  # an abstract name
+            paths.add(fields[7])
+    relative = {path for path in paths if not path.startswith("/")}
+    folders = {_folder_of(pid) for pid in _entries("/proc") if pid.isdecimal()} if relative else set()
+    return paths - relative | {os.path.join(folder, path) for folder in folders for path in relative}
 
 
 def is_kept(path: str, environment: Mapping[str, str]) -> bool:
@@ -71,6 +108,21 @@ def with_our_hosts_line(nsswitch: str) -> str:
     """The text of an nsswitch.conf, but for who is asked for hosts."""
     lines = [line for line in nsswitch.splitlines() if not line.lstrip().startswith("hosts:")]
     return "\n".join([*lines, HOSTS_LINE, ""])
+
+
+def _entries(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _folder_of(pid: str) -> str:
+    """Its working directory; `/` where we may not know."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return "/"
 
 
 def _make(name: str, text: str) -> str:

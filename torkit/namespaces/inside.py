@@ -18,12 +18,12 @@ from torkit.namespaces.between import (
     send,
     send_sockets,
 )
-from torkit.namespaces.files import cover_files, listening_paths
+from torkit.namespaces.calls import forbid_calls
+from torkit.namespaces.files import bound_paths, cover_files
 from torkit.namespaces.kernel import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWUSER,
-    forbid_vsock,
     give_up_capabilities,
     unshare,
 )
@@ -39,7 +39,7 @@ def become(command: Sequence[str], environment: Mapping[str, str], parent: socke
         if parent.recv(MAX_MESSAGE) == RUN:
             with _step("give up capabilities"):
                 give_up_capabilities()
-                forbid_vsock()
+                forbid_calls()
             _close_all_but(parent.fileno())
             _execute(command, environment, parent)
     except _Obstacle as error:
@@ -65,7 +65,7 @@ def _step(name: str) -> Iterator[None]:
 
 def _prepare(environment: Mapping[str, str], parent: socket.socket) -> Sockets:
     """Raises _Obstacle, and OSError where the parent is gone."""
-    listening = listening_paths()  # of the host
+    bound = bound_paths()  # of the host
     with _step("make namespaces"):
         unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS)
     parent.send(UNSHARED)
@@ -74,7 +74,7 @@ def _prepare(environment: Mapping[str, str], parent: socket.socket) -> Sockets:
     with _step("make a network"):
         sockets = make_network()
     with _step("cover files"):
-        cover_files(listening, environment)
+        cover_files(bound, environment)
     return sockets
 
 
