@@ -34,7 +34,8 @@ from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs, parse_microdesc
 from torkit.directory.steps import complete
 from torkit.directory.trust import verify
-from torkit.path import Constraints, choose_path
+from torkit.paths.choose import choose_path
+from torkit.paths.constraints import Constraints
 
 DATA_2022 = Path(__file__).parents[2] / "shared" / "data" / "public-network-2022"
 NOW_2022 = 1668853800  # 2022-11-19 10:30:00 UTC, within the consensus's hour

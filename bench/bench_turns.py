@@ -24,8 +24,8 @@ from torkit import open_tor
 from torkit.cli.running import GC_THRESHOLD, START_TIME
 from torkit.config import Authority, Fallback, Network
 from torkit.errors import TorkitError
-from torkit.net.channel import Channel
-from torkit.net.stream import Stream
+from torkit.net.circuit.stream import Stream
+from torkit.net.link.channel import Channel
 from torkit.proto.padding import Padding
 
 ROUNDS = 5
@@ -63,13 +63,13 @@ async def renew(about: dict[str, Any], directory: str) -> Found:
     async with open_tor(network=network, data_dir=Path(directory), padding=Padding.OFF) as tor:
         await tor.wait_ready()
         found["cache"] = turns.take()
-        bootstrap = tor._parts.bootstrap
-        old = bootstrap.directory
+        keeper = tor._parts.keeper
+        old = keeper.directory
         assert old is not None
         stream = await tor.connect("web.test", 80)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flow, stream)
-            while (new := bootstrap.directory) is None or new.consensus is old.consensus or new.missing:
+            while (new := keeper.directory) is None or new.consensus is old.consensus or new.missing:
                 await trio.sleep(0.05)
             await tor.connect("web.test", 443)
             await trio.sleep(0.5)

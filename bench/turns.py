@@ -7,13 +7,13 @@ from typing import Any
 
 import trio
 
-from torkit.net.pump import Pump
+from torkit.net.link.pump import Pump
 
 SCHEDULED = "/proc/thread-self/schedstat"  # nanoseconds that a thread ran, and that it waited for a processor
 
 
 class Turns(trio.abc.Instrument):
-    """Watches the pump of the run that it is made in (torkit/net/pump.py).
+    """Watches the pump of the run that it is made in (torkit/net/link/pump.py).
 
     Three figures in seconds, each the longest since the last `take`. `turn`: from when the core has returned,
     or trio's sleep ended, to when the core is called again, less what the thread waited for a processor,

@@ -31,7 +31,6 @@ from network_docs import HOUR
 from served import Arrivals, ServedNetwork, authorities, serve_network, signed_service
 
 from torkit._fast.cells import Command, RelayCommand
-from torkit.build_times import INITIAL
 from torkit.client import Tor, open_tor
 from torkit.directory.cache import MICRODESCS, Cache
 from torkit.directory.consensus import parse_consensus
@@ -51,14 +50,15 @@ from torkit.errors import (
     TimedOut,
     UsageError,
 )
-from torkit.guards import RETRY_SCHEDULE
+from torkit.learnt.build_times import INITIAL
+from torkit.learnt.path_bias import State
+from torkit.net.circuit.stream import Stream
 from torkit.net.circuits.purpose import ExitTo, Need
+from torkit.net.circuits.request import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT, Resolved
 from torkit.net.current import TESTING_MIN_TIMEOUT
-from torkit.net.request import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT, Resolved
 from torkit.net.state import load_state
-from torkit.net.stream import Stream
-from torkit.path import Constraints
-from torkit.path_bias import State
+from torkit.paths.constraints import Constraints
+from torkit.paths.guards import RETRY_SCHEDULE
 from torkit.proto.destination import is_onion
 from torkit.proto.padding import Padding
 

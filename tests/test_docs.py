@@ -35,7 +35,7 @@ def test_every_test_that_is_named_exists() -> None:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    """Such as `net/pump.py`, `proxy/`, `_fast/pump`; in a column of ARCHITECTURE.md without the room."""
+    """Such as `net/link/pump.py`, `proxy/`, `_fast/pump`; in a column of ARCHITECTURE.md without the room."""
     package = DOCS.parent / "torkit"
     for page in MAPS:
         named = re.findall(r"`([\w/]+(?:\.py|/|(?<=_fast/)\w+))`", page.read_text())

@@ -25,35 +25,37 @@ ROOMS = {
     # proto: Ed25519 certificates are the same everywhere. files: of the cache only.
     "torkit.directory": {"_fast", "proto", "files"},
     "torkit.hs": {"_fast", "proto", "directory"},
-    "torkit.path": {"directory"},
-    "torkit.vanguards": {"directory", "path"},
-    "torkit.guards": {"directory", "path", "path_bias"},
-    "torkit.build_times": set[str](),
-    "torkit.path_bias": set[str](),
-    "torkit.predicted_ports": set[str](),
-    "torkit.refusals": set[str](),
+    "torkit.paths": {"directory", "learnt"},
+    "torkit.learnt": set[str](),
     "torkit.public_network": set[str](),
     "torkit.config": {"public_network", "files"},
     "torkit.events": set[str](),
     "torkit.namespaces": set[str](),
     "torkit.net": {
-        "events",
-        *("_fast", "proto", "files", "directory", "hs", "path", "guards", "build_times", "path_bias"),
-        *("predicted_ports", "refusals", "vanguards"),
+        *("events", "_fast", "proto", "files", "directory", "hs", "paths", "learnt"),
     },
     # proto: what a user may choose about handshakes, and the clock that congestion control shares.
     "torkit.client": {
-        *("net", "path", "guards", "build_times", "path_bias", "predicted_ports", "refusals", "directory"),
-        *("config", "proto", "vanguards", "hs", "_fast"),
+        *("net", "paths", "learnt", "directory", "config", "proto", "hs", "_fast"),
     },
     "torkit.testnet": {"files"},
     # proto: what a user may choose about handshakes.
     "torkit.cli": {
-        *("client", "net", "path", "directory", "testnet", "config", "proto", "files", "_fast", "hs"),
+        *("client", "net", "paths", "directory", "testnet", "config", "proto", "files", "_fast", "hs"),
         "namespaces",
     },
     "torkit.__main__": {"cli"},
-    "torkit": {"client", "net", "path", "directory", "config"},
+    "torkit": {"client", "net", "paths", "directory", "config"},
+}
+
+# The rooms of net, and which of the others each may import. All may import the files beside them.
+NET_ROOMS = {
+    "circuit": set[str](),
+    "link": {"circuit"},
+    "circuits": {"circuit", "link"},
+    "dir": {"circuit", "link", "circuits"},
+    "onion": {"circuit", "circuits", "dir"},
+    "proxy": {"circuit", "link", "circuits"},
 }
 
 # Who may import what from elsewhere.
@@ -85,13 +87,8 @@ PURE = {
     "torkit.proto",
     "torkit.directory",
     "torkit.hs",
-    "torkit.path",
-    "torkit.vanguards",
-    "torkit.guards",
-    "torkit.build_times",
-    "torkit.path_bias",
-    "torkit.predicted_ports",
-    "torkit.refusals",
+    "torkit.paths",
+    "torkit.learnt",
 }
 CLOCKS = {"time", "logging"}
 
@@ -135,6 +132,12 @@ def imports_of(path: Path) -> Iterator[Import]:
                 yield Import(name, node.module, names, at(node.lineno))
 
 
+def net_room_of(module: str) -> str | None:
+    """Which room of net a module is in; None for those in no room and those beside the rooms."""
+    match = re.match(r"torkit\.net\.(\w+)", module)
+    return match[1] if match and match[1] in NET_ROOMS else None
+
+
 def room_of(module: str) -> str:
     return next(room for room in ROOMS if module == room or (room != "torkit" and is_in(module, {room})))
 
@@ -151,6 +154,9 @@ def broken_rule(one: Import) -> str | None:
         allowed = {f"torkit.{name}" for name in ROOMS[room]} | {room, *EVERYBODYS}
         if room in EVERYBODYS or target not in allowed:
             return f"{room} may not import {target}"
+        inner, wanted = net_room_of(one.importer), net_room_of(one.imported)
+        if inner and wanted and wanted not in {inner, *NET_ROOMS[inner]}:
+            return f"net.{inner} may not import net.{wanted}"
     if top in OUTSIDE and not is_in(one.importer, OUTSIDE[top]):
         return f"{top} is for {', '.join(sorted(OUTSIDE[top])) or 'tests'} only"
     if (
@@ -182,20 +188,22 @@ def test_imports_keep_the_rules(path: Path) -> None:
         ("torkit.errors", "torkit.config"),
         ("torkit._fast.channel", "torkit.proto.cells"),
         ("torkit.proto.cells", "torkit.directory.netdoc"),
-        ("torkit.directory.consensus", "torkit.net.circuit"),
-        ("torkit.directory.consensus", "torkit.path"),
-        ("torkit.path", "torkit.guards"),
+        ("torkit.directory.consensus", "torkit.net.circuit.circuit"),
+        ("torkit.directory.consensus", "torkit.paths.choose"),
+        ("torkit.learnt.path_bias", "torkit.paths.guards"),
         ("torkit.net.circuits", "torkit.config"),
+        ("torkit.net.circuit.stream", "torkit.net.link.channel"),
+        ("torkit.net.circuits.pool", "torkit.net.proxy"),
         ("torkit.client", "torkit.public_network"),
-        ("torkit.testnet", "torkit.net.channel"),
-        ("torkit.cli.socks", "torkit.guards"),
+        ("torkit.testnet", "torkit.net.link.channel"),
+        ("torkit.cli.socks", "torkit.learnt.refusals"),
         ("torkit.proto.channel", "trio"),
         ("torkit.net.proxy.client", "typer"),
         ("torkit.proto.certs", "cryptography.x509"),
         ("torkit.directory.consensus", "pathlib"),
         ("torkit.proto.ntor", "os"),
-        ("torkit.path", "time"),
-        ("torkit.guards", "random"),
+        ("torkit.paths.choose", "time"),
+        ("torkit.paths.guards", "random"),
     ],
 )
 def test_a_broken_rule_is_seen(importer: str, imported: str) -> None:
@@ -211,7 +219,7 @@ def test_sockets_to_relays_are_opened_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in openers
     }
-    assert found == {"torkit.net.dial"}
+    assert found == {"torkit.net.link.dial"}
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
@@ -229,5 +237,7 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_an_import_is_known_by_its_line() -> None:
-    (one,) = [i for i in imports_of(ROOT / "torkit/guards.py") if i.imported == "torkit.path"]
-    assert re.fullmatch(r"torkit/guards\.py:\d+: from torkit\.path import .*", one.line)
+    (one,) = [
+        i for i in imports_of(ROOT / "torkit/paths/guards.py") if i.imported == "torkit.paths.constraints"
+    ]
+    assert re.fullmatch(r"torkit/paths/guards\.py:\d+: from torkit\.paths\.constraints import .*", one.line)

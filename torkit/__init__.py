@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torkit.client import Tor, open_tor
     from torkit.config import Network, data_dir, load_network
-    from torkit.net.request import Resolved
-    from torkit.net.stream import Stream
-    from torkit.path import Constraints
+    from torkit.net.circuit.stream import Stream
+    from torkit.net.circuits.request import Resolved
+    from torkit.paths.constraints import Constraints
 
 __all__ = ["Constraints", "Network", "Resolved", "Stream", "Tor", "data_dir", "load_network", "open_tor"]
 
 _HOMES = {
-    "Constraints": "torkit.path",
+    "Constraints": "torkit.paths.choose",
     "Network": "torkit.config",
-    "Resolved": "torkit.net.request",
-    "Stream": "torkit.net.stream",
+    "Resolved": "torkit.net.circuits.request",
+    "Stream": "torkit.net.circuit.stream",
     "Tor": "torkit.client",
     "data_dir": "torkit.config",
     "load_network": "torkit.config",

@@ -19,20 +19,20 @@ from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus, Preamble
 from torkit.directory.directory import CountryOf, Directory
 from torkit.errors import InternalError, UsageError
-from torkit.net.circuit import Circuit
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.stream import Stream
 from torkit.net.circuits.purpose import LOOK_UP, Need, Path
+from torkit.net.circuits.request import STREAM_TIMEOUT, Request, Resolved, settle
 from torkit.net.circuits.spares import SPARE_COUNT
 from torkit.net.contact import DirectoryServer
+from torkit.net.dir.servers import Sources
 from torkit.net.journal import Events, trace
+from torkit.net.link.pump import Pump
 from torkit.net.memory import limit_memory
 from torkit.net.parts import Parts
 from torkit.net.progress import Changes, Progress
-from torkit.net.pump import Pump
-from torkit.net.request import STREAM_TIMEOUT, Request, Resolved, settle
-from torkit.net.sources import Sources
 from torkit.net.state import load_state
-from torkit.net.stream import Stream
-from torkit.path import Constraints, country_in
+from torkit.paths.constraints import Constraints, country_in
 from torkit.proto.circuit import Cgo
 from torkit.proto.destination import is_onion
 from torkit.proto.padding import Padding
@@ -81,7 +81,7 @@ class Tor:
 
     async def fetch_consensus(self) -> Consensus:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
-        return await self._parts.bootstrap.wait_consensus()
+        return await self._parts.keeper.wait_consensus()
 
     async def download_consensus(self, flavor: str = "microdesc", held: Preamble | None = None) -> Consensus:
         """A live consensus, `microdesc` or `ns`, from the network even if there is one; nothing else uses it.
@@ -89,7 +89,7 @@ class Tor:
         With `held`, one of this flavor, only what has changed since is asked for.
         Raises NoDirectory, DocumentError, or what made the directory's sources fail.
         """
-        return await self._parts.bootstrap.download(flavor, held)
+        return await self._parts.keeper.download(flavor, held)
 
     @property
     def directory(self) -> Directory:
@@ -168,7 +168,7 @@ class Tor:
     def choose_path(self, constraints: Constraints) -> Path:
         """Relays for `constraints`, beginning at our guard unless they name another.
 
-        Raises NoPath, NoGuard, UsageError as torkit.path does, NoDirectory before there is one.
+        Raises NoPath, NoGuard, UsageError as torkit.paths.choose does, NoDirectory before there is one.
         """
         return self._parts.paths.choose_for(constraints)
 

@@ -10,7 +10,7 @@ import trio
 from fake_tor import FakeTor, as_tor
 
 from torkit.cli.build_circuit import build
-from torkit.path import path_from_json, path_to_json
+from torkit.paths.text import path_from_json, path_to_json
 
 
 @contextmanager

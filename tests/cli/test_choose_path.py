@@ -9,7 +9,8 @@ from fake_tor import FakeTor, as_tor
 
 from torkit.cli.choose_path import print_paths, read_consensus
 from torkit.errors import NoPath, UsageError
-from torkit.path import Constraints, path_from_json
+from torkit.paths.constraints import Constraints
+from torkit.paths.text import path_from_json
 
 
 async def test_paths_are_lines_that_path_takes(capsys: pytest.CaptureFixture[str]) -> None:

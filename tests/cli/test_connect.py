@@ -19,7 +19,7 @@ from torkit.cli.connect import carry
 from torkit.cli.failures import TIMED_OUT, WRONG_USAGE
 from torkit.errors import EndReason, StreamClosed, TimedOut, Unreachable, UsageError
 from torkit.net.progress import Phase, Progress
-from torkit.path import path_to_json
+from torkit.paths.text import path_to_json
 
 WEB = ("web.test", 80)
 SETTINGS: dict[str, Any] = {

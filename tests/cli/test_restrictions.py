@@ -11,7 +11,8 @@ from torkit.cli.failures import WRONG_USAGE
 from torkit.cli.options import country_lookup, restrictions
 from torkit.cli.paths import parse_path
 from torkit.errors import UsageError
-from torkit.path import Constraints, path_to_json
+from torkit.paths.constraints import Constraints
+from torkit.paths.text import path_to_json
 
 NONE = {"entry_nodes": None, "exit_nodes": None, "exclude_nodes": None, "path": None}
 COMMANDS = (["socks"], ["connect", "web.test:80"], ["build-circuit"], ["choose-path"])

@@ -53,7 +53,7 @@ def test_what_is_logged_is_said_by_verbosity(verbosity: int, heard: list[str]) -
 import logging
 from torkit.cli.voice import speak_for_loggers
 speak_for_loggers({verbosity})
-for name in "torkit.net.circuit", "another.library":
+for name in "torkit.net.circuit.circuit", "another.library":
     logger = logging.getLogger(name)
     logger.warning("%s w", name)
     logger.info("%s i", name)

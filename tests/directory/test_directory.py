@@ -9,8 +9,9 @@ import network_docs as nd
 import pytest
 
 from torkit.directory.consensus import parse_consensus
-from torkit.directory.directory import Directory, Position, supports
+from torkit.directory.directory import Directory, supports
 from torkit.directory.microdesc import split_microdescs
+from torkit.directory.positions import Position
 
 
 def make(docs: Iterable[nd.RelayDoc], held: Iterable[nd.RelayDoc] | None = None, **options: Any) -> Directory:

@@ -12,7 +12,8 @@ from torkit.directory.diff import apply_diff
 from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdesc
 from torkit.directory.trust import verify
-from torkit.path import Constraints, choose_path
+from torkit.paths.choose import choose_path
+from torkit.paths.constraints import Constraints
 
 AUTHORITIES = nd.authorities(9)
 RELAYS = sorted(nd.full_size(), key=lambda one: one.identity)

@@ -15,7 +15,8 @@ from torkit.directory.geoip import country_of
 from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdesc
 from torkit.directory.trust import Liveness, check_times, verify
 from torkit.errors import DocumentError, NoDirectory
-from torkit.path import Constraints, choose_path
+from torkit.paths.choose import choose_path
+from torkit.paths.constraints import Constraints
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "public-network-2022"
 NOW = 1668853800  # 2022-11-19 10:30:00 UTC

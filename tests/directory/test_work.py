@@ -33,7 +33,7 @@ from torkit.directory.microdesc import Microdescs
 from torkit.directory.steps import Steps
 from torkit.directory.trust import verify, verify_in_steps
 from torkit.errors import DocumentError, NoDirectory
-from torkit.path import prepare
+from torkit.paths.choose import prepare
 
 WIRE_LEN = 20_000  # bytes
 MAX_WORK = 150_000  # calls: some 50 ms

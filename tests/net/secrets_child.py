@@ -15,12 +15,12 @@ import trio
 from fakes import FakeRelay
 from served import relay_of
 
-import torkit.net.circuit
+import torkit.net.circuit.circuit
 from torkit._fast.keys import wipe
 from torkit._fast.onion import TOR1_ONION_KEYS_LEN, Layer
 from torkit.directory.netdoc import decode_protocols
-from torkit.net.channel import Channel
-from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.link.channel import Channel
 from torkit.proto import ntor
 from torkit.proto.cells import HASH_LEN
 from torkit.proto.flow import PathKind
@@ -60,7 +60,7 @@ def watch_secrets() -> None:
             note("private key", result)
         return result
 
-    vars(torkit.net.circuit)["Layer"] = make_layer
+    vars(torkit.net.circuit.circuit)["Layer"] = make_layer
     os.urandom = random
     for name in ("_exchange", "_ntor_h", "_kdf_rfc5869", "_v3_h", "_v3_kdf", "_kdf_tor"):
         setattr(ntor, name, noting(name, getattr(ntor, name)))

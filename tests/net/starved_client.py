@@ -20,8 +20,8 @@ from fast.starved import load_allocator
 from served import build, connect, fresh_relays, open_stream, serve
 
 from torkit.errors import TorkitError
-from torkit.net.channel import Channel
-from torkit.net.pump import Pump
+from torkit.net.link.channel import Channel
+from torkit.net.link.pump import Pump
 
 DOWN = Random(1).randbytes(300_000)  # bytes: several reads and SENDMEs
 UP = Random(2).randbytes(100_000)

@@ -24,12 +24,12 @@ from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.directory import Directory
 from torkit.directory.trust import REASONABLY_LIVE
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, TorkitError
-from torkit.guards import Guards
-from torkit.net.bootstrap import MISSING_RETRY, ROUNDS_BEFORE_ERROR, Bootstrap
-from torkit.net.channels import Channels
-from torkit.net.circuit import CircuitSettings
-from torkit.net.directory import MICRODESCS_PER_REQUEST
-from torkit.net.sources import STAGGER, Sources
+from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.dir.fetch import MICRODESCS_PER_REQUEST
+from torkit.net.dir.keeper import MISSING_RETRY, ROUNDS_BEFORE_ERROR, DirectoryKeeper
+from torkit.net.dir.servers import STAGGER, Sources
+from torkit.net.link.channels import Channels
+from torkit.paths.guards import Guards
 
 DOCS = network_docs.relays(30)
 MINUTE = 60
@@ -65,7 +65,7 @@ def service(signers: list[TestAuthority]) -> DirectoryService:
 
 @dataclass
 class Started:
-    bootstrap: Bootstrap
+    bootstrap: DirectoryKeeper
     relays: list[FakeRelay]
     asked_with: list[Directory | None]  # what `sources` was called with
 
@@ -101,7 +101,7 @@ async def bootstrapping(
             return guards.lacking(directory, now=time.time(), rng=Random(1)) if guards else []
 
         async with trio.open_nursery() as nursery:
-            bootstrap = Bootstrap(
+            bootstrap = DirectoryKeeper(
                 authorities={one.v3ident: one.nickname for one in signers},
                 sources=ask,
                 cache=Cache(data_dir),
@@ -129,7 +129,7 @@ async def fill_cache(data_dir: Path, signers: Sequence[TestAuthority], service: 
     service.requests.clear()
 
 
-async def refusal(bootstrap: Bootstrap) -> TorkitError:
+async def refusal(bootstrap: DirectoryKeeper) -> TorkitError:
     """What whoever waits is told."""
     with pytest.raises(TorkitError) as caught:
         await bootstrap.wait_ready()

@@ -11,12 +11,12 @@ from fakes import FakeRelay, answer_extend2, ignore
 from net.test_circuits_pool import directory_of, failing_at_first, learnt_enough, open_pool
 from served import Arrivals, relay_of
 
-from torkit.build_times import INITIAL, BuildTimes
 from torkit.errors import CircuitClosed, NoDirectory, NoPath, TimedOut
+from torkit.learnt.build_times import INITIAL, BuildTimes
 from torkit.net.circuits.pool import AFTER_REST_ATTEMPTS, BUILD_ATTEMPTS
+from torkit.net.circuits.request import STREAM_TIMEOUT
 from torkit.net.circuits.spares import SPARE_RETRY
 from torkit.net.circuits.turns import MAX_PENDING, RESTS, Turns, rest
-from torkit.net.request import STREAM_TIMEOUT
 
 
 def under_way(fake: FakeRelay) -> int:

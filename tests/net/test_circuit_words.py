@@ -16,12 +16,12 @@ from waiting import until
 
 from torkit.client import Tor, open_tor
 from torkit.errors import CircuitClosed, TimedOut, TorkitError
-from torkit.net.channels import Channels
-from torkit.net.circuit import CircuitSettings
+from torkit.net.circuit.circuit import CircuitSettings
 from torkit.net.circuits.build import build_circuit
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Introduction, OnionDirectory, Rendezvous
 from torkit.net.circuits.purpose import Path as Relays
 from torkit.net.circuits.words import names_of
+from torkit.net.link.channels import Channels
 from torkit.proto.padding import Padding
 
 NAMES = ("one", "two", "three")

@@ -29,26 +29,26 @@ from served import (
     source_of,
 )
 
-from torkit.build_times import INITIAL, BuildTimes
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import REJECT_ALL, PortPolicy, split_microdescs
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import ChannelClosed, CircuitClosed, EndReason, NoPath, TimedOut, UsageError
-from torkit.net.channels import Channels
-from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.learnt.build_times import INITIAL, BuildTimes
+from torkit.learnt.path_bias import Counts, PathBias, State
+from torkit.learnt.predicted_ports import FIRST_PORT, PredictedPorts
+from torkit.net.circuit.circuit import Circuit, CircuitSettings
 from torkit.net.circuits.build import PATH_DRAWS, Builder, Choice, build_circuit, build_directory_circuit
+from torkit.net.circuits.guards import GUARD_CHECK, GuardTry
 from torkit.net.circuits.pool import BUILD_ATTEMPTS, WORN_GRACE, Circuits
 from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ExitTo, ForOnion, Need, Path, Shared
 from torkit.net.circuits.shelves import MAX_DIRTINESS, Entry
 from torkit.net.circuits.spares import EXPIRY_CHECK, MAX_SPARES, SPARE_COUNT, SPARE_RETRY, Spares
 from torkit.net.current import Current
-from torkit.net.guards import GUARD_CHECK, GuardTry
-from torkit.net.pump import STALL, Pump
+from torkit.net.link.channels import Channels
+from torkit.net.link.pump import STALL, Pump
 from torkit.params import parameter
-from torkit.path import may_go_on
-from torkit.path_bias import Counts, PathBias, State
-from torkit.predicted_ports import FIRST_PORT, PredictedPorts
+from torkit.paths.choose import may_go_on
 from torkit.proto.padding import Padding
 
 WEB_ONLY = PortPolicy(True, ((80, 80), (443, 443)))

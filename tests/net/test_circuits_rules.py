@@ -11,7 +11,7 @@ from net.test_circuits_pool import WEB_ONLY, Pool, directory_of, open_pool
 from served import ACCEPT_ALL
 
 from torkit.errors import TorkitError
-from torkit.net.circuit import Circuit
+from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 
 REQUESTS = st.fixed_dictionaries(

@@ -8,8 +8,8 @@ import trio
 from served import fresh_relays, relay_of, serve
 
 from torkit.errors import ChannelClosed
-from torkit.net.channels import Channels
-from torkit.net.dial import dial_directly
+from torkit.net.link.channels import Channels
+from torkit.net.link.dial import dial_directly
 
 
 async def test_channels_connect_by_the_dialer_that_they_are_given() -> None:

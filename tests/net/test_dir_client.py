@@ -33,8 +33,8 @@ from torkit.errors import (
     StreamClosed,
     TimedOut,
 )
-from torkit.net.circuit import Circuit, CircuitSettings
-from torkit.net.directory import (
+from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.dir.fetch import (
     ANSWER_TIMEOUT,
     HEADERS,
     REQUEST_TIMEOUT,

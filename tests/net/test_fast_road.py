@@ -22,9 +22,9 @@ from waiting import until_by_the_wall
 
 from torkit.errors import EndReason, StreamClosed, TimedOut
 from torkit.net import pipe as pipe_module
+from torkit.net.circuit.stream import Stream
+from torkit.net.link.pump import Pump
 from torkit.net.pipe import pipe
-from torkit.net.pump import Pump
-from torkit.net.stream import Stream
 
 BODY = bytes(range(256)) * 4096  # 1 MiB: four times what the windows of a stream let through at once
 PROTOCOLS = pytest.mark.parametrize("protocols", [PLAIN, WITHOUT_CGO], ids=["windows", "congestion control"])

@@ -27,9 +27,9 @@ from served import Arrivals, fresh_relays, open_stream, relay_of, serve_channel
 from torkit._fast.cells import RelayCommand
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import CircuitError, DestroyReason, EndReason
-from torkit.net.channel import Channel
-from torkit.net.circuit import Circuit, CircuitSettings
-from torkit.net.stream import Stream, StreamBroken
+from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.stream import Stream, StreamBroken
+from torkit.net.link.channel import Channel
 
 # Small, for speed: XOFF takes 10 cells.
 LIMIT_CELLS = 10

@@ -17,15 +17,15 @@ from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import CircuitClosed, NoDirectory, NoGuard, NoPath
 from torkit.events import GuardChanged
-from torkit.guards import Guard, Guards, Reachability
+from torkit.learnt.refusals import Refusals
+from torkit.net.circuits.guards import GuardKeeper, GuardOfOurs
+from torkit.net.circuits.paths import Paths
 from torkit.net.circuits.purpose import OnionDirectory
 from torkit.net.current import Current
-from torkit.net.guards import GuardKeeper, GuardOfOurs
-from torkit.net.paths import Paths
 from torkit.net.state import StateFile
-from torkit.path import Constraints
-from torkit.refusals import Refusals
-from torkit.vanguards import Vanguards
+from torkit.paths.constraints import Constraints
+from torkit.paths.guards import Guard, Guards, Reachability
+from torkit.paths.vanguards import Vanguards
 
 DOCS = network_docs.relays(40)
 

@@ -34,10 +34,10 @@ from served import (
 
 from torkit._fast.cells import Command
 from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, TimedOut
-from torkit.net.channel import CONNECT_TIMEOUT, Channel
-from torkit.net.channels import MAX_AGE, Channels
-from torkit.net.circuit import CircuitSettings
+from torkit.net.circuit.circuit import CircuitSettings
 from torkit.net.contact import DirectoryServer
+from torkit.net.link.channel import CONNECT_TIMEOUT, Channel
+from torkit.net.link.channels import MAX_AGE, Channels
 from torkit.proto.padding import IDLE_TIMEOUT, IDLE_TIMEOUT_SPREAD, Padding
 
 Certs = list[tuple[int, bytes]]

@@ -12,8 +12,8 @@ from fakes import FakeRelay
 from served import Arrivals, build, fresh_relays, open_stream, relay_of, serve
 
 from torkit._fast.cells import Command
-from torkit.net.channel import Channel
-from torkit.net.channels import Channels
+from torkit.net.link.channel import Channel
+from torkit.net.link.channels import Channels
 from torkit.proto.padding import KEEPALIVE, Padding
 
 EVERY_2_S = {"nf_ito_low": 2000, "nf_ito_high": 2000}

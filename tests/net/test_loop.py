@@ -22,7 +22,7 @@ from torkit._fast.cells import Command
 from torkit._fast.sources import LocalEvent
 from torkit.client import open_tor
 from torkit.errors import InternalError, StreamClosed
-from torkit.net.pump import LocalOwner, Pump
+from torkit.net.link.pump import LocalOwner, Pump
 from torkit.proto.padding import Padding
 
 

@@ -10,7 +10,7 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import CircuitClosed, NotServed, OnionServiceError, OnionStep, TorkitError
-from torkit.net.circuit import Circuit
+from torkit.net.circuit.circuit import Circuit
 from torkit.net.current import Current
 from torkit.net.onion.descriptors import Descriptors
 

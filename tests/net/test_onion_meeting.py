@@ -16,16 +16,16 @@ from served import build, fresh_relays, relay_of, serve_channel
 from trio.testing import MockClock
 
 from torkit._fast.cells import RelayCommand
-from torkit.build_times import INITIAL, Timeouts
 from torkit.directory.directory import Relay
 from torkit.errors import CircuitError, EndReason, OnionServiceError, OnionStep
 from torkit.hs.descriptor import Descriptor, ProofOfWork
 from torkit.hs.introduction import Points
 from torkit.hs.pow import Proof, is_valid
-from torkit.net.channel import Channel
-from torkit.net.circuit import Circuit
+from torkit.learnt.build_times import INITIAL, Timeouts
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuits.request import STREAM_TIMEOUT
+from torkit.net.link.channel import Channel
 from torkit.net.onion.meeting import MAX_ATTEMPTS, PATIENCE, Meeting
-from torkit.net.request import STREAM_TIMEOUT
 
 GUARD, SECOND, MIDDLE, RENDEZVOUS, SERVICE = range(5)
 POINTS = range(5, 8)

@@ -23,6 +23,7 @@ from torkit.directory.microdesc import split_microdescs
 from torkit.errors import EndReason, OnionServiceError, OnionStep, StreamClosed
 from torkit.hs.address import encode_address
 from torkit.hs.client_auth import ClientKey, encode_client_key
+from torkit.net.circuit.stream import Stream
 from torkit.net.circuits.pool import WORN_GRACE
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.current import Current
@@ -30,7 +31,6 @@ from torkit.net.journal import Journal
 from torkit.net.onion.client_keys import ClientKeys
 from torkit.net.onion.request import OnionRequest
 from torkit.net.onion.services import OnionServices
-from torkit.net.stream import Stream
 
 ADDRESS = encode_address(bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"))
 

@@ -23,8 +23,8 @@ from torkit._fast.events import ChannelFailed, CircuitFailed
 from torkit._fast.pump import Pump as CorePump
 from torkit._fast.tls import Tls
 from torkit.errors import ChannelError, TorkitError
-from torkit.net.channel import Channel
-from torkit.net.tls import TlsConnection
+from torkit.net.link.channel import Channel
+from torkit.net.link.tls import TlsConnection
 
 SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
 

@@ -343,7 +343,7 @@ async def test_certificates_of_another_time_are_our_clock(
         ]
         config = network.config._replace(fallbacks=tuple(fallbacks))
         now = time.time
-        monkeypatch.setattr("torkit.net.channel.time.time", lambda: now() + 10 * 365 * 86_400)
+        monkeypatch.setattr("torkit.net.link.channel.time.time", lambda: now() + 10 * 365 * 86_400)
         blocked = await first_blockage(config, tmp_path)
     assert isinstance(blocked.error, ClockSkewed)
     assert blocked.blockage == "clock"

@@ -15,11 +15,11 @@ from served import build, connect, fresh_relays, serve
 
 from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError
-from torkit.net import pump
+from torkit.net.circuit.stream import Stream
+from torkit.net.link import pump
+from torkit.net.link.pump import STALL, Pump
 from torkit.net.proxy.carrier import Carrier
 from torkit.net.proxy.sockdiag import SockDiag
-from torkit.net.pump import STALL, Pump
-from torkit.net.stream import Stream
 
 logger = logging.getLogger("tests")
 
@@ -241,7 +241,7 @@ class Slow:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("torkit.net.pump.time.monotonic", clock)
+    monkeypatch.setattr("torkit.net.link.pump.time.monotonic", clock)
     return clock
 
 

@@ -17,7 +17,7 @@ from served import ServedNetwork, serve_network
 
 from torkit.client import Tor, open_tor
 from torkit.errors import NoDirectory, TimedOut
-from torkit.path import Constraints
+from torkit.paths.constraints import Constraints
 
 MINUTE = 60.0
 HOUR = 3600.0

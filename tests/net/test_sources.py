@@ -12,11 +12,10 @@ from served import fresh_relays, serve, source_of
 from trio.testing import MockClock
 
 from torkit.errors import NoDirectory, TorkitError
-from torkit.net.channels import Channels
-from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit, CircuitSettings
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.contact import DirectoryServer
-from torkit.net.sources import (
+from torkit.net.dir.servers import (
     AUTHORITY_DELAY,
     MAX_AT_ONCE,
     MAX_AUTHORITIES,
@@ -33,6 +32,7 @@ from torkit.net.sources import (
     Sources,
     next_backoff,
 )
+from torkit.net.link.channels import Channels
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ async def test_a_part_that_is_overdue_between_two_looks_is_asked_elsewhere(
     hasty_clock: HastyClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fetcher once looked for overdue parts, then for when the next would be, and one was neither."""
-    monkeypatch.setattr("torkit.net.sources.STAGGER", 0.5)
+    monkeypatch.setattr("torkit.net.dir.servers.STAGGER", 0.5)
     shelves = Shelves(ITEMS, ITEMS, ITEMS)
     shelves.silent = {1}
     async with shelves_of(shelves) as asking:

@@ -18,12 +18,12 @@ from torkit.directory.directory import Directory
 from torkit.directory.entries import STEP_LEN
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.steps import Steps
-from torkit.guards import Guards
-from torkit.net.bootstrap import Bootstrap
-from torkit.net.channels import Channels
-from torkit.net.circuit import CircuitSettings
-from torkit.net.sources import Sources
-from torkit.net.steps import in_steps
+from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.dir.keeper import DirectoryKeeper
+from torkit.net.dir.servers import Sources
+from torkit.net.dir.steps import in_steps
+from torkit.net.link.channels import Channels
+from torkit.paths.guards import Guards
 
 MAX_TURN_WORK = 30_000  # calls, Python's and C's, between two looks at the streams: some 10 ms
 
@@ -88,7 +88,7 @@ async def test_a_start_with_a_full_size_cache_gives_turns_to_others(tmp_path: Pa
         return guards.lacking(directory, now=now, rng=Random(1))
 
     async with trio.open_nursery() as nursery:
-        bootstrap = Bootstrap(
+        keeper = DirectoryKeeper(
             authorities={one.v3ident: one.nickname for one in signers},
             sources=lambda directory: Sources([], [], []),
             cache=cache,
@@ -100,8 +100,8 @@ async def test_a_start_with_a_full_size_cache_gives_turns_to_others(tmp_path: Pa
         trio.lowlevel.add_instrument(turns)
         sys.setprofile(turns.note_call)
         try:
-            nursery.start_soon(bootstrap.run)
-            directory = await bootstrap.wait_ready()
+            nursery.start_soon(keeper.run)
+            directory = await keeper.wait_ready()
         finally:
             sys.setprofile(None)
         nursery.cancel_scope.cancel()

@@ -23,7 +23,7 @@ from served import (
 
 from torkit._fast.cells import RelayCommand
 from torkit.errors import CircuitError, EndReason, StreamClosed, UsageError
-from torkit.net.stream import Stream, StreamBroken
+from torkit.net.circuit.stream import Stream, StreamBroken
 from torkit.proto.messages import Answer, ResolvedError
 
 CELL = 498  # bytes of data in a full cell

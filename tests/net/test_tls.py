@@ -15,7 +15,7 @@ from fakes import FakeRelay, WatchedStream
 from served import fresh_relays
 
 from torkit.errors import ChannelClosed, ChannelError
-from torkit.net.tls import TlsConnection, random_server_name
+from torkit.net.link.tls import TlsConnection, random_server_name
 
 BUFFER = bytearray(1 << 17)  # what one read brings, for one reader at a time
 

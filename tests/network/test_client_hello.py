@@ -18,7 +18,7 @@ SERVER_NAME, PADDING, KEY_SHARE = 0, 21, 51
 RANDOM_NAME = re.compile(rb"www\.[a-z2-7]{4,25}\.com")
 CONNECT = """
 import sys, trio
-from torkit.net.tls import TlsConnection
+from torkit.net.link.tls import TlsConnection
 trio.run(TlsConnection.connect, "127.0.0.1", int(sys.argv[1]))
 """
 

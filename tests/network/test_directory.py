@@ -26,12 +26,12 @@ from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.diff import apply_diff, is_diff
 from torkit.directory.trust import missing_certificates, verify
 from torkit.errors import NothingNewer
-from torkit.net.channels import Channels
-from torkit.net.circuit import CircuitSettings
+from torkit.net.circuit.circuit import CircuitSettings
 from torkit.net.circuits.build import build_directory_circuit
 from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.contact import DirectoryServer
-from torkit.net.directory import fetch_certificates, fetch_certificates_of_keys, fetch_consensus
+from torkit.net.dir.fetch import fetch_certificates, fetch_certificates_of_keys, fetch_consensus
+from torkit.net.link.channels import Channels
 from torkit.testnet import Options
 
 VOTING_INTERVAL = 15  # seconds; a consensus lives twice as long

@@ -14,10 +14,10 @@ from waiting import until
 
 from torkit.client import open_tor
 from torkit.config import load_network
-from torkit.net.channel import Channel
-from torkit.net.channels import Channels
-from torkit.net.circuit import CircuitSettings
+from torkit.net.circuit.circuit import CircuitSettings
 from torkit.net.circuits.build import build_circuit
+from torkit.net.link.channel import Channel
+from torkit.net.link.channels import Channels
 from torkit.params import default_param
 from torkit.proto.padding import Padding
 

@@ -9,7 +9,7 @@ from path_rules import broken_rules
 
 from torkit.client import open_tor
 from torkit.config import load_network
-from torkit.path import Constraints
+from torkit.paths.constraints import Constraints
 
 pytestmark = pytest.mark.network
 

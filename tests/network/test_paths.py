@@ -12,8 +12,8 @@ from waiting import until
 from torkit.client import open_tor
 from torkit.config import load_network
 from torkit.errors import EndReason, StreamClosed
+from torkit.learnt.predicted_ports import FIRST_PORT
 from torkit.net.circuits.purpose import ExitTo, Need
-from torkit.predicted_ports import FIRST_PORT
 
 pytestmark = pytest.mark.network
 

@@ -17,8 +17,8 @@ from network.torkit_process import CarrierServer, Proxy, Shell, open_through, sk
 
 from torkit.client import Tor, open_tor
 from torkit.config import load_network
+from torkit.net.circuit.stream import Stream, StreamHost
 from torkit.net.proxy import serve_socks
-from torkit.net.stream import Stream, StreamHost
 
 pytestmark = pytest.mark.network
 

@@ -16,13 +16,14 @@ from torkit.client import Tor
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import EndReason, StreamClosed
-from torkit.net.circuit import HopInfo
+from torkit.net.circuit.circuit import HopInfo
 from torkit.net.progress import Phase, Progress
-from torkit.path import Constraints, choose_path
+from torkit.paths.choose import choose_path
+from torkit.paths.constraints import Constraints
 
 
 class StreamBroken(StreamClosed, trio.BrokenResourceError):
-    """As torkit.net.stream raises it."""
+    """As torkit.net.circuit.stream raises it."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How often each relay should stand in each position of many paths: a second opinion, without torkit.path.
+"""How often each relay should stand in each position of many paths: a second opinion, without torkit.paths.
 
 Expected counts follow from what was drawn before: a guard's chance, given the exits that came, is its weight
 among the guards that go with each. So relays that conflict, which shift these chances, do not blur the test.

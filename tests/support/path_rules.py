@@ -1,4 +1,4 @@
-"""What must not be in a path: a second opinion, from what a directory says and without torkit.path.
+"""What must not be in a path: a second opinion, from what a directory says and without torkit.paths.
 
 path-spec, "Path selection and constraints".
 """

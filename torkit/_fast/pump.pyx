@@ -4,7 +4,7 @@
     client's socket -> its stream -> cells -> TLS -> relay's socket
 
 Python has its turn for what is no bulk data: `run` returns it as (owner, what) pairs. Whoever drives this
-(net/pump.py) calls `run` whenever the program would sleep, so what was sealed meanwhile goes out in one piece.
+(net/link/pump.py) calls `run` whenever the program would sleep, so what was sealed meanwhile goes out in one piece.
 
 An exception while one source is served ends that source: it is watched no more, and its owner is told an
 InternalError. `run` itself raises only where the exception belongs to no source; after MemoryError it may be called

@@ -16,7 +16,7 @@ from torkit.cli.targets import format_address
 
 if TYPE_CHECKING:
     from torkit.client import Tor
-    from torkit.net.circuit import Circuit
+    from torkit.net.circuit.circuit import Circuit
 
 app = command_app()
 
@@ -81,7 +81,7 @@ async def build(tor: "Tor", *, count: int | None, path: str | None, for_people: 
 
 def to_json(circuit: "Circuit") -> str:
     """One line, which `--path` takes; each hop says how it was made."""
-    from torkit.path import path_to_json
+    from torkit.paths.text import path_to_json
 
     document = json.loads(path_to_json(circuit.path))
     for relay, hop in zip(document["path"], circuit.hops, strict=True):

@@ -82,7 +82,9 @@ def print_paths(
     tor: "Tor", *, count: int, exit_port: int | None, path: str | None, for_people: bool = False
 ) -> None:
     """Print each path as one JSON line; for people, as a row for each relay, under a header."""
-    from torkit.path import Constraints, check_exit, path_to_json
+    from torkit.paths.choose import check_exit
+    from torkit.paths.constraints import Constraints
+    from torkit.paths.text import path_to_json
 
     table = Table(WIDTHS, terminal_width(sys.stdout)) if for_people else None
     for number in range(count):

@@ -13,7 +13,7 @@ from torkit.errors import UsageError
 
 if TYPE_CHECKING:
     from torkit.directory.directory import CountryOf
-    from torkit.path import Constraints
+    from torkit.paths.constraints import Constraints
     from torkit.proto.padding import Padding
 
 # Implementation limit.
@@ -99,13 +99,13 @@ def restrictions(
     entries, exits, exclude = (_relay_names(option, names) for option, names, _ in options)
     if not (entries or exits or exclude):
         return None
-    from torkit.path import Constraints
+    from torkit.paths.constraints import Constraints
 
     return Constraints(entries=entries, exits=exits, exclude=exclude)
 
 
 def _relay_names(option: str, text: str | None) -> frozenset[str]:
-    """What `torkit.path.places_of` takes."""
+    """What `torkit.paths.choose.places_of` takes."""
     names = frozenset() if text is None else frozenset(name.strip() for name in text.split(","))
     for name in names:
         if not re.fullmatch(r"\$?[0-9A-Fa-f]{40}|[0-9A-Za-z]{1,19}|\{(?:[0-9A-Za-z]{2}|\?\?)\}", name):
@@ -120,7 +120,7 @@ def country_lookup(restrictions: "Constraints | None", geoip: Path | None) -> "C
 
     Raises UsageError where there is no such file, or a country is unknown.
     """
-    from torkit.path import country_in
+    from torkit.paths.constraints import country_in
 
     if restrictions is None:
         return None

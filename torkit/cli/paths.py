@@ -26,7 +26,7 @@ async def read_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
 
 def parse_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
     """The relays that `--path` names: a JSON line, or fingerprints or nicknames with commas."""
-    from torkit.path import path_from_json
+    from torkit.paths.text import path_from_json
 
     if not text.lstrip().startswith("{"):
         _say_what_a_path_costs()
@@ -59,7 +59,7 @@ async def next_line(descriptor: int) -> str | None:
 def read_line(descriptor: int) -> str | None:
     """One line without its end, byte by byte, so that nothing after it is taken; None at the end of file."""
     from torkit.net.descriptors import read_some
-    from torkit.path import MAX_PATH_LINE
+    from torkit.paths.text import MAX_PATH_LINE
 
     line = bytearray()
     while byte := read_some(descriptor, 1):

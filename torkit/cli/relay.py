@@ -46,8 +46,8 @@ def relay(
 
 def relay_fields(directory: "Directory", index: int, countries: Countries) -> dict[str, Any]:
     """What JSON shows. What is not known is None; keys and digests are base64, as in the documents."""
-    from torkit.directory.directory import Position
     from torkit.directory.netdoc import encode_time
+    from torkit.directory.positions import Position
 
     consensus = directory.consensus
     status = consensus.relays[index]
@@ -81,7 +81,7 @@ def family_fields(directory: "Directory", relay: "Relay") -> list[dict[str, Any]
 
     `is_mutual` is None where the other's microdescriptor is not at hand, or the consensus lacks it.
     """
-    from torkit.path import family_of
+    from torkit.paths.choose import family_of
 
     found = {
         other.identity: {"fingerprint": other.fingerprint, "nickname": other.nickname, "is_mutual": True}

@@ -250,7 +250,7 @@ def begins_with(prefixes: list[str]) -> Filter:
 
 def is_in_family(directory: "Directory", name: str) -> Filter:
     """A relay and those of its family. Raises UsageError, and NoDirectory if the family is not known."""
-    from torkit.path import family_of
+    from torkit.paths.choose import family_of
 
     relay = directory.relay_at(find_relay(directory, name))
     if relay is None:

@@ -30,7 +30,7 @@ from torkit.errors import TorkitError
 if TYPE_CHECKING:
     from torkit.client import Tor
     from torkit.directory.directory import Relay
-    from torkit.net.request import Resolved
+    from torkit.net.circuits.request import Resolved
 
 app = command_app()
 

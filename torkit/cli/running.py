@@ -16,7 +16,7 @@ from torkit.errors import NotPossible, UsageError
 
 if TYPE_CHECKING:
     from torkit.client import Tor
-    from torkit.path import Constraints
+    from torkit.paths.constraints import Constraints
     from torkit.proto.padding import Padding
 
 # Implementation limits. Seconds until the garbage collector is switched on: until then next to nothing is

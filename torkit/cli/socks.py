@@ -215,7 +215,7 @@ async def serve(
     from torkit.net.proxy import serve_proxy
     from torkit.net.proxy.leaks import Leaks
     from torkit.net.proxy.upstream import Upstream
-    from torkit.path import check_exit
+    from torkit.paths.choose import check_exit
     from torkit.proto.automap import Automap
     from torkit.proto.destination import check_destination
 

@@ -6,7 +6,6 @@ Who may be trusted, fetched or chosen is decided elsewhere.
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
@@ -15,10 +14,9 @@ from torkit.directory.consensus import Consensus
 from torkit.directory.geoip import UNKNOWN
 from torkit.directory.microdesc import REJECT_ALL, PortPolicy, exit_policies, parse_microdesc
 from torkit.directory.netdoc import DIGEST_LEN, Protocols
+from torkit.directory.positions import Position, flags_refusal
 from torkit.directory.steps import Steps, complete
 from torkit.errors import DocumentError, UsageError
-
-# Specification constants.
 
 # Implementation limits.
 
@@ -30,22 +28,6 @@ CountryOf = Callable[[str], str | None]
 
 
 NO_EXIT = (REJECT_ALL, REJECT_ALL)  # the policies of a relay that is none
-
-
-class Position(Enum):
-    """A place in a path. The value is its letter in the names of the bandwidth weights."""
-
-    GUARD = "g"
-    MIDDLE = "m"
-    EXIT = "e"
-
-
-# The flags without which a relay is not drawn for a position.
-POSITION_FLAGS = {
-    Position.GUARD: frozenset({"Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"}),
-    Position.MIDDLE: frozenset({"Fast", "Running", "Valid"}),
-    Position.EXIT: frozenset({"Exit", "Fast", "Running", "Valid"}),
-}
 
 
 class Relay(NamedTuple):
@@ -268,9 +250,15 @@ class Directory:
     def probability(self, position: Position, index: int) -> float:
         """How likely a draw for this position takes the relay at this place, by flags and weights alone.
 
-        Exit policies, which only microdescriptors tell, and what else is in a path are not looked at.
+        The Exit flag stands for the exit policy, which only a microdescriptor tells. What else is in a path
+        is not looked at.
         """
-        fits = {flags: _fits(position, flags) for flags in set(self.consensus.relays.flags)}
+
+        def may_be_drawn(flags: frozenset[str]) -> bool:
+            lets_out = position is not Position.EXIT or "Exit" in flags
+            return lets_out and flags_refusal(flags, position) is None
+
+        fits = {flags: may_be_drawn(flags) for flags in set(self.consensus.relays.flags)}
         candidates = [i for i, flags in enumerate(self.consensus.relays.flags) if fits[flags]]
         if not fits[self.consensus.relays.flags[index]]:
             return 0.0
@@ -333,14 +321,6 @@ class Directory:
                 self._memos.clear()
             self._memos[key] = make()
         return self._memos[key]
-
-
-def _fits(position: Position, flags: frozenset[str]) -> bool:
-    if position is not Position.MIDDLE and "MiddleOnly" in flags:
-        return False
-    if position is Position.EXIT and "BadExit" in flags:
-        return False
-    return POSITION_FLAGS[position] <= flags
 
 
 def supports(relay: Relay, protocol: str, version: int) -> bool:

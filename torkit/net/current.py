@@ -1,6 +1,6 @@
 """What everybody of one client goes by: the directory in use, what follows from it, and the journal.
 
-net/bootstrap.py keeps the directory new.
+net/dir/keeper.py keeps the directory new.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import trio
 from torkit.directory.directory import Directory
 from torkit.errors import NoDirectory, TorkitError
 from torkit.events import DirectoryChanged
-from torkit.net.circuit import CircuitSettings
+from torkit.net.circuit.circuit import CircuitSettings
 from torkit.net.journal import Journal
 from torkit.params import parameter
 from torkit.proto.circuit import Cgo

@@ -2,7 +2,7 @@
 
 request -> circuits (pool) -> builder -> paths -> guards
                                       -> channels -> dial
-bootstrap (keeps the directory) -> current -> everybody
+keeper (of the directory) -> current -> everybody
 """
 
 from random import Random
@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from torkit.build_times import BuildTimes
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import read_preamble
 from torkit.directory.directory import CountryOf
-from torkit.guards import Guards
-from torkit.net.bootstrap import Bootstrap
-from torkit.net.channels import Channels
+from torkit.learnt.build_times import BuildTimes
+from torkit.learnt.predicted_ports import PredictedPorts
+from torkit.learnt.refusals import Refusals
 from torkit.net.circuits.build import Builder
+from torkit.net.circuits.guards import GuardKeeper
+from torkit.net.circuits.paths import Paths
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.spares import Spares
 from torkit.net.current import Current
-from torkit.net.guards import GuardKeeper
-from torkit.net.paths import Paths
-from torkit.net.sources import Sources
+from torkit.net.dir.keeper import DirectoryKeeper
+from torkit.net.dir.servers import Sources
+from torkit.net.link.channels import Channels
 from torkit.net.state import StateFile
-from torkit.path import Constraints, excluded_places
-from torkit.predicted_ports import PredictedPorts
+from torkit.paths.constraints import Constraints, excluded_places
+from torkit.paths.guards import Guards
+from torkit.paths.vanguards import Vanguards
 from torkit.proto.circuit import Cgo
 from torkit.proto.padding import Padding
-from torkit.refusals import Refusals
-from torkit.vanguards import Vanguards
 
 if TYPE_CHECKING:
     from torkit.net.onion.services import OnionServices
@@ -86,7 +86,7 @@ class Parts:
         self.builder = Builder(self.channels, self.paths, self.current, rng, nursery, self.build_times)
         self.circuits = Circuits(self.builder, PredictedPorts(self.current.param), rng, nursery)
         self.spares = Spares(self.circuits, self.build_times, self.current)
-        self.bootstrap = Bootstrap(
+        self.keeper = DirectoryKeeper(
             authorities=voters,
             sources=lambda directory: servers.shuffled(self.guards.contacts(directory), rng),
             cache=cache,
@@ -127,7 +127,7 @@ class Parts:
 
     async def wait_ready(self) -> None:
         """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
-        await self.bootstrap.wait_ready()
+        await self.keeper.wait_ready()
         await self.guards.has_agreed.wait()
         self.guards.warn_of_restrictions()
 
@@ -135,9 +135,9 @@ class Parts:
         """Keep the directory new and circuits ready; never returns."""
         with self._background:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.bootstrap.run)
+                nursery.start_soon(self.keeper.run)
                 nursery.start_soon(self.circuits.watch_clock)
-                await self.bootstrap.is_ready.wait()
+                await self.keeper.is_ready.wait()
                 await self.guards.has_agreed.wait()
                 nursery.start_soon(self.spares.keep, self._spare_circuits)
                 if self._spare_circuits:

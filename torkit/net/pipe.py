@@ -28,9 +28,9 @@ import trio
 
 from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError, TimedOut, TorkitError
+from torkit.net.circuit.stream import Stream
 from torkit.net.descriptors import READ_SIZE, read_some, write_some
-from torkit.net.pump import Pump
-from torkit.net.stream import Stream
+from torkit.net.link.pump import Pump
 
 T = TypeVar("T")
 

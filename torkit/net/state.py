@@ -9,8 +9,8 @@ import trio
 
 from torkit.directory.cache import Cache
 from torkit.errors import StorageError
-from torkit.guards import Guards
-from torkit.path import Constraints
+from torkit.paths.constraints import Constraints
+from torkit.paths.guards import Guards
 
 SAVE_INTERVAL = 600.0  # seconds between writing down what changes all the time, as C tor
 

@@ -7,4 +7,7 @@ shelves     the circuits at hand, found by isolation
 pool        hands them out, builds what is missing, ends what has served
 spares      built ahead for the ports that are expected
 words       what is logged of each
+paths       chooses relays by purpose, and a guard with them
+guards      keeps the guards: what became of each, what of them is saved
+request     one stream or look-up, tried on one circuit after another
 """

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from torkit.build_times import HOPS, INITIAL, BuildTimes, Timeouts
 from torkit.errors import (
     ChannelClosed,
     ChannelError,
@@ -25,15 +24,16 @@ from torkit.errors import (
     TorkitError,
     UsageError,
 )
-from torkit.net.channels import Channels
-from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.learnt.build_times import HOPS, INITIAL, BuildTimes, Timeouts
+from torkit.net.circuit.circuit import Circuit, CircuitSettings
 from torkit.net.circuits import words
+from torkit.net.circuits.guards import UNTOLD, GuardTry
 from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ForOnion, Path, Purpose, Shared
 from torkit.net.contact import Contact, is_known
 from torkit.net.current import Current
-from torkit.net.guards import UNTOLD, GuardTry
+from torkit.net.link.channels import Channels
+from torkit.net.link.pump import Pump
 from torkit.net.progress import Phase, diagnose
-from torkit.net.pump import Pump
 
 # Specification constant (tor-spec, "Relay cells"): RELAY_EARLY cells that a circuit may carry. C tor's
 # clients use 8 or 7, at random, so that the guard cannot tell the length of a path by counting.

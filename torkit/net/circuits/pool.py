@@ -15,14 +15,14 @@ import trio
 
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import EndReason, NoDirectory, Retry, StreamClosed, TimedOut, TorkitError
-from torkit.net.circuit import Circuit
+from torkit.learnt.predicted_ports import PredictedPorts
+from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.build import Builder, Choice
 from torkit.net.circuits.purpose import ForOnion, Need, Path, Shared
 from torkit.net.circuits.shelves import Clean, Entry, Shelves
 from torkit.net.circuits.turns import Turns, rest
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.progress import diagnose
-from torkit.predicted_ports import PredictedPorts
 
 # Implementation limits.
 BUILD_ATTEMPTS = 8  # paths tried for one request before it rests

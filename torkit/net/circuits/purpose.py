@@ -8,9 +8,10 @@ from collections.abc import Collection, Hashable
 from typing import NamedTuple
 
 from torkit.directory.directory import Relay
+from torkit.learnt.predicted_ports import RESOLVE_PORT
 from torkit.net.contact import Contact
-from torkit.path import LONG_LIVED_PORTS, Constraints, check_exit
-from torkit.predicted_ports import RESOLVE_PORT
+from torkit.paths.choose import check_exit
+from torkit.paths.constraints import LONG_LIVED_PORTS, Constraints
 
 Path = tuple[Relay, ...]
 

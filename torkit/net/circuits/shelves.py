@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 from torkit.directory.directory import Directory
-from torkit.net.circuit import Circuit
+from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.purpose import Need, Shared
 
 # Specification constant, seconds (path-spec, "Clients build circuits on demand"): how long after its first

@@ -9,13 +9,13 @@ from math import inf
 
 import trio
 
-from torkit.build_times import BuildTimes
 from torkit.errors import NoDirectory, NoPath, TorkitError
+from torkit.learnt.build_times import BuildTimes
+from torkit.learnt.predicted_ports import FIRST_PORT
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo
 from torkit.net.current import Current
 from torkit.net.progress import diagnose
-from torkit.predicted_ports import FIRST_PORT
 
 # Specification constant (path-spec, "Clients build circuits preemptively"): clean circuits for every port
 # that is expected; one may serve many. One failure then costs no waiting.

@@ -6,7 +6,7 @@ The last relay of a circuit for onion services is not named: a service has chose
 import logging
 
 from torkit.errors import TorkitError
-from torkit.net.circuit import Circuit
+from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.purpose import ForOnion, Path, Shared
 
 logger = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from torkit.hs.calendar import (
 from torkit.hs.descriptor import Descriptor, decode_descriptor
 from torkit.hs.keys import blind, subcredential
 from torkit.hs.ring import Ring
-from torkit.net.circuit import Circuit
+from torkit.net.circuit.circuit import Circuit
 from torkit.net.current import Current
-from torkit.net.directory import fetch_onion_descriptor
+from torkit.net.dir.fetch import fetch_onion_descriptor
 
 # Implementation limits, seconds: a directory that was asked for a descriptor is not asked again so soon, as C
 # tor.

@@ -49,7 +49,7 @@ from torkit.hs.messages import (
     introduce_plaintext,
 )
 from torkit.hs.pow import NONCE_LEN, Proof, Search, choose_effort, encode_proof, is_expired, max_effort
-from torkit.net.circuit import Circuit, Reply
+from torkit.net.circuit.circuit import Circuit, Reply
 from torkit.net.contact import or_addresses
 from torkit.net.onion.descriptors import Descriptors
 from torkit.net.onion.stems import Stems

@@ -1,4 +1,4 @@
-"""One stream to an onion service that somebody asks for. Those to the rest of the world: net/request.py."""
+"""One stream to an onion service that somebody asks for. (To others: net/circuits/request.py.)"""
 
 from collections.abc import Hashable
 
@@ -7,10 +7,10 @@ import trio
 from torkit.errors import EndReason, StreamClosed, TimedOut
 from torkit.events import StreamNew
 from torkit.hs.address import parse_address
-from torkit.net.circuit import Circuit
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.stream import Stream
+from torkit.net.circuits.request import BROKEN_CIRCUIT, MAX_FAILURES, STREAM_TIMEOUT
 from torkit.net.onion.services import Key, OnionServices
-from torkit.net.request import BROKEN_CIRCUIT, MAX_FAILURES, STREAM_TIMEOUT
-from torkit.net.stream import Stream
 
 
 class OnionRequest:

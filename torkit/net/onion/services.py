@@ -14,7 +14,7 @@ from torkit._fast.keys import X25519PrivateKey
 from torkit.errors import TimedOut
 from torkit.hs.descriptor import Descriptor
 from torkit.hs.introduction import Points
-from torkit.net.circuit import Circuit
+from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.pool import WORN_GRACE, Circuits
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.current import Current
@@ -22,7 +22,7 @@ from torkit.net.onion.client_keys import ClientKeys
 from torkit.net.onion.descriptors import Descriptors
 from torkit.net.onion.meeting import Meeting
 from torkit.net.onion.stems import Stems
-from torkit.path import may_go_on
+from torkit.paths.choose import may_go_on
 
 
 class Key(NamedTuple):

@@ -1,17 +1,17 @@
 """Circuits for onion services: to relays that others have named, and to rendezvous points.
 
-Each begins with a stem, guard - vanguard - middle (torkit/vanguards.py). Where one cannot be built, another
-is tried; so what fails behind it is the fault of whoever was to be reached.
+Each begins with a stem, guard - vanguard - middle (torkit/paths/vanguards.py). Where one cannot be built,
+another is tried; so what fails behind it is the fault of whoever was to be reached.
 """
 
 from collections.abc import Callable, Hashable
 
 import trio
 
-from torkit.build_times import HOPS, BuildTimes, Timeouts
 from torkit.directory.directory import Relay
 from torkit.errors import CircuitError, Retry, TimedOut, TorkitError
-from torkit.net.circuit import Circuit
+from torkit.learnt.build_times import HOPS, BuildTimes, Timeouts
+from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import ForOnion, Introduction, OnionDirectory, Rendezvous
 

@@ -15,9 +15,9 @@ from typing import Protocol
 
 from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
+from torkit.net.circuit.stream import Stream
+from torkit.net.link.pump import Pump
 from torkit.net.proxy.sockdiag import SockDiag
-from torkit.net.pump import Pump
-from torkit.net.stream import Stream
 
 READ_SIZE = 65_536  # bytes; large enough that one read feeds some 130 cells
 

@@ -9,13 +9,13 @@ import trio
 
 from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError, TimedOut, TorkitError, UsageError
+from torkit.net.circuit.stream import Stream
 from torkit.net.proxy.carrier import READ_SIZE, Carrier
 from torkit.net.proxy.deadlines import deadline
 from torkit.net.proxy.doors import FrontDoor
 from torkit.net.proxy.isolation import Origin
 from torkit.net.proxy.shared import CONNECT_TIMEOUT, Proxy
 from torkit.net.proxy.upstream import Requested
-from torkit.net.stream import Stream
 from torkit.proto.request import Command, Request
 
 

@@ -18,9 +18,9 @@ import trio
 
 from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
+from torkit.net.circuit.stream import Stream
 from torkit.net.descriptors import DELIVERY_TIMEOUT, LOOK_INTERVAL, undelivered
-from torkit.net.pump import Pump
-from torkit.net.stream import Stream
+from torkit.net.link.pump import Pump
 
 READ_SIZE = 65_536  # bytes, as carrier.py's
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from torkit.errors import EndReason, PeerError, StreamClosed, TorkitError
+from torkit.net.circuit.stream import Stream
 from torkit.net.proxy.carrier import READ_SIZE
-from torkit.net.stream import Stream
 from torkit.proto.http import MAX_HEAD_LEN, NO_REQUEST, Http, forwarded
 
 if TYPE_CHECKING:

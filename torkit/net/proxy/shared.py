@@ -7,6 +7,8 @@ from typing import NoReturn, Protocol
 import trio
 
 from torkit.errors import EndReason, StreamClosed
+from torkit.net.circuits.request import ATTEMPT_TIMEOUTS, STREAM_TIMEOUT
+from torkit.net.link.pump import Pump
 from torkit.net.proxy.carrier import KEEPALIVE_INTERVAL
 from torkit.net.proxy.deadlines import Deadlines, deadline
 from torkit.net.proxy.farewell import Farewells
@@ -16,12 +18,10 @@ from torkit.net.proxy.leaks import Leaks
 from torkit.net.proxy.limits import Limits, Member
 from torkit.net.proxy.sockdiag import SockDiag
 from torkit.net.proxy.upstream import Upstream
-from torkit.net.pump import Pump
-from torkit.net.request import ATTEMPT_TIMEOUTS, STREAM_TIMEOUT
 from torkit.proto.destination import check_host
 from torkit.proto.request import Request
 
-# Seconds that a request may take in all. net/request.py gives up before: it knows why.
+# Seconds that a request may take in all. net/circuits/request.py gives up before: it knows why.
 CONNECT_TIMEOUT = STREAM_TIMEOUT + 30.0
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
-from torkit.net.stream import Stream
+from torkit.net.circuit.stream import Stream
 
 
 class Requested(Protocol):

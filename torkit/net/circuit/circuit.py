@@ -22,11 +22,11 @@ from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
 from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError
 from torkit.events import CircuitBuilt, CircuitEnded, CircuitExtended, CircuitLaunched
+from torkit.learnt.path_bias import UNWATCHED
+from torkit.net.circuit.stream import Stream, StreamBroken, StreamFlow, cut_off, ended_by
 from torkit.net.contact import or_addresses
 from torkit.net.journal import UNNAMED, Journal, name_of
-from torkit.net.stream import Stream, StreamBroken, StreamFlow, cut_off, ended_by
 from torkit.params import parameter
-from torkit.path_bias import UNWATCHED
 from torkit.proto import cells, flow, messages, ntor
 from torkit.proto.channel import LinkResult
 from torkit.proto.circuit import Cgo, HopHandshake, NewHop

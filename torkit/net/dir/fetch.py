@@ -18,9 +18,9 @@ from torkit.directory.diff import signed_digest
 from torkit.directory.http import HEAD_LEN_MAX, Answer, decode_answer, encode_date
 from torkit.directory.microdesc import MAX_MICRODESC_LEN
 from torkit.errors import DocumentError, TimedOut
-from torkit.net.circuit import Circuit
-from torkit.net.steps import in_steps
-from torkit.net.stream import Stream
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.stream import Stream
+from torkit.net.dir.steps import in_steps
 
 # Implementation limits.
 REQUEST_TIMEOUT = 60.0  # seconds without a byte, as long as C tor allows a stalled answer

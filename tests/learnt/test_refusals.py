@@ -1,6 +1,6 @@
 """What is remembered of exits that refuse, and for how long; which addresses no exit may connect to."""
 
-from torkit.refusals import MAX_EXITS, MAX_TARGETS, Refusals
+from torkit.learnt.refusals import MAX_EXITS, MAX_TARGETS, Refusals
 
 A, B = b"a" * 20, b"b" * 20
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torkit.learnt.path_bias import UNWATCHED, Counts, PathBias, Report, State, Watch
 from torkit.params import parameter
-from torkit.path_bias import UNWATCHED, Counts, PathBias, Report, State, Watch
 
 GUARD = b"g" * 20
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torkit.build_times import (
+from torkit.learnt.build_times import (
     INITIAL,
     MAX_TIMES,
     BuildTimes,

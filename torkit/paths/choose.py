@@ -2,76 +2,33 @@
 
 The exit is chosen first, by its policy; then the guard, or whoever keeps guards is asked for one that goes
 with that exit; then the middle; each by bandwidth, weighted for its position, among the relays that fit
-there. A draw that conflicts with a relay already chosen is
-drawn again, which gives the same distribution as drawing among those that do not conflict, without
-making a list of them. path-spec, "Path selection and constraints".
+there. A draw that conflicts with a relay already chosen is drawn again. That gives the same distribution as
+drawing among the relays without a conflict, and needs no list of them. path-spec, "Path selection and
+constraints".
 """
 
-import json
 from array import array
-from base64 import b64encode
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from torkit.directory.directory import Directory, Position, Relay
-from torkit.directory.geoip import UNKNOWN
-from torkit.directory.netdoc import decode_base64, decode_fingerprint
+from torkit.directory.directory import Directory, Relay
+from torkit.directory.positions import Position, flags_refusal
 from torkit.directory.steps import Steps
 from torkit.errors import NoPath, UsageError
-
-# Specification constants.
-
-# Those of path-spec, and 6523, which C tor's list has besides.
-LONG_LIVED_PORTS = frozenset({21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6523, 6667, 6697, 8300})
-
-# guard-spec, "The guards listed in the current consensus": a guard must also be one that we can fetch
-# directories from, and stay up.
-GUARD_FLAGS = frozenset({"Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"})
+from torkit.paths.constraints import Constraints, excluded_places, places_of
 
 # Implementation limits.
 
 MAX_DRAWS = 64  # before listing what is left: enough unless nearly all bandwidth conflicts
 MAX_EXITS = 16  # exits tried before we conclude that no guard fits any of them
 MAX_TABLES = 64  # kinds of exits remembered per directory; each takes about 100 kB on the real network
-MAX_PATH_LEN = 8  # relays in a path read from JSON; tor-spec allows eight RELAY_EARLY cells
-MAX_PATH_LINE = 1 << 14  # characters of JSON
 
 PATH = (Position.GUARD, Position.MIDDLE, Position.EXIT)
-
-
-class Constraints(NamedTuple):
-    """What a path is for, and what the user asks of it.
-
-    `port` is where the exit must let streams go, to IPv6 addresses if `ipv6`; None asks for any exit
-    that accepts something, as for RESOLVE. Ports in LONG_LIVED_PORTS ask for Stable relays, as does
-    `stable`. `guard`, `middle` and `exit` each name one relay, by fingerprint or nickname, which then
-    need not have the flags of its position. Where `entries` is not empty, the guard must be one of these,
-    and the exit one of `exits`. `exclude` names relays not to use anywhere, `avoid` those not to use
-    behind the guard: a guard is not changed for what failed behind it. In these four, `{de}` names all
-    relays in a country, and `{??}` those in none known; who excludes a country excludes the latter, too.
-    """
-
-    port: int | None = None
-    ipv6: bool = False
-    stable: bool = False
-    guard: str | None = None
-    middle: str | None = None
-    exit: str | None = None
-    entries: frozenset[str] = frozenset()
-    exits: frozenset[str] = frozenset()
-    exclude: frozenset[str] = frozenset()
-    avoid: frozenset[str] = frozenset()
-    distinct_subnets: bool = True
-
-    @property
-    def needs_stable(self) -> bool:
-        """Returns whether every relay of the path should have the Stable flag."""
-        return self.stable or self.port in LONG_LIVED_PORTS
 
 
 class _Table(NamedTuple):
@@ -200,37 +157,6 @@ def check_exit(relay: Relay, port: int | None, *, is_ipv6: bool = False) -> None
     )
 
 
-def is_possible_guard(flags: frozenset[str]) -> bool:
-    """Returns whether a relay with these flags may be sampled as a guard: GUARDS of guard-spec."""
-    return flags >= GUARD_FLAGS and "MiddleOnly" not in flags
-
-
-def places_of(directory: Directory, names: Iterable[str]) -> set[int]:
-    """The places in the consensus of all relays so called, by fingerprint, nickname or `{country}`.
-
-    Raises UsageError for a country where the directory knows of none.
-    """
-    places: set[int] = set()
-    for name in names:
-        country = country_in(name)
-        places.update(directory.indexes_of(name) if country is None else directory.indexes_in(country))
-    return places
-
-
-def excluded_places(directory: Directory, constraints: Constraints) -> set[int]:
-    """The places of the relays that are not to be used. Raises as `places_of` does.
-
-    Where a country is excluded, so is what may be there: as C tor does by default (GeoIPExcludeUnknown).
-    """
-    names = constraints.exclude
-    return places_of(directory, names | {f"{{{UNKNOWN}}}"} if any(map(country_in, names)) else names)
-
-
-def country_in(name: str) -> str | None:
-    """The code in `{de}`; None for a name that is no country's."""
-    return name[1:-1] if name.startswith("{") and name.endswith("}") else None
-
-
 def _named_relay(
     directory: Directory,
     position: Position,
@@ -296,14 +222,15 @@ def _table(directory: Directory, position: Position, constraints: Constraints, *
     """The candidates for a position, whatever else is in the path; remembered with the directory."""
     exit_key = (constraints.port, constraints.ipv6) if position is Position.EXIT else None
     wanted = _wanted(position, constraints)
-    key = (position, constraints.needs_stable, relaxed, exit_key, wanted)
+    needs_stable = constraints.needs_stable
+    key = (position, needs_stable, relaxed, exit_key, wanted)
 
     def make() -> _Table:
         flags = directory.consensus.relays.flags
         allowed = {
             one
             for one in set(flags)
-            if _flags_refusal(one, position, constraints, is_relaxed=relaxed) is None
+            if flags_refusal(one, position, needs_stable=needs_stable, is_relaxed=relaxed) is None
         }
         held = directory.held
         places = directory.exits if position is Position.EXIT else range(len(directory))
@@ -387,40 +314,14 @@ def _refusal(
 ) -> str | None:
     """Why the relay at this place in the consensus does not fit a position, whatever else is in the path."""
     flags = directory.consensus.relays.flags[index]
-    refusal = _flags_refusal(flags, position, constraints, is_relaxed=is_relaxed, is_named=is_named)
+    refusal = flags_refusal(
+        flags, position, needs_stable=constraints.needs_stable, is_relaxed=is_relaxed, is_named=is_named
+    )
     if refusal is None and not directory.has_microdesc(index):
         return "no microdescriptor"
     if refusal is None and position is Position.EXIT and not _exits_to(directory, index, constraints):
         return "exit policy"
     return refusal
-
-
-def _flags_refusal(
-    flags: frozenset[str],
-    position: Position,
-    constraints: Constraints,
-    *,
-    is_relaxed: bool = False,
-    is_named: bool = False,
-) -> str | None:
-    """Why a relay with these flags does not fit a position.
-
-    `is_relaxed` forgoes Fast and Stable; `is_named` also the Guard position's flags.
-    """
-    if not {"Running", "Valid"} <= flags:
-        return "not Running and Valid"
-    if position is not Position.MIDDLE and "MiddleOnly" in flags:
-        return "MiddleOnly"
-    if not (is_relaxed or is_named):
-        if "Fast" not in flags:
-            return "not Fast"
-        if constraints.needs_stable and "Stable" not in flags:
-            return "not Stable"
-    if position is Position.GUARD and not is_named and not is_possible_guard(flags):
-        return "not a Guard"
-    if position is Position.EXIT and "BadExit" in flags:
-        return "BadExit"
-    return None
 
 
 def _exits_to(directory: Directory, index: int, constraints: Constraints) -> bool:
@@ -475,62 +376,3 @@ def _in_one_family(directory: Directory, one: Relay, other: Relay) -> bool:
 
 def _lists(one: Relay, other: Relay) -> bool:
     return f"${other.fingerprint}" in one.family or other.nickname.lower() in one.family
-
-
-# Paths between commands: one JSON object per line.
-
-
-def path_to_json(path: Iterable[Relay]) -> str:
-    """One line, without its newline, that says which relays and where: first the guard."""
-    hops = []
-    for relay in path:
-        hop = {"nickname": relay.nickname, "fingerprint": relay.fingerprint}
-        if relay.ed25519_identity is not None:
-            hop["ed25519"] = _encode_base64(relay.ed25519_identity)
-        hops.append(hop | {"address": f"{relay.address}:{relay.or_port}"})
-    return json.dumps({"path": hops})
-
-
-def path_from_json(line: str, directory: Directory) -> tuple[Relay, ...]:
-    """The relays that a line of `path_to_json` names, as this directory knows them.
-
-    Only fingerprints count, and Ed25519 identities where given: where a relay is and what its keys
-    are, the directory says. Raises UsageError for a line of another form, NoPath for a relay that the
-    directory lacks or knows under another Ed25519 identity.
-    """
-    if len(line) > MAX_PATH_LINE:
-        raise UsageError(f"a path of {len(line)} characters; at most {MAX_PATH_LINE} are read")
-    try:
-        document = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"a path as one JSON object on a line expected: {error}") from None
-    hops = document.get("path") if isinstance(document, dict) else None
-    if not isinstance(hops, list) or not 0 < len(hops) <= MAX_PATH_LEN:
-        raise UsageError(f'{{"path": [...]}} with 1 to {MAX_PATH_LEN} relays expected')
-    path = tuple(_relay_from_hop(hop, number, directory) for number, hop in enumerate(hops, 1))
-    if len({relay.identity for relay in path}) != len(path):
-        raise UsageError("a path names one relay twice")
-    return path
-
-
-def _relay_from_hop(hop: Any, number: int, directory: Directory) -> Relay:
-    fingerprint = hop.get("fingerprint") if isinstance(hop, dict) else None
-    if not isinstance(fingerprint, str):
-        raise UsageError(f"hop {number} of the path: a fingerprint expected")
-    try:
-        identity = decode_fingerprint(fingerprint.removeprefix("$"))
-        ed25519 = decode_base64(hop["ed25519"], 32) if isinstance(hop.get("ed25519"), str) else None
-    except ValueError as error:
-        raise UsageError(f"hop {number} of the path: {error}") from None
-    relay = directory.relay(identity)
-    if relay is None:
-        known = directory.consensus.relays.index_of(identity) is not None
-        reason = "has no usable microdescriptor yet" if known else "is not in the directory"
-        raise NoPath(f"hop {number} of the path: relay {identity.hex().upper()} {reason}")
-    if ed25519 is not None and ed25519 != relay.ed25519_identity:
-        raise NoPath(f"hop {number} of the path: the directory knows {relay} by another Ed25519 identity")
-    return relay
-
-
-def _encode_base64(key: bytes) -> str:
-    return b64encode(key).rstrip(b"=").decode("ascii")

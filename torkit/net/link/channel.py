@@ -1,8 +1,8 @@
 """One connection to a relay, shared by every circuit through it.
 
-Once the link handshake is done only the pump (net/pump.py) touches TLS, so cancelling a task can never cut a
-cell. What it has read comes here as events, which go to their circuits and streams; what these seal goes out
-when every task that can run has run. What the link handshake's cells mean is proto/channel.py's.
+Once the link handshake is done only the pump (net/link/pump.py) touches TLS, so cancelling a task can never
+cut a cell. What it has read comes here as events, which go to their circuits and streams. What these seal
+goes out when every task that can run has run. What the link handshake's cells mean is proto/channel.py's.
 """
 
 import time
@@ -29,10 +29,10 @@ from torkit._fast.events import (
 )
 from torkit._fast.sources import Link
 from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, InternalError, TimedOut, TorkitError
-from torkit.net.circuit import GENERAL, Circuit, CircuitSettings
-from torkit.net.dial import Dial, dial_directly
-from torkit.net.pump import Pump
-from torkit.net.tls import TlsConnection
+from torkit.net.circuit.circuit import GENERAL, Circuit, CircuitSettings
+from torkit.net.link.dial import Dial, dial_directly
+from torkit.net.link.pump import Pump
+from torkit.net.link.tls import TlsConnection
 from torkit.proto.channel import LinkHandshake, LinkResult
 from torkit.proto.padding import Use
 

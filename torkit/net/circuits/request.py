@@ -21,13 +21,13 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.events import StreamAttached, StreamEnded, StreamFailed, StreamNew, StreamSucceeded
-from torkit.net.circuit import Circuit
+from torkit.learnt.refusals import Refusals
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.stream import Stream, ended_by
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Path
-from torkit.net.stream import Stream, ended_by
 from torkit.proto.destination import check_destination, parse_address
 from torkit.proto.messages import ResolvedError
-from torkit.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 

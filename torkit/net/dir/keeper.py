@@ -37,23 +37,23 @@ from torkit.errors import (
     StorageError,
     TorkitError,
 )
-from torkit.guards import missing_microdescs
-from torkit.net.channels import Channels
-from torkit.net.circuit import CircuitSettings
+from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuits.guards import UNTOLD, GuardTry
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.current import Current
-from torkit.net.directory import (
+from torkit.net.dir.fetch import (
     MICRODESCS_PER_REQUEST,
     fetch_certificates,
     fetch_certificates_of_keys,
     fetch_consensus,
     fetch_microdescs,
 )
-from torkit.net.guards import UNTOLD, GuardTry
+from torkit.net.dir.servers import Asked, DirectoryServers, Sources, next_backoff
+from torkit.net.dir.steps import in_steps
+from torkit.net.link.channels import Channels
 from torkit.net.progress import Phase, diagnose
-from torkit.net.sources import Asked, DirectoryServers, Sources, next_backoff
-from torkit.net.steps import in_steps
-from torkit.path import prepare
+from torkit.paths.choose import prepare
+from torkit.paths.guards import missing_microdescs
 
 # The subprotocols that a consensus may require of clients. Those of onion services are listed, spoken or not:
 # lacking them keeps no client from the network. subprotocol-versioning; proposals 264 and 303.
@@ -76,7 +76,7 @@ logger = logging.getLogger(__name__)
 Verified = tuple[Consensus, tuple[AuthorityCertificate, ...]]
 
 
-class Bootstrap:
+class DirectoryKeeper:
     """Run `run` in a task; `directory` is the newest usable one, or None until there is one.
 
     A newer one that lacks too many microdescriptors, or one of a guard in use, does not replace it until they

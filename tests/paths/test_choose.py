@@ -18,16 +18,10 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import REJECT_ALL, split_microdescs
 from torkit.errors import NoPath, UsageError
-from torkit.guards import Guards
-from torkit.path import (
-    Constraints,
-    check_exit,
-    choose_path,
-    family_of,
-    may_go_on,
-    path_from_json,
-    path_to_json,
-)
+from torkit.paths.choose import check_exit, choose_path, family_of, may_go_on
+from torkit.paths.constraints import Constraints
+from torkit.paths.guards import Guards
+from torkit.paths.text import path_from_json, path_to_json
 
 EVEN = dict.fromkeys(nd.WEIGHTS, 10000)
 

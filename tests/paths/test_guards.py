@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from network_docs import RelayDoc
 
 from torkit.directory.consensus import parse_consensus
-from torkit.directory.directory import Directory, Position, Relay
+from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import encode_time
+from torkit.directory.positions import Position
 from torkit.errors import NoDirectory, NoGuard, NoPath
-from torkit.guards import DAY, RETRY_SCHEDULE, Guards, Verdict
 from torkit.params import default_param
-from torkit.path import Constraints
+from torkit.paths.constraints import Constraints
+from torkit.paths.guards import DAY, RETRY_SCHEDULE, Guards, Verdict
 
 DOCS = network_docs.relays(200)  # a hundred of them may be guards: twenty are sampled
 NICKNAMES = {doc.identity: doc.nickname for doc in DOCS}

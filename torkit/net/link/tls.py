@@ -1,6 +1,6 @@
 """TLS to a relay over a socket: connecting, and waiting until the link handshake is done. No cells here.
 
-After that the pump reads and writes `core` by itself (net/pump.py). TLS itself is in _fast/tls.
+After that the pump reads and writes `core` by itself (net/link/pump.py). TLS itself is in _fast/tls.
 
 The certificate proves nothing here, so TLS itself verifies nothing: the CERTS cell that follows ties it
 to the relay's identity (proto/certs.py).
@@ -14,7 +14,7 @@ import trio
 
 from torkit._fast.tls import Tls
 from torkit.errors import ChannelClosed, ChannelError
-from torkit.net.dial import Dial, dial_directly
+from torkit.net.link.dial import Dial, dial_directly
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 

@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torkit.predicted_ports import MAX_PORTS, PredictedPorts
+from torkit.learnt.predicted_ports import MAX_PORTS, PredictedPorts
 
 RNG = Random(6)
 

@@ -15,13 +15,13 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from torkit.errors import ClockSkewed, NoDirectory, NothingNewer, TimedOut, TorkitError
-from torkit.net.channels import Channels
-from torkit.net.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit, CircuitSettings
 from torkit.net.circuits.build import build_directory_circuit
+from torkit.net.circuits.guards import UNTOLD, GuardTry
 from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.contact import Contact, name_of
-from torkit.net.guards import UNTOLD, GuardTry
+from torkit.net.link.channels import Channels
 from torkit.net.progress import diagnose
 
 # Specification constants, seconds (dir-spec, "Retrying failed downloads").

@@ -1,6 +1,6 @@
 """Chooses the relays of our circuits: by purpose, beginning at a guard of ours, as the user restricts it.
 
-How relays are drawn is torkit.path's and torkit.vanguards's.
+How relays are drawn is torkit.paths.choose's and torkit.paths.vanguards's.
 """
 
 import time
@@ -9,13 +9,14 @@ from random import Random
 
 from torkit.directory.directory import Relay
 from torkit.errors import NoPath, UsageError
+from torkit.learnt.refusals import Refusals
 from torkit.net.circuits.build import Choice
+from torkit.net.circuits.guards import GuardKeeper, GuardOfOurs
 from torkit.net.circuits.purpose import ForOnion, Path, Shared
 from torkit.net.current import Current
-from torkit.net.guards import GuardKeeper, GuardOfOurs
-from torkit.path import Constraints, choose_path, may_go_on
-from torkit.refusals import Refusals
-from torkit.vanguards import Vanguards, choose_stem
+from torkit.paths.choose import choose_path, may_go_on
+from torkit.paths.constraints import Constraints
+from torkit.paths.vanguards import Vanguards, choose_stem
 
 
 class Paths:
@@ -66,7 +67,7 @@ class Paths:
     def choose_for(self, constraints: Constraints) -> Path:
         """Relays for `constraints` of the user's, for a circuit that somebody else builds.
 
-        Raises as torkit.path does.
+        Raises as torkit.paths.choose does.
         """
         with _Picker(self._guards) as picker:
             path = self._choose(constraints, picker)

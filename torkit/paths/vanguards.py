@@ -13,7 +13,8 @@ from random import Random
 from torkit.directory.directory import Directory, Relay, supports
 from torkit.errors import NoPath
 from torkit.params import Param
-from torkit.path import Constraints, PickGuard, draw_middle
+from torkit.paths.choose import PickGuard, draw_middle
+from torkit.paths.constraints import Constraints
 
 # Implementation limit: relays drawn until one can be a rendezvous point; nearly all can.
 MAX_DRAWS = 64

@@ -30,8 +30,8 @@ from torkit.proto.messages import (
 if TYPE_CHECKING:
     from torkit._fast.sources import Local
     from torkit.directory.directory import Relay
+    from torkit.learnt.path_bias import Watch
     from torkit.net.journal import Journal
-    from torkit.path_bias import Watch
     from torkit.proto.cells import IPAddress
 
 

@@ -1,7 +1,7 @@
 """Keeps the guards: gives one out with each path, hears what came of it, writes it down.
 
 Whoever builds a circuit holds a GuardTry of its first relay. Which guard is chosen, and what an outcome
-means, is torkit.guards's; whether one fails too many circuits is torkit.path_bias's.
+means, is torkit.paths.guards's; whether one fails too many circuits is torkit.learnt.path_bias's.
 """
 
 import logging
@@ -17,12 +17,13 @@ import trio
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import CircuitClosed, NoDirectory, NoGuard, StorageError
 from torkit.events import GuardChanged
-from torkit.guards import Guards, Verdict
+from torkit.learnt.path_bias import UNWATCHED, Counts, PathBias, Report, Watch
 from torkit.net.contact import Contact, DirectoryServer
 from torkit.net.current import Current
 from torkit.net.state import StateFile
-from torkit.path import Constraints, goes_with, places_of
-from torkit.path_bias import UNWATCHED, Counts, PathBias, Report, Watch
+from torkit.paths.choose import goes_with
+from torkit.paths.constraints import Constraints, places_of
+from torkit.paths.guards import Guards, Verdict
 
 # Implementation limit: seconds between looks at whether a better guard has answered.
 GUARD_CHECK = 0.25
@@ -218,7 +219,7 @@ class GuardKeeper:
         self.guards.has_changed = self.path_bias.has_changed = value
 
     def to_state(self) -> dict[str, Any]:
-        """JSON values, under the names of torkit.guards."""
+        """JSON values, under the names of torkit.paths.guards."""
         return self.guards.to_state()
 
     def _keep(self) -> None:

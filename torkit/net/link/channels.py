@@ -8,9 +8,9 @@ from random import Random
 import trio
 
 from torkit.errors import ChannelClosed, TimedOut, TorkitError
-from torkit.net.channel import Channel
 from torkit.net.contact import Contact, name_of, or_addresses
-from torkit.net.dial import Dial, dial_directly
+from torkit.net.link.channel import Channel
+from torkit.net.link.dial import Dial, dial_directly
 from torkit.net.progress import Phase, Tracker, furthest
 from torkit.proto.padding import LinkPadding, Padding, idle_timeout
 

@@ -25,13 +25,14 @@ from math import inf
 from random import Random
 from typing import Any
 
-from torkit.directory.directory import Directory, Position, Relay
+from torkit.directory.directory import Directory, Relay
 from torkit.directory.netdoc import decode_fingerprint, decode_time, encode_time
+from torkit.directory.positions import Position, is_possible_guard
 from torkit.directory.trust import Liveness, liveness
 from torkit.errors import NoDirectory, NoGuard, NoPath
+from torkit.learnt.path_bias import Counts
 from torkit.params import default_param
-from torkit.path import Constraints, excluded_places, is_possible_guard, places_of
-from torkit.path_bias import Counts
+from torkit.paths.constraints import Constraints, excluded_places, places_of
 
 DAY = 86400.0
 
@@ -392,7 +393,7 @@ class Guards:
         self._choose_primary()
 
     def path_bias_of(self, identity: bytes) -> Counts | None:
-        """What is counted of a guard, for torkit.path_bias to change; None for other relays."""
+        """What is counted of a guard, for torkit.learnt.path_bias to change; None for other relays."""
         guard = self.find(identity)
         return None if guard is None else guard.path_bias
 

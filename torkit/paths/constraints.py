@@ -1,0 +1,68 @@
+"""What a path is for, what the user asks of it, and which relays are meant by a name."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torkit.directory.directory import Directory
+from torkit.directory.geoip import UNKNOWN
+
+# Specification constants.
+
+# Those of path-spec, and 6523, which C tor's list has besides.
+LONG_LIVED_PORTS = frozenset({21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6523, 6667, 6697, 8300})
+
+
+class Constraints(NamedTuple):
+    """What a path is for, and what the user asks of it.
+
+    `port` is where the exit must let streams go, to IPv6 addresses if `ipv6`; None asks for any exit
+    that accepts something, as for RESOLVE. Ports in LONG_LIVED_PORTS ask for Stable relays, as does
+    `stable`. `guard`, `middle` and `exit` each name one relay, by fingerprint or nickname, which then
+    need not have the flags of its position. Where `entries` is not empty, the guard must be one of these,
+    and the exit one of `exits`. `exclude` names relays not to use anywhere, `avoid` those not to use
+    behind the guard: a guard is not changed for what failed behind it. In these four, `{de}` names all
+    relays in a country, and `{??}` those in none known; who excludes a country excludes the latter, too.
+    """
+
+    port: int | None = None
+    ipv6: bool = False
+    stable: bool = False
+    guard: str | None = None
+    middle: str | None = None
+    exit: str | None = None
+    entries: frozenset[str] = frozenset()
+    exits: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()
+    avoid: frozenset[str] = frozenset()
+    distinct_subnets: bool = True
+
+    @property
+    def needs_stable(self) -> bool:
+        """Returns whether every relay of the path should have the Stable flag."""
+        return self.stable or self.port in LONG_LIVED_PORTS
+
+
+def places_of(directory: Directory, names: Iterable[str]) -> set[int]:
+    """The places in the consensus of all relays so called, by fingerprint, nickname or `{country}`.
+
+    Raises UsageError for a country where the directory knows of none.
+    """
+    places: set[int] = set()
+    for name in names:
+        country = country_in(name)
+        places.update(directory.indexes_of(name) if country is None else directory.indexes_in(country))
+    return places
+
+
+def excluded_places(directory: Directory, constraints: Constraints) -> set[int]:
+    """The places of the relays that are not to be used. Raises as `places_of` does.
+
+    Where a country is excluded, so is what may be there: as C tor does by default (GeoIPExcludeUnknown).
+    """
+    names = constraints.exclude
+    return places_of(directory, names | {f"{{{UNKNOWN}}}"} if any(map(country_in, names)) else names)
+
+
+def country_in(name: str) -> str | None:
+    """The code in `{de}`; None for a name that is no country's."""
+    return name[1:-1] if name.startswith("{") and name.endswith("}") else None
