@@ -186,6 +186,25 @@ def test_user_without_a_home_is_told_what_to_name(monkeypatch: pytest.MonkeyPatc
     assert "--data-dir" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("teller", ["HOME", "passwd"])
+def test_home_directory_that_is_not_there_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teller: str
+) -> None:
+    """Accounts of services have /nonexistent on Debian; root made it, and kept its guards there."""
+    home = tmp_path / "nonexistent"
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    if teller == "HOME":
+        monkeypatch.setenv("HOME", str(home))
+    user = pwd.struct_passwd(("user", "x", 1, 1, "", str(home), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: user)
+    with pytest.raises(StorageError, match=f"home directory {home} is not there") as caught:
+        data_dir(PUBLIC, None)
+    assert "--data-dir" in (caught.value.hint or "")
+    assert not home.exists()
+    assert data_dir(PUBLIC, tmp_path / "named").is_dir()
+
+
 def test_data_dir_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "x"):

@@ -18,6 +18,8 @@ from torkit.files import make_private_directory
 
 MAX_NETWORK_FILE_LEN = 1 << 20  # bytes; the public network takes about 20,000
 
+ANOTHER_PLACE = "name a directory that stays: --data-dir DIR or TORKIT_DATA_DIR"
+
 _T = TypeVar("_T")
 _NICKNAME = re.compile(r"[A-Za-z0-9]{1,19}")
 _IGNORED_FLAGS = frozenset({"bridge", "hs", "no-hs", "no-v2", "v2"})  # torrc still accepts them
@@ -245,7 +247,7 @@ def user_state_dir() -> Path:
     """Returns where programs keep a user's state: `$XDG_STATE_HOME/torkit`, else `~/.local/state/torkit`.
 
     A relative path in the environment counts for nothing, as the XDG specification has it.
-    Raises StorageError where nothing names a home directory.
+    Raises StorageError where nothing names a home directory, or it is not there.
     """
     if (place := Path(os.environ.get("XDG_STATE_HOME", ""))).is_absolute():
         return place / "torkit"
@@ -258,8 +260,10 @@ def user_state_dir() -> Path:
     if not home.is_absolute():
         raise StorageError(
             "this user has no home directory to keep files in",
-            hint="name a directory that stays: --data-dir DIR or TORKIT_DATA_DIR",
+            hint=ANOTHER_PLACE,
         )
+    if not os.path.isdir(home):  # root could make it, also where an account is to have none
+        raise StorageError(f"this user's home directory {home} is not there", hint=ANOTHER_PLACE)
     return home / ".local" / "state" / "torkit"
 
 
