@@ -131,9 +131,31 @@ def test_concatenations_are_split() -> None:
     assert list(split_server_descriptors(b"".join(texts))) == texts
     extras = [EXTRA_INFO, OTHER.extra_info()]
     assert list(split_extra_infos(b"".join(extras))) == extras
-    for bad in (b"", b"\n", b"x", b"@type server-descriptor 1.0\n" + DESCRIPTOR, EXTRA_INFO):
+    for bad in (b"", b"\n", b"x", b"@type server-descriptor 1.0\n", EXTRA_INFO):
         with pytest.raises(DocumentError):
             list(split_server_descriptors(bad))
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        b"@type server-descriptor 1.0\n",
+        b'@downloaded-at 2026-11-29 10:00:00\n@source "127.0.0.1"\n',
+        b"@\n" * 9,
+    ],
+    ids=["archive", "cache", "many"],
+)
+def test_descriptors_as_archives_and_caches_keep_them_are_read(annotations: bytes) -> None:
+    """What stands before a document is outside of what is signed, and of its digests."""
+    texts = [DESCRIPTOR, OTHER.descriptor()]
+    assert list(split_server_descriptors(b"".join(annotations + text for text in texts))) == texts
+    read = parse_server_descriptor(annotations + DESCRIPTOR)
+    assert (read.text, read.digest) == (DESCRIPTOR, parse_server_descriptor(DESCRIPTOR).digest)
+    extras = [EXTRA_INFO, OTHER.extra_info()]
+    assert list(split_extra_infos(b"".join(annotations + text for text in extras))) == extras
+    assert parse_extra_info(annotations + EXTRA_INFO) == parse_extra_info(EXTRA_INFO)
+    with pytest.raises(DocumentError):
+        parse_server_descriptor(DESCRIPTOR + annotations)
 
 
 # --- Bad ones, signed by those who may -----------------------------------------------------------------

@@ -4,7 +4,6 @@ A document is verified wherever it comes from, and the client starts only where 
 the cache or a file holds is printed without it.
 """
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 CACHE = "cache"
 NETWORK = "network"
 MICRODESC = "microdesc"
-
-# What archives put before a document, outside of what is signed: `@type network-status-consensus-3 1.0`.
-_ANNOTATIONS = re.compile(rb"\A(?:@[^\n]*\n)+")
 
 
 def iso_time(value: str | float) -> float:
@@ -210,8 +206,10 @@ def _from_network(options: Options, source: Source, *, microdescs: bool) -> "Dir
 
 
 def read_archived(path: Path, limit: int) -> bytes:
-    """As `read_file`, without the lines that archives put before a document: those that begin with @."""
-    return _ANNOTATIONS.sub(b"", read_file(path, limit), count=1)
+    """As `read_file`, without the lines that archives put before a document."""
+    from torkit.directory.netdoc import without_annotations
+
+    return without_annotations(read_file(path, limit))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torkit.directory.netdoc import (
     decode_nickname,
     decode_time,
     scan,
+    without_annotations,
 )
 from torkit.directory.server_descriptor import (
     ServerDescriptor,
@@ -79,12 +80,19 @@ class ExtraInfo:
 
 
 def split_extra_infos(text: bytes) -> Iterator[bytes]:
-    """Each document of a concatenation; contents are not looked at. Raises DocumentError."""
+    """Each document of a concatenation, without annotations; contents are not looked at.
+
+    Raises DocumentError.
+    """
     return split_documents(text, _START, "extra-info documents")
 
 
 def parse_extra_info(text: bytes) -> ExtraInfo:
-    """Read one extra-info document and check its Ed25519 signature. Raises DocumentError."""
+    """Read one extra-info document and check its Ed25519 signature. Raises DocumentError.
+
+    Lines before it that begin with @ are passed over.
+    """
+    text = without_annotations(text)
     check_text(text, MAX_EXTRA_INFO_LEN, "extra-info")
     items = scan(text, RULES, what="extra-info")
     start, published = items.one("extra-info"), items.one("published")

@@ -33,6 +33,7 @@ MAX_OBJECT_LEN = 1 << 14  # bytes of base64; an RSA key or signature of 4096 bit
 MAX_PROTOCOL_NAME_LEN = 100  # characters
 
 _T = TypeVar("_T")
+_ANNOTATIONS = re.compile(rb"\A(?:@[^\n]*\n)+")
 _KEYWORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*+(?=[ \t]|\Z)")
 _ARGUMENT = re.compile(r"[^ \t]+")
 _BEGIN = re.compile(rb"-----BEGIN ([A-Za-z0-9 -]{1,64})-----")
@@ -124,6 +125,14 @@ def check_size(text: bytes, limit: int, what: str) -> None:
         )
     if not text.endswith(b"\n"):
         raise DocumentError(f"{what} does not end with a newline")
+
+
+def without_annotations(text: bytes) -> bytes:
+    """Returns a document without the lines before it that begin with @, as archives and caches have them.
+
+    They are outside of what is signed: `@type network-status-consensus-3 1.0`.
+    """
+    return _ANNOTATIONS.sub(b"", text, count=1)
 
 
 def check_text(text: bytes, limit: int, what: str) -> None:

@@ -32,6 +32,7 @@ from torkit.directory.netdoc import (
     decode_protocols,
     decode_time,
     scan,
+    without_annotations,
 )
 from torkit.errors import ChannelError, DocumentError
 from torkit.proto.certs import ED25519_SIGNATURE_LEN, CertType, Ed25519Cert, decode_ed25519_cert
@@ -127,30 +128,46 @@ class ServerDescriptor:
 
 
 def split_server_descriptors(text: bytes) -> Iterator[bytes]:
-    """Each descriptor of a concatenation; contents are not looked at. Raises DocumentError."""
+    """Each descriptor of a concatenation, without annotations; contents are not looked at.
+
+    Raises DocumentError.
+    """
     return split_documents(text, _START, "server descriptors")
 
 
 def split_documents(text: bytes, start: re.Pattern[bytes], what: str) -> Iterator[bytes]:
-    """Each document that begins where a line matches `start`, as does `text`. Raises DocumentError."""
+    """Each document that begins where a line matches `start`, as does `text`, without annotations.
+
+    Raises DocumentError.
+    """
     check_text(text, MAX_SERVER_DESCRIPTORS_LEN, what)
+    text = without_annotations(text)
     at = None
     for match in start.finditer(text):
         if at is None and match.start() != 0:
             break
         if at is not None:
-            yield text[at : match.start()]
+            yield text[at : _end_of(text, at, match.start())]
         at = match.start()
     if at is None:
         raise DocumentError(f"{what} must start with the first line of one", line=1)
     yield text[at:]
 
 
+def _end_of(text: bytes, start: int, end: int) -> int:
+    """Where a document ends that begins at `start`: before the annotations of the next, at `end`."""
+    while (line := text.rfind(b"\n", start, end - 1) + 1) and text.startswith(b"@", line):
+        end = line
+    return end
+
+
 def parse_server_descriptor(text: bytes) -> ServerDescriptor:
     """Read one server descriptor and check each of its signatures and certificates.
 
-    Not checked here: expiry, and whether anybody asked for this relay. Raises DocumentError.
+    Lines before it that begin with @ are passed over. Not checked here: expiry, and whether anybody asked
+    for this relay. Raises DocumentError.
     """
+    text = without_annotations(text)
     check_text(text, MAX_SERVER_DESCRIPTOR_LEN, "server descriptor")
     items = scan(text, RULES, what="server descriptor")
     router, published, bandwidth = items.one("router"), items.one("published"), items.one("bandwidth")
