@@ -1,7 +1,7 @@
 # Contents: the circuit table and the loop over one read.
 
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from torkit._fast.budget cimport Bucket
 from torkit._fast.cells cimport Outbox
@@ -11,7 +11,6 @@ from torkit._fast.idtable cimport IdTable
 cdef class Channel:
     cdef Outbox outbox
     cdef IdTable circuits
-    cdef uint64_t read_serial
     cdef bint is_versioned        # VERSIONS has been received: circuit ids have 4 bytes
     cdef bint has_failed
     cdef bytearray partial        # the cell that the last read ended in

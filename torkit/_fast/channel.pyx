@@ -6,7 +6,7 @@ receive_data, acts on the events, and sends what data_to_send returns.
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from torkit._fast.budget cimport IDLE_CELLS_BRIM, IDLE_CELLS_RATE, fill
@@ -23,6 +23,9 @@ from torkit.errors import ChannelError, UsageError
 
 # Implementation limit, bytes: VERSIONS, CERTS and AUTH_CHALLENGE of real relays take under 3 KiB.
 cdef Py_ssize_t VAR_BODY_LEN_MAX = 16384
+
+# The number of the read at hand, of whatever channel: two of them may serve one stream.
+cdef uint64_t read_serial = 0
 
 
 @cython.final
@@ -122,10 +125,11 @@ cdef class Channel:
         return self.receive_read(&buffer[0], nbytes) if nbytes else []
 
     cdef list receive_read(self, uint8_t* data, Py_ssize_t nbytes):
+        global read_serial
         cdef list events
         if self.has_failed:
             return []
-        self.read_serial += 1
+        read_serial += 1
         self.last_active = monotonic()
         fill(&self.idle_cells, self.last_active, IDLE_CELLS_RATE, 0, IDLE_CELLS_BRIM)
         try:
@@ -235,7 +239,7 @@ cdef class Channel:
             circuit = <Circuit>self.circuits.find(circ_id)
             # A circuit that we have just closed may still have cells under way.
             if circuit is not None:
-                circuit.receive(command, cell + id_len + 1, self.read_serial, events)
+                circuit.receive(command, cell + id_len + 1, read_serial, events)
             return 0
         if command == Command.PADDING or command == Command.VPADDING:
             return self.count_idle(events)

@@ -1,13 +1,12 @@
-# Contents: one circuit, from decrypted cell to stream queue and from data to sealed cell.
+# Contents: one circuit, from arriving cell to message and from message to sealed cell.
 
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from torkit._fast.budget cimport Bucket
 from torkit._fast.cells cimport Outbox
-from torkit._fast.idtable cimport IdTable
 from torkit._fast.onion cimport Layer, TAG_LEN_MAX
-from torkit._fast.stream cimport Outlet, Stream
+from torkit._fast.stream cimport Stream
+from torkit._fast.tunnel cimport Breakage, Tunnel
 
 # Specification constants (tor-spec, "Relay cells" and "Flow control"; proposal 340 for format v1).
 cdef enum:
@@ -22,19 +21,11 @@ cpdef enum:
 # Implementation limits.
 cdef enum:
     MAX_HOPS = 8                  # a client cannot extend further: 8 RELAY_EARLY cells
-    MAX_STREAMS = 16384           # on one circuit, open and half-open: a quarter of the ids
 
 # What a SENDME must carry, and when the cell that causes it was sealed.
 cdef struct Tag:
     uint8_t[TAG_LEN_MAX] bytes
     double sealed_at              # seconds, monotonic
-
-# A relay message, wherever in the cell its format puts it.
-cdef struct Relayed:
-    uint8_t command
-    uint16_t stream_id
-    uint8_t* data
-    Py_ssize_t length
 
 # One hop: its layer and the flow of DATA cells between it and us.
 @cython.final
@@ -54,45 +45,25 @@ cdef class Hop:
 
     cdef bint push_tag(self, const uint8_t* tag) noexcept
 
-# Why a circuit has ended where neither end wished it to.
-cdef enum Breakage:
-    NOT_BROKEN
-    NO_MEMORY                     # an allocation failed, or libcrypto did, which fails for no other reason
-    OVER_LIMIT                    # it held most when the memory limit was passed
-
+# One circuit: the only leg of its own tunnel, or a leg of `tunnel`.
 @cython.final
-cdef class Circuit(Outlet):
-    cdef public object owner      # the caller's own; never looked at here
+cdef class Circuit(Tunnel):
     cdef Outbox outbox
     cdef list hops
-    cdef IdTable streams
-    cdef object blocked           # deque of streams that wait for the circuit window
-    cdef bint is_over
+    cdef Tunnel tunnel            # whose streams its cells are for, while it is linked with others; else None
     cdef Breakage broken          # until its owner has been told
-    cdef Py_ssize_t kept          # bytes that somebody keeps of what its streams have brought
-    cdef bint is_written_off      # `kept` counts no more: who keeps it has been told to let go
-    cdef Py_ssize_t tally         # bytes that it holds, while the pump looks for who holds most
-    cdef Bucket idle_cells        # relay cells that serve nothing, and may still come
     cdef int relay_early_left
-    cdef uint16_t next_stream_id
 
     cdef void finish(self) noexcept
-    cdef void break_for(self, Breakage reason) noexcept
-    cdef void write_off(self) noexcept
     cdef int tell(self, list events) except -1
     cdef void forget_breakage(self) noexcept
     cdef int receive(self, uint8_t command, uint8_t* body, uint64_t read_serial, list events) except -1
-    cdef int receive_data(self, Hop hop, Stream stream, const uint8_t* data, Py_ssize_t count,
-                          uint8_t* tag, uint64_t read_serial, list events) except -1
+    cdef void count_data(self, int hop_index, Hop hop, const uint8_t* tag) noexcept
     cdef int receive_stream_sendme(self, Stream stream, list events) except -1
     cdef int receive_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* body, Py_ssize_t length,
                                     list events) except -1
-    cdef int receive_message(self, int hop_index, int command, uint16_t stream_id, Stream stream,
-                             bytes body, list events) except -1
-    cdef int count_idle(self, list events) except -1
-    cdef int fail(self, list events, str reason) except -1
-    cdef int seal_message(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body) except -1
+    cdef Py_ssize_t seal_run(self, int hop_index, Hop hop, Stream stream, const uint8_t* data,
+                             Py_ssize_t count) except -1
     cdef bint originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,
                         Py_ssize_t count, uint8_t* tag) noexcept
     cdef void seal_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* received_tag) noexcept
-    cdef int unblock(self, list events) except -1

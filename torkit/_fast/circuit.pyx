@@ -14,22 +14,17 @@ A hop's kind of layer decides the format of its relay cells: v0 with both kinds 
 """
 
 cimport cython
-from collections import deque
-
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from torkit._fast.budget cimport IDLE_CELLS_BRIM, IDLE_CELLS_RATE, fill
 from torkit._fast.cells cimport CELL_BODY_LEN, Command, RelayCommand, load16, monotonic, store16
 from torkit._fast.cgo cimport CGO_TAG_LEN
-from torkit._fast.events cimport Acknowledged, CircuitFailed, Message, Readable, Writable
-from torkit._fast.memory cimport note
+from torkit._fast.events cimport Acknowledged, CircuitFailed, Writable
 from torkit._fast.factory cimport check_maker, make
 from torkit._fast.onion cimport LayerKind
-from torkit._fast.openssl cimport CRYPTO_memcmp, ERR_clear_error
-from torkit._fast.stream cimport (
-    STREAM_WINDOW_INCREMENT, STREAM_WINDOW_START, StreamState,
-)
+from torkit._fast.openssl cimport CRYPTO_memcmp
+from torkit._fast.stream cimport STREAM_WINDOW_INCREMENT, STREAM_WINDOW_START, StreamState
+from torkit._fast.tunnel cimport Relayed, is_for_streams, name_of
 
 from torkit.errors import CircuitClosed, CircuitError, DestroyReason, UsageError
 
@@ -37,10 +32,6 @@ from torkit.errors import CircuitClosed, CircuitError, DestroyReason, UsageError
 cdef enum:
     SENDME_VERSION = 1
     SENDME_HEADER_LEN = 3         # version, length of the tag
-
-# Implementation limit, bytes: what a stream under congestion control may queue, be XOFF sent or not. It is far
-# beyond what arrives in the few milliseconds until XOFF is sent; after that `Stream.received_max` holds.
-cdef Py_ssize_t QUEUE_LEN_MAX = 16 << 20
 
 
 @cython.final
@@ -73,7 +64,7 @@ cdef class Hop:
 
 
 @cython.final
-cdef class Circuit(Outlet):
+cdef class Circuit(Tunnel):
     """Made by Channel.open_circuit. Hops are numbered from 0, the guard. `owner` is the caller's."""
 
     def __cinit__(self, uint32_t circ_id, Outbox outbox not None, uint16_t first_stream_id,
@@ -81,31 +72,12 @@ cdef class Circuit(Outlet):
         self.id = circ_id
         self.outbox = outbox
         self.hops = []
-        self.streams = IdTable()
-        self.blocked = deque()
         self.next_stream_id = first_stream_id
         self.relay_early_left = relay_early_count
-        self.idle_cells.left = IDLE_CELLS_BRIM
-        self.idle_cells.filled_at = monotonic()
 
     @property
     def hop_count(self):
         return len(self.hops)
-
-    @property
-    def has_ended(self):
-        """Nothing is sent or received any more."""
-        return self.is_over
-
-    @property
-    def has_room(self):
-        """Returns whether open_stream would succeed."""
-        return not self.is_over and self.streams.used < MAX_STREAMS
-
-    @property
-    def stream_count(self):
-        """Streams that are open, and those that the peer may still send something for."""
-        return self.streams.used
 
     def add_hop(self, Layer layer not None, int window=CIRCUIT_WINDOW_START,
                 int increment=CIRCUIT_WINDOW_INCREMENT, bint has_congestion_control=False):
@@ -138,55 +110,6 @@ cdef class Circuit(Outlet):
             raise UsageError(f"hop {hop} has no window to move")
         (<Hop>self.hops[hop]).window = window
 
-    def open_stream(self, int hop, bint is_resolve=False):
-        """A new stream served by `hop`; the caller sends BEGIN, BEGIN_DIR or RESOLVE for its `id`.
-
-        Raises UsageError where the circuit has no room for one more.
-        """
-        if not 0 <= hop < len(self.hops):
-            raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
-        if not self.has_room:
-            raise UsageError("the circuit takes no more streams")
-        while self.next_stream_id == 0 or self.streams.find(self.next_stream_id) is not None:
-            self.next_stream_id += 1
-        make()
-        cdef Stream stream = Stream.__new__(Stream)
-        stream.id = self.next_stream_id
-        stream.circuit = self
-        stream.hop = hop
-        stream.is_resolve = is_resolve
-        stream.state = StreamState.CONNECTING
-        stream.has_windows = not (<Hop>self.hops[hop]).has_congestion_control
-        stream.package_window = STREAM_WINDOW_START
-        stream.deliver_window = STREAM_WINDOW_START
-        self.next_stream_id += 1
-        self.streams.add(stream)
-        return stream
-
-    def close_stream(self, Stream stream not None, const uint8_t[::1] end_body not None, double grace):
-        """Send END with `end_body`; what is under way for the stream is still accepted, and dropped.
-
-        Without windows to bound it, that is so for `grace` seconds. Does nothing if the peer has ended
-        the stream already. Raises UsageError for a stream of another circuit.
-        """
-        if stream.circuit is not self:
-            raise UsageError("the stream is another circuit's")
-        if stream.state != StreamState.CONNECTING and stream.state != StreamState.OPEN:
-            return
-        stream.connected_is_due = stream.state == StreamState.CONNECTING
-        stream.state = StreamState.HALF_OPEN
-        stream.data_is_due_until = monotonic() + grace
-        stream.is_blocked = False
-        stream.drop_queue()
-        self.seal_message(stream.hop, RelayCommand.END, stream.id, end_body)
-
-    def send(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body not None):
-        """Seal one message for `hop`: up to 498 bytes, 488 with CGO. Does nothing once the circuit has ended.
-
-        DATA goes through Stream.put, which counts it.
-        """
-        self.seal_message(hop, command, stream_id, body)
-
     cdef int seal_message(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body) except -1:
         cdef uint8_t[TAG_LEN_MAX] tag
         if not 0 <= hop < len(self.hops):
@@ -202,6 +125,11 @@ cdef class Circuit(Outlet):
             self.originate(hop, command, stream_id, &body[0] if body.shape[0] else NULL, body.shape[0], tag)
         return 0
 
+    cdef bint has_windows(self, int hop) except -1:
+        if not 0 <= hop < len(self.hops):
+            raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
+        return not (<Hop>self.hops[hop]).has_congestion_control
+
     def end(self):
         """Take part in nothing from here on; every stream has ended. Queued bytes stay."""
         self.finish()
@@ -212,41 +140,22 @@ cdef class Circuit(Outlet):
             raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
         return (<Hop>self.hops[hop]).acknowledged
 
-    def keep(self, Py_ssize_t count):
-        """Count `count` more bytes, or fewer, that somebody keeps of what the streams have brought."""
-        if not self.is_written_off:
-            self.kept += count
-            note(count)
-
     cdef void finish(self) noexcept:
         """As `end`. It allocates nothing, so that it can always be done. No layer is used from here on."""
         self.is_over = True
-        for entry in self.streams.slots:
-            if entry is not None:
-                (<Stream>entry).state = StreamState.ENDED
-        self.streams.clear()
-        self.blocked.clear()
+        self.end_streams()
         for hop in self.hops:
             (<Hop>hop).layer.wipe()
-
-    cdef void break_off(self) noexcept:
-        """End because memory has run out; the owner is told by an event."""
-        ERR_clear_error()  # libcrypto's, which another user of this thread's queue would take for its own
-        self.break_for(Breakage.NO_MEMORY)
+        cdef Tunnel tunnel = self.tunnel
+        self.tunnel = None
+        if tunnel is not None:
+            tunnel.lose(self)
 
     cdef void break_for(self, Breakage reason) noexcept:
-        """End for `reason`, once. The event needs memory and comes from `tell`, as soon as there is some."""
         if not self.is_over:
             self.finish()
             self.broken = reason
             self.outbox.broken += 1
-
-    cdef void write_off(self) noexcept:
-        """End for holding most. What is kept of it is freed by its owner, who is told, and counts no more."""
-        self.break_for(Breakage.OVER_LIMIT)
-        self.is_written_off = True
-        note(-self.kept)
-        self.kept = 0
 
     cdef int tell(self, list events) except -1:
         """Tell the owner of a circuit that broke off. Raises MemoryError, and then can be called again."""
@@ -291,10 +200,12 @@ cdef class Circuit(Outlet):
         cdef str problem = decode(hop.layer.kind, body, &message)
         if problem is not None:
             return self.fail(events, problem)
+        if self.tunnel is not None:
+            return self.tunnel.arrive(self, <int>i, &message, tag, read_serial, events)
         if message.stream_id == 0:
             if message.command == RelayCommand.SENDME:
                 return self.receive_circuit_sendme(<int>i, hop, message.data, message.length, events)
-            return self.receive_message(<int>i, message.command, 0, None, message.data[:message.length], events)
+            return self.deliver_message(<int>i, message.command, 0, None, message.data[:message.length], events)
         cdef Stream stream = <Stream>self.streams.find(message.stream_id)
         if stream is None:
             return self.fail(events, f"{name_of(message.command)} arrived for a stream that is not open")
@@ -302,38 +213,20 @@ cdef class Circuit(Outlet):
             return self.fail(events, f"{name_of(message.command)} arrived from hop {i + 1} for a stream of "
                                      f"hop {stream.hop + 1}")
         if message.command == RelayCommand.DATA:
-            return self.receive_data(hop, stream, message.data, message.length, tag, read_serial, events)
+            self.count_data(<int>i, hop, tag)
+            return self.deliver_data(stream, message.data, message.length, read_serial, events)
         if message.command == RelayCommand.SENDME:
             return self.receive_stream_sendme(stream, events)
-        return self.receive_message(<int>i, message.command, message.stream_id, stream,
+        return self.deliver_message(<int>i, message.command, message.stream_id, stream,
                                     message.data[:message.length], events)
 
-    cdef int receive_data(self, Hop hop, Stream stream, const uint8_t* data, Py_ssize_t count,
-                          uint8_t* tag, uint64_t read_serial, list events) except -1:
-        if stream.is_resolve or (stream.state == StreamState.CONNECTING) or stream.connected_is_due:
-            return self.fail(events, "DATA arrived for a stream that is not connected")
-        if stream.has_windows:
-            stream.deliver_window -= 1
-            if stream.deliver_window < 0:
-                return self.fail(events, "the relay sent more DATA than the stream's deliver window allows")
-        elif stream.received + count > stream.received_max or stream.tail - stream.head > QUEUE_LEN_MAX:
-            return self.fail(events, "the relay goes on sending DATA after XOFF")
+    cdef void count_data(self, int hop_index, Hop hop, const uint8_t* tag) noexcept:
+        """A DATA cell has arrived from a hop: acknowledge it with those before it, where that is due."""
         hop.unacknowledged += 1
         if hop.unacknowledged == hop.increment:
             hop.unacknowledged = 0
             hop.acknowledged += hop.increment
-            self.seal_circuit_sendme(stream.hop, hop, tag)
-        if stream.state == StreamState.HALF_OPEN:
-            if not stream.has_windows and monotonic() > stream.data_is_due_until:
-                return self.fail(events, "DATA arrived long after its stream was closed")
-            return 0
-        if not stream.push(data, count):
-            self.break_off()
-            return 0
-        if stream.reported != read_serial:
-            stream.reported = read_serial
-            events.append(Readable(stream))
-        return 0
+            self.seal_circuit_sendme(hop_index, hop, tag)
 
     cdef int receive_stream_sendme(self, Stream stream, list events) except -1:
         if not stream.has_windows:
@@ -363,43 +256,7 @@ cdef class Circuit(Outlet):
         if hop.has_congestion_control:
             events.append(Acknowledged(self, hop_index, monotonic() - expected.sealed_at, hop.in_flight))
         hop.in_flight -= hop.increment
-        return self.unblock(events)
-
-    cdef int receive_message(self, int hop_index, int command, uint16_t stream_id, Stream stream,
-                             bytes body, list events) except -1:
-        """A message that is neither DATA nor SENDME; keep the stream's state true for what follows it."""
-        if stream is None:
-            if command == RelayCommand.DROP:
-                return self.count_idle(events)
-            if is_for_streams(command):
-                return self.fail(events, f"{name_of(command)} arrived without a stream")
-        elif command == RelayCommand.CONNECTED:
-            if stream.is_resolve or (stream.state == StreamState.OPEN) or (
-                    stream.state == StreamState.HALF_OPEN and not stream.connected_is_due):
-                return self.fail(events, "CONNECTED arrived for a stream that was not waiting for it")
-            stream.connected_is_due = False
-            if stream.state == StreamState.CONNECTING:
-                stream.state = StreamState.OPEN
-        elif command == RelayCommand.END or command == RelayCommand.RESOLVED:
-            if command == RelayCommand.RESOLVED and not stream.is_resolve:
-                return self.fail(events, "RESOLVED arrived for a stream that asked for no name")
-            self.streams.remove(stream_id)
-            if stream.state == StreamState.HALF_OPEN:
-                return 0
-            stream.state = StreamState.ENDED
-        if stream is not None and (stream.state == StreamState.HALF_OPEN or (
-                stream.is_resolve and (command == RelayCommand.XON or command == RelayCommand.XOFF))):
-            return self.count_idle(events)
-        events.append(Message(self, hop_index, command, stream_id, stream, body))
-        return 0
-
-    cdef int count_idle(self, list events) except -1:
-        """Count a relay cell that tells nothing to anybody. Who goes on sending such cells loses the circuit."""
-        fill(&self.idle_cells, monotonic(), IDLE_CELLS_RATE, 0, IDLE_CELLS_BRIM)
-        self.idle_cells.left -= 1
-        if self.idle_cells.left < 0:
-            return self.fail(events, "a relay keeps sending relay cells that serve nothing")
-        return 0
+        return self.unblock(events) if self.tunnel is None else self.tunnel.unblock(events)
 
     cdef int fail(self, list events, str reason) except -1:
         events.append(CircuitFailed(self, CircuitError(reason)))
@@ -413,19 +270,28 @@ cdef class Circuit(Outlet):
 
         Without memory the circuit breaks off.
         """
-        cdef uint8_t[TAG_LEN_MAX] tag
-        cdef Py_ssize_t sealed = 0
-        cdef Py_ssize_t piece, room
-        cdef Hop hop
+        cdef Py_ssize_t sealed
         if self.is_over or stream.is_xoff or stream.is_resolve or (
                 stream.state != StreamState.OPEN and stream.state != StreamState.CONNECTING):
             return 0
-        hop = <Hop>self.hops[stream.hop]
-        room = data_len_max(hop.layer.kind)
+        sealed = self.seal_run(stream.hop, <Hop>self.hops[stream.hop], stream, data, count)
+        if sealed < count and not stream.is_blocked and not self.is_over:
+            stream.is_blocked = True
+            if stream.package_window > 0:
+                self.blocked.append(stream)
+        return sealed
+
+    cdef Py_ssize_t seal_run(self, int hop_index, Hop hop, Stream stream, const uint8_t* data,
+                             Py_ssize_t count) except -1:
+        """As many DATA cells as windows allow, one after the other; the bytes that they hold."""
+        cdef uint8_t[TAG_LEN_MAX] tag
+        cdef Py_ssize_t sealed = 0
+        cdef Py_ssize_t room = data_len_max(hop.layer.kind)
+        cdef Py_ssize_t piece
         while (sealed < count and hop.in_flight < hop.window
                 and (stream.package_window > 0 or not stream.has_windows)):
             piece = min(count - sealed, room)
-            if not self.originate(stream.hop, RelayCommand.DATA, stream.id, data + sealed, piece, tag):
+            if not self.originate(hop_index, RelayCommand.DATA, stream.id, data + sealed, piece, tag):
                 return sealed
             sealed += piece
             stream.package_window -= stream.has_windows
@@ -433,10 +299,6 @@ cdef class Circuit(Outlet):
             if hop.in_flight % hop.increment == 0 and not hop.push_tag(tag):
                 self.break_off()
                 return sealed
-        if sealed < count and not stream.is_blocked:
-            stream.is_blocked = True
-            if stream.package_window > 0:
-                self.blocked.append(stream)
         return sealed
 
     cdef void seal_stream_sendme(self, Stream stream) noexcept:
@@ -488,16 +350,6 @@ cdef class Circuit(Outlet):
             self.break_off()
         return status == 1
 
-    cdef int unblock(self, list events) except -1:
-        """The circuit window has opened: every stream that waited for it may try, oldest first."""
-        cdef Stream stream
-        while self.blocked:
-            stream = <Stream>self.blocked.popleft()
-            if stream.is_blocked:
-                stream.is_blocked = False
-                events.append(Writable(stream))
-        return 0
-
 
 # --- the two formats of relay cells --------------------------------------------------------------
 
@@ -547,22 +399,7 @@ cdef str decode(LayerKind kind, uint8_t* body, Relayed* message):
     return None
 
 
-cdef bint is_for_streams(uint8_t command) noexcept nogil:
-    """Returns whether the command belongs to a stream, but for SENDME, which can also be the circuit's."""
-    return command in (RelayCommand.BEGIN, RelayCommand.DATA, RelayCommand.END, RelayCommand.CONNECTED,
-                       RelayCommand.RESOLVE, RelayCommand.RESOLVED, RelayCommand.BEGIN_DIR,
-                       RelayCommand.XON, RelayCommand.XOFF)
-
-
 cdef bint is_known(uint8_t command) noexcept nogil:
     return (RelayCommand.BEGIN <= command <= RelayCommand.EXTENDED2
             or RelayCommand.ESTABLISH_INTRO <= command <= RelayCommand.XON)
 
-
-cdef str name_of(int command):
-    from torkit._fast.cells import RelayCommand as Names
-
-    try:
-        return Names(command).name
-    except ValueError:
-        return f"relay command {command}"

@@ -20,13 +20,13 @@ from posix.unistd cimport close, read
 
 from torkit._fast.cells cimport monotonic
 from torkit._fast.channel cimport Channel
-from torkit._fast.circuit cimport Circuit
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
 from torkit._fast.factory cimport make
 from torkit._fast.memory cimport excess
 from torkit._fast.sources cimport Link, Local, Source, find_greatest, release_spare, write_off
 from torkit._fast.stream cimport Stream
 from torkit._fast.tls cimport Tls
+from torkit._fast.tunnel cimport Tunnel
 
 from torkit._fast.sources import LocalEvent
 from torkit.errors import ChannelClosed, ChannelError, InternalError, UsageError
@@ -329,7 +329,7 @@ cdef class Pump:
             (<Link>greatest).tls.forget()
             self.fail_link(<Link>greatest, ChannelClosed(OVER_LIMIT), found)
         else:
-            write_off(<Circuit>greatest, self.sources)
+            write_off(<Tunnel>greatest, self.sources)
         self.ended_for_memory += 1
         return True
 

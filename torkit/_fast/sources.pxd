@@ -4,9 +4,9 @@ cimport cython
 from libc.stdint cimport uint8_t, uint32_t
 
 from torkit._fast.channel cimport Channel
-from torkit._fast.circuit cimport Circuit
 from torkit._fast.stream cimport Stream
 from torkit._fast.tls cimport Tls
+from torkit._fast.tunnel cimport Tunnel
 
 # A socket that the pump watches. Made by the pump's methods; `owner` is handed back with what happens.
 cdef class Source:
@@ -46,4 +46,4 @@ cdef class Local(Source):
 
 cdef void release_spare(list links) noexcept
 cdef object find_greatest(list links, list sources)
-cdef void write_off(Circuit circuit, list sources) noexcept
+cdef void write_off(Tunnel tunnel, list sources) noexcept

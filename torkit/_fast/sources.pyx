@@ -10,6 +10,7 @@ from torkit._fast.circuit cimport Circuit
 from torkit._fast.factory cimport check_maker
 from torkit._fast.memory cimport release, resize
 from torkit._fast.stream cimport Stream, first_with_queue
+from torkit._fast.tunnel cimport Tunnel
 
 
 class LocalEvent(Enum):
@@ -110,20 +111,20 @@ cdef void release_spare(list links) noexcept:
             link.tls.forget()
 
 
-cdef int add_to_tally(Circuit circuit, Py_ssize_t count, list circuits) except -1:
-    """Count what a circuit holds; those that hold anything are listed in `circuits`."""
-    if circuit.tally == 0:
-        circuits.append(circuit)
-        circuit.tally = circuit.kept + 1  # not 0, which is who is not listed
-    circuit.tally += count
+cdef int add_to_tally(Tunnel tunnel, Py_ssize_t count, list tunnels) except -1:
+    """Count what a tunnel holds; those that hold anything are listed in `tunnels`."""
+    if tunnel.tally == 0:
+        tunnels.append(tunnel)
+        tunnel.tally = tunnel.held() + 1  # not 0, which is who is not listed
+    tunnel.tally += count
     return 0
 
 
 cdef object find_greatest(list links, list sources):
-    """Returns the circuit or the link that holds most, or None where nobody holds anything."""
-    cdef list circuits = []
+    """Returns the tunnel or the link that holds most, or None where nobody holds anything."""
+    cdef list tunnels = []
     cdef Stream stream
-    cdef Circuit circuit
+    cdef Tunnel tunnel
     cdef Link link
     cdef object greatest = None
     cdef Py_ssize_t most = 0
@@ -132,23 +133,28 @@ cdef object find_greatest(list links, list sources):
         while entry != NULL:
             stream = <Stream>entry
             entry = stream.next
-            add_to_tally(<Circuit>stream.circuit, stream.capacity, circuits)
+            add_to_tally(<Tunnel>stream.circuit, stream.capacity, tunnels)
         for source in sources:
             if type(source) is Local and (<Local>source).stream is not None and (<Local>source).capacity:
-                add_to_tally(<Circuit>(<Local>source).stream.circuit, (<Local>source).capacity, circuits)
+                add_to_tally(<Tunnel>(<Local>source).stream.circuit, (<Local>source).capacity, tunnels)
         for link in links:
-            for kept_by in link.channel.circuits.slots:
-                if kept_by is not None and (<Circuit>kept_by).kept and (<Circuit>kept_by).tally == 0:
-                    add_to_tally(<Circuit>kept_by, 0, circuits)
+            for circuit in link.channel.circuits.slots:
+                if circuit is None:
+                    continue
+                tunnel = (<Circuit>circuit).tunnel
+                if tunnel is None:
+                    tunnel = <Circuit>circuit
+                if tunnel.held() and tunnel.tally == 0:
+                    add_to_tally(tunnel, 0, tunnels)
     except MemoryError:
-        for circuit in circuits:
-            circuit.tally = 0
+        for tunnel in tunnels:
+            tunnel.tally = 0
         raise
-    for circuit in circuits:
-        if circuit.tally > most:
-            most = circuit.tally
-            greatest = circuit
-        circuit.tally = 0
+    for tunnel in tunnels:
+        if tunnel.tally > most:
+            most = tunnel.tally
+            greatest = tunnel
+        tunnel.tally = 0
     for link in links:
         if link.channel.outbox.capacity + link.tls.outgoing.capacity > most:
             most = link.channel.outbox.capacity + link.tls.outgoing.capacity
@@ -156,20 +162,20 @@ cdef object find_greatest(list links, list sources):
     return greatest
 
 
-cdef void write_off(Circuit circuit, list sources) noexcept:
-    """End a circuit for holding most, and free what waits on its streams."""
+cdef void write_off(Tunnel tunnel, list sources) noexcept:
+    """End a tunnel for holding most, and free what waits on its streams."""
     cdef Stream stream
     cdef PyObject* entry
-    circuit.write_off()
+    tunnel.write_off()
     entry = first_with_queue()
     while entry != NULL:
         stream = <Stream>entry
         entry = stream.next
-        if stream.circuit is circuit:
-            # It may have ended in good order, or its circuit have been closed: then no event tells of it.
+        if stream.circuit is tunnel:
+            # It may have ended in good order, or its tunnel have been closed: then no event tells of it.
             stream.is_cut = True
             stream.drop_queue()
     for source in sources:
         if type(source) is Local and (<Local>source).stream is not None:
-            if (<Local>source).stream.circuit is circuit:
+            if (<Local>source).stream.circuit is tunnel:
                 (<Local>source).forget_unsent()

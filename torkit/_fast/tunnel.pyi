@@ -1,0 +1,23 @@
+"""The streams of a tunnel: which ids are open, what may arrive for each, and who waits for a window."""
+
+from typing import Any
+
+from typing_extensions import Buffer, disjoint_base
+
+from torkit._fast.stream import Outlet, Stream
+
+__pyx_capi__: dict[str, object]  # the function of tunnel.pxd
+
+@disjoint_base
+class Tunnel(Outlet):
+    owner: Any
+    @property
+    def has_ended(self) -> bool: ...
+    @property
+    def has_room(self) -> bool: ...
+    @property
+    def stream_count(self) -> int: ...
+    def open_stream(self, hop: int, is_resolve: bool = False) -> Stream: ...
+    def close_stream(self, stream: Stream, end_body: Buffer, grace: float) -> None: ...
+    def send(self, hop: int, command: int, stream_id: int, body: Buffer) -> None: ...
+    def keep(self, count: int) -> None: ...
