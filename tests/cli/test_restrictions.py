@@ -69,7 +69,7 @@ def test_a_file_of_countries_can_be_named_for_every_command(
     """Where tor-geoipdb is not installed, as off Debian."""
     (shelf.path / "data").mkdir()
     monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path / "none")
-    status, _, err = shelf(*shelf.geoip, *command, "--exit-nodes", "{zz}")
+    status, _, err = shelf(*command, *shelf.geoip, "--exit-nodes", "{zz}")
     assert (status, "no address is in a country 'zz'" in err) == (WRONG_USAGE, True)
     monkeypatch.setenv("TORKIT_GEOIP", shelf.geoip[1])
     status, _, err = shelf(*command, "--exit-nodes", "{zz}")

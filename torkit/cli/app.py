@@ -80,12 +80,6 @@ def torkit(
         Path | None,
         typer.Option(metavar="DIR", envvar="TORKIT_DATA_DIR", help="Where cache and state are kept."),
     ] = None,
-    geoip: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", envvar="TORKIT_GEOIP", help="Countries of addresses; else tor-geoipdb's."
-        ),
-    ] = None,
     cgo: Annotated[
         str,
         typer.Option(
@@ -107,7 +101,7 @@ def torkit(
     ] = False,
 ) -> None:
     """A Tor client for shells: a SOCKS proxy, a pipe, and the steps between them."""
-    context.obj = Options(network, data_dir, cgo, verbosity, allow_debugging, geoip)
+    context.obj = Options(network, data_dir, cgo, verbosity, allow_debugging)
 
 
 def main() -> NoReturn:

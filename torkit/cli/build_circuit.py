@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torkit.cli.countries import GeoIP
 from torkit.cli.options import EntryNodes, ExcludeNodes, ExitNodes, Options, command_app, restrictions
 from torkit.cli.paths import next_line, parse_path
 from torkit.cli.progress import erase
@@ -41,6 +42,7 @@ def build_circuit(
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
+    geoip: GeoIP = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines also on a terminal.")] = False,
 ) -> None:
     """Build circuits, and print how long each step took."""
@@ -51,7 +53,7 @@ def build_circuit(
     for_people = sys.stdout.isatty() and not as_json
 
     async def command() -> None:
-        async with open_client(options, as_json=as_json, restrictions=wanted) as tor:
+        async with open_client(options, as_json=as_json, restrictions=wanted, geoip=geoip) as tor:
             await tor.wait_ready()
             await build(tor, count=count, path=path, for_people=for_people)
 

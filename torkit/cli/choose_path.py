@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torkit.cli.countries import GeoIP
 from torkit.cli.documents import read_archived
 from torkit.cli.options import EntryNodes, ExcludeNodes, ExitNodes, Options, command_app, restrictions
 from torkit.cli.paths import parse_path
@@ -48,6 +49,7 @@ def choose_path(
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
+    geoip: GeoIP = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines also on a terminal.")] = False,
 ) -> None:
     """Choose paths as the client would, and print their relays."""
@@ -63,7 +65,7 @@ def choose_path(
     for_people = sys.stdout.isatty() and not as_json
 
     async def command() -> None:
-        async with open_client(options, consensus=consensus, restrictions=wanted) as tor:
+        async with open_client(options, consensus=consensus, restrictions=wanted, geoip=geoip) as tor:
             await tor.wait_ready()
             erase()
             print_paths(tor, count=count, exit_port=exit_port, path=path, for_people=for_people)

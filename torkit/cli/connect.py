@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torkit.cli.countries import GeoIP
 from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.options import (
     EntryNodes,
@@ -50,6 +51,7 @@ def connect(
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
+    geoip: GeoIP = None,
     padding: PaddingName = "auto",
     zero: Annotated[bool, typer.Option("-z", help="Only see whether the connection can be made.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr when connected.")] = False,
@@ -98,7 +100,9 @@ def connect(
         eof_timeout = 0
 
     async def command() -> None:
-        async with open_client(options, restrictions=wanted, padding=link_padding, max_memory=memory) as tor:
+        async with open_client(
+            options, restrictions=wanted, geoip=geoip, padding=link_padding, max_memory=memory
+        ) as tor:
             check(destination[0], allow_internal=tor.network.testing)  # before a long start
             await carry(
                 tor,

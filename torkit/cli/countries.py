@@ -17,7 +17,11 @@ GEOIP_DIR = Path("/usr/share/tor")  # of Debian's tor-geoipdb
 
 GeoIP = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Countries of IPv4 addresses; else tor-geoipdb's, if installed."),
+    typer.Option(
+        metavar="FILE",
+        envvar="TORKIT_GEOIP",
+        help="Countries of IPv4 addresses; else tor-geoipdb's, if installed.",
+    ),
 ]
 GeoIP6 = Annotated[
     Path | None,

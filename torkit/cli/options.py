@@ -28,7 +28,6 @@ class Options(NamedTuple):
     cgo: str
     verbosity: int
     allow_debugging: bool = False
-    geoip: Path | None = None
 
 
 # What the user may restrict in the paths of a command.

@@ -10,7 +10,7 @@ import typer
 
 from torkit.cli.countries import Countries, GeoIP, GeoIP6
 from torkit.cli.documents import At, Certs, Flavor, From, Source, read_directory, status_fields
-from torkit.cli.options import Options, command_app
+from torkit.cli.options import command_app
 from torkit.cli.paths import find_relay
 from torkit.cli.table import labelled, terminal_width
 from torkit.cli.targets import format_address
@@ -35,12 +35,11 @@ def relay(
     geoip6: GeoIP6 = None,
 ) -> None:
     """Print everything that is known of one relay."""
-    options: Options = context.obj
-    directory = read_directory(options, Source(where, flavor, certs, at))
+    directory = read_directory(context.obj, Source(where, flavor, certs, at))
     index = find_relay(directory, name)
     if directory.relay_at(index) is None:
         say("its microdescriptor is not at hand: what only that tells, like keys and family, is not known")
-    fields = relay_fields(directory, index, Countries(geoip or options.geoip, geoip6))
+    fields = relay_fields(directory, index, Countries(geoip, geoip6))
     print(json.dumps(fields) if as_json else to_text(fields))
 
 

@@ -12,7 +12,7 @@ import typer
 
 from torkit.cli.countries import Countries, GeoIP
 from torkit.cli.documents import At, Certs, Flavor, From, Source, read_directory
-from torkit.cli.options import Options, command_app
+from torkit.cli.options import command_app
 from torkit.cli.paths import find_relay
 from torkit.cli.table import Table, terminal_width
 from torkit.cli.targets import format_address
@@ -180,11 +180,10 @@ def relays(
     if country:
         asked.add("country")
 
-    options: Options = context.obj
     source = Source(stdin or where, flavor, certs, at)
-    directory = read_directory(options, source, microdescs=bool(asked & OF_MICRODESCS))
+    directory = read_directory(context.obj, source, microdescs=bool(asked & OF_MICRODESCS))
     _say_what_is_missing(directory, asked & OF_MICRODESCS)
-    countries = Countries(geoip or options.geoip)
+    countries = Countries(geoip)
     codes = country_codes(country or ())
     if "country" in asked:
         countries.require(codes)

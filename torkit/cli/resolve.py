@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torkit.cli.connect import too_late
+from torkit.cli.countries import GeoIP
 from torkit.cli.failures import exit_status
 from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.options import (
@@ -60,6 +61,7 @@ def resolve(
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
+    geoip: GeoIP = None,
     padding: PaddingName = "auto",
     max_memory: MaxMemory = None,
 ) -> None:
@@ -76,7 +78,9 @@ def resolve(
 
         from torkit.proto.destination import check_destination
 
-        async with open_client(options, restrictions=wanted, padding=link_padding, max_memory=memory) as tor:
+        async with open_client(
+            options, restrictions=wanted, geoip=geoip, padding=link_padding, max_memory=memory
+        ) as tor:
             for name in names:
                 check_destination(name, allow_internal=tor.network.testing)  # before a long start
             try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torkit.cli import progress
+from torkit.cli.countries import GeoIP
 from torkit.cli.failures import cause_of, report
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.listen import Place, listeners_of
@@ -80,6 +81,7 @@ def run(
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
+    geoip: GeoIP = None,
     padding: PaddingName = "auto",
     max_memory: MaxMemory = None,
 ) -> None:
@@ -97,7 +99,12 @@ def run(
         from torkit.net.circuits.spares import SPARE_COUNT
 
         async with open_client(
-            options, spare_circuits=SPARE_COUNT, restrictions=wanted, padding=link_padding, max_memory=memory
+            options,
+            spare_circuits=SPARE_COUNT,
+            restrictions=wanted,
+            geoip=geoip,
+            padding=link_padding,
+            max_memory=memory,
         ) as tor:
             await tor.wait_ready()
             codes.append(await serve(tor, child, sockets, kept_apart))

@@ -4,6 +4,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -84,10 +85,14 @@ async def open_client(
     consensus: bytes | None = None,
     as_json: bool = False,
     restrictions: "Constraints | None" = None,
+    geoip: Path | None = None,
     padding: "Padding | None" = None,
     max_memory: int | None = None,
 ) -> "AsyncIterator[Tor]":
-    """The client that the global options describe; how far it has come is shown, perhaps `as_json`."""
+    """The client that the global options describe; how far it has come is shown, perhaps `as_json`.
+
+    `geoip` is the file of the countries that `restrictions` name; else an installed one is.
+    """
     import trio
 
     from torkit.client import open_tor
@@ -113,7 +118,7 @@ async def open_client(
             spare_circuits=spare_circuits,
             consensus=consensus,
             restrictions=restrictions,
-            country_of=country_lookup(restrictions, options.geoip),
+            country_of=country_lookup(restrictions, geoip),
             max_memory=max_memory,
         ) as tor,
         trio.open_nursery() as nursery,

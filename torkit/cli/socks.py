@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torkit.cli.countries import GeoIP
 from torkit.cli.ending import GRACE, ExitWithParent, Grace, drain_on_sigterm, end_with_parent
 from torkit.cli.failures import OK
 from torkit.cli.files import write_file
@@ -91,6 +92,7 @@ def socks(
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
+    geoip: GeoIP = None,
     padding: PaddingName = "auto",
     max_memory: MaxMemory = None,
     grace: Grace = GRACE,
@@ -134,6 +136,7 @@ def socks(
                     is_service=True,
                     spare_circuits=SPARE_COUNT if path is None else 0,
                     restrictions=wanted,
+                    geoip=geoip,
                     padding=link_padding,
                     max_memory=memory,
                 )
