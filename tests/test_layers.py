@@ -45,7 +45,7 @@ ROOMS = {
         "namespaces",
     },
     "torkit.__main__": {"cli"},
-    "torkit": {"client", "net", "paths", "directory", "config"},
+    "torkit": {"client", "net", "paths", "directory", "config", "events"},
 }
 
 # The rooms of net, and which of the others each may import. All may import the files beside them.

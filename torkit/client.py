@@ -1,6 +1,6 @@
 """Tor for programs: connect, resolve, and the circuits and directory underneath.
 
-async with open_tor(network=load_network(None), data_dir=data_dir(None)) as tor:
+async with open_tor() as tor:
     stream = await tor.connect("example.com", 80)
 """
 
@@ -8,13 +8,12 @@ import os
 import time
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
-from pathlib import Path as FilePath
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
 import trio
 
-from torkit.config import Network, make_data_dir
+from torkit.config import Network, StrPath, chosen_data_dir, chosen_network
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus, Preamble
 from torkit.directory.directory import CountryOf, Directory
@@ -38,6 +37,8 @@ from torkit.proto.destination import is_onion
 from torkit.proto.padding import Padding
 
 if TYPE_CHECKING:
+    import ssl
+
     from torkit.hs.client_auth import ClientKey
     from torkit.hs.descriptor import Descriptor
     from torkit.net.onion.request import OnionRequest
@@ -46,17 +47,29 @@ if TYPE_CHECKING:
 class Tor:
     """A client of one network; made by `open_tor`."""
 
-    def __init__(self, network: Network, parts: Parts) -> None:
+    def __init__(self, network: Network, parts: Parts, apart: object = None) -> None:
+        """`apart` keeps the streams of this object on circuits of their own."""
         self.network = network
         self._parts = parts
+        self._apart = apart
 
     def __repr__(self) -> str:
         known = self._parts.current.known
         directory = "no directory" if known is None else f"{len(known)} relays"
         return f"<Tor: {self.progress.summary}, {directory}, {self._parts.circuits!r}>"
 
+    def isolated(self) -> "Tor":
+        """The same client, for streams and look-ups that share no circuit with any of another object's.
+
+        Directory, guards and identity are common, and it ends with the client that it is of.
+        """
+        return Tor(self.network, self._parts, apart=object())
+
     async def wait_ready(self) -> None:
-        """Until circuits can be built. Raises NoDirectory, or what made the directory's sources fail."""
+        """Until circuits can be built: before that, whatever needs one raises NoDirectory. Has no deadline.
+
+        Raises NoDirectory, or what made the directory's sources fail.
+        """
         await self._parts.wait_ready()
 
     @property
@@ -103,6 +116,8 @@ class Tor:
 
         Raises UsageError for what no exit can reach, and NoPath where the exit of `path` does not allow it.
         """
+        if self._apart is not None:
+            isolation = self._apart, isolation
         if port is not None and is_onion(host):
             from torkit.net.onion.request import OnionRequest
 
@@ -127,11 +142,43 @@ class Tor:
         A name in .onion is an onion service's, which is met without an exit.
         Streams share circuits only where `isolation` is equal: any value, as `object()` for a session or a
         tuple for one of a group. Attempts that fail for a circuit's or an exit's fault are repeated
-        elsewhere; not with `path`, whose exit's policy is asked first. Raises UsageError for what no exit
-        can reach, StreamClosed with the exit's reason, OnionServiceError with the step that failed, TimedOut,
-        NoPath, or what made circuits fail.
+        elsewhere; not with `path`, whose exit's policy is asked first. That takes STREAM_TIMEOUT, 120 s, at
+        most, and less where the caller's `trio.fail_after` ends it, which leaves nothing behind. Raises
+        UsageError for what no exit can reach, StreamClosed with the exit's reason, OnionServiceError with the
+        step that failed, TimedOut, NoPath, NoDirectory, or what made circuits fail.
         """
         return await self.request(host, port, isolation=isolation, path=path).connect()
+
+    async def connect_tls(
+        self,
+        host: str,
+        port: int,
+        *,
+        ssl_context: "ssl.SSLContext | None" = None,
+        server_hostname: str | None = None,
+        isolation: Hashable = None,
+        path: Path | None = None,
+    ) -> "trio.SSLStream[Stream]":
+        """A TLS stream to `host`, after the handshake: the server has proved to be `server_hostname`.
+
+        By default that is `host`, and the system's authorities say so. Raises as `connect` does, StreamClosed
+        where the stream ends within the handshake, and ssl.SSLError where the handshake fails, such as
+        ssl.SSLCertVerificationError. The handshake has no deadline but the caller's. A stream that is cut
+        off raises trio.BrokenResourceError: no cut looks like an end.
+        """
+        import ssl
+
+        context = ssl_context or ssl.create_default_context()
+        stream = await self.connect(host, port, isolation=isolation, path=path)
+        tls = trio.SSLStream(stream, context, server_hostname=server_hostname or host)
+        try:
+            await tls.do_handshake()
+        except BaseException as error:
+            stream.close()
+            if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, ssl.SSLError):
+                raise error.__cause__ from None
+            raise
+        return tls
 
     async def resolve(
         self, host: str, *, isolation: Hashable = None, path: Path | None = None
@@ -210,8 +257,8 @@ class Tor:
 @asynccontextmanager
 async def open_tor(
     *,
-    network: Network,
-    data_dir: FilePath,
+    network: Network | StrPath | None = None,
+    data_dir: StrPath | None = None,
     cgo: Cgo = Cgo.EXIT,
     padding: Padding = Padding.AUTO,
     spare_circuits: int = SPARE_COUNT,
@@ -222,7 +269,9 @@ async def open_tor(
 ) -> AsyncIterator[Tor]:
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
-    `data_dir` keeps cache and guards, and is made where it is not there yet.
+    `network` is one, or the name of a file; by default the file that TORKIT_NETWORK names, else the public
+    network. `data_dir` keeps cache and guards, and is made where it is not there yet; by default what
+    TORKIT_DATA_DIR names, else `torkit.data_dir(network, None)`.
 
     `cgo` says which hops are asked for Counter Galois Onion; by default those that C tor asks, since
     whoever asks others is easier to tell apart. With less `padding` than by default, records of the traffic
@@ -232,18 +281,30 @@ async def open_tor(
     every path: each makes this client easier to tell from others. Those that name countries need
     `country_of`, such as torkit.directory.geoip.country_of on a file. `max_memory` bytes may wait in the
     queues of all clients of this process, by default a quarter of the machine's memory: over that, whoever
-    holds most ends. Raises DocumentError if `consensus` is
-    none, StorageError where `data_dir` cannot be made. Cancels the caller's block and raises InternalError
-    where a fault of ours has ended every connection.
+    holds most ends.
+
+    Opening waits for files only. Closing sends what has been sealed, for CLOSE_TIMEOUT, 2 s, at most; a
+    stream that is open is cut off, unless `Tor.settle` has waited for it.
+
+    Raises UsageError outside of trio, for a network file that is none, and for arguments that do not fit;
+    StorageError where the data directory cannot be made or is another user's; DocumentError if `consensus`
+    is none. Cancels the caller's block and raises InternalError where a fault of ours has ended every
+    connection. One exception of the caller's block comes out as it is.
     """
-    make_data_dir(data_dir)
+    if not trio.lowlevel.in_trio_task():
+        raise UsageError(
+            "torkit.open_tor runs under trio: use torkit.aio.open_tor under asyncio, and "
+            "torkit.blocking.open_tor without an event loop"
+        )
+    if not isinstance(network, Network):  # in a thread: the file may be a pipe that nobody writes to
+        network = await trio.to_thread.run_sync(chosen_network, network, abandon_on_cancel=True)
+    cache = Cache(chosen_data_dir(network, data_dir))
     limit_memory(max_memory)
     rng = SystemRandom()
     restrictions = (restrictions or Constraints())._replace(distinct_subnets=network.distinct_subnets)
     names = restrictions.entries | restrictions.exits | restrictions.exclude
     if country_of is None and any(map(country_in, names)):
         raise UsageError("restrictions by country need country_of")
-    cache = Cache(data_dir)
     state, guards = await trio.to_thread.run_sync(load_state, cache, restrictions, rng, time.time())
     try:
         async with trio.open_nursery() as nursery:

@@ -20,6 +20,8 @@ MAX_NETWORK_FILE_LEN = 1 << 20  # bytes; the public network takes about 20,000
 
 ANOTHER_PLACE = "name a directory that stays: --data-dir DIR or TORKIT_DATA_DIR"
 
+StrPath = str | os.PathLike[str]
+
 _T = TypeVar("_T")
 _NICKNAME = re.compile(r"[A-Za-z0-9]{1,19}")
 _IGNORED_FLAGS = frozenset({"bridge", "hs", "no-hs", "no-v2", "v2"})  # torrc still accepts them
@@ -78,7 +80,17 @@ class Network(NamedTuple):
         return {one.v3ident: one.nickname for one in self.authorities if one.v3ident is not None}
 
 
-def load_network(path: Path | None) -> Network:
+def chosen_network(named: StrPath | None) -> Network:
+    """As `load_network`; None is the file that TORKIT_NETWORK names, else the public network."""
+    return load_network(named if named is not None else os.environ.get("TORKIT_NETWORK") or None)
+
+
+def chosen_data_dir(network: Network, named: StrPath | None) -> Path:
+    """As `data_dir`; None is TORKIT_DATA_DIR, else the platform's place."""
+    return data_dir(network, named if named is not None else os.environ.get("TORKIT_DATA_DIR") or None)
+
+
+def load_network(path: StrPath | None) -> Network:
     """The network of this TOML file, or the public one.
 
     Raises UsageError, which names the file and the entry, for what is missing, unknown or malformed.
@@ -93,6 +105,7 @@ def load_network(path: Path | None) -> Network:
         )
     import tomllib  # 1.6 ms, for private networks only
 
+    path = Path(path)
     try:
         with path.open("rb") as file:
             text = file.read(MAX_NETWORK_FILE_LEN + 1)
@@ -218,13 +231,13 @@ def parse_fallback(value: str) -> Fallback:
     return Fallback(address, or_port, identity, ipv6)
 
 
-def data_dir(network: Network, explicit: Path | None) -> Path:
+def data_dir(network: Network, explicit: StrPath | None) -> Path:
     """Where cache and state are kept: `explicit`, or the platform's place for a user's state.
 
     Networks do not share the platform's place: guards and documents of one mean nothing to another.
     It is made where it is not there yet. Raises StorageError, as `make_data_dir` does.
     """
-    path = user_state_dir() / network.name if explicit is None else explicit
+    path = user_state_dir() / network.name if explicit is None else Path(explicit)
     make_data_dir(path)
     return path
 

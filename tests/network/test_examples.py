@@ -234,13 +234,12 @@ def test_the_program_of_the_readme_prints_a_page(
         r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
     for there, here in (
-        ("load_network(None)", f"load_network(__import__('pathlib').Path({str(testnet.network_file)!r}))"),
         ('"example.com", 80', f'"web.test", {web_server.port}'),
         ("GET / ", "GET /page "),
     ):
         assert there in program
         program = program.replace(there, here)
-    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    environment = os.environ | {"TORKIT_NETWORK": str(testnet.network_file), "XDG_STATE_HOME": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, timeout=40, check=False
     )
