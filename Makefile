@@ -3,9 +3,10 @@
 
 BIN := .venv/bin
 STUBS := $(patsubst torkit/_fast/%.pyi,torkit._fast.%,$(wildcard torkit/_fast/*.pyi))
+CORPORA := $(HOME)/.cache/torkit-fuzz
 export PYTHON
 
-.PHONY: setup demo test test-setup lint typecheck sanitize bench bench-setup build clean
+.PHONY: setup demo test test-setup lint typecheck fuzz sanitize bench bench-setup build clean
 
 setup:
 	@scripts/setup
@@ -26,6 +27,11 @@ lint: setup
 typecheck: setup
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --concise $(STUBS)
+
+fuzz: test-setup
+	@mkdir -p $(CORPORA) && cd tests && for name in $$(../$(BIN)/python -m fuzz); do \
+		echo "fuzz: $$name" >&2; \
+		../$(BIN)/python -m fuzz $$name $(CORPORA)/$$name -max_total_time=60 -verbosity=0 || exit 1; done
 
 sanitize: setup
 	@scripts/sanitize

@@ -304,6 +304,7 @@ def test_too_few_descriptors_are_an_error_at_the_start(tmp_path: Path) -> None:
         ("9150", Place("proxy", "127.0.0.1", 9150)),
         ("localhost:9150", Place("proxy", "127.0.0.1", 9150)),
         ("unix:/run/x:y", Place("unix", "/run/x:y")),
+        ("auth:9151", Place("auth", "127.0.0.1", 9151)),
         ("dns:5353", Place("dns", "127.0.0.1", 5353)),
         ("dns:[::1]:5353", Place("dns", "::1", 5353)),
         ("trans:127.0.0.2:9040", Place("trans", "127.0.0.2", 9040)),
@@ -356,7 +357,7 @@ def test_a_unix_socket_that_nobody_listens_at_is_replaced_and_no_other_file_is(t
 async def test_every_kind_of_listener_is_named_when_ready(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = [f"unix:{tmp_path}/proxy", "dns:0", "trans:0", "0"]
+    texts = [f"unix:{tmp_path}/proxy", "dns:0", "trans:0", "auth:0", "0"]
     with ExitStack() as stack:
         opened = [(place, stack.enter_context(listening(place))) for place in map(parse_place, texts)]
         async with trio.open_nursery() as nursery:
@@ -372,5 +373,5 @@ async def test_every_kind_of_listener_is_named_when_ready(
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["socks"] == f"unix:{tmp_path}/proxy"
     assert [name.rpartition(":")[0] for name in line["listeners"]] == [
-        *("unix", "dns:127.0.0.1", "trans:127.0.0.1", "127.0.0.1"),
+        *("unix", "dns:127.0.0.1", "trans:127.0.0.1", "auth:127.0.0.1", "127.0.0.1"),
     ]

@@ -1,5 +1,7 @@
 """The coverage-guided harness: `python -m fuzz TARGET CORPUS [libFuzzer's options]`, in tests/.
 
+Without arguments it names the targets.
+
 New inputs go to the directory CORPUS; what breaks a parser is written to `crash-...` and ends the run.
 """
 
@@ -10,11 +12,14 @@ from random import Random
 import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # as pytest's `pythonpath` does
-with atheris.instrument_imports(include=["torkit.directory"]):
+with atheris.instrument_imports(include=["torkit.directory", "torkit.proto", "h11"]):
     from fuzz.targets import TARGETS, mutate, run
 
 
 def main() -> None:
+    if len(sys.argv) == 1:
+        print(*TARGETS)
+        return
     name, corpus = sys.argv[1:3]
     target = TARGETS[name]
     Path(corpus).mkdir(exist_ok=True)

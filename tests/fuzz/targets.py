@@ -1,13 +1,17 @@
-"""What is fuzzed: each parser of directory/, with a valid document and what must hold of all it accepts."""
+"""What is fuzzed: each parser of directory/, and those of the proxy's clients, with a valid document and what
+must hold of all it accepts."""
 
 import gzip
 import lzma
+import struct
 import zlib
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from random import Random
 
+import h11
 import network_docs as nd
 
 from torkit.directory.authorities import parse_certificates
@@ -18,7 +22,18 @@ from torkit.directory.directory import Directory
 from torkit.directory.extra_info import parse_extra_info
 from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdesc, split_microdescs
 from torkit.directory.server_descriptor import parse_server_descriptor
-from torkit.errors import DocumentError
+from torkit.errors import DocumentError, PeerError, TorkitError
+from torkit.proto.automap import Automap
+from torkit.proto.dns import (
+    MAX_ANSWER_LEN,
+    Code,
+    Type,
+    address_of_reverse_name,
+    encode_answer,
+    parse_query,
+)
+from torkit.proto.http import Http
+from torkit.proto.request import Command
 
 try:
     from compression import zstd  # type: ignore[import-not-found]  # new in Python 3.14
@@ -35,12 +50,13 @@ LIMIT = 1 << 20  # bytes that a compressed answer may become
 class Target:
     """`seal` makes of changed text what is sent: signed again, so that changes get past the door.
 
-    `parse` raises nothing but DocumentError for what it refuses; AssertionError where it is wrong.
+    `parse` raises nothing but `refusal` for what it refuses; AssertionError where it is wrong.
     """
 
     valid: bytes
     parse: Callable[[bytes], object]
     seal: Callable[[bytes], bytes] = bytes
+    refusal: type[Exception] = DocumentError
 
 
 def check_consensus(text: bytes) -> None:
@@ -83,6 +99,53 @@ def check_content(encoding: str) -> Callable[[bytes], None]:
     return check
 
 
+def check_http(data: bytes) -> None:
+    """However the bytes come, the request is the same, and what goes on can be read in one way only."""
+    door = Http()
+    request = door.receive_data(data)
+    halves = Http()
+    middle = len(data) // 2
+    again = halves.receive_data(data[:middle]) or halves.receive_data(data[middle:])
+    if request is None:
+        assert again is None
+        return
+    assert again is not None
+    assert request._replace(forwarded=None) == again._replace(forwarded=None)
+    assert data.endswith(door.trailing_data)
+    if request.command is Command.CONNECT:
+        return
+    assert door.head.headers.raw_items() == halves.head.headers.raw_items()
+    sent = h11.Connection(h11.CLIENT).send(door.head)
+    server = h11.Connection(h11.SERVER)
+    server.receive_data(sent or b"")
+    read = server.next_event()
+    assert isinstance(read, h11.Request)
+    assert (read.method, read.target) == (door.head.method, door.head.target)
+    names = [name for name, _ in read.headers]
+    assert names.count(b"host") == 1
+    assert len({b"content-length", b"transfer-encoding"} & {*names}) < 2
+    assert not {b"proxy-authorization", b"x-tor-stream-isolation", b"proxy-connection"} & {*names}
+
+
+def check_dns(packet: bytes) -> None:
+    """An answer fits, and repeats the question; a name means the same to all that is asked about it."""
+    query = parse_query(packet)
+    automap = Automap()
+    made_up = automap.addresses_of(query.name)
+    assert [automap.name_of(address) for address in made_up] == [query.name.rstrip(".").lower()] * 2
+    address = address_of_reverse_name(query.name)
+    values: dict[Type, IPv4Address | IPv6Address | str]
+    values = {Type.A: made_up[0], Type.AAAA: made_up[1], Type.PTR: query.name}
+    found = [] if query.type is None else 50 * [values[query.type]]
+    for code in Code:
+        answer = encode_answer(query, code, found, ttl=60)
+        assert len(answer) <= MAX_ANSWER_LEN
+        assert answer[:2] == packet[:2]
+        assert answer[12:].startswith(query.question)
+    if address is not None:
+        assert query.name.lower() == address.reverse_pointer
+
+
 def seal_certificate(body: bytes) -> bytes:
     return AUTHORITIES[0].seal_certificate(body)
 
@@ -96,6 +159,17 @@ COMPRESSED = {
     "x-tor-lzma": lzma.compress(BASE[:5000], format=lzma.FORMAT_ALONE),
 }
 
+HTTP = b"""POST http://web.test:80/a?b HTTP/1.1
+Host: web.test:80
+Content-Length: 3
+Connection: keep-alive, X-Mine
+X-Mine: 1
+Proxy-Authorization: Basic YTpi
+
+abc""".replace(b"\n", b"\r\n")
+QUERY = struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 0) + b"\x03web\x04test\0" + struct.pack(">HH", 1, 1)
+REVERSE = QUERY[:12] + b"\x011\x012\x010\x03192\x07in-addr\x04arpa\0" + struct.pack(">HH", 12, 1)
+
 TARGETS = {
     "consensus-microdesc": Target(BASE, check_consensus),
     "consensus-ns": Target(nd.consensus(RELAYS, AUTHORITIES, flavor="ns"), check_consensus),
@@ -106,6 +180,9 @@ TARGETS = {
     "extra-info": Target(ROUTER.body(ROUTER.extra_info_items()), parse_extra_info, ROUTER.seal),
     "diff": Target(nd.consensus_diff(BASE, TARGET), check_diff),
     **{name: Target(body, check_content(name)) for name, body in COMPRESSED.items()},
+    "http": Target(HTTP, check_http, refusal=TorkitError),
+    "dns": Target(QUERY, check_dns, refusal=PeerError),
+    "dns-reverse": Target(REVERSE, check_dns, refusal=PeerError),
 }
 
 
@@ -113,7 +190,7 @@ def run(target: Target, text: bytes) -> bool:
     """Whether the parser accepts this text, sealed. Raises what is a finding."""
     try:
         target.parse(target.seal(text))
-    except DocumentError:
+    except target.refusal:
         return False
     return True
 
@@ -123,6 +200,14 @@ TOKENS = (
     *(b"\0", b"\r", b"\t", b"\xff", b"\xc3", b"=", b"==", b"A" * 27, b"A" * 43, b"\xc3\xa9" * 30, b"$", b"."),
     *(b"accept", b"reject", b"1-0", b"0-0", b"80,80", b"*:*", b"[::]/0:0", b"Bandwidth=-1", b"Relay=63-64"),
     *(b"-----BEGIN SIGNATURE-----", b"-----END SIGNATURE-----", b"-----BEGIN-----", b"@", b"r", b"m", b"opt"),
+    *(
+        b"Host:",
+        b"host: a",
+        b"Content-Length: 4\r",
+        b"Transfer-Encoding: chunked\r",
+        b"CONNECT",
+        b"http://a@b/",
+    ),
     *(b"\ndirectory-footer\n", b"\nr ", b"\nonion-key\n", b"\ndirectory-signature ", b"\n\n", b"\n.\n"),
 )
 

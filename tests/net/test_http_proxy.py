@@ -5,6 +5,7 @@ Each test runs twice: with a circuit that is ready for streams, and with one tha
 
 import pytest
 import trio
+from bad_http import SMUGGLING
 from proxied import Peer, Proxy, ScriptedTor, proxy_for, receive_all, receive_exactly
 
 from torkit.errors import EndReason, StreamClosed
@@ -166,11 +167,11 @@ async def test_a_client_that_leaves_ends_the_stream() -> None:
 
 
 async def test_bad_requests_are_answered_and_nothing_is_asked() -> None:
+    """The answer ends with the connection."""
     tor = ScriptedTor()
     async with proxy_for(tor, circuit=False) as proxy:
-        for data in (
-            GET.replace(b"Host: web", b"Host: other"),
-            b"GET http://web.test/ HTTP/1.1\nHost: web.test\n\n",
-        ):
-            assert (await proxy.ask(data)).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        for shape, data in SMUGGLING.items():
+            assert (await proxy.ask(data)).startswith(b"HTTP/1.1 400 Bad Request\r\n"), shape
+        endless = GET[:-2] + b"X: y\r\n" * 4_000
+        assert (await proxy.ask(endless)).startswith(b"HTTP/1.1 431 ")
     assert not tor.asked

@@ -1,6 +1,7 @@
 """Requests to an HTTP proxy: those that are served, and shapes that two readers could read differently."""
 
 import pytest
+from bad_http import SMUGGLING, request
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,11 +19,6 @@ from torkit.errors import (
 from torkit.proto.first_byte import AnyProtocol
 from torkit.proto.http import MAX_HEAD_LEN, Http, encode_error, status_for
 from torkit.proto.request import Command
-
-
-def request(line: str, *fields: str) -> bytes:
-    return "\r\n".join([line, *fields, "", ""]).encode("latin-1")
-
 
 ONION = "a" * 56 + ".onion"
 CONNECT = request("CONNECT web.test:443 HTTP/1.1", "Host: web.test:443")
@@ -69,6 +65,8 @@ def test_a_request_may_come_in_any_pieces_and_with_data_behind_it() -> None:
         ("GET http://web.test:80/a?b=c HTTP/1.1", ["Host: web.test"], b"GET /a?b=c HTTP/1.1"),
         ("GET HTTP://web.test?q HTTP/1.1", ["Host: web.test:80"], b"GET /?q HTTP/1.1"),
         ("PROPFIND http://[::1]:8080/x HTTP/1.1", ["Host: [::1]:8080"], b"PROPFIND /x HTTP/1.1"),
+        ("GET http://web.test:81/ HTTP/1.0", [], b"GET / HTTP/1.1\r\nHost: web.test:81"),
+        ("GET http://[::1]/ HTTP/1.0", ["Accept: */*"], b"GET / HTTP/1.1\r\nHost: [::1]"),
     ],
 )
 def test_an_absolute_form_becomes_a_path(line: str, fields: list[str], sent: bytes) -> None:
@@ -80,7 +78,7 @@ def test_an_absolute_form_becomes_a_path(line: str, fields: list[str], sent: byt
     assert found.command is Command.FORWARD
     encoded = h11.Connection(h11.CLIENT).send(door.head)
     assert encoded is not None
-    assert encoded.split(b"\r\n")[0] == sent
+    assert encoded.startswith(sent + b"\r\n")
 
 
 def test_hop_by_hop_fields_stay_here_and_others_go_on_as_they_were_written() -> None:
@@ -137,47 +135,22 @@ def test_credentials_and_c_tors_field_say_who_may_share_a_circuit() -> None:
     assert key(one, "X-Tor-Stream-Isolation: a") not in (key(one), key("X-Tor-Stream-Isolation: a"))
 
 
-SMUGGLING = {
-    "two lengths": request(
-        "POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length: 1", "Content-Length: 2"
-    ),
-    "the same length twice": request(
-        "POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length: 1", "content-length: 1"
-    ),
-    "a list of lengths": request("POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length: 1, 2"),
-    "length and chunks": request(
-        "POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length: 1", "Transfer-Encoding: chunked"
-    ),
-    "length with a sign": request("POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length: +1"),
-    "space before the colon": request("POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length : 1"),
-    "bare CR": request("GET http://a.test/ HTTP/1.1", "Host: a.test", "X: a\rb"),
-    "bare LF": b"GET http://a.test/ HTTP/1.1\nHost: a.test\n\n",
-    "one bare LF": request("GET http://a.test/ HTTP/1.1", "X: y\nHost: a.test"),
-    "NUL": request("GET http://a.test/ HTTP/1.1", "Host: a.test", "X: a\0b"),
-    "folded line": request("GET http://a.test/ HTTP/1.1", "Host: a.test", "X: a", " b"),
-    "user in the target": request("GET http://u@a.test/ HTTP/1.1", "Host: a.test"),
-    "user and password": request("GET http://u:p@a.test/ HTTP/1.1", "Host: a.test"),
-    "another Host": request("GET http://a.test/ HTTP/1.1", "Host: b.test"),
-    "another port in Host": request("GET http://a.test/ HTTP/1.1", "Host: a.test:81"),
-    "two Hosts": request("GET http://a.test/ HTTP/1.1", "Host: a.test", "Host: a.test"),
-    "no Host": request("GET http://a.test/ HTTP/1.1"),
-    "another Host than CONNECT's": request("CONNECT a.test:443 HTTP/1.1", "Host: b.test:443"),
-    "another port than CONNECT's": request("CONNECT a.test:443 HTTP/1.1", "Host: a.test:80"),
-    "CONNECT with a body": request("CONNECT a.test:443 HTTP/1.1", "Host: a.test:443", "Content-Length: 5"),
-    "CONNECT with chunks": request(
-        "CONNECT a.test:443 HTTP/1.1", "Host: a.test:443", "Transfer-Encoding: chunked"
-    ),
-    "CONNECT without a port": request("CONNECT a.test HTTP/1.1", "Host: a.test"),
-    "CONNECT to port 0": request("CONNECT a.test:0 HTTP/1.1", "Host: a.test:0"),
-    "CONNECT to port 65536": request("CONNECT a.test:65536 HTTP/1.1", "Host: a.test"),
-    "CONNECT to a URL": request("CONNECT http://a.test/ HTTP/1.1", "Host: a.test"),
-    "CONNECT to no host": request("CONNECT a..b:443 HTTP/1.1", "Host: a..b:443"),
-    "a fragment": request("GET http://a.test/#b HTTP/1.1", "Host: a.test"),
-    "no host": request("GET http:/// HTTP/1.1", "Host: a.test"),
-    "space in the target": request("GET http://a.test/a b HTTP/1.1", "Host: a.test"),
-    "no version": request("GET http://a.test/"),
-    "no request": b"hello\r\n\r\n",
-}
+@pytest.mark.parametrize("data", [CONNECT, request("GET http://web.test/ HTTP/1.1", "Host: web.test")])
+def test_who_gives_no_credentials_is_asked_where_that_is_wanted(data: bytes) -> None:
+    door = AnyProtocol(asks_credentials=True)
+    with pytest.raises(PeerError):
+        door.receive_data(data)
+    assert door.request is None
+    answer = door.data_to_send()
+    assert answer.startswith(b"HTTP/1.1 407 Proxy Authentication Required\r\n")
+    assert b'\r\nProxy-Authenticate: Basic realm="torkit", charset="UTF-8"\r\n' in answer
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("field", [b"Proxy-Authorization: Basic YTpi", b"X-Tor-Stream-Isolation: a"])
+def test_any_credentials_will_do(field: bytes) -> None:
+    door = AnyProtocol(asks_credentials=True)
+    assert door.receive_data(CONNECT[:-2] + field + b"\r\n\r\n") is not None
 
 
 @pytest.mark.parametrize("shape", SMUGGLING)

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from torkit.net.proxy.shared import Listener
     from torkit.proto.automap import Automap
+    from torkit.proto.first_byte import AnyProtocol
 
 BACKLOG = 1024  # connections that wait to be accepted
 
@@ -29,7 +31,7 @@ HINTS = {
 
 
 class Place(NamedTuple):
-    """One place to listen. `kind` is `proxy`, `dns` (UDP), `trans` or `unix`; `host` is a path of `unix`."""
+    """One place to listen. `kind` is `proxy`, `auth`, `trans`, `dns` (UDP) or `unix`: its host is a path."""
 
     kind: str
     host: str
@@ -54,7 +56,7 @@ def parse_place(text: str) -> Place:
         if not rest:
             raise UsageError("--listen: unix: wants a path", hint=HOW_TO_LISTEN)
         return Place("unix", rest)
-    if colon and kind in ("dns", "trans"):
+    if colon and kind in ("auth", "dns", "trans"):
         return Place(kind, *parse_listen(rest))
     return Place("proxy", *parse_listen(text))
 
@@ -104,7 +106,6 @@ def listeners_of(
     from torkit.net.proxy.dns import DnsListener
     from torkit.net.proxy.listener import StreamListener
     from torkit.net.proxy.transparent import transparent_listener
-    from torkit.proto.first_byte import AnyProtocol
 
     listeners: list[Listener] = []
     for place, sock in opened:
@@ -116,8 +117,15 @@ def listeners_of(
             assert automap is not None
             listeners.append(transparent_listener(to_trio, automap))
         else:
-            listeners.append(StreamListener(to_trio, lambda _: AnyProtocol()))
+            asks = place.kind == "auth"
+            listeners.append(StreamListener(to_trio, partial(_any_protocol, asks_credentials=asks)))
     return listeners
+
+
+def _any_protocol(_: socket.socket, *, asks_credentials: bool) -> "AnyProtocol":
+    from torkit.proto.first_byte import AnyProtocol
+
+    return AnyProtocol(asks_credentials=asks_credentials)
 
 
 def _open(place: Place) -> socket.socket:

@@ -56,7 +56,7 @@ def socks(
         list[str] | None,
         typer.Option(
             metavar="WHERE",
-            help="[ADDRESS:]PORT, unix:PATH, dns:[ADDRESS:]PORT or trans:[ADDRESS:]PORT; 127.0.0.1:9150 "
+            help="[ADDRESS:]PORT, unix:PATH, or auth:, dns:, trans: before [ADDRESS:]PORT; 127.0.0.1:9150 "
             "if not said; port 0 picks a free one. May be repeated.",
         ),
     ] = None,
@@ -264,7 +264,7 @@ async def serve(
         places = [place if place.kind == "unix" else place.at(sock) for place, sock in opened]
         addresses = [place.name for place in places]
         say(f"socks proxy ready on {', '.join(addresses)}")
-        socks = next((place.name for place in places if place.kind in ("proxy", "unix")), None)
+        socks = next((place.name for place in places if place.kind in ("proxy", "auth", "unix")), None)
         line = json.dumps({"socks": socks, "listeners": addresses, "pid": os.getpid()})
         if as_json:
             print(line, flush=True)

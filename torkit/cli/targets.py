@@ -21,7 +21,9 @@ PORTS = {
     "ircs": 6697,
 }
 
-HOW_TO_LISTEN = "write it like 127.0.0.1:9150, [::1]:9150, 9150 alone, unix:PATH, dns:5353 or trans:9040"
+HOW_TO_LISTEN = (
+    "write it like 127.0.0.1:9150, [::1]:9150, 9150 alone, unix:PATH, auth:9151, dns:5353 or trans:9040"
+)
 
 
 def parse_target(target: str, port: str | None = None) -> tuple[str, int]:

@@ -7,9 +7,13 @@ from torkit.proto.socks import Handshake
 
 
 class AnyProtocol:
-    """A front door that becomes the one that its client speaks: SOCKS's unless the first byte is a letter."""
+    """A front door that becomes the one that its client speaks: SOCKS's unless the first byte is a letter.
 
-    def __init__(self) -> None:
+    `asks_credentials` is HTTP's; clients of SOCKS5 that have some always give them.
+    """
+
+    def __init__(self, *, asks_credentials: bool = False) -> None:
+        self._asks_credentials = asks_credentials
         self.chosen: Handshake | Http | None = None
 
     @property
@@ -22,7 +26,8 @@ class AnyProtocol:
 
     def receive_data(self, data: bytes) -> Request | None:
         if self.chosen is None:
-            self.chosen = Http() if data[:1].isalpha() else Handshake()
+            is_http = data[:1].isalpha()
+            self.chosen = Http(asks_credentials=self._asks_credentials) if is_http else Handshake()
         return self.chosen.receive_data(data)
 
     def data_to_send(self) -> bytes:

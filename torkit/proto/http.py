@@ -36,6 +36,8 @@ NO_REQUEST = "what a client sent is no HTTP request"
 
 GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
+CHALLENGE = b'Proxy-Authenticate: Basic realm="torkit", charset="UTF-8"'
+
 # Header fields that say which requests may share a circuit: all of them the same. The second is C tor's.
 ISOLATING = (b"proxy-authorization", b"x-tor-stream-isolation")
 
@@ -61,22 +63,25 @@ Headers = list[tuple[bytes, bytes]]
 class Target(NamedTuple):
     host: str
     port: int
-    path: bytes  # of an absolute form, and its query
+    authority: bytes = b""  # of an absolute form, as it was written
+    path: bytes = b""  # the same, and its query
 
 
 class Http:
     """One client's request, driven by `receive_data`; it never connects anywhere.
 
     `request` is of CONNECT or FORWARD. A forwarded request goes on in `connection`, which has read its head
-    and has not been given `trailing_data` yet; `head` is what goes to the server.
+    and has not been given `trailing_data` yet; `head` is what goes to the server. With `asks_credentials` a
+    request without any is answered with 407: browsers send theirs only then. Any will do.
     """
 
     connection: "h11.Connection"
     head: "h11.Request"
 
-    def __init__(self) -> None:
+    def __init__(self, *, asks_credentials: bool = False) -> None:
         self.request: Request | None = None
         self.trailing_data = b""
+        self._asks_credentials = asks_credentials
         self._received = b""
         self._to_send = b""
 
@@ -130,6 +135,8 @@ class Http:
             raise self._refuse(400, error) from None
         except UsageError as error:
             raise self._refuse(501, error) from None
+        if self._asks_credentials and request.isolation is None:
+            raise self._refuse(407, PeerError("credentials say whose request this is; any will do"))
         return request._replace(host=self._check_host(request.host))
 
     def _check_host(self, host: str) -> str:
@@ -159,9 +166,10 @@ class Http:
         _check_hosts(event, target, 80)
         if event.method == b"TRACE":
             raise UsageError("TRACE would tell the server what is between you and your proxy")
-        self.head = h11.Request(
-            method=event.method, target=target.path, headers=forwarded(event.headers.raw_items())
-        )
+        headers = forwarded(event.headers.raw_items())
+        if b"host" not in fields:  # HTTP/1.0 does without
+            headers.insert(0, (b"Host", target.authority))
+        self.head = h11.Request(method=event.method, target=target.path, headers=headers)
         return self._request(Command.FORWARD, target, isolation)
 
     def _request(self, command: Command, target: Target, isolation: Hashable) -> Request:
@@ -212,7 +220,7 @@ def _authority(text: bytes) -> Target:
     found = _AUTHORITY.fullmatch(text)
     if found is None or found[2] is None or not 0 < int(found[2]) <= 65_535:
         raise PeerError("CONNECT takes HOST:PORT")
-    return Target(found[1].strip(b"[]").decode(), int(found[2]), b"")
+    return Target(found[1].strip(b"[]").decode(), int(found[2]))
 
 
 def _absolute(text: bytes) -> Target:
@@ -225,9 +233,8 @@ def _absolute(text: bytes) -> Target:
     if authority is None or not 0 < int(authority[2] or 80) <= 65_535:
         raise PeerError("the URL of a request has no host, a user, or a port that is none")
     path = found[3] or b"/"
-    return Target(
-        authority[1].strip(b"[]").decode(), int(authority[2] or 80), path if path[:1] == b"/" else b"/" + path
-    )
+    host, port = authority[1].strip(b"[]").decode(), int(authority[2] or 80)
+    return Target(host, port, authority[0], path if path[:1] == b"/" else b"/" + path)
 
 
 def _check_hosts(event: "h11.Request", target: Target, default_port: int) -> None:
@@ -293,6 +300,7 @@ def encode_error(status: int, error: TorkitError) -> bytes:
         NO_PROXY if status == HTTPStatus.NOT_IMPLEMENTED else status_line,
         b"Content-Type: text/plain; charset=utf-8",
         b"Content-Length: %d" % len(body),
+        *([CHALLENGE] if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED else []),
         f"Proxy-Status: torkit; error={status_for(error)[1]}".encode(),
         b"Connection: close",
     ]
