@@ -16,9 +16,10 @@ from network.torkit_process import (
     Proxy,
     Result,
     Shell,
+    confirmed_guards,
     let_retries_be_due,
     make_shell,
-    preferred_guards,
+    primary_guards,
     running_proxy,
     wait_until,
 )
@@ -53,7 +54,7 @@ def server(net: RunningTestnet) -> Iterator[CarrierServer]:
 def _guard(net: RunningTestnet, shell: Shell) -> str:
     """The nickname of the guard in use."""
     wait_until((shell.data_dir / "state.json").exists, 10, "the guard to be kept")
-    fingerprint = preferred_guards(shell)[0]
+    fingerprint = confirmed_guards(shell)[0]
     return next(relay.nickname for relay in net.relays if relay.fingerprint == fingerprint)
 
 
@@ -100,7 +101,7 @@ def test_start_while_the_kept_guard_is_down(
         assert faulty_shell.run(line, stdin=request, timeout=15).stdout.endswith(PAGE)
     # Back, and tried again when that is due; but for a path that ends there, the one that is preferred.
     let_retries_be_due(faulty_shell)
-    preferred = preferred_guards(faulty_shell)[0]
+    preferred = primary_guards(faulty_shell)[0]
     built = faulty_shell.run("torkit -vv build-circuit")
     path = json.loads(built.stdout)["path"]
     assert preferred in (path[0]["fingerprint"], path[2]["fingerprint"]), built.stderr

@@ -257,10 +257,25 @@ class CarrierServer(TargetServer):
             pass
 
 
-def preferred_guards(shell: Shell) -> list[str]:
-    """Fingerprints of the state in the order of preference: confirmed guards first, each kind as sampled."""
-    guards = json.loads((shell.data_dir / "state.json").read_text())["guards"]
-    return [guard["fingerprint"] for guard in sorted(guards, key=lambda guard: "confirmed_on" not in guard)]
+def confirmed_guards(shell: Shell) -> list[str]:
+    """Fingerprints of the state's guards that have carried traffic, in the order of sampling."""
+    return [guard["fingerprint"] for guard in _guards(shell) if "confirmed_on" in guard]
+
+
+def primary_guards(shell: Shell) -> list[str]:
+    """Fingerprints of the state's primary guards, best first: the next command begins at the first.
+
+    Confirmed guards are primary before others, but all three stand in the order of sampling: one may be the
+    best though it has never carried traffic, since paths ended there or it was down.
+    """
+    guards = _guards(shell)
+    primary = sorted(guards, key=lambda guard: "confirmed_on" not in guard)[:3]
+    return [guard["fingerprint"] for guard in guards if guard in primary]
+
+
+def _guards(shell: Shell) -> list[dict[str, str]]:
+    guards: list[dict[str, str]] = json.loads((shell.data_dir / "state.json").read_text())["guards"]
+    return guards
 
 
 def let_retries_be_due(shell: Shell) -> None:
