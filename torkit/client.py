@@ -30,6 +30,7 @@ from torkit.net.link.pump import Pump
 from torkit.net.memory import limit_memory
 from torkit.net.parts import Parts
 from torkit.net.progress import Changes, Progress
+from torkit.net.shortage import run_in_thread
 from torkit.net.state import load_state
 from torkit.paths.constraints import Constraints, country_in
 from torkit.proto.circuit import Cgo
@@ -305,7 +306,7 @@ async def open_tor(
     names = restrictions.entries | restrictions.exits | restrictions.exclude
     if country_of is None and any(map(country_in, names)):
         raise UsageError("restrictions by country need country_of")
-    state, guards = await trio.to_thread.run_sync(load_state, cache, restrictions, rng, time.time())
+    state, guards = await run_in_thread(load_state, cache, restrictions, rng, time.time())
     try:
         async with trio.open_nursery() as nursery:
             parts = Parts(

@@ -24,6 +24,7 @@
           NotServed                    a directory serves, but does not have the document
       OnionServiceError  .step     an onion service could not be reached; where that failed
       TimedOut                     a deadline passed; the message says waiting for what
+      OutOfResources               this machine is short of descriptors, memory or threads
       StorageError                 the data directory cannot be read or written
       InternalError                a fault of torkit's own
 
@@ -329,6 +330,12 @@ class TimedOut(TorkitError):
     """A deadline passed."""
 
     retry = Retry.NOW
+
+
+class OutOfResources(TorkitError):
+    """This machine is short of descriptors, memory or threads: no relay is to blame."""
+
+    retry = Retry.LATER
 
 
 class StorageError(TorkitError):

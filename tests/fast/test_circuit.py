@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 from fakes import FakeCircuit, FakeHop, FakeStream, Tor1Layer
-from fast.talk import Talk, failure_of
+from fast.talk import CGO, CONGESTION_CONTROL, WINDOWS, Talk, failure_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +42,26 @@ def test_data_arrives_and_departs_in_order(talk: Talk) -> None:
     assert stream.put(b"x" * 5000) == 5000
     talk.exchange()
     assert far.received == b"x" * 5000
+    assert complaints(talk) == []
+
+
+@pytest.mark.parametrize("hop", [WINDOWS, CONGESTION_CONTROL, CGO], ids=["windows", "congestion", "CGO"])
+def test_where_there_is_nothing_nothing_is_copied(hop: str) -> None:
+    """Copying no bytes to or from nowhere is undefined in C: what makes this fail is `make sanitize`."""
+    talk = Talk(hops=[hop] * 2)
+    circuit = talk.circuit()
+    stream = talk.stream(circuit)
+    far = talk.far_stream(circuit, stream)
+    far.data(b"")
+    talk.exchange()
+    assert stream.take() == b""
+    assert stream.put(b"") == 0
+    talk.core.receive_data(bytearray(), 0)
+    circuit.send(1, RelayCommand.DROP, 0, b"")
+    talk.core.send_control(0, Command.VPADDING, b"")
+    far.write(b"hello")
+    talk.exchange()
+    assert stream.take() == b"hello"
     assert complaints(talk) == []
 
 

@@ -1,13 +1,16 @@
 """Sockets to relays come from the dialer that a client's channels are given."""
 
+import errno
+import os
 import socket
 from random import Random
+from typing import NoReturn
 
 import pytest
 import trio
 from served import fresh_relays, relay_of, serve
 
-from torkit.errors import ChannelClosed
+from torkit.errors import ChannelClosed, OutOfResources, TorkitError
 from torkit.net.link.channels import Channels
 from torkit.net.link.dial import dial_directly
 
@@ -49,3 +52,25 @@ async def test_where_nobody_listens_the_system_says_why() -> None:
         nobody.bind(("127.0.0.1", 0))
         with pytest.raises(ChannelClosed, match="could not connect to the relay: Connection refused"):
             await dial_directly(*nobody.getsockname())
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EMFILE, OutOfResources),
+        (errno.ENFILE, OutOfResources),
+        (errno.ENOBUFS, OutOfResources),
+        (errno.EAFNOSUPPORT, ChannelClosed),  # a machine without IPv6
+        (errno.EACCES, ChannelClosed),
+    ],
+    ids=lambda value: errno.errorcode.get(value) if isinstance(value, int) else None,
+)
+async def test_where_no_socket_can_be_made_it_is_told_whose_fault_that_is(
+    monkeypatch: pytest.MonkeyPatch, number: int, kind: type[TorkitError]
+) -> None:
+    def make(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("torkit.net.link.dial.socket.socket", make)
+    with pytest.raises(kind, match=os.strerror(number)):
+        await dial_directly("2001:db8::1", 9001)

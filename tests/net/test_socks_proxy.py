@@ -439,6 +439,28 @@ async def test_silent_clients_make_room_the_oldest_first() -> None:
         await carried.send_all(b"on")
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [b"", b"\x05\1\0", b"\x05\1\0\x05\1\0\3\x08web", b"\4\1\0P", b"GET http://web.test/ HTTP/1.1\r\nHost"],
+    ids=["nothing", "greeting", "SOCKS5", "SOCKS4", "HTTP"],
+)
+async def test_half_a_request_keeps_no_place(begun: bytes) -> None:
+    tor = ScriptedTor()
+    async with proxy_for(tor, max_clients=1) as proxy:
+        silent = await proxy.client()
+        if begun:
+            await silent.send_all(begun)
+        await trio.testing.wait_all_tasks_blocked()
+        await proxy.open(tor)
+
+        async def read_on() -> None:
+            while await silent.receive_some():  # the answer to a greeting may come first
+                pass
+
+        with pytest.raises(trio.BrokenResourceError):
+            await read_on()
+
+
 async def test_a_greeting_may_come_late(autojump_clock: trio.testing.MockClock) -> None:
     tor = ScriptedTor()
     async with proxy_for(tor) as proxy:

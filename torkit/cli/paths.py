@@ -51,9 +51,9 @@ def _fingerprint(tor: "Tor", name: str) -> str:
 
 async def next_line(descriptor: int) -> str | None:
     """As `read_line`, in a thread: whoever waits here for a line can still be told to stop."""
-    import trio
+    from torkit.net.shortage import run_in_thread
 
-    return await trio.to_thread.run_sync(read_line, descriptor, abandon_on_cancel=True)
+    return await run_in_thread(read_line, descriptor, abandon_on_cancel=True)
 
 
 def read_line(descriptor: int) -> str | None:

@@ -97,6 +97,7 @@ async def open_client(
 
     from torkit.client import open_tor
     from torkit.config import data_dir, load_network
+    from torkit.net.shortage import run_in_thread
     from torkit.proto.circuit import Cgo
     from torkit.proto.padding import Padding
 
@@ -108,7 +109,7 @@ async def open_client(
     if options.network is None:
         network = load_network(None)
     else:  # in a thread: signals end the wait for a pipe that nobody writes to
-        network = await trio.to_thread.run_sync(load_network, options.network, abandon_on_cancel=True)
+        network = await run_in_thread(load_network, options.network, abandon_on_cancel=True)
     async with (
         open_tor(
             network=network,

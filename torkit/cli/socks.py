@@ -274,11 +274,11 @@ async def serve(
 
 async def keep_ready_file(path: Path, line: bytes, is_ending: "trio.Event") -> None:
     """Write the ready file; at the end, remove it unless another proxy's has taken its place."""
-    import trio
+    from torkit.net.shortage import run_in_thread
 
     if not is_replaceable(path):
         # A pipe waits for its reader.
-        await trio.to_thread.run_sync(write_file, path, line, abandon_on_cancel=True)
+        await run_in_thread(write_file, path, line, abandon_on_cancel=True)
         return
     written = write_file(path, line)
     try:

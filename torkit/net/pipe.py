@@ -31,6 +31,7 @@ from torkit.errors import InternalError, TimedOut, TorkitError
 from torkit.net.circuit.stream import Stream
 from torkit.net.descriptors import READ_SIZE, read_some, write_some
 from torkit.net.link.pump import Pump
+from torkit.net.shortage import run_in_thread
 
 T = TypeVar("T")
 
@@ -332,7 +333,7 @@ class Descriptor:
 
 
 async def _in_thread(descriptor: Descriptor, call: Callable[..., T], *arguments: Any) -> T:
-    return await trio.to_thread.run_sync(descriptor.use, call, *arguments, abandon_on_cancel=True)
+    return await run_in_thread(descriptor.use, call, *arguments, abandon_on_cancel=True)
 
 
 async def _write_all(descriptor: Descriptor, data: bytes | bytearray) -> None:

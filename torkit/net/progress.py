@@ -7,7 +7,7 @@ client does not tell apart, the tag is the later one.
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from errno import EADDRNOTAVAIL, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH
+from errno import EADDRNOTAVAIL, EAFNOSUPPORT, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH
 from typing import NamedTuple
 
 import trio
@@ -20,13 +20,14 @@ from torkit.errors import (
     Filtered,
     HandshakeCut,
     NoNetwork,
+    OutOfResources,
     StorageError,
     TimedOut,
     TorkitError,
     Unreachable,
 )
 
-_NO_NETWORK = frozenset({EADDRNOTAVAIL, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH})
+_NO_NETWORK = frozenset({EADDRNOTAVAIL, EAFNOSUPPORT, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH})
 
 
 class Phase(Enum):
@@ -182,6 +183,9 @@ def furthest(failures: Sequence[TorkitError]) -> TorkitError:
 
 def diagnose(failures: Sequence[TorkitError]) -> TorkitError:
     """What is in the way, if these attempts at different relays, at least one, all failed."""
+    for shortage in failures:
+        if isinstance(shortage, OutOfResources):
+            return shortage
     failure = furthest(failures)
     if (skewed := _clock_skew(failures)) is not None:
         return skewed

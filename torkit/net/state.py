@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import trio
 
 from torkit.directory.cache import Cache
-from torkit.errors import StorageError
+from torkit.errors import OutOfResources, StorageError
+from torkit.net.shortage import run_in_thread
 from torkit.paths.constraints import Constraints
 from torkit.paths.guards import Guards
 
@@ -34,6 +35,7 @@ class StateFile:
         self._lock = trio.Lock()
         self._parts: list[Part] = []
         self._watched: list[Part] = []
+        self._has_warned = False  # that the last attempt to write has failed
 
     def add(self, part: Part, *, is_watched: bool) -> None:
         """Keep `part`: whenever it has changed if `is_watched`, else only where the file was lost."""
@@ -44,11 +46,11 @@ class StateFile:
     async def agree(self, values: dict[str, Any]) -> dict[str, Any]:
         """Keep these JSON values where nothing is kept yet. Returns all that is kept then.
 
-        Raises StorageError.
+        Raises StorageError, OutOfResources.
         """
         async with self._lock:
             # abandon_on_cancel: another process may hold the file's lock for seconds.
-            return await trio.to_thread.run_sync(self._cache.add_to_state, values, abandon_on_cancel=True)
+            return await run_in_thread(self._cache.add_to_state, values, abandon_on_cancel=True)
 
     async def save(self) -> None:
         """Write down what has changed."""
@@ -60,15 +62,20 @@ class StateFile:
                 if (aside := await self._write(changed)) is not None:
                     logger.warning("the state could not be read any more, and is kept as %s", aside)
                     await self._write(self._parts)
-            except StorageError as error:
-                logger.warning("the guards could not be kept: %s", error)
+                self._has_warned = False
+            except (StorageError, OutOfResources) as error:
+                for part in changed:
+                    part.has_changed = True  # written with the next change, or in a while
+                if not self._has_warned:
+                    logger.warning("the guards could not be kept: %s", error)
+                self._has_warned = True
 
     async def _write(self, parts: list[Part]) -> Path | None:
         values: dict[str, Any] = {}
         for part in parts:
             part.has_changed = False
             values |= part.to_state()
-        return await trio.to_thread.run_sync(self._cache.update_state, values)
+        return await run_in_thread(self._cache.update_state, values)
 
     async def keep(self) -> None:
         """Save now and then; never returns."""

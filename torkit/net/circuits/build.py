@@ -19,6 +19,7 @@ from torkit.errors import (
     CircuitError,
     Closed,
     HandshakeCut,
+    InternalError,
     PeerError,
     TimedOut,
     TorkitError,
@@ -32,7 +33,7 @@ from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ForOnion, Path, P
 from torkit.net.contact import Contact, is_known
 from torkit.net.current import Current
 from torkit.net.link.channels import Channels
-from torkit.net.link.pump import Pump
+from torkit.net.link.pump import Pump, log_fault
 from torkit.net.progress import Phase, diagnose
 
 # Specification constant (tor-spec, "Relay cells"): RELAY_EARLY cells that a circuit may carry. C tor's
@@ -193,6 +194,11 @@ class Builder:
                     self.build_times.note_outcome(timed_out=False)
         except TorkitError as error:
             build.error = error
+        except Exception as error:
+            build.error = InternalError.ending("a circuit", error)
+            log_fault(build.error)
+            if build.circuit is not None:
+                build.circuit.close()
         finally:
             build.is_begun.set()
             build.is_over.set()

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from torkit.directory.directory import Directory, Relay
-from torkit.errors import CircuitClosed, NoDirectory, NoGuard, StorageError
+from torkit.errors import CircuitClosed, NoDirectory, NoGuard, OutOfResources, StorageError
 from torkit.events import GuardChanged
 from torkit.learnt.path_bias import UNWATCHED, Counts, PathBias, Report, Watch
 from torkit.net.contact import Contact, DirectoryServer
@@ -199,7 +199,7 @@ class GuardKeeper:
             if any(drawn.values()):
                 try:
                     kept = await self._state.agree(drawn)
-                except StorageError as error:
+                except (StorageError, OutOfResources) as error:
                     logger.warning("the guards could not be kept: %s", error)
             if any(kept[name] != guards for name, guards in drawn.items()):
                 self.guards, _ = Guards.from_state(

@@ -14,7 +14,15 @@ from random import Random
 import trio
 
 from torkit.directory.directory import Directory, Relay
-from torkit.errors import EndReason, NoDirectory, Retry, StreamClosed, TimedOut, TorkitError
+from torkit.errors import (
+    EndReason,
+    NoDirectory,
+    OutOfResources,
+    Retry,
+    StreamClosed,
+    TimedOut,
+    TorkitError,
+)
 from torkit.learnt.predicted_ports import PredictedPorts
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.build import Builder, Choice
@@ -125,8 +133,10 @@ class Circuits:
             self.is_short.set()
 
     def _may_pass(self, error: TorkitError) -> bool:
-        """Returns whether a build may succeed soon: a lost directory may come back."""
-        return error.retry is Retry.NOW or (isinstance(error, NoDirectory) and self._directory is not None)
+        """Returns whether a build may succeed soon: a lost directory may come back, a shortage pass."""
+        if isinstance(error, NoDirectory):
+            return self._directory is not None
+        return error.retry is Retry.NOW or isinstance(error, OutOfResources)
 
     # --- building ---------------------------------------------------------------------------------
 

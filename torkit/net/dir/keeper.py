@@ -34,6 +34,7 @@ from torkit.errors import (
     NoDirectory,
     NothingNewer,
     NotServed,
+    OutOfResources,
     StorageError,
     TorkitError,
 )
@@ -52,6 +53,7 @@ from torkit.net.dir.servers import Asked, DirectoryServers, Sources, next_backof
 from torkit.net.dir.steps import in_steps
 from torkit.net.link.channels import Channels
 from torkit.net.progress import Phase, diagnose
+from torkit.net.shortage import run_in_thread
 from torkit.paths.choose import prepare
 from torkit.paths.guards import missing_microdescs
 
@@ -283,8 +285,8 @@ class DirectoryKeeper:
 
     async def _load(self) -> None:
         try:
-            certificates, microdescs, consensus = await trio.to_thread.run_sync(self._read_cache)
-        except StorageError as error:
+            certificates, microdescs, consensus = await run_in_thread(self._read_cache)
+        except (StorageError, OutOfResources) as error:
             self._do_without_cache("the cache is not used", error)
             return
         self._certificates = certificates or ()
@@ -307,11 +309,11 @@ class DirectoryKeeper:
 
     async def _save(self, save: Callable[..., None], *args: object) -> None:
         try:
-            await trio.to_thread.run_sync(save, *args)
-        except StorageError as error:
+            await run_in_thread(save, *args)
+        except (StorageError, OutOfResources) as error:
             self._do_without_cache("the cache could not be written", error)
 
-    def _do_without_cache(self, what: str, error: StorageError) -> None:
+    def _do_without_cache(self, what: str, error: TorkitError) -> None:
         logger.warning("%s: %s", what, "; ".join(filter(None, (str(error), error.hint))))
         self._progress.block(error)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from torkit.errors import ClockSkewed, NoDirectory, NothingNewer, TimedOut, TorkitError
+from torkit.errors import ClockSkewed, NoDirectory, NothingNewer, OutOfResources, TimedOut, TorkitError
 from torkit.net.circuit.circuit import Circuit, CircuitSettings
 from torkit.net.circuits.build import build_directory_circuit
 from torkit.net.circuits.guards import UNTOLD, GuardTry
@@ -150,7 +150,7 @@ class DirectoryServers:
             except TorkitError as error:
                 logger.debug("%s has sent no document: %s", name_of(part.source), error)
                 failures.append(error)
-                if not isinstance(error, ClockSkewed | NothingNewer):  # of which it is not the cause
+                if not isinstance(error, ClockSkewed | NothingNewer | OutOfResources):  # not by its fault
                     self._note_failure(part.source, error)
                 round_.give_up(part.source)
             round_.settle(part, came)

@@ -28,11 +28,20 @@ from torkit._fast.events import (
     Writable,
 )
 from torkit._fast.sources import Link
-from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, InternalError, TimedOut, TorkitError
+from torkit.errors import (
+    ChannelClosed,
+    ChannelError,
+    HandshakeCut,
+    InternalError,
+    OutOfResources,
+    TimedOut,
+    TorkitError,
+)
 from torkit.net.circuit.circuit import GENERAL, Circuit, CircuitSettings
 from torkit.net.link.dial import Dial, dial_directly
 from torkit.net.link.pump import Pump
 from torkit.net.link.tls import TlsConnection
+from torkit.net.shortage import out_of_resources
 from torkit.proto.channel import LinkHandshake, LinkResult
 from torkit.proto.padding import Use
 
@@ -144,6 +153,8 @@ class Channel:
         try:
             self._link = pump.add_link(self._tls.core, self._core, self)
             await self._has_ended.wait()
+        except OSError as error:  # it cannot be watched
+            self.error = out_of_resources(error)
         finally:
             self.error = self.error or ChannelClosed("the connection to the relay ended")
             if self._link is not None:
@@ -151,8 +162,12 @@ class Channel:
             self._is_sent.set()
             self._tls.close()
             for circuit in list(self._circuits.values()):
-                circuit.fail(ChannelClosed(str(self.error)))
+                circuit.fail(self._end_of_circuits(self.error))
             self._circuits.clear()
+
+    def _end_of_circuits(self, error: TorkitError) -> TorkitError:
+        """What they fail with where the channel has ended for `error`."""
+        return error if isinstance(error, OutOfResources) else ChannelClosed(str(error))
 
     def on_events(self, events: list[Event]) -> None:
         """What the pump has read."""
@@ -180,7 +195,7 @@ class Channel:
     ) -> Circuit:
         """A circuit without hops; Circuit.create gives it the first one."""
         if self.error is not None:
-            raise ChannelClosed(str(self.error))
+            raise self._end_of_circuits(self.error)
         while True:
             # tor-spec, "CREATE and CREATED cells": the initiator of the connection sets the top bit.
             circ_id = self._rng.getrandbits(31) | 0x80000000

@@ -15,6 +15,7 @@ import trio
 from torkit._fast.tls import Tls
 from torkit.errors import ChannelClosed, ChannelError
 from torkit.net.link.dial import Dial, dial_directly
+from torkit.net.shortage import check_resources
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -42,7 +43,8 @@ class TlsConnection:
     ) -> "TlsConnection":
         """Connect to an IP address by `dial`, call `on_connected`, and finish the TLS handshake.
 
-        Raises ChannelClosed where nobody answers, ChannelError where the peer does not speak TLS 1.2.
+        Raises ChannelClosed where nobody answers, ChannelError where the peer does not speak TLS 1.2,
+        OutOfResources.
         """
         sock = await dial(address, port)
         try:
@@ -51,6 +53,7 @@ class TlsConnection:
             await connection._handshake()
         except OSError as error:
             sock.close()
+            check_resources(error)
             raise ChannelClosed(f"the TLS handshake with the relay broke: {error.strerror}") from error
         except BaseException:
             sock.close()

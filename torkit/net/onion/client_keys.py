@@ -3,12 +3,11 @@
 import logging
 from pathlib import Path
 
-import trio
-
 from torkit._fast.keys import X25519PrivateKey
 from torkit.errors import StorageError, TorkitError
 from torkit.files import read_file
 from torkit.hs.client_auth import MAX_LINE_LEN, ClientKey, decode_client_key
+from torkit.net.shortage import run_in_thread
 
 SUFFIX = ".auth_private"
 
@@ -33,7 +32,7 @@ class ClientKeys:
         """Our key for a service. The files are read each time, so that a new one is used at once."""
         if service in self._given:
             return self._given[service]
-        return await trio.to_thread.run_sync(self._read, service)
+        return await run_in_thread(self._read, service)
 
     def _read(self, service: bytes) -> X25519PrivateKey | None:
         try:

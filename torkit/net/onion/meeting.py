@@ -53,6 +53,7 @@ from torkit.net.circuit.circuit import Circuit, Reply
 from torkit.net.contact import or_addresses
 from torkit.net.onion.descriptors import Descriptors
 from torkit.net.onion.stems import Stems
+from torkit.net.shortage import run_in_thread
 from torkit.proto.flow import PathKind
 from torkit.proto.messages import encode_link_specifiers
 
@@ -400,7 +401,7 @@ class _Attempt:
         logger.info("the onion service asks for a proof of work of effort %d%s", effort, how)
         try:
             with suspended(scope):
-                self._proof = await trio.to_thread.run_sync(
+                self._proof = await run_in_thread(
                     search.run, abandon_on_cancel=True, limiter=self._meeting.workers
                 )
         finally:

@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from math import inf
 
 import trio
@@ -17,13 +16,12 @@ from torkit.net.proxy.doors import FrontDoor
 from torkit.net.proxy.farewell import AT_ONCE
 from torkit.net.proxy.isolation import Origin
 from torkit.net.proxy.shared import Proxy
+from torkit.net.shortage import OUT_OF_RESOURCES
 
 # Implementation limits.
 ACCEPTED_PER_TURN = 64  # clients, before those that are there have their turn
 ACCEPT_RETRY = 0.1  # seconds, where the system has no descriptor left
 ACCEPT_WARNING = 60.0  # seconds between two warnings of that
-
-OUT_OF_RESOURCES = {EMFILE, ENFILE, ENOBUFS, ENOMEM}
 
 logger = logging.getLogger(__name__)
 
