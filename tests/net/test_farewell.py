@@ -3,18 +3,19 @@
 import gc
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from proxied import Peer, Proxy, ScriptedTor, proxy_for, receive_all
+from proxied import CONNECT, GREETING, Peer, Proxy, ScriptedTor, proxy_for, receive_all
 from waiting import until_by_the_wall
 
 from torkit._fast import memory
 from torkit._fast.cells import RelayCommand
 from torkit.errors import EndReason
 from torkit.net.descriptors import DELIVERY_TIMEOUT
-from torkit.net.proxy import farewell
+from torkit.net.proxy import farewell, serve_socks
 
 BODY = (
     bytes(range(250)) * 800
@@ -58,6 +59,23 @@ async def test_all_that_has_arrived_comes_before_the_reset(
             await peer.end(reason)
             await until_failed(caplog, count)
             assert await receive_until_reset(client) == BODY, reason
+
+
+async def test_a_client_that_came_before_the_proxy_served_is_reset_all_the_same() -> None:
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with await trio.open_tcp_stream(*listener.socket.getsockname()) as client:
+        await client.send_all(GREETING + CONNECT)
+
+        async def serve(unused: list[trio.SocketListener], **upstream: Any) -> None:
+            await unused[0].aclose()
+            await serve_socks([listener], **upstream)
+
+        tor = ScriptedTor()
+        async with proxy_for(tor, serve=serve):
+            peer = await tor.peers.receive()
+            await peer.send_all(BODY)
+            await peer.end(EndReason.MISC)
+            assert (await receive_until_reset(client)).endswith(BODY)
 
 
 def destroy(peer: Peer) -> None:

@@ -71,6 +71,10 @@ class StreamListener:
                     return
                 continue  # that client has left again
             accepted.setblocking(False)
+            if not self._is_unix:
+                # A close is a reset until all has been said in good order (farewell.py): no cut may look like
+                # an end. Not inherited: somebody may have connected before we serve.
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
             door = self._make_door(accepted)
             if door is None:
                 accepted.close()
@@ -105,15 +109,10 @@ class StreamListener:
 
 
 def _set_options(listener: socket.socket) -> None:
-    """Set what accepted sockets inherit.
-
-    The kernel asks whether a silent client is still there. And whatever closes its socket resets the
-    connection, until all has been said in good order (farewell.py): no cut may look like an end.
-    """
+    """Set what accepted sockets inherit: the kernel asks whether a silent client is still there."""
     if listener.family == socket.AF_UNIX:
         return  # which knows of neither
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
