@@ -20,7 +20,7 @@ NOW = {
 }
 LATER = {
     *("DocumentError", "NotPossible", "NoPath", "NoGuard", "NoDirectory", "ClockSkewed", "NoNetwork"),
-    *("Unreachable", "Filtered", "NotServed", "NothingNewer", "OutOfResources"),
+    *("Unreachable", "Filtered", "NotServed", "NothingNewer", "OutOfResources", "NoProxy"),
 }
 NEVER = {"TorkitError", "UsageError", "StorageError", "InternalError"}
 BY_REASON = {"StreamClosed", "OnionServiceError"}

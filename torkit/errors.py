@@ -22,6 +22,7 @@
           Filtered                     what answers is no relay: a login page, a censor
           NothingNewer                 a directory serves, but no newer consensus than ours
           NotServed                    a directory serves, but does not have the document
+        NoProxy                      the proxy that was to be used cannot be
       OnionServiceError  .step     an onion service could not be reached; where that failed
       TimedOut                     a deadline passed; the message says waiting for what
       OutOfResources               this machine is short of descriptors, memory or threads
@@ -161,6 +162,28 @@ class OnionStep(Enum):
     WRONG_KEY = 0xF5  # it does not know our client key
     ADDRESS = 0xF6  # the name is no onion address
     INTRODUCTION_TIMEOUT = 0xF7  # every introduction point was silent
+
+    @property
+    def sentence(self) -> str:
+        """What it means, for a person."""
+        return _SENTENCES_OF_STEP[self]
+
+
+_SENTENCES_OF_STEP = {
+    OnionStep.NOT_FOUND: "no directory has the onion service's descriptor",
+    OnionStep.DESCRIPTOR: "the onion service's descriptor fails its checks",
+    OnionStep.INTRODUCTION: "no introduction point of the onion service serves",
+    OnionStep.RENDEZVOUS: "the onion service did not come to the rendezvous point",
+    OnionStep.NO_KEY: "the onion service is for clients that it knows",
+    OnionStep.WRONG_KEY: "the onion service does not know our client key",
+    OnionStep.ADDRESS: "the name is no onion address",
+    OnionStep.INTRODUCTION_TIMEOUT: "no introduction point of the onion service has answered",
+}
+_HINTS_OF_STEP = {
+    OnionStep.NOT_FOUND: "is the service running? It may have been down for more than three hours",
+    OnionStep.RENDEZVOUS: "it may just have ended, or be overloaded",
+    OnionStep.NO_KEY: "ask its operator for a key; `torkit onion keygen` makes a pair",
+}
 
 
 class TorkitError(Exception):
@@ -316,6 +339,10 @@ class NothingNewer(NoDirectory):
     """A directory has answered, with no consensus that is newer than ours or live."""
 
 
+class NoProxy(NotPossible):
+    """The proxy that somebody has named cannot be used; nothing is tried without it."""
+
+
 class OnionServiceError(TorkitError):
     """An onion service could not be reached; `step` says where that failed."""
 
@@ -324,6 +351,11 @@ class OnionServiceError(TorkitError):
         self.step = step
         if step not in (OnionStep.ADDRESS, OnionStep.NO_KEY, OnionStep.WRONG_KEY):
             self.retry = Retry.LATER
+
+    @classmethod
+    def at(cls, step: OnionStep, why: str = "") -> "OnionServiceError":
+        """The error that says in the usual words where it failed, and perhaps `why`."""
+        return cls(step.sentence + why, step=step, hint=_HINTS_OF_STEP.get(step))
 
 
 class TimedOut(TorkitError):

@@ -352,14 +352,14 @@ def test_name_of_a_port_is_answered_with_its_number() -> None:
     ],
 )
 def test_listening_takes_a_port_alone_and_localhost(text: str, address: tuple[str, int]) -> None:
-    assert targets.parse_listen(text) == address
+    assert targets.parse_local("--listen", text, "how") == address
 
 
 @pytest.mark.parametrize("text", ["", "99999", "::1", "web.test:1", ":9150", "http://127.0.0.1:1"])
 def test_place_to_listen_that_is_none_is_hinted_at(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        targets.parse_listen(text)
-    assert caught.value.hint == targets.HOW_TO_LISTEN
+        targets.parse_local("--listen", text, "how")
+    assert caught.value.hint == "how"
 
 
 @pytest.mark.parametrize(

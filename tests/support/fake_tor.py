@@ -50,6 +50,10 @@ class FakeStream(trio.abc.Stream):
         self.has_ended = trio.Event()
         self.circuit = FakeCircuit(())
 
+    @property
+    def path(self) -> tuple[Relay, ...]:
+        return self.circuit.path
+
     async def end(self, reason: EndReason = EndReason.DONE) -> None:
         self._reason = reason
         await self.peer.send_eof()

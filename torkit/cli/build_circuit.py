@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torkit.cli.client_options import ClientSettings
 from torkit.cli.countries import GeoIP
 from torkit.cli.options import EntryNodes, ExcludeNodes, ExitNodes, Options, command_app, restrictions
 from torkit.cli.paths import next_line, parse_path
@@ -53,7 +54,7 @@ def build_circuit(
     for_people = sys.stdout.isatty() and not as_json
 
     async def command() -> None:
-        async with open_client(options, as_json=as_json, restrictions=wanted, geoip=geoip) as tor:
+        async with open_client(options, as_json=as_json, settings=ClientSettings(wanted, geoip)) as tor:
             await tor.wait_ready()
             await build(tor, count=count, path=path, for_people=for_people)
 

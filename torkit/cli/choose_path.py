@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torkit.cli.client_options import ClientSettings
 from torkit.cli.countries import GeoIP
 from torkit.cli.documents import read_archived
 from torkit.cli.options import EntryNodes, ExcludeNodes, ExitNodes, Options, command_app, restrictions
@@ -65,7 +66,7 @@ def choose_path(
     for_people = sys.stdout.isatty() and not as_json
 
     async def command() -> None:
-        async with open_client(options, consensus=consensus, restrictions=wanted, geoip=geoip) as tor:
+        async with open_client(options, consensus=consensus, settings=ClientSettings(wanted, geoip)) as tor:
             await tor.wait_ready()
             erase()
             print_paths(tor, count=count, exit_port=exit_port, path=path, for_people=for_people)

@@ -6,22 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli.countries import GeoIP
-from torkit.cli.memory import MaxMemory, parse_size
-from torkit.cli.options import (
-    EntryNodes,
-    ExcludeNodes,
-    ExitNodes,
-    Options,
-    PaddingName,
-    command_app,
-    parse_padding,
-    restrictions,
-    seconds,
-)
+from torkit.cli.client_options import ClientSettings, client_settings, with_options
+from torkit.cli.options import Options, command_app, seconds
 from torkit.cli.paths import read_path
-from torkit.cli.running import open_client, run
+from torkit.cli.running import run
 from torkit.cli.targets import parse_target
+from torkit.cli.via import Proxy, open_way, proxy_wanted
 from torkit.cli.voice import say
 from torkit.errors import TimedOut, UsageError
 
@@ -38,6 +28,8 @@ class AtEof(Enum):
 
 
 @app.command()
+@with_options("proxy", proxy_wanted)
+@with_options("settings", client_settings)
 def connect(
     context: typer.Context,
     target: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Or HOST PORT, or [ADDRESS]:PORT.")],
@@ -48,11 +40,6 @@ def connect(
             metavar="PATH", help="The relays: a JSON line, names with commas, or - for stdin's first line."
         ),
     ] = None,
-    entry_nodes: EntryNodes = None,
-    exit_nodes: ExitNodes = None,
-    exclude_nodes: ExcludeNodes = None,
-    geoip: GeoIP = None,
-    padding: PaddingName = "auto",
     zero: Annotated[bool, typer.Option("-z", help="Only see whether the connection can be made.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr when connected.")] = False,
     wait: Annotated[
@@ -84,25 +71,20 @@ def connect(
             help="End S idle seconds after stdin.",
         ),
     ] = inf,
-    max_memory: MaxMemory = None,
+    *,
+    settings: ClientSettings,
+    proxy: Proxy | None,
 ) -> None:
     """Connect stdin and stdout to HOST:PORT through Tor."""
     options: Options = context.obj
-    wanted = restrictions(
-        entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
-    )
     destination = parse_target(target, port)
     if destination[1] == 0:
         raise UsageError("port 0 cannot be connected to")
-    link_padding = parse_padding(padding)
-    memory = parse_size(max_memory)
     if end or eof is AtEof.END:
         eof_timeout = 0
 
     async def command() -> None:
-        async with open_client(
-            options, restrictions=wanted, geoip=geoip, padding=link_padding, max_memory=memory
-        ) as tor:
+        async with open_way(options, settings, proxy) as tor:
             check(destination[0], allow_internal=tor.network.testing)  # before a long start
             await carry(
                 tor,
@@ -153,7 +135,7 @@ async def carry(
         raise too_late(wait, tor.progress) from None
     async with stream:
         if verbose:
-            through = ", ".join(relay.nickname for relay in stream.circuit.path)
+            through = ", ".join(relay.nickname for relay in stream.path) or "the proxy"
             say(f"connected through {through}")  # not where to: this may go to a log
         if not zero and not await pipe(stream, eof_timeout=eof_timeout, idle_timeout=idle_timeout):
             await tor.settle(stream)

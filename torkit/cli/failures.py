@@ -12,6 +12,7 @@ from torkit.errors import (
     NoDirectory,
     NoGuard,
     NoPath,
+    NoProxy,
     OnionServiceError,
     OnionStep,
     StreamClosed,
@@ -39,7 +40,7 @@ def exit_status(error: TorkitError) -> int:
     match error:
         case UsageError() | OnionServiceError(step=OnionStep.ADDRESS):
             return WRONG_USAGE
-        case NoDirectory() | NoGuard():
+        case NoDirectory() | NoGuard() | NoProxy():
             return NO_BOOTSTRAP
         case StreamClosed(reason=EndReason.RESOLVEFAILED) | OnionServiceError(step=OnionStep.NOT_FOUND):
             return NOT_RESOLVED

@@ -10,7 +10,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from torkit.cli.targets import HOW_TO_LISTEN, format_address, parse_listen
+from torkit.cli.targets import format_address, parse_local
 from torkit.cli.voice import say
 from torkit.errors import TorkitError, UsageError
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torkit.net.proxy.shared import Listener
     from torkit.proto.automap import Automap
     from torkit.proto.first_byte import AnyProtocol
+
+HOW_TO_LISTEN = (
+    "write it like 127.0.0.1:9150, [::1]:9150, 9150 alone, unix:PATH, auth:9151, dns:5353 or trans:9040"
+)
 
 BACKLOG = 1024  # connections that wait to be accepted
 
@@ -57,8 +61,8 @@ def parse_place(text: str) -> Place:
             raise UsageError("--listen: unix: wants a path", hint=HOW_TO_LISTEN)
         return Place("unix", rest)
     if colon and kind in ("auth", "dns", "trans"):
-        return Place(kind, *parse_listen(rest))
-    return Place("proxy", *parse_listen(text))
+        return Place(kind, *parse_local("--listen", rest, HOW_TO_LISTEN))
+    return Place("proxy", *parse_local("--listen", text, HOW_TO_LISTEN))
 
 
 def parse_places(texts: Sequence[str], *, allow_remote: bool) -> list[Place]:

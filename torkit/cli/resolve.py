@@ -7,24 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torkit.cli.client_options import ClientSettings, client_settings, with_options
 from torkit.cli.connect import too_late
-from torkit.cli.countries import GeoIP
 from torkit.cli.failures import exit_status
-from torkit.cli.memory import MaxMemory, parse_size
-from torkit.cli.options import (
-    EntryNodes,
-    ExcludeNodes,
-    ExitNodes,
-    Options,
-    PaddingName,
-    command_app,
-    parse_padding,
-    restrictions,
-    seconds,
-)
+from torkit.cli.options import Options, command_app, seconds
 from torkit.cli.paths import read_path
-from torkit.cli.running import open_client, run
+from torkit.cli.running import run
 from torkit.cli.teaching import LESSONS
+from torkit.cli.via import Proxy, open_way, proxy_wanted
 from torkit.cli.voice import say
 from torkit.errors import TorkitError
 
@@ -39,6 +29,8 @@ MAX_AT_ONCE = 16  # look-ups under way
 
 
 @app.command(help=LESSONS["resolve"].summary)
+@with_options("proxy", proxy_wanted)
+@with_options("settings", client_settings)
 def resolve(
     context: typer.Context,
     names: Annotated[
@@ -58,19 +50,11 @@ def resolve(
         ),
     ] = inf,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each name.")] = False,
-    entry_nodes: EntryNodes = None,
-    exit_nodes: ExitNodes = None,
-    exclude_nodes: ExcludeNodes = None,
-    geoip: GeoIP = None,
-    padding: PaddingName = "auto",
-    max_memory: MaxMemory = None,
+    *,
+    settings: ClientSettings,
+    proxy: Proxy | None,
 ) -> None:
     options: Options = context.obj
-    wanted = restrictions(
-        entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
-    )
-    link_padding = parse_padding(padding)
-    memory = parse_size(max_memory)
     failures: list[TorkitError] = []
 
     async def command() -> None:
@@ -78,9 +62,7 @@ def resolve(
 
         from torkit.proto.destination import check_destination
 
-        async with open_client(
-            options, restrictions=wanted, geoip=geoip, padding=link_padding, max_memory=memory
-        ) as tor:
+        async with open_way(options, settings, proxy) as tor:
             for name in names:
                 check_destination(name, allow_internal=tor.network.testing)  # before a long start
             try:

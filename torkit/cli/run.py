@@ -10,25 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torkit.cli import progress
-from torkit.cli.countries import GeoIP
+from torkit.cli.client_options import ClientSettings, client_settings, with_options
 from torkit.cli.failures import cause_of, report
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.listen import Place, listeners_of
-from torkit.cli.memory import MaxMemory, parse_size
-from torkit.cli.options import (
-    EntryNodes,
-    ExcludeNodes,
-    ExitNodes,
-    Options,
-    PaddingName,
-    command_app,
-    parse_padding,
-    restrictions,
-)
-from torkit.cli.running import open_client
+from torkit.cli.options import Options, command_app
 from torkit.cli.running import run as run_async
 from torkit.cli.socks import RESERVED_DESCRIPTORS, allow_descriptors
 from torkit.cli.teaching import LESSONS
+from torkit.cli.via import Proxy, open_way, proxy_wanted
 from torkit.cli.voice import say
 from torkit.errors import TorkitError, UsageError
 from torkit.namespaces import PROXY_PORT, CannotRun, Child
@@ -65,6 +55,8 @@ FROM_THE_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)  # the terminal sends them t
 
 
 @app.command(context_settings={"allow_interspersed_args": False}, help=LESSONS["run"].summary)
+@with_options("proxy", proxy_wanted)
+@with_options("settings", client_settings)
 def run(
     context: typer.Context,
     command: Annotated[
@@ -78,19 +70,11 @@ def run(
             help="What else than credentials keeps streams of CMD apart: dest-addr, dest-port, stream.",
         ),
     ] = None,
-    entry_nodes: EntryNodes = None,
-    exit_nodes: ExitNodes = None,
-    exclude_nodes: ExcludeNodes = None,
-    geoip: GeoIP = None,
-    padding: PaddingName = "auto",
-    max_memory: MaxMemory = None,
+    *,
+    settings: ClientSettings,
+    proxy: Proxy | None,
 ) -> None:
     options: Options = context.obj
-    wanted = restrictions(
-        entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=None
-    )
-    link_padding = parse_padding(padding)
-    memory = parse_size(max_memory)
     kept_apart = parse_isolation(isolate)
     command = command or [os.environ.get("SHELL") or "/bin/sh"]
     codes: list[int] = []  # of the command, as os.waitstatus_to_exitcode has them
@@ -98,14 +82,7 @@ def run(
     async def serve_command() -> None:
         from torkit.net.circuits.spares import SPARE_COUNT
 
-        async with open_client(
-            options,
-            spare_circuits=SPARE_COUNT,
-            restrictions=wanted,
-            geoip=geoip,
-            padding=link_padding,
-            max_memory=memory,
-        ) as tor:
+        async with open_way(options, settings, proxy, spare_circuits=SPARE_COUNT) as tor:
             await tor.wait_ready()
             codes.append(await serve(tor, child, sockets, kept_apart))
 

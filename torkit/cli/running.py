@@ -4,12 +4,12 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from torkit.cli import progress
+from torkit.cli.client_options import DEFAULT, ClientSettings
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.options import Options, country_lookup
 from torkit.cli.voice import say, speak_for_loggers
@@ -17,8 +17,7 @@ from torkit.errors import NotPossible, UsageError
 
 if TYPE_CHECKING:
     from torkit.client import Tor
-    from torkit.paths.constraints import Constraints
-    from torkit.proto.padding import Padding
+    from torkit.config import Network
 
 # Implementation limits. Seconds until the garbage collector is switched on: until then next to nothing is
 # garbage. And how many objects are made, and not freed, before it looks for cycles: every task switch makes
@@ -84,20 +83,13 @@ async def open_client(
     spare_circuits: int = 0,
     consensus: bytes | None = None,
     as_json: bool = False,
-    restrictions: "Constraints | None" = None,
-    geoip: Path | None = None,
-    padding: "Padding | None" = None,
-    max_memory: int | None = None,
+    settings: ClientSettings = DEFAULT,
 ) -> "AsyncIterator[Tor]":
-    """The client that the global options describe; how far it has come is shown, perhaps `as_json`.
-
-    `geoip` is the file of the countries that `restrictions` name; else an installed one is.
-    """
+    """The client that the global options describe; how far it has come is shown, perhaps `as_json`."""
     import trio
 
     from torkit.client import open_tor
-    from torkit.config import data_dir, load_network
-    from torkit.net.shortage import run_in_thread
+    from torkit.config import data_dir
     from torkit.proto.circuit import Cgo
     from torkit.proto.padding import Padding
 
@@ -106,21 +98,18 @@ async def open_client(
     except ValueError:
         raise UsageError(f"--cgo takes exit, all or off, not {options.cgo!r}") from None
     protect_keys(options)
-    if options.network is None:
-        network = load_network(None)
-    else:  # in a thread: signals end the wait for a pipe that nobody writes to
-        network = await run_in_thread(load_network, options.network, abandon_on_cancel=True)
+    network = await read_network(options)
     async with (
         open_tor(
             network=network,
             data_dir=data_dir(network, options.data_dir),
             cgo=cgo,
-            padding=padding or Padding.AUTO,
+            padding=settings.padding or Padding.AUTO,
             spare_circuits=spare_circuits,
             consensus=consensus,
-            restrictions=restrictions,
-            country_of=country_lookup(restrictions, geoip),
-            max_memory=max_memory,
+            restrictions=settings.restrictions,
+            country_of=country_lookup(settings.restrictions, settings.geoip),
+            max_memory=settings.max_memory,
         ) as tor,
         trio.open_nursery() as nursery,
     ):
@@ -131,6 +120,17 @@ async def open_client(
         finally:
             progress.erase()
             nursery.cancel_scope.cancel()
+
+
+async def read_network(options: Options) -> "Network":
+    """The network that the global options name. Raises UsageError."""
+    from torkit.config import load_network
+    from torkit.net.shortage import run_in_thread
+
+    if options.network is None:
+        return load_network(None)
+    # In a thread: signals end the wait for a pipe that nobody writes to.
+    return await run_in_thread(load_network, options.network, abandon_on_cancel=True)
 
 
 def protect_keys(options: Options) -> None:

@@ -12,23 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli.countries import GeoIP
+from torkit.cli.client_options import ClientSettings, client_settings, with_options
 from torkit.cli.ending import GRACE, ExitWithParent, Grace, drain_on_sigterm, end_with_parent
 from torkit.cli.failures import OK
 from torkit.cli.files import write_file
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.listen import Place, listeners_of, listening, parse_places
-from torkit.cli.memory import MaxMemory, parse_size
-from torkit.cli.options import (
-    EntryNodes,
-    ExcludeNodes,
-    ExitNodes,
-    Options,
-    PaddingName,
-    command_app,
-    parse_padding,
-    restrictions,
-)
+from torkit.cli.options import Options, command_app
 from torkit.cli.paths import read_path
 from torkit.cli.progress import to_json
 from torkit.cli.running import open_client, run
@@ -50,6 +40,7 @@ MIN_CLIENTS = 32  # with fewer, a browser's page does not load
 
 
 @app.command()
+@with_options("settings", client_settings)
 def socks(
     context: typer.Context,
     listen: Annotated[
@@ -89,26 +80,17 @@ def socks(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print progress and the address as JSON lines on stdout.")
     ] = False,
-    entry_nodes: EntryNodes = None,
-    exit_nodes: ExitNodes = None,
-    exclude_nodes: ExcludeNodes = None,
-    geoip: GeoIP = None,
-    padding: PaddingName = "auto",
-    max_memory: MaxMemory = None,
     grace: Grace = GRACE,
     exit_with_parent: ExitWithParent = False,
+    *,
+    settings: ClientSettings,
 ) -> None:
     """Serve SOCKS4a, SOCKS5 and HTTP to programs on this machine."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before `serve` there is no identity to be changed
     parent = os.getppid()
     options: Options = context.obj
-    wanted = restrictions(
-        entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
-    )
     places = parse_places(listen or ["127.0.0.1:9150"], allow_remote=allow_remote)
     isolation = parse_isolation(isolate)
-    link_padding = parse_padding(padding)
-    memory = parse_size(max_memory)
     if ready_file is not None:
         forget_ready_file(ready_file)
 
@@ -135,10 +117,7 @@ def socks(
                     options,
                     is_service=True,
                     spare_circuits=SPARE_COUNT if path is None else 0,
-                    restrictions=wanted,
-                    geoip=geoip,
-                    padding=link_padding,
-                    max_memory=memory,
+                    settings=settings,
                 )
             )
             await serve(

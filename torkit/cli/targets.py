@@ -21,10 +21,6 @@ PORTS = {
     "ircs": 6697,
 }
 
-HOW_TO_LISTEN = (
-    "write it like 127.0.0.1:9150, [::1]:9150, 9150 alone, unix:PATH, auth:9151, dns:5353 or trans:9040"
-)
-
 
 def parse_target(target: str, port: str | None = None) -> tuple[str, int]:
     """`host:port`, `[v6]:port`, or a host and a port apart. Raises UsageError."""
@@ -51,10 +47,10 @@ def parse_target(target: str, port: str | None = None) -> tuple[str, int]:
     return host, int(port)
 
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """Returns an address and a port to listen on. A port alone, and localhost, mean 127.0.0.1.
+def parse_local(option: str, text: str, hint: str) -> tuple[str, int]:
+    """Returns the IP address and port that `option` names. A port alone, and localhost, mean 127.0.0.1.
 
-    Raises UsageError.
+    Raises UsageError, with `hint`.
     """
     if text.isascii() and text.isdigit():
         text = f"127.0.0.1:{text}"
@@ -64,9 +60,9 @@ def parse_listen(text: str) -> tuple[str, int]:
             return "127.0.0.1", port
         ip_address(host)
     except UsageError as error:
-        raise UsageError(f"--listen: {error}", hint=HOW_TO_LISTEN) from None
+        raise UsageError(f"{option}: {error}", hint=hint) from None
     except ValueError:
-        raise UsageError(f"--listen: {host!r} is not an address", hint=HOW_TO_LISTEN) from None
+        raise UsageError(f"{option}: {host!r} is not an address", hint=hint) from None
     return host, port
 
 

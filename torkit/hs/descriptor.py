@@ -232,12 +232,8 @@ def _refused(client_key: X25519PrivateKey | None) -> OnionServiceError:
     Its service signed the first, so it is the client's key that is missing.
     """
     if client_key is None:
-        return OnionServiceError(
-            "the onion service is for clients that it knows",
-            step=OnionStep.NO_KEY,
-            hint="ask its operator for a key; `torkit onion keygen` makes a pair",
-        )
-    return OnionServiceError("the onion service does not know our client key", step=OnionStep.WRONG_KEY)
+        return OnionServiceError.at(OnionStep.NO_KEY)
+    return OnionServiceError.at(OnionStep.WRONG_KEY)
 
 
 def _decode_second(

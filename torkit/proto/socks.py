@@ -66,7 +66,7 @@ KNOWN_EXTENDED_FORMATS = (b"<torS0X>0",)
 
 
 # socks-extensions, "Name lookup".
-_COMMANDS = {0x01: Command.CONNECT, 0xF0: Command.RESOLVE, 0xF1: Command.RESOLVE_PTR}
+COMMANDS = {0x01: Command.CONNECT, 0xF0: Command.RESOLVE, 0xF1: Command.RESOLVE_PTR}
 
 # Commands that Tor cannot carry, and what their users can do. RFC 1928, section 4.
 _NOT_SERVED = {
@@ -290,7 +290,7 @@ class Handshake:
 
     def _finish(self, version: int, command_byte: int, host: str, port: int) -> None:
         """Judge a complete request: DONE or REFUSED."""
-        command = _COMMANDS.get(command_byte)
+        command = COMMANDS.get(command_byte)
         if command is None:
             self._refuse(Reply.COMMAND_NOT_SUPPORTED)
             name, hint = _NOT_SERVED.get(command_byte, (f"command {command_byte}", None))

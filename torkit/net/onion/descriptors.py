@@ -187,13 +187,7 @@ async def _make_ring(directory: Directory, calendar: Calendar) -> Ring[Relay]:
 def _explain(failures: list[TorkitError]) -> TorkitError:
     """One error for all that failed."""
     if any(isinstance(error, NotServed) for error in failures) or not failures:
-        return OnionServiceError(
-            "no directory has the onion service's descriptor",
-            step=OnionStep.NOT_FOUND,
-            hint="is the service running? It may have been down for more than three hours",
-        )
+        return OnionServiceError.at(OnionStep.NOT_FOUND)
     if all(isinstance(error, DocumentError) for error in failures):
-        return OnionServiceError(
-            f"the onion service's descriptor fails its checks: {failures[-1]}", step=OnionStep.DESCRIPTOR
-        )
+        return OnionServiceError.at(OnionStep.DESCRIPTOR, f": {failures[-1]}")
     return failures[-1]

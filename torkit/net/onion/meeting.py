@@ -231,19 +231,10 @@ class Meeting:
             return TimedOut("the onion service's descriptor was not fetched in time")
         why = "" if self._failure is None else f": {self._failure}"
         if self.was_acknowledged or not self._was_points_fault:
-            return OnionServiceError(
-                f"the onion service did not come to the rendezvous point{why}",
-                step=OnionStep.RENDEZVOUS,
-                hint="it may just have ended, or be overloaded",
-            )
+            return OnionServiceError.at(OnionStep.RENDEZVOUS, why)
         if self.points.have_timed_out(self._descriptor.points):
-            return OnionServiceError(
-                f"no introduction point of the onion service has answered{why}",
-                step=OnionStep.INTRODUCTION_TIMEOUT,
-            )
-        return OnionServiceError(
-            f"no introduction point of the onion service serves{why}", step=OnionStep.INTRODUCTION
-        )
+            return OnionServiceError.at(OnionStep.INTRODUCTION_TIMEOUT, why)
+        return OnionServiceError.at(OnionStep.INTRODUCTION, why)
 
 
 class _Rendezvous:

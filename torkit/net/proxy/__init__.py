@@ -7,6 +7,7 @@
     dns.py        answers questions for names
     client.py     one client: its request, then its carrier or its answer, then its farewell
     forward.py    carries one HTTP request and its answer
+    relay.py      carries bytes both ways, where the stream is another proxy's
     carrier.py    carries bytes both ways; sockdiag.py tells whether the client is gone
     farewell.py   delivers what has arrived, then the end or a reset
     shared.py     what the clients of one proxy share:

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -18,6 +18,9 @@ from torkit.net.proxy.shared import CONNECT_TIMEOUT, Proxy
 from torkit.net.proxy.upstream import Requested
 from torkit.proto.request import Command, Request
 
+if TYPE_CHECKING:
+    from torkit.net.via import ViaStream
+
 
 class Client:
     """Owns an accepted socket, and speaks with it through its front door."""
@@ -31,6 +34,7 @@ class Client:
         self._isolation: Hashable = None
         self._requested: Requested | None = None  # until its stream is connected
         self._stream: Stream | None = None
+        self._far: ViaStream | None = None  # in the place of a stream, behind another proxy
         self._answer = b""  # to its handshake, not sent yet
         self._has_more = False  # it sends before it is answered; what is heard of it next is that it broke
         self._sent_early = 0  # bytes of what it sent with its request, before the exit has answered; as C tor
@@ -141,9 +145,11 @@ class Client:
                 with deadline(CONNECT_TIMEOUT, "a connection"):
                     stream = await requested.connect()
             except TorkitError as error:
-                self._refuse(error)
-            else:
-                self._carry(stream)
+                return self._refuse(error)
+            if isinstance(stream, Stream):
+                return self._carry(stream)
+            self._far = stream
+            return await self._relay(stream)
 
     async def _look_up(self, request: Request) -> None:
         with self._guarded():
@@ -171,9 +177,13 @@ class Client:
         with self._guarded():
             try:
                 with deadline(CONNECT_TIMEOUT, "a connection"):
-                    self._stream = await requested.connect()
-                self._proxy.journal.note_connected(self._stream)
-                await forward(door, self._socket, self._stream)
+                    stream = await requested.connect()
+                if isinstance(stream, Stream):
+                    self._stream = stream
+                    self._proxy.journal.note_connected(stream)
+                else:
+                    self._far = stream
+                await forward(door, self._socket, stream)
             except TorkitError as error:
                 if door.has_answered:
                     return self.close()
@@ -181,6 +191,27 @@ class Client:
             except OSError:
                 return self.close()
             return self._part(b"")
+
+    async def _relay(self, far: "ViaStream") -> None:
+        """Carry between the client and another proxy."""
+        from torkit.net.proxy.relay import relay
+
+        if not self._send(self._door.encode_grant()):
+            return self.close()
+        self._has_more = True
+        self._proxy.pump.watch_reading(self._source, False)
+        is_whole = True
+        try:
+            await relay(self._socket, far, self._door.trailing_data, self.look)
+        except TorkitError as error:
+            self._proxy.journal.note_cut(error)
+            is_whole = False
+        except OSError:
+            return self.close()
+        self._close_stream()
+        if not self._source.is_watched:
+            return self.close()
+        return self._bid_farewell(None, is_whole=is_whole)
 
     # --- carrying ---------------------------------------------------------------------------------
 
@@ -209,8 +240,12 @@ class Client:
         """Close if the client has gone. An idle socket reports nothing, so we ask."""
         if self._carrier is not None:
             self._carrier.look()
-        elif self._stream is not None and self._proxy.kernel.is_closed_by_program(self._socket):
+        elif self._is_served and self._proxy.kernel.is_closed_by_program(self._socket):
             self.close()
+
+    @property
+    def _is_served(self) -> bool:
+        return self._stream is not None or self._far is not None
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -259,6 +294,9 @@ class Client:
             self._stream.watcher = None
             self._stream.close()
             self._stream = self._carrier = None
+        if self._far is not None:
+            self._far.close()
+            self._far = None
 
     def on_fault(self, error: InternalError) -> None:
         self.close()

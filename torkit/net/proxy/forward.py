@@ -6,21 +6,19 @@ written by h11, so that an answer cut short never looks whole, and no byte behin
 
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
 from torkit.errors import EndReason, PeerError, StreamClosed, TorkitError
-from torkit.net.circuit.stream import Stream
-from torkit.net.proxy.carrier import READ_SIZE
+from torkit.net.proxy.relay import receive, send
 from torkit.proto.http import MAX_HEAD_LEN, NO_REQUEST, Http, forwarded
 
 if TYPE_CHECKING:
     import h11
 
 
-async def forward(door: Http, sock: socket.socket, stream: Stream) -> None:
+async def forward(door: Http, sock: socket.socket, stream: trio.abc.Stream) -> None:
     """Carry one request and its answer. Returns when the answer is whole.
 
     Raises PeerError where the client breaks HTTP, OSError where it is gone, and StreamClosed where the server
@@ -53,7 +51,7 @@ async def forward(door: Http, sock: socket.socket, stream: Stream) -> None:
 
 
 async def _upload(
-    client: "h11.Connection", sock: socket.socket, server: "h11.Connection", stream: Stream
+    client: "h11.Connection", sock: socket.socket, server: "h11.Connection", stream: trio.abc.Stream
 ) -> None:
     """Carry the body of the request. A server need not read it to the end before it answers."""
     import h11
@@ -64,7 +62,7 @@ async def _upload(
         except h11.RemoteProtocolError:  # whose text may quote the request
             raise PeerError(NO_REQUEST) from None
         if event is h11.NEED_DATA:
-            client.receive_data(await _receive(sock))
+            client.receive_data(await receive(sock))
             continue
         if not isinstance(event, h11.Data | h11.EndOfMessage):
             raise PeerError("a client ended within its request")
@@ -78,7 +76,7 @@ async def _upload(
 
 
 async def _download(
-    client: "h11.Connection", sock: socket.socket, server: "h11.Connection", stream: Stream
+    client: "h11.Connection", sock: socket.socket, server: "h11.Connection", stream: trio.abc.Stream
 ) -> None:
     """Carry the answer."""
     import h11
@@ -90,7 +88,7 @@ async def _download(
             raise StreamClosed("the server's answer is no whole HTTP", reason=EndReason.MISC) from None
         match event:
             case h11.NEED_DATA:
-                server.receive_data(await stream.receive_some())
+                server.receive_data(bytes(await stream.receive_some()))
                 continue
             case h11.InformationalResponse():
                 if client.their_http_version == b"1.0":  # which knows no such thing
@@ -108,22 +106,6 @@ async def _download(
             case _:
                 raise StreamClosed("the server ended without an answer", reason=EndReason.MISC)
         if data := client.send(answer):
-            await _send(sock, data)
+            await send(sock, data)
         if answer is event:
             return
-
-
-async def _receive(sock: socket.socket) -> bytes:
-    while True:
-        await trio.lowlevel.wait_readable(sock)
-        with suppress(BlockingIOError, InterruptedError):
-            return sock.recv(READ_SIZE)
-
-
-async def _send(sock: socket.socket, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        with suppress(BlockingIOError, InterruptedError):
-            left = left[sock.send(left) :]
-        if left:
-            await trio.lowlevel.wait_writable(sock)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from enum import Enum
+from itertools import count
 from typing import Any, NamedTuple
 
 from torkit.proto.request import Request
@@ -35,9 +36,11 @@ class Isolation:
         self._keys = [key for flag, key in _KEYS.items() if flag in flags]
 
     def key(self, origin: Origin, request: Request) -> Hashable:
-        """Returns what is equal for requests that may share a circuit."""
+        """Returns what is equal for requests that may share a circuit; `repr` tells unequal ones apart."""
         return tuple([key(origin, request) for key in self._keys])
 
+
+_numbers = count(1)
 
 _KEYS: Mapping[Isolate, Callable[[Origin, Request], Hashable]] = {
     Isolate.AUTH: lambda _, request: request.isolation,
@@ -45,5 +48,5 @@ _KEYS: Mapping[Isolate, Callable[[Origin, Request], Hashable]] = {
     Isolate.LISTENER: lambda origin, _: origin.listener,
     Isolate.DEST_ADDR: lambda _, request: request.host.rstrip(".").lower(),
     Isolate.DEST_PORT: lambda _, request: request.port,
-    Isolate.STREAM: lambda _, __: object(),
+    Isolate.STREAM: lambda _, __: next(_numbers),
 }

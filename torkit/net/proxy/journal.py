@@ -34,7 +34,11 @@ class Journal:
     def note_over(self, stream: Stream, failure: Exception | None) -> None:
         """Say how a connection ended that was served. A client that has gone is none of its failures."""
         if isinstance(failure, TorkitError):
-            logger.info("a stream failed: %s", failure)
+            self.note_cut(failure)
         else:
             circuit = stream.circuit
             logger.debug("a connection is over at %s, on circuit %d", circuit.exit.nickname, circuit.id)
+
+    def note_cut(self, failure: TorkitError) -> None:
+        """Say why a connection that was served ended otherwise than in good order."""
+        logger.info("a stream failed: %s", failure)

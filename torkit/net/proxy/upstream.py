@@ -1,9 +1,12 @@
 """What a proxy asks of the client that it belongs to: streams and look-ups (client.py at the top)."""
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torkit.net.circuit.stream import Stream
+
+if TYPE_CHECKING:
+    from torkit.net.via import ViaStream
 
 
 class Requested(Protocol):
@@ -12,7 +15,7 @@ class Requested(Protocol):
     def begin(self) -> Stream | None:
         """Make the first attempt at once: a stream not answered yet, or None where no circuit is ready."""
 
-    async def connect(self) -> Stream:
+    async def connect(self) -> "Stream | ViaStream":
         """Make the attempts that are left, where the first failed or was not answered in time."""
 
 
