@@ -47,6 +47,7 @@ from torkit.net.circuits.spares import EXPIRY_CHECK, MAX_SPARES, SPARE_COUNT, SP
 from torkit.net.current import Current
 from torkit.net.link.channels import Channels
 from torkit.net.link.pump import STALL, Pump
+from torkit.net.onion.stems import Stems
 from torkit.params import parameter
 from torkit.paths.choose import may_go_on
 from torkit.proto.padding import Padding
@@ -715,6 +716,27 @@ async def test_a_step_that_failed_is_not_tried_again_for_that_request(
         assert (await pool.acquire()).path[-1] == pool.exits[1]
         assert len(pool.fakes[0].circuits) == 2
         assert len(draws) == 4
+
+
+async def test_a_relay_that_could_not_extend_to_an_onion_services_directory_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with open_pool() as pool:
+        draws: list[Relay] = []
+
+        def choose(purpose: object, excluded: Collection[bytes]) -> Choice:
+            draws.append(pool.exits[len(draws) // 3])  # the same three times
+            return Choice((*pool.path[:2], draws[-1]), pool.guard)
+
+        monkeypatch.setattr(pool, "choose", choose)
+        (target,) = fresh_relays(1)
+        pool.fakes[2].on_extend2 = failing_at_first(1 << 30)
+        pool.fakes[3].known = [target]
+        stems = Stems(pool.circuits, BuildTimes(learnt_enough), lambda identity: False)
+        circuit = await stems.to_directory(relay_of(target))
+        assert circuit.path[2].identity == pool.exits[1].identity
+        assert len(draws) == 4
+        circuit.close()
 
 
 async def test_a_step_that_failed_is_tried_again_where_there_is_no_other() -> None:

@@ -4,15 +4,17 @@ import random
 
 import network_docs as nd
 import pytest
+import trio
 from hs.making import VECTORS
+from trio.testing import MockClock
 
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
-from torkit.errors import CircuitClosed, NotServed, OnionServiceError, OnionStep, TorkitError
+from torkit.errors import CircuitClosed, NotServed, OnionServiceError, OnionStep, TimedOut, TorkitError
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.current import Current
-from torkit.net.onion.descriptors import Descriptors
+from torkit.net.onion.descriptors import PATIENCE, Descriptors
 
 IDENTITY = bytes.fromhex(VECTORS["cases"][0]["services"][0]["identity_public_key"])
 HSDIR = "Fast Guard HSDir Running Stable V2Dir Valid"
@@ -72,3 +74,19 @@ async def test_relays_that_hold_no_descriptors_are_not_asked(directory: Director
     with pytest.raises(OnionServiceError):
         await Descriptors(current_of(directory), asked, random.Random(1)).get(IDENTITY)
     assert asked.relays == []
+
+
+async def test_beside_a_directory_that_is_silent_the_next_is_asked(autojump_clock: MockClock) -> None:
+    asked: list[float] = []
+
+    async def stall(relay: Relay) -> Circuit:
+        asked.append(trio.current_time())
+        if len(asked) == 6:
+            raise NotServed("the directory answered 404")
+        await trio.sleep(60)
+        raise TimedOut("no answer")
+
+    with pytest.raises(OnionServiceError) as caught:
+        await Descriptors(current_of(directory_of(20)), stall, random.Random(1)).get(IDENTITY)
+    assert asked == [PATIENCE * number for number in range(6)]
+    assert caught.value.step is OnionStep.NOT_FOUND

@@ -17,15 +17,17 @@ from trio.testing import MockClock
 
 from torkit._fast.cells import RelayCommand
 from torkit.directory.directory import Relay
-from torkit.errors import CircuitError, EndReason, OnionServiceError, OnionStep
+from torkit.errors import CircuitClosed, CircuitError, EndReason, OnionServiceError, OnionStep
 from torkit.hs.descriptor import Descriptor, ProofOfWork
-from torkit.hs.introduction import Points
+from torkit.hs.introduction import PointFailure, Points
 from torkit.hs.pow import Proof, is_valid
 from torkit.learnt.build_times import INITIAL, Timeouts
 from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuits.purpose import ForOnion
 from torkit.net.circuits.request import STREAM_TIMEOUT
 from torkit.net.link.channel import Channel
-from torkit.net.onion.meeting import MAX_ATTEMPTS, PATIENCE, Meeting
+from torkit.net.onion.meeting import MAX_ATTEMPTS, MAX_OTHER_FAILURES, PATIENCE, RESTS, Meeting
+from torkit.net.onion.work import Worker
 
 GUARD, SECOND, MIDDLE, RENDEZVOUS, SERVICE = range(5)
 POINTS = range(5, 8)
@@ -43,6 +45,8 @@ class Home:
         self.fetched: list[bool] = []  # whether a newer one was asked for
         self.met = 0
         self.points = Points()
+        self.worker = Worker()
+        self.broken_stems = 0  # how many of the next stems fail
         self.on_built: Callable[[FakeCircuit], object] = ignore  # before the client says anything on it
 
     # --- stems ----------------------------------------------------------------------------------
@@ -54,14 +58,19 @@ class Home:
     async def to_rendezvous_point(self, crowd: Hashable) -> Circuit:
         return await self._let_speak(await self._build(GUARD, SECOND, RENDEZVOUS))
 
-    async def to_introduction_point(self, target: Relay, crowd: Hashable) -> Circuit:
-        circuit = await self._build(GUARD, SECOND, MIDDLE)
+    async def build(self, purpose: ForOnion, crowd: Hashable) -> Circuit:
+        if self.broken_stems:
+            self.broken_stems -= 1
+            raise CircuitClosed("the guard closed the circuit")
+        return await self._build(GUARD, SECOND, MIDDLE)
+
+    async def extend(self, stem: Circuit, target: Relay) -> None:
         try:
-            await circuit.extend(target, is_last=False)
+            await stem.extend(target, is_last=False)
         except BaseException:
-            circuit.close()
+            stem.close()
             raise
-        return await self._let_speak(circuit)
+        await self._let_speak(stem)
 
     async def _build(self, *numbers: int) -> Circuit:
         circuit = await build(self.channel, [self.fakes[number] for number in numbers])
@@ -99,7 +108,7 @@ class Home:
             descriptors=home,
             points=self.points,
             rng=Random(1),
-            workers=trio.CapacityLimiter(1),
+            worker=self.worker,
             testing=True,
         )
         return await meeting.run(trio.current_time() + seconds)
@@ -118,6 +127,10 @@ async def a_home() -> AsyncIterator[Home]:
         yield home
         assert len(home.open_circuits) == home.met
     assert [fake.complaints for fake in fakes] == [[]] * 8
+
+
+def batched(items: list[Introduction], count: int) -> list[list[Introduction]]:
+    return [items[at : at + count] for at in range(0, len(items), count)]
 
 
 async def failure_of(home: Home) -> OnionServiceError:
@@ -180,23 +193,84 @@ async def test_a_point_that_refuses_is_followed_by_another_with_the_same_cookie(
         assert home.fetched == [False]
 
 
-async def test_where_every_point_refuses_a_newer_descriptor_is_asked_for_and_the_step_told() -> None:
+async def test_where_every_point_refuses_a_newer_descriptor_is_asked_for_and_the_step_told(
+    patient_clock: MockClock,
+) -> None:
     async with a_home() as home:
         home.service.on_introduce = lambda introduction: introduction.acknowledge(1)
         error = await failure_of(home)
         assert error.step is OnionStep.INTRODUCTION
         assert "UNKNOWN_ID" in str(error)
-        assert len(home.service.introductions) == 3
-        assert home.fetched == [False, True]
-        assert (await failure_of(home)).step is OnionStep.INTRODUCTION
-        assert len(home.service.introductions) == 3  # they are remembered
+        rounds = [{one.point for one in group} for group in batched(home.service.introductions, 3)]
+        assert rounds == [{0, 1, 2}] * (1 + len(RESTS))
+        assert home.fetched == [False] + [True] * len(rounds)
 
 
-async def test_points_that_close_are_unreachable_and_tried_again_once() -> None:
+async def test_a_service_that_comes_back_to_the_same_points_is_met(patient_clock: MockClock) -> None:
+    async with a_home() as home:
+        service = home.service
+
+        def refuse_at_first(introduction: Introduction) -> None:
+            if len(service.introductions) <= 6:
+                introduction.acknowledge(1)
+            else:
+                service.accept(introduction)
+
+        service.on_introduce = refuse_at_first
+        await home.meet()
+        assert len(service.introductions) == 7
+
+
+async def test_points_that_failed_in_an_earlier_meeting_are_tried_once_no_other_is_left() -> None:
+    async with a_home() as home:
+        for number in POINTS:
+            home.points.note(
+                home.service.point(number - POINTS[0]), PointFailure.REFUSED, trio.current_time()
+            )
+        await home.meet()
+        assert home.fetched[:2] == [False, True]  # not before a newer descriptor was asked for
+
+
+async def test_the_last_of_many_points_that_is_alive_is_found(patient_clock: MockClock) -> None:
+    async with a_home() as home:
+        service = home.service
+        descriptor = service.descriptor()
+        dead = [descriptor.points[0]._replace(auth_key=bytes([50 + number]) * 32) for number in range(19)]
+        home.service.descriptor = lambda: descriptor._replace(  # type: ignore[method-assign]
+            points=(*dead, descriptor.points[1])
+        )
+        for number, point in enumerate(dead):  # all but three are known to have failed
+            if number >= 3:
+                home.points.note(point, PointFailure.REFUSED, trio.current_time())
+        home.fakes[POINTS[0]].on_unknown = lambda circuit, number, cell: circuit.send(
+            number, RelayCommand.INTRODUCE_ACK, 0, b"\0\1\0"
+        )
+        await home.meet()
+        assert [one.point for one in service.introductions] == [1]
+
+
+async def test_stems_that_fail_are_no_fault_of_the_points(patient_clock: MockClock) -> None:
+    async with a_home() as home:
+        home.broken_stems = 6
+        await home.meet()
+        now = trio.current_time()
+        assert len(home.points.usable(home.service.descriptor().points, now)) == 3
+        home.broken_stems = 1 << 30
+        with pytest.raises(CircuitClosed, match="the guard closed the circuit"):
+            await home.meet()
+        assert home.broken_stems > (1 << 30) - 2 * MAX_OTHER_FAILURES
+        assert len(home.points.usable(home.service.descriptor().points, trio.current_time())) == 3
+
+
+async def test_points_that_close_are_unreachable_and_tried_again_once_in_each_round(
+    patient_clock: MockClock,
+) -> None:
     async with a_home() as home:
         home.service.on_introduce = lambda introduction: introduction.circuit.destroy()
         assert (await failure_of(home)).step is OnionStep.INTRODUCTION
-        assert sorted(one.point for one in home.service.introductions) == [0, 0, 1, 1, 2, 2]
+        points = [one.point for one in home.service.introductions]
+        assert sorted(points[:6]) == [0, 0, 1, 1, 2, 2]
+        assert len(points) == 6 * (1 + len(RESTS))
         cookies = [one.cookie for one in home.service.introductions]
         assert len(set(cookies)) == len(cookies)  # the service may have heard of each
 
@@ -296,7 +370,9 @@ async def test_a_search_ends_with_its_meeting(monkeypatch: pytest.MonkeyPatch) -
 # --- Messages in a wrong state: tor#41297 and its kind ---------------------------------------------------
 
 
-async def test_a_rendezvous_point_that_speaks_before_it_is_asked_loses_its_circuit() -> None:
+async def test_a_rendezvous_point_that_speaks_before_it_is_asked_loses_its_circuit(
+    patient_clock: MockClock,
+) -> None:
     async with a_home() as home:
         home.on_built = lambda far: len(far.hops) == 3 and far.send(3, RelayCommand.RENDEZVOUS_ESTABLISHED)
         error = await failure_of(home)
@@ -305,7 +381,9 @@ async def test_a_rendezvous_point_that_speaks_before_it_is_asked_loses_its_circu
         assert home.service.introductions == []  # nothing was sent to anybody
 
 
-async def test_a_service_that_comes_before_it_was_asked_ends_the_circuit() -> None:
+async def test_a_service_that_comes_before_it_was_asked_ends_the_circuit(
+    patient_clock: MockClock,
+) -> None:
     async with a_home() as home:
 
         def establish_and_speak(circuit: FakeCircuit, number: int) -> None:
@@ -318,7 +396,9 @@ async def test_a_service_that_comes_before_it_was_asked_ends_the_circuit() -> No
         assert "RENDEZVOUS2 arrived, which nobody waits for" in str(error)
 
 
-async def test_an_acknowledgement_before_the_introduction_ends_its_circuit() -> None:
+async def test_an_acknowledgement_before_the_introduction_ends_its_circuit(
+    patient_clock: MockClock,
+) -> None:
     async with a_home() as home:
         home.on_built = lambda far: (
             len(far.hops) == 4 and far.send(4, RelayCommand.INTRODUCE_ACK, 0, b"\0\0\0")
@@ -339,7 +419,7 @@ async def test_an_acknowledgement_before_the_introduction_ends_its_circuit() -> 
     ids=["no AUTH", "no key", "turned"],
 )
 async def test_somebody_else_at_the_rendezvous_point_is_not_taken_for_the_service(
-    spoil: Callable[[bytes], bytes], match: str
+    patient_clock: MockClock, spoil: Callable[[bytes], bytes], match: str
 ) -> None:
     async with a_home() as home:
         service = home.service
@@ -357,7 +437,9 @@ async def test_somebody_else_at_the_rendezvous_point_is_not_taken_for_the_servic
         assert len(set(cookies)) == len(cookies)
 
 
-async def test_an_answer_that_is_too_short_is_refused() -> None:
+async def test_an_answer_that_is_too_short_is_refused(
+    patient_clock: MockClock,
+) -> None:
     async with a_home() as home:
 
         def answer(introduction: Introduction) -> None:

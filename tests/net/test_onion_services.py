@@ -1,6 +1,7 @@
 """Circuits that have joined: who shares one, for how long, and what follows where one ends. Client keys."""
 
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,14 +24,19 @@ from torkit.directory.microdesc import split_microdescs
 from torkit.errors import EndReason, OnionServiceError, OnionStep, StreamClosed
 from torkit.hs.address import encode_address
 from torkit.hs.client_auth import ClientKey, encode_client_key
+from torkit.hs.descriptor import ProofOfWork
+from torkit.hs.pow import Proof, Search
 from torkit.net.circuit.stream import Stream
 from torkit.net.circuits.pool import WORN_GRACE
+from torkit.net.circuits.request import STREAM_TIMEOUT
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.current import Current
 from torkit.net.journal import Journal
 from torkit.net.onion.client_keys import ClientKeys
+from torkit.net.onion.meeting import RESTS
 from torkit.net.onion.request import OnionRequest
 from torkit.net.onion.services import OnionServices
+from torkit.net.onion.work import Worker
 
 ADDRESS = encode_address(bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"))
 
@@ -113,6 +119,61 @@ async def test_equal_requests_wait_for_one_meeting(tmp_path: Path) -> None:
                 nursery.start_soon(connect)
         assert client.home.met == 1
         assert len({stream.circuit for stream in streams}) == 1
+
+
+async def test_equal_requests_fail_with_one_meeting(tmp_path: Path, patient_clock: MockClock) -> None:
+    async with a_client(tmp_path) as client:
+        client.home.service.on_introduce = lambda introduction: introduction.acknowledge(1)
+        steps: list[OnionStep] = []
+
+        async def connect() -> None:
+            with pytest.raises(OnionServiceError) as caught:
+                await client.connect()
+            steps.append(caught.value.step)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(connect)
+        assert steps == [OnionStep.INTRODUCTION] * 5
+        assert len(client.home.service.introductions) == 3 * (1 + len(RESTS))
+
+
+async def test_no_request_times_out_while_a_proof_of_work_is_made(
+    tmp_path: Path, patient_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_client(tmp_path) as client:
+        client.home.service.work = ProofOfWork(b"e" * 32, 1, expires=int(time.time()) + 3600)
+
+        async def take_long(worker: Worker, search: Search) -> Proof | None:
+            await trio.sleep(2 * STREAM_TIMEOUT)
+            return search.run()
+
+        monkeypatch.setattr(Worker, "run", take_long)
+        begun: list[FakeStream] = []
+        both_have_begun = trio.Event()
+
+        def begin(stream: FakeStream) -> None:
+            begun.append(stream)
+            if len(begun) == 2:
+                both_have_begun.set()
+
+        client.home.fakes[SERVICE].on_begin = begin
+        streams: list[Stream] = []
+
+        async def connect(seconds: float) -> None:
+            await trio.sleep(seconds)
+            streams.append(await client.connect())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect, 0.0)
+            nursery.start_soon(connect, STREAM_TIMEOUT / 2)
+            await both_have_begun.wait()
+            await trio.sleep(STREAM_TIMEOUT / 2)
+            for stream in begun:
+                client.answer(stream)
+                stream.circuit.link.on_output()
+        assert all(stream.is_connected for stream in streams)
+        assert client.home.met == 1
 
 
 async def test_a_meeting_goes_on_where_the_first_to_ask_has_left(tmp_path: Path) -> None:

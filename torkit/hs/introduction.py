@@ -93,6 +93,22 @@ class Points:
         }
         return [point for point in points if not self._has_failed(point)]
 
+    def may_come_back(self, points: Iterable[IntroductionPoint]) -> bool:
+        """Whether any of `points` has failed otherwise than by silence."""
+        entries = [self._failures.get(point.auth_key) for point in points]
+        return any(entry is not None and entry[1] is not PointFailure.TIMED_OUT for entry in entries)
+
+    def forgive(self, points: Iterable[IntroductionPoint]) -> None:
+        """Let those of `points` be tried again that were not silent."""
+        for point in points:
+            if self.may_come_back([point]):
+                del self._failures[point.auth_key]
+
+    def unanswered_count(self, point: IntroductionPoint) -> int:
+        """How often an introduction by way of `point` has failed without an answer."""
+        _, failure, count = self._failures.get(point.auth_key, (0.0, PointFailure.REFUSED, 0))
+        return 0 if failure is PointFailure.REFUSED else count
+
     def have_timed_out(self, points: Iterable[IntroductionPoint]) -> bool:
         """Whether silence is all that is known of each of `points`."""
         entries = [self._failures.get(point.auth_key) for point in points]

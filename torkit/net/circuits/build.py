@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
+from torkit.directory.directory import Relay
 from torkit.errors import (
     ChannelClosed,
     ChannelError,
@@ -103,9 +104,11 @@ class Builder:
         """
         since = trio.current_time() - STEP_MEMORY
         self._failed_steps = {step: at for step, at in self._failed_steps.items() if at > since}
+        target = purpose.target if isinstance(purpose, ForOnion) else None
+        then = () if target is None else (target,)
         for _ in range(PATH_DRAWS - 1):
             choice = self.paths.choose(purpose, excluded)
-            if self._failed_steps.keys().isdisjoint(_steps(choice.path)):
+            if self._failed_steps.keys().isdisjoint(_steps((*choice.path, *then))):
                 return choice
             choice.guard.given_up()
         return self.paths.choose(purpose, excluded)
@@ -120,8 +123,8 @@ class Builder:
             circuit = await self._build_in_time(choice, purpose)
         except CircuitClosed as error:
             if error.hop is not None and not choice.is_given:
-                for step in _steps(choice.path[max(error.hop - 2, 0) : error.hop]):
-                    self._failed_steps[step] = trio.current_time()
+                for one, next_one in pairwise(choice.path[max(error.hop - 2, 0) : error.hop]):
+                    self.note_failed_step(one, next_one)
             raise
         try:
             await choice.guard.wait_usable()
@@ -133,6 +136,10 @@ class Builder:
             circuit.close(str(error) if isinstance(error, TorkitError) else UNWANTED)
             raise
         return circuit
+
+    def note_failed_step(self, one: Relay, next_one: Relay) -> None:
+        """Pass over paths on which `one` would have to extend to `next_one`, for a minute."""
+        self._failed_steps[one.identity, next_one.identity] = trio.current_time()
 
     async def build_through(self, path: Path) -> Circuit:
         """Build one through exactly these relays; build times do not learn from it. Raises as `build`."""

@@ -119,6 +119,10 @@ class Circuits:
         async with self.turns.take(crowd):
             return await self._build(self._builder.choose(purpose), purpose)
 
+    def note_failed_step(self, last: Relay, target: Relay) -> None:
+        """A circuit that was opened could not be extended from `last` to `target`."""
+        self._builder.note_failed_step(last, target)
+
     def _claim(self, entry: Entry, need: Need) -> Circuit:
         if need.path is None:
             self.expect(need.purpose.expected_port)

@@ -5,6 +5,7 @@ Which relays those are, and what a descriptor must prove, is torkit.hs's.
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ from torkit.net.dir.fetch import fetch_onion_descriptor
 # tor.
 REQUERY_AFTER = 900.0
 REQUERY_AFTER_TESTING = 5.0
+
+# Implementation limit, seconds: until the next directory is asked beside one that is silent.
+PATIENCE = 5.0
 
 # Implementation limit: relays read between two turns of other tasks, when the ring is made; about a
 # millisecond.
@@ -104,35 +108,42 @@ class Descriptors:
     async def _fetch(
         self, service: _Service, identity: bytes, client_key: X25519PrivateKey | None
     ) -> Descriptor:
-        """Ask one responsible directory after the other, in random order."""
+        """Ask one responsible directory after the other, in random order.
+
+        Where one is silent, the next is asked beside it; the first descriptor that is right ends the others.
+        """
         place = await self._find_place(identity)
         if place.blinded != service.blinded:
             service.blinded, service.greatest_revision = place.blinded, 0
-        failures: list[TorkitError] = []
-        for relay in self._rng.sample(place.directories, len(place.directories)):
-            key = (relay.identity, place.blinded)
-            requery_after = REQUERY_AFTER_TESTING if self._current.testing else REQUERY_AFTER
-            if trio.current_time() - service.asked.get(key, -requery_after) < requery_after:
-                continue
-            service.asked[key] = trio.current_time()
-            try:
-                descriptor = await self._ask(relay, identity, place.blinded, client_key)
-                if descriptor.revision < service.greatest_revision:
-                    raise DocumentError("the directory's descriptor is older than one seen before")
-            except OnionServiceError:
-                service.asked.clear()  # a key that comes later has to open it
-                raise  # the descriptor is right, and our key is not
-            except TorkitError as error:
-                failures.append(error)
-                continue
-            service.greatest_revision = descriptor.revision
+        fetch = _Fetch()
+        async with trio.open_nursery() as nursery:
+            for relay in self._rng.sample(place.directories, len(place.directories)):
+                key = (relay.identity, place.blinded)
+                requery_after = REQUERY_AFTER_TESTING if self._current.testing else REQUERY_AFTER
+                if trio.current_time() - service.asked.get(key, -requery_after) < requery_after:
+                    continue
+                service.asked[key] = trio.current_time()
+                is_over = trio.Event()
+                ask = partial(
+                    self._ask, relay, identity, place.blinded, client_key, service.greatest_revision
+                )
+                nursery.start_soon(fetch.run, ask, nursery.cancel_scope, is_over)
+                with trio.move_on_after(PATIENCE):
+                    await is_over.wait()
+        if fetch.descriptor is not None:
+            service.greatest_revision = fetch.descriptor.revision
             service.expires = place.ends
-            return descriptor
+            return fetch.descriptor
         service.asked.clear()  # the next request begins anew
-        raise _explain(failures)
+        raise fetch.verdict or _explain(fetch.failures)
 
     async def _ask(
-        self, relay: Relay, identity: bytes, blinded: bytes, client_key: X25519PrivateKey | None
+        self,
+        relay: Relay,
+        identity: bytes,
+        blinded: bytes,
+        client_key: X25519PrivateKey | None,
+        greatest_revision: int,
     ) -> Descriptor:
         consensus = self._current.directory.consensus
         limit = consensus.param("HSV3MaxDescriptorSize")
@@ -141,7 +152,7 @@ class Descriptors:
             text = await fetch_onion_descriptor(circuit, blinded, limit)
         finally:
             circuit.close()
-        return decode_descriptor(
+        descriptor = decode_descriptor(
             text,
             blinded=blinded,
             subcredential=subcredential(identity, blinded),
@@ -150,6 +161,9 @@ class Descriptors:
             client_key=client_key,
             max_len=limit,
         )
+        if descriptor.revision < greatest_revision:
+            raise DocumentError("the directory's descriptor is older than one seen before")
+        return descriptor
 
     async def _find_place(self, identity: bytes) -> _Place:
         directory = self._current.directory
@@ -169,6 +183,30 @@ class Descriptors:
             spread=consensus.param("hsdir_spread_fetch"),
         )
         return _Place(calendar.period, calendar.period_ends, blinded, chosen)
+
+
+class _Fetch:
+    """What came of asking for one descriptor."""
+
+    def __init__(self) -> None:
+        self.descriptor: Descriptor | None = None
+        self.verdict: OnionServiceError | None = None  # where the descriptor is right, and our key is not
+        self.failures: list[TorkitError] = []
+
+    async def run(
+        self, ask: Callable[[], Awaitable[Descriptor]], everybody: trio.CancelScope, is_over: trio.Event
+    ) -> None:
+        """Ask one directory; a descriptor ends the wait for `everybody`."""
+        try:
+            self.descriptor = await ask()
+            everybody.cancel()
+        except OnionServiceError as error:
+            self.verdict = error
+            everybody.cancel()
+        except TorkitError as error:
+            self.failures.append(error)
+        finally:
+            is_over.set()
 
 
 async def _make_ring(directory: Directory, calendar: Calendar) -> Ring[Relay]:

@@ -11,10 +11,13 @@ An attempt has its own introduction circuit and keys. One that fails is followed
 another point. One that is silent is left to go on, and after PATIENCE another begins beside it, at another
 rendezvous point: an acknowledgement says only that the point still knows the service, which may be gone. The
 first that joins ends all others. (C tor waits three build timeouts, 181 s while none is learnt.)
+
+Where every point has failed, and a newer descriptor names no others, all are tried again after a rest: a
+service that has lost its circuits makes them anew, at the same points. (C tor then fails, and passes these
+points over for two minutes.)
 """
 
 import logging
-import os
 import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -23,45 +26,28 @@ from random import Random
 
 import trio
 
-from torkit._fast.cells import RelayCommand
-from torkit._fast.keys import X25519PrivateKey, wipe
-from torkit._fast.onion import TOR1_ONION_KEYS_LEN
-from torkit.errors import (
-    Closed,
-    NotPossible,
-    OnionServiceError,
-    OnionStep,
-    PeerError,
-    TimedOut,
-    TorkitError,
-)
+from torkit._fast.keys import X25519PrivateKey
+from torkit.errors import NotPossible, OnionServiceError, OnionStep, TimedOut, TorkitError
 from torkit.hs.descriptor import Descriptor, IntroductionPoint
-from torkit.hs.handshake import ServiceHandshake
-from torkit.hs.introduction import PointFailure, Points, relay_of
-from torkit.hs.keys import KEY_LEN
-from torkit.hs.messages import (
-    COOKIE_LEN,
-    AckStatus,
-    IntroduceExtension,
-    decode_introduce_ack,
-    decode_rendezvous2,
-    introduce_header,
-    introduce_plaintext,
-)
-from torkit.hs.pow import NONCE_LEN, Proof, Search, choose_effort, encode_proof, is_expired, max_effort
-from torkit.net.circuit.circuit import Circuit, Reply
-from torkit.net.contact import or_addresses
+from torkit.hs.introduction import PointFailure, Points
+from torkit.hs.pow import is_expired
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuits.turns import rest
 from torkit.net.onion.descriptors import Descriptors
+from torkit.net.onion.introduction import Introduction, Means
+from torkit.net.onion.rendezvous import RendezvousPoint
 from torkit.net.onion.stems import Stems
-from torkit.net.shortage import run_in_thread
-from torkit.proto.flow import PathKind
-from torkit.proto.messages import encode_link_specifiers
+from torkit.net.onion.work import Worker
 
 # Implementation limits: seconds until another attempt begins beside one that is silent, and until an attempt
-# has failed; attempts for one meeting.
+# has failed; seconds of rest before points that have failed are tried again, half to one and a half of each
+# (a service that is down is so told of within half a minute); attempts for one meeting, and how many of them
+# may fail by no fault of a point's.
 PATIENCE = 15.0
 ATTEMPT_TIMEOUT = 60.0
-MAX_ATTEMPTS = 12
+RESTS = (1.0, 4.0, 10.0)
+MAX_ATTEMPTS = 48
+MAX_OTHER_FAILURES = 12
 
 logger = logging.getLogger(__name__)
 
@@ -79,47 +65,54 @@ class Meeting:
         descriptors: Descriptors,
         points: Points,
         rng: Random,
-        workers: trio.CapacityLimiter,
+        worker: Worker,
         testing: bool,
     ) -> None:
-        """`workers` bounds how many proofs of work are made at once."""
-        self.isolation = isolation
-        self.stems = stems
-        self.points = points
-        self.testing = testing
-        self.was_acknowledged = False  # by any point
-        self.working = 0  # attempts that make a proof of work
-        self.workers = workers
-        self.nursery: trio.Nursery  # while it runs
+        self.worked = 0.0  # seconds in which proofs of work were made
         self._identity = identity
+        self._isolation = isolation
         self._client_key = client_key
+        self._stems = stems
         self._descriptors = descriptors
+        self._points = points
         self._rng = rng
+        self._worker = worker
+        self._testing = testing
         self._descriptor: Descriptor | None = None
-        self._has_fetched_anew = False
-        self._spare: _Rendezvous | None = None  # for the next attempt
+        self._has_fetched_anew = False  # since the last rest
+        self._rest_count = 0
+        self._spare: RendezvousPoint | None = None  # for the next attempt
         self._joined: Circuit | None = None
-        self._failure: TorkitError | None = None  # the last attempt's
-        self._was_points_fault = True
         self._count = 0  # attempts
+        self._failure: TorkitError | None = None  # the last attempt's
+        self._failed_step: OnionStep | None = None  # where; None where our own circuits fail
+        self._other_failure_count = 0  # which were no point's fault
+        self._was_acknowledged = False  # any introduction
+        self._unanswered_count = 0  # introductions that were acknowledged, and nobody came
         self._under_way: set[bytes] = set()  # auth-keys of points that are being tried
         self._has_changed = trio.Event()
+        self._scope = trio.CancelScope()
+        self._working_count = 0  # attempts that make a proof of work
+        self._work_began = 0.0
+        self._left = 0.0  # seconds until the deadline, then
+        self._nursery: trio.Nursery  # while it runs
 
     async def run(self, give_up_at: float) -> Circuit:
         """A circuit that has joined with the service's; the caller closes it.
 
-        Raises OnionServiceError, with the step that failed, NoDirectory, NoPath, NoGuard, or what made every
-        circuit fail.
+        Proofs of work put `give_up_at` off by as long as they take. Raises OnionServiceError, with the step
+        that failed, NoDirectory, NoPath, NoGuard, or what made every circuit fail.
         """
         error: TorkitError | None = None
+        self._scope.deadline = give_up_at
         try:
-            async with trio.open_nursery() as self.nursery:
+            async with trio.open_nursery() as self._nursery:
                 try:
-                    with trio.move_on_at(give_up_at):
+                    with self._scope:
                         await self._try_until_joined()
                 except TorkitError as raised:
                     error = raised
-                self.nursery.cancel_scope.cancel()
+                self._nursery.cancel_scope.cancel()
         except BaseException:
             if self._joined is not None:
                 self._joined.close()
@@ -134,32 +127,45 @@ class Meeting:
 
     async def _try_until_joined(self) -> None:
         """Begin attempts; whichever joins cancels this. Returns when there is nothing left to try."""
-        self._spare = self.prepare()  # while the descriptor is fetched
+        self._spare = self._prepare()  # while the descriptor is fetched
         self._descriptor = await self._descriptors.get(self._identity, self._client_key)
         work = self._descriptor.proof_of_work
         if work is not None and is_expired(work, time.time()):
             await self._fetch_anew()
-        while True:
+        while self._may_go_on():
             point = await self._choose_point()
             if point is not None:
                 self._count += 1
                 self._under_way.add(point.auth_key)
-                self.nursery.start_soon(self._attempt, self._descriptor, point)
+                self._nursery.start_soon(self._attempt, self._descriptor, point)
+            elif await self._rest():
+                continue
             elif not self._under_way:
                 return
-            self._has_changed = trio.Event()
-            while True:
-                with trio.move_on_after(PATIENCE) as patience:
-                    await self._has_changed.wait()
-                if not (patience.cancelled_caught and self.working):
-                    break
-            if patience.cancelled_caught and self.was_acknowledged:
-                await self._fetch_anew()  # the service may have begun anew, elsewhere
+            await self._wait_for_change()
+
+    def _may_go_on(self) -> bool:
+        return self._count < MAX_ATTEMPTS and self._other_failure_count < MAX_OTHER_FAILURES
+
+    async def _wait_for_change(self) -> None:
+        """Until an attempt has failed, or is silent for too long."""
+        self._has_changed = trio.Event()
+        failure_count = self._other_failure_count
+        while True:
+            with trio.move_on_after(PATIENCE) as patience:
+                await self._has_changed.wait()
+            if not (patience.cancelled_caught and self._working_count):
+                break
+        if patience.cancelled_caught and self._was_acknowledged:
+            self._unanswered_count += 1
+            await self._fetch_anew()  # the service may have begun anew, elsewhere
+        if self._other_failure_count > failure_count:
+            await trio.sleep(rest(failure_count, self._rng))
+
+    # --- points -----------------------------------------------------------------------------------
 
     async def _choose_point(self) -> IntroductionPoint | None:
         """The next one at random; None where none is left. Those of a newer descriptor count as well."""
-        if self._count == MAX_ATTEMPTS:
-            return None
         usable = self._usable_points()
         if not usable:
             await self._fetch_anew()
@@ -168,8 +174,21 @@ class Meeting:
 
     def _usable_points(self) -> list[IntroductionPoint]:
         assert self._descriptor is not None
-        points = self.points.usable(self._descriptor.points, trio.current_time())
+        points = self._points.usable(self._descriptor.points, trio.current_time())
         return [point for point in points if point.auth_key not in self._under_way]
+
+    async def _rest(self) -> bool:
+        """Let the service come back to its points, where they have failed; whether any may be tried again."""
+        assert self._descriptor is not None
+        if self._rest_count == len(RESTS) or not self._points.may_come_back(self._descriptor.points):
+            return False
+        if self._count:  # else it is not this meeting that they failed in
+            await trio.sleep(RESTS[self._rest_count] * self._rng.uniform(0.5, 1.5))
+        self._rest_count += 1
+        self._has_fetched_anew = False
+        await self._fetch_anew()
+        self._points.forgive(self._descriptor.points)
+        return True
 
     async def _fetch_anew(self) -> None:
         """Ask another directory for a newer descriptor, once."""
@@ -181,47 +200,75 @@ class Meeting:
         except TorkitError as error:
             logger.info("no newer descriptor: %s", error)
 
+    # --- attempts ---------------------------------------------------------------------------------
+
     async def _attempt(self, descriptor: Descriptor, point: IntroductionPoint) -> None:
-        attempt = _Attempt(self, descriptor, point)
+        rendezvous = self._prepare()
+        means = Means(
+            self._stems,
+            self._points,
+            self._worker,
+            self._isolation,
+            self._testing,
+            self._nursery,
+            self._working,
+            self._note_acknowledged,
+        )
+        attempt = Introduction(means, descriptor, point, self._unanswered_count)
         try:
             with trio.fail_after(ATTEMPT_TIMEOUT) as scope:
-                circuit = await attempt.run(scope)
+                circuit = await attempt.run(rendezvous, scope)
         except trio.TooSlowError:
-            self.points.note(point, PointFailure.TIMED_OUT, trio.current_time())
+            self._points.note(point, PointFailure.TIMED_OUT, trio.current_time())
             self._failure = TimedOut(f"no answer within {ATTEMPT_TIMEOUT:g} s")
+            self._failed_step = OnionStep.INTRODUCTION
         except TorkitError as error:
             logger.info("an introduction to the onion service failed: %s", error)
-            self._failure = error
-            self._was_points_fault = attempt.is_points_fault
+            self._failure, self._failed_step = error, attempt.failed_step
+            if self._failed_step is not OnionStep.INTRODUCTION:
+                self._other_failure_count += 1
             if isinstance(error, NotPossible):
                 self._count = MAX_ATTEMPTS  # nothing fits the next one either
         else:
             if self._joined is None:
                 self._joined = circuit
-                self.nursery.cancel_scope.cancel()
+                self._nursery.cancel_scope.cancel()
             else:
                 circuit.close()
         finally:
+            if attempt.is_cookie_spent or self._spare is not None:
+                rendezvous.close()
+            else:
+                self._spare = rendezvous
             self._under_way.discard(point.auth_key)
             self._has_changed.set()
 
-    # --- rendezvous -------------------------------------------------------------------------------
-
-    def prepare(self) -> "_Rendezvous":
-        """One that nobody waits at: it may still be being made."""
+    def _prepare(self) -> RendezvousPoint:
+        """One that nobody waits at, and that no service has heard of: it may still be being made."""
         spare, self._spare = self._spare, None
         if spare is not None and not spare.has_failed:
             return spare
-        rendezvous = _Rendezvous()
-        self.nursery.start_soon(rendezvous.make, self.stems, self.isolation)
+        rendezvous = RendezvousPoint()
+        self._nursery.start_soon(rendezvous.make, self._stems, self._isolation)
         return rendezvous
 
-    def give_back(self, rendezvous: "_Rendezvous") -> None:
-        """The service has not heard of it: it serves the next attempt."""
-        if self._spare is None:
-            self._spare = rendezvous
-        else:
-            rendezvous.close()
+    def _note_acknowledged(self) -> None:
+        self._was_acknowledged = True
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """While a proof of work is made, which the meeting waits for however long it takes."""
+        if not self._working_count:
+            self._work_began = trio.current_time()
+            self._left, self._scope.deadline = self._scope.deadline - self._work_began, inf
+        self._working_count += 1
+        try:
+            yield
+        finally:
+            self._working_count -= 1
+            if not self._working_count:
+                self.worked += trio.current_time() - self._work_began
+                self._scope.deadline = trio.current_time() + self._left
 
     def _explain(self) -> TorkitError:
         """Which step failed, where no attempt has joined."""
@@ -230,234 +277,10 @@ class Meeting:
         if self._descriptor is None:
             return TimedOut("the onion service's descriptor was not fetched in time")
         why = "" if self._failure is None else f": {self._failure}"
-        if self.was_acknowledged or not self._was_points_fault:
+        if self._was_acknowledged or self._failed_step is OnionStep.RENDEZVOUS:
             return OnionServiceError.at(OnionStep.RENDEZVOUS, why)
-        if self.points.have_timed_out(self._descriptor.points):
+        if self._failure is not None and self._failed_step is None:
+            return self._failure
+        if self._points.have_timed_out(self._descriptor.points):
             return OnionServiceError.at(OnionStep.INTRODUCTION_TIMEOUT, why)
         return OnionServiceError.at(OnionStep.INTRODUCTION, why)
-
-
-class _Rendezvous:
-    """Where we wait for the service, under a cookie that nobody else has had."""
-
-    def __init__(self) -> None:
-        self.cookie = os.urandom(COOKIE_LEN)
-        self._circuit: Circuit | None = None
-        self._error: TorkitError | None = None
-        self._is_over = trio.Event()
-        self._is_closed = False
-
-    async def make(self, stems: Stems, isolation: Hashable) -> None:
-        """Build the circuit, and have its last relay wait for the cookie."""
-        circuit: Circuit | None = None
-        try:
-            circuit = await stems.to_rendezvous_point(isolation)
-            with trio.fail_after(stems.timeouts.use):
-                await circuit.ask(
-                    RelayCommand.ESTABLISH_RENDEZVOUS, self.cookie, RelayCommand.RENDEZVOUS_ESTABLISHED
-                )
-            if not self._is_closed:
-                circuit, self._circuit = None, circuit
-        except TorkitError as error:
-            self._error = error
-        except trio.TooSlowError:
-            self._error = TimedOut("the rendezvous point did not answer in time")
-        finally:
-            if circuit is not None:
-                circuit.close()
-            self._is_over.set()
-
-    @property
-    def has_failed(self) -> bool:
-        return self._error is not None or (self._circuit is not None and self._circuit.error is not None)
-
-    async def wait(self) -> Circuit:
-        """Its circuit. Raises what made it fail."""
-        await self._is_over.wait()
-        if self._circuit is None:
-            raise self._error or TimedOut("the rendezvous point was given up")
-        return self._circuit
-
-    def close(self) -> None:
-        self._is_closed = True
-        if self._circuit is not None:
-            self._circuit.close()
-
-
-class _Attempt:
-    """One introduction. What it holds is for it alone; the service may have spent its cookie."""
-
-    def __init__(self, meeting: Meeting, descriptor: Descriptor, point: IntroductionPoint) -> None:
-        self._meeting = meeting
-        self._descriptor = descriptor
-        self._point = point
-        self._proof: Proof | None = None
-        self._refusal: TorkitError | None = None
-        self._was_passed_on = True  # as far as we know
-        self.is_points_fault = False
-        self._is_over = False
-
-    async def run(self, scope: trio.CancelScope) -> Circuit:
-        """The rendezvous circuit, joined. Raises what ended the attempt; a fault of the point is noted.
-
-        What a proof of work takes does not count against `scope`.
-        """
-        meeting, point = self._meeting, self._point
-        with self._blaming():
-            relay = relay_of(point, allow_internal=meeting.testing)
-        rendezvous = meeting.prepare()
-        is_ours = True
-        introduction: Circuit | None = None
-        handshake: ServiceHandshake | None = None
-        try:
-            with self._blaming():
-                introduction = await meeting.stems.to_introduction_point(relay, meeting.isolation)
-                handshake = self._begin_handshake()
-            circuit = await rendezvous.wait()
-            await self._work(scope)
-            answer = await self._introduce(introduction, circuit, rendezvous.cookie, handshake)
-            if answer is None:
-                if not self._was_passed_on:
-                    is_ours = False
-                    meeting.give_back(rendezvous)
-                raise self._refusal or TimedOut("the introduction point was given up")
-            self._join(circuit, handshake, answer)
-            is_ours = False
-            return circuit
-        finally:
-            self._is_over = True
-            if introduction is not None:
-                introduction.close()
-            if handshake is not None:
-                handshake.wipe()
-            if is_ours:
-                rendezvous.close()
-
-    def _begin_handshake(self) -> ServiceHandshake:
-        private_key = os.urandom(KEY_LEN)
-        try:
-            return ServiceHandshake(
-                auth_key=self._point.auth_key,
-                enc_key=self._point.enc_key,
-                subcredential=self._descriptor.subcredential,
-                private_key=private_key,
-            )
-        finally:
-            wipe(private_key)
-
-    async def _introduce(
-        self, introduction: Circuit, rendezvous: Circuit, cookie: bytes, handshake: ServiceHandshake
-    ) -> bytes | None:
-        """Ask the point to pass on where we wait; RENDEZVOUS2, or None where it refuses.
-
-        RENDEZVOUS2 may overtake the acknowledgement, which then means nothing any more.
-        """
-        header = introduce_header(self._point.auth_key)
-        sendme_inc = self._sendme_inc(rendezvous)
-        plaintext = introduce_plaintext(
-            cookie=cookie,
-            onion_key=rendezvous.path[-1].ntor_onion_key,
-            link_specifiers=_link_specifiers(rendezvous),
-            extensions=self._extensions(sendme_inc),
-            header_len=len(header),
-        )
-        body = header + handshake.seal(header, plaintext)
-        with self._blaming():
-            introduction.tell(RelayCommand.INTRODUCE1, body)
-            acknowledgement = introduction.expect(RelayCommand.INTRODUCE_ACK)
-        answer = rendezvous.expect(RelayCommand.RENDEZVOUS2)
-        with trio.CancelScope() as waiting:
-            self._meeting.nursery.start_soon(self._hear, acknowledgement, waiting)
-            return await answer.wait()
-        return None
-
-    def _extensions(self, sendme_inc: int | None) -> dict[int, bytes]:
-        extensions: dict[int, bytes] = {}
-        if sendme_inc is not None:
-            extensions[IntroduceExtension.CC_REQUEST] = b""
-        if self._proof is not None:
-            extensions[IntroduceExtension.PROOF_OF_WORK] = encode_proof(self._proof)
-        return extensions
-
-    async def _work(self, scope: trio.CancelScope) -> None:
-        """Prove as much work as the service asks for, as far as we are ready to."""
-        params = self._descriptor.proof_of_work
-        if params is None or (effort := choose_effort(params.effort, failures=0, maximum=max_effort())) == 0:
-            return
-        began = trio.current_time()
-        nonce = os.urandom(NONCE_LEN)
-        search = Search(params, blinded=self._descriptor.blinded, effort=effort, nonce=nonce)
-        self._meeting.working += 1
-        how = "" if search.is_compiled else ", by an interpreter: nothing can be compiled here"
-        logger.info("the onion service asks for a proof of work of effort %d%s", effort, how)
-        try:
-            with suspended(scope):
-                self._proof = await run_in_thread(
-                    search.run, abandon_on_cancel=True, limiter=self._meeting.workers
-                )
-        finally:
-            search.cancel()
-            self._meeting.working -= 1
-        logger.info("that took %.1f s", trio.current_time() - began)
-
-    async def _hear(self, acknowledgement: Reply, waiting: trio.CancelScope) -> None:
-        """Wait for INTRODUCE_ACK; a refusal ends the wait for the service."""
-        try:
-            with self._blaming():
-                status = decode_introduce_ack(await acknowledgement.wait())
-                if status is not AckStatus.SUCCESS:
-                    self._was_passed_on = False
-                    raise PeerError(f"the introduction point refused: {status.name}")
-            self._meeting.was_acknowledged = True
-        except TorkitError as error:
-            self._refusal = error
-            waiting.cancel()
-
-    def _join(self, circuit: Circuit, handshake: ServiceHandshake, answer: bytes) -> None:
-        try:
-            keys = handshake.finish(decode_rendezvous2(answer))
-        except TorkitError as error:
-            circuit.fail(error)
-            raise
-        path = PathKind.EXIT if self._descriptor.is_single_onion else PathKind.ONION
-        circuit.join(keys.derive(TOR1_ONION_KEYS_LEN), self._sendme_inc(circuit), path)
-        keys.wipe()
-
-    def _sendme_inc(self, rendezvous: Circuit) -> int | None:
-        """In cells, for congestion control where the service and the network do it; else None."""
-        return self._descriptor.sendme_inc if rendezvous.can_congestion_control else None
-
-    @contextmanager
-    def _blaming(self) -> Iterator[None]:
-        """Remember a failure as the point's, unless the attempt is over anyway."""
-        try:
-            yield
-        except TorkitError as error:
-            failure = PointFailure.UNREACHABLE
-            if isinstance(error, TimedOut):
-                failure = PointFailure.TIMED_OUT
-            elif isinstance(error, PeerError):
-                failure = PointFailure.REFUSED
-            is_its_fault = isinstance(error, (PeerError, Closed, TimedOut))
-            if is_its_fault and not self._is_over:
-                self.is_points_fault = True
-                self._meeting.points.note(self._point, failure, trio.current_time())
-            raise
-
-
-@contextmanager
-def suspended(scope: trio.CancelScope) -> Iterator[None]:
-    """Have the deadline of `scope` wait for the block."""
-    left, scope.deadline = scope.deadline - trio.current_time(), inf
-    try:
-        yield
-    finally:
-        scope.deadline = trio.current_time() + left
-
-
-def _link_specifiers(circuit: Circuit) -> bytes:
-    """Where the last relay of `circuit` is, and who it is."""
-    relay = circuit.path[-1]
-    return encode_link_specifiers(
-        or_addresses(relay), rsa_identity=relay.identity, ed25519_identity=relay.ed25519_identity
-    )

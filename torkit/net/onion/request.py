@@ -50,7 +50,8 @@ class OnionRequest:
                 if stream.failure is not None:
                     self._note_failure(circuit, stream.failure)
             while True:
-                circuit = await self._services.acquire(self._key, give_up_at)
+                circuit, worked = await self._services.acquire(self._key, give_up_at)
+                give_up_at += worked  # however long a proof of work takes: it is what the service asks for
                 stream = self._begin(circuit)
                 try:
                     with trio.fail_at(give_up_at):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import trio
 
 from torkit._fast.keys import X25519PrivateKey
-from torkit.errors import TimedOut
+from torkit.errors import TorkitError
 from torkit.hs.descriptor import Descriptor
 from torkit.hs.introduction import Points
 from torkit.net.circuit.circuit import Circuit
@@ -22,6 +22,7 @@ from torkit.net.onion.client_keys import ClientKeys
 from torkit.net.onion.descriptors import Descriptors
 from torkit.net.onion.meeting import Meeting
 from torkit.net.onion.stems import Stems
+from torkit.net.onion.work import Worker
 from torkit.paths.choose import may_go_on
 
 
@@ -58,9 +59,9 @@ class OnionServices:
         self._rng = rng
         self._nursery = nursery
         self._points = Points()
-        self._workers = trio.CapacityLimiter(1)
+        self._worker = Worker()
         self._joined: dict[Key, _Entry] = {}
-        self._meetings: dict[Key, trio.Event] = {}
+        self._meetings: dict[Key, _Pending] = {}
 
     @property
     def identity(self) -> int:
@@ -80,16 +81,17 @@ class OnionServices:
         entry.used_at = trio.current_time()
         return entry.circuit
 
-    async def acquire(self, key: Key, give_up_at: float) -> Circuit:
-        """The same, waited for; equal requests wait for one meeting. Raises TimedOut, or as `Meeting.run`."""
+    async def acquire(self, key: Key, give_up_at: float) -> "Met":
+        """The same, waited for; equal requests wait for one meeting. Raises as `Meeting.run`."""
+        worked = 0.0
         while (circuit := self.find(key)) is None:
-            if key not in self._meetings:
+            if (meeting := self._meetings.get(key)) is None:
                 return await self._meet(key, give_up_at)
-            with trio.move_on_at(give_up_at) as waiting:
-                await self._meetings[key].wait()
-            if waiting.cancelled_caught:
-                raise TimedOut("the onion service was not met in time")
-        return circuit
+            await meeting.is_over.wait()
+            worked += meeting.worked
+            if meeting.error is not None:
+                raise meeting.error
+        return Met(circuit, worked)
 
     def forget(self) -> None:
         """Know nothing of what was before: for a new identity."""
@@ -108,9 +110,9 @@ class OnionServices:
         is_fresh = trio.current_time() - entry.used_at < MAX_DIRTINESS and entry.age == self._circuits.age
         return entry if is_fresh and may_go_on(self._current.directory, entry.circuit.path) else None
 
-    async def _meet(self, key: Key, give_up_at: float) -> Circuit:
+    async def _meet(self, key: Key, give_up_at: float) -> "Met":
         age = self._circuits.age
-        is_over = self._meetings[key] = trio.Event()
+        pending = self._meetings[key] = _Pending()
         try:
             meeting = Meeting(
                 key.service,
@@ -120,16 +122,20 @@ class OnionServices:
                 descriptors=self._descriptors,
                 points=self._points,
                 rng=self._rng,
-                workers=self._workers,
+                worker=self._worker,
                 testing=self._current.testing,
             )
             entry = _Entry(await meeting.run(give_up_at), age)
+            pending.worked = meeting.worked
+        except TorkitError as error:
+            pending.error = error
+            raise
         finally:
             del self._meetings[key]
-            is_over.set()
+            pending.is_over.set()
         self._joined[key] = entry
         self._nursery.start_soon(self._expire, key, entry)
-        return entry.circuit
+        return Met(entry.circuit, meeting.worked)
 
     async def _expire(self, key: Key, entry: "_Entry") -> None:
         """Close a circuit that takes no new streams once it has had none between two looks.
@@ -149,6 +155,22 @@ class OnionServices:
                 await has_ended.wait()
         if self._joined.get(key) is entry:
             del self._joined[key]
+
+
+class Met(NamedTuple):
+    """A circuit that has joined, and how many seconds of waiting for it went into proofs of work."""
+
+    circuit: Circuit
+    worked: float
+
+
+class _Pending:
+    """A meeting under way."""
+
+    def __init__(self) -> None:
+        self.is_over = trio.Event()
+        self.error: TorkitError | None = None  # what made it fail
+        self.worked = 0.0
 
 
 class _Entry:

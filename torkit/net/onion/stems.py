@@ -9,14 +9,16 @@ from collections.abc import Callable, Hashable
 import trio
 
 from torkit.directory.directory import Relay
-from torkit.errors import CircuitError, Retry, TimedOut, TorkitError
+from torkit.errors import CircuitError, Closed, Retry, TimedOut, TorkitError
 from torkit.learnt.build_times import HOPS, BuildTimes, Timeouts
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.pool import Circuits
-from torkit.net.circuits.purpose import ForOnion, Introduction, OnionDirectory, Rendezvous
+from torkit.net.circuits.purpose import ForOnion, OnionDirectory, Rendezvous
 
-# Implementation limit: stems built for one circuit.
+# Implementation limits: stems built for one circuit, and circuits tried to one directory: a relay refuses for
+# a minute to connect to one that it has found dead, while others have long found it alive again.
 STEM_ATTEMPTS = 3
+TARGET_ATTEMPTS = 2
 
 
 class Stems:
@@ -36,39 +38,30 @@ class Stems:
         return self._build_times.timeouts
 
     async def to_directory(self, target: Relay) -> Circuit:
-        """A circuit to a directory of onion services. Raises as `to_introduction_point`."""
-        return await self._extend(OnionDirectory(target), target, None)
-
-    async def to_introduction_point(self, target: Relay, crowd: Hashable) -> Circuit:
-        """A circuit to a relay that a service has named, which is asked for what middle relays are.
-
-        Raises NoPath, NoGuard, TimedOut, what made the last hop fail, CircuitError for one that is excluded.
-        """
-        return await self._extend(Introduction(target), target, crowd)
+        """A circuit to a directory of onion services. Raises as `build` and `extend`."""
+        for attempt in range(1, TARGET_ATTEMPTS + 1):
+            circuit = await self.build(OnionDirectory(target), None)
+            try:
+                await self.extend(circuit, target)
+            except Closed:
+                if attempt == TARGET_ATTEMPTS:
+                    raise
+            else:
+                return circuit
+        raise AssertionError("unreachable")
 
     async def to_rendezvous_point(self, crowd: Hashable) -> Circuit:
-        """A circuit to a relay of our choice. Raises as above."""
-        return await self._build(Rendezvous(), crowd)
+        """A circuit to a relay of our choice. Raises as `build`."""
+        return await self.build(Rendezvous(), crowd)
 
-    async def _extend(self, purpose: ForOnion, target: Relay, crowd: Hashable) -> Circuit:
-        if self._is_excluded(target.identity):
+    async def build(self, purpose: ForOnion, crowd: Hashable) -> Circuit:
+        """A stem for this purpose, or one that needs no more.
+
+        Raises NoPath, NoGuard, what ended the last of STEM_ATTEMPTS, CircuitError for a target that is
+        excluded.
+        """
+        if purpose.target is not None and self._is_excluded(purpose.target.identity):
             raise CircuitError("the last relay would be one that the user excludes")
-        circuit = await self._build(purpose, crowd)
-        circuit.unnamed_hop = HOPS + 1  # it may tell which service is reached
-        seconds = self.timeouts.for_hops(HOPS + 1).use - self.timeouts.use
-        try:
-            with trio.fail_after(seconds):
-                await circuit.extend(target, is_last=False)
-            if circuit.error is not None:  # it ended in the same read as its last handshake
-                raise circuit.error
-        except BaseException as error:
-            circuit.close("the last relay could not be added")
-            if isinstance(error, trio.TooSlowError):
-                raise TimedOut(f"the last relay was not reached within {seconds:.1f} s") from None
-            raise
-        return circuit
-
-    async def _build(self, purpose: ForOnion, crowd: Hashable) -> Circuit:
         for attempt in range(1, STEM_ATTEMPTS + 1):
             try:
                 return await self._circuits.open(purpose, crowd)
@@ -76,3 +69,24 @@ class Stems:
                 if error.retry is not Retry.NOW or attempt == STEM_ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
+
+    async def extend(self, stem: Circuit, target: Relay) -> None:
+        """Add a relay that others have named, which is asked for what middle relays are; or close the stem.
+
+        Raises TimedOut, or what made it fail. The next stem for this target then has another last relay.
+        """
+        stem.unnamed_hop = HOPS + 1  # it may tell which service is reached
+        seconds = self.timeouts.for_hops(HOPS + 1).use - self.timeouts.use
+        last = stem.path[-1]
+        try:
+            with trio.fail_after(seconds):
+                await stem.extend(target, is_last=False)
+            if stem.error is not None:  # it ended in the same read as its last handshake
+                raise stem.error
+        except BaseException as error:
+            stem.close("the last relay could not be added")
+            if isinstance(error, Closed | trio.TooSlowError):
+                self._circuits.note_failed_step(last, target)
+            if isinstance(error, trio.TooSlowError):
+                raise TimedOut(f"the last relay was not reached within {seconds:.1f} s") from None
+            raise

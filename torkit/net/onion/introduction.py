@@ -1,0 +1,218 @@
+"""One attempt to be introduced to an onion service, through one of its introduction points."""
+
+import os
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from math import inf
+from typing import NamedTuple
+
+import trio
+
+from torkit._fast.cells import RelayCommand
+from torkit._fast.keys import wipe
+from torkit._fast.onion import TOR1_ONION_KEYS_LEN
+from torkit.errors import Closed, OnionStep, PeerError, TimedOut, TorkitError
+from torkit.hs.descriptor import Descriptor, IntroductionPoint
+from torkit.hs.handshake import ServiceHandshake
+from torkit.hs.introduction import PointFailure, Points, relay_of
+from torkit.hs.keys import KEY_LEN
+from torkit.hs.messages import (
+    AckStatus,
+    IntroduceExtension,
+    decode_introduce_ack,
+    decode_rendezvous2,
+    introduce_header,
+    introduce_plaintext,
+)
+from torkit.hs.pow import Proof, encode_proof
+from torkit.net.circuit.circuit import Circuit, Reply
+from torkit.net.circuits.purpose import Introduction as ToPoint
+from torkit.net.contact import or_addresses
+from torkit.net.onion.rendezvous import RendezvousPoint
+from torkit.net.onion.stems import Stems
+from torkit.net.onion.work import Worker
+from torkit.proto.flow import PathKind
+from torkit.proto.messages import encode_link_specifiers
+
+
+class Means(NamedTuple):
+    """What every attempt of one meeting uses."""
+
+    stems: Stems
+    points: Points
+    worker: Worker
+    isolation: Hashable
+    testing: bool
+    nursery: trio.Nursery
+    working: Callable[[], AbstractContextManager[None]]  # while a proof of work is made
+    note_acknowledged: Callable[[], None]
+
+
+class Introduction:
+    """`run` it once. What it holds is for it alone."""
+
+    def __init__(
+        self, means: Means, descriptor: Descriptor, point: IntroductionPoint, unanswered_count: int
+    ) -> None:
+        """`unanswered_count` tells how many introductions the service has heard of and not answered."""
+        self.is_cookie_spent = False  # the service may have heard of it
+        self.failed_step: OnionStep | None = None  # None: our own circuit as far as the point or there
+        self._means = means
+        self._descriptor = descriptor
+        self._point = point
+        self._unanswered_count = unanswered_count
+        self._refusal: TorkitError | None = None
+        self._is_over = False
+
+    async def run(self, rendezvous: RendezvousPoint, scope: trio.CancelScope) -> Circuit:
+        """The rendezvous circuit, joined. Raises what ended the attempt; a fault of the point is noted.
+
+        What a proof of work takes does not count against `scope`.
+        """
+        means = self._means
+        introduction: Circuit | None = None
+        handshake: ServiceHandshake | None = None
+        try:
+            with self._blaming():
+                relay = relay_of(self._point, allow_internal=means.testing)
+            introduction = await means.stems.build(ToPoint(relay), means.isolation)
+            with self._blaming():
+                await means.stems.extend(introduction, relay)
+                handshake = self._begin_handshake()
+            self.failed_step = OnionStep.RENDEZVOUS
+            circuit = await rendezvous.wait()
+            proof = await self._prove(scope)
+            answer = await self._introduce(introduction, circuit, rendezvous.cookie, handshake, proof)
+            if answer is None:
+                raise self._refusal or TimedOut("the introduction point was given up")
+            self._join(circuit, handshake, answer)
+            return rendezvous.take()
+        finally:
+            self._is_over = True
+            if introduction is not None:
+                introduction.close()
+            if handshake is not None:
+                handshake.wipe()
+
+    def _begin_handshake(self) -> ServiceHandshake:
+        private_key = os.urandom(KEY_LEN)
+        try:
+            return ServiceHandshake(
+                auth_key=self._point.auth_key,
+                enc_key=self._point.enc_key,
+                subcredential=self._descriptor.subcredential,
+                private_key=private_key,
+            )
+        finally:
+            wipe(private_key)
+
+    async def _prove(self, scope: trio.CancelScope) -> Proof | None:
+        """As much work as the service asks for, as far as we are ready to do it."""
+        failures = self._unanswered_count + self._means.points.unanswered_count(self._point)
+        search = self._means.worker.search_for(self._descriptor, failures)
+        if search is None:
+            return None
+        with self._means.working(), suspended(scope):
+            return await self._means.worker.run(search)
+
+    async def _introduce(
+        self,
+        introduction: Circuit,
+        rendezvous: Circuit,
+        cookie: bytes,
+        handshake: ServiceHandshake,
+        proof: Proof | None,
+    ) -> bytes | None:
+        """Ask the point to pass on where we wait; RENDEZVOUS2, or None where it refuses.
+
+        RENDEZVOUS2 may overtake the acknowledgement, which then means nothing any more.
+        """
+        header = introduce_header(self._point.auth_key)
+        plaintext = introduce_plaintext(
+            cookie=cookie,
+            onion_key=rendezvous.path[-1].ntor_onion_key,
+            link_specifiers=_link_specifiers(rendezvous),
+            extensions=_extensions(self._sendme_inc(rendezvous), proof),
+            header_len=len(header),
+        )
+        body = header + handshake.seal(header, plaintext)
+        with self._blaming():
+            introduction.tell(RelayCommand.INTRODUCE1, body)
+            self.is_cookie_spent = True
+            acknowledgement = introduction.expect(RelayCommand.INTRODUCE_ACK)
+        answer = rendezvous.expect(RelayCommand.RENDEZVOUS2)
+        with trio.CancelScope() as waiting:
+            self._means.nursery.start_soon(self._hear, acknowledgement, waiting)
+            return await answer.wait()
+        return None
+
+    async def _hear(self, acknowledgement: Reply, waiting: trio.CancelScope) -> None:
+        """Wait for INTRODUCE_ACK; a refusal ends the wait for the service."""
+        try:
+            with self._blaming():
+                status = decode_introduce_ack(await acknowledgement.wait())
+                if status is not AckStatus.SUCCESS:
+                    self.is_cookie_spent = False  # it says that it has told nobody
+                    raise PeerError(f"the introduction point refused: {status.name}")
+            self._means.note_acknowledged()
+        except TorkitError as error:
+            self._refusal = error
+            waiting.cancel()
+
+    def _join(self, circuit: Circuit, handshake: ServiceHandshake, answer: bytes) -> None:
+        try:
+            keys = handshake.finish(decode_rendezvous2(answer))
+        except TorkitError as error:
+            circuit.fail(error)
+            raise
+        path = PathKind.EXIT if self._descriptor.is_single_onion else PathKind.ONION
+        circuit.join(keys.derive(TOR1_ONION_KEYS_LEN), self._sendme_inc(circuit), path)
+        keys.wipe()
+
+    def _sendme_inc(self, rendezvous: Circuit) -> int | None:
+        """In cells, for congestion control where the service and the network do it; else None."""
+        return self._descriptor.sendme_inc if rendezvous.can_congestion_control else None
+
+    @contextmanager
+    def _blaming(self) -> Iterator[None]:
+        """Remember a failure as the point's, unless the attempt is over anyway."""
+        try:
+            yield
+        except TorkitError as error:
+            failure = PointFailure.UNREACHABLE
+            if isinstance(error, TimedOut):
+                failure = PointFailure.TIMED_OUT
+            elif isinstance(error, PeerError):
+                failure = PointFailure.REFUSED
+            is_its_fault = isinstance(error, (PeerError, Closed, TimedOut))
+            if is_its_fault and not self._is_over:
+                self.failed_step = OnionStep.INTRODUCTION
+                self._means.points.note(self._point, failure, trio.current_time())
+            raise
+
+
+@contextmanager
+def suspended(scope: trio.CancelScope) -> Iterator[None]:
+    """Have the deadline of `scope` wait for the block."""
+    left, scope.deadline = scope.deadline - trio.current_time(), inf
+    try:
+        yield
+    finally:
+        scope.deadline = trio.current_time() + left
+
+
+def _extensions(sendme_inc: int | None, proof: Proof | None) -> dict[int, bytes]:
+    extensions: dict[int, bytes] = {}
+    if sendme_inc is not None:
+        extensions[IntroduceExtension.CC_REQUEST] = b""
+    if proof is not None:
+        extensions[IntroduceExtension.PROOF_OF_WORK] = encode_proof(proof)
+    return extensions
+
+
+def _link_specifiers(circuit: Circuit) -> bytes:
+    """Where the last relay of `circuit` is, and who it is."""
+    relay = circuit.path[-1]
+    return encode_link_specifiers(
+        or_addresses(relay), rsa_identity=relay.identity, ed25519_identity=relay.ed25519_identity
+    )
