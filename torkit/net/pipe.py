@@ -27,9 +27,10 @@ from typing import Any, TypeVar
 import trio
 
 from torkit._fast.sources import LocalEvent
-from torkit.errors import InternalError, TimedOut, TorkitError
+from torkit.errors import TimedOut, TorkitError
 from torkit.net.circuit.stream import Stream
 from torkit.net.descriptors import READ_SIZE, read_some, write_some
+from torkit.net.ferry import Ferry
 from torkit.net.link.pump import Pump
 from torkit.net.shortage import run_in_thread
 
@@ -164,30 +165,27 @@ async def race(*functions: Callable[[], Awaitable[None]]) -> None:
         raise outcomes[0]
 
 
-class FastRoad:
+class FastRoad(Ferry):
     """What comes on `stream`, the core writes to `sink`, and what `source` brings, it seals.
 
     Both are non-blocking, or files; `source` is None where the slow road uploads.
     """
 
+    waits_for_sink = True
+
     def __init__(self, stream: Stream, source: int | None, sink: int) -> None:
-        self._stream = stream
-        self._descriptor = sink
+        pump = Pump.current()
+        writer = pump.add_local(sink, self)
+        pump.watch_reading(writer, False)
+        reader = None if source is None else pump.add_local(source, self, is_pipe=True)
+        super().__init__(pump, stream, lambda: sink, writer, reader, self._note_end)
         self._failure: Exception | None = None
-        self._is_over = trio.Event()
+        self._has_ended = trio.Event()
         self._unsent = b""
         self._is_read = trio.Event()  # by the core, as far as it will be
-        self._pump = Pump.current()
-        self._sink = self._pump.add_local(sink, self)
-        self._pump.watch_reading(self._sink, False)
-        self._source = None
         if source is None:
             self._is_read.set()
-        else:
-            self._source = self._pump.add_local(source, self, is_pipe=True)
-            stream.be_fed(self._source, b"")
-        stream.watcher = self
-        self.on_xon()
+        self.start()
 
     @property
     def moved(self) -> int:
@@ -196,8 +194,7 @@ class FastRoad:
 
     async def download(self) -> None:
         """Wait until the peer has ended in good order, and `sink` has all. Raises as `pipe` does."""
-        self.on_change()
-        await self._is_over.wait()
+        await self._has_ended.wait()
         if self._failure is not None:
             raise self._failure
 
@@ -213,28 +210,8 @@ class FastRoad:
         self._stop_reading()
         self._pump.remove(self._sink)
 
-    # --- from the stream --------------------------------------------------------------------------
-
-    def on_change(self) -> None:
-        if self._is_over.is_set():
-            return
-        try:
-            is_pushed = self._stream.push(self._descriptor)
-            is_done = is_pushed and self._stream.is_over()
-        except (OSError, TorkitError) as error:
-            self._finish(error)
-        else:
-            self._pump.watch_writing(self._sink, not is_pushed)
-            if is_done:
-                self._finish(None)
-
-    def on_xon(self) -> None:
-        if self._source is not None:
-            self._source.resume()
-
-    # --- from the pump ----------------------------------------------------------------------------
-
     def on_local(self, event: LocalEvent) -> None:
+        """What `source` or `sink` did."""
         if event is LocalEvent.BROKEN:
             left = self._stream.queued
             self._finish(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) if left else ReaderGone())
@@ -243,9 +220,6 @@ class FastRoad:
         else:
             self._stop_reading()  # the end, or a failure that the slow road will meet
 
-    def on_fault(self, error: InternalError) -> None:
-        self._finish(error)
-
     def _stop_reading(self) -> None:
         if self._source is not None:
             self._unsent = self._source.take_unsent()
@@ -253,10 +227,9 @@ class FastRoad:
             self._source = None
             self._is_read.set()
 
-    def _finish(self, failure: Exception | None) -> None:
-        if not self._is_over.is_set():
-            self._failure = failure
-            self._is_over.set()
+    def _note_end(self, failure: Exception | None) -> None:
+        self._failure = failure
+        self._has_ended.set()
 
 
 @contextmanager

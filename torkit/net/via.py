@@ -11,14 +11,12 @@ from typing import NamedTuple, Protocol
 import trio
 
 from torkit.errors import EndReason, NoProxy, StreamClosed, TimedOut, TorkitError
-from torkit.net.descriptors import DELIVERY_TIMEOUT, LOOK_INTERVAL, undelivered
+from torkit.net.descriptors import DELIVERY_TIMEOUT, LOOK_INTERVAL, READ_SIZE, undelivered
 from torkit.net.link.dial import dial_proxy
 from torkit.net.progress import Phase, Progress
 from torkit.proto.destination import check_destination, check_host
 from torkit.proto.request import Command, Request
 from torkit.proto.socks_client import Conversation, Credentials
-
-READ_SIZE = 65_536  # bytes
 
 # Seconds until a proxy that says nothing is given up. The proxies' own limits for a request come first, 120 s
 # of C tor and 150 s of torkit: they know why.

@@ -1,6 +1,5 @@
-"""Carries bytes both ways between a client's socket and its stream.
+"""Carries bytes both ways between a client's socket and its stream (net/ferry.py).
 
-This needs no Python: the core writes what arrives, and seals what the client sends (_fast/pump).
 What is decided here is how ends are carried over, since TCP ends each direction by itself and Tor ends whole
 streams:
 
@@ -14,12 +13,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from torkit._fast.sources import Local, LocalEvent
-from torkit.errors import InternalError
 from torkit.net.circuit.stream import Stream
+from torkit.net.ferry import Ferry
 from torkit.net.link.pump import Pump
 from torkit.net.proxy.sockdiag import SockDiag
-
-READ_SIZE = 65_536  # bytes; large enough that one read feeds some 130 cells
 
 # A client that closed its socket and one that only ended its direction look alike until the kernel asks.
 KEEPALIVE_IDLE = 30  # seconds until it asks
@@ -33,12 +30,10 @@ class Home(Protocol):
     kernel: SockDiag
 
 
-class Carrier:
-    """Told by the pump what the socket does, and by the stream what came of it.
+class Carrier(Ferry):
+    """Told by the pump what the socket does. When it ends, the stream may still hold bytes for the client."""
 
-    `end` is called once: with None where the peer ended in good order, with a TorkitError where it did not,
-    with an OSError where the client's socket failed. The stream may still hold bytes for the client.
-    """
+    waits_for_sink = False  # farewell.py delivers what is left
 
     def __init__(
         self,
@@ -48,40 +43,11 @@ class Carrier:
         stream: Stream,
         end: Callable[[Exception | None], None],
     ) -> None:
-        self._home = home
+        super().__init__(home.pump, stream, sock.fileno, source, source, end)
         self._socket = sock
-        self._source = source
-        self._stream = stream
-        self._end = end
+        self._kernel = home.kernel
         self._has_ended = False  # the client, its direction
-        self._is_over = False
-
-    def start(self, early: bytes) -> None:
-        """Carry, `early` first to the stream."""
-        self._source.owner = self._stream.watcher = self
-        self._stream.be_fed(self._source, early)
-        self.on_change()
-
-    # --- from the stream --------------------------------------------------------------------------
-
-    def on_change(self) -> None:
-        """Bytes have come that the core did not write by itself, or the stream has ended."""
-        if self._is_over:
-            return
-        try:
-            is_pushed = self._stream.push(self._socket.fileno())
-        except OSError as error:
-            self._finish(error)
-        else:
-            self._home.pump.watch_writing(self._source, not is_pushed)
-            if self._stream.has_ended:
-                self._finish(self._stream.failure)
-
-    def on_xon(self) -> None:
-        """The peer takes data again, or at another rate."""
-        self._source.resume()
-
-    # --- from the pump ----------------------------------------------------------------------------
+        source.owner = self
 
     def on_local(self, event: LocalEvent) -> None:
         """What the client's socket did."""
@@ -91,12 +57,7 @@ class Carrier:
             self._has_ended = True
             self.look()
         else:
-            self._finish(self._source.failure or ConnectionResetError())
-
-    def on_fault(self, error: InternalError) -> None:
-        self._finish(error)
-
-    # --- the end ----------------------------------------------------------------------------------
+            self._finish(self._sink.failure or ConnectionResetError())
 
     def look(self) -> None:
         """Close if the client has gone. An idle socket tells nothing by itself.
@@ -107,11 +68,5 @@ class Carrier:
         if self._is_over:
             return
         error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error or (self._has_ended and self._home.kernel.is_closed_by_program(self._socket)):
+        if error or (self._has_ended and self._kernel.is_closed_by_program(self._socket)):
             self._finish(ConnectionResetError())
-
-    def _finish(self, failure: Exception | None) -> None:
-        if not self._is_over:
-            self._is_over = True
-            self._stream.watcher = None
-            self._end(failure)

@@ -10,7 +10,8 @@ import trio
 from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError, TimedOut, TorkitError, UsageError
 from torkit.net.circuit.stream import Stream
-from torkit.net.proxy.carrier import READ_SIZE, Carrier
+from torkit.net.descriptors import READ_SIZE
+from torkit.net.proxy.carrier import Carrier
 from torkit.net.proxy.deadlines import deadline
 from torkit.net.proxy.doors import FrontDoor
 from torkit.net.proxy.isolation import Origin

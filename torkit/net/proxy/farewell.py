@@ -19,10 +19,8 @@ import trio
 from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
 from torkit.net.circuit.stream import Stream
-from torkit.net.descriptors import DELIVERY_TIMEOUT, LOOK_INTERVAL, undelivered
+from torkit.net.descriptors import DELIVERY_TIMEOUT, LOOK_INTERVAL, READ_SIZE, undelivered
 from torkit.net.link.pump import Pump
-
-READ_SIZE = 65_536  # bytes, as carrier.py's
 
 # Implementation limits.
 LINGER_TIMEOUT = 2.0  # seconds that a client which has every byte has to end its own direction

@@ -10,7 +10,7 @@ from contextlib import suppress
 import trio
 
 from torkit.errors import TorkitError
-from torkit.net.proxy.carrier import READ_SIZE
+from torkit.net.descriptors import READ_SIZE
 from torkit.net.via import ViaStream
 
 

@@ -1,0 +1,77 @@
+"""Carries bytes between a stream and a descriptor of this machine, without Python while all goes well.
+
+The core writes what arrives, and seals what it reads (_fast/pump). A ferry tells the core when to go on, and
+its maker of the end. A socket and a pipe end in their own ways, so there are two kinds: proxy/carrier.py and
+pipe.py.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torkit._fast.sources import Local
+from torkit.errors import InternalError
+from torkit.net.circuit.stream import Stream
+from torkit.net.link.pump import Pump
+
+
+class Ferry:
+    """`sink` watches the descriptor that takes what arrives, and `fileno` tells it, -1 once it is closed.
+
+    `source`, which may be the sink, is read for the stream; None where somebody else sends. `end` is called
+    once: with None where the peer ended in good order, with a TorkitError where it did not, with an OSError
+    where a descriptor failed.
+    """
+
+    # Whether the stream's end counts only when `sink` has taken all that came before it.
+    waits_for_sink: ClassVar[bool]
+
+    def __init__(
+        self,
+        pump: Pump,
+        stream: Stream,
+        fileno: Callable[[], int],
+        sink: Local,
+        source: Local | None,
+        end: Callable[[Exception | None], None],
+    ) -> None:
+        self._pump = pump
+        self._stream = stream
+        self._fileno = fileno
+        self._sink = sink
+        self._source = source
+        self._end = end
+        self._is_over = False
+
+    def start(self, early: bytes = b"") -> None:
+        """Carry, `early` first to the stream."""
+        self._stream.watcher = self
+        if self._source is not None:
+            self._stream.be_fed(self._source, early)
+        self.on_change()
+
+    def on_change(self) -> None:
+        """Bytes have come that the core did not write, the sink takes more, or the stream has ended."""
+        if self._is_over:
+            return
+        try:
+            is_pushed = self._stream.push(self._fileno())
+        except OSError as error:
+            self._finish(error)
+        else:
+            self._pump.watch_writing(self._sink, not is_pushed)
+            if self._stream.has_ended and (is_pushed or not self.waits_for_sink):
+                self._finish(self._stream.failure)
+
+    def on_xon(self) -> None:
+        """The peer takes data again, or at another rate."""
+        if self._source is not None:
+            self._source.resume()
+
+    def on_fault(self, error: InternalError) -> None:
+        self._finish(error)
+
+    def _finish(self, failure: Exception | None) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._stream.watcher = None
+            self._end(failure)
