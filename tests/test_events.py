@@ -18,6 +18,7 @@ from served import ServedNetwork, serve_network
 from torkit.client import Tor, open_tor
 from torkit.errors import EndReason, StreamClosed
 from torkit.events import (
+    CLOSED_HERE,
     CircuitBuilt,
     CircuitEnded,
     CircuitExtended,
@@ -92,10 +93,10 @@ async def test_a_start_and_a_stream_are_told_in_order(tmp_path: Path) -> None:
             StreamNew(number),
             StreamAttached(number, circuit),
             StreamSucceeded(number),
-            StreamEnded(number, "closed here"),
+            StreamEnded(number, "closed here", CLOSED_HERE),
         ]
         assert kinds(told, CircuitEnded) == [
-            CircuitEnded(circuit, "the circuit was closed here: nobody needs it any more")
+            CircuitEnded(circuit, "the circuit was closed here: nobody needs it any more", CLOSED_HERE)
         ]
         assert GuardChanged(path[0].partition("~")[0], "GOOD") in told
         assert told.index(CircuitBuilt(circuit, path)) < told.index(StreamAttached(number, circuit))

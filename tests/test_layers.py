@@ -64,7 +64,7 @@ OUTSIDE = {
     "trio": SHELL,
     "typer": {"torkit.cli"},
     "backports": {"torkit.directory.compression"},
-    "h11": {"torkit.proto.http", "torkit.net.proxy.forward"},
+    "h11": {"torkit.proto.http", "torkit.net.proxy.forward", "torkit.net.monitor.pages"},
     "nacl": {"torkit.hs.keys"},
     "cryptography": set[str](),  # of tests only: it brings another OpenSSL, and costs a start 30 ms
 }

@@ -39,9 +39,12 @@ from torkit.proto.padding import Padding
 
 if TYPE_CHECKING:
     import ssl
+    from pathlib import Path as FilePath
 
     from torkit.hs.client_auth import ClientKey
     from torkit.hs.descriptor import Descriptor
+    from torkit.net.journal import Listener
+    from torkit.net.monitor.status import Status
     from torkit.net.onion.request import OnionRequest
 
 
@@ -58,6 +61,11 @@ class Tor:
         known = self._parts.current.known
         directory = "no directory" if known is None else f"{len(known)} relays"
         return f"<Tor: {self.progress.summary}, {directory}, {self._parts.circuits!r}>"
+
+    @property
+    def data_dir(self) -> "FilePath":
+        """Where cache and state are kept."""
+        return self._parts.data_dir
 
     def isolated(self) -> "Tor":
         """The same client, for streams and look-ups that share no circuit with any of another object's.
@@ -92,6 +100,16 @@ class Tor:
         names a destination.
         """
         return self._parts.journal.events()
+
+    def listen(self, listener: "Listener") -> None:
+        """Have `listener` called at once with every event from now on. It must neither wait nor raise."""
+        self._parts.journal.add(listener)
+
+    def status(self) -> "Status":
+        """This moment: circuits, streams, guards, and how much streams have carried. Names no destination."""
+        from torkit.net.monitor.status import look_at
+
+        return look_at(self._parts)
 
     async def fetch_consensus(self) -> Consensus:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""

@@ -388,6 +388,25 @@ class InternalError(TorkitError):
         return error
 
 
+def code_of(error: BaseException) -> str:
+    """One of a few words for what went wrong, such as `connectrefused` or `timed_out`, for counting.
+
+    It names neither a relay nor a destination.
+    """
+    match error:
+        case StreamClosed():
+            return error.reason.name.lower()
+        case CircuitClosed() if error.reason is not DestroyReason.NONE:
+            return error.reason.name.lower()
+        case OnionServiceError():
+            return f"onion_{error.step.name.lower()}"
+        case TorkitError():
+            kind = next(one for one in type(error).__mro__ if one.__module__ == __name__)
+            return "".join(f"_{c.lower()}" if c.isupper() else c for c in kind.__name__).lstrip("_")
+        case _:
+            return "given_up"
+
+
 def trace(error: BaseException) -> str:
     """Where `error`, what caused it, and what it was made of were raised; what was first comes first.
 

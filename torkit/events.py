@@ -7,6 +7,8 @@ service that is, and is `unnamed`. No record names a destination.
 
 from typing import NamedTuple
 
+CLOSED_HERE = "closed_here"  # the code of what was ended by its user, or for want of one
+
 
 class CircuitLaunched(NamedTuple):
     """A circuit is begun. `purpose` is one of control-spec's, such as GENERAL or HS_CLIENT_HSDIR."""
@@ -31,10 +33,11 @@ class CircuitBuilt(NamedTuple):
 
 
 class CircuitEnded(NamedTuple):
-    """It was closed, here or elsewhere, or could not be built."""
+    """It was closed, here or elsewhere, or could not be built. `code` is errors.code_of's or CLOSED_HERE."""
 
     circuit: int
     reason: str
+    code: str
 
 
 class StreamNew(NamedTuple):
@@ -61,6 +64,7 @@ class StreamFailed(NamedTuple):
 
     stream: int
     reason: str
+    code: str  # as of CircuitEnded
 
 
 class StreamEnded(NamedTuple):
@@ -68,6 +72,7 @@ class StreamEnded(NamedTuple):
 
     stream: int
     reason: str
+    code: str  # as of CircuitEnded
 
 
 class GuardChanged(NamedTuple):

@@ -21,6 +21,7 @@ STARTS = {
     "relays": ("torkit.cli.documents", {"dataclasses", "json"}),
     "run": ("torkit.client, torkit.net.proxy", {"json"}),
     "socks": ("torkit.client, torkit.net.proxy", {"json", "termios"}),
+    "status": ("torkit.config", {"json", "termios", "tty"}),
     "testnet": ("torkit.testnet", {"dataclasses", "json", "socketserver"}),
 }
 
@@ -50,5 +51,5 @@ def test_a_start_imports_no_more_than_is_allowed(command: str, base: set[str]) -
 
 def test_what_connects_to_nobody_needs_no_trio() -> None:
     assert "trio" not in imported_by(EVERY_START)
-    for command in "relays", "relay", "fetch_consensus":
+    for command in "relays", "relay", "fetch_consensus", "status":
         assert "trio" not in imported_by(f"{EVERY_START}, torkit.cli.{command}, torkit.cli.documents")

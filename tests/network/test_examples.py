@@ -46,6 +46,7 @@ NOT_RUN = {
     "torkit run -- git": "it needs a repository",
     "torkit run  ": "it is for somebody who types: test_run.py",
     "torkit run --isolate stream -- wget -r": "it fetches a whole site: test_run.py",
+    "torkit status": "it asks a proxy, and goes on until q: test_service.py",
     "torkit help": "tests/cli has it",
     "torkit version": "tests/cli has it",
 }

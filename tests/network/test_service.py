@@ -1,16 +1,65 @@
-"""`torkit socks` as a service: how it ends."""
+"""`torkit socks` as a service: what it tells of itself, and how it ends."""
 
 import json
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from network.servers import HOST, EchoServer
-from network.torkit_process import START_DEADLINE, STOP_DEADLINE, Proxy, Shell, open_through, wait_until
+from network.servers import HOST, EchoServer, WebServer
+from network.torkit_process import (
+    START_DEADLINE,
+    STOP_DEADLINE,
+    Proxy,
+    Shell,
+    open_through,
+    running_proxy,
+    wait_until,
+)
 
 pytestmark = pytest.mark.network
+
+
+@pytest.fixture(scope="module")
+def service(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, dict[str, str]]]:
+    """A proxy that tells of itself, and its ready line."""
+    directory = tmp_path_factory.mktemp("service")
+    with running_proxy(shell, directory, options=["--metrics", "0"]) as proxy:
+        yield proxy, json.loads((directory / "ready.json").read_text())
+
+
+def test_metrics_and_health(
+    shell: Shell, service: tuple[Proxy, dict[str, str]], web_server: WebServer
+) -> None:
+    proxy, ready = service
+    assert shell.run(f"{proxy.curl()} http://web.test:{web_server.port}/page").returncode == 0
+    assert shell.run(f"{proxy.curl()} http://no-such-name.invalid/").returncode == 97
+    assert shell.run(f"curl -sf http://{ready['metrics']}/healthz").stdout == b"circuits work\n"
+    text = shell.run(f"curl -sf http://{ready['metrics']}/metrics").stdout.decode()
+    assert "torkit_bootstrap_ratio 1" in text
+    assert 'torkit_circuits_built_total{purpose="GENERAL"}' in text
+    assert "\ntorkit_streams_total 2\n" in text
+    assert 'torkit_streams_failed_total{reason="resolvefailed"} 1' in text
+    assert "test" not in text
+    assert "invalid" not in text
+
+
+def test_status_of_a_running_proxy(
+    shell: Shell, service: tuple[Proxy, dict[str, str]], echo_server: EchoServer
+) -> None:
+    proxy, _ = service
+    with open_through(proxy, "web.test", echo_server.port):
+        moment = json.loads(shell.run("torkit status --json").stdout)
+        assert moment["streams"] == 1
+        [busy] = [one for one in moment["circuits"] if one["streams"]]
+        assert (busy["purpose"], busy["state"], len(busy["path"])) == ("GENERAL", "dirty", 3)
+        lines = shell.run("torkit status").stdout.decode().splitlines()
+        assert lines[0] == "start     100%, done"
+        assert any(line.endswith(", ".join(busy["path"])) for line in lines)
+    watched = shell.run("torkit status --watch | head -n 2").stdout.splitlines()
+    assert [json.loads(line)["progress"] for line in watched] == [100, 100]
 
 
 def test_a_proxy_whose_parent_ends_serves_its_streams_to_the_end(

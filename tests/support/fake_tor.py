@@ -17,6 +17,8 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import EndReason, StreamClosed
 from torkit.net.circuit.circuit import HopInfo
+from torkit.net.journal import Listener
+from torkit.net.monitor.status import Status
 from torkit.net.progress import Phase, Progress
 from torkit.paths.choose import choose_path
 from torkit.paths.constraints import Constraints
@@ -37,7 +39,7 @@ class FakeCircuit:
     def hops(self) -> tuple[HopInfo, ...]:
         return (HopInfo("ntor", "tor1", "fixed", 100, 0.1),) * len(self.path)
 
-    def close(self) -> None:
+    def close(self, why: str = "") -> None:
         self.is_closed = True
 
 
@@ -153,6 +155,12 @@ class FakeTor:
         self.asked.append((host, isolation))
         await self._answer_as_told()
         return self.answers
+
+    def listen(self, listener: Listener) -> None:
+        """Nothing happens that could be told."""
+
+    def status(self) -> Status:
+        return Status(self.progress, 9, None, 1, (), (), 0, 0)
 
     def new_identity(self) -> None:
         self.identities += 1

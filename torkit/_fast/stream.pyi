@@ -8,6 +8,8 @@ from torkit._fast.idtable import Entry
 
 __pyx_capi__: dict[str, object]  # the function of stream.pxd
 
+def carried() -> tuple[int, int]: ...
+
 @disjoint_base
 class Outlet(Entry): ...
 

@@ -22,6 +22,15 @@ cdef Py_ssize_t KEPT_QUEUE = 131072      # what one read may bring; a larger que
 # peer; ten full cells, so that a quick one never does.
 cdef Py_ssize_t ACKNOWLEDGE_BELOW = 10 * 498
 
+# Bytes that all streams of this process have sent and received so far.
+cdef uint64_t all_sent = 0
+cdef uint64_t all_received = 0
+
+
+def carried():
+    """Bytes that all streams of this process have received, and sent, so far."""
+    return all_received, all_sent
+
 
 cdef class Outlet(Entry):
     cdef Py_ssize_t seal_data(self, Stream stream, const uint8_t* data, Py_ssize_t count) except -1:
@@ -94,8 +103,10 @@ cdef class Stream(Entry):
         return self.put_from(&data[0], data.shape[0]) if data.shape[0] else 0
 
     cdef Py_ssize_t put_from(self, const uint8_t* data, Py_ssize_t count) except -1:
+        global all_sent
         cdef Py_ssize_t sealed = self.circuit.seal_data(self, data, count)
         self.sent += sealed
+        all_sent += sealed
         return sealed
 
     def write_to(self, int descriptor):
@@ -164,6 +175,7 @@ cdef class Stream(Entry):
 
     cdef bint push(self, const uint8_t* data, Py_ssize_t count) noexcept:
         """Queue received bytes. The circuit bounds how many wait. False without memory."""
+        global all_received
         cdef Py_ssize_t waiting = self.tail - self.head
         cdef Py_ssize_t capacity
         cdef bint is_first
@@ -184,6 +196,7 @@ cdef class Stream(Entry):
             memcpy(self.queue + self.tail, data, count)
         self.tail += count
         self.received += count
+        all_received += count
         return True
 
     cdef void acknowledge(self) noexcept:

@@ -50,19 +50,19 @@ class Place(NamedTuple):
 
     def at(self, sock: socket.socket) -> "Place":
         """The same with the port that the system has chosen."""
-        return self._replace(port=sock.getsockname()[1])
+        return self if self.kind == "unix" else self._replace(port=sock.getsockname()[1])
 
 
-def parse_place(text: str) -> Place:
-    """What `--listen` names. Raises UsageError."""
+def parse_place(text: str, option: str = "--listen") -> Place:
+    """What `--listen`, or another option, names. Raises UsageError."""
     kind, colon, rest = text.partition(":")
     if colon and kind == "unix":
         if not rest:
-            raise UsageError("--listen: unix: wants a path", hint=HOW_TO_LISTEN)
+            raise UsageError(f"{option}: unix: wants a path", hint=HOW_TO_LISTEN)
         return Place("unix", rest)
     if colon and kind in ("auth", "dns", "trans"):
-        return Place(kind, *parse_local("--listen", rest, HOW_TO_LISTEN))
-    return Place("proxy", *parse_local("--listen", text, HOW_TO_LISTEN))
+        return Place(kind, *parse_local(option, rest, HOW_TO_LISTEN))
+    return Place("proxy", *parse_local(option, text, HOW_TO_LISTEN))
 
 
 def parse_places(texts: Sequence[str], *, allow_remote: bool) -> list[Place]:
@@ -87,7 +87,7 @@ def listening(place: Place) -> Iterator[socket.socket]:
         sock = _open_unix(place.host) if place.kind == "unix" else _open(place)
     except OSError as error:
         raise TorkitError(
-            f"cannot listen on {place.name}: {os.strerror(error.errno or 0)}",
+            f"cannot listen on {place.name}: {error.strerror or error}",
             hint=None if place.kind == "unix" else HINTS.get(error.errno or 0),
         ) from error
     made = os.stat(place.host) if place.kind == "unix" else None

@@ -18,6 +18,7 @@ from torkit.cli.failures import OK
 from torkit.cli.files import write_file
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.listen import Place, listeners_of, listening, parse_places
+from torkit.cli.monitoring import Metrics, parse_metrics, serve_metrics, serve_status
 from torkit.cli.options import Options, command_app
 from torkit.cli.paths import read_path
 from torkit.cli.progress import to_json
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import trio
 
     from torkit.client import Tor
+    from torkit.directory.directory import Relay
+    from torkit.net.circuit.circuit import Circuit
     from torkit.net.proxy import Isolate
 
 app = command_app()
@@ -82,6 +85,7 @@ def socks(
     ] = False,
     grace: Grace = GRACE,
     exit_with_parent: ExitWithParent = False,
+    metrics: Metrics = None,
     *,
     settings: ClientSettings,
 ) -> None:
@@ -90,6 +94,7 @@ def socks(
     parent = os.getppid()
     options: Options = context.obj
     places = parse_places(listen or ["127.0.0.1:9150"], allow_remote=allow_remote)
+    metrics_place = None if metrics is None else parse_metrics(metrics, allow_remote=allow_remote)
     isolation = parse_isolation(isolate)
     if ready_file is not None:
         forget_ready_file(ready_file)
@@ -107,11 +112,12 @@ def socks(
                 hint="raise the hard limit of open files (ulimit -Hn, LimitNOFILE=)",
             )
         async with AsyncExitStack() as stack:
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(nursery.cancel_scope.cancel)
             if exit_with_parent:
-                nursery = await stack.enter_async_context(trio.open_nursery())
-                stack.callback(nursery.cancel_scope.cancel)
                 nursery.start_soon(end_with_parent, parent)
             opened = [(place, stack.enter_context(listening(place))) for place in places]
+            told = metrics_place and (metrics_place, stack.enter_context(listening(metrics_place)))
             tor = await stack.enter_async_context(
                 open_client(
                     options,
@@ -120,6 +126,7 @@ def socks(
                     settings=settings,
                 )
             )
+            nursery.start_soon(serve_status, tor)
             await serve(
                 tor,
                 opened,
@@ -130,6 +137,7 @@ def socks(
                 as_json=as_json,
                 max_clients=max_clients,
                 grace=grace,
+                metrics=told,
             )
 
     run(command, options, on_sigterm=OK)
@@ -185,15 +193,17 @@ async def serve(
     as_json: bool = False,
     max_clients: int = MAX_DESCRIPTORS,
     grace: float = 0,
+    metrics: "tuple[Place, socket.socket] | None" = None,
 ) -> None:
     """Serve until cancelled, and say when a circuit has been built, through `path` if there is one.
 
     From then on, SIGTERM ends it in order, within `grace` seconds if these are not 0: nobody is accepted any
-    more, and it returns when the last client has left. SIGUSR1
-    brings a new identity. Raises what keeps `path` from carrying anything.
+    more, and it returns when the last client has left. Numbers are served at `metrics`, from the start.
+    SIGUSR1 brings a new identity. Raises what keeps `path` from carrying anything.
     """
     import trio
 
+    from torkit.net.monitor.tally import Tally
     from torkit.net.proxy import serve_proxy
     from torkit.net.proxy.leaks import Leaks
     from torkit.net.proxy.upstream import Upstream
@@ -202,8 +212,10 @@ async def serve(
     from torkit.proto.destination import check_destination
 
     is_able, is_ending = trio.Event(), trio.Event()
+    relays: tuple[Relay, ...] | None = None
 
     async def serve_when_ready() -> None:
+        nonlocal relays
         await tor.wait_ready()
         relays = None if path is None else await read_path(tor, path)
         if relays is not None:
@@ -225,6 +237,9 @@ async def serve(
         )
         nursery.cancel_scope.cancel()
 
+    async def build() -> "Circuit":
+        return await tor.build_circuit(relays)
+
     async def renew() -> None:
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             async for _ in signals:
@@ -234,17 +249,26 @@ async def serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_when_ready)
         nursery.start_soon(renew)
+        if metrics is not None:
+            tally = Tally()
+            tor.listen(tally.note)
+            nursery.start_soon(serve_metrics, tor, tally, build, *metrics)
         said = ""
         async for progress in tor.progress_changes():
             if as_json and (line := to_json(progress)) != said:  # an attempt may fail as the last one did
                 print(line, flush=True)
                 said = line
         await is_able.wait()
-        places = [place if place.kind == "unix" else place.at(sock) for place, sock in opened]
+        places = [place.at(sock) for place, sock in opened]
         addresses = [place.name for place in places]
         say(f"socks proxy ready on {', '.join(addresses)}")
         socks = next((place.name for place in places if place.kind in ("proxy", "auth", "unix")), None)
-        line = json.dumps({"socks": socks, "listeners": addresses, "pid": os.getpid()})
+        ready = {"socks": socks, "listeners": addresses, "pid": os.getpid()}
+        if metrics is not None:
+            place, sock = metrics
+            ready["metrics"] = place.at(sock).name
+            say(f"metrics at {ready['metrics']}")
+        line = json.dumps(ready)
         if as_json:
             print(line, flush=True)
         if ready_file is not None:

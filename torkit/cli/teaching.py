@@ -23,6 +23,7 @@ GROUPS = {
             "torkit run -- curl https://example.com/",
         ),
         "socks": Lesson("Serve SOCKS4a, SOCKS5 and HTTP to programs on this machine.", "torkit socks"),
+        "status": Lesson("Show what a running proxy is doing.", "torkit status --watch"),
         "connect": Lesson(
             "Connect stdin and stdout to HOST:PORT through Tor.", "torkit connect -z -w 30 example.com:443"
         ),

@@ -12,7 +12,7 @@ from itertools import count
 import trio
 
 from torkit.directory.directory import Relay
-from torkit.errors import TorkitError
+from torkit.errors import TorkitError, code_of
 from torkit.events import Event, EventsLost, ProgressMade, StreamEnded
 from torkit.net.descriptors import stderr
 from torkit.net.progress import Progress, Tracker
@@ -55,7 +55,8 @@ class Journal:
             yield
         except BaseException as error:
             if self.is_heard:
-                self.tell(StreamEnded(stream, str(error) if isinstance(error, TorkitError) else "given up"))
+                reason = str(error) if isinstance(error, TorkitError) else "given up"
+                self.tell(StreamEnded(stream, reason, code_of(error)))
             raise
 
     def next_circuit(self) -> int:

@@ -63,7 +63,7 @@ class Parts:
     ) -> None:
         self._nursery = nursery
         self._restrictions = restrictions
-        self._client_keys = cache.directory / CLIENT_KEYS
+        self.data_dir = cache.directory
         self.onions: OnionServices | None = None  # once a name in .onion was used
         is_lasting = spare_circuits > 0  # else what one circuit teaches is not worth writing down
         self._background = trio.CancelScope()
@@ -115,7 +115,7 @@ class Parts:
                 Stems(self.circuits, self.build_times, self._is_excluded),
                 self.circuits,
                 self.current,
-                ClientKeys(self._client_keys),
+                ClientKeys(self.data_dir / CLIENT_KEYS),
                 self.rng,
                 self._nursery,
             )

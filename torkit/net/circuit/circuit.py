@@ -20,8 +20,8 @@ from torkit._fast.circuit import Circuit as CoreCircuit
 from torkit._fast.keys import wipe
 from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
 from torkit._fast.stream import Stream as CoreStream
-from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError
-from torkit.events import CircuitBuilt, CircuitEnded, CircuitExtended, CircuitLaunched
+from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError, code_of
+from torkit.events import CLOSED_HERE, CircuitBuilt, CircuitEnded, CircuitExtended, CircuitLaunched
 from torkit.learnt.path_bias import UNWATCHED
 from torkit.net.circuit.stream import Stream, StreamBroken, StreamFlow, cut_off, ended_by
 from torkit.net.contact import or_addresses
@@ -121,6 +121,8 @@ class Circuit:
         self.on_end: Callable[[], None] | None = None
         self.watch = UNWATCHED  # told what becomes of it, for its guard's sake
         self.unnamed_hop: int | None = None  # the number of one that events do not name
+        self.is_built = False
+        self.began_at = trio.current_time()
         self.is_told = False  # whether a line has told that it was built, and another tells how it ends
         self._channel = channel
         self._core = core
@@ -232,9 +234,17 @@ class Circuit:
 
     def note_built(self) -> None:
         """Every hop that it was to have was made."""
+        self.is_built = True
         self.watch.note_built()
         if self.journal.is_heard:
             self.journal.tell(CircuitBuilt(self.id, self._names))
+
+    @property
+    def nicknames(self) -> tuple[str, ...]:
+        """Of its relays, but for one that events do not name."""
+        return tuple(
+            UNNAMED if hop == self.unnamed_hop else relay.nickname for hop, relay in enumerate(self.path, 1)
+        )
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -456,7 +466,8 @@ class Circuit:
             logger.info("circuit %d %s", self.id, how)
         self.watch.note_closed(by_us=closed_because is not None)
         if self.journal.is_heard:
-            self.journal.tell(CircuitEnded(self.id, str(error)))
+            code = CLOSED_HERE if closed_because is not None else code_of(error)
+            self.journal.tell(CircuitEnded(self.id, str(error), code))
         if not was_destroyed and self._channel.error is None:
             self._channel.send_control(self._core.id, Command.DESTROY, cells.encode_destroy())
         self._channel.close_circuit(self._core)

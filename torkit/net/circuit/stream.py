@@ -12,8 +12,8 @@ import trio
 
 from torkit._fast.cells import RelayCommand
 from torkit._fast.stream import Stream as CoreStream
-from torkit.errors import CircuitError, EndReason, Retry, StreamClosed, TorkitError
-from torkit.events import StreamAttached, StreamEnded, StreamFailed, StreamSucceeded
+from torkit.errors import CircuitError, EndReason, Retry, StreamClosed, TorkitError, code_of
+from torkit.events import CLOSED_HERE, StreamAttached, StreamEnded, StreamFailed, StreamSucceeded
 from torkit.proto.destination import INTERNAL, INTERNAL_HINT
 from torkit.proto.flow import ClockGuard, DrainWatch, StreamParams, Xoff, XoffCheck, Xon
 from torkit.proto.messages import (
@@ -207,7 +207,7 @@ class Stream(trio.abc.Stream):
     def close(self) -> None:
         """Send END, once; what the peer has under way is dropped."""
         if not self._is_closed:
-            self._tell_end("closed here")
+            self._tell_end("closed here", CLOSED_HERE)
             self._is_closed = True
             self.hold()
             # The reason tells the exit nothing of why: C tor's clients always say MISC.
@@ -281,14 +281,14 @@ class Stream(trio.abc.Stream):
             return ended_by(self.circuit, self._end, address=self._refused, is_internal=is_internal)
         return cut_off(self.circuit, self._failure)
 
-    def _tell_end(self, reason: str) -> None:
+    def _tell_end(self, reason: str, code: str) -> None:
         """Tell events, unless they know that it has ended."""
         if self.id is None or self._is_told:
             return
         self._is_told = True
         if self.circuit.journal.is_heard:
             event = StreamEnded if self._is_connected else StreamFailed
-            self.circuit.journal.tell(event(self.id, reason))
+            self.circuit.journal.tell(event(self.id, reason, code))
 
     def _wake(self) -> None:
         if self._is_readable:
@@ -341,7 +341,7 @@ class Stream(trio.abc.Stream):
                 end = decode_end(body)
                 self._end, self._refused = end.reason, end.address
                 self.circuit.forget_stream(self)
-                self._tell_end(end.reason.name)
+                self._tell_end(end.reason.name, end.reason.name.lower())
                 self._wake()
             elif command == RelayCommand.XOFF and self._flow is not None:
                 decode_xoff(body)
@@ -363,7 +363,7 @@ class Stream(trio.abc.Stream):
     def fail(self, error: TorkitError) -> None:
         """The circuit has ended with `error`; what was received before can still be read."""
         self._failure = error
-        self._tell_end(str(error))
+        self._tell_end(str(error), code_of(error))
         self._wake()
 
 

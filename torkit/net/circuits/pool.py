@@ -216,6 +216,11 @@ class Circuits:
         """Those that nobody has used, oldest first."""
         return self._shelves.clean
 
+    def state_of(self, circuit: Circuit) -> str | None:
+        """On which shelf it stands: `clean`, `dirty` or `worn`; None for one that requests do not share."""
+        entry = self._shelves.entry_of(circuit)
+        return None if entry is None else type(entry.state).__name__.lower()
+
     def retire(self, circuit: Circuit, why: str) -> None:
         """Let a circuit take no new streams, because of `why`; it is closed when its last one has gone."""
         if (entry := self._shelves.entry_of(circuit)) is not None:

@@ -19,6 +19,7 @@ from torkit.errors import (
     TimedOut,
     TorkitError,
     UsageError,
+    code_of,
 )
 from torkit.events import StreamAttached, StreamEnded, StreamFailed, StreamNew, StreamSucceeded
 from torkit.learnt.refusals import Refusals
@@ -135,7 +136,7 @@ class Request:
                 raise ended_by(circuit, EndReason.RESOLVEFAILED)
         if self._journal.is_heard:
             self._journal.tell(StreamSucceeded(self.id))
-            self._journal.tell(StreamEnded(self.id, EndReason.DONE.name))
+            self._journal.tell(StreamEnded(self.id, EndReason.DONE.name, "done"))
         return found
 
     # --- one attempt ------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class Request:
                 self._note_timeout(circuit)
             except (PeerError, Closed) as error:
                 if self._port is None and self._journal.is_heard:  # a stream tells it itself
-                    self._journal.tell(StreamFailed(self.id, str(error)))
+                    self._journal.tell(StreamFailed(self.id, str(error), code_of(error)))
                 self._note_failure(circuit, error)
         assert self._failure is not None
         raise self._failure

@@ -190,6 +190,11 @@ class Channel:
         """The relay does not take what we send as fast as we seal it."""
         return self._link is not None and self._link.is_blocked
 
+    @property
+    def circuits(self) -> list[Circuit]:
+        """Those that it carries."""
+        return list(self._circuits.values())
+
     def open_circuit(
         self, relay_early_count: int, settings: CircuitSettings, purpose: str = GENERAL
     ) -> Circuit:

@@ -44,6 +44,7 @@ class Channels:
         self._dial = dial
         self._open: dict[bytes, Channel] = {}
         self._opening: dict[bytes, trio.Event] = {}
+        self.running: set[Channel] = set()  # also those that take no new circuits
 
     async def get(self, relay: Contact) -> Channel:
         """The channel to `relay`, made if there is none. Raises what Channel.connect raises."""
@@ -109,11 +110,13 @@ class Channels:
 
     async def _keep(self, relay: Contact, channel: Channel, padding: LinkPadding) -> None:
         """Run a channel until it ends or has long had no circuit."""
+        self.running.add(channel)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire, channel, nursery.cancel_scope)
             nursery.start_soon(self._pad, channel, padding)
             await channel.run()
             nursery.cancel_scope.cancel()
+        self.running.discard(channel)
         logger.debug("the connection to %s is over: %s", name_of(relay), channel.error)
         if self._open.get(relay.identity) is channel:
             del self._open[relay.identity]
