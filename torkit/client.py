@@ -285,6 +285,7 @@ async def open_tor(
     restrictions: Constraints | None = None,
     country_of: CountryOf | None = None,
     max_memory: int | None = None,
+    pow_max_effort: int | None = None,
 ) -> AsyncIterator[Tor]:
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
@@ -300,7 +301,8 @@ async def open_tor(
     every path: each makes this client easier to tell from others. Those that name countries need
     `country_of`, such as torkit.directory.geoip.country_of on a file. `max_memory` bytes may wait in the
     queues of all clients of this process, by default a quarter of the machine's memory: over that, whoever
-    holds most ends.
+    holds most ends. An onion service may ask for a proof of work of `pow_max_effort`, by default what takes
+    some 40 s (torkit.hs.pow.max_effort).
 
     Opening waits for files only. Closing sends what has been sealed, for CLOSE_TIMEOUT, 2 s, at most; a
     stream that is open is cut off, unless `Tor.settle` has waited for it.
@@ -340,6 +342,7 @@ async def open_tor(
                 consensus=consensus,
                 restrictions=restrictions,
                 country_of=country_of,
+                pow_max_effort=pow_max_effort,
                 state=state,
                 guards=guards,
             )

@@ -349,6 +349,41 @@ async def test_a_service_gets_the_proof_of_work_that_it_asks_for(effort: int) ->
         assert is_valid(Proof(nonce, asked, head, solution), blinded=BLINDED, seed=b"e" * 32)
 
 
+async def test_a_service_that_answers_nobody_gets_a_greater_effort_each_time(
+    patient_clock: MockClock,
+) -> None:
+    async with a_home() as home:
+        service = home.service
+        service.work = ProofOfWork(b"e" * 32, 1, expires=int(time.time()) + 3600)
+
+        def accept_third(introduction: Introduction) -> None:
+            introduction.acknowledge()
+            if len(service.introductions) == 3:
+                service.meet(introduction)
+
+        service.on_introduce = accept_third
+        await home.meet()
+        efforts = [int.from_bytes(one.extensions[-24:-20], "big") for one in service.introductions]
+        assert efforts == [1, 8, 16]
+
+
+@pytest.mark.parametrize(("limit", "effort"), [(0, None), (3, 3), (100, 5)])
+async def test_no_more_work_is_done_than_the_user_allows(
+    limit: int, effort: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_home() as home:
+        home.worker = Worker(limit)
+        home.service.work = ProofOfWork(b"e" * 32, 5, expires=int(time.time()) + 3600)
+        await home.meet()
+        (introduction,) = home.service.introductions
+        if effort is None:
+            assert introduction.extensions == b"\0"
+        else:
+            assert int.from_bytes(introduction.extensions[-24:-20], "big") == effort
+        warned = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warned) == (limit < 5)
+
+
 async def test_without_effort_there_is_no_proof_and_an_old_seed_has_a_newer_one_fetched() -> None:
     async with a_home() as home:
         home.service.work = ProofOfWork(b"e" * 32, 0, expires=int(time.time()) - 1)

@@ -72,7 +72,7 @@ class Client:
         pool: Any = self.pool
         stub.to_directory = None  # descriptors are the home's
         self.services = OnionServices(
-            stub, pool, self.current, ClientKeys(tmp_path / "keys"), Random(1), nursery
+            stub, pool, self.current, ClientKeys(tmp_path / "keys"), Worker(), Random(1), nursery
         )
         self.services._descriptors = stub
         home.fakes[SERVICE].on_begin = self.answer

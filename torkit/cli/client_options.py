@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_origin
 
 from torkit.cli.countries import GeoIP
+from torkit.cli.effort import MaxEffort, parse_effort
 from torkit.cli.memory import MaxMemory, parse_size
 from torkit.cli.options import (
     EntryNodes,
@@ -34,6 +35,7 @@ class ClientSettings(NamedTuple):
     geoip: Path | None = None
     padding: "Padding | None" = None
     max_memory: int | None = None
+    pow_max_effort: int | None = None
 
 
 DEFAULT = ClientSettings()
@@ -76,9 +78,12 @@ def client_settings(
     geoip: GeoIP = None,
     padding: PaddingName = "auto",
     max_memory: MaxMemory = None,
+    pow_max_effort: MaxEffort = None,
 ) -> ClientSettings:
     """Says what each option costs. Raises UsageError."""
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
     )
-    return ClientSettings(wanted, geoip, parse_padding(padding), parse_size(max_memory))
+    return ClientSettings(
+        wanted, geoip, parse_padding(padding), parse_size(max_memory), parse_effort(pow_max_effort)
+    )

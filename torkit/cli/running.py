@@ -110,6 +110,7 @@ async def open_client(
             restrictions=settings.restrictions,
             country_of=country_lookup(settings.restrictions, settings.geoip),
             max_memory=settings.max_memory,
+            pow_max_effort=settings.pow_max_effort,
         ) as tor,
         trio.open_nursery() as nursery,
     ):

@@ -53,6 +53,7 @@ def proxy_wanted(
     exclude_nodes: str | None = None,
     padding: str = "auto",
     max_memory: str | None = None,
+    pow_max_effort: str | None = None,
 ) -> Proxy | None:
     """Raises UsageError, also for options that are the proxy's affair."""
     if via is None:
@@ -66,6 +67,7 @@ def proxy_wanted(
         "--exclude-nodes": exclude_nodes,
         "--padding": None if padding == "auto" else padding,
         "--max-memory": max_memory,
+        "--pow-max-effort": pow_max_effort,
     }
     for option, value in of_the_proxy.items():
         if value is not None:

@@ -58,6 +58,7 @@ class Parts:
         consensus: bytes | None,
         restrictions: Constraints,
         country_of: CountryOf | None,
+        pow_max_effort: int | None,
         state: dict[str, Any],
         guards: Guards,
     ) -> None:
@@ -68,6 +69,7 @@ class Parts:
         is_lasting = spare_circuits > 0  # else what one circuit teaches is not worth writing down
         self._background = trio.CancelScope()
         self._spare_circuits = spare_circuits
+        self._pow_max_effort = pow_max_effort
         self.rng = rng
         self.current = Current(cgo=cgo, testing=testing)
         self.journal = self.current.journal
@@ -110,12 +112,14 @@ class Parts:
             from torkit.net.onion.client_keys import ClientKeys
             from torkit.net.onion.services import OnionServices
             from torkit.net.onion.stems import Stems
+            from torkit.net.onion.work import Worker
 
             self.onions = OnionServices(
                 Stems(self.circuits, self.build_times, self._is_excluded),
                 self.circuits,
                 self.current,
                 ClientKeys(self.data_dir / CLIENT_KEYS),
+                Worker(self._pow_max_effort),
                 self.rng,
                 self._nursery,
             )

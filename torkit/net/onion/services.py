@@ -46,10 +46,12 @@ class OnionServices:
         circuits: Circuits,
         current: Current,
         keys: ClientKeys,
+        worker: Worker,
         rng: Random,
         nursery: trio.Nursery,
     ) -> None:
-        """`circuits` count identities, `keys` are ours. Circuits expire in `nursery`."""
+        """`circuits` count identities, `keys` are ours; `worker` makes
+        proofs of work. Circuits expire in `nursery`."""
         self.keys = keys
         self.journal = circuits.journal
         self._stems = stems
@@ -59,7 +61,7 @@ class OnionServices:
         self._rng = rng
         self._nursery = nursery
         self._points = Points()
-        self._worker = Worker()
+        self._worker = worker
         self._joined: dict[Key, _Entry] = {}
         self._meetings: dict[Key, _Pending] = {}
 

@@ -18,6 +18,7 @@ class Worker:
     def __init__(self, max_effort: int | None = None) -> None:
         """`max_effort` is the greatest that the user lets a service ask for; this machine's if not said."""
         self._max_effort = max_effort
+        self._has_warned = False
         self._turns = trio.CapacityLimiter(1)
 
     def search_for(self, descriptor: Descriptor, failures: int) -> Search | None:
@@ -30,10 +31,11 @@ class Worker:
             return None
         limit = max_effort() if self._max_effort is None else self._max_effort
         effort = choose_effort(params.effort, failures=failures, maximum=limit)
-        if params.effort > limit:
+        if params.effort > limit and not self._has_warned:
+            self._has_warned = True
             logger.warning(
-                "the onion service asks for a proof of work of effort %d, which is more than %d: with less it"
-                " may not answer while it is under attack",
+                "an onion service asks for a proof of work of effort %d, and at most %d is made"
+                " (--pow-max-effort): with less it may not answer while it is under attack",
                 params.effort,
                 limit,
             )
