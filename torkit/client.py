@@ -318,7 +318,7 @@ async def open_tor(
             "torkit.blocking.open_tor without an event loop"
         )
     if not isinstance(network, Network):  # in a thread: the file may be a pipe that nobody writes to
-        network = await trio.to_thread.run_sync(chosen_network, network, abandon_on_cancel=True)
+        network = await run_in_thread(chosen_network, network, abandon_on_cancel=True)
     cache = Cache(chosen_data_dir(network, data_dir))
     limit_memory(max_memory)
     rng = SystemRandom()
