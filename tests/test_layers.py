@@ -38,6 +38,11 @@ ROOMS = {
     "torkit.client": {
         *("net", "paths", "learnt", "directory", "config", "proto", "hs", "_fast"),
     },
+    # What a program without trio is handed, and how it is told of errors.
+    "torkit.socket_errors": set[str](),
+    "torkit.in_thread": {"client", "net", "socket_errors"},
+    "torkit.blocking": {"client", "net", "in_thread"},
+    "torkit.aio": {"client", "net", "in_thread"},
     "torkit.testnet": {"files"},
     # proto: what a user may choose about handshakes.
     "torkit.cli": {
@@ -59,7 +64,7 @@ NET_ROOMS = {
 }
 
 # Who may import what from elsewhere.
-SHELL = {"torkit.net", "torkit.client", "torkit.testnet", "torkit.cli"}
+SHELL = {"torkit.net", "torkit.client", "torkit.in_thread", "torkit.testnet", "torkit.cli"}
 OUTSIDE = {
     "trio": SHELL,
     "typer": {"torkit.cli"},
@@ -71,6 +76,7 @@ OUTSIDE = {
 
 TOUCHES_THE_SYSTEM = SHELL | {
     *("torkit.directory.cache", "torkit.config", "torkit.files", "torkit.namespaces"),
+    *("torkit.socket_errors", "torkit.blocking", "torkit.aio"),
 }
 OPERATING_SYSTEM = {
     *("asyncio", "ctypes", "fcntl", "glob", "io", "mmap", "multiprocessing", "os", "pathlib", "resource"),

@@ -2,6 +2,7 @@
 
 with running_network(tmp_path) as network:
     network.servers["web.test"] = port         where the exits connect a stream to web.test; else they refuse
+    network.servers["web.test:443"] = other    the same for one port of it
     network.exits["mute.test"] = ignore        what they do in place of that
 """
 
@@ -28,6 +29,7 @@ from torkit.config import Network
 from torkit.errors import EndReason
 
 HOST = "127.0.0.1"
+NAMES = ("web.test", "example.com")  # of the server that speaks TLS
 
 
 @dataclass
@@ -46,15 +48,15 @@ class RunningNetwork:
 
         def begin(stream: FakeStream) -> None:
             assert stream.target is not None
-            host, _ = stream.target
+            host, port = stream.target
             self.begun.append(stream.target)
             self.circuits.append(id(stream.circuit))
             if host in self.exits:
                 self.exits[host](stream)
-            elif host in self.servers:
+            elif (server := self.servers.get(f"{host}:{port}", self.servers.get(host))) is not None:
                 send, receive = trio.open_memory_channel[bytes](100_000)
                 inputs[stream] = send
-                nursery.start_soon(_connect, stream, self.servers[host], receive)
+                nursery.start_soon(_connect, stream, server, receive)
             else:
                 stream.end(EndReason.CONNECTREFUSED)
 
@@ -118,7 +120,7 @@ def running_network(directory: Path, *, exits: int = 2) -> Iterator[RunningNetwo
 
     async def keep() -> None:
         tokens.append(trio.lowlevel.current_trio_token())
-        async with serve_network(exits=exits) as served, trio.open_nursery() as nursery:
+        async with serve_network(exits=exits, ports="1-65535") as served, trio.open_nursery() as nursery:
             running = RunningNetwork(write_network(served.config, directory / "network.toml"))
             running._serve(nursery, served)
             ready.put(running)
@@ -145,9 +147,9 @@ def running_network(directory: Path, *, exits: int = 2) -> Iterator[RunningNetwo
 
 @cache
 def _certified() -> tuple[bytes, bytes]:
-    """A certificate for web.test, signed by itself, and its key: PEM."""
+    """A certificate for web.test and example.com, signed by itself, and its key: PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "web.test")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAMES[0])])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -157,7 +159,7 @@ def _certified() -> tuple[bytes, bytes]:
         .serial_number(1)
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("web.test")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -168,10 +170,13 @@ def _certified() -> tuple[bytes, bytes]:
 
 
 def tls_contexts(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """That of a server which is web.test, and that of a client which believes it."""
+    """That of a server which is one of NAMES, and that of a client which believes it.
+
+    `directory/web.test.pem` is what another program has to believe.
+    """
     certificate, key = _certified()
-    both = directory / "web.test.pem"
-    both.write_bytes(key + certificate)
+    (directory / "web.test.key").write_bytes(key)
+    (directory / "web.test.pem").write_bytes(certificate)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(both)
+    server.load_cert_chain(directory / "web.test.pem", directory / "web.test.key")
     return server, ssl.create_default_context(cadata=certificate.decode())

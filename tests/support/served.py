@@ -323,7 +323,9 @@ class ServedNetwork:
 
 
 @asynccontextmanager
-async def serve_network(*, guards: int = 2, exits: int = 2, params: str = "") -> AsyncIterator[ServedNetwork]:
+async def serve_network(
+    *, guards: int = 2, exits: int = 2, params: str = "", ports: str = "80,443"
+) -> AsyncIterator[ServedNetwork]:
     """A network for `open_tor`, whose middle relay is the authorities' and serves the directory."""
     names = ["middle", *(f"guard{n}" for n in range(guards)), *(f"exit{n}" for n in range(exits))]
     relays = dict(zip(names, fresh_relays(len(names)), strict=True))
@@ -335,7 +337,7 @@ async def serve_network(*, guards: int = 2, exits: int = 2, params: str = "") ->
                 fake,
                 name,
                 flags={"g": "Guard", "e": "Exit"}.get(name[0], ""),
-                policy="accept 80,443" if name[0] == "e" else None,
+                policy=f"accept {ports}" if name[0] == "e" else None,
             )
             for name, fake in relays.items()
         ]

@@ -122,8 +122,8 @@ cdef class Pump:
         and FAILED.
 
         It may be a pipe, or what has nobody wait and so cannot be watched, as files: the core reads and writes
-        these, and nothing more is told of them. With `is_pipe` it is the end of a pipe that is read: that
-        the writer has closed the other breaks nothing, and ends what there is to read.
+        these, and nothing more is told of them. With `is_pipe` it is the end of a pipe that is read, or of a
+        pair of sockets: that the writer has closed the other breaks nothing, and ends what there is to read.
         """
         make()
         cdef Local local = Local.__new__(Local)
@@ -203,7 +203,10 @@ cdef class Pump:
                     return 0
                 if (<Local>source).is_pipe:
                     # epoll would report the writer's close, asked for or not, as long as there are bytes to read.
-                    operation = EPOLL_CTL_ADD if interest else EPOLL_CTL_DEL
+                    if interest == 0:
+                        operation = EPOLL_CTL_DEL
+                    elif source.interest == 0:
+                        operation = EPOLL_CTL_ADD
             event.events = interest
             event.data.u32 = <uint32_t>source.slot
             if epoll_ctl(self.descriptor, operation, source.descriptor, &event) != 0:

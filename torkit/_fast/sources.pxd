@@ -35,7 +35,7 @@ cdef class Local(Source):
     cdef Py_ssize_t capacity      # of `unsent`
     cdef bint has_ended           # nothing more can be read
     cdef readonly object failure  # OSError: why not, where it did not end
-    cdef bint is_pipe             # the end that is read
+    cdef bint is_pipe             # the end that is read, or one of a pair of sockets
     cdef bint is_file             # never watched
     cdef bint is_due              # the windows have opened
     cdef bint is_paced            # waits for the timer

@@ -1,0 +1,159 @@
+"""Streams as sockets, for programs that know nothing of trio: each is handed one end of a pair of sockets.
+
+    program's end == our end -- Passage -- stream          no Python runs for a byte
+
+What the program has sent before it closes its end still goes out. What has arrived for it waits in its end;
+then it learns how the stream ended: by the end of file, or by a reset, so that no cut looks like an end.
+"""
+
+import os
+import socket
+from contextlib import suppress
+from typing import Any, NoReturn
+from weakref import WeakSet
+
+import trio
+
+from torkit._fast.sources import LocalEvent
+from torkit.errors import InternalError
+from torkit.net.circuit.stream import Stream
+from torkit.net.descriptors import READ_SIZE
+from torkit.net.ferry import Ferry
+from torkit.net.link.pump import Pump
+from torkit.net.proxy.carrier import KEEPALIVE_INTERVAL
+from torkit.net.proxy.sockdiag import SockDiag
+
+_doors: WeakSet["Door"] = WeakSet()
+
+
+class Socket(socket.socket):
+    """A program's end: of the family AF_UNIX, and a stand-in for one of TCP."""
+
+    def setsockopt(self, level: int, *args: Any) -> None:
+        """As every socket's. What only TCP knows is accepted: there is no delay here to switch off."""
+        if level != socket.IPPROTO_TCP:
+            super().setsockopt(level, *args)
+
+
+class Door:
+    """The pairs of one client. Of one trio run, as its pump."""
+
+    def __init__(self) -> None:
+        self.pump = Pump.current()
+        self.kernel = SockDiag()
+        self.passages: set[Passage] = set()
+        _doors.add(self)
+
+    def hand_out(self, stream: Stream) -> Socket:
+        """A connected, blocking socket, whose bytes are those of `stream` from now on.
+
+        Raises OSError where the system has no descriptor left, and then ends the stream.
+        """
+        try:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+        except OSError:
+            stream.close()
+            raise
+        passage = Passage(self, ours, theirs, stream)
+        self.passages.add(passage)
+        passage.start()
+        return Socket(fileno=theirs.detach())
+
+    async def run(self) -> NoReturn:
+        """Look now and then for ends that were closed after they had ended their own direction."""
+        while True:
+            await trio.sleep(KEEPALIVE_INTERVAL)
+            for passage in list(self.passages):
+                passage.look()
+
+    def close(self) -> None:
+        """Cut off every stream that is open."""
+        for passage in list(self.passages):
+            passage.cut()
+
+    def forget(self) -> None:
+        """In a child of this process: let go of our ends, so that the parent's closing is seen."""
+        for passage in self.passages:
+            passage.sock.close()
+
+
+class Passage(Ferry):
+    """Owns our end of one pair, and its stream."""
+
+    waits_for_sink = True
+
+    def __init__(self, door: Door, ours: socket.socket, theirs: socket.socket, stream: Stream) -> None:
+        self.sock = ours
+        self._door = door
+        self._number = theirs.fileno()
+        self._theirs = _identity(self._number)
+        self._has_ended = False  # the program, its direction
+        self._local = door.pump.add_local(ours.fileno(), self, is_pipe=True)
+        super().__init__(door.pump, stream, ours.fileno, self._local, self._local, self._close)
+
+    def on_local(self, event: LocalEvent) -> None:
+        """What the program's end did: what it sent before it was closed has been read."""
+        if event is LocalEvent.WRITABLE:
+            self.on_change()
+        elif event is LocalEvent.ENDED:
+            self._has_ended = True
+            self.look()
+        else:
+            self._finish(self._local.failure or ConnectionResetError())
+
+    def look(self) -> None:
+        """Close if the program has closed its end: one that has only ended its direction still reads."""
+        if self._has_ended and self._door.kernel.is_closed_by_program(self.sock):
+            self._finish(ConnectionResetError())
+
+    def cut(self) -> None:
+        """End the stream; the program reads what was written, then a reset."""
+        self._finish(InternalError("the client was closed"))
+
+    def _close(self, failure: Exception | None) -> None:
+        """Let go of everything. The program reads what was written, and then how the stream ended."""
+        self._door.passages.discard(self)
+        self._door.pump.remove(self._local)
+        self._stream.close()
+        if failure is None:
+            self._end_in_order()
+        elif not isinstance(failure, OSError):
+            self._reset()
+        self.sock.close()
+
+    def _end_in_order(self) -> None:
+        """Take what the program has sent and nobody wants: Linux would make a reset of it."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+            while self.sock.recv(READ_SIZE):
+                pass
+
+    def _reset(self) -> None:
+        """Have the program read a reset behind what was written.
+
+        Linux resets the other end where one is closed with something unread in it. So a byte is sent from
+        there: by its number, which still is that socket's unless the program has closed it, or has given it
+        away; then, and where the program has ended its own direction, it reads an end of file.
+        """
+        with suppress(OSError):
+            number = os.dup(self._number)
+            if _identity(number) != self._theirs:
+                os.close(number)
+                return
+            with socket.socket(fileno=number) as theirs:
+                theirs.send(b"\0", socket.MSG_DONTWAIT)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    """What tells an open socket from all others."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _in_child() -> None:
+    for door in _doors:
+        door.forget()
+
+
+os.register_at_fork(after_in_child=_in_child)
