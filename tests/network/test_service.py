@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,10 @@ def test_a_proxy_whose_parent_ends_serves_its_streams_to_the_end(
     shell: Shell, echo_server: EchoServer, tmp_path: Path
 ) -> None:
     ready = tmp_path / "ready"
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(f"\0torkit-test-{os.getpid()}")
     line = (
-        "torkit -v socks --exit-with-parent --grace 100 --listen 0"
+        f"NOTIFY_SOCKET=@torkit-test-{os.getpid()} torkit -v socks --exit-with-parent --grace 100 --listen 0"
         f" --ready-file {ready} 2>{tmp_path}/log & read line"
     )
     with shell.running(line) as parent:
@@ -83,9 +86,21 @@ def test_a_proxy_whose_parent_ends_serves_its_streams_to_the_end(
             assert client.recv(100) == b"still served"
             assert _is_running(proxy.pid)
         wait_until(lambda: not _is_running(proxy.pid), STOP_DEADLINE, "the proxy to end")
+    with manager:
+        manager.setblocking(False)
+        told = [line for message in _received(manager) for line in message.decode().splitlines()]
+    assert told[-1] == "STOPPING=1"
+    assert "READY=1" in told
+    assert told.index("STATUS=100%: done") < told.index("READY=1")
     log = proxy.log.read_text()
     assert "the process that started this one has ended" in log
     assert "no client is accepted any more, 1 are served" in log
+
+
+def _received(sock: socket.socket) -> Iterator[bytes]:
+    with suppress(BlockingIOError):
+        while True:
+            yield sock.recv(4096)
 
 
 def _is_running(pid: int) -> bool:

@@ -19,6 +19,7 @@ from torkit.cli.files import write_file
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.listen import Place, listeners_of, listening, parse_places
 from torkit.cli.monitoring import Metrics, parse_metrics, serve_metrics, serve_status
+from torkit.cli.notify import Manager
 from torkit.cli.options import Options, command_app
 from torkit.cli.paths import read_path
 from torkit.cli.progress import to_json
@@ -253,11 +254,14 @@ async def serve(
             tally = Tally()
             tor.listen(tally.note)
             nursery.start_soon(serve_metrics, tor, tally, build, *metrics)
+        manager = Manager(os.environ)
+        nursery.start_soon(manager.keep_told, is_ending)
         said = ""
         async for progress in tor.progress_changes():
             if as_json and (line := to_json(progress)) != said:  # an attempt may fail as the last one did
                 print(line, flush=True)
                 said = line
+            manager.tell(f"STATUS={progress.percent}%: {progress.summary}")
         await is_able.wait()
         places = [place.at(sock) for place, sock in opened]
         addresses = [place.name for place in places]
@@ -271,6 +275,7 @@ async def serve(
         line = json.dumps(ready)
         if as_json:
             print(line, flush=True)
+        manager.tell("READY=1", f"STATUS=ready on {', '.join(addresses)}")
         if ready_file is not None:
             nursery.start_soon(keep_ready_file, ready_file, line.encode() + b"\n", is_ending)
 
