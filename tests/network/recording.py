@@ -6,6 +6,8 @@ can do differs, and weights leave no choice of whom to use where:
     guard0 to guard2    CGO; never in the middle; directories as well
     middle              no CGO; the only one in the middle; the only fallback, and an authority
     exit0, exit1        CGO; accept ports 80 and 443
+
+A wide network has three more relays for the middle, which can do CGO, and idle ones, which nobody uses.
 """
 
 import socket
@@ -22,12 +24,15 @@ from typing import NamedTuple
 
 import network_docs
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fakes import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell, ignore
 from network.servers import HOST
-from network_docs import HOUR, consensus, consensus_diff
+from network.tracing import STRACE, peers_in
+from network_docs import HOUR, RelayDoc, consensus, consensus_diff
 from served import DirectoryService, authorities, doc_of, fresh_relays, serve
 
 from torkit._fast.cells import RelayCommand
+from torkit.hs.address import encode_address
 
 DEADLINE = 60.0  # seconds for all that one client is asked for
 POLL_INTERVAL = 0.02
@@ -42,7 +47,14 @@ NAME, ADDRESS, REVERSE_NAME = "web.test", "192.0.2.7", "7.2.0.192.in-addr.arpa"
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 UPLOAD = bytes(40_000)  # more than fits into the longest write of C tor's
 LATE_NAME, EARLY = "late.test", b"sent before the answer"
+SLOW_REQUEST = b"GET /slow HTTP/1.0\r\n\r\n"
+SLOW_LEN = 500_000  # bytes: more than a socket of the file system and XOFF_LIMIT hold
+XOFF_LIMIT = 50  # cells of data that make clients of a wide network say XOFF
+IDLE_COUNT = 100  # relays of a wide network that make the list of microdescriptors longer
 ANSWER_LEN = 60_000  # bytes: more DATA cells than either kind of SENDME acknowledges
+
+ONION = encode_address(Ed25519PrivateKey.generate().public_key().public_bytes_raw())  # is nowhere
+TRACE = "trace"  # a file of strace's, in a client's directory
 
 FINISHED = 9  # a reason in DESTROY
 CELL_LEN, VERSIONS_LEN = 514, 11  # bytes; of all cells of a client but VERSIONS, and of that
@@ -79,12 +91,15 @@ class Recording:
     link_cells: list[LinkCell] = field(default_factory=list)
     hop_cells: list[HopCell] = field(default_factory=list)
     kept: list[FakeCircuit] = field(default_factory=list)  # circuits for directories, open after their use
+    peers: set[tuple[str, int]] = field(default_factory=set)  # addresses that it named to the kernel
+    outlived_breach: bool | None = None  # whether the circuit went on after data for a stream that is none
 
     def note(self, circuit: FakeCircuit, hop: int, cell: RelayCell) -> None:
         """Write down a relay cell. What a directory is asked must come before it says CONNECTED."""
         self.hop_cells.append(HopCell(circuit, hop, cell, len(self.link_cells) - 1))
         stream = circuit.streams.get(cell.stream_id)
-        if cell.command == RelayCommand.DATA and stream is not None and stream.target is None:
+        is_data = cell.command == RelayCommand.DATA
+        if is_data and stream is not None and stream.target is None and not stream.received:
             stream.send(RelayCommand.CONNECTED)
 
     def note_wire(self, link: FakeLink, data: bytes) -> None:
@@ -119,6 +134,14 @@ class Recording:
         asked = (one for one in self.messages(RelayCommand.DATA) if one.cell.body.startswith(b"GET /tor/"))
         return [one for one in asked if what in one.cell.body]
 
+    def whole_requests(self, what: bytes) -> list[bytes]:
+        """The same, longer than a cell: what each stream to a directory that `what` occurs in was sent."""
+        sent: dict[tuple[int, int], bytes] = {}
+        for one in self.messages(RelayCommand.DATA):
+            key = (id(one.circuit), one.cell.stream_id)
+            sent[key] = sent.get(key, b"") + one.cell.body
+        return [one for one in sent.values() if one.startswith(b"GET /tor/") and what in one]
+
     def circuits(self, length: int) -> list[FakeCircuit]:
         """All circuits that got so many hops."""
         made = {id(one): one for relay in self.relays.values() for one in relay.circuits}
@@ -132,6 +155,8 @@ class Recording:
         return next(name for name, one in self.relays.items() if one is relay)
 
 
+SOCKET = "socks"  # of the file system, in a client's directory: a second port of its proxy
+
 # How a client is started: its command line, from the directory for its files, the values of torrc's
 # DirAuthority and FallbackDir, and the port that its SOCKS proxy shall have.
 Client = Callable[[Path, list[str], str, int], list[str]]
@@ -142,7 +167,8 @@ def torkit(directory: Path, dir_authorities: list[str], fallback_dir: str, port:
     network = directory / "network.toml"
     network.write_text(f'authorities = [\n{entries}]\nfallbacks = ["{fallback_dir}"]\ntesting = true\n')
     options = ["--network", str(network), "--data-dir", str(directory / "data")]
-    return [sys.executable, "-m", "torkit", *options, "socks", "--listen", f"{HOST}:{port}"]
+    listeners = ["--listen", f"{HOST}:{port}", "--listen", f"unix:{directory / SOCKET}"]
+    return [sys.executable, "-m", "torkit", *options, "socks", *listeners]
 
 
 def c_tor(directory: Path, dir_authorities: list[str], fallback_dir: str, port: int) -> list[str]:
@@ -153,6 +179,7 @@ def c_tor(directory: Path, dir_authorities: list[str], fallback_dir: str, port: 
         "GeoIPFile /dev/null",
         "GeoIPv6File /dev/null",
         f"SocksPort {HOST}:{port} IPv6Traffic PreferIPv6",  # as Tor Browser has it
+        f"SocksPort unix:{directory / SOCKET} IPv6Traffic PreferIPv6",
         *(f"DirAuthority {one}" for one in dir_authorities),
         f"FallbackDir {fallback_dir}",
     ]
@@ -181,15 +208,25 @@ async def time_of_refresh(client: Client, directory: Path, valid_after: int, lif
         return time.time() - valid_after
 
 
+async def record_widely(client: Client, directory: Path, now: int) -> Recording:
+    """Run a client, traced, through what `record` does not ask. Raises trio.TooSlowError as that does."""
+    async with _running(client, directory, now - HOUR // 2, 3 * HOUR, is_wide=True) as (seen, port, _):
+        await _use_widely(seen, port, directory / SOCKET)
+        seen.peers = peers_in(directory / TRACE)
+        return seen
+
+
 @asynccontextmanager
 async def _running(
-    client: Client, directory: Path, valid_after: int, lifetime: int
+    client: Client, directory: Path, valid_after: int, lifetime: int, *, is_wide: bool = False
 ) -> AsyncIterator[tuple[Recording, int, subprocess.Popen[bytes]]]:
-    """What is seen of a client, the port of its proxy, and its process."""
-    async with _network(valid_after, lifetime) as (seen, dir_authorities, fallback_dir):
+    """What is seen of a client, the port of its proxy, and its process, which is traced in a wide network."""
+    async with _network(valid_after, lifetime, is_wide=is_wide) as (seen, dir_authorities, fallback_dir):
         with socket.create_server((HOST, 0)) as free:
             port = free.getsockname()[1]
         line = client(directory, dir_authorities, fallback_dir, port)
+        if is_wide:  # -D: the client is our child, and strace its own
+            line = [*STRACE.replace("strace ", "strace -D ").split(), str(directory / TRACE), *line]
         with (directory / "stderr").open("wb") as stderr:
             process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=stderr)
         try:
@@ -204,9 +241,12 @@ async def _running(
 
 
 @asynccontextmanager
-async def _network(valid_after: int, lifetime: int) -> AsyncIterator[tuple[Recording, list[str], str]]:
+async def _network(
+    valid_after: int, lifetime: int, *, is_wide: bool
+) -> AsyncIterator[tuple[Recording, list[str], str]]:
     """A network, and the values of torrc's DirAuthority and FallbackDir."""
     names = ["middle", "guard0", "guard1", "guard2", "exit0", "exit1"]
+    names += ["able0", "able1", "able2"] if is_wide else []
     signers = authorities()
     seen = Recording(
         dict(zip(names, fresh_relays(len(names)), strict=True)), [one.v3ident for one in signers]
@@ -224,14 +264,17 @@ async def _network(valid_after: int, lifetime: int) -> AsyncIterator[tuple[Recor
             relay.on_link_cell = lambda *cell: seen.link_cells.append(LinkCell(*cell))
             relay.on_relay_cell = seen.note
             relay.on_begin_dir = ignore  # see Recording.note
+            relay.cc_xoff_client = XOFF_LIMIT if is_wide else relay.cc_xoff_client
             await stack.enter_async_context(serve(relay))
             flags = {"g": "Guard", "e": "Exit"}.get(name[0], "")
             policy = "accept 80,443" if flags == "Exit" else None
             doc = doc_of(relay, name, flags=flags, policy=policy)
             ipv6 = "[2001:db8::7]:9001" if name == "middle" else None
             docs.append(replace(doc, protocols=relay.protocols, policy6=policy, ipv6=ipv6))
+        params = f"{PARAMS} cc_xoff_client={XOFF_LIMIT}" if is_wide else PARAMS
+        docs += [_idle(number) for number in range(IDLE_COUNT if is_wide else 0)]
         old, new = (
-            consensus(docs, signers, valid_after=begin, lifetime=lifetime, params=PARAMS, weights=WEIGHTS)
+            consensus(docs, signers, valid_after=begin, lifetime=lifetime, params=params, weights=WEIGHTS)
             for begin in (valid_after, valid_after + 2 * lifetime // 3)
         )
         service.consensus, service.diff = old, consensus_diff(old, new)
@@ -247,6 +290,20 @@ async def _network(valid_after: int, lifetime: int) -> AsyncIterator[tuple[Recor
         yield seen, dir_authorities, f"{host}:{or_port} orport={or_port} id={fallback.rsa_identity.hex()}"
 
 
+def _idle(number: int) -> RelayDoc:
+    """A relay of no weight, which is not there."""
+    key = bytes([number + 1]) * 32
+    return RelayDoc(
+        f"idle{number}",
+        key[:20],
+        HOST,
+        flags="Running Valid",
+        bandwidth=0,
+        ntor_onion_key=key,
+        ed25519_identity=key,
+    )
+
+
 def _begin(stream: FakeStream) -> None:
     """Connected at once, except to LATE_NAME."""
     if stream.target != (LATE_NAME, 80):
@@ -258,6 +315,8 @@ def _answer(stream: FakeStream, _: bytes) -> None:
     if stream.received == REQUEST:
         stream.write(bytes(ANSWER_LEN))
         stream.finish()
+    elif stream.received == SLOW_REQUEST:
+        stream.write(bytes(SLOW_LEN))
 
 
 # --- What the clients are asked for --------------------------------------------------------------------
@@ -298,6 +357,34 @@ async def _use(seen: Recording, port: int) -> None:
     await _wait_until(lambda: circuit.closed)
 
 
+async def _use_widely(seen: Recording, port: int, socket_path: Path) -> None:
+    """A download that is read late; data for no stream; an onion service that nobody knows."""
+    await _wait_until(lambda: seen.whole_requests(b"/tor/micro/"))
+    async with await _ask(port, CONNECT, NAME, 80):
+        pass  # it is there
+    async with await trio.open_unix_socket(socket_path) as stream:
+        await _send_request(stream, CONNECT, NAME, 80, SLOW_REQUEST)
+        await _wait_until(lambda: seen.messages(RelayCommand.XOFF))
+        (far,) = (one for one in seen.streams() if one.received == SLOW_REQUEST)
+        far.write(REQUEST)  # which waits for XON
+        far.finish()
+        received = b""
+        while data := await stream.receive_some():
+            received += data
+        assert received.endswith(bytes(SLOW_LEN) + REQUEST)
+    async with await _ask(port, CONNECT, NAME, 443) as stream:
+        (far,) = (one for one in seen.streams() if one.target == (NAME, 443))
+        far.circuit.send(3, RelayCommand.DATA, far.id ^ 0x4000, b"for nobody")
+        with suppress(trio.BrokenResourceError):
+            while not far.circuit.closed and not far.received:
+                await stream.send_all(b"still here")
+                await trio.sleep(POLL_INTERVAL)
+        seen.outlived_breach = not far.circuit.closed
+    async with await _connect(port) as stream:
+        await _send_request(stream, CONNECT, ONION, 80)
+        await _wait_until(lambda: seen.requests(b"/tor/hs/3/"))
+
+
 async def _ask(port: int, command: int, host: str, to_port: int) -> trio.SocketStream:
     """A SOCKS5 request that is granted."""
     stream = await _request(port, command, host, to_port)
@@ -308,18 +395,27 @@ async def _ask(port: int, command: int, host: str, to_port: int) -> trio.SocketS
 
 async def _request(port: int, command: int, host: str, to_port: int, more: bytes = b"") -> trio.SocketStream:
     """A SOCKS5 request, with `more` in the same segment."""
+    stream = await _connect(port)
+    await _send_request(stream, command, host, to_port, more)
+    return stream
+
+
+async def _connect(port: int) -> trio.SocketStream:
     while True:
         with suppress(OSError):  # until it listens
-            stream = await trio.open_tcp_stream(HOST, port)
-            break
+            return await trio.open_tcp_stream(HOST, port)
         await trio.sleep(POLL_INTERVAL)
+
+
+async def _send_request(
+    stream: trio.SocketStream, command: int, host: str, to_port: int, more: bytes = b""
+) -> None:
     await stream.send_all(b"\x05\x01\x00")
     assert await stream.receive_some(2) == b"\x05\x00"
     where = b"\x03" + bytes([len(host)]) + host.encode()
     if command == RESOLVE_PTR:
         where = b"\x01" + socket.inet_aton(host)
     await stream.send_all(bytes([5, command, 0]) + where + to_port.to_bytes(2, "big") + more)
-    return stream
 
 
 async def _wait_until(condition: Callable[[], object]) -> None:

@@ -16,6 +16,7 @@ from network.torkit_process import (
     skip_without,
     wait_until,
 )
+from network.tracing import STRACE, peers_in
 
 from torkit.cli.targets import format_address
 
@@ -30,27 +31,6 @@ HTTP_REQUESTS = [
     (b"GET http://web.test:28131/a page", b"400"),
     (b"GET /page", b"501"),
 ]
-
-# Every call that can name another end.
-STRACE = "strace -f -qq -e trace=connect,sendto,sendmsg,sendmmsg -e signal=none -o"
-PEER = re.compile(
-    r"sin6?_port=htons\((\d+)\), (?:sin_addr=inet_addr|.*inet_pton\(AF_INET6,) ?\(?\"([0-9a-f.:]+)\""
-)
-
-
-def _peers(trace: Path) -> set[tuple[str, int]]:
-    """Every address and port in a trace of STRACE."""
-    peers = set()
-    for line in trace.read_text().splitlines():
-        if "nlmsg_len=" in line:  # the kernel is asked about a client's connection (net/proxy/sockdiag.py)
-            continue
-        if "AF_INET" in line:
-            found = PEER.search(line)
-            assert found is not None, line
-            peers.add((found[2], int(found[1])))
-        # Name services of the machine are sockets of the file system.
-        assert "AF_UNIX" not in line, line
-    return peers
 
 
 def _relays(net: RunningTestnet) -> set[tuple[str, int]]:
@@ -72,7 +52,7 @@ def test_the_proxy_connects_to_relays_only(
         assert fresh.run(f"curl -sS -x socks4a://{proxy} http://{url}").stdout == PAGE
         assert fresh.run(f"curl -sS -x socks5h://{proxy} http://no.such.name.test/").returncode == 97
         process.terminate()
-    peers = _peers(trace)
+    peers = peers_in(trace)
     assert peers
     assert peers <= _relays(testnet)
 
@@ -93,7 +73,7 @@ def test_commands_connect_to_relays_only(
     fresh = shell.with_data_dir(tmp_path / "data")
     result = fresh.run(line.format(f"{STRACE} {trace}", web_server.port))
     assert result.returncode == 0, result
-    peers = _peers(trace)
+    peers = peers_in(trace)
     assert peers
     assert peers <= _relays(testnet)
 

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from network.recording import (
     Recording,
     c_tor,
     record,
+    record_widely,
     time_of_refresh,
     torkit,
 )
+from network.torkit_process import skip_without
 
 from torkit._fast.cells import Command, RelayCommand
 
@@ -41,31 +43,52 @@ CC_AND_CGO = encode_extensions([(1, b""), (3, RELAY_CRYPT_CGO)])
 # Requests to directories, by what occurs in them.
 FIRST_CONSENSUS, CERTIFICATES, MICRODESCS = b"/tor/status-vote/", b"/tor/keys/", b"/tor/micro/"
 NEWER_CONSENSUS = b"X-Or-Diff-From-Consensus"
+ONION_DESCRIPTOR = b"/tor/hs/3/"
 
 Alike = Callable[[Callable[[Recording], Any]], Any]
 
 
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recording, Recording]:
+def record_both(
+    recorder: Callable[[Client, Path, int], Awaitable[Recording]], directories: pytest.TempPathFactory
+) -> tuple[Recording, Recording]:
     """Of torkit and of C tor's client, made at the same time."""
 
-    async def record_both() -> tuple[Recording, Recording]:
+    async def record_all() -> tuple[Recording, Recording]:
         made: dict[Client, Recording] = {}
         now = int(time.time())
 
         async def record_one(client: Client, directory: Path) -> None:
-            made[client] = await record(client, directory, now)
+            made[client] = await recorder(client, directory, now)
 
         async with trio.open_nursery() as nursery:
             for client in (torkit, c_tor):
-                nursery.start_soon(record_one, client, tmp_path_factory.mktemp("client"))
+                nursery.start_soon(record_one, client, directories.mktemp("client"))
         return made[torkit], made[c_tor]
 
-    return trio.run(record_both)
+    return trio.run(record_all)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recording, Recording]:
+    return record_both(record, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def wide_recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recording, Recording]:
+    return record_both(record_widely, tmp_path_factory)
 
 
 @pytest.fixture
 def alike(recordings: tuple[Recording, Recording]) -> Alike:
+    return comparing(recordings)
+
+
+@pytest.fixture
+def alike_widely(wide_recordings: tuple[Recording, Recording]) -> Alike:
+    return comparing(wide_recordings)
+
+
+def comparing(recordings: tuple[Recording, Recording]) -> Alike:
     """Gives what is observed of torkit, if the same is observed of C tor."""
 
     def check(observe: Callable[[Recording], Any]) -> Any:
@@ -402,6 +425,79 @@ def test_the_first_microdescriptors_come_from_guards(alike: Alike) -> None:
         return asked <= {"guard0", "guard1", "guard2"}
 
     assert alike(observe) is True
+
+
+# --- A wider network: more relays than one for the middle, and many microdescriptors -------------------
+
+
+@skip_without("strace")
+def test_nobody_but_relays_is_connected_to(alike_widely: Alike) -> None:
+    def observe(seen: Recording) -> set[tuple[str, int]]:
+        assert len(seen.peers) > 2
+        return seen.peers - {relay.address for relay in seen.relays.values()}
+
+    assert alike_widely(observe) == set()
+
+
+@skip_without("strace")
+def test_a_middle_that_can_do_cgo_gets_an_ntor_v3_that_asks_for_nothing(alike_widely: Alike) -> None:
+    def observe(seen: Recording) -> set[tuple[int | None, bytes | None]]:
+        middles = [one.hops[1] for one in seen.circuits(3)]
+        return {_handshake(hop) for hop in middles if seen.name_of(hop.relay) != "middle"}
+
+    assert alike_widely(observe) == {(NTOR_V3, NOTHING)}
+
+
+@skip_without("strace")
+def test_microdescriptors_are_asked_for_in_three_equal_parts(alike_widely: Alike) -> None:
+    def observe(seen: Recording) -> list[int]:
+        return sorted(one.split()[1].count(b"-") + 1 for one in seen.whole_requests(MICRODESCS))
+
+    assert alike_widely(observe) == [35, 37, 37]
+
+
+@skip_without("strace")
+def test_who_reads_late_has_xoff_and_xon_sent(alike_widely: Alike) -> None:
+    """C tor may send more of them as the reader drains what it holds."""
+
+    def observe(seen: Recording) -> list[int]:
+        commands = (RelayCommand.XOFF, RelayCommand.XON)
+        return [one.cell.command for one in seen.hop_cells if one.cell.command in commands][:2]
+
+    assert alike_widely(observe) == [RelayCommand.XOFF, RelayCommand.XON]
+
+
+@skip_without("strace")
+def test_data_for_a_stream_that_is_none_ends_the_circuit_and_with_c_tor_it_does_not(
+    wide_recordings: tuple[Recording, Recording],
+) -> None:
+    assert [seen.outlived_breach for seen in wide_recordings] == [False, True]
+
+
+@skip_without("strace")
+def test_an_onion_services_directory_is_asked_at_the_end_of_four_hops(alike_widely: Alike) -> None:
+    """The target is asked for no more than a middle is."""
+
+    def observe(seen: Recording) -> set[tuple[int, str, bool]]:
+        circuits = [one.circuit for one in seen.requests(ONION_DESCRIPTOR)]
+        places = [(one, [seen.name_of(hop.relay) for hop in one.hops]) for one in circuits]
+        asked_for = {True: (NTOR, None), False: (NTOR_V3, NOTHING)}  # by whether it is the one without CGO
+        return {
+            (len(names), names[0][:-1], _handshake(one.hops[-1]) == asked_for[names[-1] == "middle"])
+            for one, names in places
+        }
+
+    assert alike_widely(observe) == {(4, "guard", True)}
+
+
+@skip_without("strace")
+def test_a_request_at_the_end_of_several_hops_has_no_accept_encoding(alike_widely: Alike) -> None:
+    def observe(seen: Recording) -> list[str]:
+        text = seen.requests(ONION_DESCRIPTOR)[0].cell.body.decode("ascii")
+        lines = re.sub(r"(?<=/tor/hs/3/)\S+|(?<=Host: 127\.0\.0\.1:)\d+", "...", text)
+        return lines.split("\r\n")
+
+    assert alike_widely(observe) == ["GET /tor/hs/3/... HTTP/1.0", "Host: 127.0.0.1:...", "", ""]
 
 
 def test_a_newer_consensus_is_fetched_in_the_time_in_which_c_tor_fetches_it(tmp_path: Path) -> None:
