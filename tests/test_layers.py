@@ -43,6 +43,10 @@ ROOMS = {
     "torkit.in_thread": {"client", "net", "socket_errors"},
     "torkit.blocking": {"client", "net", "in_thread"},
     "torkit.aio": {"client", "net", "in_thread"},
+    # For other libraries, each of which only its own file imports.
+    "torkit.httpx": {"aio", "blocking", "client", "net", "socket_errors"},
+    "torkit.requests": {"blocking", "socket_errors"},
+    "torkit.aiohttp": {"aio", "socket_errors"},
     "torkit.testnet": {"files"},
     # proto: what a user may choose about handshakes.
     "torkit.cli": {
@@ -66,7 +70,12 @@ NET_ROOMS = {
 # Who may import what from elsewhere.
 SHELL = {"torkit.net", "torkit.client", "torkit.in_thread", "torkit.testnet", "torkit.cli"}
 OUTSIDE = {
-    "trio": SHELL,
+    "trio": SHELL | {"torkit.httpx"},
+    "httpx": {"torkit.httpx"},
+    "httpcore": {"torkit.httpx"},
+    "requests": {"torkit.requests"},
+    "urllib3": {"torkit.requests"},
+    "aiohttp": {"torkit.aiohttp"},
     "typer": {"torkit.cli"},
     "backports": {"torkit.directory.compression"},
     "h11": {"torkit.proto.http", "torkit.net.proxy.forward", "torkit.net.monitor.pages"},
@@ -77,6 +86,7 @@ OUTSIDE = {
 TOUCHES_THE_SYSTEM = SHELL | {
     *("torkit.directory.cache", "torkit.config", "torkit.files", "torkit.namespaces"),
     *("torkit.socket_errors", "torkit.blocking", "torkit.aio"),
+    *("torkit.httpx", "torkit.requests", "torkit.aiohttp"),
 }
 OPERATING_SYSTEM = {
     *("asyncio", "ctypes", "fcntl", "glob", "io", "mmap", "multiprocessing", "os", "pathlib", "resource"),

@@ -63,3 +63,11 @@ def os_error(error: TorkitError) -> OSError:
         made = OSError(number, error.with_hint)  # the subclass that belongs to the number
     made.__cause__ = error
     return made
+
+
+def origin(error: BaseException) -> BaseException:
+    """The error of torkit's that `error` goes back to, else `error` itself."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, TorkitError):
+        found = found.__cause__ or found.__context__
+    return found or error

@@ -36,17 +36,23 @@ class ExampleServer(WebServer):
             self._reply(ROOT_PAGE)
 
 
-@pytest.fixture(scope="module")
-def example(network: RunningNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Serves what the recipes reach. Returns the certificate to believe."""
-    directory = tmp_path_factory.mktemp("example")
+def tls_server(directory: Path, kind: type[WebServer]) -> WebServer:
+    """One that speaks TLS; `directory/web.test.pem` is what to believe."""
     context, _ = tls_contexts(directory)
 
-    class TlsServer(ExampleServer):
+    class TlsServer(kind):  # type: ignore[misc,valid-type]
         def finish_request(self, request: Any, client_address: Any) -> None:
             with context.wrap_socket(request, server_side=True) as tls:
                 super().finish_request(tls, client_address)
                 tls.unwrap()
+
+    return TlsServer()
+
+
+@pytest.fixture(scope="module")
+def example(network: RunningNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Serves what the recipes reach. Returns the certificate to believe."""
+    directory = tmp_path_factory.mktemp("example")
 
     def mail(sock: socket.socket) -> None:
         sock.sendall(b"220 ready\r\n")
@@ -60,7 +66,12 @@ def example(network: RunningNetwork, tmp_path_factory: pytest.TempPathFactory) -
         transport.start_server(server=paramiko.ServerInterface())
         transport.join(30)
 
-    with ExampleServer() as web, TlsServer() as tls, serving(mail) as mail_port, serving(ssh) as ssh_port:
+    with (
+        ExampleServer() as web,
+        tls_server(directory, ExampleServer) as tls,
+        serving(mail) as mail_port,
+        serving(ssh) as ssh_port,
+    ):
         network.servers |= {"example.com": web.port, "example.com:443": tls.port}
         network.servers |= {"mail.example.com:587": mail_port, "ssh.example.com:22": ssh_port}
         yield directory / "web.test.pem"
@@ -74,7 +85,7 @@ def name_of(program: str) -> str:
 def test_a_recipe_prints_what_its_server_says(
     network: RunningNetwork, data_dir: Path, example: Path, program: str
 ) -> None:
-    for library in ("paramiko",):
+    for library in ("aiohttp", "httpx", "paramiko", "requests"):
         if f"import {library}" in program:
             pytest.importorskip(library)
     environment = os.environ | {

@@ -39,6 +39,7 @@ class RunningNetwork:
     file: Path
     servers: dict[str, int] = field(default_factory=dict)
     exits: dict[str, Callable[[FakeStream], object]] = field(default_factory=dict)
+    answers: dict[str, Callable[[FakeStream], object]] = field(default_factory=dict)  # to what is sent there
     begun: list[tuple[str, int]] = field(default_factory=list)  # an entry for each stream: where to
     circuits: list[int] = field(default_factory=list)  # and one that tells its circuit from others
     ended: list[str] = field(default_factory=list)  # whose streams the client has ended
@@ -61,8 +62,11 @@ class RunningNetwork:
                 stream.end(EndReason.CONNECTREFUSED)
 
         def take(stream: FakeStream, data: bytes) -> None:
+            assert stream.target is not None
             if stream in inputs:
                 inputs[stream].send_nowait(bytes(data))
+            elif stream.target[0] in self.answers:
+                self.answers[stream.target[0]](stream)
 
         def end(stream: FakeStream, _: bytes) -> None:
             assert stream.target is not None
