@@ -16,7 +16,7 @@ from torkit.errors import (
 # Whether the same call may succeed: a class of errors that is not here has not been thought about.
 NOW = {
     *("PeerError", "ChannelError", "CertificateNotCurrent", "CircuitError"),
-    *("Closed", "ChannelClosed", "HandshakeCut", "CircuitClosed", "TimedOut"),
+    *("Closed", "ChannelClosed", "HandshakeCut", "CircuitClosed", "TimedOut", "NotProven"),
 }
 LATER = {
     *("DocumentError", "NotPossible", "NoPath", "NoGuard", "NoDirectory", "ClockSkewed", "NoNetwork"),

@@ -24,6 +24,7 @@
           NotServed                    a directory serves, but does not have the document
         NoProxy                      the proxy that was to be used cannot be
       OnionServiceError  .step     an onion service could not be reached; where that failed
+      NotProven                    a destination has not proved who it is
       TimedOut                     a deadline passed; the message says waiting for what
       OutOfResources               this machine is short of descriptors, memory or threads
       StorageError                 the data directory cannot be read or written
@@ -356,6 +357,15 @@ class OnionServiceError(TorkitError):
     def at(cls, step: OnionStep, why: str = "") -> "OnionServiceError":
         """The error that says in the usual words where it failed, and perhaps `why`."""
         return cls(step.sentence + why, step=step, hint=_HINTS_OF_STEP.get(step))
+
+
+class NotProven(TorkitError):
+    """A destination has not proved who it is: its certificate is another's, or nobody's. It was sent nothing.
+
+    It may be the exit that is in between: another one may lead to the destination.
+    """
+
+    retry = Retry.NOW
 
 
 class TimedOut(TorkitError):

@@ -13,17 +13,19 @@ import pytest
 import trio
 import trio.testing
 from cli.shelf import Shelf
+from doors import tls_contexts
 from fake_tor import FakeTor, as_tor
 
 from torkit.cli.connect import carry
 from torkit.cli.failures import TIMED_OUT, WRONG_USAGE
-from torkit.errors import EndReason, StreamClosed, TimedOut, Unreachable, UsageError
+from torkit.errors import EndReason, NotProven, StreamClosed, TimedOut, Unreachable, UsageError
 from torkit.net.progress import Phase, Progress
 from torkit.paths.text import path_to_json
 
 WEB = ("web.test", 80)
 SETTINGS: dict[str, Any] = {
     "path": None,
+    "tls": False,
     "zero": False,
     "verbose": False,
     "wait": inf,
@@ -95,6 +97,57 @@ async def test_path_is_named_by_fingerprints_and_nicknames() -> None:
 async def test_path_that_names_nothing_is_refused(path: str) -> None:
     with pytest.raises(UsageError):
         await carry(as_tor(FakeTor()), WEB, **SETTINGS | {"path": path, "zero": True})
+
+
+@pytest.mark.parametrize("says_end", [True, False])
+async def test_tls_is_spoken_with_who_proves_the_name(
+    stdin: int, capfdbinary: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says_end: bool
+) -> None:
+    context, _ = tls_contexts(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/web.test.pem")
+    tor, failures = FakeTor(), []
+
+    async def connect() -> None:
+        try:
+            await carry(as_tor(tor), ("web.test", 443), **SETTINGS | {"tls": True, "verbose": True})
+        except StreamClosed as error:
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connect)
+        stream = await tor.streams.receive()
+        server = trio.SSLStream(stream.peer, context, server_side=True, https_compatible=True)
+        os.write(stdin, b"hello")
+        assert await server.receive_some() == b"hello"
+        await server.send_all(b"HELLO")
+        if says_end:
+            await server.unwrap()
+        await stream.end()
+    out, err = capfdbinary.readouterr()
+    assert out == b"HELLO"
+    assert b"by TLSv1.3" in err
+    assert bool(failures) is not says_end
+
+
+async def test_who_does_not_prove_the_name_is_sent_nothing(tmp_path: Path, stdin: int) -> None:
+    context, _ = tls_contexts(tmp_path)
+    tor = FakeTor()
+    with pytest.RaisesGroup(NotProven):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: carry(as_tor(tor), ("web.test", 443), **SETTINGS | {"tls": True}))
+            stream = await tor.streams.receive()
+            os.write(stdin, b"secret")
+            server = trio.SSLStream(stream.peer, context, server_side=True)
+            with pytest.raises(trio.BrokenResourceError):
+                await server.receive_some()
+    assert stream.has_ended.is_set()
+
+
+async def test_wait_limits_tls_too(autojump_clock: trio.testing.MockClock) -> None:
+    tor = FakeTor()
+    with pytest.raises(TimedOut, match="7 s"):
+        await carry(as_tor(tor), ("web.test", 443), **SETTINGS | {"tls": True, "wait": 7})
+    assert trio.current_time() == 7
 
 
 async def test_wait_limits_the_time_to_connect(autojump_clock: trio.testing.MockClock) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from network.private_network import WATCHED, RunningTestnet, running_testnet
-from network.servers import BannerServer, EchoServer, SilentServer, SinkServer, WebServer
+from network.servers import BannerServer, EchoServer, SilentServer, SinkServer, TlsServer, WebServer
 from network.torkit_process import CarrierServer, Proxy, Shell, make_shell, running_proxy
 
 from torkit.testnet import Options
@@ -62,6 +62,12 @@ def banner_server() -> Iterator[BannerServer]:
 @pytest.fixture(scope="session")
 def silent_server() -> Iterator[SilentServer]:
     with SilentServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    with TlsServer(tmp_path_factory.mktemp("tls")) as server:
         yield server
 
 

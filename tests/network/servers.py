@@ -9,8 +9,12 @@ import socketserver
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Self
+
+from doors import tls_contexts
 
 HOST = "127.0.0.1"
 PAGE = b"<!doctype html><title>torkit</title><p>This page came through three relays.\n"
@@ -128,6 +132,24 @@ class BannerServer(TargetServer):
     class handler(socketserver.BaseRequestHandler):  # noqa: N801
         def handle(self) -> None:
             self.request.sendall(BANNER)
+
+
+class TlsServer(TargetServer):
+    """A TLS server whose certificate is for web.test alone; it upper-cases what it reads first, and ends."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.context, _ = tls_contexts(directory)
+        self.authority = directory / "web.test.pem"
+
+    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+        server: "TlsServer"
+
+        def handle(self) -> None:
+            with suppress(OSError):
+                tls = self.server.context.wrap_socket(self.request, server_side=True)
+                tls.sendall(tls.recv(1 << 16).upper())
+                tls.unwrap()
 
 
 class SilentServer(TargetServer):

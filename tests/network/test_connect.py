@@ -22,11 +22,12 @@ from network.servers import (
     EchoServer,
     SilentServer,
     SinkServer,
+    TlsServer,
     WebServer,
     blocks,
     sha256_of,
 )
-from network.torkit_process import Result, Shell, skip_without, wait_until
+from network.torkit_process import Proxy, Result, Shell, skip_without, wait_until
 
 pytestmark = pytest.mark.network
 
@@ -102,6 +103,19 @@ def test_bytes_pass_as_they_are_and_at_once(shell: Shell, echo_server: EchoServe
             stdin.write(data)
             stdin.flush()
             assert stdout.read(len(data)) == data
+
+
+@pytest.mark.parametrize("way", ["", "--via {}"])
+def test_tls_with_a_server_that_proves_its_name(
+    shell: Shell, proxy: Proxy, tls_server: TlsServer, way: str
+) -> None:
+    line = f"torkit connect --tls {way.format(proxy.address)}"
+    trusting = f"SSL_CERT_FILE={tls_server.authority} {line}"
+    result = shell.run(f"{trusting} web.test:{tls_server.port}", stdin=b"hello")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"HELLO", b"")
+    for other in (f"{line} web.test:{tls_server.port}", f"{trusting} {HOST}:{tls_server.port}"):
+        result = shell.run(other, stdin=b"hello")
+        assert (result.returncode, result.stdout) == (8, b""), result
 
 
 # --- statuses -------------------------------------------------------------------------------------------

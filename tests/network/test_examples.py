@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 from confined import skip_where_forbidden
 from network.private_network import RunningTestnet
-from network.servers import HOST, PAGE, BannerServer, WebServer
+from network.servers import HOST, PAGE, BannerServer, TlsServer, WebServer
 from network.torkit_process import Shell, skip_without
 
 from torkit.cli.countries import GEOIP_DIR
@@ -123,7 +123,7 @@ def shell_of_examples(shell: Shell, tmp_path: Path) -> Shell:
 
 @pytest.fixture
 def stand_ins(
-    testnet: RunningTestnet, web_server: WebServer, banner_server: BannerServer
+    testnet: RunningTestnet, web_server: WebServer, banner_server: BannerServer, tls_server: TlsServer
 ) -> list[tuple[str, str]]:
     """Patterns, and what takes the place of each, in this order."""
     relay = testnet.relays[0].fingerprint
@@ -131,6 +131,10 @@ def stand_ins(
     return [
         (r"https://example\.com/", f"http://web.test:{web_server.port}/page"),
         (r"(torkit resolve.*)example\.com.*", r"\1web.test"),
+        (
+            r"torkit connect --tls example\.com:443",
+            f"SSL_CERT_FILE={tls_server.authority} torkit connect --tls web.test:{tls_server.port}",
+        ),
         (r"example\.com:443", f"web.test:{banner_server.port}"),  # which ends the connection by itself
         (r"example\.com:80", f"web.test:{web_server.port}"),
         (r"torkit socks(?! --listen)", "torkit socks --listen 127.0.0.1:9150"),

@@ -40,6 +40,10 @@ def connect(
             metavar="PATH", help="The relays: a JSON line, names with commas, or - for stdin's first line."
         ),
     ] = None,
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="Speak TLS with HOST, which has to prove its name."),
+    ] = False,
     zero: Annotated[bool, typer.Option("-z", help="Only see whether the connection can be made.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr when connected.")] = False,
     wait: Annotated[
@@ -90,6 +94,7 @@ def connect(
                 tor,
                 destination,
                 path=path,
+                tls=tls,
                 zero=zero,
                 verbose=verbose or options.verbosity > 0,
                 wait=wait,
@@ -115,29 +120,38 @@ async def carry(
     destination: tuple[str, int],
     *,
     path: str | None,
+    tls: bool,
     zero: bool,
     verbose: bool,
     wait: float,
     eof_timeout: float,
     idle_timeout: float,
 ) -> None:
-    """Connect within `wait` seconds, the start included, then carry bytes unless `zero`."""
+    """Connect within `wait` seconds, the start and `tls` included, then carry bytes unless `zero`."""
     import trio
 
     from torkit.net.pipe import pipe
+
+    if tls:
+        from torkit.net.secured import secure
 
     try:
         with trio.fail_after(wait):
             await tor.wait_ready()
             relays = None if path is None else await read_path(tor, path)
             stream = await tor.connect(*destination, path=relays)
+            secured = await secure(stream, destination[0]) if tls else None
     except trio.TooSlowError:
         raise too_late(wait, tor.progress) from None
     async with stream:
         if verbose:
             through = ", ".join(relay.nickname for relay in stream.path) or "the proxy"
-            say(f"connected through {through}")  # not where to: this may go to a log
-        if not zero and not await pipe(stream, eof_timeout=eof_timeout, idle_timeout=idle_timeout):
+            how = "" if secured is None else f", by {secured.version}"
+            say(f"connected through {through}{how}")  # not where to: this may go to a log
+        has_ended = zero or await pipe(secured or stream, eof_timeout=eof_timeout, idle_timeout=idle_timeout)
+        if secured is not None:
+            await secured.say_end()
+        if not has_ended:
             await tor.settle(stream)
 
 

@@ -13,6 +13,7 @@ from torkit.errors import (
     NoGuard,
     NoPath,
     NoProxy,
+    NotProven,
     OnionServiceError,
     OnionStep,
     StreamClosed,
@@ -31,6 +32,7 @@ NOT_RESOLVED = 4
 REFUSED = 5
 TIMED_OUT = 6
 INTERNAL = 7
+NOT_PROVEN = 8
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -54,6 +56,8 @@ def exit_status(error: TorkitError) -> int:
             return TIMED_OUT
         case InternalError():
             return INTERNAL
+        case NotProven():
+            return NOT_PROVEN
         case _:
             return FAILED
 

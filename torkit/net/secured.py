@@ -1,0 +1,109 @@
+"""TLS end to end, inside a stream: the destination proves its name; no exit can read or change what passes.
+
+Who sees the ClientHello, the exit among them, learns the host's name (SNI), unless it is an address, and that
+this is OpenSSL as Python uses it, no browser: no ALPN, no session that is resumed.
+"""
+
+import ssl
+
+import trio
+
+from torkit.errors import EndReason, NotProven, PeerError, StreamClosed, TimedOut, TorkitError
+
+# Implementation limits, in seconds.
+HANDSHAKE_TIMEOUT = 60.0
+END_TIMEOUT = 1.0  # until the peer has answered that it knows of our end
+
+NO_END = "the destination has not said that this is all (close_notify): what came may be cut short"
+
+# X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH: OpenSSL's words for these name the host.
+_OTHER_NAME = (62, 64)
+_NO_ISSUER = (2, 18, 19, 20, 21)  # X509_V_ERR_*: no authority that this machine trusts
+
+
+class Secured(trio.abc.Stream):
+    """A stream whose peer has proved who it is; made by `secure`.
+
+    Raises as the stream beneath does, PeerError for what fails TLS's checks, and StreamClosed for an end that
+    the peer has not announced: an exit can end a stream, but cannot forge that.
+    """
+
+    def __init__(self, tls: "trio.SSLStream[trio.abc.Stream]") -> None:
+        self._tls = tls
+
+    @property
+    def version(self) -> str:
+        """As OpenSSL calls it: TLSv1.3."""
+        return str(self._tls.version())
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            return await self._tls.receive_some(max_bytes)
+        except trio.BrokenResourceError as error:
+            raise _told(error, NO_END) from error
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._tls.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._tls.wait_send_all_might_not_block()
+
+    async def say_end(self) -> None:
+        """Tell the peer that this is all (close_notify), if it listens. The stream beneath stays open."""
+        with trio.move_on_after(END_TIMEOUT):
+            try:
+                await self._tls.unwrap()
+            except (trio.BrokenResourceError, trio.ClosedResourceError, TorkitError):
+                return
+
+    async def aclose(self) -> None:
+        await self._tls.transport_stream.aclose()
+
+
+def default_context() -> ssl.SSLContext:
+    """TLS 1.2 at least; names are checked, and authorities: the system's, or those of SSL_CERT_FILE."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which checks both
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_default_certs()
+    return context
+
+
+async def secure(stream: trio.abc.Stream, host: str, context: ssl.SSLContext | None = None) -> Secured:
+    """Shake hands on `stream`, which belongs to the result, or is closed where this fails.
+
+    Raises NotProven where the peer has not proved to be `host`, a name or an address; PeerError where it
+    speaks no TLS that we do; StreamClosed where it ends, TimedOut.
+    """
+    tls = trio.SSLStream(stream, context or default_context(), server_hostname=host.rstrip("."))
+    try:
+        with trio.fail_after(HANDSHAKE_TIMEOUT):
+            await tls.do_handshake()
+    except BaseException as error:
+        with trio.CancelScope(shield=True):
+            await stream.aclose()
+        if isinstance(error, trio.TooSlowError):
+            raise TimedOut(f"TLS was not agreed upon within {HANDSHAKE_TIMEOUT:g} s") from None
+        if isinstance(error, trio.BrokenResourceError):
+            raise _told(error, "the destination ended the connection while TLS was agreed upon") from error
+        raise
+    return Secured(tls)
+
+
+def _told(error: trio.BrokenResourceError, at_end: str) -> TorkitError:
+    """In our words, without the destination's name. `at_end` is what the end of the stream means."""
+    cause = error.__cause__
+    if isinstance(error, TorkitError):
+        return error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code in _OTHER_NAME:
+            return NotProven("the destination's certificate is for another name")
+        hint = None
+        if cause.verify_code in _NO_ISSUER:
+            hint = "if it should be trusted, install ca-certificates, or name its authority by SSL_CERT_FILE"
+        return NotProven(f"the destination has not proved who it is: {cause.verify_message}", hint=hint)
+    if isinstance(cause, ssl.SSLEOFError):
+        return StreamClosed(at_end, reason=EndReason.MISC)
+    if isinstance(cause, ssl.SSLError):
+        words = (cause.reason or "unknown reason").replace("_", " ").lower()
+        return PeerError(f"TLS with the destination failed: {words}")
+    return StreamClosed(at_end, reason=EndReason.MISC)
