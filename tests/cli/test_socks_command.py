@@ -17,13 +17,16 @@ import trio
 import trio.testing
 from fake_tor import FakeTor, as_tor
 
+from torkit.cli.identities import check_identities, parse_isolation, parse_rotate
 from torkit.cli.listen import Place, listening, parse_place, parse_places
-from torkit.cli.socks import forget_ready_file, parse_isolation
+from torkit.cli.socks import forget_ready_file
 from torkit.cli.socks import serve as serve_on
 from torkit.directory.directory import Relay
 from torkit.errors import CircuitClosed, NoPath, StorageError, TorkitError, Unreachable, UsageError
 from torkit.net.progress import Phase, Progress
-from torkit.net.proxy import ISOLATION, Isolate
+from torkit.net.proxy import ISOLATION, NEVER, Isolate, Rotate
+from torkit.net.proxy.isolation import Origin
+from torkit.proto.request import Command, Request
 
 
 class SlowTor(FakeTor):
@@ -263,6 +266,72 @@ def test_a_signal_that_comes_early_ends_nothing() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], check=False)
     assert result.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "rotate"),
+    [
+        (None, NEVER),
+        ("10m", Rotate(seconds=600)),
+        ("90s", Rotate(seconds=90)),
+        ("2h", Rotate(seconds=7200)),
+        ("20uses", Rotate(uses=20)),
+        ("1use", Rotate(uses=1)),
+    ],
+)
+def test_when_identities_change(text: str | None, rotate: Rotate) -> None:
+    assert parse_rotate(text) == rotate
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "m", "9s", "0uses", "-1m", "1.5h", "1d", "2m2uses", "9" * 7 + "s"]
+)
+def test_what_is_no_time_and_no_number_of_uses(text: str) -> None:
+    with pytest.raises(UsageError, match="--rotate"):
+        parse_rotate(text)
+
+
+def test_what_is_used_once_is_not_rotated() -> None:
+    with pytest.raises(UsageError, match="--rotate"):
+        check_identities(frozenset({Isolate.STREAM}), Rotate(uses=2))
+
+
+def as_set(key: Any) -> set[object]:
+    return set(key)
+
+
+async def test_a_listener_may_have_an_isolation_of_its_own() -> None:
+    texts = [
+        "9151",
+        "9152,rotate=10m",
+        "dns:9153,isolate=dest-addr+auth,rotate=3uses",
+        "unix:/a,b=c,isolate=stream",
+    ]
+    first, second, third, fourth = parse_places(
+        texts, allow_remote=False, isolate=frozenset({Isolate.CLIENT})
+    )
+    assert first == Place("proxy", "127.0.0.1", 9151)
+    assert second[:3] == ("proxy", "127.0.0.1", 9152)
+    assert third[:3] == ("dns", "127.0.0.1", 9153)
+    assert fourth[:2] == ("unix", "/a,b=c")
+    web = Request(Command.CONNECT, "web.test", 80)
+    keys = []
+    for place in (second, third, fourth):
+        assert place.isolation is not None
+        keys.append([Origin("client", place.name, place.isolation).key(web) for _ in range(4)])
+    assert len(set(keys[0])) == 1
+    assert {"client", second.name} <= as_set(keys[0][0])
+    assert {"web.test", third.name} <= as_set(keys[1][0])
+    assert [keys[1].index(key) for key in keys[1]] == [0, 0, 0, 3]
+    assert len(set(keys[2])) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["9150,rotate=1s", "9150,isolate=x", "9150,isolate=stream,rotate=2uses", "9150,x=1"]
+)
+def test_what_no_listener_can_have(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_places([text], allow_remote=False)
 
 
 def test_isolation_is_named_as_in_c_tor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,18 +6,25 @@ from itertools import product
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import trio
+import trio.testing
 from fakes import FakeCircuit, FakeStream, RelayCell, answer_begin, answer_extend2
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proxied import CONNECT, GREETING, ScriptedTor, proxy_for
 from served import ServedNetwork, serve_network
 
 from torkit.client import Tor, open_tor
 from torkit.errors import CircuitClosed, EndReason, StreamClosed
-from torkit.net.proxy import ISOLATION, Isolate, serve_socks
+from torkit.net.proxy import ISOLATION, Isolate, Isolation, Rotate, serve_proxy, serve_socks
+from torkit.net.proxy.isolation import MAX_IDENTITIES, Origin
+from torkit.net.proxy.listener import StreamListener
+from torkit.net.proxy.upstream import Upstream
+from torkit.proto.first_byte import AnyProtocol
+from torkit.proto.request import Command, Request
 
 
 class Asked(NamedTuple):
@@ -220,3 +227,68 @@ async def test_no_circuit_is_shared_under_load_failures_and_new_identities(tmp_p
     assert all(len(keys) == 1 for keys in groups.values())
     assert len({key for keys in groups.values() for key in keys}) == 40
     assert len(groups) < len(trouble.carried) / 2
+
+
+# --- identities that are followed by new ones -------------------------------------------------------------
+
+WEB = Request(Command.CONNECT, "web.test", 80)
+LOOK_UP = Request(Command.RESOLVE, "web.test", 0)
+
+
+def by(user: str, request: Request = WEB) -> Request:
+    return request._replace(isolation=user)
+
+
+async def test_an_identity_lasts_as_long_as_was_said_since_its_first_request(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    origin = Origin("", "", Isolation({Isolate.AUTH}, Rotate(seconds=600)))
+    first = origin.key(by("a"))
+    mock_clock.jump(300)
+    other = origin.key(by("b"))
+    mock_clock.jump(299)
+    assert origin.key(by("a")) == first
+    mock_clock.jump(1)
+    assert origin.key(by("a")) != first
+    assert origin.key(by("b")) == other  # which began later
+
+
+async def test_an_identity_has_as_many_uses_as_was_said(mock_clock: trio.testing.MockClock) -> None:
+    origin = Origin("", "", Isolation({Isolate.AUTH}, Rotate(uses=2)))
+    looked_up = [origin.key(by("a", LOOK_UP)) for _ in range(5)]  # is no use
+    keys = [origin.key(by("a")) for _ in range(6)]
+    assert set(looked_up) == {keys[0]}
+    assert [keys.index(key) for key in keys] == [0, 0, 2, 2, 4, 4]
+    assert origin.key(by("a", LOOK_UP)) == keys[4]
+    assert origin.key(by("b")) not in keys
+
+
+async def test_an_identity_never_comes_back(mock_clock: trio.testing.MockClock) -> None:
+    """Even where so many are counted that the oldest is forgotten."""
+    origin = Origin("", "", Isolation({Isolate.AUTH}, Rotate(uses=10)))
+    first = origin.key(by("a"))
+    for number in range(MAX_IDENTITIES):
+        origin.key(by(str(number)))
+    assert len(origin.isolation._identities) == MAX_IDENTITIES
+    assert origin.key(by("a")) != first
+
+
+async def test_two_listeners_have_no_identity_in_common(mock_clock: trio.testing.MockClock) -> None:
+    origins = [Origin("", "", Isolation((), Rotate(uses=10))) for _ in range(2)]
+    assert origins[0].key(WEB) != origins[1].key(WEB)
+    assert origins[0].key(WEB) == origins[0].key(WEB)
+
+
+async def test_streams_of_a_listener_with_an_identity_of_two_uses(tmp_path: Path) -> None:
+    tor = ScriptedTor(failure=StreamClosed("", reason=EndReason.MISC))
+
+    async def serve(listeners: Any, **upstream: Any) -> None:
+        own = Isolation({Isolate.AUTH}, Rotate(uses=2))
+        stream_listener = StreamListener(listeners[0].socket, lambda _: AnyProtocol(), own)
+        await serve_proxy([stream_listener], upstream=Upstream(**upstream))
+
+    async with proxy_for(tor, circuit=False, serve=serve) as proxy:
+        for _ in range(4):
+            await proxy.ask(GREETING + CONNECT)
+    isolations = [asked[2] for asked in tor.asked]
+    assert [isolations.index(one) for one in isolations] == [0, 0, 2, 2]

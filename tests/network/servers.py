@@ -146,8 +146,8 @@ class TlsServer(TargetServer):
         server: "TlsServer"
 
         def handle(self) -> None:
-            with suppress(OSError):
-                tls = self.server.context.wrap_socket(self.request, server_side=True)
+            context = self.server.context
+            with suppress(OSError), context.wrap_socket(self.request, server_side=True) as tls:
                 tls.sendall(tls.recv(1 << 16).upper())
                 tls.unwrap()
 

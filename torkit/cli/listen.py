@@ -1,6 +1,7 @@
 """Where a proxy listens: what `--listen` names, opened."""
 
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
+from torkit.cli.identities import check_identities, parse_isolation, parse_rotate
 from torkit.cli.targets import format_address, parse_local
 from torkit.cli.voice import say
 from torkit.errors import TorkitError, UsageError
@@ -17,6 +19,7 @@ from torkit.errors import TorkitError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torkit.net.proxy import Isolate, Isolation, Rotate
     from torkit.net.proxy.shared import Listener
     from torkit.proto.automap import Automap
     from torkit.proto.first_byte import AnyProtocol
@@ -40,6 +43,7 @@ class Place(NamedTuple):
     kind: str
     host: str
     port: int = 0
+    isolation: "Isolation | None" = None  # where it has one of its own
 
     @property
     def name(self) -> str:
@@ -65,9 +69,43 @@ def parse_place(text: str, option: str = "--listen") -> Place:
     return Place("proxy", *parse_local(option, text, HOW_TO_LISTEN))
 
 
-def parse_places(texts: Sequence[str], *, allow_remote: bool) -> list[Place]:
-    """What all `--listen` name. Warns of other machines, where those are allowed. Raises UsageError."""
-    places = [parse_place(text) for text in texts]
+def parse_own_isolation(
+    text: str, isolate: "frozenset[Isolate] | None", rotate: "Rotate | None"
+) -> "Isolation":
+    """What `,isolate=WHAT+WHAT,rotate=10m` behind a place asks for; the rest is as it is for all.
+
+    Such a listener shares circuits with no other. Raises UsageError.
+    """
+    from torkit.net.proxy import Isolate, Isolation
+
+    options = dict(option.split("=", 1) for option in text.split(",")[1:])
+    if isolate is None or "isolate" in options:
+        own = options.get("isolate")
+        isolate = parse_isolation(own and f"{own}+{Isolate.LISTENER.value}", "+")
+    if rotate is None or "rotate" in options:
+        rotate = parse_rotate(options.get("rotate"))
+    check_identities(isolate, rotate)
+    return Isolation(isolate | {Isolate.LISTENER}, rotate)
+
+
+def parse_places(
+    texts: Sequence[str],
+    *,
+    allow_remote: bool,
+    isolate: "frozenset[Isolate] | None" = None,
+    rotate: "Rotate | None" = None,
+) -> list[Place]:
+    """What all `--listen` name; `isolate` and `rotate` are for those who say nothing else.
+
+    Warns of other machines, where those are allowed. Raises UsageError.
+    """
+    places = []
+    for text in texts:
+        where, own = _split(text)
+        place = parse_place(where)
+        if own:
+            place = place._replace(isolation=parse_own_isolation(own, isolate, rotate))
+        places.append(place)
     for place in places:
         if place.kind == "unix" or ip_address(place.host).is_loopback:
             continue
@@ -78,6 +116,12 @@ def parse_places(texts: Sequence[str], *, allow_remote: bool) -> list[Place]:
             )
         say(f"{place.host} is not a loopback address: other machines may use this proxy, and see what passes")
     return places
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Returns a place, and the options behind it with their commas."""
+    match = re.search(r"(?:,(?:isolate|rotate)=[^,=]*)+\Z", text)
+    return (text, "") if match is None else (text[: match.start()], match[0])
 
 
 @contextmanager
@@ -114,15 +158,16 @@ def listeners_of(
     listeners: list[Listener] = []
     for place, sock in opened:
         if place.kind == "dns":
-            listeners.append(DnsListener(sock, check, automap))
+            listeners.append(DnsListener(sock, check, automap, place.isolation))
             continue
         to_trio = trio.socket.from_stdlib_socket(sock)
         if place.kind == "trans":
             assert automap is not None
-            listeners.append(transparent_listener(to_trio, automap))
+            listeners.append(transparent_listener(to_trio, automap, place.isolation))
         else:
             asks = place.kind == "auth"
-            listeners.append(StreamListener(to_trio, partial(_any_protocol, asks_credentials=asks)))
+            make_door = partial(_any_protocol, asks_credentials=asks)
+            listeners.append(StreamListener(to_trio, make_door, place.isolation))
     return listeners
 
 

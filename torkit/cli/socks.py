@@ -16,7 +16,13 @@ from torkit.cli.client_options import ClientSettings, client_settings, with_opti
 from torkit.cli.ending import GRACE, ExitWithParent, Grace, drain_on_sigterm, end_with_parent
 from torkit.cli.failures import OK
 from torkit.cli.files import write_file
-from torkit.cli.lean_trio import import_trio
+from torkit.cli.identities import (
+    IsolateOption,
+    RotateOption,
+    check_identities,
+    parse_isolation,
+    parse_rotate,
+)
 from torkit.cli.listen import Place, listeners_of, listening, parse_places
 from torkit.cli.monitoring import Metrics, parse_metrics, serve_metrics, serve_status
 from torkit.cli.notify import Manager
@@ -25,7 +31,7 @@ from torkit.cli.paths import read_path
 from torkit.cli.progress import to_json
 from torkit.cli.running import open_client, run
 from torkit.cli.voice import say
-from torkit.errors import NotPossible, StorageError, UsageError
+from torkit.errors import NotPossible, StorageError
 from torkit.files import is_replaceable, remove_file
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
     from torkit.client import Tor
     from torkit.directory.directory import Relay
     from torkit.net.circuit.circuit import Circuit
-    from torkit.net.proxy import Isolate
+    from torkit.net.proxy import Isolate, Rotate
 
 app = command_app()
 
@@ -58,14 +64,8 @@ def socks(
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Listen at addresses that other machines can reach.")
     ] = False,
-    isolate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHAT,...",
-            help="What keeps streams apart: auth, client, listener (these by default), dest-addr, "
-            "dest-port, stream.",
-        ),
-    ] = None,
+    isolate: IsolateOption = None,
+    rotate: RotateOption = None,
     safe_socks: Annotated[
         bool,
         typer.Option(
@@ -94,9 +94,12 @@ def socks(
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before `serve` there is no identity to be changed
     parent = os.getppid()
     options: Options = context.obj
-    places = parse_places(listen or ["127.0.0.1:9150"], allow_remote=allow_remote)
+    isolation, rotation = parse_isolation(isolate), parse_rotate(rotate)
+    check_identities(isolation, rotation)
+    places = parse_places(
+        listen or ["127.0.0.1:9150"], allow_remote=allow_remote, isolate=isolation, rotate=rotation
+    )
     metrics_place = None if metrics is None else parse_metrics(metrics, allow_remote=allow_remote)
-    isolation = parse_isolation(isolate)
     if ready_file is not None:
         forget_ready_file(ready_file)
 
@@ -133,6 +136,7 @@ def socks(
                 opened,
                 path=path,
                 isolation=isolation,
+                rotate=rotation,
                 safe_socks=safe_socks,
                 ready_file=ready_file,
                 as_json=as_json,
@@ -154,24 +158,6 @@ def forget_ready_file(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def parse_isolation(text: str | None) -> "frozenset[Isolate]":
-    """What `--isolate` names, or the default. Raises UsageError."""
-    import_trio()
-    from torkit.net.proxy import ISOLATION, Isolate
-
-    if text is None:
-        return ISOLATION
-    names = {name.strip() for name in text.split(",")} - {""}
-    known = {flag.value: flag for flag in Isolate}
-    if unknown := sorted(names - known.keys()):
-        raise UsageError(f"--isolate: {unknown[0]!r} is none of {', '.join(known)}")
-    isolation = frozenset(known[name] for name in names)
-    missing = [flag.value for flag in Isolate if flag in ISOLATION - isolation]
-    if missing and Isolate.STREAM not in isolation:
-        say(f"--isolate without {', '.join(missing)}: who sees one stream may know whose others are")
-    return isolation
-
-
 def allow_descriptors() -> int:
     """Raise this process's limit of open files as far as the system lets it; the limit then."""
     import resource
@@ -189,6 +175,7 @@ async def serve(
     *,
     path: str | None,
     isolation: "Collection[Isolate]",
+    rotate: "Rotate | None" = None,
     safe_socks: bool = False,
     ready_file: Path | None,
     as_json: bool = False,
@@ -205,7 +192,7 @@ async def serve(
     import trio
 
     from torkit.net.monitor.tally import Tally
-    from torkit.net.proxy import serve_proxy
+    from torkit.net.proxy import NEVER, serve_proxy
     from torkit.net.proxy.leaks import Leaks
     from torkit.net.proxy.upstream import Upstream
     from torkit.paths.choose import check_exit
@@ -233,6 +220,7 @@ async def serve(
             upstream=Upstream(partial(tor.request, path=relays), partial(tor.resolve, path=relays)),
             max_clients=max_clients,
             isolate=isolation,
+            rotate=rotate or NEVER,
             leaks=Leaks(names_only=safe_socks),
             is_ending=is_ending,
         )

@@ -25,17 +25,20 @@ only where there is something to wait for: a circuit, another try, a look-up.
 Destinations are never logged.
 """
 
-from torkit.net.proxy.isolation import ISOLATION, Isolate
+from torkit.net.proxy.isolation import ISOLATION, NEVER, Isolate, Isolation, Rotate
 from torkit.net.proxy.server import serve_proxy, serve_socks
 from torkit.net.proxy.upstream import Answer, Ask, Requested, Resolve
 
 __all__ = [
     "ISOLATION",
+    "NEVER",
     "Answer",
     "Ask",
     "Isolate",
+    "Isolation",
     "Requested",
     "Resolve",
+    "Rotate",
     "serve_proxy",
     "serve_socks",
 ]

@@ -90,7 +90,7 @@ class Client:
             self._proxy.leaks.check(request)
             if request.command is Command.RESOLVE and request.is_address:
                 return self._tell(request.host)
-            self._isolation = self._proxy.isolation.key(self._origin, request)
+            self._isolation = self._origin.key(request)
             if not request.is_connection:
                 return self._work(self._look_up, request)
             ask = self._proxy.upstream.request

@@ -13,7 +13,7 @@ from typing import Any
 from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import EndReason, InternalError, PeerError, StreamClosed, TorkitError, UsageError
 from torkit.net.proxy.deadlines import deadline
-from torkit.net.proxy.isolation import Origin
+from torkit.net.proxy.isolation import Isolation, Origin
 from torkit.net.proxy.shared import CONNECT_TIMEOUT, Proxy
 from torkit.proto.automap import Automap, is_made_up
 from torkit.proto.destination import check_host, parse_address
@@ -42,13 +42,18 @@ class DnsListener:
     _source: Local | None = None
 
     def __init__(
-        self, sock: socket.socket, check: Callable[[str], str], automap: Automap | None = None
+        self,
+        sock: socket.socket,
+        check: Callable[[str], str],
+        automap: Automap | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._address = sock.getsockname()[:2]
         self._check = check
         self._automap = automap
+        self._isolation = isolation  # its own, else the proxy's
         self._lookups = 0
 
     def open(self, proxy: Proxy) -> None:
@@ -131,7 +136,8 @@ class DnsListener:
 
     async def _resolve(self, asked: Type, host: str, sender: Any) -> tuple[Code, Found]:
         command = Command.RESOLVE_PTR if asked is Type.PTR else Command.RESOLVE
-        isolation = self._proxy.isolation.key(Origin(sender[0], self._address), Request(command, host, 0))
+        origin = Origin(sender[0], self._address, self._isolation or self._proxy.isolation)
+        isolation = origin.key(Request(command, host, 0))
         try:
             with deadline(CONNECT_TIMEOUT, "a look-up"):
                 answers = await self._proxy.upstream.resolve(host, isolation=isolation)

@@ -1,11 +1,17 @@
-"""Which requests of a proxy's clients may share a circuit."""
+"""Which requests of a proxy's clients may share a circuit: identities, by who asks, by time and by use."""
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from enum import Enum
 from itertools import count
+from math import inf
 from typing import Any, NamedTuple
 
+import trio
+
 from torkit.proto.request import Request
+
+# Implementation limit: identities that are counted, of one listener. Beyond, the oldest gets a new one.
+MAX_IDENTITIES = 16_384
 
 
 class Isolate(Enum):
@@ -22,22 +28,68 @@ class Isolate(Enum):
 ISOLATION = frozenset({Isolate.AUTH, Isolate.CLIENT, Isolate.LISTENER})  # as C tor's SocksPort by default
 
 
+class Rotate(NamedTuple):
+    """When a new identity follows: `seconds` after the first request of one, or after `uses` connections.
+
+    Connections that have begun go on as they are.
+    """
+
+    seconds: float = inf
+    uses: float = inf
+
+
+NEVER = Rotate()
+
+
+class Isolation:
+    """What a listener, or a whole proxy, keeps apart."""
+
+    def __init__(self, flags: Collection[Isolate], rotate: Rotate = NEVER) -> None:
+        self._keys = [key for flag, key in _KEYS.items() if flag in flags]
+        self._rotate = rotate
+        self._identities: dict[Hashable, _Identity] = {}  # the newest of each key, the oldest first
+
+    def key(self, origin: "Origin", request: Request) -> Hashable:
+        """Returns what is equal for requests that may share a circuit; `repr` tells unequal ones apart."""
+        key = tuple([key(origin, request) for key in self._keys])
+        return key if self._rotate is NEVER else (*key, self._number(key, request))
+
+    def _number(self, key: Hashable, request: Request) -> int:
+        """Returns the number of the identity that is now the key's. No two identities have one number."""
+        now = trio.current_time()
+        identity = self._identities.get(key)
+        if (
+            identity is None
+            or now - identity.began >= self._rotate.seconds
+            or (request.is_connection and identity.uses >= self._rotate.uses)
+        ):
+            self._identities.pop(key, None)
+            identity = self._identities[key] = _Identity(now)
+            if len(self._identities) > MAX_IDENTITIES:
+                del self._identities[next(iter(self._identities))]
+        identity.uses += request.is_connection
+        return identity.number
+
+
+class _Identity:
+    __slots__ = ("began", "number", "uses")
+
+    def __init__(self, now: float) -> None:
+        self.number = next(_numbers)
+        self.began = now
+        self.uses = 0
+
+
 class Origin(NamedTuple):
     """Where a request comes from."""
 
     client: str  # the client's address
     listener: Any  # the address that it has connected to
+    isolation: Isolation  # what is kept apart there
 
-
-class Isolation:
-    """What a proxy keeps apart."""
-
-    def __init__(self, flags: Collection[Isolate]) -> None:
-        self._keys = [key for flag, key in _KEYS.items() if flag in flags]
-
-    def key(self, origin: Origin, request: Request) -> Hashable:
-        """Returns what is equal for requests that may share a circuit; `repr` tells unequal ones apart."""
-        return tuple([key(origin, request) for key in self._keys])
+    def key(self, request: Request) -> Hashable:
+        """Returns what is equal for requests that may share a circuit."""
+        return self.isolation.key(self, request)
 
 
 _numbers = count(1)

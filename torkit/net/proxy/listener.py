@@ -14,7 +14,7 @@ from torkit.net.proxy.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
 from torkit.net.proxy.client import Client
 from torkit.net.proxy.doors import FrontDoor
 from torkit.net.proxy.farewell import AT_ONCE
-from torkit.net.proxy.isolation import Origin
+from torkit.net.proxy.isolation import Isolation, Origin
 from torkit.net.proxy.shared import Proxy
 from torkit.net.shortage import OUT_OF_RESOURCES
 
@@ -36,7 +36,10 @@ class StreamListener:
     _source: Local | None = None
 
     def __init__(
-        self, listener: trio.socket.SocketType, make_door: Callable[[socket.socket], FrontDoor | None]
+        self,
+        listener: trio.socket.SocketType,
+        make_door: Callable[[socket.socket], FrontDoor | None],
+        isolation: Isolation | None = None,
     ) -> None:
         self._listener = listener
         # A second descriptor of the same socket: trio's own waits for nobody.
@@ -45,6 +48,7 @@ class StreamListener:
         name = self._socket.getsockname()
         self._address = name if self._is_unix else name[:2]
         self._make_door = make_door
+        self._isolation = isolation  # its own, else the proxy's
         self._warned_at = -inf  # that the system is out of descriptors or memory
         _set_options(self._socket)
 
@@ -80,7 +84,8 @@ class StreamListener:
                 accepted.close()
                 continue
             client = "" if self._is_unix else address[0]
-            Client(self._proxy, accepted, Origin(client, self._address), door).start()
+            isolation = self._isolation or self._proxy.isolation
+            Client(self._proxy, accepted, Origin(client, self._address, isolation), door).start()
 
     def on_fault(self, error: InternalError) -> None:
         """Go on: the next client may fare better."""

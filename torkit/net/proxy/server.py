@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import trio
 
-from torkit.net.proxy.isolation import ISOLATION, Isolate
+from torkit.net.proxy.isolation import ISOLATION, NEVER, Isolate, Isolation, Rotate
 from torkit.net.proxy.leaks import Leaks
 from torkit.net.proxy.limits import MAX_CLIENTS
 from torkit.net.proxy.listener import StreamListener
@@ -39,6 +39,7 @@ async def serve_proxy(
     upstream: Upstream,
     max_clients: int = MAX_CLIENTS,
     isolate: Collection[Isolate] = ISOLATION,
+    rotate: Rotate = NEVER,
     leaks: Leaks | None = None,
     kernel: SockDiag | None = None,
     is_ending: trio.Event | None = None,
@@ -48,7 +49,8 @@ async def serve_proxy(
     Once `is_ending` is set, nobody is accepted any more, and it returns when the last client has left.
 
     Where there are `max_clients`, a new one takes the place of the one that has kept silent for longest, and
-    waits to be accepted where all have said what they want. `isolate` says what keeps streams apart, and
+    waits to be accepted where all have said what they want. `isolate` says what keeps streams apart, `rotate`
+    when an identity is followed by a new one, where listeners have nothing of their own to say, and
     `leaks` what is done about connections to addresses: whoever asks for one may have asked a resolver for
     its name. `kernel` is needed where the clients are in another network namespace.
     """
@@ -58,7 +60,7 @@ async def serve_proxy(
             listeners,
             upstream,
             max_clients=max_clients,
-            isolate=isolate,
+            isolation=Isolation(isolate, rotate),
             leaks=leaks or Leaks(names_only=False),
             kernel=kernel or SockDiag(),
         )

@@ -1,7 +1,7 @@
 """What the clients and listeners of one proxy share."""
 
 import logging
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NoReturn, Protocol
 
 import trio
@@ -12,7 +12,7 @@ from torkit.net.link.pump import Pump
 from torkit.net.proxy.carrier import KEEPALIVE_INTERVAL
 from torkit.net.proxy.deadlines import Deadlines, deadline
 from torkit.net.proxy.farewell import Farewells
-from torkit.net.proxy.isolation import Isolate, Isolation
+from torkit.net.proxy.isolation import Isolation
 from torkit.net.proxy.journal import Journal
 from torkit.net.proxy.leaks import Leaks
 from torkit.net.proxy.limits import Limits, Member
@@ -48,7 +48,7 @@ class Proxy:
         upstream: Upstream,
         *,
         max_clients: int,
-        isolate: Collection[Isolate],
+        isolation: Isolation,
         leaks: Leaks,
         kernel: SockDiag,
     ) -> None:
@@ -56,7 +56,7 @@ class Proxy:
         self.upstream = upstream
         self.pump = Pump.current()
         self.kernel = kernel
-        self.isolation = Isolation(isolate)
+        self.isolation = isolation
         self.journal = Journal()
         self.leaks = leaks
         self.limits = Limits(max_clients, self._watch_listeners)

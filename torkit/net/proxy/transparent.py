@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 import trio
 
 from torkit.errors import TorkitError, UsageError
+from torkit.net.proxy.isolation import Isolation
 from torkit.net.proxy.listener import StreamListener
 from torkit.proto.automap import Automap, is_made_up
 from torkit.proto.request import Command, Request
@@ -44,7 +45,9 @@ class Redirected:
         return b""
 
 
-def transparent_listener(listener: trio.socket.SocketType, automap: Automap) -> StreamListener:
+def transparent_listener(
+    listener: trio.socket.SocketType, automap: Automap, isolation: Isolation | None = None
+) -> StreamListener:
     """A listener for what is redirected to `listener`. A made-up address stands for its name."""
 
     def make_door(accepted: socket.socket) -> Redirected | None:
@@ -57,7 +60,7 @@ def transparent_listener(listener: trio.socket.SocketType, automap: Automap) -> 
         name = automap.name_of(address)
         return None if name is None else Redirected(name, port)
 
-    return StreamListener(listener, make_door)
+    return StreamListener(listener, make_door, isolation)
 
 
 Target = tuple[IPv4Address | IPv6Address, int]
