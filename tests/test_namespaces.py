@@ -114,6 +114,7 @@ def test_a_server_inside_is_reached_inside() -> None:
     ],
 )
 def test_all_else_fails_at_once(attempt: str) -> None:
+    """And no interface but the loopback has sent anything: the kernel counts."""
     told = confine(
         python(
             f"""
@@ -139,6 +140,9 @@ def test_all_else_fails_at_once(attempt: str) -> None:
                 pass
             else:
                 raise SystemExit("it went somewhere")
+            for line in open("/proc/net/dev").read().splitlines()[2:]:
+                name, _, counts = line.partition(":")
+                assert name.strip() == "lo" or counts.split()[9] == "0", line  # packets sent
             """
         )
     )
