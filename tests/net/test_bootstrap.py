@@ -963,7 +963,7 @@ async def test_several_relays_that_tell_another_time_blame_our_clock(
         error = await refusal(started.bootstrap)
     assert isinstance(error, ClockSkewed)
     assert error.skew == pytest.approx(-hours * HOUR, abs=30)
-    assert f"{abs(hours)} hours 0 minutes {'behind' if hours > 0 else 'ahead of'}" in str(error)
+    assert f" is 2 days 2 hours {'behind' if hours > 0 else 'ahead of'}" in str(error)
     assert not (tmp_path / "consensus-microdesc").exists()
 
 
@@ -990,7 +990,7 @@ async def test_a_clock_that_is_wrong_by_less_than_a_day_stops_no_start_and_is_to
     if not is_warm:
         assert sum(service.requests.count(CONSENSUS_PATH) for service in services) == 3
     (warning,) = (one.message for one in caplog.records if one.levelname == "WARNING")
-    assert f"{abs(hours)} hours 0 minutes {'behind' if hours > 0 else 'ahead of'}" in warning
+    assert f" is {abs(hours)} hours {'behind' if hours > 0 else 'ahead of'}" in warning
     assert "set this computer's clock" in warning
 
 

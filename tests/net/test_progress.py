@@ -171,9 +171,9 @@ def test_clock_is_said_to_be_wrong_by_the_least_that_explains_it() -> None:
     ahead = diagnose([EXPIRED, worse])
     assert isinstance(ahead, ClockSkewed)
     assert ahead.skew == EXPIRED.skew
-    assert "30 hours ahead or more" in str(ahead)
+    assert "1 day 6 hours ahead or more" in str(ahead)
     behind = diagnose([YOUNG, YOUNG])
-    assert "4 days behind or more" in str(behind)
+    assert "4 days 4 hours behind or more" in str(behind)
 
 
 # --- Whole starts ----------------------------------------------------------------------------------------

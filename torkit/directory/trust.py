@@ -44,12 +44,12 @@ def check_times(consensus: Preamble, now: float, *, least: Liveness = Liveness.L
     if _seconds_early(consensus, now) > 0:
         raise NoDirectory(
             f"consensus is from the future: valid after {encode_time(consensus.valid_after)} UTC,"
-            f" {_duration(consensus.valid_after - now)} from now",
+            f" {length_of(consensus.valid_after - now)} from now",
             hint="check this computer's clock and time zone",
         )
     raise NoDirectory(
         f"consensus has expired: valid until {encode_time(consensus.valid_until)} UTC,"
-        f" {_duration(now - consensus.valid_until)} ago",
+        f" {length_of(now - consensus.valid_until)} ago",
         hint="check this computer's clock, or fetch a newer consensus",
     )
 
@@ -135,9 +135,15 @@ def _countable(consensus: Preamble, authorities: Collection[bytes]) -> list[Sign
     return [s for s in consensus.signatures if s.algorithm == algorithm and s.identity in authorities]
 
 
-def _duration(seconds: float) -> str:
-    minutes = int(seconds) // 60
-    days, hours = divmod(minutes // 60, 24)
-    if days:
-        return f"{days} days {hours} hours"
-    return f"{hours} hours {minutes % 60} minutes" if minutes else f"{int(seconds)} seconds"
+def length_of(seconds: float) -> str:
+    """How long that is, for sentences, by its largest unit and the next: `2 days 5 hours`, `1 hour`."""
+    left = int(seconds)
+    words: list[str] = []
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        count, left = divmod(left, length)
+        has_begun = bool(words)
+        if count:
+            words.append(f"{count} {unit}{'' if count == 1 else 's'}")
+        if has_begun:
+            break
+    return " ".join(words) or "0 seconds"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import trio
 
+from torkit.directory.trust import length_of
 from torkit.errors import (
     CertificateNotCurrent,
     ChannelClosed,
@@ -223,10 +224,9 @@ def _clock_skew(failures: Sequence[TorkitError]) -> ClockSkewed | None:
         return None
     skew = min(skews, key=abs)
     side = "ahead" if skew > 0 else "behind"
-    hours = int(abs(skew)) // 3600
-    length = f"{hours} hours" if hours < 72 else f"{hours // 24} days"
     skewed = ClockSkewed(
-        f"the clock of this computer is {length} {side} or more, by the certificates of {len(skews)} relays",
+        f"the clock of this computer is {length_of(abs(skew))} {side} or more,"
+        f" by the certificates of {len(skews)} relays",
         skew=skew,
         hint="set the clock and the time zone",
     )

@@ -25,6 +25,7 @@ from torkit.directory.trust import (
     Liveness,
     check_times,
     is_live,
+    length_of,
     missing_certificates,
     verify_in_steps,
 )
@@ -443,10 +444,10 @@ class DirectoryKeeper:
         skew = self._servers.clock_skew()
         if skew is None or is_live(consensus, now) or not is_live(consensus, now - skew):
             return None
-        hours, minutes = divmod(round(abs(skew) / 60), 60)
+        length = length_of(round(abs(skew) / 60) * 60)
         return ClockSkewed(
-            f"this computer's clock is {hours} hours {minutes} minutes"
-            f" {'ahead of' if skew > 0 else 'behind'} what several relays show",
+            f"this computer's clock is {length} {'ahead of' if skew > 0 else 'behind'}"
+            " what several relays show",
             skew=skew,
             hint="set this computer's clock and time zone",
         )
