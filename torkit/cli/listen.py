@@ -11,6 +11,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
+from torkit.cli.handed import handed_over
 from torkit.cli.identities import check_identities, parse_isolation, parse_rotate
 from torkit.cli.targets import format_address, parse_local
 from torkit.cli.voice import say
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from torkit.proto.first_byte import AnyProtocol
 
 HOW_TO_LISTEN = (
-    "write it like 127.0.0.1:9150, [::1]:9150, 9150 alone, unix:PATH, auth:9151, dns:5353 or trans:9040"
+    "write it like 127.0.0.1:9150, [::1]:9150, 9150 alone, unix:PATH, auth:9151, dns:5353, trans:9040, "
+    "or systemd"
 )
 
 BACKLOG = 1024  # connections that wait to be accepted
@@ -44,6 +46,7 @@ class Place(NamedTuple):
     host: str
     port: int = 0
     isolation: "Isolation | None" = None  # where it has one of its own
+    descriptor: int | None = None  # where it is open already
 
     @property
     def name(self) -> str:
@@ -102,10 +105,8 @@ def parse_places(
     places = []
     for text in texts:
         where, own = _split(text)
-        place = parse_place(where)
-        if own:
-            place = place._replace(isolation=parse_own_isolation(own, isolate, rotate))
-        places.append(place)
+        isolation = parse_own_isolation(own, isolate, rotate) if own else None
+        places += [place._replace(isolation=isolation) for place in _places_at(where)]
     for place in places:
         if place.kind == "unix" or ip_address(place.host).is_loopback:
             continue
@@ -118,6 +119,15 @@ def parse_places(
     return places
 
 
+def _places_at(where: str) -> list[Place]:
+    """One place, or those that a service manager has opened."""
+    kind, _, name = where.partition(":")
+    if kind != "systemd":
+        return [parse_place(where)]
+    handed = handed_over(name, os.environ)
+    return [Place(one.kind, one.host, one.port, descriptor=one.descriptor) for one in handed]
+
+
 def _split(text: str) -> tuple[str, str]:
     """Returns a place, and the options behind it with their commas."""
     match = re.search(r"(?:,(?:isolate|rotate)=[^,=]*)+\Z", text)
@@ -126,7 +136,11 @@ def _split(text: str) -> tuple[str, str]:
 
 @contextmanager
 def listening(place: Place) -> Iterator[socket.socket]:
-    """A socket that listens there; closed at the end, and a Unix socket removed. Raises TorkitError."""
+    """A socket that listens there; closed at the end, and our Unix socket removed. Raises TorkitError."""
+    if place.descriptor is not None:
+        with socket.socket(fileno=place.descriptor) as sock:
+            yield sock
+        return
     try:
         sock = _open_unix(place.host) if place.kind == "unix" else _open(place)
     except OSError as error:
