@@ -366,7 +366,7 @@ async def open_tor(
 
 
 def _directory_servers(network: Network) -> Sources:
-    """Those that the network names; there are no guards to ask yet."""
+    """The directory servers that the network names: there are no guards to ask yet."""
     fallbacks = [DirectoryServer(f.identity, f.address, f.or_port, f.ipv6) for f in network.fallbacks]
     authorities = [
         DirectoryServer(a.fingerprint, a.address, a.or_port, a.ipv6)

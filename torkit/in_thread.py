@@ -53,7 +53,7 @@ class ClientThread:
 
     @property
     def _is_here(self) -> bool:
-        """Whether this is the process that has the thread, and not a child of it."""
+        """Returns whether this is the process that has the thread, and not a child of it."""
         return os.getpid() == self._owner
 
     def submit(self, function: Callable[..., Awaitable[T]], *args: Any) -> "Future[T]":

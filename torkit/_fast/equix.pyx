@@ -106,7 +106,7 @@ cdef class HashX:
 
     @property
     def is_compiled(self):
-        """Whether programs are compiled: the hashes are the same, and come 20 times as fast."""
+        """Returns whether programs are compiled: the hashes are the same, and come 20 times as fast."""
         return self.code.pages != NULL
 
     def make(self, bytes seed not None):

@@ -207,7 +207,7 @@ cdef class Tls:
         return encoded
 
     def receive(self, uint8_t[::1] buffer not None):
-        """Decrypt what is at hand into `buffer`; how much that was, 0 if nothing is or the peer has ended."""
+        """Decrypt what is at hand into `buffer`. Returns how many bytes that was: 0 for none, or after the end."""
         return self.receive_into(&buffer[0], buffer.shape[0]) if buffer.shape[0] else 0
 
     cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1:

@@ -209,7 +209,7 @@ def _open(place: Place) -> socket.socket:
 
 
 def _open_unix(path: str) -> socket.socket:
-    """For this user alone. A socket that nobody listens at any more is replaced, nothing else is."""
+    """Open a socket for this user alone. It replaces a socket that nobody listens at, and nothing else."""
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             with socket.socket(socket.AF_UNIX) as probe:

@@ -189,7 +189,7 @@ def look_at(pid: int) -> int | None:
 
 
 def has_terminal() -> bool:
-    """Whether what is typed at our terminal is for our process group."""
+    """Returns whether what is typed at our terminal is for our process group."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:

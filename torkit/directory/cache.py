@@ -69,7 +69,7 @@ class Cache:
         self._save(CONSENSUS, consensus.text)
 
     def load_certificates(self) -> tuple[AuthorityCertificate, ...] | None:
-        """The authority certificates last kept; whether they are current is not looked at."""
+        """The authority certificates last kept, current or not."""
         return self._load(CERTIFICATES, MAX_CERTIFICATES_LEN, parse_certificates)
 
     def save_certificates(self, certificates: Iterable[AuthorityCertificate]) -> None:

@@ -87,14 +87,14 @@ class Points:
             del self._failures[next(iter(self._failures))]
 
     def usable(self, points: Iterable[IntroductionPoint], now: float) -> list[IntroductionPoint]:
-        """Those of `points` that may be tried."""
+        """Returns the `points` that may be tried."""
         self._failures = {
             key: entry for key, entry in self._failures.items() if now - entry[0] < FAILURE_MEMORY
         }
         return [point for point in points if not self._has_failed(point)]
 
     def may_come_back(self, points: Iterable[IntroductionPoint]) -> bool:
-        """Whether any of `points` has failed otherwise than by silence."""
+        """Returns whether any of `points` has failed otherwise than by silence."""
         entries = [self._failures.get(point.auth_key) for point in points]
         return any(entry is not None and entry[1] is not PointFailure.TIMED_OUT for entry in entries)
 
@@ -110,7 +110,7 @@ class Points:
         return 0 if failure is PointFailure.REFUSED else count
 
     def have_timed_out(self, points: Iterable[IntroductionPoint]) -> bool:
-        """Whether silence is all that is known of each of `points`."""
+        """Returns whether silence is all that is known of each of `points`."""
         entries = [self._failures.get(point.auth_key) for point in points]
         return bool(entries) and all(
             entry is not None and entry[1] is PointFailure.TIMED_OUT for entry in entries

@@ -39,7 +39,7 @@ class Proof(NamedTuple):
 
 
 def is_expired(params: ProofOfWork, now: float) -> bool:
-    """Whether another descriptor is to be fetched first: the service has changed its seed since."""
+    """Returns whether another descriptor is to be fetched first: the service has changed its seed since."""
     return params.expires < now
 
 
@@ -71,14 +71,14 @@ def make_challenge(blinded: bytes, seed: bytes, nonce: bytes, effort: int) -> by
 
 
 def meets_effort(challenge: bytes, solution: bytes, effort: int) -> bool:
-    """Whether a solution, right or wrong, is the one in `effort` that counts."""
+    """Returns whether a solution, right or wrong, is the one in `effort` that counts."""
     digest = hashlib.blake2b(challenge + solution, digest_size=RESULT_LEN).digest()
     result = int.from_bytes(digest, "big")
     return result * effort <= MAX_RESULT
 
 
 def is_valid(proof: Proof, *, blinded: bytes, seed: bytes) -> bool:
-    """Whether the service with this blinded key takes the proof, if its nonce is new."""
+    """Returns whether the service with this blinded key takes the proof, if its nonce is new."""
     challenge = make_challenge(blinded, seed, proof.nonce, proof.effort)
     return (
         proof.seed_head == seed[:SEED_HEAD_LEN]
@@ -110,7 +110,7 @@ class Search:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the search runs machine code, not an interpreter, which takes 20 times as long."""
+        """Returns whether the search runs machine code, not an interpreter, which takes 20 times as long."""
         return self._solver.is_compiled
 
     def cancel(self) -> None:

@@ -32,13 +32,13 @@ CLOCK_SLACK = 1000
 
 
 class Timeouts(NamedTuple):
-    """Of a circuit of three hops, in seconds: when it is used no more, and when it is closed."""
+    """When a circuit of three hops is used no more and when it is closed, in seconds."""
 
     use: float
     close: float
 
     def for_hops(self, count: int) -> Timeouts:
-        """Of a circuit of `count` hops, which takes 1 + 2 + ... + count trips between neighbours."""
+        """The same for `count` hops: a build takes 1 + 2 + ... + count trips between neighbours."""
         factor = count * (count + 1) / (HOPS * (HOPS + 1))
         return Timeouts(self.use * factor, self.close * factor)
 
@@ -93,7 +93,7 @@ class BuildTimes:
 
     @property
     def timeouts(self) -> Timeouts:
-        """Those in force now."""
+        """The timeouts in force now."""
         if self._is_disabled or len(self._times) < self._min_count:
             waiting = self._initial * self._backoff / 1000
             return Timeouts(waiting, waiting)
@@ -171,5 +171,5 @@ def pareto_quantile(xm: float, alpha: float, fraction: float) -> float:
 
 
 def _middle(time: int) -> int:
-    """Of its bin, in ms."""
+    """The middle of the bin that a build time falls into, in ms."""
     return time // BIN_WIDTH * BIN_WIDTH + BIN_WIDTH // 2

@@ -37,7 +37,7 @@ class State(Enum):
 
 
 class Level(IntEnum):
-    """How bad it is."""
+    """How badly a guard does."""
 
     NOTICE = 1
     WARN = 2
@@ -54,7 +54,7 @@ _COMPLETE = (State.BUILT, State.USE_ATTEMPTED, State.USE_SUCCEEDED, State.USE_FA
 
 
 class Counts:
-    """Of one guard; scaled down now and then, and so no integers. The names are those of C tor's state."""
+    """The counts of one guard. Scaled down at times, they are no integers. (Names as in C tor's state.)"""
 
     def __init__(self) -> None:
         self.circ_attempts = 0.0
@@ -125,12 +125,12 @@ class Report(NamedTuple):
 
 
 def _no_guard(identity: bytes) -> Counts | None:
-    """For those who keep no guards."""
+    """Finds no guard: for whoever keeps none."""
     return None
 
 
 def _ignore(report: Report) -> None:
-    """For those who need not know."""
+    """Takes a report and does nothing."""
 
 
 class PathBias:
@@ -148,7 +148,7 @@ class PathBias:
         self._report = report
 
     def watch(self, guard: bytes) -> Watch:
-        """For a circuit that begins at this relay, and all of which we chose."""
+        """Returns what watches a circuit that begins at this relay and whose relays we chose."""
         return Watch(self, guard)
 
     # --- called by Watch --------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class PredictedPorts:
         self._asked.pop(port, None)
 
     def ports(self, now: float) -> list[int]:
-        """Those expected, the one last asked for first."""
+        """The ports that are expected, the one last asked for first."""
         self._forget_old(now)
         return list(reversed(self._asked))
 

@@ -50,7 +50,7 @@ ALLOW: Step = (GIVE, 0, 0, 0x7FFF_0000)  # SECCOMP_RET_ALLOW
 
 
 def forbid_calls() -> None:
-    """Of this process, and of all that it becomes or starts. Machines not in KINDS lack such a filter."""
+    """Forbid calls to this process and all that it becomes or starts. Machines not in KINDS get no filter."""
     filter_calls([(LOAD, 0, 0, ARCHITECTURE), *_all_kinds(), ALLOW])
 
 

@@ -30,7 +30,7 @@ class Child:
 
     @classmethod
     def start(cls, command: Sequence[str], environment: Mapping[str, str]) -> "Child":
-        """Fork, which no thread may have been started before. Raises NotPossible."""
+        """Fork, before any thread has been started. Raises NotPossible."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sys.stdout.flush()
         sys.stderr.flush()

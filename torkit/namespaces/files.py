@@ -94,7 +94,7 @@ def bound_paths() -> set[str]:
 
 
 def is_kept(path: str, environment: Mapping[str, str]) -> bool:
-    """Whether a program may connect to `path`: agents that hold keys, and displays."""
+    """Returns whether a program may connect to `path`: agents that hold keys, and displays."""
     runtime = environment.get("XDG_RUNTIME_DIR", "")
     kept = {
         environment.get("SSH_AUTH_SOCK", ""),

@@ -72,7 +72,7 @@ class Current:
         return max(value, TESTING_MIN_TIMEOUT) if is_raised else value
 
     def circuit_settings(self) -> CircuitSettings:
-        """Those of circuits that are built now."""
+        """The settings of circuits that are built now."""
         return CircuitSettings(
             self.params(),
             self._cgo,

@@ -26,7 +26,7 @@ Listener = Callable[[Event], None]
 
 
 class Journal:
-    """That of one client. `progress` is that of its start."""
+    """Tells what happens in one client to whoever listens. `progress` is the progress of its start."""
 
     def __init__(self) -> None:
         self.is_heard = False

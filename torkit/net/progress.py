@@ -178,7 +178,7 @@ class Changes:
 
 
 def furthest(failures: Sequence[TorkitError]) -> TorkitError:
-    """Of several failures the one that says most: of the attempt that got furthest, the last of such."""
+    """Returns the failure that says most: the last one of those whose attempts got furthest."""
     return max(reversed(failures), key=_distance)
 
 

@@ -142,7 +142,7 @@ class Guards:
     """
 
     def __init__(self, restrictions: Constraints | None = None) -> None:
-        """Of `restrictions`, what the user asks of every path, only `entries` and `exclude` matter."""
+        """`restrictions` are what the user asks of every path. Only `entries` and `exclude` count here."""
         self.has_changed = False  # since the state was last kept
         self._restrictions = restrictions or Constraints()
         # The second instance is for users who exclude nearly all guards. guard-spec, "State instances".

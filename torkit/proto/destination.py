@@ -58,7 +58,7 @@ def check_destination(host: str, *, allow_internal: bool, allow_onion: bool = Fa
 
 
 def is_onion(host: str) -> bool:
-    """Whether `host` is a name in .onion, which no exit and no resolver may ever see."""
+    """Returns whether `host` is a name in .onion, which no exit and no resolver may ever see."""
     return _last_label(host) == "onion"
 
 

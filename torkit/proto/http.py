@@ -110,7 +110,7 @@ class Http:
 
     @property
     def has_answered(self) -> bool:
-        """Whether the answer to a forwarded request has begun, so that no other can be given."""
+        """Returns whether the answer to a forwarded request has begun, so that no other can be given."""
         import h11
 
         return self.connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE)

@@ -59,7 +59,7 @@ class Use(IntEnum):
 
 
 class PaddingCommand(IntEnum):
-    """Of PADDING_NEGOTIATE. tor-spec, "Link padding"."""
+    """The commands of PADDING_NEGOTIATE. tor-spec, "Link padding"."""
 
     STOP = 1
     START = 2
@@ -126,7 +126,7 @@ class LinkPadding:
         return low, high
 
     def _draw(self, low: int, high: int) -> int:
-        """How long a silence, in ms. padding-spec, "Padding Cell Timeout Distribution Statistics"."""
+        """Draw a silence, in ms. padding-spec, "Padding Cell Timeout Distribution Statistics"."""
         if high == low:
             return low
         return low + max(self._rng.randrange(high - low), self._rng.randrange(high - low))

@@ -69,14 +69,14 @@ class Chooser(Protocol):
         """
 
     def given(self, path: Path) -> Choice:
-        """Exactly these. Raises UsageError for none at all."""
+        """The choice of exactly these relays. Raises UsageError for none at all."""
 
     def may_go_on(self, path: Path) -> bool:
         """Returns whether a circuit through these may take new streams, by the directory in use."""
 
 
 class Builder:
-    """Builds circuits for nobody yet. Late ones are finished in `nursery`."""
+    """Builds circuits that belong to no request yet. Late ones are finished in `nursery`."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Builder:
         self._failed_steps: dict[tuple[bytes, bytes], float] = {}  # when, on trio's clock
 
     def choose(self, purpose: Shared | ForOnion, excluded: Collection[bytes] = ()) -> Choice:
-        """A path without the steps that failed lately, for whomever, if a few draws find one.
+        """Returns a path without the steps that failed lately, whoever tried them, if a few draws find one.
 
         Steps, not relays: a relay refuses for a minute to connect to one that it has found dead, while
         others have long found it alive again.
@@ -212,7 +212,7 @@ class Builder:
 
 
 def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
-    """Who is to extend to whom, by identity."""
+    """The steps of a path: which relay extends to which, by identity."""
     return {(one.identity, next_one.identity) for one, next_one in pairwise(relays)}
 
 
@@ -235,7 +235,7 @@ class _Build:
 
 
 def _do_nothing(circuit: Circuit) -> None:
-    """For those who need not know when a build begins."""
+    """For whoever need not know when a build begins."""
 
 
 async def build_circuit(

@@ -104,7 +104,7 @@ class GuardKeeper:
         return GuardOfOurs(self, relay)
 
     def attempt(self, identity: bytes) -> GuardTry:
-        """For a circuit that begins at a relay which somebody else chose; it may be a guard of ours."""
+        """The handle of a relay that somebody else chose as a first hop; it may be a guard of ours."""
         return _Told(self, identity)
 
     def note_reached(self, identity: bytes) -> None:
@@ -132,7 +132,7 @@ class GuardKeeper:
 
     @contextmanager
     def _telling(self, identity: bytes, status: str) -> Iterator[None]:
-        """Tell events if that changes anything."""
+        """Do this to a guard, and tell events if that changes how it stands."""
         journal = self._current.journal
         guard = self.guards.find(identity) if journal.is_heard else None
         before = guard and (guard.reachability, guard.confirmed_on)
@@ -173,7 +173,7 @@ class GuardKeeper:
             self._nursery.start_soon(self.agree, directory)
 
     def warn_of_restrictions(self) -> None:
-        """Once: a name that means nobody excludes nobody; and few guards tell a user from others."""
+        """Warn once: of names that mean no relay, and of so few guards that they tell a user from others."""
         if self._has_warned:
             return
         self._has_warned = True

@@ -54,7 +54,7 @@ class Paths:
             return self._choose_exit(purpose, excluded)  # nobody else is left
 
     def given(self, path: Path) -> Choice:
-        """Exactly these. Raises UsageError for none at all."""
+        """The choice of exactly these relays. Raises UsageError for none at all."""
         if not path:
             raise UsageError("a path needs at least one relay")
         return Choice(path, self._guards.attempt(path[0].identity), is_given=True)
@@ -83,7 +83,7 @@ class Paths:
         return Choice(path, guard)
 
     def _choose_stem(self, target: Relay | None) -> Choice:
-        """By way of the vanguards; nobody who named `target` has a say in who is guard."""
+        """A path by way of the vanguards. Whoever named `target` has no say in which guard it begins at."""
         with _Picker(self._guards) as picker:
             path = choose_stem(
                 self._current.directory,

@@ -200,7 +200,7 @@ class Circuits:
         return left + 1 + self._rng.random() * left / 20
 
     def _close_clean(self, first: Relay) -> None:
-        """Let nobody have to find out that the circuits through a relay that is silent are, too."""
+        """Close the circuits through a guard that is silent, so that no request has to find out."""
         for entry in self._shelves.clean:
             if entry.circuit.path[0].identity == first.identity:
                 entry.circuit.close("its guard does not answer")
@@ -213,7 +213,7 @@ class Circuits:
 
     @property
     def clean(self) -> list[Entry]:
-        """Those that nobody has used, oldest first."""
+        """The circuits that nobody has used, oldest first."""
         return self._shelves.clean
 
     def state_of(self, circuit: Circuit) -> str | None:
@@ -252,21 +252,21 @@ class Circuits:
         self._retire_all("a new identity was asked for")
 
     def _retire_all(self, why: str) -> None:
-        """Let no circuit take new streams; those that there are go on."""
+        """Let no circuit take new streams. Its running streams go on."""
         self.age += 1
         for entry in self._shelves:
             self._shelves.retire(entry, why)
         self.is_short.set()
 
     def look_at_clock(self) -> None:
-        """After a suspend, connections are dead, and nothing would tell before timeouts did. As C tor."""
+        """Retire all circuits after a suspend: only timeouts would tell that they are dead. (As C tor.)"""
         if self._clock_watch.has_jumped():
             logger.info("the clock has jumped: connections and circuits are made anew")
             self._builder.channels.forget_all()
             self._retire_all("the clock has jumped")
 
     async def watch_clock(self) -> None:
-        """Look at it now and then; never returns."""
+        """Look at the clock now and then; never returns."""
         while True:
             await trio.sleep(CLOCK_CHECK)
             self.look_at_clock()

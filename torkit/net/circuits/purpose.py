@@ -38,7 +38,7 @@ class ExitTo:
         return f"<ExitTo {self.port}{', IPv6' if self.is_ipv6 else ''}>"
 
     def may_join(self, built_for: "Shared", exit_relay: Relay) -> bool:
-        """Returns whether a circuit that was built for that purpose and ends there serves this one, too."""
+        """Returns whether a circuit `built_for` another purpose, ending at this exit, serves this one."""
         if self.needs_stable and not built_for.needs_stable:
             return False
         return (exit_relay.policy6 if self.is_ipv6 else exit_relay.policy).accepts(self.port)
@@ -53,7 +53,7 @@ class ExitTo:
 
 
 class LookUp:
-    """For look-ups, which any exit does; also for circuits that are built to learn how long that takes."""
+    """For look-ups, which any exit answers. Also for circuits that are built to learn build times."""
 
     label = "GENERAL"
     words = "streams"
@@ -91,7 +91,7 @@ class _ToRelay:
 
 
 class OnionDirectory(_ToRelay):
-    """For a question to a directory of onion services. `target` will be the last hop, here and below."""
+    """For a question to a directory of onion services. `target`, here and below, will be the last hop."""
 
     label = "HS_CLIENT_HSDIR"
     words = "an onion service's directory"

@@ -212,7 +212,7 @@ class Request:
         return self._refusals.exits_refusing(self._need.isolation, self._host, self._port)
 
     async def _acquire(self, give_up_at: float) -> Circuit | None:
-        """A circuit to an exit that was not tried; None where what failed before says more than why not."""
+        """A circuit to an exit not tried yet; None if there is none, and an earlier failure says more."""
         refusing = self._refusing - self._exits
         try:
             try:

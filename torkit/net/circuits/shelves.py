@@ -84,12 +84,12 @@ class Shelves:
 
     @property
     def clean(self) -> list[Entry]:
-        """Those that nobody has used, oldest first."""
+        """The circuits that nobody has used, oldest first."""
         return list(self._clean)
 
     @property
     def worn(self) -> list[tuple[Entry, Worn]]:
-        """Those that only wait for their last stream to go."""
+        """The circuits that only wait for their last stream to go."""
         return [(entry, entry.state) for entry in self._worn if isinstance(entry.state, Worn)]
 
     def find(self, need: Need, now: float) -> Entry | None:

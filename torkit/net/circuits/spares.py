@@ -82,7 +82,7 @@ class Spares:
         return None
 
     async def _try_build(self, port: int) -> bool:
-        """Build one for `port`. Returns whether that went well."""
+        """Build a circuit for `port`. Returns whether that went well."""
         try:
             await self._build(port)
         except TorkitError as error:  # whoever needs a circuit now is told why there is none

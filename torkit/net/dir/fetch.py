@@ -35,7 +35,7 @@ HEADERS = ("Host", "If-Modified-Since", "Accept-Encoding", "X-Or-Diff-From-Conse
 
 
 def _ignore() -> None:
-    """Nobody wants to know."""
+    """For whoever need not know that an answer begins."""
 
 
 async def fetch_consensus(

@@ -250,7 +250,7 @@ class DirectoryKeeper:
         return min(wait, MISSING_RETRY) if self._newest and self._newest.missing else wait
 
     def _say(self, what: str, error: TorkitError, *, is_shown: bool = False) -> None:
-        """Loudly where it is news and not shown elsewhere."""
+        """Log what went wrong: as a warning where it is news and shown nowhere else."""
         is_news = not is_shown and self._said is not type(error)
         self._said = type(error)
         logger.log(
@@ -406,7 +406,7 @@ class DirectoryKeeper:
     async def _with_certificates(
         self, consensus: Preamble, asked: Asked, now: float
     ) -> tuple[AuthorityCertificate, ...]:
-        """Those at hand and those that a consensus needs.
+        """The certificates at hand, and those that a consensus needs.
 
         As C tor asks for them: the newest of every authority of which there is none; then, where a signature
         was made with another key, that key's.
@@ -501,7 +501,7 @@ class DirectoryKeeper:
             self._progress.reach(Phase.ENOUGH_DIRINFO)
 
     def _drop(self) -> None:
-        """Nothing at hand may be used any more."""
+        """Let nothing that is at hand be used any more."""
         self._newest = None
         self._stop_using()
 

@@ -221,7 +221,7 @@ class DirectoryServers:
     # --- who is to be left alone --------------------------------------------------------------------
 
     def _ready(self) -> Sources:
-        """Those that have not failed a moment ago, as many as one round may ask."""
+        """The sources that have not failed a moment ago, as many as one round may ask."""
         now = trio.current_time()
         guards, fallbacks, authorities = (
             [

@@ -192,7 +192,7 @@ class Channel:
 
     @property
     def circuits(self) -> list[Circuit]:
-        """Those that it carries."""
+        """The circuits that it carries."""
         return list(self._circuits.values())
 
     def open_circuit(

@@ -72,7 +72,7 @@ class LocalOwner(Owner, Protocol):
 
 
 class Pump(trio.abc.Instrument):
-    """Of the trio run that `current` is called in."""
+    """Moves bytes for the trio run that `current` is called in."""
 
     def __init__(self) -> None:
         self._core = CorePump()
@@ -263,7 +263,7 @@ _current: RunVar[Pump] = RunVar("torkit pump")
 
 
 def _do_nothing() -> None:
-    """For trio to look at its clock and its tasks."""
+    """Does nothing: trio then looks at its clock and its tasks."""
 
 
 def _inside_of_trio() -> tuple[int, Callable[[], bool]]:

@@ -57,7 +57,7 @@ class Status(NamedTuple):
 
     @property
     def streams(self) -> int:
-        """How many are open, or being opened."""
+        """How many streams are open, or being opened."""
         return sum(circuit.streams for circuit in self.circuits)
 
     def to_json(self) -> dict[str, Any]:

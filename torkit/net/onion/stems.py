@@ -34,7 +34,7 @@ class Stems:
 
     @property
     def timeouts(self) -> Timeouts:
-        """Of a circuit of three hops."""
+        """The timeouts of a circuit of three hops."""
         return self._build_times.timeouts
 
     async def to_directory(self, target: Relay) -> Circuit:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """Those who have `timeout` seconds to be through with something, the first of them first."""
+    """The clients that have `timeout` seconds for one thing, in the order of their deadlines."""
 
     def __init__(self, timeout: float, expire: Callable[[T], None]) -> None:
         self._timeout = timeout

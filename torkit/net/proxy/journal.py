@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """Of one proxy. The first of each kind of misuse is a warning with what to do, all else is at INFO."""
+    """Logs for one proxy. The first misuse of each kind is a warning with a remedy, the rest is at INFO."""
 
     def __init__(self) -> None:
         self._warned_of: set[str] = set()  # hints, which are constants: each kind of misuse has its own

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Leaks:
-    """Of one proxy. With `names_only`, connections to addresses are refused.
+    """Watches for leaks at one proxy. With `names_only`, connections to addresses are refused.
 
     Programs that `can_ask_elsewhere` have resolvers outside Tor within their reach.
     """
