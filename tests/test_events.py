@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 from fakes import FakeStream, answer_begin
-from net.test_circuits_pool import open_pool
+from pool import open_pool
 from served import ServedNetwork, serve_network
 
 from torkit.client import Tor, open_tor

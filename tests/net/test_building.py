@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 from fakes import FakeRelay, answer_extend2, ignore
-from net.test_circuits_pool import directory_of, failing_at_first, learnt_enough, open_pool
+from pool import directory_of, failing_at_first, learnt_enough, open_pool
 from served import Arrivals, relay_of
 
 from torkit.errors import CircuitClosed, NoDirectory, NoPath, TimedOut

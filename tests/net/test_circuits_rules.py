@@ -7,7 +7,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from net.test_circuits_pool import WEB_ONLY, Pool, directory_of, open_pool
+from pool import WEB_ONLY, Pool, directory_of, open_pool
 from served import ACCEPT_ALL
 
 from torkit.errors import TorkitError
