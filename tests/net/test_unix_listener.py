@@ -59,6 +59,20 @@ async def test_a_client_that_ends_its_direction_still_receives(tmp_path: Path) -
         assert await receive_exactly(client, 4) == b"pong"
 
 
+async def test_what_a_client_sent_before_it_closed_still_goes_out(tmp_path: Path) -> None:
+    """A pair of Unix sockets tells of the close at once, with more to read than the windows let go."""
+    tor = ScriptedTor()
+    async with client_of(tor, tmp_path) as client:
+        await client.send_all(GREETING + CONNECT)
+        peer = await tor.peers.receive()
+        await receive_exactly(client, len(GRANTED))
+        await client.send_all(bytes(600_000))
+        await client.aclose()
+        with trio.fail_after(10):
+            await peer.has_ended.wait()
+        assert len(peer.fake.received) == 600_000
+
+
 @pytest.mark.parametrize("has_ended_before", [False, True])
 async def test_a_client_that_is_gone_ends_its_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_ended_before: bool

@@ -31,7 +31,8 @@ class Client:
         self._socket = sock
         self._origin = origin
         self._door = door
-        self._source = proxy.pump.add_local(sock.fileno(), self)
+        # A Unix socket tells of its close at once, though there may be more to read.
+        self._source = proxy.pump.add_local(sock.fileno(), self, is_pipe=sock.family == socket.AF_UNIX)
         self._isolation: Hashable = None
         self._requested: Requested | None = None  # until its stream is connected
         self._stream: Stream | None = None
