@@ -17,6 +17,7 @@ STARTS = {
     "connect": ("torkit.client, torkit.net.pipe", {"json"}),
     "fetch_consensus": ("torkit.cli.documents", {"dataclasses", "json"}),
     "onion": ("torkit.client", {"json"}),
+    "ping": ("torkit.client", {"json"}),
     "relay": ("torkit.cli.documents", {"dataclasses", "json"}),
     "relays": ("torkit.cli.documents", {"dataclasses", "json"}),
     "run": ("torkit.client, torkit.net.proxy", {"json"}),

@@ -46,6 +46,9 @@ GROUPS = {
         "build-circuit": Lesson(
             "Build circuits, and print how long each step took.", "torkit build-circuit --count 3"
         ),
+        "ping": Lesson(
+            "Measure a circuit: its hops, round trips on it, and streams.", "torkit ping -c 3 example.com:443"
+        ),
     },
     "Onion services": {
         "onion": Lesson(
