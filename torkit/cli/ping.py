@@ -170,7 +170,7 @@ def histogram(values: Sequence[float], width: int | None = None) -> list[str]:
     room = (width or terminal_width(sys.stdout)) - len("12345.0 - 12345.0 ms  ") - len(" 1000")
     return [
         f"{1000 * (least + number * step):7.1f} - {1000 * (least + (number + 1) * step):7.1f} ms  "
-        f"{'#' * ceil(room * some / max(counts))} {some}".rstrip()
+        f"{'#' * ceil(room * some / max(counts))} {some}".replace("ms   ", "ms  ")
         for number, some in enumerate(counts)
     ]
 
