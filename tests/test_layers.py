@@ -252,6 +252,11 @@ def test_no_file_is_too_long() -> None:
     assert {name for name, length in lengths.items() if length > MAX_LINES} == set()
 
 
+def test_no_file_of_tests_is_too_long() -> None:
+    lengths = {path.name: path.read_text().count("\n") for path in (ROOT / "tests").rglob("*.py")}
+    assert {name for name, length in lengths.items() if length > 1000} == set()
+
+
 def test_an_import_is_known_by_its_line() -> None:
     (one,) = [
         i for i in imports_of(ROOT / "torkit/paths/guards.py") if i.imported == "torkit.paths.constraints"
