@@ -359,15 +359,28 @@ async def test_a_given_path_that_cannot_lead_there_is_refused_in_words(tmp_path:
         begun = Arrivals(answer_begin)
         for relay in network.relays.values():
             relay.on_begin = begun
-        with pytest.raises(NoPath, match="exit0's exit policy does not allow this port"):
-            await tor.connect("web.test", 25, path=path)
-        with pytest.raises(NoPath, match="exit0's exit policy does not allow this port"):
-            tor.request("web.test", 25, path=path)
         no_exit = path[::-1]
         for call in (tor.connect("web.test", 80, path=no_exit), tor.resolve("web.test", path=no_exit)):
             with pytest.raises(NoPath, match=f"{no_exit[-1].nickname}'s exit policy allows no port"):
                 await call
         assert begun.count == 0
+
+
+async def test_an_exit_that_somebody_named_is_asked_for_a_port_that_few_addresses_have(
+    tmp_path: Path,
+) -> None:
+    """Its policy's summary lists no such port. A refusal says nothing new, and costs nobody a circuit."""
+    async with served_tor(tmp_path) as (tor, network):
+        path = tor.choose_path(Constraints(exit="exit0"))
+        shared = await tor.connect("web.test", 80, path=path)
+        begun = Arrivals(lambda stream: stream.end(EndReason.EXITPOLICY))
+        network.relays["exit0"].on_begin = begun
+        with pytest.raises(StreamClosed, match=r"^exit0: the exit's policy does not allow") as refused:
+            await tor.connect("web.test", 25, path=path)
+        assert (refused.value.reason, begun.count) == (EndReason.EXITPOLICY, 1)
+        network.relays["exit0"].on_begin = answer_begin
+        assert (await tor.connect("web.test", 25, path=path)).path == path
+        assert (await tor.connect("web.test", 80, path=path)).circuit is shared.circuit
 
 
 async def test_a_circuit_of_ones_own_is_used_by_nobody_else(tmp_path: Path) -> None:

@@ -146,11 +146,13 @@ def check_exit(relay: Relay, port: int | None, *, is_ipv6: bool = False) -> None
 
     Without a port: whether it allows any, as look-ups need. Raises NoPath.
     """
-    if relay.policy.rejects_all and relay.policy6.rejects_all:
-        raise NoPath(f"{relay.nickname}'s exit policy allows no port", hint="end the path with another relay")
-    if port is None or relay.policy6.accepts(port) or (not is_ipv6 and relay.policy.accepts(port)):
-        return
+    policies = (relay.policy6,) if is_ipv6 else (relay.policy, relay.policy6)
     where = " at IPv6 addresses" if is_ipv6 else ""
+    if all(policy.rejects_all for policy in policies):
+        hint = "end the path with another relay"
+        raise NoPath(f"{relay.nickname}'s exit policy allows no port{where}", hint=hint)
+    if port is None or any(policy.accepts(port) for policy in policies):
+        return
     raise NoPath(
         f"{relay.nickname}'s exit policy does not allow this port{where}",
         hint=f"torkit relays {'--exit-port6' if is_ipv6 else '--exit-port'} PORT lists exits that do",

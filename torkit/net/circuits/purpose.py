@@ -44,8 +44,12 @@ class ExitTo:
         return (exit_relay.policy6 if self.is_ipv6 else exit_relay.policy).accepts(self.port)
 
     def check(self, exit_relay: Relay) -> None:
-        """Raises NoPath where the exit of a path that somebody named does not allow it."""
-        check_exit(exit_relay, self.port, is_ipv6=self.is_ipv6)
+        """Raises NoPath where the exit of a path that somebody named allows no port at all.
+
+        A summary lists what most addresses can be reached at: who names an exit may know of others. (C tor
+        asks the exit, too, where a controller attaches a stream to a circuit.)
+        """
+        check_exit(exit_relay, None, is_ipv6=self.is_ipv6)
 
     def constraints(self, avoid: frozenset[str]) -> Constraints:
         """What a path must fulfil. `avoid` names relays not to use behind the guard."""

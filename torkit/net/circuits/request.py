@@ -253,7 +253,7 @@ class Request:
         exit_identity = circuit.exit.identity
         self._exits.add(exit_identity)
         self._failure = error
-        reason = _reason_of(error)
+        reason, purpose, is_named = _reason_of(error), self._need.purpose, self._need.path is not None
         address = error.address if isinstance(error, StreamClosed) else None
         if reason in BROKEN_CIRCUIT:
             self._failure_count += 1
@@ -265,6 +265,8 @@ class Request:
         if reason in _UNCERTAIN:
             self._failure_count += 1
             self._circuits.retire(circuit, "its exit failed a stream")
+        elif reason is EndReason.EXITPOLICY and is_named and not purpose.may_join(purpose, circuit.exit):
+            raise error  # the exit's policy had said so
         elif reason is EndReason.EXITPOLICY and address is not None:
             if circuit.refuses(address):
                 raise error  # so it is everywhere
@@ -277,7 +279,7 @@ class Request:
         else:
             raise error  # the target's answer
         circuit.watch.note_given_up()
-        if self._refusal_count and self._need.path is not None:
+        if self._refusal_count and is_named:
             raise error
 
 
