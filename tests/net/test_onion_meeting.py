@@ -17,10 +17,10 @@ from trio.testing import MockClock
 
 from torkit._fast.cells import RelayCommand
 from torkit.directory.directory import Relay
-from torkit.errors import CircuitClosed, CircuitError, EndReason, OnionServiceError, OnionStep
+from torkit.errors import CircuitClosed, CircuitError, EndReason, OnionServiceError, OnionStep, TimedOut
 from torkit.hs.descriptor import Descriptor, ProofOfWork
 from torkit.hs.introduction import PointFailure, Points
-from torkit.hs.pow import Proof, is_valid
+from torkit.hs.pow import Proof, Search, is_valid
 from torkit.learnt.build_times import INITIAL, Timeouts
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.purpose import ForOnion
@@ -47,6 +47,7 @@ class Home:
         self.points = Points()
         self.worker = Worker()
         self.broken_stems = 0  # how many of the next stems fail
+        self.silent_stems = 0  # or are never built
         self.on_built: Callable[[FakeCircuit], object] = ignore  # before the client says anything on it
 
     # --- stems ----------------------------------------------------------------------------------
@@ -59,6 +60,9 @@ class Home:
         return await self._let_speak(await self._build(GUARD, SECOND, RENDEZVOUS))
 
     async def build(self, purpose: ForOnion, crowd: Hashable) -> Circuit:
+        if self.silent_stems:
+            self.silent_stems -= 1
+            await trio.sleep_forever()
         if self.broken_stems:
             self.broken_stems -= 1
             raise CircuitClosed("the guard closed the circuit")
@@ -262,6 +266,18 @@ async def test_stems_that_fail_are_no_fault_of_the_points(patient_clock: MockClo
         assert len(home.points.usable(home.service.descriptor().points, trio.current_time())) == 3
 
 
+async def test_stems_that_are_silent_are_no_fault_of_the_points(patient_clock: MockClock) -> None:
+    async with a_home() as home:
+        home.silent_stems = 2
+        await home.meet()
+        now = trio.current_time()
+        assert len(home.points.usable(home.service.descriptor().points, now)) == 3
+        home.silent_stems = 1 << 30
+        with pytest.raises(TimedOut):
+            await home.meet()
+        assert len(home.points.usable(home.service.descriptor().points, trio.current_time())) == 3
+
+
 async def test_points_that_close_are_unreachable_and_tried_again_once_in_each_round(
     patient_clock: MockClock,
 ) -> None:
@@ -350,8 +366,12 @@ async def test_a_service_gets_the_proof_of_work_that_it_asks_for(effort: int) ->
 
 
 async def test_a_service_that_answers_nobody_gets_a_greater_effort_each_time(
-    patient_clock: MockClock,
+    patient_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def work(worker: Worker, search: Search) -> Proof | None:
+        return search.run()  # in no thread, for which the clock would not wait
+
+    monkeypatch.setattr(Worker, "run", work)
     async with a_home() as home:
         service = home.service
         service.work = ProofOfWork(b"e" * 32, 1, expires=int(time.time()) + 3600)

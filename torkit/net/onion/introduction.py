@@ -56,7 +56,7 @@ class Introduction:
     ) -> None:
         """`unanswered_count` tells how many introductions the service has heard of and not answered."""
         self.is_cookie_spent = False  # the service may have heard of it
-        self.failed_step: OnionStep | None = None  # None: our own circuit as far as the point or there
+        self.step: OnionStep | None = None  # that it is at; None while our own circuit is built
         self._means = means
         self._descriptor = descriptor
         self._point = point
@@ -76,10 +76,11 @@ class Introduction:
             with self._blaming():
                 relay = relay_of(self._point, allow_internal=means.testing)
             introduction = await means.stems.build(ToPoint(relay), means.isolation)
+            self.step = OnionStep.INTRODUCTION
             with self._blaming():
                 await means.stems.extend(introduction, relay)
                 handshake = self._begin_handshake()
-            self.failed_step = OnionStep.RENDEZVOUS
+            self.step = OnionStep.RENDEZVOUS
             circuit = await rendezvous.wait()
             proof = await self._prove(scope)
             answer = await self._introduce(introduction, circuit, rendezvous.cookie, handshake, proof)
@@ -139,11 +140,16 @@ class Introduction:
         with self._blaming():
             introduction.tell(RelayCommand.INTRODUCE1, body)
             self.is_cookie_spent = True
+            self.step = OnionStep.INTRODUCTION
             acknowledgement = introduction.expect(RelayCommand.INTRODUCE_ACK)
-        answer = rendezvous.expect(RelayCommand.RENDEZVOUS2)
-        with trio.CancelScope() as waiting:
-            self._means.nursery.start_soon(self._hear, acknowledgement, waiting)
-            return await answer.wait()
+        try:
+            answer = rendezvous.expect(RelayCommand.RENDEZVOUS2)
+            with trio.CancelScope() as waiting:
+                self._means.nursery.start_soon(self._hear, acknowledgement, waiting)
+                return await answer.wait()
+        except TorkitError:
+            self.step = OnionStep.RENDEZVOUS
+            raise
         return None
 
     async def _hear(self, acknowledgement: Reply, waiting: trio.CancelScope) -> None:
@@ -160,6 +166,7 @@ class Introduction:
             waiting.cancel()
 
     def _join(self, circuit: Circuit, handshake: ServiceHandshake, answer: bytes) -> None:
+        self.step = OnionStep.RENDEZVOUS
         try:
             keys = handshake.finish(decode_rendezvous2(answer))
         except TorkitError as error:
@@ -186,7 +193,7 @@ class Introduction:
                 failure = PointFailure.REFUSED
             is_its_fault = isinstance(error, (PeerError, Closed, TimedOut))
             if is_its_fault and not self._is_over:
-                self.failed_step = OnionStep.INTRODUCTION
+                self.step = OnionStep.INTRODUCTION
                 self._means.points.note(self._point, failure, trio.current_time())
             raise
 

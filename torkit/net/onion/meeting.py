@@ -219,14 +219,12 @@ class Meeting:
             with trio.fail_after(ATTEMPT_TIMEOUT) as scope:
                 circuit = await attempt.run(rendezvous, scope)
         except trio.TooSlowError:
-            self._points.note(point, PointFailure.TIMED_OUT, trio.current_time())
-            self._failure = TimedOut(f"no answer within {ATTEMPT_TIMEOUT:g} s")
-            self._failed_step = OnionStep.INTRODUCTION
+            if attempt.step is OnionStep.INTRODUCTION:  # it, or the service behind it, was silent
+                self._points.note(point, PointFailure.TIMED_OUT, trio.current_time())
+            self._note_failure(TimedOut(f"no answer within {ATTEMPT_TIMEOUT:g} s"), attempt.step)
         except TorkitError as error:
             logger.info("an introduction to the onion service failed: %s", error)
-            self._failure, self._failed_step = error, attempt.failed_step
-            if self._failed_step is not OnionStep.INTRODUCTION:
-                self._other_failure_count += 1
+            self._note_failure(error, attempt.step)
             if isinstance(error, NotPossible):
                 self._count = MAX_ATTEMPTS  # nothing fits the next one either
         else:
@@ -242,6 +240,11 @@ class Meeting:
                 self._spare = rendezvous
             self._under_way.discard(point.auth_key)
             self._has_changed.set()
+
+    def _note_failure(self, error: TorkitError, step: OnionStep | None) -> None:
+        self._failure, self._failed_step = error, step
+        if step is not OnionStep.INTRODUCTION:
+            self._other_failure_count += 1
 
     def _prepare(self) -> RendezvousPoint:
         """One that nobody waits at, and that no service has heard of: it may still be being made."""
