@@ -33,6 +33,7 @@ from torkit.net.progress import Changes, Progress
 from torkit.net.shortage import run_in_thread
 from torkit.net.state import load_state
 from torkit.paths.constraints import Constraints, country_in
+from torkit.paths.vanguards import VanguardMode
 from torkit.proto.circuit import Cgo
 from torkit.proto.destination import is_onion
 from torkit.proto.padding import Padding
@@ -286,6 +287,7 @@ async def open_tor(
     country_of: CountryOf | None = None,
     max_memory: int | None = None,
     pow_max_effort: int | None = None,
+    vanguards: VanguardMode = VanguardMode.LITE,
 ) -> AsyncIterator[Tor]:
     """A client that fetches what it needs in the background; closed with its circuits at the end.
 
@@ -302,7 +304,8 @@ async def open_tor(
     `country_of`, such as torkit.directory.geoip.country_of on a file. `max_memory` bytes may wait in the
     queues of all clients of this process, by default a quarter of the machine's memory: over that, whoever
     holds most ends. An onion service may ask for a proof of work of `pow_max_effort`, by default what takes
-    some 40 s (torkit.hs.pow.max_effort).
+    some 40 s (torkit.hs.pow.max_effort). With FULL `vanguards`, circuits for onion services are one relay
+    longer, and who attacks them takes longer to find the guard.
 
     Opening waits for files only. Closing sends what has been sealed, for CLOSE_TIMEOUT, 2 s, at most; a
     stream that is open is cut off, unless `Tor.settle` has waited for it.
@@ -343,6 +346,7 @@ async def open_tor(
                 restrictions=restrictions,
                 country_of=country_of,
                 pow_max_effort=pow_max_effort,
+                vanguards=vanguards,
                 state=state,
                 guards=guards,
             )

@@ -123,6 +123,9 @@ PARAMETERS: Mapping[str, Parameter] = {
     "guard-hs-l2-number": Parameter(4, 1, 19),
     "guard-hs-l2-lifetime-min": Parameter(86400, 1, INT32_MAX),
     "guard-hs-l2-lifetime-max": Parameter(1036800, 1, INT32_MAX),
+    "guard-hs-l3-number": Parameter(8, 1, 19),
+    "guard-hs-l3-lifetime-min": Parameter(3600, 1, INT32_MAX),
+    "guard-hs-l3-lifetime-max": Parameter(172800, 1, INT32_MAX),
 }
 
 

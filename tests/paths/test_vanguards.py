@@ -1,5 +1,6 @@
-"""Vanguards-lite: how many, for how long, and what a path to a named relay may hold. vanguards-spec."""
+"""Vanguards: how many, for how long, and what a path to a named relay may hold. vanguards-spec."""
 
+import json
 import random
 
 import network_docs as nd
@@ -10,7 +11,7 @@ from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import NoPath
 from torkit.paths.constraints import Constraints
-from torkit.paths.vanguards import Vanguards, choose_stem
+from torkit.paths.vanguards import VanguardMode, Vanguards, choose_stem
 
 STABLE = "Fast Guard HSDir Running Stable V2Dir Valid"
 DAY = 86400.0
@@ -45,8 +46,10 @@ def vanguards(seed: int = 1) -> Vanguards:
     return Vanguards(Constraints(), random.Random(seed))
 
 
-def chosen(set_: Vanguards, directory: Directory, now: float = 0.0, count: int = 200) -> set[bytes]:
-    return {set_.choose(directory, unwanted=set(), now=now).identity for _ in range(count)}
+def chosen(
+    set_: Vanguards, directory: Directory, now: float = 0.0, count: int = 200, name: str = "l2"
+) -> set[bytes]:
+    return {set_.choose(directory, unwanted=set(), now=now, name=name).identity for _ in range(count)}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_a_lifetime_is_the_greater_of_two_draws_within_the_bounds() -> None:
     for seed in range(400):
         one = vanguards(seed)
         one.choose(directory, unwanted=set(), now=0.0)
-        lifetimes += one._expires.values()
+        lifetimes += one._expires["l2"].values()
     assert min(lifetimes) >= 100
     assert max(lifetimes) <= 200
     # The greater of two uniform draws has two thirds of the range as its mean.
@@ -167,3 +170,60 @@ def test_a_rendezvous_point_can_be_one_and_is_no_middle_only_relay() -> None:
 def test_without_a_rendezvous_point_there_is_no_path() -> None:
     with pytest.raises(NoPath, match="rendezvous point"):
         rendezvous_points(directory_of([STABLE] * 9, rendezvous=range(0)))
+
+
+# --- Full --------------------------------------------------------------------------------------------------
+
+
+def full(seed: int = 1) -> Vanguards:
+    return Vanguards(Constraints(), random.Random(seed), VanguardMode.FULL)
+
+
+@pytest.mark.parametrize("target", [bytes([9]) * 20, None])
+def test_full_vanguards_guard_two_places(target: bytes | None) -> None:
+    directory = directory_of([STABLE] * 30)
+    one, rng = full(), random.Random(3)
+
+    def pick_guard(fits: object) -> Relay:
+        return relay(directory, 1)
+
+    stems = [choose_stem(directory, target, one, pick_guard, Constraints(), rng, now=0.0) for _ in range(500)]
+    places = [{hop.identity for hop in hops} for hops in zip(*stems, strict=True)]
+    assert len(places[0]) == 1
+    assert 3 <= len(places[1]) <= 4  # the guard may be one of the set
+    assert 7 <= len(places[2]) <= 8
+    assert len(places[3]) > 15
+    for stem in stems:
+        assert len({hop.identity for hop in stem} | {target}) == 5
+
+
+def test_full_vanguards_outlive_identities_and_starts() -> None:
+    directory = directory_of([STABLE] * 24)
+    one = full()
+    sets = [chosen(one, directory, name=name) for name in ("l2", "l3")]
+    assert one.has_changed
+    one.forget()
+    state = json.loads(json.dumps(one.to_state()))
+    again = Vanguards.from_state(state, Constraints(), random.Random(2), VanguardMode.FULL)
+    assert [chosen(again, directory, name=name) for name in ("l2", "l3")] == sets
+    assert again.to_state() == one.to_state()
+    later = 49 * 3600.0
+    assert chosen(again, directory, now=later, name="l3") != sets[1]
+    assert Vanguards(Constraints(), random.Random(1)).to_state() == {}  # lite sets are kept by nobody
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        None,
+        [],
+        {"l2": []},
+        {"l2": {"x": "2026-01-01T00:00:00"}},
+        {"l2": {"01" * 20: None}, "l3": 7},
+        {"l2": {"01" * 20: "soon"}, "l9": {}},
+        {"l2": {f"{n:040X}": "2099-01-01T00:00:00" for n in range(5000)}},
+    ],
+)
+def test_kept_vanguards_that_are_none_are_drawn_anew(kept: object) -> None:
+    one = Vanguards.from_state({"vanguards": kept}, Constraints(), random.Random(1), VanguardMode.FULL)
+    assert len(chosen(one, directory_of([STABLE] * 24))) == 4

@@ -14,12 +14,15 @@ from torkit.cli.options import (
     ExcludeNodes,
     ExitNodes,
     PaddingName,
+    VanguardsName,
     parse_padding,
+    parse_vanguards,
     restrictions,
 )
 
 if TYPE_CHECKING:
     from torkit.paths.constraints import Constraints
+    from torkit.paths.vanguards import VanguardMode
     from torkit.proto.padding import Padding
 
 Command = Callable[..., None]
@@ -36,6 +39,7 @@ class ClientSettings(NamedTuple):
     padding: "Padding | None" = None
     max_memory: int | None = None
     pow_max_effort: int | None = None
+    vanguards: "VanguardMode | None" = None
 
 
 DEFAULT = ClientSettings()
@@ -79,11 +83,17 @@ def client_settings(
     padding: PaddingName = "auto",
     max_memory: MaxMemory = None,
     pow_max_effort: MaxEffort = None,
+    vanguards: VanguardsName = "lite",
 ) -> ClientSettings:
     """Says what each option costs. Raises UsageError."""
     wanted = restrictions(
         entry_nodes=entry_nodes, exit_nodes=exit_nodes, exclude_nodes=exclude_nodes, path=path
     )
     return ClientSettings(
-        wanted, geoip, parse_padding(padding), parse_size(max_memory), parse_effort(pow_max_effort)
+        wanted,
+        geoip,
+        parse_padding(padding),
+        parse_size(max_memory),
+        parse_effort(pow_max_effort),
+        parse_vanguards(vanguards),
     )

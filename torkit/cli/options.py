@@ -14,6 +14,7 @@ from torkit.errors import UsageError
 if TYPE_CHECKING:
     from torkit.directory.directory import CountryOf
     from torkit.paths.constraints import Constraints
+    from torkit.paths.vanguards import VanguardMode
     from torkit.proto.padding import Padding
 
 # Implementation limit.
@@ -56,6 +57,16 @@ PaddingName = Annotated[
 ]
 
 
+VanguardsName = Annotated[
+    str,
+    typer.Option(
+        "--vanguards",
+        metavar="lite|full",
+        help="How well the guard is hidden from onion services; lite is what C tor's clients do.",
+    ),
+]
+
+
 def command_app(**settings: Any) -> typer.Typer:
     """A Typer app as all commands have it: no shell completion, no rich (a tenth of a second each run)."""
     return typer.Typer(
@@ -79,6 +90,19 @@ def parse_padding(text: str) -> "Padding":
         how_well = "to the second" if padding is Padding.OFF else "better"
         say(f"--padding {text}: who records your network's traffic can see {how_well} when you used Tor")
     return padding
+
+
+def parse_vanguards(text: str) -> "VanguardMode":
+    """What `--vanguards` names. Says what more than by default costs. Raises UsageError."""
+    from torkit.paths.vanguards import VanguardMode
+
+    try:
+        mode = VanguardMode(text)
+    except ValueError:
+        raise UsageError(f"--vanguards takes lite or full, not {text!r}") from None
+    if mode is VanguardMode.FULL:
+        say("--vanguards full: relays can see that your circuits to onion services are longer than most")
+    return mode
 
 
 def restrictions(

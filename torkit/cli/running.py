@@ -90,6 +90,7 @@ async def open_client(
 
     from torkit.client import open_tor
     from torkit.config import data_dir
+    from torkit.paths.vanguards import VanguardMode
     from torkit.proto.circuit import Cgo
     from torkit.proto.padding import Padding
 
@@ -111,6 +112,7 @@ async def open_client(
             country_of=country_lookup(settings.restrictions, settings.geoip),
             max_memory=settings.max_memory,
             pow_max_effort=settings.pow_max_effort,
+            vanguards=settings.vanguards or VanguardMode.LITE,
         ) as tor,
         trio.open_nursery() as nursery,
     ):

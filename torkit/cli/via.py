@@ -54,6 +54,7 @@ def proxy_wanted(
     padding: str = "auto",
     max_memory: str | None = None,
     pow_max_effort: str | None = None,
+    vanguards: str = "lite",
 ) -> Proxy | None:
     """Raises UsageError, also for options that are the proxy's affair."""
     if via is None:
@@ -68,6 +69,7 @@ def proxy_wanted(
         "--padding": None if padding == "auto" else padding,
         "--max-memory": max_memory,
         "--pow-max-effort": pow_max_effort,
+        "--vanguards": None if vanguards == "lite" else vanguards,
     }
     for option, value in of_the_proxy.items():
         if value is not None:

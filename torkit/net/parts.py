@@ -28,7 +28,7 @@ from torkit.net.link.channels import Channels
 from torkit.net.state import StateFile
 from torkit.paths.constraints import Constraints, excluded_places
 from torkit.paths.guards import Guards
-from torkit.paths.vanguards import Vanguards
+from torkit.paths.vanguards import VanguardMode, Vanguards
 from torkit.proto.circuit import Cgo
 from torkit.proto.padding import Padding
 
@@ -59,6 +59,7 @@ class Parts:
         restrictions: Constraints,
         country_of: CountryOf | None,
         pow_max_effort: int | None,
+        vanguards: VanguardMode,
         state: dict[str, Any],
         guards: Guards,
     ) -> None:
@@ -78,7 +79,8 @@ class Parts:
             guards, self.current, self.state, nursery, rng, restrictions, keeps_counts=is_lasting
         )
         self.refusals = Refusals()
-        self.vanguards = Vanguards(restrictions, rng)
+        self.vanguards = Vanguards.from_state(state, restrictions, rng, vanguards)
+        self.state.add(self.vanguards, is_watched=True)
         self.paths = Paths(self.current, self.guards, self.refusals, self.vanguards, restrictions, rng)
         self.channels = Channels(
             nursery, rng, padding=padding, params=self.current.params, progress=self.journal.progress

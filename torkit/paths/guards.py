@@ -113,7 +113,7 @@ class Guard:
         for name in ("sampled_on", "confirmed_on", "unlisted_since", "failing_since", "last_tried"):
             date = kept.pop(name, None)
             if date is not None:
-                setattr(guard, name, min(_decode_date(date), now))
+                setattr(guard, name, min(decode_date(date), now))
         if guard.failing_since is not None:
             guard.reachability = Reachability.NO
         return guard
@@ -129,7 +129,7 @@ class Guard:
         return (
             self.kept
             | {"fingerprint": self.identity.hex().upper()}
-            | {name: _encode_date(date) for name, date in dates.items() if date is not None}
+            | {name: encode_date(date) for name, date in dates.items() if date is not None}
             | ({"path_bias": counts} if (counts := self.path_bias.to_json()) else {})
         )
 
@@ -562,11 +562,13 @@ def _randomized(now: float, interval: float, rng: Random) -> float:
     return now - interval * rng.random()
 
 
-def _encode_date(date: float) -> str:
+def encode_date(date: float) -> str:
+    """A time as the state file has it."""
     return encode_time(date).replace(" ", "T")
 
 
-def _decode_date(value: Any) -> float:
+def decode_date(value: Any) -> float:
+    """Raises ValueError or DocumentError."""
     date, separator, time = str(value).partition("T")
     if not separator:
         raise ValueError(f"a date like 2026-11-22T10:00:00 expected, {str(value)[:40]!r} seen")

@@ -1,68 +1,122 @@
-"""The relays in the second place of onion circuits, kept for days: vanguards-lite.
+"""The relays in the second place of onion circuits, kept for days, and those in the third, kept for hours.
 
 An attacker can make a client build many onion circuits. Were the relay behind the guard drawn anew for each,
-one of the attacker's would soon stand there and see which guard is ours. The set lives in memory only, as in
-C tor, and a new identity forgets it. vanguards-spec, "Vanguards-Lite".
+one of the attacker's would soon stand there and see which guard is ours. vanguards-spec.
 
-    guard - second - middle - target          the target is named by others; it restricts nobody before it
-    guard - second - rendezvous point         which we choose by ourselves
+    lite    guard - second - middle - target              the target is named by others; it restricts nobody
+            guard - second - rendezvous point             before it. We choose the rendezvous point ourselves
+    full    guard - second - third - middle - target
+            guard - second - third - rendezvous point
+
+Lite sets live in memory only, as in C tor, and a new identity forgets them. Full ones are kept by the state
+file and outlive identities: whoever could have them drawn anew would find out what they protect.
 """
 
+from collections.abc import Mapping
+from contextlib import suppress
+from enum import Enum
 from random import Random
+from typing import Any
 
 from torkit.directory.directory import Directory, Relay, supports
-from torkit.errors import NoPath
+from torkit.directory.netdoc import decode_fingerprint
+from torkit.errors import DocumentError, NoPath
 from torkit.params import Param
 from torkit.paths.choose import PickGuard, draw_middle
 from torkit.paths.constraints import Constraints
+from torkit.paths.guards import decode_date, encode_date
 
-# Implementation limit: relays drawn until one can be a rendezvous point; nearly all can.
+# Implementation limits: relays drawn until one can be a rendezvous point, as nearly all can; relays of a set
+# that are read from the state file, more than any consensus may ask for.
 MAX_DRAWS = 64
+MAX_KEPT = 256
 
 FLAGS = frozenset({"Fast", "Stable", "Running", "Valid"})
 
 
-class Vanguards:
-    """Driven by the directory and by time, which are arguments."""
+class VanguardMode(Enum):
+    """How many places are guarded."""
 
-    def __init__(self, constraints: Constraints, rng: Random) -> None:
+    LITE = "lite"
+    FULL = "full"
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Names of the sets, as in the consensus's parameters, from the guard on."""
+        return ("l2", "l3") if self is VanguardMode.FULL else ("l2",)
+
+
+class Vanguards:
+    """Driven by the directory and by time, which are arguments. `to_state` is what to keep."""
+
+    def __init__(self, constraints: Constraints, rng: Random, mode: VanguardMode = VanguardMode.LITE) -> None:
         """`constraints` say which relays the user excludes."""
+        self.mode = mode
+        self.has_changed = False  # since the state was last kept
         self._constraints = constraints._replace(stable=True)
         self._rng = rng
-        self._expires: dict[bytes, float] = {}  # by identity, in the order of drawing
+        # By set and identity, in the order of drawing: when it has served its time.
+        self._expires: dict[str, dict[bytes, float]] = {name: {} for name in mode.sets}
 
-    def choose(self, directory: Directory, *, unwanted: set[bytes], now: float) -> Relay:
-        """One of the set, none of `unwanted`. Raises NoPath where nobody is left to draw."""
-        self._update(directory, now)
-        for _ in range(len(self._expires)):
-            candidates = [identity for identity in self._expires if identity not in unwanted]
-            if not candidates:
-                break
-            relay = directory.relay(self._rng.choice(candidates))
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Any], constraints: Constraints, rng: Random, mode: VanguardMode
+    ) -> "Vanguards":
+        """From what `to_state` gave; what is none is left out, and drawn anew."""
+        vanguards = cls(constraints, rng, mode)
+        kept = state.get("vanguards")
+        if mode is VanguardMode.FULL and isinstance(kept, dict):
+            for name, expires in vanguards._expires.items():
+                entries = kept.get(name)
+                for identity, when in list(entries.items() if isinstance(entries, dict) else ())[:MAX_KEPT]:
+                    with suppress(DocumentError, ValueError):
+                        expires[decode_fingerprint(identity)] = decode_date(when)
+        return vanguards
+
+    def to_state(self) -> dict[str, Any]:
+        """JSON values: when each relay has served its time, by set and fingerprint. Nothing for lite sets."""
+        if self.mode is VanguardMode.LITE:
+            return {}
+        return {
+            "vanguards": {
+                name: {identity.hex().upper(): encode_date(at) for identity, at in expires.items()}
+                for name, expires in self._expires.items()
+            }
+        }
+
+    def choose(self, directory: Directory, *, unwanted: set[bytes], now: float, name: str = "l2") -> Relay:
+        """One of a set, none of `unwanted`. Raises NoPath where nobody is left to draw."""
+        self._update(directory, name, now)
+        candidates = [identity for identity in self._expires[name] if identity not in unwanted]
+        self._rng.shuffle(candidates)
+        for identity in candidates:
+            relay = directory.relay(identity)
             if relay is not None:
                 return relay
         return draw_middle(directory, self._constraints, unwanted, self._rng)
 
     def forget(self) -> None:
-        """Draw a new set at the next choice."""
-        self._expires.clear()
+        """For a new identity: draw new lite sets at the next choice."""
+        if self.mode is VanguardMode.LITE:
+            self._expires["l2"].clear()
 
-    def _update(self, directory: Directory, now: float) -> None:
+    def _update(self, directory: Directory, name: str, now: float) -> None:
         """Drop relays that have served their time or lost their flags; draw new ones in their places."""
-        relays = directory.consensus.relays
-        for identity, expires in list(self._expires.items()):
+        relays, kept = directory.consensus.relays, self._expires[name]
+        for identity, expires in list(kept.items()):
             place = relays.index_of(identity)
             if expires <= now or place is None or not relays.flags[place] >= FLAGS:
-                del self._expires[identity]
+                del kept[identity]
         param = directory.consensus.param
-        while len(self._expires) < param("guard-hs-l2-number"):
-            relay = draw_middle(directory, self._constraints, self._expires, self._rng)
-            self._expires[relay.identity] = now + self._lifetime(param)
+        while len(kept) < param(f"guard-hs-{name}-number"):
+            relay = draw_middle(directory, self._constraints, kept, self._rng)
+            kept[relay.identity] = now + self._lifetime(param, name)
+            self.has_changed = True
 
-    def _lifetime(self, param: Param) -> float:
+    def _lifetime(self, param: Param, name: str) -> float:
         """Seconds: the greater of two uniform draws, so that an attacker waits long."""
-        low = param("guard-hs-l2-lifetime-min")
-        high = max(low, param("guard-hs-l2-lifetime-max"))
+        low = param(f"guard-hs-{name}-lifetime-min")
+        high = max(low, param(f"guard-hs-{name}-lifetime-max"))
         return max(self._rng.uniform(low, high), self._rng.uniform(low, high))
 
 
@@ -74,21 +128,22 @@ def choose_stem(
     constraints: Constraints,
     rng: Random,
     now: float,
-) -> tuple[Relay, Relay, Relay]:
-    """The relays before a target that others have named, by its identity: guard, second, middle.
+) -> tuple[Relay, ...]:
+    """The relays before a target that others have named, by its identity: guard, vanguards, middle.
 
     An attacker may choose the target, so it has no say in who is guard: else tries would tell which is ours.
-    Families and subnets do not count. Without a target the third is a rendezvous point. vanguards-spec,
+    Families and subnets do not count. Without a target the last is a rendezvous point. vanguards-spec,
     "Path construction". Raises NoPath, and as `pick_guard`.
     """
-    guard = pick_guard(lambda relay: True)
-    unwanted = {guard.identity} if target is None else {guard.identity, target}
-    second = vanguards.choose(directory, unwanted=unwanted, now=now)
-    unwanted.add(second.identity)
+    path = [pick_guard(lambda relay: True)]
+    unwanted = {path[0].identity} if target is None else {path[0].identity, target}
+    for name in vanguards.mode.sets:
+        path.append(vanguards.choose(directory, unwanted=unwanted, now=now, name=name))
+        unwanted.add(path[-1].identity)
     for _ in range(MAX_DRAWS):
-        third = draw_middle(directory, constraints, unwanted, rng)
-        if target is not None or _can_be_rendezvous_point(third):
-            return guard, second, third
+        last = draw_middle(directory, constraints, unwanted, rng)
+        if target is not None or _can_be_rendezvous_point(last):
+            return (*path, last)
     raise NoPath("no relay that was drawn can be a rendezvous point")
 
 

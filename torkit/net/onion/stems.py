@@ -1,6 +1,6 @@
 """Circuits for onion services: to relays that others have named, and to rendezvous points.
 
-Each begins with a stem, guard - vanguard - middle (torkit/paths/vanguards.py). Where one cannot be built,
+Each begins with a stem, guard, vanguards and a middle (torkit/paths/vanguards.py). Where one cannot be built,
 another is tried; so what fails behind it is the fault of whoever was to be reached.
 """
 
@@ -10,7 +10,7 @@ import trio
 
 from torkit.directory.directory import Relay
 from torkit.errors import CircuitError, Closed, Retry, TimedOut, TorkitError
-from torkit.learnt.build_times import HOPS, BuildTimes, Timeouts
+from torkit.learnt.build_times import BuildTimes, Timeouts
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import ForOnion, OnionDirectory, Rendezvous
@@ -75,8 +75,9 @@ class Stems:
 
         Raises TimedOut, or what made it fail. The next stem for this target then has another last relay.
         """
-        stem.unnamed_hop = HOPS + 1  # it may tell which service is reached
-        seconds = self.timeouts.for_hops(HOPS + 1).use - self.timeouts.use
+        length = len(stem.path)
+        timeouts = self.timeouts
+        seconds = timeouts.for_hops(length + 1).use - timeouts.for_hops(length).use
         last = stem.path[-1]
         try:
             with trio.fail_after(seconds):
