@@ -1,20 +1,25 @@
 """Whom a descriptor is asked of, how often, and what is said when nobody has it."""
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import network_docs as nd
 import pytest
 import trio
-from hs.making import VECTORS
+from hs.making import VECTORS, Service, services
 from trio.testing import MockClock
 
+from torkit._fast.keys import X25519PrivateKey
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import CircuitClosed, NotServed, OnionServiceError, OnionStep, TimedOut, TorkitError
+from torkit.hs.calendar import TimePeriod
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.current import Current
-from torkit.net.onion.descriptors import PATIENCE, Descriptors
+from torkit.net.onion import descriptors as module
+from torkit.net.onion.descriptors import PATIENCE, Descriptors, _Place
 
 IDENTITY = bytes.fromhex(VECTORS["cases"][0]["services"][0]["identity_public_key"])
 HSDIR = "Fast Guard HSDir Running Stable V2Dir Valid"
@@ -90,3 +95,92 @@ async def test_beside_a_directory_that_is_silent_the_next_is_asked(autojump_cloc
         await Descriptors(current_of(directory_of(20)), stall, random.Random(1)).get(IDENTITY)
     assert asked == [PATIENCE * number for number in range(6)]
     assert caught.value.step is OnionStep.NOT_FOUND
+
+
+# --- Directories that lie, or are behind -----------------------------------------------------------------
+
+
+class Directories:
+    """Each answers with the next of `texts`; what a directory may send is its affair."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, texts: list[bytes], kind: str = "plain") -> None:
+        network, vector = services(kind)[0]
+        self.service = Service(network, vector)
+        self.texts = texts
+        self.asked = 0
+        directory = directory_of(6)
+        relays = [directory.relay_at(place) for place in range(6)]
+
+        async def find_place(descriptors: Descriptors, identity: bytes) -> _Place:
+            ends = int(self.service.now) + 3600
+            return _Place(TimePeriod(1440, 1), ends, self.service.blinded, [one for one in relays if one])
+
+        async def fetch(circuit: object, blinded: bytes, limit: int) -> bytes:
+            self.asked += 1
+            return self.texts.pop(0)
+
+        monkeypatch.setattr(Descriptors, "_find_place", find_place)
+        monkeypatch.setattr(module, "fetch_onion_descriptor", fetch)
+        monkeypatch.setattr(module, "subcredential", lambda identity, blinded: self.service.subcredential)
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: self.service.now))
+        current = current_of(directory)
+        current.testing = True  # a directory may be asked again after 5 s
+        self.descriptors = Descriptors(current, self._build, random.Random(1))
+
+    async def _build(self, relay: Relay) -> Any:
+        return SimpleNamespace(close=lambda: None)
+
+
+def made(counter: int = 7, **changes: str) -> bytes:
+    service = Service(*services("plain")[0])
+    key = X25519PrivateKey(b"\1" * 32).public_key
+    second = "create2-formats 2\n" + service.point(key)
+    return service.outer(service.first(second, counter), counter, **changes)
+
+
+async def test_a_descriptor_older_than_one_seen_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    directories = Directories(monkeypatch, [made(9), made(8), made(9), made(8)])
+    assert (await directories.descriptors.get(IDENTITY)).revision == 9
+    assert (await directories.descriptors.get(IDENTITY, anew=True)).revision == 9
+    assert directories.asked == 3  # the next directory was asked
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"",
+        b"nonsense",
+        made()[:-10],
+        made(lifetime="descriptor-lifetime 721\n"),
+        made().replace(b"revision-counter 7", b"revision-counter 8"),
+        made() + b"\0",
+        b"x" * 60_000,
+    ],
+    ids=["empty", "nonsense", "cut", "lifetime", "signature", "NUL", "large"],
+)
+async def test_a_descriptor_that_fails_its_checks_is_asked_for_elsewhere_and_told_where_all_do(
+    monkeypatch: pytest.MonkeyPatch, wrong: bytes
+) -> None:
+    directories = Directories(monkeypatch, [wrong, wrong, made()])
+    assert (await directories.descriptors.get(IDENTITY)).revision == 7
+    directories = Directories(monkeypatch, [wrong] * 6)
+    with pytest.raises(OnionServiceError) as caught:
+        await directories.descriptors.get(IDENTITY)
+    assert caught.value.step is OnionStep.DESCRIPTOR  # F1
+    assert directories.asked == 6
+
+
+@pytest.mark.parametrize(("key", "step"), [(None, OnionStep.NO_KEY), (b"w" * 32, OnionStep.WRONG_KEY)])
+async def test_a_descriptor_that_does_not_open_is_not_asked_for_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, key: bytes | None, step: OnionStep
+) -> None:
+    _, vector = services("auth")[0]
+    right = bytes.fromhex(vector["client_authorization"]["x25519_secret_key"])
+    directories = Directories(monkeypatch, [vector["descriptor"].encode()] * 2, "auth")
+    with pytest.raises(OnionServiceError) as caught:
+        await directories.descriptors.get(IDENTITY, None if key is None else X25519PrivateKey(key))
+    assert caught.value.step is step
+    assert directories.asked == 1
+    await directories.descriptors.get(IDENTITY, X25519PrivateKey(right))  # a key that comes later opens it

@@ -11,6 +11,8 @@ from torkit.errors import (
     EndReason,
     NoDirectory,
     NoPath,
+    OnionServiceError,
+    OnionStep,
     PeerError,
     StreamClosed,
     TimedOut,
@@ -331,6 +333,13 @@ def test_socks4_has_no_room_for_other_answers(host: str) -> None:
 )
 def test_errors_have_their_reply_codes(error: TorkitError, reply: Reply) -> None:
     assert reply_for(error) is reply
+
+
+@pytest.mark.parametrize("step", OnionStep)
+def test_where_an_onion_service_failed_is_an_extended_code(step: OnionStep) -> None:
+    reply = reply_for(OnionServiceError("", step=step))
+    assert encode_reply(5, reply)[1] == step.value in range(0xF0, 0xF8)
+    assert encode_reply(4, reply)[1] == 0x5B
 
 
 def test_every_end_reason_is_a_failure() -> None:
