@@ -49,6 +49,28 @@ async def test_bytes_go_both_ways() -> None:
         assert await receive_exactly(client, 4) == b"pong"
 
 
+async def test_a_client_tells_its_state_and_no_destination(monkeypatch: pytest.MonkeyPatch) -> None:
+    members: list[limits.Member] = []
+    add = limits.Limits.add
+
+    def note(self: limits.Limits, member: limits.Member) -> None:
+        members.append(member)
+        add(self, member)
+
+    monkeypatch.setattr(limits.Limits, "add", note)
+    tor = ScriptedTor()
+    async with proxy_for(tor) as proxy:
+        client = await proxy.client()
+        await trio.testing.wait_all_tasks_blocked()
+        (member,) = members
+        assert repr(member) == "<Client of AnyProtocol, has said nothing yet>"
+        await client.send_all(GREETING + CONNECT)
+        await tor.peers.receive()
+        await receive_exactly(client, len(GRANTED))
+        assert repr(member).startswith("<Client of AnyProtocol, carries <Stream ")
+        assert "web.test" not in repr(member)
+
+
 async def test_data_sent_with_the_request_is_first_on_the_stream() -> None:
     tor = ScriptedTor()
     async with proxy_for(tor) as proxy:

@@ -43,6 +43,16 @@ class Client:
         self._carrier: Carrier | None = None
         self._scope: trio.CancelScope | None = None  # of a task that works for this client
 
+    def __repr__(self) -> str:
+        """Its state. No destination: what is printed may be logged."""
+        if self._carrier is not None:
+            state = f"carries {self._stream!r}"
+        elif self._requested is not None:
+            state = "waits for its stream"
+        else:
+            state = "has said nothing yet" if self._door.request is None else "is answered"
+        return f"<Client of {type(self._door).__name__}, {state}>"
+
     def start(self) -> None:
         self._proxy.limits.add(self)
         if self._door.request is not None:
