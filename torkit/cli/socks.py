@@ -57,8 +57,9 @@ def socks(
         list[str] | None,
         typer.Option(
             metavar="WHERE",
-            help="[ADDRESS:]PORT, unix:PATH, or auth:, dns:, trans: before [ADDRESS:]PORT; 127.0.0.1:9150 "
-            "if not said; port 0 picks a free one. May be repeated.",
+            help="[ADDRESS:]PORT, unix:PATH, systemd, or auth:, dns:, trans: before [ADDRESS:]PORT; "
+            "127.0.0.1:9150 if not said; port 0 picks a free one. May be repeated; ,isolate=WHAT+WHAT and "
+            ",rotate=10m behind it are for that one alone.",
         ),
     ] = None,
     allow_remote: Annotated[
