@@ -26,7 +26,7 @@ async def failure_of(circuit: Circuit) -> TorkitError:
     """What a circuit ends with, waited for."""
     if circuit.error is None:
         ended = trio.Event()
-        circuit.on_end = ended.set
+        circuit.on_end = lambda _: ended.set()
         await ended.wait()
     assert circuit.error is not None
     return circuit.error

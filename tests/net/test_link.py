@@ -381,7 +381,7 @@ async def test_a_channel_that_has_ended_is_replaced(relay: FakeRelay) -> None:
         first = await channels.get(relay_of(relay))
         circuit = await build(first, [relay])
         ended = trio.Event()
-        circuit.on_end = ended.set
+        circuit.on_end = lambda _: ended.set()
         relay.links[0].close(abrupt=True)
         await ended.wait()
         second = await channels.get(relay_of(relay))

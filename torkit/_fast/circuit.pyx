@@ -278,7 +278,7 @@ cdef class Circuit(Tunnel):
         if sealed < count and not stream.is_blocked and not self.is_over:
             stream.is_blocked = True
             if stream.package_window > 0:
-                self.blocked.append(stream)
+                self.wait_for_window(stream)
         return sealed
 
     cdef Py_ssize_t seal_run(self, int hop_index, Hop hop, Stream stream, const uint8_t* data,

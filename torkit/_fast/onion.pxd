@@ -39,8 +39,6 @@ cdef class Layer:
     cdef Ctr* backward_cipher                # Kb
     cdef EVP_MD_CTX* forward_digest          # Df and every cell sealed for this hop
     cdef EVP_MD_CTX* backward_digest         # Db and every cell recognized from this hop
-    cdef EVP_MD_CTX* scratch_digest          # finals are taken from copies
-    cdef EVP_MD_CTX* saved_digest            # the way back when a cell was not for this hop
 
     cdef int set_tor1(self, const uint8_t* df, const EVP_MD* digest, int digest_len, int key_len) except -1
     cdef int set_cgo(self, const uint8_t* seeds) except -1

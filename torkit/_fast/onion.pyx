@@ -21,7 +21,7 @@ from torkit._fast.cgo cimport (
 from torkit._fast.ctr cimport ctr_free, ctr_init, ctr_xor
 from torkit._fast.openssl cimport (
     CRYPTO_memcmp, EVP_DigestFinal_ex, EVP_DigestInit_ex, EVP_DigestUpdate, EVP_MD, EVP_MD_CTX_copy_ex,
-    EVP_MD_CTX_free, EVP_MD_CTX_new, EVP_sha1, EVP_sha3_256,
+    EVP_MD_CTX_free, EVP_MD_CTX_new, EVP_MD_CTX_reset, EVP_sha1, EVP_sha3_256,
 )
 
 from torkit.errors import UsageError
@@ -34,6 +34,14 @@ cdef enum:
 
 cdef enum:
     FINAL_LEN_MAX = 32            # bytes that a final digest takes: SHA3-256's
+
+
+# Shared by all layers, which use them within one cell, and hold the GIL. Emptied whenever a layer is wiped: a copy
+# tells as much as its original.
+cdef EVP_MD_CTX* scratch_digest = EVP_MD_CTX_new()  # finals are taken from copies
+cdef EVP_MD_CTX* saved_digest = EVP_MD_CTX_new()    # the way back when a cell was not for this hop
+if scratch_digest == NULL or saved_digest == NULL:
+    raise MemoryError
 
 
 cdef EVP_MD_CTX* new_digest(const EVP_MD* kind, const uint8_t* seed, size_t length) except NULL:
@@ -79,8 +87,6 @@ cdef class Layer:
         self.tag_len = TAG_LEN_MAX  # of SHA3-256 too, of which that is the beginning
         self.forward_digest = new_digest(digest, df, digest_len)
         self.backward_digest = new_digest(digest, db, digest_len)
-        self.scratch_digest = new_digest(digest, NULL, 0)
-        self.saved_digest = new_digest(digest, NULL, 0)
         self.forward_cipher = <Ctr*>calloc(1, sizeof(Ctr))
         self.backward_cipher = <Ctr*>calloc(1, sizeof(Ctr))
         if (self.forward_cipher == NULL or self.backward_cipher == NULL
@@ -111,9 +117,9 @@ cdef class Layer:
         # libcrypto cleanses keys and states as it frees them; NULL is fine.
         EVP_MD_CTX_free(self.forward_digest)
         EVP_MD_CTX_free(self.backward_digest)
-        EVP_MD_CTX_free(self.scratch_digest)
-        EVP_MD_CTX_free(self.saved_digest)
-        self.forward_digest = self.backward_digest = self.scratch_digest = self.saved_digest = NULL
+        EVP_MD_CTX_reset(scratch_digest)
+        EVP_MD_CTX_reset(saved_digest)
+        self.forward_digest = self.backward_digest = NULL
         if self.cgo_forward != NULL:
             cgo_free(self.cgo_forward)
         if self.cgo_backward != NULL:
@@ -138,8 +144,8 @@ cdef class Layer:
         """Have a running digest take in a cell; `tag` gets the beginning of what it is then. 1, or -1."""
         cdef uint8_t[FINAL_LEN_MAX] final
         if (EVP_DigestUpdate(running, body, CELL_BODY_LEN) != 1
-                or EVP_MD_CTX_copy_ex(self.scratch_digest, running) != 1
-                or EVP_DigestFinal_ex(self.scratch_digest, final, NULL) != 1):
+                or EVP_MD_CTX_copy_ex(scratch_digest, running) != 1
+                or EVP_DigestFinal_ex(scratch_digest, final, NULL) != 1):
             return -1
         memcpy(tag, final, TAG_LEN_MAX)
         return 1
@@ -160,7 +166,7 @@ cdef class Layer:
             return 0
         # Slow road, one foreign cell in 65,536: the running digest must not keep a cell that was not
         # for this hop. At the last hop a mismatch ends the circuit, so nothing needs saving there.
-        if not is_last and EVP_MD_CTX_copy_ex(self.saved_digest, self.backward_digest) != 1:
+        if not is_last and EVP_MD_CTX_copy_ex(saved_digest, self.backward_digest) != 1:
             return -1
         memcpy(digest, body + DIGEST_AT, DIGEST_LEN)
         memset(body + DIGEST_AT, 0, DIGEST_LEN)
@@ -169,6 +175,6 @@ cdef class Layer:
         if CRYPTO_memcmp(digest, tag, DIGEST_LEN) == 0:
             return 1
         memcpy(body + DIGEST_AT, digest, DIGEST_LEN)
-        if not is_last and EVP_MD_CTX_copy_ex(self.backward_digest, self.saved_digest) != 1:
+        if not is_last and EVP_MD_CTX_copy_ex(self.backward_digest, saved_digest) != 1:
             return -1
         return 0

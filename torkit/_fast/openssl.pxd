@@ -29,6 +29,7 @@ cdef extern from "openssl/evp.h" nogil:
     const EVP_MD* EVP_sha3_256()
     EVP_MD_CTX* EVP_MD_CTX_new()
     void EVP_MD_CTX_free(EVP_MD_CTX* ctx)
+    int EVP_MD_CTX_reset(EVP_MD_CTX* ctx)
     int EVP_MD_CTX_copy_ex(EVP_MD_CTX* out, const EVP_MD_CTX* data)
     int EVP_DigestInit_ex(EVP_MD_CTX* ctx, const EVP_MD* kind, ENGINE* impl)
     int EVP_DigestUpdate(EVP_MD_CTX* ctx, const void* data, size_t count)

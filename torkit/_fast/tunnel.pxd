@@ -29,7 +29,7 @@ cdef enum Breakage:
 cdef class Tunnel(Outlet):
     cdef public object owner      # the caller's own; never looked at here
     cdef IdTable streams
-    cdef object blocked           # deque of streams that wait for the window
+    cdef object blocked           # deque of streams that wait for the window, once one has had to
     cdef bint is_over
     cdef Py_ssize_t kept          # bytes that somebody keeps of what its streams have brought
     cdef bint is_written_off      # `kept` counts no more: who keeps it has been told to let go
@@ -48,6 +48,7 @@ cdef class Tunnel(Outlet):
     cdef int count_idle(self, list events) except -1
     cdef int fail(self, list events, str reason) except -1
     cdef int seal_message(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body) except -1
+    cdef int wait_for_window(self, Stream stream) except -1
     cdef int unblock(self, list events) except -1
     cdef void end_streams(self) noexcept
     cdef void break_for(self, Breakage reason) noexcept

@@ -26,7 +26,6 @@ cdef class Tunnel(Outlet):
 
     def __cinit__(self):
         self.streams = IdTable()
-        self.blocked = deque()
         self.idle_cells.left = IDLE_CELLS_BRIM
         self.idle_cells.filled_at = monotonic()
 
@@ -188,10 +187,17 @@ cdef class Tunnel(Outlet):
 
     # --- departing --------------------------------------------------------------------------------
 
+    cdef int wait_for_window(self, Stream stream) except -1:
+        """Have `stream` told when the window opens."""
+        if self.blocked is None:
+            self.blocked = deque()
+        self.blocked.append(stream)
+        return 0
+
     cdef int unblock(self, list events) except -1:
         """The window has opened: every stream that waited for it may try, oldest first."""
         cdef Stream stream
-        while self.blocked:
+        while self.blocked is not None and len(self.blocked):
             stream = <Stream>self.blocked.popleft()
             if stream.is_blocked:
                 stream.is_blocked = False
@@ -206,7 +212,7 @@ cdef class Tunnel(Outlet):
             if entry is not None:
                 (<Stream>entry).state = StreamState.ENDED
         self.streams.clear()
-        self.blocked.clear()
+        self.blocked = None
 
     cdef void break_off(self) noexcept:
         """End because memory has run out; the owner is told by an event."""

@@ -33,6 +33,7 @@ class Current:
         self._cgo = cgo
         self.testing = testing
         self._clock = ClockGuard()
+        self._settings: CircuitSettings | None = None  # while the directory is the same
 
     @property
     def directory(self) -> Directory:
@@ -48,6 +49,7 @@ class Current:
     def use(self, directory: Directory) -> None:
         """Go by this one from now on."""
         self.known = directory
+        self._settings = None
         if self.journal.is_heard:
             self.journal.tell(DirectoryChanged(directory.consensus.valid_after, len(directory)))
         for reader in self._readers:
@@ -55,7 +57,7 @@ class Current:
 
     def drop(self) -> None:
         """Go by none: what there was is too old."""
-        self.known = None
+        self.known = self._settings = None
 
     def hurry(self) -> None:
         """Have what is missing fetched now, for whoever cannot go on without it."""
@@ -72,11 +74,13 @@ class Current:
         return max(value, TESTING_MIN_TIMEOUT) if is_raised else value
 
     def circuit_settings(self) -> CircuitSettings:
-        """The settings of circuits that are built now."""
-        return CircuitSettings(
-            self.params(),
-            self._cgo,
-            self._clock,
-            refuse_internal=not self.testing,
-            journal=self.journal,
-        )
+        """The settings of circuits that are built now, which share one object."""
+        if self._settings is None:
+            self._settings = CircuitSettings(
+                self.params(),
+                self._cgo,
+                self._clock,
+                refuse_internal=not self.testing,
+                journal=self.journal,
+            )
+        return self._settings

@@ -9,6 +9,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
+from functools import cache
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -88,6 +90,7 @@ class CircuitSettings:
         journal: Journal | None = None,
     ) -> None:
         self.params = params or {}
+        self.stream_params = flow.StreamParams.from_params(self.params)
         self.cgo = cgo
         self.clock = clock or flow.ClockGuard()
         self.half_open_time = half_open_time
@@ -118,7 +121,7 @@ class Circuit:
         self.path: tuple[Relay, ...] = ()
         self.hops: tuple[HopInfo, ...] = ()
         self.error: TorkitError | None = None
-        self.on_end: Callable[[], None] | None = None
+        self.on_end: Callable[[Circuit], None] | None = None
         self.watch = UNWATCHED  # told what becomes of it, for its guard's sake
         self.unnamed_hop: int | None = None  # the number of one that events do not name
         self.is_built = False
@@ -127,9 +130,8 @@ class Circuit:
         self._channel = channel
         self._core = core
         self._settings = settings
-        self._stream_params = flow.StreamParams.from_params(settings.params)
         self._vegas: list[flow.Vegas | None] = []
-        self._streams: set[StreamOwner] = set()
+        self._streams: set[StreamOwner] | None = None  # an empty one would take 216 bytes of every circuit
         self._reply: Reply | None = None
         self.is_joined = False  # with an onion service, behind the last of `path`
         if self.journal.is_heard:
@@ -137,7 +139,7 @@ class Circuit:
 
     def __repr__(self) -> str:
         state = "open" if self.error is None else f"ended: {self.error}"
-        path = " - ".join(self._names)
+        path = " - ".join(self.names())
         return (
             f"<Circuit {self.id} {self.purpose}, {path or 'no hops'}, {self.stream_count} streams, {state}>"
         )
@@ -222,35 +224,27 @@ class Circuit:
         self.path += (relay,)
         self.hops += (
             HopInfo(
-                handshake=hop.handshake_type.name.lower().replace("_", "-"),
-                layer=hop.layer.name.lower(),
+                handshake=_word(hop.handshake_type),
+                layer=_word(hop.layer),
                 flow_control="fixed" if vegas is None else "vegas",
                 sendme_inc=CIRCUIT_WINDOW_INCREMENT if vegas is None else vegas.increment,
                 seconds=trio.current_time() - started,
             ),
         )
         if self.journal.is_heard:
-            self.journal.tell(CircuitExtended(self.id, len(self.path), self._names[-1]))
+            self.journal.tell(CircuitExtended(self.id, len(self.path), self.names()[-1]))
 
     def note_built(self) -> None:
         """Every hop that it was to have was made."""
         self.is_built = True
         self.watch.note_built()
         if self.journal.is_heard:
-            self.journal.tell(CircuitBuilt(self.id, self._names))
+            self.journal.tell(CircuitBuilt(self.id, self.names()))
 
-    @property
-    def nicknames(self) -> tuple[str, ...]:
-        """Of its relays, but for one that events do not name."""
+    def names(self, of: Callable[[Relay], str] = name_of) -> tuple[str, ...]:
+        """What its relays are called, by default as in events; one of them may be UNNAMED."""
         return tuple(
-            UNNAMED if hop == self.unnamed_hop else relay.nickname for hop, relay in enumerate(self.path, 1)
-        )
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        """What events call its relays."""
-        return tuple(
-            UNNAMED if hop == self.unnamed_hop else name_of(relay) for hop, relay in enumerate(self.path, 1)
+            UNNAMED if hop == self.unnamed_hop else of(relay) for hop, relay in enumerate(self.path, 1)
         )
 
     def _add_layer(self, layer: Layer, sendme_inc: int | None, path: flow.PathKind) -> flow.Vegas | None:
@@ -309,7 +303,7 @@ class Circuit:
     @property
     def stream_count(self) -> int:
         """Streams that this end holds open."""
-        return len(self._streams)
+        return 0 if self._streams is None else len(self._streams)
 
     @property
     def has_room(self) -> bool:
@@ -356,7 +350,7 @@ class Circuit:
         core = self._open_stream(is_resolve=False)
         stream = Stream(self, core, self._flow_of(core.hop), number)
         core.owner = stream
-        self._streams.add(stream)
+        self._add_stream(stream)
         self._core.send(core.hop, command, core.id, body)
         return stream
 
@@ -385,7 +379,9 @@ class Circuit:
         """What watches XON and XOFF of one stream; None where it has windows."""
         if self._vegas[hop] is None:
             return None
-        return StreamFlow(self._stream_params, self._settings.clock, peer_is_onion_service=self.is_joined)
+        return StreamFlow(
+            self._settings.stream_params, self._settings.clock, peer_is_onion_service=self.is_joined
+        )
 
     async def settle(self) -> None:
         """Wait until the last hop has all that was sent: it answers what is sent now, and cells keep order.
@@ -410,7 +406,7 @@ class Circuit:
         core = self._open_stream(is_resolve=True)
         resolution = _Resolution(self)
         core.owner = resolution
-        self._streams.add(resolution)
+        self._add_stream(resolution)
         self._core.send(core.hop, RelayCommand.RESOLVE, core.id, question)
         try:
             await resolution.has_come.wait()
@@ -427,10 +423,15 @@ class Circuit:
             self._channel.note_use(Use.STREAMS)
         return self._core.open_stream(self._core.hop_count - 1, is_resolve)
 
+    def _add_stream(self, owner: StreamOwner) -> None:
+        if self._streams is None:
+            self._streams = set()
+        self._streams.add(owner)
+
     def close_stream(self, owner: StreamOwner, core: CoreStream, end_body: bytes) -> None:
         self._core.close_stream(core, end_body, self._settings.half_open_time)
         core.owner = None  # the core keeps its stream for what is under way, long after everybody else
-        self._streams.discard(owner)
+        self.forget_stream(owner)
 
     def send_message(self, core: CoreStream, command: RelayCommand, body: bytes) -> None:
         """Seal one message on a stream, if it is still open."""
@@ -438,8 +439,10 @@ class Circuit:
             self._core.send(core.hop, command, core.id, body)
 
     def forget_stream(self, owner: StreamOwner) -> None:
-        """The peer has ended it."""
-        self._streams.discard(owner)
+        """It has ended."""
+        if self._streams is not None:
+            self._streams.discard(owner)
+            self._streams = self._streams or None
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -473,11 +476,11 @@ class Circuit:
         self._channel.close_circuit(self._core)
         if self._reply is not None:
             self._reply.has_come.set()
-        for owner in list(self._streams):
+        for owner in list(self._streams or ()):
             owner.fail(error)
-        self._streams.clear()
+        self._streams = None
         if self.on_end is not None:
-            self.on_end()
+            self.on_end(self)
 
     # --- called by the channel's reader -----------------------------------------------------------
 
@@ -523,6 +526,12 @@ class Circuit:
         self._reply.body = body
         self._reply.has_come.set()
         return None
+
+
+@cache
+def _word(kind: Enum) -> str:
+    """What a kind of handshake or layer is called: one string for all hops that have it."""
+    return kind.name.lower().replace("_", "-")
 
 
 def _layer_of(kind: LayerKind, keys: bytes) -> Layer:

@@ -57,6 +57,7 @@ class Circuits:
         self._nursery = nursery
         self._directory: Directory | None = None
         self._shelves = Shelves()
+        self._on_end = self._forget  # one for all circuits
         self._building: dict[Hashable, trio.Event] = {}  # by key
         self._is_built = trio.Event()  # the next circuit
         self._clock_watch = ClockWatch()
@@ -179,7 +180,7 @@ class Circuits:
         if self._directory is not None:
             entry.note_directory(self._directory)
         self._shelves.add(entry)
-        circuit.on_end = lambda: self._forget(entry)
+        circuit.on_end = self._on_end
         self._is_built.set()
         self._is_built = trio.Event()
         return entry
@@ -205,8 +206,9 @@ class Circuits:
             if entry.circuit.path[0].identity == first.identity:
                 entry.circuit.close("its guard does not answer")
 
-    def _forget(self, entry: Entry) -> None:
-        self._shelves.forget(entry)
+    def _forget(self, circuit: Circuit) -> None:
+        if (entry := self._shelves.entry_of(circuit)) is not None:
+            self._shelves.forget(entry)
         self.is_short.set()
 
     # --- ending their use -------------------------------------------------------------------------

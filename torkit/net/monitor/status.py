@@ -101,7 +101,7 @@ def _circuit_status(parts: "Parts", circuit: Circuit) -> CircuitStatus:
         circuit.purpose,
         state,
         round(trio.current_time() - circuit.began_at, 1),
-        circuit.nicknames,
+        circuit.names(lambda relay: relay.nickname),
         circuit.stream_count,
     )
 

@@ -145,7 +145,7 @@ class OnionServices:
         Not at once: a DESTROY would overtake what relays still hold of an upload that has ended.
         """
         has_ended = trio.Event()
-        entry.circuit.on_end = has_ended.set
+        entry.circuit.on_end = lambda _: has_ended.set()
         was_idle = False
         while entry.circuit.error is None:
             is_idle = entry.circuit.stream_count == 0 and self._entry(key) is not entry
