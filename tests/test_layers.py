@@ -63,6 +63,7 @@ NET_ROOMS = {
     "link": {"circuit"},
     "circuits": {"circuit", "link"},
     "dir": {"circuit", "link", "circuits"},
+    "monitor": {"circuit"},
     "onion": {"circuit", "circuits", "dir"},
     "proxy": {"circuit", "link", "circuits"},
 }
@@ -224,6 +225,11 @@ def test_imports_keep_the_rules(path: Path) -> None:
 )
 def test_a_broken_rule_is_seen(importer: str, imported: str) -> None:
     assert broken_rule(Import(importer, imported, frozenset(), ""))
+
+
+def test_every_room_of_net_has_its_rules() -> None:
+    rooms = {path.parent.name for path in (ROOT / "torkit/net").glob("*/__init__.py")}
+    assert rooms == set(NET_ROOMS)
 
 
 def test_sockets_to_relays_are_opened_in_one_place() -> None:

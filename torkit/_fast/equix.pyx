@@ -130,7 +130,7 @@ cdef class HashX:
 
 
 def verify(bytes challenge not None, bytes solution not None):
-    """Whether `solution`, 16 bytes, solves the challenge. A challenge that gives no program has no solution."""
+    """Returns whether `solution`, 16 bytes, solves the challenge. One that gives no program has no solution."""
     if len(solution) != SOLUTION_LEN:
         raise UsageError(f"a solution is {SOLUTION_LEN} bytes, not {len(solution)}")
     cdef int width, at
