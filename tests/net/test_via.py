@@ -1,5 +1,6 @@
 """Streams and look-ups through a proxy that runs already, on a circuit through scripted relays."""
 
+import inspect
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import trio.testing
 from fake_tor import FakeAnswer
 from proxied import CONNECT, GRANTED, GREETING, Proxy, ScriptedTor, proxy_for, receive_all, receive_exactly
 
+from torkit.client import Tor
 from torkit.errors import EndReason, NoProxy, OnionServiceError, OnionStep, StreamClosed, TimedOut, UsageError
 from torkit.net.proxy import Isolate, carrier, serve_socks, shared
 from torkit.net.via import Via, ViaAnswer
@@ -157,6 +159,14 @@ async def test_what_is_no_proxy_is_told_and_learns_no_destination(answer: bytes)
         with pytest.raises(NoProxy):
             await Via(listener.socket.getsockname(), network=PUBLIC).connect("web.test", 80)
     assert b"web.test" not in heard
+
+
+@pytest.mark.parametrize("name", ["wait_ready", "connect", "resolve", "settle"])
+def test_a_proxy_takes_what_a_client_takes(name: str) -> None:
+    ours, theirs = (inspect.signature(getattr(one, name)).parameters for one in (Via, Tor))
+    assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+        (p.name, p.kind, p.default) for p in theirs.values()
+    ]
 
 
 # --- a proxy behind which there is another: `torkit run --via` -------------------------------------------

@@ -47,6 +47,8 @@ class Client:
         """Its state. No destination: what is printed may be logged."""
         if self._carrier is not None:
             state = f"carries {self._stream!r}"
+        elif self._far is not None:
+            state = "is carried to another proxy"
         elif self._requested is not None:
             state = "waits for its stream"
         else:
