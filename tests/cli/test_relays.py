@@ -175,7 +175,7 @@ def test_wrong_usage_is_said(shelf: Shelf, options: list[str], reason: str) -> N
 def test_country_without_a_file_of_countries_is_an_error(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path / "none")
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIRS", (shelf.path / "none",))
     for options in (["--country", "us"], ["--columns", "country"], ["--sort", "country"]):
         status, out, err = shelf("relays", *shelf.source(), *options)
         assert (status, out) == (2, "")

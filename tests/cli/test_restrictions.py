@@ -54,10 +54,10 @@ def test_countries_are_never_silently_ignored(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     (shelf.path / "data").mkdir()
-    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path / "none")
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIRS", (shelf.path / "none",))
     status, _, err = shelf("build-circuit", option, "{aa}")
     assert (status, "no file of countries is installed" in err) == (WRONG_USAGE, True)
-    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path)
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIRS", (shelf.path,))
     status, _, err = shelf("build-circuit", option, "{aa},{??},{zz}")
     assert (status, "no address is in a country 'zz'" in err) == (WRONG_USAGE, True)
 
@@ -68,7 +68,8 @@ def test_a_file_of_countries_can_be_named_for_every_command(
 ) -> None:
     """Where tor-geoipdb is not installed, as off Debian."""
     (shelf.path / "data").mkdir()
-    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path / "none")
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIRS", (shelf.path / "none",))
+    assert "no file of countries is installed" in shelf(*command, "--exit-nodes", "{zz}")[2]
     status, _, err = shelf(*command, *shelf.geoip, "--exit-nodes", "{zz}")
     assert (status, "no address is in a country 'zz'" in err) == (WRONG_USAGE, True)
     monkeypatch.setenv("TORKIT_GEOIP", shelf.geoip[1])
@@ -76,8 +77,17 @@ def test_a_file_of_countries_can_be_named_for_every_command(
     assert (status, "no address is in a country 'zz'" in err) == (WRONG_USAGE, True)
 
 
+def test_countries_are_told_by_the_first_file_that_a_package_has_installed(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIRS", (shelf.path / "none", shelf.path))
+    country_of = country_lookup(Constraints(exits=frozenset({"{aa}"})), None)
+    assert country_of is not None
+    assert country_of("10.0.0.1") == "aa"
+
+
 def test_country_of_a_relay_is_looked_up_once(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIR", shelf.path)
+    monkeypatch.setattr("torkit.cli.countries.GEOIP_DIRS", (shelf.path,))
     assert country_lookup(None, None) is None
     assert country_lookup(Constraints(exits=frozenset({"relay1"})), None) is None
     country_of = country_lookup(Constraints(exclude=frozenset({"{AA}", "{??}"})), None)

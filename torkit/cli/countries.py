@@ -13,7 +13,8 @@ from torkit.errors import UsageError
 if TYPE_CHECKING:
     pass
 
-GEOIP_DIR = Path("/usr/share/tor")  # of Debian's tor-geoipdb
+# Where packages keep C tor's files: Linux distributions', those of BSDs and of Homebrew on Intel, Homebrew's.
+GEOIP_DIRS = tuple(map(Path, ("/usr/share/tor", "/usr/local/share/tor", "/opt/homebrew/share/tor")))
 
 GeoIP = Annotated[
     Path | None,
@@ -67,7 +68,7 @@ class Countries:
         from torkit.directory.geoip import MAX_GEOIP_LEN
 
         if version not in self._texts:
-            installed = GEOIP_DIR / ("geoip" if version == 4 else "geoip6")
-            path = self._paths[version] or (installed if installed.exists() else None)
+            places = (directory / ("geoip" if version == 4 else "geoip6") for directory in GEOIP_DIRS)
+            path = self._paths[version] or next((place for place in places if place.exists()), None)
             self._texts[version] = None if path is None else read_file(path, MAX_GEOIP_LEN)
         return self._texts[version]
