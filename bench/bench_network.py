@@ -353,10 +353,10 @@ async def starts(net: Testnet, scratch: Path, port: int, count: int) -> list[Lin
     os.kill(warm.pid, signal.SIGTERM)  # it keeps its state
     await trio.to_thread.run_sync(os.waitid, os.P_PID, warm.pid, os.WEXITED | os.WNOWAIT)
     connect = [*torkit_command(net, scratch / "starts/torkit"), "connect", f"web.test:{port}"]
-    await _start_torkit(connect)  # fills the cache
+    await start_connect(connect)  # fills the cache
     ours, theirs = [], []
     for _ in range(count):
-        ours.append(await _start_torkit(connect))
+        ours.append(await start_connect(connect))
         theirs.append(await _start_c_tor(torrc, Route(warm.socks, port)))
     return [compare("process start to first byte, warm cache", "seconds", ours, theirs, "C tor", bar=0.6)]
 
@@ -367,7 +367,7 @@ def _torrc_of(net: Testnet, client: Client) -> Path:
     return found
 
 
-async def _start_torkit(command: Sequence[str]) -> float:
+async def start_connect(command: Sequence[str]) -> float:
     started = monotonic()
     async with trio.open_nursery() as nursery:
         start = partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, check=False)

@@ -6,6 +6,7 @@ import queue
 import random
 import socket
 import socketserver
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -112,6 +113,30 @@ class WebServer(TargetServer):
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+
+class FilesServer(TargetServer):
+    """GET for what lies in a directory; with `tls`, whose context is a server's, over TLS."""
+
+    def __init__(self, directory: Path, tls: ssl.SSLContext | None = None) -> None:
+        self._directory = str(directory)
+        self._tls = tls
+        super().__init__()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self._tls is not None:  # its handshake comes with the first read, which is another thread's
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    class handler(http.server.SimpleHTTPRequestHandler):  # noqa: N801
+        server: "FilesServer"
+
+        def __init__(self, request: Any, client_address: Any, server: "FilesServer") -> None:
+            super().__init__(request, client_address, server, directory=server._directory)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -1,6 +1,5 @@
 """`torkit connect` between the programs of a pipe: ends of file, statuses, signals, bulk, and below ssh."""
 
-import getpass
 import os
 import re
 import selectors
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from network.far_servers import git_server, make_repository, ssh_server
 from network.servers import (
     BANNER,
     HOST,
@@ -234,51 +234,8 @@ def test_below_socat_whose_pipe_is_a_socket_pair(shell: Shell, web_server: WebSe
 @pytest.fixture(scope="module")
 def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The beginning of a line that logs in, through torkit, to a real sshd with keys of this test alone."""
-    directory = tmp_path_factory.mktemp("ssh")
-    for name in ("host", "user"):
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True, timeout=30
-        )
-    host_key = (directory / "host.pub").read_text()
-    privileges = Path("/run/sshd")
-    made = os.geteuid() == 0 and not privileges.exists()
-    if made:
-        privileges.mkdir(mode=0o755)  # sshd will not start as root without; its service makes it
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    (directory / "sshd_config").write_text(
-        f"ListenAddress {HOST}:{port}\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/user.pub\n"
-        "PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\n"
-        "PermitRootLogin prohibit-password\n"
-    )
-    (directory / "known_hosts").write_text(f"[shell.test]:{port} {host_key}")
-    (directory / "ssh_config").write_text(
-        f"Host *\nPort {port}\nUser {getpass.getuser()}\nIdentityFile {directory}/user\nIdentitiesOnly yes\n"
-        f"UserKnownHostsFile {directory}/known_hosts\nGlobalKnownHostsFile none\n"
-        "BatchMode yes\nLogLevel ERROR\n"
-        "ProxyCommand torkit connect %h %p\n"
-    )
-    with (directory / "log").open("wb") as log:
-        sshd = subprocess.Popen(
-            ["/usr/sbin/sshd", "-D", "-e", "-f", directory / "sshd_config"],
-            stdin=subprocess.DEVNULL,
-            stderr=log,
-        )
-
-    def listens() -> bool:
-        assert sshd.poll() is None, (directory / "log").read_text()
-        with socket.socket() as client:
-            return client.connect_ex((HOST, port)) == 0
-
-    try:
-        wait_until(listens, 10, "sshd to listen")
-        yield f"ssh -F {directory}/ssh_config shell.test"
-    finally:
-        sshd.kill()
-        sshd.wait()
-        if made:
-            privileges.rmdir()
+    with ssh_server(tmp_path_factory.mktemp("ssh")) as line:
+        yield f"{line} -o ProxyCommand='torkit connect %h %p' shell.test"
 
 
 @skip_without("ssh", "ssh-keygen", "sshd")
@@ -301,42 +258,16 @@ def test_ssh_to_a_name_that_does_not_exist_ends_with_the_reason(shell: Shell, ss
     assert re.search(rb"torkit: \w+: the exit found no such name \(RESOLVEFAILED\)", result.stderr)
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
 @skip_without("git")
 def test_git_clones_through_a_proxy_command(shell: Shell, tmp_path: Path) -> None:
     """git has all it wants, closes both of its pipes and looks at the status (core.gitProxy)."""
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com"]
-    work, bare = tmp_path / "work", tmp_path / "served" / "r.git"
-    subprocess.run([*git, "init", "-q", work], check=True)
-    (work / "file").write_bytes(os.urandom(200_000))
-    subprocess.run([*git, "-C", work, "add", "file"], check=True)
-    subprocess.run([*git, "-C", work, "commit", "-q", "-m", "one"], check=True)
-    subprocess.run([*git, "clone", "-q", "--bare", work, bare], check=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    daemon = subprocess.Popen(
-        [
-            *("git", "daemon", "--export-all"),
-            "--listen=127.0.0.1",
-            f"--base-path={bare.parent}",
-            f"--port={port}",
-        ],
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_until(lambda: _listens(port), 20, "git daemon to listen")
-        proxy = tmp_path / "proxy"
-        proxy.write_text('#!/bin/sh\nexec torkit connect "$1" "$2"\n')
-        proxy.chmod(0o755)
+    content = os.urandom(200_000)
+    make_repository(tmp_path / "served" / "r.git", content)
+    proxy = tmp_path / "proxy"
+    proxy.write_text('#!/bin/sh\nexec torkit connect "$1" "$2"\n')
+    proxy.chmod(0o755)
+    with git_server(tmp_path / "served", tmp_path / "log") as port:
         line = f"git -c core.gitProxy={proxy} clone -q git://git.test:{port}/r.git {tmp_path}/copy"
         result = shell.run(line, timeout=60)
-        assert (result.returncode, result.stderr) == (0, b"")
-        assert (tmp_path / "copy" / "file").read_bytes() == (work / "file").read_bytes()
-    finally:
-        os.killpg(daemon.pid, signal.SIGTERM)
-        daemon.wait()
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert (tmp_path / "copy" / "file").read_bytes() == content

@@ -3,18 +3,14 @@
 Every name is one that only the exits' DNS knows.
 """
 
-import functools
-import http.server
 import socket
-import socketserver
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from network.servers import HOST, PAGE, WebServer, sha256_of
+from network.far_servers import make_repository
+from network.servers import HOST, PAGE, FilesServer, WebServer, sha256_of
 from network.torkit_process import Proxy, Shell, skip_without, wait_until
 
 pytestmark = pytest.mark.network
@@ -118,40 +114,15 @@ def test_tor_resolve_finds_a_tor(shell: Shell, proxy: Proxy) -> None:
 # --- git -----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _files_served(directory: Path) -> Iterator[int]:
-    """The port of a web server for what lies in `directory`."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    serve = functools.partial(Handler, directory=str(directory))
-    with socketserver.ThreadingTCPServer((HOST, 0), serve) as server:
-        server.daemon_threads = True
-        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
-        serving.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            serving.join()
-
-
 @skip_without("git")
 def test_git_clones_by_http(shell: Shell, proxy: Proxy, tmp_path: Path) -> None:
-    who = "-c user.name=x -c user.email=x@example.org"
-    make = (
-        f"git init -q -b main {tmp_path}/made && cd {tmp_path}/made && seq 90000 > numbers && git add ."
-        f" && git {who} commit -qm numbers && git clone -q --bare . {tmp_path}/served/r.git"
-        f" && git -C {tmp_path}/served/r.git update-server-info"
-    )
-    assert shell.run(make).returncode == 0
-    with _files_served(tmp_path / "served") as port:
-        clone = f"git -c http.proxy=socks5h://{proxy.address} clone -q http://web.test:{port}/r.git"
+    content = b"".join(b"%d\n" % number for number in range(90_000))
+    make_repository(tmp_path / "served" / "r.git", content)
+    with FilesServer(tmp_path / "served") as server:
+        clone = f"git -c http.proxy=socks5h://{proxy.address} clone -q http://web.test:{server.port}/r.git"
         result = shell.run(f"{clone} {tmp_path}/copy")
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "copy/numbers").read_bytes() == (tmp_path / "made/numbers").read_bytes()
+    assert (tmp_path / "copy/file").read_bytes() == content
 
 
 # --- Programs that bring SOCKS with their language -----------------------------------------------------

@@ -40,15 +40,16 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
         time.sleep(POLL_INTERVAL)
 
 
+def missing(*programs: str) -> list[str]:
+    """Those of `programs` that this machine does not have."""
+    places = f"{os.environ.get('PATH', '')}:/usr/sbin".split(":")
+    return [name for name in programs if not any(os.access(f"{place}/{name}", os.X_OK) for place in places)]
+
+
 def skip_without(*programs: str) -> pytest.MarkDecorator:
     """For tests of what not every machine has."""
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
-    missing = [
-        name
-        for name in programs
-        if not any(os.access(f"{place}/{name}", os.X_OK) for place in path.split(":"))
-    ]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {' '.join(missing)}")
+    lacking = missing(*programs)
+    return pytest.mark.skipif(bool(lacking), reason=f"not installed: {' '.join(lacking)}")
 
 
 @dataclass(frozen=True)
