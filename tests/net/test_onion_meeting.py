@@ -266,6 +266,26 @@ async def test_stems_that_fail_are_no_fault_of_the_points(patient_clock: MockClo
         assert len(home.points.usable(home.service.descriptor().points, trio.current_time())) == 3
 
 
+async def test_who_has_been_introduced_is_waited_for_though_no_circuit_can_be_built_any_more(
+    patient_clock: MockClock,
+) -> None:
+    async with a_home() as home, trio.open_nursery() as nursery:
+
+        async def come_late(introduction: Introduction) -> None:
+            await trio.sleep(55)
+            home.service.meet(introduction)
+            home.service.cookies[introduction.cookie][0].link.on_output()
+
+        def acknowledge(introduction: Introduction) -> None:
+            introduction.acknowledge()
+            home.broken_stems = 1 << 30
+            nursery.start_soon(come_late, introduction)
+
+        home.service.on_introduce = acknowledge
+        await home.meet()
+        assert home.broken_stems == (1 << 30) - MAX_OTHER_FAILURES
+
+
 async def test_stems_that_are_silent_are_no_fault_of_the_points(patient_clock: MockClock) -> None:
     async with a_home() as home:
         home.silent_stems = 2

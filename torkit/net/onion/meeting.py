@@ -132,19 +132,19 @@ class Meeting:
         work = self._descriptor.proof_of_work
         if work is not None and is_expired(work, time.time()):
             await self._fetch_anew()
-        while self._may_go_on():
-            point = await self._choose_point()
+        while True:
+            point = await self._choose_point() if self._may_begin() else None
             if point is not None:
                 self._count += 1
                 self._under_way.add(point.auth_key)
                 self._nursery.start_soon(self._attempt, self._descriptor, point)
-            elif await self._rest():
+            elif self._may_begin() and await self._rest():
                 continue
             elif not self._under_way:
                 return
             await self._wait_for_change()
 
-    def _may_go_on(self) -> bool:
+    def _may_begin(self) -> bool:
         return self._count < MAX_ATTEMPTS and self._other_failure_count < MAX_OTHER_FAILURES
 
     async def _wait_for_change(self) -> None:
@@ -222,6 +222,7 @@ class Meeting:
             if attempt.step is OnionStep.INTRODUCTION:  # it, or the service behind it, was silent
                 self._points.note(point, PointFailure.TIMED_OUT, trio.current_time())
             self._note_failure(TimedOut(f"no answer within {ATTEMPT_TIMEOUT:g} s"), attempt.step)
+            rendezvous.close()  # it may be what was silent
         except TorkitError as error:
             logger.info("an introduction to the onion service failed: %s", error)
             self._note_failure(error, attempt.step)
@@ -234,7 +235,7 @@ class Meeting:
             else:
                 circuit.close()
         finally:
-            if attempt.is_cookie_spent or self._spare is not None:
+            if attempt.is_cookie_spent or rendezvous.has_failed or self._spare is not None:
                 rendezvous.close()
             else:
                 self._spare = rendezvous

@@ -44,7 +44,10 @@ class RendezvousPoint:
 
     @property
     def has_failed(self) -> bool:
-        return self._error is not None or (self._circuit is not None and self._circuit.error is not None)
+        """Whether nobody can be met here any more."""
+        if self._circuit is not None:
+            return self._circuit.error is not None
+        return self._error is not None or self._is_closed
 
     async def wait(self) -> Circuit:
         """Its circuit. Raises what made it fail."""
