@@ -19,11 +19,33 @@ from torkit.directory.cache import Cache
 from torkit.errors import (
     NoDirectory,
     NoGuard,
+    StorageError,
 )
 from torkit.learnt.build_times import INITIAL
 from torkit.net.current import TESTING_MIN_TIMEOUT
 from torkit.net.state import load_state
 from torkit.paths.constraints import Constraints
+
+
+async def test_a_disk_that_is_full_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the guards of a first start can be kept, nor what is learnt of them."""
+    calls = 0
+
+    def fail(_cache: Cache, _values: dict[str, Any]) -> None:
+        nonlocal calls
+        calls += 1
+        raise StorageError("state.json: No space left on device")
+
+    monkeypatch.setattr(Cache, "update_state", fail)
+    monkeypatch.setattr(Cache, "add_to_state", fail)
+    async with served_tor(tmp_path) as (tor, _), await tor.connect("web.test", 80):
+        pass
+    assert calls > 1
+    assert [record.message for record in caplog.records if "could not be kept" in record.message] == [
+        "the guards could not be kept: state.json: No space left on device"
+    ]
 
 
 async def test_a_state_that_cannot_be_read_is_set_aside_and_told(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import trio
 
 from torkit.directory.cache import Cache
-from torkit.errors import OutOfResources, StorageError
+from torkit.errors import OutOfResources, StorageError, TorkitError
 from torkit.net.shortage import run_in_thread
 from torkit.paths.constraints import Constraints
 from torkit.paths.guards import Guards
@@ -66,9 +66,13 @@ class StateFile:
             except (StorageError, OutOfResources) as error:
                 for part in changed:
                     part.has_changed = True  # written with the next change, or in a while
-                if not self._has_warned:
-                    logger.warning("the guards could not be kept: %s", error)
-                self._has_warned = True
+                self.note_unkept(error)
+
+    def note_unkept(self, error: TorkitError) -> None:
+        """Say why nothing could be written, once until something is."""
+        if not self._has_warned:
+            logger.warning("the guards could not be kept: %s", error)
+        self._has_warned = True
 
     async def _write(self, parts: list[Part]) -> Path | None:
         values: dict[str, Any] = {}

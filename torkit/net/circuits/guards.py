@@ -200,7 +200,7 @@ class GuardKeeper:
                 try:
                     kept = await self._state.agree(drawn)
                 except (StorageError, OutOfResources) as error:
-                    logger.warning("the guards could not be kept: %s", error)
+                    self._state.note_unkept(error)
             if any(kept[name] != guards for name, guards in drawn.items()):
                 self.guards, _ = Guards.from_state(
                     kept, now=time.time(), rng=self._rng, restrictions=self._restrictions
