@@ -34,6 +34,7 @@ from torkit.testnet import Testnet, run_testnet
 IDENTITIES = 1000  # at once
 FEW, MANY = 100, 10_000  # circuits that are open while requests are counted
 QUICK_MANY = 2000
+IDLE, QUICK_IDLE = 60.0, 20.0  # seconds
 AT_ONCE = 50  # requests under way, while they are counted or circuits are opened
 ROUNDS = 5
 REQUESTS = 2000  # in a round
@@ -89,6 +90,21 @@ async def measure_crowd(client: Client, route: Route) -> tuple[int, float, float
     return answered, monotonic() - started, client.peak_memory()
 
 
+async def measure_idle(net: Testnet, scratch: Path, seconds: float) -> Line:
+    """Nobody asks for anything, with and without metrics, at once."""
+    async with (
+        running_torkit(net, made(scratch / "plain")) as plain,
+        running_torkit(net, made(scratch / "told"), ["--metrics", "0"]) as told,
+    ):
+        await trio.sleep(SETTLE)
+        before = [client.cpu() for client in (told, plain)]
+        await trio.sleep(seconds)
+        ours, theirs = (
+            100 * (client.cpu() - cpu) / seconds for client, cpu in zip((told, plain), before, strict=True)
+        )
+    return Line("idle CPU with --metrics", "% of a core", ours, theirs, "without")
+
+
 async def rate(route: Route, count: int) -> float:
     """Requests a second, each on one of the first `count` circuits."""
     isolations = [f"many{number * 7919 % count}" for number in range(REQUESTS)]
@@ -103,7 +119,8 @@ async def measure(many: int, with_c_tor: bool) -> list[Line]:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torkit-bench-")))
         say("a private network")
         net, port = await stack.enter_async_context(network(scratch))
-        lines: list[Line] = []
+        say("nobody asks")
+        lines = [await measure_idle(net, scratch, QUICK_IDLE if many < MANY else IDLE)]
 
         say(f"{IDENTITIES} identities at once")
         async with running_torkit(net, scratch) as torkit:
@@ -171,7 +188,7 @@ async def measure(many: int, with_c_tor: bool) -> list[Line]:
                 note=f"C tor answered {theirs_answered} on {theirs_circuits} circuits",
             )
             line.ratio = wall / theirs
-            lines.insert(1, line)
+            lines.insert(2, line)
         return lines
 
 
