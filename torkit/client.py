@@ -32,8 +32,7 @@ from torkit.net.parts import Parts
 from torkit.net.progress import Changes, Progress
 from torkit.net.shortage import run_in_thread
 from torkit.net.state import load_state
-from torkit.paths.constraints import Constraints, country_in
-from torkit.paths.vanguards import VanguardMode
+from torkit.paths.constraints import Constraints, VanguardMode, country_in
 from torkit.proto.circuit import Cgo
 from torkit.proto.destination import is_onion
 from torkit.proto.padding import Padding

@@ -5,7 +5,7 @@ import pytest
 from torkit.cli.app import run_command_line
 from torkit.cli.failures import WRONG_USAGE
 from torkit.cli.options import parse_vanguards
-from torkit.paths.vanguards import VanguardMode
+from torkit.paths.constraints import VanguardMode
 
 
 @pytest.mark.parametrize("mode", VanguardMode)

@@ -10,8 +10,8 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import NoPath
-from torkit.paths.constraints import Constraints
-from torkit.paths.vanguards import VanguardMode, Vanguards, choose_stem
+from torkit.paths.constraints import Constraints, VanguardMode
+from torkit.paths.vanguards import Vanguards, choose_stem
 
 STABLE = "Fast Guard HSDir Running Stable V2Dir Valid"
 DAY = 86400.0

@@ -21,8 +21,7 @@ from torkit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from torkit.paths.constraints import Constraints
-    from torkit.paths.vanguards import VanguardMode
+    from torkit.paths.constraints import Constraints, VanguardMode
     from torkit.proto.padding import Padding
 
 Command = Callable[..., None]

@@ -13,8 +13,7 @@ from torkit.errors import UsageError
 
 if TYPE_CHECKING:
     from torkit.directory.directory import CountryOf
-    from torkit.paths.constraints import Constraints
-    from torkit.paths.vanguards import VanguardMode
+    from torkit.paths.constraints import Constraints, VanguardMode
     from torkit.proto.padding import Padding
 
 # Implementation limit.
@@ -94,7 +93,7 @@ def parse_padding(text: str) -> "Padding":
 
 def parse_vanguards(text: str) -> "VanguardMode":
     """What `--vanguards` names. Says what more than by default costs. Raises UsageError."""
-    from torkit.paths.vanguards import VanguardMode
+    from torkit.paths.constraints import VanguardMode
 
     try:
         mode = VanguardMode(text)

@@ -90,7 +90,7 @@ async def open_client(
 
     from torkit.client import open_tor
     from torkit.config import data_dir
-    from torkit.paths.vanguards import VanguardMode
+    from torkit.paths.constraints import VanguardMode
     from torkit.proto.circuit import Cgo
     from torkit.proto.padding import Padding
 

@@ -26,9 +26,9 @@ from torkit.net.dir.keeper import DirectoryKeeper
 from torkit.net.dir.servers import Sources
 from torkit.net.link.channels import Channels
 from torkit.net.state import StateFile
-from torkit.paths.constraints import Constraints, excluded_places
+from torkit.paths.constraints import Constraints, VanguardMode, excluded_places
 from torkit.paths.guards import Guards
-from torkit.paths.vanguards import VanguardMode, Vanguards
+from torkit.paths.vanguards import Vanguards
 from torkit.proto.circuit import Cgo
 from torkit.proto.padding import Padding
 

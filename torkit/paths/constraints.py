@@ -1,6 +1,7 @@
 """What a path is for, what the user asks of it, and which relays are meant by a name."""
 
 from collections.abc import Iterable
+from enum import Enum
 from typing import NamedTuple
 
 from torkit.directory.directory import Directory
@@ -10,6 +11,18 @@ from torkit.directory.geoip import UNKNOWN
 
 # Those of path-spec, and 6523, which C tor's list has besides.
 LONG_LIVED_PORTS = frozenset({21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6523, 6667, 6697, 8300})
+
+
+class VanguardMode(Enum):
+    """How many places are guarded."""
+
+    LITE = "lite"
+    FULL = "full"
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Names of the sets, as in the consensus's parameters, from the guard on."""
+        return ("l2", "l3") if self is VanguardMode.FULL else ("l2",)
 
 
 class Constraints(NamedTuple):

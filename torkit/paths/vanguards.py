@@ -14,7 +14,6 @@ file and outlive identities: whoever could have them drawn anew would find out w
 
 from collections.abc import Mapping
 from contextlib import suppress
-from enum import Enum
 from random import Random
 from typing import Any
 
@@ -23,7 +22,7 @@ from torkit.directory.netdoc import decode_fingerprint
 from torkit.errors import DocumentError, NoPath
 from torkit.params import Param
 from torkit.paths.choose import PickGuard, draw_middle
-from torkit.paths.constraints import Constraints
+from torkit.paths.constraints import Constraints, VanguardMode
 from torkit.paths.guards import decode_date, encode_date
 
 # Implementation limits: relays drawn until one can be a rendezvous point, as nearly all can; relays of a set
@@ -32,18 +31,6 @@ MAX_DRAWS = 64
 MAX_KEPT = 256
 
 FLAGS = frozenset({"Fast", "Stable", "Running", "Valid"})
-
-
-class VanguardMode(Enum):
-    """How many places are guarded."""
-
-    LITE = "lite"
-    FULL = "full"
-
-    @property
-    def sets(self) -> tuple[str, ...]:
-        """Names of the sets, as in the consensus's parameters, from the guard on."""
-        return ("l2", "l3") if self is VanguardMode.FULL else ("l2",)
 
 
 class Vanguards:
