@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from bench import bench_delay, bench_network, bench_pow
+from bench import bench_delay, bench_doors, bench_network, bench_pow
 from bench.plots import draw
 from bench.processes import GEOIP_MAPS, let_python_keep_bytecode, say
 from bench.table import Line, compare, table
@@ -120,7 +120,8 @@ def main() -> None:
     lines += bench_pow.lines()
     sizes = bench_network.QUICK if is_quick else bench_network.Sizes()
     network_lines, curves = trio.run(bench_network.measure, sizes)
-    lines = [*network_lines, *lines, *bench_delay.run(is_quick=is_quick)]
+    doors = bench_doors.run(is_quick=is_quick)
+    lines = [*network_lines, *doors, *lines, *bench_delay.run(is_quick=is_quick)]
     about = {"date": date, "seconds": round(monotonic() - started), "load_before": load, **versions()}
     report = "\n".join([table(lines), "", *(f"- {key}: {value}" for key, value in about.items())])
     print(report)

@@ -47,6 +47,7 @@ ROOMS = {
     "torkit.httpx": {"aio", "blocking", "client", "net", "socket_errors"},
     "torkit.requests": {"blocking", "socket_errors"},
     "torkit.aiohttp": {"aio", "socket_errors"},
+    "torkit.pytest": {"blocking", "client", "in_thread", "net", "testnet"},
     "torkit.testnet": {"files"},
     # proto: what a user may choose about handshakes.
     "torkit.cli": {
@@ -71,12 +72,13 @@ NET_ROOMS = {
 # Who may import what from elsewhere.
 SHELL = {"torkit.net", "torkit.client", "torkit.in_thread", "torkit.testnet", "torkit.cli"}
 OUTSIDE = {
-    "trio": SHELL | {"torkit.httpx"},
+    "trio": SHELL | {"torkit.httpx", "torkit.pytest"},
     "httpx": {"torkit.httpx"},
     "httpcore": {"torkit.httpx"},
     "requests": {"torkit.requests"},
     "urllib3": {"torkit.requests"},
     "aiohttp": {"torkit.aiohttp"},
+    "pytest": {"torkit.pytest"},
     "typer": {"torkit.cli"},
     "backports": {"torkit.directory.compression"},
     "h11": {"torkit.proto.http", "torkit.net.proxy.forward", "torkit.net.monitor.pages"},
@@ -87,7 +89,7 @@ OUTSIDE = {
 TOUCHES_THE_SYSTEM = SHELL | {
     *("torkit.directory.cache", "torkit.config", "torkit.files", "torkit.namespaces"),
     *("torkit.socket_errors", "torkit.blocking", "torkit.aio"),
-    *("torkit.httpx", "torkit.requests", "torkit.aiohttp"),
+    *("torkit.httpx", "torkit.requests", "torkit.aiohttp", "torkit.pytest"),
 }
 OPERATING_SYSTEM = {
     *("asyncio", "ctypes", "fcntl", "glob", "io", "mmap", "multiprocessing", "os", "pathlib", "resource"),
