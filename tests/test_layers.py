@@ -55,7 +55,7 @@ ROOMS = {
         "namespaces",
     },
     "torkit.__main__": {"cli"},
-    "torkit": {"client", "net", "paths", "directory", "config", "events"},
+    "torkit": {"aio", "blocking", "client", "config", "directory", "events", "net", "paths"},
 }
 
 # The rooms of net, and which of the others each may import. All may import the files beside them.

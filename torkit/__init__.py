@@ -11,7 +11,7 @@ Under asyncio: torkit.aio. Without an event loop: torkit.blocking. What can go w
 
 TYPE_CHECKING = False  # as the type checker knows it; `typing` would take longer than all else here
 if TYPE_CHECKING:
-    from torkit import errors, events
+    from torkit import aio, blocking, errors, events
     from torkit.client import Tor, open_tor
     from torkit.config import Network, data_dir, load_network
     from torkit.net.circuit.stream import Stream
@@ -27,6 +27,8 @@ __all__ = [
     "Stream",
     "Tor",
     "__version__",
+    "aio",
+    "blocking",
     "data_dir",
     "errors",
     "events",
@@ -44,7 +46,7 @@ _HOMES = {
     "load_network": "torkit.config",
     "open_tor": "torkit.client",
 }
-_MODULES = {"errors", "events"}
+_MODULES = {"aio", "blocking", "errors", "events"}
 
 
 def __getattr__(name: str) -> object:

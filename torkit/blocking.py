@@ -58,6 +58,7 @@ class Tor:
         raise. A second time, and in a child process, it does nothing.
         """
         self._thread.close()
+        atexit.unregister(self._thread.close)
 
     def isolated(self) -> "Tor":
         """The same client, for connections and look-ups that share no circuit with another object's."""
