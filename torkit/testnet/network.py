@@ -31,12 +31,17 @@ from torkit.testnet.processes import (
     tor_command,
     why_tor_ended,
 )
-from torkit.testnet.ready import consensus_is_complete, directory_is_mirrored, spread_descriptors
+from torkit.testnet.ready import (
+    Incomplete,
+    consensus_is_complete,
+    directory_is_mirrored,
+    spread_descriptors,
+)
 from torkit.testnet.services import serve_names
 from torkit.testnet.torrc import common_torrc, dir_authority, relay_torrc
 
 # Implementation limits.
-ATTEMPTS = 3  # somebody may take a port between our look and tor's bind
+ATTEMPTS = 3  # somebody may take a port between our look and tor's bind, or an authority vote too late
 START_DEADLINE = 60.0  # seconds for each step of the start; each takes 1 to 5 on two processors
 CLIENT_DEADLINE = 60.0  # seconds for a C tor client to bootstrap, or for one page through it
 MEASURED_BANDWIDTH = 10_000  # kilobytes per second, the same for every relay
@@ -192,19 +197,33 @@ class Testnet:
         # Without measurements every weight is zero; with them the choice of paths has something to weigh.
         measured = [f"node_id=${relay.fingerprint} bw={MEASURED_BANDWIDTH}" for relay in self.relays]
         write_lines(self.directory / "bandwidths", [str(int(time.time())), *measured])
+        failure: NotPossible | None = None
         for _ in range(ATTEMPTS):
             try:
                 await self._launch()
-            except PortTaken:
+            except (PortTaken, Incomplete) as error:
+                failure = error
                 await self.close()
+                self._forget_directory()
                 continue
             self._write_network_file()
             self._write_state()
             return
-        raise NotPossible(f"found no free ports in {ATTEMPTS} attempts")
+        raise NotPossible(f"the network did not start in {ATTEMPTS} attempts: {failure}")
+
+    def _forget_directory(self) -> None:
+        """Have relays keep nothing but their keys: with a consensus, the next vote is an interval away."""
+        for relay in self.relays:
+            for path in relay.data_directory.iterdir():
+                if path.name == "keys":
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     async def _launch(self) -> None:
-        """Start every relay and wait until a client could bootstrap. Raises PortTaken."""
+        """Start every relay and wait until a client could bootstrap. Raises PortTaken, Incomplete."""
         with reserved_ports([relay.address for relay in self.relays for _ in range(2)]) as ports:
             for relay, or_port, dir_port in zip(self.relays, ports[::2], ports[1::2], strict=True):
                 relay.or_port, relay.dir_port = or_port, dir_port if relay.is_authority else 0
@@ -222,10 +241,10 @@ class Testnet:
         await self._wait_for(
             "every relay's descriptor", START_DEADLINE, partial(spread_descriptors, self.relays)
         )
+        # One look at the clock: authorities that expect another consensus reject each other's votes.
+        first_valid_after = int(time.time()) + FIRST_VOTE_LEAD
         for relay in self.authorities:
-            write_lines(
-                relay.torrc, self._torrc_of(relay, FIRST_INTERVAL, int(time.time()) + FIRST_VOTE_LEAD)
-            )
+            write_lines(relay.torrc, self._torrc_of(relay, FIRST_INTERVAL, first_valid_after))
         for relay in self.authorities:
             self._processes[relay.nickname].send_signal(signal.SIGHUP)
         await self._wait_for("a consensus", START_DEADLINE, partial(consensus_is_complete, self.relays))

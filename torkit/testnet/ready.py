@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import trio
 
+from torkit.errors import NotPossible
 from torkit.testnet.model import Relay, authorities_of
 from torkit.testnet.services import receive_all
 
@@ -30,14 +31,18 @@ async def spread_descriptors(relays: Sequence[Relay]) -> bool:
     return all({relay.fingerprint for relay in relays} <= set(descriptors) for descriptors in held)
 
 
+class Incomplete(NotPossible):
+    """The authorities have agreed on a consensus that lacks something, and will for a whole interval."""
+
+
 async def consensus_is_complete(relays: Sequence[Relay]) -> bool:
-    """Returns whether every authority serves a consensus that a majority signed and that has all flags."""
+    """Returns whether every authority serves a consensus that a majority signed. Raises Incomplete."""
     for authority in authorities_of(relays):
         consensus = await fetch_consensus(authority)
         if consensus is None or consensus.signatures <= len(authorities_of(relays)) // 2:
             return False
-        if consensus.missing(relays):
-            return False
+        if missing := consensus.missing(relays):
+            raise Incomplete(f"the first consensus lacks {missing}")
     return True
 
 
@@ -54,15 +59,20 @@ class Consensus:
     valid_after: datetime
     valid_until: datetime
     flags: dict[str, set[str]]  # by RSA identity, upper case hex
+    measured: set[str]  # whose bandwidth every vote had; without, hardly any relay is ever chosen
     microdesc_digests: set[str]  # base64 without padding
     signatures: int
 
     def missing(self, relays: Sequence[Relay]) -> str:
         """What a complete network would have and this consensus has not, for a person; empty if complete."""
         problems = []
+        # Fewer measurements than three count for nothing, and no authority measures itself.
+        are_measured = len(authorities_of(relays)) > 2
         for relay in relays:
             wanted = {"Running", "Valid", "V2Dir", "Guard"} | ({"Exit"} if relay.is_exit else set())
             lacking = wanted - self.flags.get(relay.fingerprint, set())
+            if are_measured and not relay.is_authority and relay.fingerprint not in self.measured:
+                lacking.add("bandwidth")
             if lacking:
                 problems.append(f"{relay.nickname} ({' '.join(sorted(lacking))})")
         return ", ".join(problems)
@@ -71,13 +81,19 @@ class Consensus:
 def read_consensus(text: str) -> Consensus:
     times = dict(re.findall(r"^(valid-after|valid-until) (.+)$", text, re.MULTILINE))
     entries = re.findall(r"^r \S+ (\S+) .*\n(?:a .*\n)*m (\S+)\ns (.*)$", text, re.MULTILINE)
+    measured = re.findall(r"^r \S+ (\S+) .*\n(?:(?!r ).*\n)*?w Bandwidth=\d+$", text, re.MULTILINE)
     return Consensus(
         valid_after=datetime.fromisoformat(times["valid-after"]).replace(tzinfo=UTC),
         valid_until=datetime.fromisoformat(times["valid-until"]).replace(tzinfo=UTC),
-        flags={base64.b64decode(r + "=").hex().upper(): set(s.split()) for r, _, s in entries},
+        flags={_fingerprint(r): set(s.split()) for r, _, s in entries},
+        measured=set(map(_fingerprint, measured)),
         microdesc_digests={m for _, m, _ in entries},
         signatures=len(re.findall(r"^directory-signature ", text, re.MULTILINE)),
     )
+
+
+def _fingerprint(identity: str) -> str:
+    return base64.b64decode(identity + "=").hex().upper()
 
 
 async def fetch_consensus(authority: Relay) -> Consensus | None:
