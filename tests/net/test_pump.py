@@ -17,7 +17,7 @@ from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError
 from torkit.net.circuit.stream import Stream
 from torkit.net.link import pump
-from torkit.net.link.pump import STALL, Pump
+from torkit.net.link.pump import STALL, Pump, Stalls
 from torkit.net.proxy.carrier import Carrier
 from torkit.net.proxy.sockdiag import SockDiag
 
@@ -259,14 +259,14 @@ async def test_a_handler_that_keeps_all_others_waiting_is_named(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pump = Pump()
-    assert not pump.has_stalled_since(10.0)
+    assert pump.stalled_seconds == 0
     for seconds, expected in ((STALL - 0.1, 0), (STALL + 0.2, 1)):
         pump._core = FloodedCore(Slow(clock, seconds))  # type: ignore[assignment]
         pump.before_io_wait(0.0)
         pump.after_io_wait(0.0)
         assert len(caplog.records) == expected
     assert "everything stood still for 0.7 s in Slow" in caplog.text
-    assert pump.has_stalled_since(1.0)
+    assert pump.stalled_seconds == pytest.approx(STALL + 0.2, abs=0.1)
 
 
 async def test_a_task_that_keeps_all_others_waiting_is_named(
@@ -294,9 +294,27 @@ async def test_a_machine_that_stood_still_while_we_slept_is_nobodys_stall_but_kn
     pump.before_io_wait(5.0)
     clock.now += 5.2
     pump.after_io_wait(5.0)
-    assert not pump.has_stalled_since(1.0)
+    assert pump.stalled_seconds == 0
     pump.before_io_wait(5.0)
     clock.now += 60.0
     pump.after_io_wait(5.0)
-    assert pump.has_stalled_since(1.0)
+    assert pump.stalled_seconds == pytest.approx(55.0, abs=0.1)
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("stalls", "is_excused"),
+    [
+        ([], False),
+        ([(0.0, 1.0)], False),
+        ([(n, n + 0.6) for n in (0.0, 2.0, 4.0, 6.0, 8.0)], False),  # a busy machine
+        ([(0.0, 6.0)], True),
+        ([(9.0, 9.9)], True),
+    ],
+    ids=["none", "early", "some", "long", "at the end"],
+)
+def test_who_had_no_fair_time_is_excused(stalls: list[tuple[float, float]], is_excused: bool) -> None:
+    known = Stalls(0.0)
+    for begins, ends in stalls:
+        known._count(ends, ends - begins)
+    assert known.excuse(0.0, 0.0, 10.0) is is_excused

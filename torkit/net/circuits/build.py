@@ -330,7 +330,8 @@ async def _build(
     add_hops: Callable[[Circuit], Awaitable[None]],
 ) -> Circuit:
     circuit: Circuit | None = None
-    began = time.monotonic()
+    pump = Pump.current()
+    began = time.monotonic(), pump.stalled_seconds
     had_channel = channels.is_open(first)
     try:
         with trio.fail_after(timeouts.use):
@@ -348,7 +349,7 @@ async def _build(
             channels.forget(first)
         if has_answered:
             guard.reached()  # one that answers by DESTROY is there
-        elif _says_nothing(error, began, had_channel=had_channel):
+        elif _says_nothing(error, pump.excuse(*began), had_channel):
             guard.given_up()
         else:
             guard.failed()
@@ -367,11 +368,11 @@ async def _build(
     return circuit
 
 
-def _says_nothing(error: BaseException, began: float, *, had_channel: bool) -> bool:
-    """Returns whether a failure may not be the first relay's; `began` is by `time.monotonic`."""
+def _says_nothing(error: BaseException, is_late_by_us: bool, had_channel: bool) -> bool:
+    """Returns whether a failure may not be the first relay's."""
     if not isinstance(error, PeerError | Closed | TimedOut | trio.TooSlowError):
         return True
     if isinstance(error, trio.TooSlowError) and had_channel:
         return True  # perhaps only that connection is dead: a new one will tell
     is_late = isinstance(error, trio.TooSlowError | TimedOut | HandshakeCut)
-    return is_late and Pump.current().has_stalled_since(time.monotonic() - began)  # its answer may have come
+    return is_late and is_late_by_us

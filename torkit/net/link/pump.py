@@ -125,9 +125,17 @@ class Pump(trio.abc.Instrument):
         while self._error is None:
             await trio.lowlevel.wait_readable(self._core.descriptor)
 
-    def has_stalled_since(self, seconds_ago: float) -> bool:
-        """Returns whether everything stood still since then. Deadlines that passed are nobody's fault."""
-        return time.monotonic() - self._stalls.last < seconds_ago
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long everything stood still so far, all stalls together."""
+        return self._stalls.total
+
+    def excuse(self, began: float, stalled_seconds: float) -> bool:
+        """Returns whether it is our fault that what was waited for since `began` is late.
+
+        `began` is time.monotonic's, `stalled_seconds` those of then.
+        """
+        return self._stalls.excuse(began, stalled_seconds, time.monotonic())
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._stalls.begin(task, time.monotonic())
@@ -217,11 +225,12 @@ class Stalls:
     """Knows who runs, and tells of whoever kept all others waiting for longer than STALL.
 
     Times are time.monotonic's. A machine or process that was stopped while it slept is nobody's stall, but
-    whose time was up meanwhile is not to blame either: `last` tells.
+    whose time was up meanwhile is not to blame either: `excuse` tells.
     """
 
     def __init__(self, now: float) -> None:
-        self.last = -inf  # when the last stall ended
+        self.total = 0.0  # seconds of all stalls so far
+        self._last = -inf  # when the last one ended
         self._who: object = None
         self._since = now
         self._wakes_at = inf
@@ -241,11 +250,23 @@ class Stalls:
         """The system has let us run again."""
         late = now - max(self._wakes_at if wakes_at is None else wakes_at, self._since)
         if late > STALL:
-            self.last = now
+            self._count(now, late)
         self._who, self._since = None, now
 
+    def excuse(self, began: float, total: float, now: float) -> bool:
+        """Returns whether somebody who was waited for since `began` had no fair time to answer.
+
+        The loop ran for less than half of it, or has hardly run again. Were any stall an excuse, a dead
+        relay would be asked for ever on a busy machine. `total` is that of when it began.
+        """
+        return now - self._last < STALL or 2 * (self.total - total) > now - began
+
+    def _count(self, now: float, seconds: float) -> None:
+        self._last = now
+        self.total += seconds
+
     def _note(self, now: float, seconds: float) -> None:
-        self.last = now
+        self._count(now, seconds)
         who = self._who
         name = who.name if isinstance(who, trio.lowlevel.Task) else type(who).__qualname__
         where = "the pump" if who is None else name
