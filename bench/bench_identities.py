@@ -179,15 +179,15 @@ async def measure(many: int, with_c_tor: bool) -> list[Line]:
             theirs_circuits = await used_circuits_of_c_tor(control)
             say(f"{theirs_answered} answered on {theirs_circuits} circuits in {theirs:.1f} s")
             line = Line(
-                f"{what}: wall",
-                "s",
-                wall,
-                theirs,
+                f"{what}: wall for each circuit",
+                "ms",
+                1000 * wall / circuits,
+                1000 * theirs / max(theirs_circuits, 1),
                 "C tor",
                 bar=0.05,
-                note=f"C tor answered {theirs_answered} on {theirs_circuits} circuits",
+                note=f"C tor answered {theirs_answered} on {theirs_circuits} circuits in {theirs:.0f} s",
             )
-            line.ratio = wall / theirs
+            line.ratio = line.ours / (line.other or 1)
             lines.insert(2, line)
         return lines
 
