@@ -145,6 +145,10 @@ def socks(
                 grace=grace,
                 metrics=told,
             )
+            # As where a signal ends us at once: connections to relays end, and no DESTROY comes before. (As
+            # C tor's clients end.)
+            nursery.cancel_scope.cancel()
+            await trio.lowlevel.checkpoint()
 
     run(command, options, on_sigterm=OK)
 
