@@ -103,17 +103,9 @@ async def requests_at_once(network_file: Path, scratch: Path, socks: tuple[str, 
     """Seconds until REQUESTS identities have had an answer, through torkit.httpx and through SOCKS."""
     (scratch / "www").mkdir()
     (scratch / "www" / "page").write_bytes(b"a page\n")
-    command = [
-        sys.executable,
-        "-u",
-        "-m",
-        "http.server",
-        "--bind",
-        HOST,
-        "--directory",
-        f"{scratch}/www",
-        "0",
-    ]
+    quiet = ["sh", "-c", 'exec "$@" 2>/dev/null', "sh"]  # it prints a line for each request
+    served = ["--bind", HOST, "--directory", str(scratch / "www"), "0"]
+    command = [*quiet, sys.executable, "-u", "-m", "http.server", *served]
     async with running(command) as (_, said):
         url = f"http://{HOSTNAME}:{said.split()[5]}/page"
 
