@@ -32,7 +32,7 @@ from bench.table import Line, compare, table
 from torkit.client import open_tor
 from torkit.config import load_network
 from torkit.directory.directory import Directory, Relay
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import Stream
 from torkit.net.link.channel import Channel
 from torkit.testnet import Options, Testnet, run_testnet

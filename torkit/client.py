@@ -246,8 +246,12 @@ class Tor:
         """
         if path is None:
             give_up_at = trio.current_time() + STREAM_TIMEOUT
-            need = Need(LOOK_UP, isolation=object(), identity=self._parts.circuits.identity)
-            return await self._parts.circuits.acquire(need, give_up_at)
+            need = Need(
+                LOOK_UP, isolation=object(), identity=self._parts.circuits.identity, may_be_linked=False
+            )
+            circuit = await self._parts.circuits.acquire(need, give_up_at)
+            assert isinstance(circuit, Circuit)
+            return circuit
         return await self._parts.builder.build_through(path)
 
     async def onion_descriptor(self, address: str, client_key: "ClientKey | None" = None) -> "Descriptor":
@@ -281,6 +285,7 @@ async def open_tor(
     cgo: Cgo = Cgo.EXIT,
     padding: Padding = Padding.AUTO,
     spare_circuits: int = SPARE_COUNT,
+    conflux: bool = True,
     consensus: bytes | None = None,
     restrictions: Constraints | None = None,
     country_of: CountryOf | None = None,
@@ -297,14 +302,16 @@ async def open_tor(
     `cgo` says which hops are asked for Counter Galois Onion; by default those that C tor asks, since
     whoever asks others is easier to tell apart. With less `padding` than by default, records of the traffic
     to the guard tell better when this client was used. `spare_circuits` are kept ready for streams to come;
-    none serves a program that opens one and ends. With `consensus`, that document is verified and used
-    instead of the cached or a fetched one. Of `restrictions`, the `entries`, `exits` and `exclude` hold for
-    every path: each makes this client easier to tell from others. Those that name countries need
-    `country_of`, such as torkit.directory.geoip.country_of on a file. `max_memory` bytes may wait in the
-    queues of all clients of this process, by default a quarter of the machine's memory: over that, whoever
-    holds most ends. An onion service may ask for a proof of work of `pow_max_effort`, by default what takes
-    some 40 s (torkit.hs.pow.max_effort). With FULL `vanguards`, circuits for onion services are one relay
-    longer, and who attacks them takes longer to find the guard.
+    none serves a program that opens one and ends. Where some are and `conflux` is wanted, streams go over two
+    circuits at once as C tor's do, as far as exits and the consensus allow. With `consensus`, that document
+    is verified and used instead of the cached or a fetched one. Of `restrictions`, the `entries`, `exits` and
+    `exclude` hold for every path: each makes this client easier to tell from others. Those that name
+    countries need `country_of`, such as torkit.directory.geoip.country_of on a file. `max_memory` bytes may
+    wait in the queues of all clients of this process, by default a quarter of the machine's memory: over
+    that, whoever holds most ends. An onion service may ask for a proof of work of `pow_max_effort`, by
+    default what takes some 40 s (torkit.hs.pow.max_effort).
+    With FULL `vanguards`, circuits for onion services are one relay longer, and who attacks them takes longer
+    to find the guard.
 
     Opening waits for files only. Closing sends what has been sealed, for CLOSE_TIMEOUT, 2 s, at most; a
     stream that is open is cut off, unless `Tor.settle` has waited for it.
@@ -341,6 +348,7 @@ async def open_tor(
                 cgo=cgo,
                 padding=padding,
                 spare_circuits=spare_circuits,
+                conflux=conflux,
                 consensus=consensus,
                 restrictions=restrictions,
                 country_of=country_of,

@@ -32,6 +32,13 @@ class CircuitBuilt(NamedTuple):
     path: tuple[str, ...]
 
 
+class CircuitsLinked(NamedTuple):
+    """Circuits to one exit carry the streams of one set from now on, whose number is `circuit`."""
+
+    circuit: int
+    legs: tuple[int, ...]
+
+
 class CircuitEnded(NamedTuple):
     """It was closed, here or elsewhere, or could not be built. `code` is errors.code_of's or CLOSED_HERE."""
 
@@ -108,6 +115,7 @@ Event = (
     CircuitLaunched
     | CircuitExtended
     | CircuitBuilt
+    | CircuitsLinked
     | CircuitEnded
     | StreamNew
     | StreamAttached

@@ -59,6 +59,12 @@ PARAMETERS: Mapping[str, Parameter] = {
     "cc_xon_rate": Parameter(500, 1, 5_000),
     "cc_xon_change_pct": Parameter(25, 1, 99),
     "cc_xon_ewma_cnt": Parameter(2, 2, 100),
+    # Linked circuits: C tor 0.4.9. A switch; per 10,000 exits; numbers of sets, of launches, of legs; bytes.
+    "cfx_enabled": Parameter(1, 0, 1),
+    "cfx_low_exit_threshold": Parameter(6000, 0, 10_000),
+    "cfx_max_linked_set": Parameter(10, 0, 255),
+    "cfx_max_prebuilt_set": Parameter(3, 0, 255),
+    "cfx_max_unlinked_leg_retry": Parameter(3, 0, 255),
     # Link padding: padding-spec, "Consensus parameters governing behavior"; ranges as in C tor 0.4.9. In ms,
     # but for the last two: a switch, and seconds.
     "nf_ito_low": Parameter(1500, 0, 60_000),

@@ -19,7 +19,8 @@ import torkit.net.circuit.circuit
 from torkit._fast.keys import wipe
 from torkit._fast.onion import TOR1_ONION_KEYS_LEN, Layer
 from torkit.directory.netdoc import decode_protocols
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.link.channel import Channel
 from torkit.proto import ntor
 from torkit.proto.cells import HASH_LEN

@@ -21,7 +21,8 @@ from torkit.directory.directory import Relay
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import CircuitClosed, NoPath, TimedOut, UsageError
 from torkit.learnt.build_times import INITIAL, BuildTimes
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import Choice, build_circuit, build_directory_circuit
 from torkit.net.circuits.pool import BUILD_ATTEMPTS
 from torkit.net.circuits.purpose import AskDirectory

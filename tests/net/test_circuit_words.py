@@ -16,7 +16,7 @@ from waiting import until
 
 from torkit.client import Tor, open_tor
 from torkit.errors import CircuitClosed, TimedOut, TorkitError
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import build_circuit
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Introduction, OnionDirectory, Rendezvous
 from torkit.net.circuits.purpose import Path as Relays

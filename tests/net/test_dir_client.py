@@ -33,7 +33,8 @@ from torkit.errors import (
     StreamClosed,
     TimedOut,
 )
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.dir.fetch import (
     ANSWER_TIMEOUT,
     HEADERS,

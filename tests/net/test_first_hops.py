@@ -16,7 +16,8 @@ from served import (
 from torkit.errors import ChannelClosed, CircuitClosed, EndReason, TimedOut
 from torkit.learnt.build_times import INITIAL
 from torkit.learnt.path_bias import State
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import PATH_DRAWS, build_circuit, build_directory_circuit
 from torkit.net.circuits.pool import WORN_GRACE
 from torkit.net.circuits.purpose import AskDirectory

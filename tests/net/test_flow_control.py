@@ -27,7 +27,8 @@ from served import Arrivals, fresh_relays, open_stream, relay_of, serve_channel
 from torkit._fast.cells import RelayCommand
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import CircuitError, DestroyReason, EndReason
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import Stream, StreamBroken
 from torkit.net.link.channel import Channel
 

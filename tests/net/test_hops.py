@@ -18,7 +18,8 @@ from served import (
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit.errors import ChannelClosed, CircuitClosed, CircuitError, DestroyReason, TorkitError
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
 
 

@@ -34,7 +34,7 @@ from served import (
 
 from torkit._fast.cells import Command
 from torkit.errors import ChannelClosed, ChannelError, HandshakeCut, TimedOut
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.contact import DirectoryServer
 from torkit.net.link.channel import CONNECT_TIMEOUT, Channel
 from torkit.net.link.channels import MAX_AGE, Channels

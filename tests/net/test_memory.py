@@ -21,7 +21,7 @@ from torkit._fast.events import CircuitFailed
 from torkit.cli.memory import parse_size
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import CircuitClosed, DestroyReason, EndReason, UsageError
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
 from torkit.net.link.channel import Channel
 from torkit.net.memory import FLOOR, LEAST, MOST, default_limit, limit_memory

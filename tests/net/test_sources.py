@@ -12,7 +12,8 @@ from served import fresh_relays, serve, source_of
 from trio.testing import MockClock
 
 from torkit.errors import NoDirectory, TorkitError
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.contact import DirectoryServer
 from torkit.net.dir.servers import (

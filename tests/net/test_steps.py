@@ -18,7 +18,7 @@ from torkit.directory.directory import Directory
 from torkit.directory.entries import STEP_LEN
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.steps import Steps
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.dir.keeper import DirectoryKeeper
 from torkit.net.dir.servers import Sources
 from torkit.net.dir.steps import in_steps

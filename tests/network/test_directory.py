@@ -26,7 +26,7 @@ from torkit.directory.consensus import Consensus, parse_consensus
 from torkit.directory.diff import apply_diff, is_diff
 from torkit.directory.trust import missing_certificates, verify
 from torkit.errors import NothingNewer
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import build_directory_circuit
 from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.contact import DirectoryServer

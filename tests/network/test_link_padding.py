@@ -14,7 +14,7 @@ from waiting import until
 
 from torkit.client import open_tor
 from torkit.config import load_network
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import build_circuit
 from torkit.net.link.channel import Channel
 from torkit.net.link.channels import Channels

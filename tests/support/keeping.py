@@ -21,7 +21,7 @@ from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus
 from torkit.directory.directory import Directory
 from torkit.errors import TorkitError
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.dir.keeper import DirectoryKeeper
 from torkit.net.dir.servers import Sources
 from torkit.net.link.channels import Channels

@@ -32,7 +32,16 @@ from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.build import Builder, Choice
 from torkit.net.circuits.guards import GUARD_CHECK, GuardTry
 from torkit.net.circuits.pool import Circuits
-from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ExitTo, ForOnion, Need, Path, Shared
+from torkit.net.circuits.purpose import (
+    LOOK_UP,
+    AskDirectory,
+    ExitByLegs,
+    ExitTo,
+    ForOnion,
+    Need,
+    Path,
+    Shared,
+)
 from torkit.net.circuits.shelves import Entry
 from torkit.net.circuits.spares import Spares
 from torkit.net.current import Current
@@ -91,10 +100,14 @@ class Pool:
         return Need(purpose_of(port, is_ipv6=is_ipv6), isolation, self.circuits.identity, path, excluded)
 
     async def acquire(self, *args: Any, give_up_at: float = inf, **options: Any) -> Circuit:
-        return await self.circuits.acquire(self.need(*args, **options), give_up_at)
+        circuit = await self.circuits.acquire(self.need(*args, **options), give_up_at)
+        assert isinstance(circuit, Circuit)
+        return circuit
 
     def take_ready(self, *args: Any, **options: Any) -> Circuit | None:
-        return self.circuits.take_ready(self.need(*args, **options))
+        circuit = self.circuits.take_ready(self.need(*args, **options))
+        assert circuit is None or isinstance(circuit, Circuit)
+        return circuit
 
     async def build(self, path: Path | None = None) -> Entry:
         """A clean circuit, through relays that we choose if no path is given."""
@@ -119,6 +132,9 @@ class Pool:
 
     def may_go_on(self, path: Path) -> bool:
         return self.current.known is None or may_go_on(self.current.known, path)
+
+    def choose_leg(self, purpose: ExitByLegs, exit_relay: Relay, others: Collection[Path]) -> Choice:
+        raise AssertionError("no exit here can link circuits")
 
     def given(self, path: Path) -> Choice:
         return Choice(path, Told(self, path[0].identity), is_given=True)
@@ -189,7 +205,7 @@ async def open_pool(
         times = times or BuildTimes(learnt_enough)
         pool.builder = Builder(channels, pool, pool.current, Random(), nursery, times)
         pool.circuits = Circuits(pool.builder, predicted or PredictedPorts(), Random(), nursery)
-        pool.spares = Spares(pool.circuits, times, pool.current)
+        pool.spares = Spares(pool.circuits, times, pool.current, None)
         pool.current.add_reader(pool.circuits.note_directory)
         yield pool
         nursery.cancel_scope.cancel()

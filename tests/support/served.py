@@ -28,7 +28,8 @@ from torkit.config import Authority, Fallback, Network
 from torkit.directory.directory import Relay
 from torkit.directory.microdesc import REJECT_ALL, PortPolicy
 from torkit.directory.netdoc import decode_protocols
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import Stream, StreamHost
 from torkit.net.contact import DirectoryServer
 from torkit.net.link.channel import Channel

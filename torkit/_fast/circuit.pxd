@@ -43,6 +43,7 @@ cdef class Hop:
     cdef int first_tag
     cdef int tag_count
 
+    cdef bint count_data(self) noexcept
     cdef bint push_tag(self, const uint8_t* tag) noexcept
 
 # One circuit: the only leg of its own tunnel, or a leg of `tunnel`.
@@ -58,7 +59,7 @@ cdef class Circuit(Tunnel):
     cdef int tell(self, list events) except -1
     cdef void forget_breakage(self) noexcept
     cdef int receive(self, uint8_t command, uint8_t* body, uint64_t read_serial, list events) except -1
-    cdef void count_data(self, int hop_index, Hop hop, const uint8_t* tag) noexcept
+    cdef void acknowledge(self, int hop_index, Hop hop, const uint8_t* tag) noexcept
     cdef int receive_stream_sendme(self, Stream stream, list events) except -1
     cdef int receive_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* body, Py_ssize_t length,
                                     list events) except -1
@@ -66,4 +67,3 @@ cdef class Circuit(Tunnel):
                              Py_ssize_t count) except -1
     cdef bint originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,
                         Py_ssize_t count, uint8_t* tag) noexcept
-    cdef void seal_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* received_tag) noexcept

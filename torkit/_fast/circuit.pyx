@@ -42,6 +42,14 @@ cdef class Hop:
     def __dealloc__(self):
         free(self.tags)
 
+    cdef bint count_data(self) noexcept:
+        """Count a DATA cell that has arrived. Returns whether a SENDME is due for it and those before it."""
+        self.unacknowledged += 1
+        if self.unacknowledged < self.increment:
+            return False
+        self.unacknowledged = 0
+        return True
+
     cdef bint push_tag(self, const uint8_t* tag) noexcept:
         """Remember the tag of the cell just sealed, which will cause a SENDME. False without memory."""
         cdef Tag* grown
@@ -213,20 +221,23 @@ cdef class Circuit(Tunnel):
             return self.fail(events, f"{name_of(message.command)} arrived from hop {i + 1} for a stream of "
                                      f"hop {stream.hop + 1}")
         if message.command == RelayCommand.DATA:
-            self.count_data(<int>i, hop, tag)
+            if hop.count_data():
+                self.acknowledge(<int>i, hop, tag)
             return self.deliver_data(stream, message.data, message.length, read_serial, events)
         if message.command == RelayCommand.SENDME:
             return self.receive_stream_sendme(stream, events)
         return self.deliver_message(<int>i, message.command, message.stream_id, stream,
                                     message.data[:message.length], events)
 
-    cdef void count_data(self, int hop_index, Hop hop, const uint8_t* tag) noexcept:
-        """A DATA cell has arrived from a hop: acknowledge it with those before it, where that is due."""
-        hop.unacknowledged += 1
-        if hop.unacknowledged == hop.increment:
-            hop.unacknowledged = 0
-            hop.acknowledged += hop.increment
-            self.seal_circuit_sendme(hop_index, hop, tag)
+    cdef void acknowledge(self, int hop_index, Hop hop, const uint8_t* tag) noexcept:
+        """Send the SENDME for as many DATA cells of a hop as one acknowledges; `tag` is the last one's."""
+        cdef uint8_t[TAG_LEN_MAX] ignored
+        cdef uint8_t[SENDME_HEADER_LEN + TAG_LEN_MAX] body
+        hop.acknowledged += hop.increment
+        body[0] = SENDME_VERSION
+        store16(body + 1, hop.layer.tag_len)
+        memcpy(body + SENDME_HEADER_LEN, tag, hop.layer.tag_len)
+        self.originate(hop_index, RelayCommand.SENDME, 0, body, SENDME_HEADER_LEN + hop.layer.tag_len, ignored)
 
     cdef int receive_stream_sendme(self, Stream stream, list events) except -1:
         if not stream.has_windows:
@@ -305,14 +316,6 @@ cdef class Circuit(Tunnel):
         cdef uint8_t[TAG_LEN_MAX] tag
         if not self.is_over:
             self.originate(stream.hop, RelayCommand.SENDME, stream.id, NULL, 0, tag)
-
-    cdef void seal_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* received_tag) noexcept:
-        cdef uint8_t[TAG_LEN_MAX] tag
-        cdef uint8_t[SENDME_HEADER_LEN + TAG_LEN_MAX] body
-        body[0] = SENDME_VERSION
-        store16(body + 1, hop.layer.tag_len)
-        memcpy(body + SENDME_HEADER_LEN, received_tag, hop.layer.tag_len)
-        self.originate(hop_index, RelayCommand.SENDME, 0, body, SENDME_HEADER_LEN + hop.layer.tag_len, tag)
 
     cdef bint originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,
                         Py_ssize_t count, uint8_t* tag) noexcept:
@@ -401,5 +404,6 @@ cdef str decode(LayerKind kind, uint8_t* body, Relayed* message):
 
 cdef bint is_known(uint8_t command) noexcept nogil:
     return (RelayCommand.BEGIN <= command <= RelayCommand.EXTENDED2
+            or RelayCommand.CONFLUX_LINK <= command <= RelayCommand.CONFLUX_SWITCH
             or RelayCommand.ESTABLISH_INTRO <= command <= RelayCommand.XON)
 

@@ -15,6 +15,7 @@ from torkit.cli.options import (
     ExitNodes,
     PaddingName,
     VanguardsName,
+    parse_conflux,
     parse_padding,
     parse_vanguards,
     restrictions,
@@ -38,6 +39,7 @@ class ClientSettings(NamedTuple):
     padding: "Padding | None" = None
     max_memory: int | None = None
     pow_max_effort: int | None = None
+    conflux: bool = True
     vanguards: "VanguardMode | None" = None
 
 
@@ -75,6 +77,7 @@ def with_options(argument: str, read: Callable[..., Any]) -> Callable[[Command],
 
 def client_settings(
     path: str | None = None,
+    conflux: str = "auto",
     entry_nodes: EntryNodes = None,
     exit_nodes: ExitNodes = None,
     exclude_nodes: ExcludeNodes = None,
@@ -94,5 +97,6 @@ def client_settings(
         parse_padding(padding),
         parse_size(max_memory),
         parse_effort(pow_max_effort),
+        parse_conflux(conflux),
         parse_vanguards(vanguards),
     )

@@ -65,6 +65,13 @@ VanguardsName = Annotated[
     ),
 ]
 
+ConfluxName = Annotated[
+    str,
+    typer.Option(
+        "--conflux", metavar="auto|off", help="Whether streams go over two circuits at once, as C tor's do."
+    ),
+]
+
 
 def command_app(**settings: Any) -> typer.Typer:
     """A Typer app as all commands have it: no shell completion, no rich (a tenth of a second each run)."""
@@ -163,3 +170,10 @@ def seconds(value: str | float) -> float:
         if (number := float(value)) >= 0:
             return number
     raise typer.BadParameter("expected a number of seconds from 0")
+
+
+def parse_conflux(text: str) -> bool:
+    """What `--conflux` names. Raises UsageError."""
+    if text not in ("auto", "off"):
+        raise UsageError(f"--conflux takes auto or off, not {text!r}")
+    return text == "auto"

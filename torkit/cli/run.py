@@ -14,7 +14,7 @@ from torkit.cli.client_options import ClientSettings, client_settings, with_opti
 from torkit.cli.failures import cause_of, report
 from torkit.cli.lean_trio import import_trio
 from torkit.cli.listen import Place, listeners_of
-from torkit.cli.options import Options, command_app
+from torkit.cli.options import ConfluxName, Options, command_app
 from torkit.cli.running import run as run_async
 from torkit.cli.socks import RESERVED_DESCRIPTORS, allow_descriptors
 from torkit.cli.teaching import LESSONS
@@ -70,6 +70,7 @@ def run(
             help="What else than credentials keeps streams of CMD apart: dest-addr, dest-port, stream.",
         ),
     ] = None,
+    conflux: ConfluxName = "auto",
     *,
     settings: ClientSettings,
     proxy: Proxy | None,

@@ -107,6 +107,7 @@ async def open_client(
             cgo=cgo,
             padding=settings.padding or Padding.AUTO,
             spare_circuits=spare_circuits,
+            conflux=settings.conflux,
             consensus=consensus,
             restrictions=settings.restrictions,
             country_of=country_lookup(settings.restrictions, settings.geoip),

@@ -26,7 +26,7 @@ from torkit.cli.identities import (
 from torkit.cli.listen import Place, listeners_of, listening, parse_places
 from torkit.cli.monitoring import Metrics, parse_metrics, serve_metrics, serve_status
 from torkit.cli.notify import Manager
-from torkit.cli.options import Options, command_app
+from torkit.cli.options import ConfluxName, Options, command_app
 from torkit.cli.paths import read_path
 from torkit.cli.progress import to_json
 from torkit.cli.running import open_client, run
@@ -88,6 +88,7 @@ def socks(
     grace: Grace = GRACE,
     exit_with_parent: ExitWithParent = False,
     metrics: Metrics = None,
+    conflux: ConfluxName = "auto",
     *,
     settings: ClientSettings,
 ) -> None:

@@ -10,7 +10,7 @@ import trio
 from torkit.directory.directory import Directory
 from torkit.errors import NoDirectory, TorkitError
 from torkit.events import DirectoryChanged
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.journal import Journal
 from torkit.params import parameter
 from torkit.proto.circuit import Cgo

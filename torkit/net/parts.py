@@ -20,6 +20,7 @@ from torkit.net.circuits.build import Builder
 from torkit.net.circuits.guards import GuardKeeper
 from torkit.net.circuits.paths import Paths
 from torkit.net.circuits.pool import Circuits
+from torkit.net.circuits.sets import Sets
 from torkit.net.circuits.spares import Spares
 from torkit.net.current import Current
 from torkit.net.dir.keeper import DirectoryKeeper
@@ -55,6 +56,7 @@ class Parts:
         cgo: Cgo,
         padding: Padding,
         spare_circuits: int,
+        conflux: bool,
         consensus: bytes | None,
         restrictions: Constraints,
         country_of: CountryOf | None,
@@ -89,7 +91,8 @@ class Parts:
         self.state.add(self.build_times, is_watched=is_lasting)
         self.builder = Builder(self.channels, self.paths, self.current, rng, nursery, self.build_times)
         self.circuits = Circuits(self.builder, PredictedPorts(self.current.param), rng, nursery)
-        self.spares = Spares(self.circuits, self.build_times, self.current)
+        sets = Sets(self.circuits, self.builder, self.current, nursery) if conflux else None
+        self.spares = Spares(self.circuits, self.build_times, self.current, sets)
         self.keeper = DirectoryKeeper(
             authorities=voters,
             sources=lambda directory: servers.shuffled(self.guards.contacts(directory), rng),

@@ -22,6 +22,9 @@ from torkit.directory.steps import Steps
 from torkit.errors import NoPath, UsageError
 from torkit.paths.constraints import Constraints, excluded_places, places_of
 
+# Subprotocols of exits that can link circuits: proposal 329, and the congestion control that it stands on.
+LINKING = (("Conflux", 1), ("FlowCtrl", 2))
+
 # Implementation limits.
 
 MAX_DRAWS = 64  # before listing what is left: enough unless nearly all bandwidth conflicts
@@ -222,7 +225,7 @@ def _pick(sums: "array[float]", rng: Random) -> int:
 
 def _table(directory: Directory, position: Position, constraints: Constraints, *, relaxed: bool) -> _Table:
     """The candidates for a position, whatever else is in the path; remembered with the directory."""
-    exit_key = (constraints.port, constraints.ipv6) if position is Position.EXIT else None
+    exit_key = (constraints.port, constraints.ipv6, constraints.links) if position is Position.EXIT else None
     wanted = _wanted(position, constraints)
     needs_stable = constraints.needs_stable
     key = (position, needs_stable, relaxed, exit_key, wanted)
@@ -327,10 +330,30 @@ def _refusal(
 
 
 def _exits_to(directory: Directory, index: int, constraints: Constraints) -> bool:
+    if constraints.links and not can_link(directory, index):
+        return False
     policy, policy6 = directory.exit_policies_at(index)
     if constraints.port is None:
         return not (policy.rejects_all and policy6.rejects_all)
     return (policy6 if constraints.ipv6 else policy).accepts(constraints.port)
+
+
+def can_link(directory: Directory, index: int) -> bool:
+    """Returns whether the relay at this place in the consensus lists what linked circuits need of an exit."""
+    protocols = directory.consensus.relays[index].protocols
+    return all(protocols.supports(name, version) for name, version in LINKING)
+
+
+def linking_share(directory: Directory) -> float:
+    """The share of exits that can link circuits, from 0 to 1; by number, as C tor counts."""
+
+    def count() -> float:
+        flags = directory.consensus.relays.flags
+        exits = [place for place in directory.exits if "BadExit" not in flags[place]]
+        return sum(can_link(directory, place) for place in exits) / len(exits) if exits else 0.0
+
+    share: float = directory.memo(("linking share",), count, MAX_TABLES)
+    return share
 
 
 def _conflict(

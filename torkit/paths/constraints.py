@@ -30,16 +30,18 @@ class Constraints(NamedTuple):
 
     `port` is where the exit must let streams go, to IPv6 addresses if `ipv6`; None asks for any exit
     that accepts something, as for RESOLVE. Ports in LONG_LIVED_PORTS ask for Stable relays, as does
-    `stable`. `guard`, `middle` and `exit` each name one relay, by fingerprint or nickname, which then
-    need not have the flags of its position. Where `entries` is not empty, the guard must be one of these,
-    and the exit one of `exits`. `exclude` names relays not to use anywhere, `avoid` those not to use
-    behind the guard: a guard is not changed for what failed behind it. In these four, `{de}` names all
-    relays in a country, and `{??}` those in none known; who excludes a country excludes the latter, too.
+    `stable`. With `links` the exit must be able to link circuits. `guard`, `middle` and `exit` each name one
+    relay, by fingerprint or nickname, which then need not have the flags of its position. Where `entries` is
+    not empty, the guard must be one of these, and the exit one of `exits`. `exclude` names relays not to use
+    anywhere, `avoid` those not to use behind the guard: a guard is not changed for what failed behind it. In
+    these four, `{de}` names all relays in a country, and `{??}` those in none known; who excludes a country
+    excludes the latter, too.
     """
 
     port: int | None = None
     ipv6: bool = False
     stable: bool = False
+    links: bool = False
     guard: str | None = None
     middle: str | None = None
     exit: str | None = None

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import cache
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
@@ -22,17 +21,17 @@ from torkit._fast.circuit import Circuit as CoreCircuit
 from torkit._fast.keys import wipe
 from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
 from torkit._fast.stream import Stream as CoreStream
-from torkit.errors import CircuitClosed, CircuitError, EndReason, TorkitError, code_of
+from torkit.errors import CircuitClosed, CircuitError, TorkitError, code_of
 from torkit.events import CLOSED_HERE, CircuitBuilt, CircuitEnded, CircuitExtended, CircuitLaunched
-from torkit.learnt.path_bias import UNWATCHED
-from torkit.net.circuit.stream import Stream, StreamBroken, StreamFlow, cut_off, ended_by
+from torkit.net.circuit.settings import CircuitSettings
+from torkit.net.circuit.stream import Stream
+from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.contact import or_addresses
-from torkit.net.journal import UNNAMED, Journal, name_of
+from torkit.net.journal import UNNAMED, name_of
 from torkit.params import parameter
 from torkit.proto import cells, flow, messages, ntor
 from torkit.proto.channel import LinkResult
-from torkit.proto.circuit import Cgo, HopHandshake, NewHop
-from torkit.proto.destination import is_internal
+from torkit.proto.circuit import HopHandshake, NewHop
 from torkit.proto.padding import Use
 
 if TYPE_CHECKING:
@@ -40,12 +39,6 @@ if TYPE_CHECKING:
 
 
 GENERAL = "GENERAL"  # control-spec's purpose of circuits for streams
-
-# Specification constant (path-spec, "Measuring path usage success rates").
-PROBE_PORT = 25
-
-# What `settle` asks an exit: an address, which it answers by itself. One of TEST-NET-1, that nobody has.
-SETTLE_QUESTION = "192.0.2.1"
 
 logger = logging.getLogger(__name__)
 
@@ -67,37 +60,6 @@ class CircuitHost(Protocol):
     def close_circuit(self, core: CoreCircuit) -> None: ...
 
 
-class StreamOwner(Protocol):
-    """What the core's stream events are handed to."""
-
-    def on_message(self, command: int, body: bytes) -> None: ...
-    def fail(self, error: TorkitError) -> None: ...
-
-
-class CircuitSettings:
-    """What the circuits of one client share: `params` are the consensus's; `half_open_time`, in seconds, is
-    how long data may still arrive for a stream that we closed (the build timeout of circuits). With
-    `refuse_internal`, addresses internal to some network are no answer of an exit's. `journal` is told what
-    happens to circuits and streams."""
-
-    def __init__(
-        self,
-        params: Mapping[str, int] | None = None,
-        cgo: Cgo = Cgo.EXIT,
-        clock: flow.ClockGuard | None = None,
-        half_open_time: float = 60.0,
-        refuse_internal: bool = False,
-        journal: Journal | None = None,
-    ) -> None:
-        self.params = params or {}
-        self.stream_params = flow.StreamParams.from_params(self.params)
-        self.cgo = cgo
-        self.clock = clock or flow.ClockGuard()
-        self.half_open_time = half_open_time
-        self.refuse_internal = refuse_internal
-        self.journal = journal or Journal()
-
-
 class HopInfo(NamedTuple):
     """How a hop was made; `sendme_inc` is in DATA cells, `seconds` is what its handshake took."""
 
@@ -108,32 +70,26 @@ class HopInfo(NamedTuple):
     seconds: float
 
 
-class Circuit:
+class Circuit(Tunnel):
     """Made by Channel.open_circuit. `path` grows by one relay with every finished handshake."""
 
     def __init__(
         self, channel: CircuitHost, core: CoreCircuit, settings: CircuitSettings, purpose: str = GENERAL
     ) -> None:
         """`purpose` is a word for events, one of control-spec's."""
-        self.journal = settings.journal
-        self.id = self.journal.next_circuit()
-        self.purpose = purpose
+        super().__init__(core, settings, purpose)
         self.path: tuple[Relay, ...] = ()
         self.hops: tuple[HopInfo, ...] = ()
-        self.error: TorkitError | None = None
-        self.on_end: Callable[[Circuit], None] | None = None
-        self.watch = UNWATCHED  # told what becomes of it, for its guard's sake
         self.unnamed_hop: int | None = None  # the number of one that events do not name
         self.is_built = False
         self.began_at = trio.current_time()
         self.is_told = False  # whether a line has told that it was built, and another tells how it ends
+        self.linked: Tunnel | None = None  # the set of which it is a leg
+        self.on_rtt: Callable[[float], None] | None = None  # told its round-trip time, in seconds
+        self._core: CoreCircuit = core
         self._channel = channel
-        self._core = core
-        self._settings = settings
         self._vegas: list[flow.Vegas | None] = []
-        self._streams: set[StreamOwner] | None = None  # an empty one would take 216 bytes of every circuit
         self._reply: Reply | None = None
-        self.is_joined = False  # with an onion service, behind the last of `path`
         if self.journal.is_heard:
             self.journal.tell(CircuitLaunched(self.id, purpose))
 
@@ -148,11 +104,6 @@ class Circuit:
     def clock_skew(self) -> float | None:
         """The first relay's clock minus ours, in seconds, when we connected; None if it told no time."""
         return self._channel.link.clock_skew
-
-    @property
-    def exit(self) -> Relay:
-        """The relay at which its streams leave."""
-        return self.path[-1]
 
     @property
     def last_address(self) -> tuple[str, int]:
@@ -301,58 +252,29 @@ class Circuit:
     # --- streams ----------------------------------------------------------------------------------
 
     @property
-    def stream_count(self) -> int:
-        """Streams that this end holds open."""
-        return 0 if self._streams is None else len(self._streams)
+    def paths(self) -> tuple[tuple[Relay, ...], ...]:
+        return (self.path,)
 
     @property
-    def has_room(self) -> bool:
-        """Returns whether one more stream can be opened."""
-        return self._core.has_room
+    def core(self) -> CoreCircuit:
+        """What a set of linked circuits has for its leg."""
+        return self._core
 
     @property
-    def far_end(self) -> str:
-        """Who ends its streams, for sentences."""
-        return "the onion service" if self.is_joined else "the exit"
+    def _hop(self) -> int:
+        return self._core.hop_count - 1
 
-    def begin(self, host: str, port: int, number: int | None = None) -> Stream:
-        """Ask the last hop to connect to `host`, a name or address it resolves. Not waited for.
+    @property
+    def _has_xoff(self) -> bool:
+        return self._vegas[self._hop] is not None
 
-        With `number`, events tell of the stream under it.
-        """
-        flags = messages.BeginFlags(0)
-        if self.exit.policy6.accepts(port):
-            # As C tor's clients do on the port that Tor Browser has them open, where the exit can use it.
-            flags = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
-        return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags), number)
-
-    def begin_service(self, port: int, number: int | None = None) -> Stream:
-        """Ask the onion service that has joined for `port`, otherwise as `begin`."""
-        return self._begin(RelayCommand.BEGIN, messages.encode_begin_service(port), number)
-
-    def refuses(self, address: cells.IPAddress | None) -> bool:
-        """Returns whether an exit that says this address is wrong or has been fooled, as C tor judges."""
-        return self._settings.refuse_internal and address is not None and is_internal(address)
-
-    def begin_probe(self, address: IPv4Address) -> Stream:
-        """Ask for `address`, of 0.0.0.0/8, which exits refuse by policy and name in doing so.
-
-        path-spec, "Measuring path usage success rates".
-        """
-        body = messages.encode_begin(str(address), PROBE_PORT, messages.BeginFlags(0))
-        return self._begin(RelayCommand.BEGIN, body)
+    def _note_streams(self) -> None:
+        if self._core.hop_count > 1:
+            self._channel.note_use(Use.STREAMS)
 
     def begin_directory(self) -> Stream:
         """A stream to the last hop's own directory service."""
         return self._begin(RelayCommand.BEGIN_DIR, b"")
-
-    def _begin(self, command: RelayCommand, body: bytes, number: int | None = None) -> Stream:
-        core = self._open_stream(is_resolve=False)
-        stream = Stream(self, core, self._flow_of(core.hop), number)
-        core.owner = stream
-        self._add_stream(stream)
-        self._core.send(core.hop, command, core.id, body)
-        return stream
 
     def bytes_under_way(self, core: CoreStream) -> int:
         """How much of a stream may still come after our XOFF, from a peer that keeps the rules.
@@ -370,79 +292,6 @@ class Circuit:
         steady = acknowledged // vegas.increment * parameter(params, "cc_cwnd_inc")
         window = min(in_slow_start, max(first, parameter(params, "cc_ss_max"))) + steady
         return 2 * window * flow.RELAY_DATA_LEN_MAX
-
-    def note_kept(self, count: int) -> None:
-        """Count `count` more bytes, or fewer, that are kept of what its streams have brought."""
-        self._core.keep(count)
-
-    def _flow_of(self, hop: int) -> StreamFlow | None:
-        """What watches XON and XOFF of one stream; None where it has windows."""
-        if self._vegas[hop] is None:
-            return None
-        return StreamFlow(
-            self._settings.stream_params, self._settings.clock, peer_is_onion_service=self.is_joined
-        )
-
-    async def settle(self) -> None:
-        """Wait until the last hop has all that was sent: it answers what is sent now, and cells keep order.
-
-        An onion service looks nothing up, but refuses port 0. Raises what ended the circuit.
-        """
-        try:
-            if self.is_joined:
-                await self._begin(RelayCommand.BEGIN, messages.BEGIN_NOWHERE).wait_connected()
-            else:
-                await self.resolve(SETTLE_QUESTION)
-        except StreamBroken as error:
-            if error.reason is EndReason.DESTROY:
-                raise
-
-    async def resolve(self, name: str | cells.IPAddress) -> list[messages.Answer]:
-        """What the last hop resolves `name` to; for an address literal, its names.
-
-        Raises StreamBroken where the exit cannot say. tor-spec, "Remote hostname lookup".
-        """
-        question = messages.encode_resolve(name)
-        core = self._open_stream(is_resolve=True)
-        resolution = _Resolution(self)
-        core.owner = resolution
-        self._add_stream(resolution)
-        self._core.send(core.hop, RelayCommand.RESOLVE, core.id, question)
-        try:
-            await resolution.has_come.wait()
-        finally:
-            self.close_stream(resolution, core, messages.encode_end(EndReason.MISC))
-        if resolution.answers is None:
-            raise resolution.broken()
-        return resolution.answers
-
-    def _open_stream(self, *, is_resolve: bool) -> CoreStream:
-        if self.error is not None:
-            raise self.error
-        if self._core.hop_count > 1:
-            self._channel.note_use(Use.STREAMS)
-        return self._core.open_stream(self._core.hop_count - 1, is_resolve)
-
-    def _add_stream(self, owner: StreamOwner) -> None:
-        if self._streams is None:
-            self._streams = set()
-        self._streams.add(owner)
-
-    def close_stream(self, owner: StreamOwner, core: CoreStream, end_body: bytes) -> None:
-        self._core.close_stream(core, end_body, self._settings.half_open_time)
-        core.owner = None  # the core keeps its stream for what is under way, long after everybody else
-        self.forget_stream(owner)
-
-    def send_message(self, core: CoreStream, command: RelayCommand, body: bytes) -> None:
-        """Seal one message on a stream, if it is still open."""
-        if not core.has_ended:
-            self._core.send(core.hop, command, core.id, body)
-
-    def forget_stream(self, owner: StreamOwner) -> None:
-        """It has ended."""
-        if self._streams is not None:
-            self._streams.discard(owner)
-            self._streams = self._streams or None
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -476,11 +325,7 @@ class Circuit:
         self._channel.close_circuit(self._core)
         if self._reply is not None:
             self._reply.has_come.set()
-        for owner in list(self._streams or ()):
-            owner.fail(error)
-        self._streams = None
-        if self.on_end is not None:
-            self.on_end(self)
+        self._fail_streams(error)
 
     # --- called by the channel's reader -----------------------------------------------------------
 
@@ -502,6 +347,8 @@ class Circuit:
         assert vegas is not None
         vegas.acknowledge(rtt, in_flight=in_flight, blocked=self._channel.is_congested)
         self._core.set_window(hop, vegas.window)
+        if self.on_rtt is not None:
+            self.on_rtt(vegas.rtt.ewma / 1e6)
 
     def on_message(self, hop: int, command: int, body: bytes) -> None:
         if command == RelayCommand.TRUNCATED:
@@ -560,35 +407,3 @@ class Reply:
         if self.body is None:
             raise self._circuit.error or CircuitClosed("the circuit ended")
         return self.body
-
-
-class _Resolution:
-    """The owner of a RESOLVE's stream."""
-
-    def __init__(self, circuit: Circuit) -> None:
-        self.answers: list[messages.Answer] | None = None
-        self.has_come = trio.Event()
-        self._circuit = circuit
-        self._reason: EndReason | None = None
-        self._failure: TorkitError | None = None
-
-    def broken(self) -> StreamBroken:
-        if self._reason is not None:
-            return ended_by(self._circuit, self._reason)
-        return cut_off(self._circuit, self._failure)
-
-    def on_message(self, command: int, body: bytes) -> None:
-        try:
-            if command == RelayCommand.RESOLVED:
-                self.answers = messages.decode_resolved(body)
-            elif command == RelayCommand.END:
-                self._reason = messages.decode_end(body).reason
-            else:
-                raise CircuitError(f"relay command {command} arrived for a name look-up")
-        except CircuitError as error:
-            self._circuit.fail(error)
-        self.has_come.set()
-
-    def fail(self, error: TorkitError) -> None:
-        self._failure = error
-        self.has_come.set()

@@ -44,6 +44,7 @@ class StreamHost(Protocol):
     journal: Journal
     watch: Watch  # told whether the exit has answered
     is_joined: bool  # with an onion service, behind the last of `path`
+    sends_early: bool  # what a program sends with its request goes behind BEGIN
 
     @property
     def exit(self) -> Relay: ...
@@ -197,8 +198,11 @@ class Stream(trio.abc.Stream):
         self._core.sink = -1
 
     def put(self, data: bytes) -> int:
-        """Send as much of `data` at once as windows allow, be it before CONNECTED; how much that was."""
-        return self._core.put(data)
+        """Send as much of `data` at once as windows allow; how much that was.
+
+        Before CONNECTED nothing is sent by linked circuits (as C tor).
+        """
+        return self._core.put(data) if self._is_connected or self.circuit.sends_early else 0
 
     def be_fed(self, local: Local, early: bytes) -> None:
         """Have the core seal what is read from `local`, `early` first, without Python."""

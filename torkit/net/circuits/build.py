@@ -6,6 +6,7 @@ path-spec, "Learning when to give up".
 
 import time
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from itertools import pairwise
 from random import Random
 from typing import NamedTuple, Protocol
@@ -27,10 +28,11 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.learnt.build_times import HOPS, INITIAL, BuildTimes, Timeouts
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits import words
 from torkit.net.circuits.guards import UNTOLD, GuardTry
-from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ForOnion, Path, Purpose, Shared
+from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ExitByLegs, ForOnion, Path, Purpose, Shared
 from torkit.net.contact import Contact, is_known
 from torkit.net.current import Current
 from torkit.net.link.channels import Channels
@@ -68,6 +70,9 @@ class Chooser(Protocol):
         Raises NoPath, NoGuard or NoDirectory.
         """
 
+    def choose_leg(self, purpose: ExitByLegs, exit_relay: Relay, others: Collection[Path]) -> Choice:
+        """Another path to an exit to which `others` go. Raises as `choose`."""
+
     def given(self, path: Path) -> Choice:
         """The choice of exactly these relays. Raises UsageError for none at all."""
 
@@ -102,16 +107,23 @@ class Builder:
         Steps, not relays: a relay refuses for a minute to connect to one that it has found dead, while
         others have long found it alive again.
         """
+        return self._draw(purpose, partial(self.paths.choose, purpose, excluded))
+
+    def choose_leg(self, purpose: ExitByLegs, exit_relay: Relay, others: Collection[Path]) -> Choice:
+        """As `choose`: another path to an exit to which `others` go."""
+        return self._draw(purpose, partial(self.paths.choose_leg, purpose, exit_relay, others))
+
+    def _draw(self, purpose: Shared | ForOnion, choose: Callable[[], Choice]) -> Choice:
         since = trio.current_time() - STEP_MEMORY
         self._failed_steps = {step: at for step, at in self._failed_steps.items() if at > since}
         target = purpose.target if isinstance(purpose, ForOnion) else None
         then = () if target is None else (target,)
         for _ in range(PATH_DRAWS - 1):
-            choice = self.paths.choose(purpose, excluded)
+            choice = choose()
             if self._failed_steps.keys().isdisjoint(_steps((*choice.path, *then))):
                 return choice
             choice.guard.given_up()
-        return self.paths.choose(purpose, excluded)
+        return choose()
 
     async def build(self, choice: Choice, purpose: Shared | ForOnion) -> Circuit:
         """Build one circuit. Raises what made a hop fail, or TimedOut.

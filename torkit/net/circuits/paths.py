@@ -12,7 +12,7 @@ from torkit.errors import NoPath, UsageError
 from torkit.learnt.refusals import Refusals
 from torkit.net.circuits.build import Choice
 from torkit.net.circuits.guards import GuardKeeper, GuardOfOurs
-from torkit.net.circuits.purpose import ForOnion, Path, Shared
+from torkit.net.circuits.purpose import ExitByLegs, ForOnion, Path, Shared
 from torkit.net.current import Current
 from torkit.paths.choose import choose_path, may_go_on
 from torkit.paths.constraints import Constraints
@@ -52,6 +52,22 @@ class Paths:
             if avoided <= frozenset(excluded):
                 raise
             return self._choose_exit(purpose, excluded)  # nobody else is left
+
+    def choose_leg(self, purpose: ExitByLegs, exit_relay: Relay, others: Collection[Path]) -> Choice:
+        """Another path to an exit to which `others` go, by another guard and another middle.
+
+        By identity only (proposal 329, and as C tor): families and networks count within a path. A guard that
+        serves another leg keeps its place among those in use, so that no further one is drawn in for this.
+        Raises as `choose`.
+        """
+        names = frozenset(path[1].fingerprint for path in others)
+        guards = frozenset(path[0].identity for path in others)
+        constraints = purpose.constraints(names)._replace(exit=exit_relay.fingerprint)
+        with _Picker(self._guards, guards) as picker:
+            path = self._choose(constraints, picker)
+        guard = picker.picked
+        guard.others = path[1:]
+        return Choice(path, guard)
 
     def given(self, path: Path) -> Choice:
         """The choice of exactly these relays. Raises UsageError for none at all."""
@@ -109,12 +125,14 @@ class Paths:
 class _Picker:
     """Asks for a guard while a path is chosen. If the rest of the path is not to be had, it is given up."""
 
-    def __init__(self, guards: GuardKeeper) -> None:
+    def __init__(self, guards: GuardKeeper, unwanted: Collection[bytes] = ()) -> None:
+        """`unwanted` are identities."""
         self._guards = guards
+        self._unwanted = unwanted
         self._guard: GuardOfOurs | None = None
 
     def __call__(self, fits: Callable[[Relay], bool]) -> Relay:
-        self._guard = self._guards.pick(fits)
+        self._guard = self._guards.pick(lambda one: one.identity not in self._unwanted and fits(one))
         return self._guard.relay
 
     def __enter__(self) -> "_Picker":

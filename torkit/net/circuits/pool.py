@@ -25,6 +25,7 @@ from torkit.errors import (
 )
 from torkit.learnt.predicted_ports import PredictedPorts
 from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.circuits.build import Builder, Choice
 from torkit.net.circuits.purpose import ForOnion, Need, Path, Shared
 from torkit.net.circuits.shelves import Clean, Entry, Shelves
@@ -66,13 +67,13 @@ class Circuits:
         counts = Counter(type(entry.state).__name__.lower() for entry in self._shelves)
         return ", ".join(f"{counts[state]} {state}" for state in ("clean", "dirty", "worn")) + " circuits"
 
-    def take_ready(self, need: Need) -> Circuit | None:
+    def take_ready(self, need: Need) -> Tunnel | None:
         """A circuit as `acquire` gives it, if one is ready. Never waits."""
         self.look_at_clock()
         entry = self._shelves.find(need, trio.current_time())
         return None if entry is None else self._claim(entry, need)
 
-    async def acquire(self, need: Need, give_up_at: float = inf) -> Circuit:
+    async def acquire(self, need: Need, give_up_at: float = inf) -> Tunnel:
         """A circuit for `need`; with a path of its own the circuit goes exactly there.
 
         Builds that fail are repeated, after BUILD_ATTEMPTS with rests between them, and a directory is waited
@@ -124,7 +125,7 @@ class Circuits:
         """A circuit that was opened could not be extended from `last` to `target`."""
         self._builder.note_failed_step(last, target)
 
-    def _claim(self, entry: Entry, need: Need) -> Circuit:
+    def _claim(self, entry: Entry, need: Need) -> Tunnel:
         if need.path is None:
             self.expect(need.purpose.expected_port)
         if self._shelves.claim(entry, need.key, trio.current_time()):
@@ -175,8 +176,11 @@ class Circuits:
         """Build a clean circuit, through `path` if one is given. Raises what made a hop fail, or TimedOut."""
         builder = self._builder
         choice = builder.choose(purpose, excluded) if path is None else builder.paths.given(path)
-        circuit = await self._build(choice, purpose)
-        entry = Entry(circuit, purpose, trio.current_time() + self._idle_timeout())
+        return self.put_up(await self._build(choice, purpose), purpose)
+
+    def put_up(self, circuit: Tunnel, purpose: Shared) -> Entry:
+        """Offer a circuit, or linked ones, that requests share."""
+        entry = Entry(circuit, purpose, trio.current_time() + self._idle_timeout(), self._rng.random())
         if self._directory is not None:
             entry.note_directory(self._directory)
         self._shelves.add(entry)
@@ -203,10 +207,10 @@ class Circuits:
     def _close_clean(self, first: Relay) -> None:
         """Close the circuits through a guard that is silent, so that no request has to find out."""
         for entry in self._shelves.clean:
-            if entry.circuit.path[0].identity == first.identity:
+            if any(path[0].identity == first.identity for path in entry.circuit.paths):
                 entry.circuit.close("its guard does not answer")
 
-    def _forget(self, circuit: Circuit) -> None:
+    def _forget(self, circuit: Tunnel) -> None:
         if (entry := self._shelves.entry_of(circuit)) is not None:
             self._shelves.forget(entry)
         self.is_short.set()
@@ -218,12 +222,17 @@ class Circuits:
         """The circuits that nobody has used, oldest first."""
         return self._shelves.clean
 
-    def state_of(self, circuit: Circuit) -> str | None:
+    def state_of(self, circuit: Tunnel) -> str | None:
         """On which shelf it stands: `clean`, `dirty` or `worn`; None for one that requests do not share."""
         entry = self._shelves.entry_of(circuit)
         return None if entry is None else type(entry.state).__name__.lower()
 
-    def retire(self, circuit: Circuit, why: str) -> None:
+    @property
+    def linked_count(self) -> int:
+        """How many sets of linked circuits there are."""
+        return sum(entry.is_linked for entry in self._shelves)
+
+    def retire(self, circuit: Tunnel, why: str) -> None:
         """Let a circuit take no new streams, because of `why`; it is closed when its last one has gone."""
         if (entry := self._shelves.entry_of(circuit)) is not None:
             self._shelves.retire(entry, why)
@@ -239,7 +248,7 @@ class Circuits:
         self._directory = directory
         for entry in self._shelves:
             entry.note_directory(directory)
-            if not self._builder.paths.may_go_on(entry.circuit.path):
+            if not all(map(self._builder.paths.may_go_on, entry.circuit.paths)):
                 self._end_use(entry, "the directory allows its path no more")
 
     def _end_use(self, entry: Entry, why: str) -> None:
@@ -303,7 +312,7 @@ class Circuits:
                 else:
                     entry.circuit.close(state.why)
 
-    async def _probe_and_close(self, circuit: Circuit, why: str) -> None:
+    async def _probe_and_close(self, circuit: Tunnel, why: str) -> None:
         """Close a circuit on which no stream was answered, and first see whether that was its fault.
 
         path-spec, "Measuring path usage success rates".

@@ -56,6 +56,23 @@ class ExitTo:
         return Constraints(port=self.port, ipv6=self.is_ipv6, avoid=avoid)
 
 
+class ExitByLegs(ExitTo):
+    """For a leg of linked circuits, and for the set of them. Its relays should be Stable, as C tor's."""
+
+    __slots__ = ()
+
+    label = "CONFLUX_UNLINKED"
+    words = "linked circuits"
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.needs_stable = True
+
+    def constraints(self, avoid: frozenset[str]) -> Constraints:
+        """What a path must fulfil. `avoid` names relays not to use behind the guard."""
+        return super().constraints(avoid)._replace(stable=True, links=True)
+
+
 class LookUp:
     """For look-ups, which any exit answers. Also for circuits that are built to learn build times."""
 
@@ -127,7 +144,7 @@ class Need(NamedTuple):
 
     `identity` counts the identities of this client: that of when the request began, so that it never shares
     with later ones. With `path` the circuit goes exactly there; else it ends at none of `excluded`, which are
-    identities of exits.
+    identities of exits. Linked circuits serve only whom `may_be_linked` allows.
     """
 
     purpose: Shared
@@ -135,6 +152,7 @@ class Need(NamedTuple):
     identity: int = 0
     path: Path | None = None
     excluded: Collection[bytes] = ()
+    may_be_linked: bool = True
 
     @property
     def crowd(self) -> Hashable:

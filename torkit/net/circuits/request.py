@@ -23,8 +23,8 @@ from torkit.errors import (
 )
 from torkit.events import StreamAttached, StreamEnded, StreamFailed, StreamNew, StreamSucceeded
 from torkit.learnt.refusals import Refusals
-from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.stream import Stream, ended_by
+from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Path
 from torkit.proto.destination import check_destination, parse_address
@@ -92,7 +92,7 @@ class Request:
         self.id = self._journal.next_stream()
         if self._journal.is_heard:
             self._journal.tell(StreamNew(self.id))
-        self._begun: tuple[Stream, Circuit] | None = None
+        self._begun: tuple[Stream, Tunnel] | None = None
         self._exits: set[bytes] = set()  # that were tried
         self._failure: TorkitError | None = None  # the last
         self._failure_count = self._refusal_count = self._timeout_count = 0
@@ -147,7 +147,7 @@ class Request:
             raise UsageError("a look-up has no stream")
         return self._port
 
-    async def _open(self, port: int, circuit: Circuit) -> Stream:
+    async def _open(self, port: int, circuit: Tunnel) -> Stream:
         stream = circuit.begin(self._host, port, self.id)
         try:
             await stream.wait_connected()
@@ -156,7 +156,7 @@ class Request:
             raise
         return stream
 
-    async def _look_up(self, circuit: Circuit) -> tuple[list[Resolved], Circuit]:
+    async def _look_up(self, circuit: Tunnel) -> tuple[list[Resolved], Tunnel]:
         """Ask an exit. An answer that is internal to a network is none: it would lead to somebody else's."""
         if self._journal.is_heard:
             self._journal.tell(StreamAttached(self.id, circuit.id))
@@ -174,7 +174,7 @@ class Request:
 
     # --- one after another ------------------------------------------------------------------------
 
-    async def _try_on(self, attempt: Callable[[Circuit], Awaitable[T]]) -> T:
+    async def _try_on(self, attempt: Callable[[Tunnel], Awaitable[T]]) -> T:
         """Try on a circuit, and where that fails for its or its exit's fault, on another.
 
         Raises what an attempt does where another is of no use, TimedOut, NoPath, or what made circuits fail.
@@ -211,7 +211,7 @@ class Request:
         """Exits that have refused this target lately."""
         return self._refusals.exits_refusing(self._need.isolation, self._host, self._port)
 
-    async def _acquire(self, give_up_at: float) -> Circuit | None:
+    async def _acquire(self, give_up_at: float) -> Tunnel | None:
         """A circuit to an exit not tried yet; None if there is none, and an earlier failure says more."""
         refusing = self._refusing - self._exits
         try:
@@ -226,7 +226,7 @@ class Request:
                 raise
             return None
 
-    async def _acquire_without(self, excluded: Collection[bytes], give_up_at: float) -> Circuit | None:
+    async def _acquire_without(self, excluded: Collection[bytes], give_up_at: float) -> Tunnel | None:
         """A circuit to another exit than `excluded`; None when time is up."""
         try:
             return await self._circuits.acquire(self._need._replace(excluded=excluded), give_up_at)
@@ -237,7 +237,7 @@ class Request:
 
     # --- what came of it --------------------------------------------------------------------------
 
-    def _note_timeout(self, circuit: Circuit) -> None:
+    def _note_timeout(self, circuit: Tunnel) -> None:
         """Nobody has answered in time."""
         self._exits.add(circuit.exit.identity)
         silent = _silent(circuit, self._timeout)
@@ -247,7 +247,7 @@ class Request:
         circuit.watch.note_given_up()
         self._circuits.retire(circuit, "its exit was silent")
 
-    def _note_failure(self, circuit: Circuit, error: TorkitError) -> None:
+    def _note_failure(self, circuit: Tunnel, error: TorkitError) -> None:
         """Learn from what was the end of an attempt. Raises it where another one is of no use."""
         logger.debug("stream %d, tried on circuit %d: %s", self.id, circuit.id, error)
         exit_identity = circuit.exit.identity
@@ -283,7 +283,7 @@ class Request:
             raise error
 
 
-def _silent(circuit: Circuit, seconds: float) -> TimedOut:
+def _silent(circuit: Tunnel, seconds: float) -> TimedOut:
     error = TimedOut(f"the exit has not answered within {seconds:g} s")
     error.name(circuit.exit.nickname)
     return error

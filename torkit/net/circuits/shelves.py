@@ -13,7 +13,8 @@ from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 from torkit.directory.directory import Directory
-from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.linked import LinkedCircuit
+from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.circuits.purpose import Need, Shared
 
 # Specification constant, seconds (path-spec, "Clients build circuits on demand"): how long after its first
@@ -46,17 +47,26 @@ class Worn:
 class Entry:
     """A circuit to an exit, and what may be done with it."""
 
-    __slots__ = ("circuit", "exit", "purpose", "state")
+    __slots__ = ("circuit", "exit", "order", "purpose", "state")
 
-    def __init__(self, circuit: Circuit, purpose: Shared, expires_at: float) -> None:
+    def __init__(self, circuit: Tunnel, purpose: Shared, expires_at: float, order: float = 0.0) -> None:
+        """`order` is random: by it one is chosen among several sets of linked circuits."""
         self.circuit = circuit
+        self.order = order
         self.purpose = purpose
         self.exit = circuit.exit  # as the newest directory knows it
         self.state: Clean | Dirty | Worn = Clean(expires_at)
 
+    @property
+    def is_linked(self) -> bool:
+        """Returns whether it is a set of linked circuits."""
+        return isinstance(self.circuit, LinkedCircuit)
+
     def serves(self, need: Need, now: float) -> bool:
         """Returns whether a request may have it, if its isolation allows that."""
         if self.circuit.error is not None or not self.circuit.has_room:
+            return False
+        if self.is_linked and not need.may_be_linked:
             return False
         if isinstance(self.state, Dirty) and now - self.state.since >= MAX_DIRTINESS:
             return False
@@ -73,7 +83,7 @@ class Shelves:
 
     def __init__(self) -> None:
         # Dicts for sets that keep an order: of building, of when they became dirty, of when worn.
-        self._entries: dict[Circuit, Entry] = {}
+        self._entries: dict[Tunnel, Entry] = {}
         self._clean: dict[Entry, None] = {}
         self._dirty: dict[Entry, None] = {}
         self._worn: dict[Entry, None] = {}
@@ -93,13 +103,20 @@ class Shelves:
         return [(entry, entry.state) for entry in self._worn if isinstance(entry.state, Worn)]
 
     def find(self, need: Need, now: float) -> Entry | None:
-        """The circuit last given this isolation, else the youngest clean one; as C tor."""
+        """A set of linked circuits, used or clean; else the circuit last given this isolation, else the
+        youngest clean one. As C tor.
+        """
+        if need.path is None:
+            sets = [entry for entry in (*self._by_key.get(need.key, ()), *self._clean) if entry.is_linked]
+            for entry in sorted(sets, key=lambda one: one.order):
+                if entry.serves(need, now):
+                    return entry
         for entry in reversed(self._by_key.get(need.key, ())):
             if entry.serves(need, now):
                 return entry
         if need.path is None:
             for entry in reversed(self._clean):
-                if entry.serves(need, now):
+                if not entry.is_linked and entry.serves(need, now):
                     return entry
         return None
 
@@ -118,7 +135,7 @@ class Shelves:
         self._by_key[key] = (*self._by_key.get(key, ()), entry)
         return True
 
-    def entry_of(self, circuit: Circuit) -> Entry | None:
+    def entry_of(self, circuit: Tunnel) -> Entry | None:
         return self._entries.get(circuit)
 
     def retire(self, entry: Entry, why: str) -> None:

@@ -14,6 +14,7 @@ from torkit.learnt.build_times import BuildTimes
 from torkit.learnt.predicted_ports import FIRST_PORT
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo
+from torkit.net.circuits.sets import Sets
 from torkit.net.current import Current
 from torkit.net.progress import diagnose
 
@@ -33,8 +34,12 @@ logger = logging.getLogger(__name__)
 class Spares:
     """Run `keep` in a task; `learn` in another where build times are of use."""
 
-    def __init__(self, circuits: Circuits, build_times: BuildTimes, current: Current) -> None:
+    def __init__(
+        self, circuits: Circuits, build_times: BuildTimes, current: Current, sets: Sets | None
+    ) -> None:
+        """`sets` is None where no circuits are to be linked."""
         self._circuits = circuits
+        self._sets = sets
         self._build_times = build_times
         self._current = current
         self._progress = current.journal.progress
@@ -55,6 +60,8 @@ class Spares:
             circuits.is_short = trio.Event()
             self._close_those_that_served()
             wait_until = self._worn_look_at
+            if count and self._sets is not None:
+                wait_until = min(wait_until, self._sets.keep())
             port = self._uncovered_port(count)
             if port is not None:
                 if circuits.turns.has_room and await self._try_build(port):
@@ -73,11 +80,13 @@ class Spares:
         """A port that is expected and for which fewer than `count` circuits are ready."""
         now = trio.current_time()
         spares = [entry for entry in self._circuits.clean if entry.circuit.error is None]
-        if len(spares) >= MAX_SPARES:
+        if sum(not entry.is_linked for entry in spares) >= MAX_SPARES:
             return None
         for port in self._circuits.predicted.ports(now):
             purpose = ExitTo(port)
-            if sum(purpose.may_join(entry.purpose, entry.exit) for entry in spares) < count:
+            # Each leg of a set counts (as C tor), so that few others are built beside it.
+            fitting = [entry for entry in spares if purpose.may_join(entry.purpose, entry.exit)]
+            if sum(len(entry.circuit.paths) for entry in fitting) < count:
                 return port
         return None
 

@@ -39,7 +39,7 @@ from torkit.errors import (
     StorageError,
     TorkitError,
 )
-from torkit.net.circuit.circuit import CircuitSettings
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.guards import UNTOLD, GuardTry
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.current import Current

@@ -15,7 +15,8 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from torkit.errors import ClockSkewed, NoDirectory, NothingNewer, OutOfResources, TimedOut, TorkitError
-from torkit.net.circuit.circuit import Circuit, CircuitSettings
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import build_directory_circuit
 from torkit.net.circuits.guards import UNTOLD, GuardTry
 from torkit.net.circuits.purpose import AskDirectory

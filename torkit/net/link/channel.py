@@ -37,7 +37,8 @@ from torkit.errors import (
     TimedOut,
     TorkitError,
 )
-from torkit.net.circuit.circuit import GENERAL, Circuit, CircuitSettings
+from torkit.net.circuit.circuit import GENERAL, Circuit
+from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.link.dial import Dial, dial_directly
 from torkit.net.link.pump import Pump
 from torkit.net.link.tls import TlsConnection

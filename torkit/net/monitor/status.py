@@ -95,14 +95,17 @@ def look_at(parts: "Parts") -> Status:
 
 
 def _circuit_status(parts: "Parts", circuit: Circuit) -> CircuitStatus:
-    state = (parts.circuits.state_of(circuit) or "open") if circuit.is_built else "building"
+    linked = circuit.linked
+    state = parts.circuits.state_of(linked or circuit) or "open"
+    # The streams of linked circuits are counted once.
+    streams = circuit if linked is None else linked if linked.paths[0] is circuit.path else None
     return CircuitStatus(
         circuit.id,
-        circuit.purpose,
-        state,
+        circuit.purpose if linked is None else linked.purpose,
+        state if circuit.is_built else "building",
         round(trio.current_time() - circuit.began_at, 1),
         circuit.names(lambda relay: relay.nickname),
-        circuit.stream_count,
+        0 if streams is None else streams.stream_count,
     )
 
 

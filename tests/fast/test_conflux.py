@@ -1,0 +1,405 @@
+"""Linked circuits in the core: two channels, two scripted legs, and an exit that sends where a test says."""
+
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import pytest
+from fakes import FakeCircuit, RelayCell
+from fast.talk import CGO, CONGESTION_CONTROL, WINDOWS, Talk, failure_of
+
+from torkit._fast.cells import RelayCommand
+from torkit._fast.circuit import Circuit
+from torkit._fast.conflux import LinkedSet, link
+from torkit._fast.events import Acknowledged, CircuitFailed, Event, Message, Readable, Writable
+from torkit._fast.stream import Stream
+from torkit.errors import UsageError
+from torkit.proto import messages
+
+LAST = 2  # index of the exit
+KINDS = [CONGESTION_CONTROL, CGO]
+DATA_LEN = 488  # fits both formats
+CELL = 498  # bytes of a full DATA cell in the format of tor1
+
+
+def _ignore(*_: object) -> None:
+    """What no test here needs the exit to do."""
+
+
+class Pair:
+    """A set of two legs. `log` has what the exit has received, as (leg, command, stream id, body)."""
+
+    def __init__(
+        self, kind: str = CONGESTION_CONTROL, *, fills: bool = False, rtts: Sequence[float] = (0.1, 0.2)
+    ) -> None:
+        self.talks = [Talk(hops=[kind] * 3) for _ in rtts]
+        self.legs = [talk.circuit() for talk in self.talks]
+        self.set: LinkedSet = link(self.legs, rtts, fills)
+        self.log: list[tuple[int, int, int, bytes]] = []
+        self.sent = [0, 0]  # the exit's, by leg: the number of the last counted message
+        self.last = 0
+        for index, talk in enumerate(self.talks):
+            talk.relays[-1].on_begin = _ignore
+            talk.relays[-1].on_unknown = _ignore
+            talk.relays[0].on_relay_cell = partial(self._note, index)
+            self.far(index).streams = self.far(0).streams  # one space of ids
+
+    def _note(self, leg: int, circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
+        if number == LAST + 1 and cell.command != RelayCommand.EXTEND2:
+            self.log.append((leg, cell.command, cell.stream_id, cell.body))
+
+    def far(self, leg: int) -> FakeCircuit:
+        return self.talks[leg].far_end(self.legs[leg])
+
+    def exchange(self) -> list[Event]:
+        return [event for talk in self.talks for event in talk.exchange()]
+
+    def stream(self) -> Stream:
+        """One that was begun, and not answered."""
+        stream = self.set.open_stream(LAST)
+        self.set.send(LAST, RelayCommand.BEGIN, stream.id, b"web.test:80\0")
+        self.exchange()
+        return stream
+
+    def connected(self) -> Stream:
+        stream = self.stream()
+        self.send(0, RelayCommand.CONNECTED, stream.id)
+        assert stream.is_open
+        return stream
+
+    def held(self, leg: int, command: int, stream_id: int, body: bytes = b"") -> list[bytes]:
+        """The cells of one counted message by a leg, SWITCH before it where the leg is another."""
+        cells = []
+        if self.sent[leg] != self.last:
+            gap = struct.pack(">I", self.last - self.sent[leg])
+            cells.append(self.far(leg).send(LAST + 1, RelayCommand.CONFLUX_SWITCH, 0, gap, hold=True))
+        self.last += 1
+        self.sent[leg] = self.last
+        return [*cells, self.far(leg).send(LAST + 1, command, stream_id, body, hold=True)]
+
+    def send(self, leg: int, command: int, stream_id: int, body: bytes = b"") -> list[Event]:
+        return self.give(leg, self.held(leg, command, stream_id, body))
+
+    def give(self, leg: int, cells: Sequence[bytes]) -> list[Event]:
+        events = [event for cell in cells for event in self.talks[leg].feed(cell)]
+        return events + self.exchange()
+
+    @property
+    def complaints(self) -> list[str]:
+        return [complaint for talk in self.talks for complaint in talk.complaints]
+
+    def commands(self) -> list[tuple[int, int]]:
+        return [(leg, command) for leg, command, _, _ in self.log]
+
+
+def merges(first: int, second: int) -> Iterator[tuple[int, ...]]:
+    """Every order in which so many cells of two legs can arrive, as leg numbers."""
+    for places in itertools.combinations(range(first + second), second):
+        yield tuple(int(place in places) for place in range(first + second))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_interleaving_of_two_legs_gives_what_one_would(kind: str) -> None:
+    pair = Pair(kind)
+    for legs in itertools.product((0, 1), repeat=5):
+        for merge in merges(legs.count(0), legs.count(1)):
+            stream = pair.stream()
+            story = [
+                (RelayCommand.CONNECTED, b""),
+                (RelayCommand.DATA, b"one "),
+                (RelayCommand.DATA, b"two "),
+                (RelayCommand.XOFF, messages.encode_xoff()),
+                (RelayCommand.END, b"\6"),
+            ]
+            waiting: list[list[list[bytes]]] = [[], []]
+            for leg, (command, body) in zip(legs, story, strict=True):
+                waiting[leg].append(pair.held(leg, command, stream.id, body))
+            events = [event for leg in merge for event in pair.give(leg, waiting[leg].pop(0))]
+            told = [event.command for event in events if isinstance(event, Message)]
+            assert told == [RelayCommand.CONNECTED, RelayCommand.XOFF, RelayCommand.END]
+            assert (stream.take(), stream.has_ended) == (b"one two ", True)
+            assert pair.set.queued_bytes == 0
+    assert pair.complaints == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("with_sink", [False, True])
+def test_two_channels_with_equally_many_reads_report_one_stream_each(kind: str, with_sink: bool) -> None:
+    """The number of a read was the channel's: the second leg's looked like one already reported."""
+    pair = Pair(kind)
+    stream = pair.connected()
+    first = pair.held(0, RelayCommand.DATA, stream.id, b"a")
+    second = pair.held(1, RelayCommand.DATA, stream.id, b"b")
+    reads = [len(talk.events) for talk in pair.talks]
+    assert [type(event) for event in pair.give(1, second)] == []
+    assert [type(event) for event in pair.give(0, first)] == [Readable], reads
+    assert [type(event) for event in pair.send(1, RelayCommand.DATA, stream.id, b"c")] == [Readable]
+    assert stream.take() == b"abc"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_leg_acknowledges_what_came_by_it(kind: str) -> None:
+    pair = Pair(kind)
+    stream = pair.connected()
+    increment = pair.far(0).hops[-1].sendme_inc
+    gap = pair.held(0, RelayCommand.DATA, stream.id, bytes(DATA_LEN))  # which stays away
+    for _ in range(3 * increment):
+        pair.send(1, RelayCommand.DATA, stream.id, bytes(DATA_LEN))
+    assert [pair.far(leg).hops[-1].sendmes_received for leg in (0, 1)] == [0, 3]
+    assert stream.queued == 0
+    pair.give(0, gap)
+    assert stream.queued == (3 * increment + 1) * DATA_LEN
+    assert pair.complaints == []
+
+
+def test_a_leg_that_runs_far_ahead_is_acknowledged_later() -> None:
+    """Else it would go on bringing as much as it can while the other stands still."""
+    pair = Pair()
+    stream = pair.connected()
+    gap = pair.held(0, RelayCommand.DATA, stream.id, b"first")
+    count = 0
+    while pair.far(1).hops[-1].sendmes_received == count // pair.far(1).hops[-1].sendme_inc:
+        pair.send(1, RelayCommand.DATA, stream.id, bytes(DATA_LEN))
+        count += 1
+    assert 2 << 20 < pair.set.queued_bytes < 3 << 20
+    for _ in range(100):
+        pair.send(1, RelayCommand.DATA, stream.id, bytes(DATA_LEN))
+    pair.give(0, gap)
+    assert pair.set.queued_bytes == 0
+    assert pair.far(1).hops[-1].sendmes_received == (count + 100) // pair.far(1).hops[-1].sendme_inc
+    assert stream.take(5) == b"first"
+    assert pair.complaints == []
+
+
+def test_over_the_bound_the_set_ends_once() -> None:
+    pair = Pair()
+    stream = pair.connected()
+    pair.held(0, RelayCommand.DATA, stream.id, b"never comes")
+    events: list[Event] = []
+    for _ in range((8 << 20) // DATA_LEN + 100):
+        events += pair.send(1, RelayCommand.DATA, stream.id, bytes(DATA_LEN))
+        if pair.set.has_ended:
+            break
+    assert "before what comes first" in str(failure_of(events))
+    assert stream.has_ended
+    assert pair.set.queued_bytes == 0
+
+
+@pytest.mark.parametrize("length", [4, 5, 498])
+def test_a_switch_may_be_as_long_as_old_exits_make_it(length: int) -> None:
+    pair = Pair(CONGESTION_CONTROL)
+    stream = pair.connected()
+    body = struct.pack(">I", 1).ljust(length, b"\0")
+    pair.give(1, [pair.far(1).send(LAST + 1, RelayCommand.CONFLUX_SWITCH, 0, body, hold=True)])
+    pair.sent[1] = pair.last
+    pair.send(1, RelayCommand.DATA, stream.id, b"x")
+    assert stream.take() == b"x"
+
+
+def cell(
+    pair: Pair, leg: int, command: int, body: bytes = b"", *, stream: int = 0, hop: int = LAST
+) -> list[Event]:
+    return pair.give(leg, [pair.far(leg).send(hop + 1, command, stream, body, hold=True)])
+
+
+SWITCH_0 = struct.pack(">I", 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "body", "hop", "times"),
+    [
+        (RelayCommand.CONFLUX_SWITCH, b"\0\0\0", LAST, 1),
+        (RelayCommand.CONFLUX_SWITCH, SWITCH_0, LAST, 2),
+        (RelayCommand.CONFLUX_SWITCH, SWITCH_0, 1, 1),
+        (RelayCommand.CONFLUX_LINK, bytes(50), LAST, 1),
+        (RelayCommand.CONFLUX_LINKED, bytes(50), LAST, 1),
+        (RelayCommand.CONFLUX_LINKED_ACK, b"", LAST, 1),
+        (RelayCommand.TRUNCATED, b"\0", 1, 1),
+        (RelayCommand.EXTENDED2, b"", LAST, 1),
+        (RelayCommand.SENDME, b"", LAST, 1),
+        (RelayCommand.DATA, b"", LAST, 1),
+    ],
+)
+def test_what_no_leg_may_bring_ends_both(command: int, body: bytes, hop: int, times: int) -> None:
+    pair = Pair()
+    stream = pair.connected()
+    pair.send(1, RelayCommand.DATA, stream.id, b"used")
+    events = [event for _ in range(times) for event in cell(pair, 1, command, body, hop=hop)]
+    assert len([event for event in events if isinstance(event, CircuitFailed)]) == 1
+    assert pair.set.has_ended
+    assert stream.has_ended
+    assert stream.take() == b"used"
+
+
+def test_a_number_that_has_been_ends_the_set() -> None:
+    pair = Pair()
+    stream = pair.connected()
+    pair.send(0, RelayCommand.DATA, stream.id, b"a")
+    # Without a SWITCH the second leg is at number 1, which CONNECTED had.
+    events = cell(pair, 1, RelayCommand.DATA, b"again", stream=stream.id)
+    assert "whose number has been" in str(failure_of(events))
+
+
+def test_a_number_that_two_legs_give_ends_the_set() -> None:
+    pair = Pair()
+    stream = pair.connected()
+    gap = pair.held(0, RelayCommand.DATA, stream.id, b"a")
+    both = pair.held(1, RelayCommand.DATA, stream.id, b"b")
+    pair.give(1, both)
+    pair.give(0, gap)
+    pair.sent[0] = pair.last - 1
+    events = cell(pair, 0, RelayCommand.DATA, b"again", stream=stream.id)
+    assert "whose number has been" in str(failure_of(events))
+
+
+def test_streams_that_are_closed_here_may_still_be_sent_to_in_any_order() -> None:
+    pair = Pair()
+    stream = pair.connected()
+    late = pair.held(0, RelayCommand.DATA, stream.id, b"late")
+    pair.set.close_stream(stream, b"\1", 60.0)
+    assert pair.send(1, RelayCommand.DATA, stream.id, b"later") == []
+    assert pair.send(1, RelayCommand.END, stream.id, b"\6") == []
+    assert pair.give(0, late) == []
+    assert pair.set.stream_count == 0
+    assert not pair.set.has_ended
+
+
+# --- departing -------------------------------------------------------------------------------------
+
+
+def test_data_waits_for_the_leg_of_least_delay() -> None:
+    pair = Pair(rtts=(0.2, 0.1))
+    stream = pair.connected()
+    pair.far(1).hops[-1].relay.on_sendme_due = _ignore
+    data = bytes(1000 * DATA_LEN)
+    accepted = stream.put(data)
+    assert accepted == 124 * CELL  # its window
+    pair.exchange()
+    assert set(pair.commands()) == {(1, RelayCommand.BEGIN), (1, RelayCommand.DATA)}
+    pair.set.set_rtt(pair.legs[0], 0.05)
+    assert stream.put(data) == 124 * CELL
+    pair.exchange()
+    switches = [(leg, body) for leg, command, _, body in pair.log if command == RelayCommand.CONFLUX_SWITCH]
+    assert switches == [(0, struct.pack(">I", 125))]
+    assert pair.set.carried(pair.legs[0]) == (124, 1)
+    assert pair.set.carried(pair.legs[1]) == (125, 0)
+
+
+def test_a_set_that_fills_goes_by_any_leg_with_room() -> None:
+    pair = Pair(fills=True)
+    stream = pair.connected()
+    for talk in pair.talks:
+        talk.relays[-1].on_sendme_due = _ignore
+    assert stream.put(bytes(1000 * DATA_LEN)) == 2 * 124 * CELL
+    pair.exchange()
+    assert pair.complaints == []
+
+
+def test_the_numbers_of_what_is_sent_are_told_at_every_switch() -> None:
+    pair = Pair()
+    stream = pair.connected()
+    order: list[tuple[int, bytes]] = []
+    for turn in range(40):
+        pair.set.set_rtt(pair.legs[turn % 3 == 0], 0.01)
+        pair.set.set_rtt(pair.legs[turn % 3 != 0], 0.02)
+        data = bytes([turn]) * (1 + turn)
+        assert stream.put(data) == len(data)
+        pair.exchange()
+    received = [0, 0]
+    for leg, command, _, body in pair.log:
+        if command == RelayCommand.CONFLUX_SWITCH:
+            received[leg] += struct.unpack_from(">I", body)[0]
+        elif command in (RelayCommand.BEGIN, RelayCommand.DATA):
+            received[leg] += 1
+            order.append((received[leg], body))
+    assert [number for number, _ in order] == list(range(1, 42))
+    assert len({leg for leg, command, _, _ in pair.log if command == RelayCommand.DATA}) == 2
+
+
+def test_what_is_no_data_waits_for_no_window() -> None:
+    pair = Pair()
+    stream = pair.connected()
+    for talk in pair.talks:
+        talk.relays[-1].on_sendme_due = _ignore
+    stream.put(bytes(1000 * DATA_LEN))
+    pair.set.close_stream(stream, b"\1", 60.0)
+    pair.exchange()
+    assert pair.commands()[-1] == (0, RelayCommand.END)
+
+
+def test_a_sendme_on_either_leg_lets_streams_try_again() -> None:
+    pair = Pair(fills=True)
+    stream = pair.connected()
+    stream.put(bytes(1000 * DATA_LEN))
+    events = pair.exchange()
+    assert {type(event) for event in events} == {Acknowledged, Writable}
+
+
+# --- the end ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leg", [0, 1])
+def test_a_set_ends_with_a_leg_that_was_used(leg: int) -> None:
+    pair = Pair()
+    stream = pair.connected()
+    pair.send(1, RelayCommand.DATA, stream.id, b"x")
+    pair.talks[leg].core.close_circuit(pair.legs[leg])
+    assert (pair.set.has_ended, stream.has_ended) == (True, True)
+    assert pair.send(1 - leg, RelayCommand.DATA, stream.id, b"lost") == []
+    assert stream.take() == b"x"
+
+
+def test_a_leg_that_has_carried_nothing_ends_alone() -> None:
+    pair = Pair()
+    stream = pair.connected()
+    pair.talks[1].core.close_circuit(pair.legs[1])
+    assert not pair.set.has_ended
+    assert pair.set.leg_count == 1
+    pair.send(0, RelayCommand.DATA, stream.id, b"x")
+    assert stream.take() == b"x"
+    pair.talks[0].core.close_circuit(pair.legs[0])
+    assert pair.set.has_ended
+
+
+def test_a_leg_that_only_a_switch_has_come_by_was_used() -> None:
+    pair = Pair()
+    pair.connected()
+    cell(pair, 1, RelayCommand.CONFLUX_SWITCH, struct.pack(">I", 1))
+    pair.talks[1].core.close_circuit(pair.legs[1])
+    assert pair.set.has_ended
+
+
+def test_who_may_be_a_leg() -> None:
+    talk, other = Talk(hops=[CGO] * 3), Talk(hops=[WINDOWS] * 3)
+    first, second, short = talk.circuit(), talk.circuit(), talk.circuit(2)
+    used, ended, windows = talk.circuit(), talk.circuit(), other.circuit()
+    used.open_stream(LAST)
+    ended.end()
+    empty = talk.core.open_circuit(0x80000001, 1, 8)
+    wrong: list[list[Circuit]] = [
+        [],
+        [first, first],
+        [first, short],
+        [first, used],
+        [first, ended],
+        [first, windows],
+        [first, empty],
+    ]
+    for circuits in wrong:
+        with pytest.raises(UsageError):
+            link(circuits, [0.1] * len(circuits), fills=False)
+    with pytest.raises(UsageError):
+        link([first, second], [0.1], fills=False)
+    linked = link([first, second], [0.1, 0.2], fills=False)
+    with pytest.raises(UsageError):
+        link([first], [0.1], fills=False)
+    with pytest.raises(UsageError):
+        linked.open_stream(LAST - 1)
+    for command in (RelayCommand.BEGIN_DIR, RelayCommand.EXTEND2, RelayCommand.DROP):
+        with pytest.raises(UsageError):
+            linked.send(LAST, command, 0, b"")
+    with pytest.raises(UsageError):
+        linked.carried(short)
+    with pytest.raises(TypeError):
+        LinkedSet()

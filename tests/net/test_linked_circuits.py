@@ -1,0 +1,169 @@
+"""Two circuits that an exit links: the handshake, and how a set ends. Real TLS, scripted relays."""
+
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from fakes import FakeCircuit, FakeRelay, RelayCell
+from served import CONGESTION_CONTROL, build, fresh_relays, serve_channel
+from waiting import until
+
+from torkit._fast.cells import RelayCommand
+from torkit.errors import CircuitClosed, CircuitError
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.linked import LegLinked, LinkedCircuit, link_leg
+from torkit.net.circuit.settings import CircuitSettings
+from torkit.net.circuit.stream import StreamBroken
+from torkit.net.circuit.tunnel import Tunnel
+
+NONCE = bytes(range(32))
+EXIT = 3  # hop
+
+
+class LinkingExit:
+    """Answers LINK, and has what else it was told in `told`, as (circuit, command)."""
+
+    def __init__(self, relay: FakeRelay) -> None:
+        self.told: list[tuple[FakeCircuit, int]] = []
+        self.answer: Callable[[bytes], bytes | None] = lambda body: body[:49] + b"\1"
+        relay.on_unknown = self.receive
+
+    def receive(self, circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
+        self.told.append((circuit, cell.command))
+        if cell.command == RelayCommand.CONFLUX_LINK:
+            assert number == EXIT
+            answer = self.answer(cell.body)
+            if answer is not None:
+                circuit.send(number, RelayCommand.CONFLUX_LINKED, 0, answer)
+
+    def count(self, command: int) -> int:
+        return [told for _, told in self.told].count(command)
+
+
+@asynccontextmanager
+async def linking() -> AsyncIterator[tuple[Circuit, Circuit, LinkingExit]]:
+    """Two circuits to one exit. They begin at one guard, which nothing here depends on."""
+    relays = fresh_relays(3)
+    exit_ = LinkingExit(relays[2])
+    async with serve_channel(relays[0]) as channel:
+        first = await build(channel, relays, protocols=CONGESTION_CONTROL)
+        second = await build(channel, relays, protocols=CONGESTION_CONTROL)
+        yield first, second, exit_
+        first.close()
+        second.close()
+
+
+async def linked(first: Circuit, second: Circuit) -> LinkedCircuit:
+    legs = [await link_leg(one, NONCE) for one in (first, second)]
+    return LinkedCircuit(legs, CircuitSettings())
+
+
+async def test_an_exit_links_two_circuits_and_is_told_that_we_know() -> None:
+    async with linking() as (first, second, exit_):
+        pair = await linked(first, second)
+        await until(lambda: exit_.count(RelayCommand.CONFLUX_LINKED_ACK) == 2)
+        assert exit_.count(RelayCommand.CONFLUX_LINK) == 2
+        assert pair.paths == (first.path, second.path)
+        assert pair.stream_count == 0
+        assert not pair.sends_early
+
+
+async def test_streams_of_a_set_come_by_either_leg() -> None:
+    async with linking() as (first, second, _):
+        pair = await linked(first, second)
+        stream = pair.begin("web.test", 80)
+        await stream.wait_connected()
+        legs = {one.core.id: (sent, received) for one, sent, received in pair.carried()}
+        assert sorted(legs.values()) == [(0, 0), (1, 1)]
+        assert first.stream_count == second.stream_count == 0  # a leg has none of its own
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda body: b"\2" + body[1:49] + b"\1",
+        lambda body: body[:32] + b"\xff" + body[33:49] + b"\1",
+        lambda body: body[:33] + struct.pack(">QQB", 1, 0, 1),
+        lambda body: body[:49] + b"\5",
+        lambda body: b"",
+    ],
+)
+async def test_a_wrong_answer_ends_the_circuit(answer: Callable[[bytes], bytes]) -> None:
+    async with linking() as (first, _, exit_):
+        exit_.answer = answer
+        with pytest.raises(CircuitError, match="CONFLUX_LINKED"):
+            await link_leg(first, NONCE)
+        assert first.error is not None
+        assert exit_.count(RelayCommand.CONFLUX_LINKED_ACK) == 0
+
+
+async def test_linked_unasked_or_twice_ends_the_circuit() -> None:
+    async with linking() as (first, second, exit_):
+        await link_leg(first, NONCE)
+        await until(lambda: exit_.count(RelayCommand.CONFLUX_LINKED_ACK) == 1)
+        far = exit_.told[0][0]
+        far.send(EXIT, RelayCommand.CONFLUX_LINKED, 0, b"\1" + NONCE + bytes(16) + b"\1")
+        await until(lambda: first.error is not None)
+        assert isinstance(first.error, CircuitError)
+        assert second.error is None
+
+
+async def test_with_a_leg_that_was_used_everything_ends() -> None:
+    async with linking() as (first, second, exit_):
+        pair = await linked(first, second)
+        stream = pair.begin("web.test", 80)
+        await stream.wait_connected()
+        ended = trio.Event()
+        pair.on_end = lambda _: ended.set()
+        used = next(one for one, sent, _ in pair.carried() if sent)
+        far = next(far for far, _ in exit_.told if far.circ_id == used.core.id)
+        far.destroy()
+        await ended.wait()
+        with pytest.raises(StreamBroken):
+            await stream.receive_some()
+        assert first.error is not None
+        assert second.error is not None
+        assert isinstance(pair.error, CircuitClosed)
+        with pytest.raises(CircuitClosed):
+            pair.begin("web.test", 80)
+
+
+async def test_a_leg_that_carried_nothing_is_lost_alone() -> None:
+    async with linking() as (first, second, exit_):
+        pair = await linked(first, second)
+        stream = pair.begin("web.test", 80)
+        await stream.wait_connected()
+        idle = next(one for one, sent, _ in pair.carried() if not sent)
+        next(far for far, _ in exit_.told if far.circ_id == idle.core.id).destroy()
+        await until(lambda: idle.error is not None)
+        assert pair.error is None
+        assert len(pair.legs) == 1
+        again = pair.begin("web.test", 80)
+        await again.wait_connected()
+        pair.close()
+        assert first.error is not None
+        assert second.error is not None
+
+
+async def test_closing_a_set_closes_its_legs_once() -> None:
+    async with linking() as (first, second, _):
+        pair = await linked(first, second)
+        stream = pair.begin("web.test", 80)
+        ended: list[Tunnel] = []
+        pair.on_end = ended.append
+        pair.close("the test ends")
+        pair.close("again")
+        assert ended == [pair]
+        assert str(first.error) == str(second.error) == "the circuit was closed here: the test ends"
+        with pytest.raises(StreamBroken):
+            await stream.wait_connected()
+
+
+async def test_a_leg_that_ended_while_the_other_was_linked_makes_no_set() -> None:
+    async with linking() as (first, second, _):
+        legs: list[LegLinked] = [await link_leg(one, NONCE) for one in (first, second)]
+        first.close()
+        with pytest.raises(Exception, match="a leg is a circuit that is open"):
+            LinkedCircuit(legs, CircuitSettings())

@@ -1,0 +1,156 @@
+"""Builds sets of linked circuits, and keeps some ready. None is built for a request that waits (as C tor).
+
+Two legs go to one exit, by different guards and different middles. Both are begun at once; one that fails is
+begun anew, a few times for one set: more would let who fails legs choose our relays (proposal 329, 4.2.2).
+"""
+
+import logging
+import os
+from math import inf
+
+import trio
+
+from torkit.directory.directory import Relay
+from torkit.errors import CircuitClosed, NotPossible, TimedOut, TorkitError
+from torkit.learnt.path_bias import UNWATCHED
+from torkit.net.circuit.linked import LegLinked, LinkedCircuit, link_leg
+from torkit.net.circuits.build import Builder, Choice
+from torkit.net.circuits.pool import Circuits
+from torkit.net.circuits.purpose import ExitByLegs
+from torkit.net.current import Current
+from torkit.paths.choose import linking_share
+from torkit.proto.conflux import NONCE_LEN, prebuilt_count
+
+LEGS = 2
+
+# Implementation limit, seconds before sets are built again after one could not be.
+SET_RETRY = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Sets:
+    """`keep` begins what is missing. Sets are built in `nursery`."""
+
+    def __init__(self, circuits: Circuits, builder: Builder, current: Current, nursery: trio.Nursery) -> None:
+        self._circuits = circuits
+        self._builder = builder
+        self._current = current
+        self._nursery = nursery
+        self._under_way = 0
+        self._rests_until = -inf
+
+    def keep(self) -> float:
+        """Begin as many sets as are missing, at once. Returns when to look again, on trio's clock.
+
+        Only while some port is expected: else an idle client would build them for ever (tor#40981).
+        """
+        now = trio.current_time()
+        ports = self._circuits.predicted.ports(now)
+        directory = self._current.known
+        if not ports or directory is None:
+            return inf
+        if now < self._rests_until:
+            return self._rests_until
+        if not self._circuits.turns.has_room:
+            return now + SET_RETRY
+        ready = self._under_way + sum(entry.is_linked for entry in self._circuits.clean)
+        wanted = prebuilt_count(self._current.param, linking_share(directory)) - ready
+        room = self._current.param("cfx_max_linked_set") - self._under_way - self._circuits.linked_count
+        for _ in range(min(wanted, room)):
+            self._under_way += 1
+            self._nursery.start_soon(self._build, ExitByLegs(ports[0]))
+        return inf
+
+    async def _build(self, purpose: ExitByLegs) -> None:
+        try:
+            self._circuits.put_up(await self.build(purpose), purpose)
+        except TorkitError as error:
+            logger.info("no circuits were linked: %s", error)
+            self._rests_until = trio.current_time() + SET_RETRY
+        finally:
+            self._under_way -= 1
+            self._circuits.is_short.set()
+
+    async def build(self, purpose: ExitByLegs) -> LinkedCircuit:
+        """Build and link two circuits to one exit. Raises what ended the last attempt at a leg."""
+        set_ = _Set(self._builder, purpose, LEGS + self._current.param("cfx_max_unlinked_leg_retry"))
+        try:
+            async with trio.open_nursery() as nursery:
+                for number in range(LEGS):
+                    nursery.start_soon(self._link, set_, number, nursery.cancel_scope)
+            return set_.finish(self._current)
+        except BaseException:
+            set_.close()
+            raise
+
+    async def _link(self, set_: "_Set", number: int, others: trio.CancelScope) -> None:
+        """Have one leg ready, by as many attempts as its set has left. If none helps, end the others'."""
+        while set_.failure is None:
+            try:
+                choice = set_.choose(number)
+                async with self._circuits.turns.take(None):
+                    set_.legs[number] = await self._link_once(choice, set_)
+                    return
+            except TorkitError as error:
+                set_.paths.pop(number, None)
+                if set_.launches_left == 0 or isinstance(error, NotPossible):
+                    set_.failure = error
+                    others.cancel()
+
+    async def _link_once(self, choice: Choice, set_: "_Set") -> LegLinked:
+        circuit = await self._builder.build(choice, set_.purpose)
+        timeout = self._builder.build_times.timeouts.use
+        try:
+            with trio.fail_after(timeout):
+                return await link_leg(circuit, set_.nonce)
+        except trio.TooSlowError:
+            circuit.close("its exit did not link it in time")
+            raise TimedOut(f"an exit did not link a circuit within {timeout:.1f} s") from None
+        except BaseException:
+            circuit.close("it was not linked")
+            raise
+
+
+class _Set:
+    """Legs that are being linked. The first path decides which exit. Launches count before they are tried."""
+
+    def __init__(self, builder: Builder, purpose: ExitByLegs, launches: int) -> None:
+        self.purpose = purpose
+        self.nonce = os.urandom(NONCE_LEN)
+        self.legs: dict[int, LegLinked] = {}
+        self.paths: dict[int, Choice] = {}
+        self.failure: TorkitError | None = None
+        self.launches_left = launches
+        self._builder = builder
+        self._exit: Relay | None = None
+
+    def choose(self, number: int) -> Choice:
+        """A path for the leg of this number."""
+        if self.launches_left == 0:
+            raise CircuitClosed("too many legs of one set have failed")
+        self.launches_left -= 1
+        if self._exit is None:
+            choice = self._builder.choose(self.purpose)
+            self._exit = choice.path[-1]
+        else:
+            others = [one.path for one in self.paths.values()]
+            choice = self._builder.choose_leg(self.purpose, self._exit, others)
+        choice.guard.watch = UNWATCHED  # as C tor: an exit must not be able to make guards look bad
+        self.paths[number] = choice
+        return choice
+
+    def finish(self, current: Current) -> LinkedCircuit:
+        """The set. Raises what ended a leg for good, or meanwhile."""
+        if self.failure is not None:
+            raise self.failure
+        legs = [self.legs[number] for number in sorted(self.legs)]
+        for leg in legs:
+            if leg.circuit.error is not None:
+                raise leg.circuit.error
+        return LinkedCircuit(legs, current.circuit_settings())
+
+    def close(self) -> None:
+        """Close the legs that there are: the set has failed."""
+        for leg in self.legs.values():
+            leg.circuit.close("its set could not be linked")
