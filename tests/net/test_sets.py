@@ -12,7 +12,7 @@ from torkit.errors import CircuitClosed, NoPath, TorkitError
 from torkit.learnt.path_bias import UNWATCHED
 from torkit.learnt.predicted_ports import PredictedPorts
 from torkit.net.circuits.purpose import ExitByLegs
-from torkit.net.circuits.sets import SET_RETRY, Sets
+from torkit.net.circuits.sets import PATH_RETRY, SET_RETRY, Sets
 from torkit.net.circuits.turns import Turns
 from torkit.params import default_param
 
@@ -111,9 +111,31 @@ async def test_where_there_is_no_path_no_further_leg_is_tried(autojump_clock: tr
         assert len(builder.launched) == 2
 
 
+async def test_where_there_is_no_second_path_nothing_is_built(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with one guard allowed: else a first leg would be built again and again, for nothing."""
+    builder = Builder(None)
+
+    def refuse(*_: object) -> None:
+        raise NoPath("no second guard")
+
+    monkeypatch.setattr(builder, "choose_leg", refuse)
+    monkeypatch.setattr(builder, "build", refuse)
+    async with trio.open_nursery() as nursery:
+        circuits = Circuits()
+        sets = sets_of(builder, circuits, nursery)
+        expect(circuits)
+        sets.keep()
+        await circuits.is_short.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(builder.launched) == 3  # chosen, one for each set
+        assert sets.keep() == trio.current_time() + PATH_RETRY
+
+
 async def test_after_a_set_that_failed_there_is_a_rest(autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
-        circuits, builder = Circuits(), Builder(NoPath("no exit"))
+        circuits, builder = Circuits(), Builder(CircuitClosed("a relay closed the circuit"))
         sets = sets_of(builder, circuits, nursery)
         expect(circuits)
         sets.keep()

@@ -11,7 +11,7 @@ from math import inf
 import trio
 
 from torkit.directory.directory import Relay
-from torkit.errors import CircuitClosed, NotPossible, TimedOut, TorkitError
+from torkit.errors import NotPossible, TimedOut, TorkitError
 from torkit.learnt.path_bias import UNWATCHED
 from torkit.net.circuit.linked import LegLinked, LinkedCircuit, link_leg
 from torkit.net.circuits.build import Builder, Choice
@@ -23,8 +23,9 @@ from torkit.proto.conflux import NONCE_LEN, prebuilt_count
 
 LEGS = 2
 
-# Implementation limit, seconds before sets are built again after one could not be.
+# Implementation limits, seconds before sets are built again: after one failed, and where no path fits.
 SET_RETRY = 5.0
+PATH_RETRY = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ class Sets:
             self._circuits.put_up(await self.build(purpose), purpose)
         except TorkitError as error:
             logger.info("no circuits were linked: %s", error)
-            self._rests_until = trio.current_time() + SET_RETRY
+            rest = PATH_RETRY if isinstance(error, NotPossible) else SET_RETRY
+            self._rests_until = trio.current_time() + rest
         finally:
             self._under_way -= 1
             self._circuits.is_short.set()
@@ -75,28 +77,33 @@ class Sets:
     async def build(self, purpose: ExitByLegs) -> LinkedCircuit:
         """Build and link two circuits to one exit. Raises what ended the last attempt at a leg."""
         set_ = _Set(self._builder, purpose, LEGS + self._current.param("cfx_max_unlinked_leg_retry"))
+        choices = [set_.choose(number) for number in range(LEGS)]  # before anything is sent
         try:
             async with trio.open_nursery() as nursery:
-                for number in range(LEGS):
-                    nursery.start_soon(self._link, set_, number, nursery.cancel_scope)
+                for number, choice in enumerate(choices):
+                    nursery.start_soon(self._link, set_, number, choice, nursery.cancel_scope)
             return set_.finish(self._current)
         except BaseException:
             set_.close()
             raise
 
-    async def _link(self, set_: "_Set", number: int, others: trio.CancelScope) -> None:
+    async def _link(self, set_: "_Set", number: int, choice: Choice, others: trio.CancelScope) -> None:
         """Have one leg ready, by as many attempts as its set has left. If none helps, end the others'."""
-        while set_.failure is None:
+        while True:
             try:
-                choice = set_.choose(number)
                 async with self._circuits.turns.take(None):
                     set_.legs[number] = await self._link_once(choice, set_)
-                    return
-            except TorkitError as error:
-                set_.paths.pop(number, None)
-                if set_.launches_left == 0 or isinstance(error, NotPossible):
+            except TorkitError as failure:
+                logger.info("a leg was not linked: %s", failure)
+                del set_.paths[number]
+                try:
+                    choice = set_.choose(number, failure)
+                except TorkitError as error:
                     set_.failure = error
                     others.cancel()
+                    return
+            else:
+                return
 
     async def _link_once(self, choice: Choice, set_: "_Set") -> LegLinked:
         circuit = await self._builder.build(choice, set_.purpose)
@@ -125,10 +132,10 @@ class _Set:
         self._builder = builder
         self._exit: Relay | None = None
 
-    def choose(self, number: int) -> Choice:
-        """A path for the leg of this number."""
-        if self.launches_left == 0:
-            raise CircuitClosed("too many legs of one set have failed")
+    def choose(self, number: int, failure: TorkitError | None = None) -> Choice:
+        """A path for the leg of this number. Raises `failure` where no more may be tried, and NoPath."""
+        if failure is not None and (self.launches_left == 0 or isinstance(failure, NotPossible)):
+            raise failure
         self.launches_left -= 1
         if self._exit is None:
             choice = self._builder.choose(self.purpose)
