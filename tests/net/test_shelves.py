@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 from served import ACCEPT_ALL
 
+from torkit.net.circuit.linked import LinkedCircuit
 from torkit.net.circuits.purpose import LOOK_UP, ExitTo, Need, Shared
 from torkit.net.circuits.shelves import MAX_DIRTINESS, Dirty, Entry, Shelves, Worn
 
@@ -100,3 +101,27 @@ def test_who_may_join_is_asked_of_the_purpose() -> None:
     ):
         assert entry_of(built_for).serves(Need(purpose), now=0.0) is may_join
     assert not entry_of().serves(Need(WEB, excluded={b"exit"}), now=0.0)
+
+
+class FakeSet(LinkedCircuit):
+    """Linked circuits, as shelves know them."""
+
+    has_room = True
+
+    def __init__(self) -> None:
+        self.error = None
+        self.path = (cast(Any, FakeCircuit()).exit,)
+
+
+def test_linked_circuits_are_preferred_and_those_of_ones_own_first() -> None:
+    shelves = Shelves()
+    [single] = put_up(shelves, "a")
+    assert shelves.find(Need(WEB, "a"), 0.0) is single
+    own, clean = (Entry(FakeSet(), WEB, expires_at=1000.0) for _ in range(2))
+    shelves.add(clean)
+    assert shelves.find(Need(WEB, "a"), 0.0) is clean
+    shelves.add(own)
+    shelves.claim(own, Need(WEB, "a").key, 0.0)
+    assert shelves.find(Need(WEB, "a"), 0.0) is own
+    assert shelves.find(Need(WEB, "b"), 0.0) is clean
+    assert shelves.find(Need(WEB, "a", may_be_linked=False), 0.0) is single

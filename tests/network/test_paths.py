@@ -22,7 +22,10 @@ def test_real_relays_carry_what_was_built_ahead_and_are_counted(
     testnet: RunningTestnet, web_server: WebServer, tmp_path: Path
 ) -> None:
     async def main() -> None:
-        async with open_tor(network=load_network(testnet.network_file), data_dir=tmp_path) as tor:
+        network = load_network(testnet.network_file)
+        async with open_tor(
+            network=network, data_dir=tmp_path, conflux=False
+        ) as tor:  # linked ones do not count
             await tor.wait_ready()
             await until(lambda: tor._parts.circuits.take_ready(Need(ExitTo(FIRST_PORT), object())))
             await tor.connect("web.test", web_server.port)

@@ -205,7 +205,8 @@ def test_connections_share_a_circuit_unless_told_otherwise(
 ) -> None:
     url = f"http://web.test:{carrier_server.port}/carrier"
     line = f"for i in 1 2 3 4 5 6 7 8; do curl -sS --noproxy '*' {url}; echo; done"
-    carriers = shell.run(f'torkit run {option} -- bash -c "{line}"').stdout.split()
+    # While sets of circuits are being linked, an isolation may move to one.
+    carriers = shell.run(f'torkit run --conflux off {option} -- bash -c "{line}"').stdout.split()
     assert len(carriers) == 8
     assert (len(set(carriers)) == 1) is is_one
 

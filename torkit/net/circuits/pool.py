@@ -180,7 +180,7 @@ class Circuits:
 
     def put_up(self, circuit: Tunnel, purpose: Shared) -> Entry:
         """Offer a circuit, or linked ones, that requests share."""
-        entry = Entry(circuit, purpose, trio.current_time() + self._idle_timeout(), self._rng.random())
+        entry = Entry(circuit, purpose, trio.current_time() + self._idle_timeout())
         if self._directory is not None:
             entry.note_directory(self._directory)
         self._shelves.add(entry)

@@ -47,12 +47,10 @@ class Worn:
 class Entry:
     """A circuit to an exit, and what may be done with it."""
 
-    __slots__ = ("circuit", "exit", "order", "purpose", "state")
+    __slots__ = ("circuit", "exit", "purpose", "state")
 
-    def __init__(self, circuit: Tunnel, purpose: Shared, expires_at: float, order: float = 0.0) -> None:
-        """`order` is random: by it one is chosen among several sets of linked circuits."""
+    def __init__(self, circuit: Tunnel, purpose: Shared, expires_at: float) -> None:
         self.circuit = circuit
-        self.order = order
         self.purpose = purpose
         self.exit = circuit.exit  # as the newest directory knows it
         self.state: Clean | Dirty | Worn = Clean(expires_at)
@@ -103,15 +101,17 @@ class Shelves:
         return [(entry, entry.state) for entry in self._worn if isinstance(entry.state, Worn)]
 
     def find(self, need: Need, now: float) -> Entry | None:
-        """A set of linked circuits, used or clean; else the circuit last given this isolation, else the
-        youngest clean one. As C tor.
+        """A set of linked circuits, that of this isolation or a clean one; else the circuit last given this
+        isolation, else the youngest clean one.
+
+        As C tor, but for a set that the isolation has, which it keeps: its exit is what a session stands on.
         """
+        own = self._by_key.get(need.key, ())
         if need.path is None:
-            sets = [entry for entry in (*self._by_key.get(need.key, ()), *self._clean) if entry.is_linked]
-            for entry in sorted(sets, key=lambda one: one.order):
-                if entry.serves(need, now):
+            for entry in (*reversed(own), *self._clean):
+                if entry.is_linked and entry.serves(need, now):
                     return entry
-        for entry in reversed(self._by_key.get(need.key, ())):
+        for entry in reversed(own):
             if entry.serves(need, now):
                 return entry
         if need.path is None:
