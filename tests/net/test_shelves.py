@@ -125,3 +125,7 @@ def test_linked_circuits_are_preferred_and_those_of_ones_own_first() -> None:
     assert shelves.find(Need(WEB, "a"), 0.0) is own
     assert shelves.find(Need(WEB, "b"), 0.0) is clean
     assert shelves.find(Need(WEB, "a", may_be_linked=False), 0.0) is single
+    assert shelves.linked_count == 2
+    shelves.forget(own)
+    shelves.forget(single)
+    assert shelves.linked_count == 1

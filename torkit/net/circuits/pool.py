@@ -230,7 +230,7 @@ class Circuits:
     @property
     def linked_count(self) -> int:
         """How many sets of linked circuits there are."""
-        return sum(entry.is_linked for entry in self._shelves)
+        return self._shelves.linked_count
 
     def retire(self, circuit: Tunnel, why: str) -> None:
         """Let a circuit take no new streams, because of `why`; it is closed when its last one has gone."""

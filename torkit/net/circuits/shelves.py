@@ -85,6 +85,7 @@ class Shelves:
         self._clean: dict[Entry, None] = {}
         self._dirty: dict[Entry, None] = {}
         self._worn: dict[Entry, None] = {}
+        self.linked_count = 0  # sets of linked circuits, on whatever shelf
         self._by_key: dict[Hashable, tuple[Entry, ...]] = {}  # the last claimed last; seldom more than one
 
     def __iter__(self) -> Iterator[Entry]:
@@ -123,6 +124,7 @@ class Shelves:
     def add(self, entry: Entry) -> None:
         """Put up a clean circuit."""
         self._entries[entry.circuit] = entry
+        self.linked_count += entry.is_linked
         self._clean[entry] = None
 
     def claim(self, entry: Entry, key: Hashable, now: float) -> bool:
@@ -157,6 +159,7 @@ class Shelves:
     def forget(self, entry: Entry) -> None:
         """Its circuit has ended."""
         del self._entries[entry.circuit]
+        self.linked_count -= entry.is_linked
         self._take_down(entry)
 
     def _take_down(self, entry: Entry) -> None:
