@@ -44,7 +44,7 @@ class LinkingExit:
 
 @asynccontextmanager
 async def linking() -> AsyncIterator[tuple[Circuit, Circuit, LinkingExit]]:
-    """Two circuits to one exit. They begin at one guard, which nothing here depends on."""
+    """Two circuits to one exit, here by the same guard and middle: an exit does not look at those."""
     relays = fresh_relays(3)
     exit_ = LinkingExit(relays[2])
     async with serve_channel(relays[0]) as channel:

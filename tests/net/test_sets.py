@@ -52,11 +52,10 @@ class Circuits:
         raise AssertionError("nothing was linked")
 
 
-def sets_of(builder: Builder, circuits: Circuits, nursery: trio.Nursery, share: float = 1.0) -> Sets:
+def sets_of(builder: Any, circuits: Any, nursery: trio.Nursery, share: float = 1.0) -> Sets:
     directory = SimpleNamespace(memo=lambda *_: share)
     current: Any = SimpleNamespace(known=directory, param=default_param)
-    any_circuits, any_builder = (circuits, builder)
-    return Sets(any_circuits, any_builder, current, nursery)  # type: ignore[arg-type]
+    return Sets(circuits, builder, current, nursery)
 
 
 def expect(circuits: Circuits, port: int = 443) -> None:

@@ -31,7 +31,10 @@ class Wish(IntEnum):
 
 
 def encode_link(nonce: bytes, wish: Wish = Wish.HIGH_THROUGHPUT) -> bytes:
-    """LINK's body for a new set, of which nothing was sent or received yet. `nonce` is secret, 32 bytes."""
+    """Returns the body of CONFLUX_LINK for a new set, whose legs have carried nothing yet.
+
+    `nonce` is 32 bytes, the same for all legs of the set, and secret: who knows it can join.
+    """
     assert len(nonce) == NONCE_LEN
     return bytes([LINK_VERSION]) + nonce + bytes(8) + bytes(8) + bytes([wish])
 

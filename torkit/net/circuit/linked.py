@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 from torkit.net.circuit.settings import CircuitSettings
 
 LINKED = "CONFLUX_LINKED"  # the purpose of sets in events, as C tor's controllers know it
-UNLINKED = "CONFLUX_UNLINKED"  # of legs
 
 logger = logging.getLogger(__name__)
 
@@ -108,10 +107,6 @@ class LinkedCircuit(Tunnel):
 
     def bytes_under_way(self, core: CoreStream) -> int:
         return self._core.queued_bytes + sum(leg.bytes_under_way(core) for leg in self.legs)
-
-    def on_message(self, hop: int, command: int, body: bytes) -> None:
-        """Never called: the core lets nothing through that is no stream's."""
-        raise AssertionError(f"relay command {command} of linked circuits")
 
     def _on_leg_end(self, leg: Tunnel) -> None:
         assert leg.error is not None

@@ -151,7 +151,7 @@ class _Set:
         """The set. Raises what ended a leg for good, or meanwhile."""
         if self.failure is not None:
             raise self.failure
-        legs = [self.legs[number] for number in sorted(self.legs)]
+        legs = list(self.legs.values())  # as they were linked, the last one last
         for leg in legs:
             if leg.circuit.error is not None:
                 raise leg.circuit.error
