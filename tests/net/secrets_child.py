@@ -76,15 +76,15 @@ def meet(circuit: Circuit, served: dict[str, str]) -> None:
         name: bytes.fromhex(served[name]) for name in ("auth_key", "B", "subcredential", "handshake_info")
     }
     header = introduce_header(given["auth_key"])
-    mac = handshake._mac
+    mac = handshake.mac
 
     def noting_mac(key: bytes, message: bytes) -> bytes:
         result = mac(key, message)
         if not message.startswith(header) and not message.endswith(b":hs_mac"):  # those two are sent
-            note("_mac", result)
+            note("mac", result)
         return result
 
-    vars(handshake).update(_mac=noting_mac, _kdf=noting("_kdf", handshake._kdf))
+    vars(handshake).update(mac=noting_mac, kdf=noting("kdf", handshake.kdf))
     private_key = bytes.fromhex(served["x"])
     note("x of hs-ntor", private_key)
     ours = handshake.ServiceHandshake(

@@ -23,6 +23,15 @@ class TimePeriod(NamedTuple):
     length: int
 
 
+class Stand(NamedTuple):
+    """Where and when a descriptor stands: its period, the shared random value that places it, 32 bytes, and
+    when the run began from which its revision counter counts, Unix time."""
+
+    period: TimePeriod
+    shared_random: bytes
+    run_began: int
+
+
 class Calendar(NamedTuple):
     """`valid_after` of a consensus, Unix time; its voting interval, seconds; the length of periods, minutes;
     and the shared random values that it holds, 32 bytes each."""
@@ -50,11 +59,31 @@ class Calendar(NamedTuple):
         return value or disaster_random(self.period)
 
     @property
+    def stands(self) -> tuple[Stand, Stand]:
+        """Where a service publishes now: for clients whose consensus is a little older, and for newer ones.
+
+        rend-spec-v3, "Where to publish a hidden service descriptor"; counters as in C tor.
+        """
+        number, length = self.period
+        first = number - 1 if self._is_between_period_and_random else number
+        periods = TimePeriod(first, length), TimePeriod(first + 1, length)
+        values = self.random_previous, self.random_current
+        began = self._run_began - RUN_INTERVALS * self.voting_interval, self._run_began
+        older, newer = (
+            Stand(period, value or disaster_random(period), when)
+            for period, value, when in zip(periods, values, began, strict=True)
+        )
+        return older, newer
+
+    @property
+    def _run_began(self) -> int:
+        intervals = self.valid_after // self.voting_interval % RUN_INTERVALS
+        return self.valid_after - intervals * self.voting_interval
+
+    @property
     def _is_between_period_and_random(self) -> bool:
         """Returns whether a period has begun in this run already: its services stand by the value before."""
-        intervals = self.valid_after // self.voting_interval % RUN_INTERVALS
-        run_began = self.valid_after - intervals * self.voting_interval
-        return self.valid_after >= self._end_of(self._period_at(run_began))
+        return self.valid_after >= self._end_of(self._period_at(self._run_began))
 
     def _period_at(self, when: int) -> TimePeriod:
         minutes = when // 60 - self._offset

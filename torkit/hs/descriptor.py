@@ -298,7 +298,7 @@ def _decode_point(text: bytes, signing_key: bytes, now: float) -> IntroductionPo
     auth_cert = _cert(items.one("auth-key"), CERT_AUTH_KEY, signer=signing_key, now=now)
     item = items.one("enc-key-cert")
     # C tor checks who signed, not which key is certified; Arti checks both, as we do.
-    if _cert(item, CERT_ENC_KEY, signer=signing_key, now=now).certified_key != _edwards_form(enc_key):
+    if _cert(item, CERT_ENC_KEY, signer=signing_key, now=now).certified_key != edwards_form(enc_key):
         raise item.fail("the certificate is for another key")
     item = items.one("introduction-point")
     return IntroductionPoint(_link_specifiers(item), onion_key, auth_cert.certified_key, enc_key)
@@ -314,7 +314,7 @@ def _ntor_key(items: Items, keyword: str) -> bytes:
     raise items.all(keyword)[0].fail("no key for ntor")
 
 
-def _edwards_form(montgomery: bytes) -> bytes:
+def edwards_form(montgomery: bytes) -> bytes:
     """The Ed25519 key, sign bit 0, of an X25519 public key.
 
     cert-spec, "Ed25519 Certificates" (as proposal 228).

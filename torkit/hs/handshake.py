@@ -41,10 +41,10 @@ class ServiceHandshake:
         with Secrets() as keep:
             known = (self._auth_key, self.public_key, self._enc_key, PROTOID)
             tweaks = (PROTOID, b":hs_key_extract", PROTOID, b":hs_key_expand", self._subcredential)
-            keys = keep(_kdf(keep(b"".join((self._bx, *known, *tweaks))), 2 * KEY_LEN))
+            keys = keep(kdf(keep(b"".join((self._bx, *known, *tweaks))), 2 * KEY_LEN))
             encrypted = aes_256_ctr(keep(keys[:KEY_LEN]), plaintext)
-            mac = _mac(keep(keys[KEY_LEN:]), header + self.public_key + encrypted)
-        return self.public_key + encrypted + mac
+            tag = mac(keep(keys[KEY_LEN:]), header + self.public_key + encrypted)
+        return self.public_key + encrypted + tag
 
     def finish(self, meeting: Meeting) -> HopKeys:
         """What RENDEZVOUS2 said. Raises CircuitError."""
@@ -52,12 +52,12 @@ class ServiceHandshake:
             yx = keep(self._exchange(meeting.public_key))
             known = (self._auth_key, self._enc_key, self.public_key, meeting.public_key, PROTOID)
             secret_input = keep(b"".join((yx, self._bx, *known)))
-            verify = keep(_mac(secret_input, PROTOID + b":hs_verify"))
+            verify = keep(mac(secret_input, PROTOID + b":hs_verify"))
             named = (self._auth_key, self._enc_key, meeting.public_key, self.public_key, PROTOID, b"Server")
-            auth = _mac(keep(b"".join((verify, *named))), PROTOID + b":hs_mac")
+            auth = mac(keep(b"".join((verify, *named))), PROTOID + b":hs_mac")
             if not hmac.compare_digest(auth, meeting.auth):
                 raise CircuitError("the handshake with the onion service failed: AUTH is wrong")
-            return HopKeys(_expand, _mac(secret_input, PROTOID + b":hs_key_extract"))
+            return HopKeys(expand, mac(secret_input, PROTOID + b":hs_key_extract"))
 
     def wipe(self) -> None:
         """Overwrite what is secret of this handshake. It cannot be finished any more."""
@@ -73,17 +73,18 @@ class ServiceHandshake:
             ) from None
 
 
-def _expand(seed: bytes, length: int) -> bytes:
+def expand(seed: bytes, length: int) -> bytes:
+    """The keys of the layer, from NTOR_KEY_SEED; for the caller to wipe."""
     with Secrets() as keep:
-        return _kdf(keep(b"".join((seed, PROTOID, b":hs_key_expand"))), length)
+        return kdf(keep(b"".join((seed, PROTOID, b":hs_key_expand"))), length)
 
 
-def _kdf(message: bytes, length: int) -> bytes:
+def kdf(message: bytes, length: int) -> bytes:
     """KDF(x, n): SHAKE-256."""
     return hashlib.shake_256(message).digest(length)
 
 
-def _mac(key: bytes, message: bytes) -> bytes:
+def mac(key: bytes, message: bytes) -> bytes:
     """MAC(k, m): SHA3-256 of the key's length, the key and the message."""
     with Secrets() as keep:
         return hashlib.sha3_256(keep(b"".join((len(key).to_bytes(8, "big"), key, message)))).digest()

@@ -6,9 +6,17 @@ rend-spec-v3, "Key blinding".
 
 import hashlib
 
-from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_scalarmult_ed25519_noclamp
+from nacl.bindings import (
+    crypto_core_ed25519_is_valid_point,
+    crypto_core_ed25519_scalar_add,
+    crypto_core_ed25519_scalar_mul,
+    crypto_core_ed25519_scalar_reduce,
+    crypto_scalarmult_ed25519_base_noclamp,
+    crypto_scalarmult_ed25519_noclamp,
+)
 
-from torkit.errors import OnionServiceError, OnionStep
+from torkit._fast.keys import wipe
+from torkit.errors import OnionServiceError, OnionStep, UsageError
 from torkit.hs.calendar import TimePeriod
 
 # Specification constants.
@@ -18,7 +26,9 @@ BASEPOINT_TEXT = (
     b"(15112221349535400772501151409588531511454012693041857206046113283949847762202, "
     b"46316835694926478169428394003475163141307993866256225615783033603165251855960)"
 )
+BLIND_PREFIX_STRING = b"Derive temporary signing key hash input"
 NONCE_PREFIX = b"key-blind"
+EXPANDED_LEN = 64  # of a secret key: scalar and prefix
 
 
 def is_identity_key(key: bytes) -> bool:
@@ -32,10 +42,15 @@ def is_identity_key(key: bytes) -> bool:
 def blinding_factor(identity: bytes, period: TimePeriod) -> bytes:
     """The scalar by which a service's key is multiplied in `period`, 32 bytes, clamped."""
     nonce = NONCE_PREFIX + period.number.to_bytes(8, "big") + period.length.to_bytes(8, "big")
-    factor = bytearray(hashlib.sha3_256(BLIND_STRING + identity + BASEPOINT_TEXT + nonce).digest())
-    factor[0] &= 0xF8
-    factor[31] = factor[31] & 0x3F | 0x40
-    return bytes(factor)
+    return _clamped(hashlib.sha3_256(BLIND_STRING + identity + BASEPOINT_TEXT + nonce).digest())
+
+
+def _clamped(scalar: bytes) -> bytes:
+    """RFC 8032, 5.1.5."""
+    clamped = bytearray(scalar)
+    clamped[0] &= 0xF8
+    clamped[31] = clamped[31] & 0x3F | 0x40
+    return bytes(clamped)
 
 
 def blind(identity: bytes, period: TimePeriod) -> bytes:
@@ -50,3 +65,49 @@ def subcredential(identity: bytes, blinded: bytes) -> bytes:
     """What only those who know the address can compute, 32 bytes. rend-spec-v3, "Credentials"."""
     credential = hashlib.sha3_256(b"credential" + identity).digest()
     return hashlib.sha3_256(b"subcredential" + credential + blinded).digest()
+
+
+class SecretKey:
+    """An Ed25519 secret key as services keep it: a scalar and a prefix, of which no seed is known.
+
+    `public` is its public key, 32 bytes. RFC 8032, 5.1.5; rend-spec-v3, "Key blinding".
+    """
+
+    def __init__(self, expanded: bytes) -> None:
+        """`expanded` is the scalar and the prefix, 32 bytes each. Raises UsageError where it is no key."""
+        self.expanded = expanded
+        self._scalar = crypto_core_ed25519_scalar_reduce(expanded[:KEY_LEN] + bytes(KEY_LEN))
+        self._prefix = expanded[KEY_LEN:EXPANDED_LEN]
+        if not any(self._scalar):
+            raise UsageError("this is no secret key: it is zero")
+        self.public = bytes(crypto_scalarmult_ed25519_base_noclamp(self._scalar))
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> "SecretKey":
+        """The key of a seed, 32 random bytes."""
+        digest = hashlib.sha512(seed).digest()
+        try:
+            return cls(_clamped(digest[:KEY_LEN]) + digest[KEY_LEN:])
+        finally:
+            wipe(digest)
+
+    def sign(self, message: bytes) -> bytes:
+        """Ed25519, 64 bytes. RFC 8032, 5.1.6."""
+        nonce = crypto_core_ed25519_scalar_reduce(hashlib.sha512(self._prefix + message).digest())
+        point = crypto_scalarmult_ed25519_base_noclamp(nonce)
+        challenge = crypto_core_ed25519_scalar_reduce(hashlib.sha512(point + self.public + message).digest())
+        product = crypto_core_ed25519_scalar_mul(challenge, self._scalar)
+        return bytes(point + crypto_core_ed25519_scalar_add(nonce, product))
+
+    def blinded(self, period: TimePeriod) -> "SecretKey":
+        """The key of `period`, whose public half is `blind(public, period)`."""
+        factor = blinding_factor(self.public, period)
+        reduced = crypto_core_ed25519_scalar_reduce(factor + bytes(KEY_LEN))
+        scalar = crypto_core_ed25519_scalar_mul(reduced, self._scalar)
+        prefix = hashlib.sha512(BLIND_PREFIX_STRING + self._prefix).digest()[:KEY_LEN]
+        return SecretKey(bytes(scalar) + prefix)
+
+    def wipe(self) -> None:
+        """Overwrite it. It cannot sign any more."""
+        for secret in (self.expanded, self._scalar, self._prefix):
+            wipe(secret)
