@@ -12,7 +12,9 @@ from random import Random
 import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # as pytest's `pythonpath` does
-with atheris.instrument_imports(include=["torkit.directory", "torkit.proto", "h11"]):
+with atheris.instrument_imports(
+    include=["torkit.directory", "torkit.hs", "torkit.proto", "h11", "fuzz.linked"]
+):
     from fuzz.targets import TARGETS, mutate, run
 
 

@@ -1,5 +1,8 @@
-"""What is fuzzed: each parser of directory/, and those of the proxy's clients, with a valid document and what
-must hold of all it accepts."""
+"""What is fuzzed, with something valid, and what must hold of all that is accepted.
+
+Each parser of directory/, those of the proxy's clients, descriptors of onion services layer by layer, and
+stories of linked circuits.
+"""
 
 import gzip
 import lzma
@@ -13,7 +16,10 @@ from random import Random
 
 import h11
 import network_docs as nd
+from fuzz.linked import STORY, check_story
+from hs.making import Service, services
 
+from torkit._fast.keys import X25519PrivateKey
 from torkit.directory.authorities import parse_certificates
 from torkit.directory.compression import decompress
 from torkit.directory.consensus import parse_consensus
@@ -22,7 +28,12 @@ from torkit.directory.directory import Directory
 from torkit.directory.extra_info import parse_extra_info
 from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdesc, split_microdescs
 from torkit.directory.server_descriptor import parse_server_descriptor
-from torkit.errors import DocumentError, PeerError, TorkitError
+from torkit.errors import CircuitError, DocumentError, PeerError, TorkitError
+from torkit.hs.descriptor import MAX_LIFETIME, MAX_POINTS, decode_descriptor
+from torkit.hs.handshake import ServiceHandshake
+from torkit.hs.introduction import relay_of
+from torkit.hs.messages import introduce_header
+from torkit.hs.pow import choose_effort, make_challenge
 from torkit.proto.automap import Automap
 from torkit.proto.dns import (
     MAX_ANSWER_LEN,
@@ -146,6 +157,33 @@ def check_dns(packet: bytes) -> None:
         assert query.name.lower() == address.reverse_pointer
 
 
+def check_descriptor(text: bytes) -> None:
+    """What was accepted can be met, or is refused by name when it is tried."""
+    found = decode_descriptor(
+        text,
+        blinded=SERVICE.blinded,
+        subcredential=SERVICE.subcredential,
+        now=SERVICE.now,
+        sendme_inc=31,
+        client_key=CLIENT_KEY,
+    )
+    assert len(found.points) <= MAX_POINTS
+    assert 0 < found.lifetime <= MAX_LIFETIME
+    assert found.sendme_inc in (None, 30, 31, 32)
+    for point in found.points:
+        try:
+            relay = relay_of(point, allow_internal=True)
+            keys = {"auth_key": point.auth_key, "enc_key": point.enc_key}
+            handshake = ServiceHandshake(subcredential=found.subcredential, private_key=b"x" * 32, **keys)
+        except CircuitError:
+            continue
+        assert (len(relay.identity), len(relay.ed25519_identity or b"")) == (20, 32)
+        assert len(handshake.seal(introduce_header(point.auth_key), b"where we wait")) == 32 + 13 + 32
+    if found.proof_of_work is not None:
+        effort = choose_effort(found.proof_of_work.effort, failures=3, maximum=500)
+        make_challenge(found.blinded, found.proof_of_work.seed, bytes(16), effort)
+
+
 def seal_certificate(body: bytes) -> bytes:
     return AUTHORITIES[0].seal_certificate(body)
 
@@ -158,6 +196,15 @@ COMPRESSED = {
     "x-zstd": zstd.compress(BASE[:5000]) * 2,
     "x-tor-lzma": lzma.compress(BASE[:5000], format=lzma.FORMAT_ALONE),
 }
+SERVICE = Service(*services("plain")[0])
+CLIENT_KEY = X25519PrivateKey(b"\1" * 32)
+SECOND = (
+    b"create2-formats 2\nsingle-onion-service\nflow-control 1-2 31\n"
+    b"pow-params v1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA 10 2030-01-01T00:00:00\n"
+    + 2
+    * SERVICE.point(CLIENT_KEY.public_key).encode()
+)
+OUTER = SERVICE.descriptor(SECOND)
 
 HTTP = b"""POST http://web.test:80/a?b HTTP/1.1
 Host: web.test:80
@@ -183,6 +230,10 @@ TARGETS = {
     "http": Target(HTTP, check_http, refusal=TorkitError),
     "dns": Target(QUERY, check_dns, refusal=PeerError),
     "dns-reverse": Target(REVERSE, check_dns, refusal=PeerError),
+    "descriptor": Target(OUTER[: OUTER.rindex(b"signature ")], check_descriptor, SERVICE.signed, TorkitError),
+    "descriptor-first": Target(SERVICE.first(SECOND).encode(), check_descriptor, SERVICE.outer, TorkitError),
+    "descriptor-second": Target(SECOND, check_descriptor, SERVICE.descriptor, TorkitError),
+    "linked": Target(STORY, check_story),
 }
 
 

@@ -1,4 +1,7 @@
-"""Valid documents with changes: parsers accept or raise DocumentError, and what they accept is consistent."""
+"""Valid documents with changes: parsers accept or raise DocumentError, and what they accept is consistent.
+
+So are stories of linked circuits: whatever an exit and a user do, what comes of it is what is due.
+"""
 
 import importlib.util
 import subprocess
@@ -7,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from fuzz.linked import check_story, random_story
 from fuzz.targets import TARGETS, mutate, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +39,12 @@ def test_changed_documents(name: str, seed: int, changes: int) -> None:
 @given(st.binary(max_size=200))
 def test_random_bytes(name: str, data: bytes) -> None:
     run(TARGETS[name], data)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_stories_of_linked_circuits_most_of_which_is_legal(seed: int) -> None:
+    """Python's own random numbers: a seed that fails is the same story everywhere."""
+    check_story(random_story(Random(seed), 60))
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("atheris"), reason="atheris is not installed")

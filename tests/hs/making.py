@@ -109,9 +109,10 @@ class Service:
             f"encrypted\n{armour('MESSAGE', blob)}"
         )
 
-    def outer(self, first: str, counter: int = 7, *, tail: str = "", **changes: str) -> bytes:
+    def outer(self, first: str | bytes, counter: int = 7, *, tail: str = "", **changes: str) -> bytes:
         """The whole descriptor around the first layer's text, signed after `changes` of its items."""
-        blob = self.layer(first.encode().ljust(10_000, b"\0"), b"hsdir-superencrypted-data", counter)
+        plaintext = first.encode() if isinstance(first, str) else first
+        blob = self.layer(plaintext.ljust(10_000, b"\0"), b"hsdir-superencrypted-data", counter)
         items = {
             "version": "hs-descriptor 3\n",
             "lifetime": "descriptor-lifetime 180\n",
@@ -119,9 +120,12 @@ class Service:
             "revision": f"revision-counter {counter}\n",
             "superencrypted": f"superencrypted\n{armour('MESSAGE', blob)}",
         }
-        text = "".join((items | changes).values()).encode()
+        return self.signed("".join((items | changes).values()).encode()) + tail.encode()
+
+    def signed(self, text: bytes) -> bytes:
+        """The outer layer's text with its last item."""
         signature = self._signing.sign(b"Tor onion service descriptor sig v3" + text)
-        return text + f"signature {b64(signature).rstrip('=')}\n{tail}".encode()
+        return text + f"signature {b64(signature).rstrip('=')}\n".encode()
 
     def descriptor(self, second: bytes | str) -> bytes:
         return self.outer(self.first(second))

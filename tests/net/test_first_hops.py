@@ -90,6 +90,39 @@ async def test_a_directory_that_cut_a_handshake_while_everything_stood_still_is_
         assert pool.first_hops == [(pool.path[0].identity, None)]
 
 
+async def test_a_connection_that_ended_while_everything_stood_still_is_not_held_against_its_relay() -> None:
+    """As after a night in which the machine slept: whatever is between has forgotten the connection."""
+    async with open_pool() as pool:
+        await pool.acquire()
+
+        def stand_still_and_close(circuit: FakeCircuit, *_: object) -> None:
+            Pump.current()._stalls.begin(None, time.monotonic() + 2 * STALL)
+            circuit.link.close()
+
+        pool.fakes[0].on_create = stand_still_and_close
+        with pytest.raises(ChannelClosed):
+            await pool.build(pool.path)
+        assert pool.first_hops[1:] == [(pool.path[0].identity, None)]
+
+
+async def test_a_circuit_that_was_late_while_everything_stood_still_is_no_sign_of_bias(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool() as pool:
+
+        def stand_still(circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
+            if number == 1:
+                answer_extend2(circuit, number, cell)
+            else:
+                Pump.current()._stalls.begin(None, time.monotonic() + 2 * STALL)
+
+        pool.fakes[1].on_extend2 = stand_still
+        with pytest.raises(TimedOut):
+            await pool.build()
+        await settle()
+        assert (pool.counts.circ_attempts, pool.counts.timeouts) == (0, 0)
+
+
 async def test_a_build_given_up_says_nothing_of_its_first_relay() -> None:
     async with open_pool() as pool:
         pool.fakes[0].on_create = asked = Arrivals()

@@ -26,7 +26,7 @@ SENDME_V1 = 1
 
 # Relay-cell format v1, proposals 340 and 359: the commands that carry a stream id, and the others.
 STREAM_COMMANDS = frozenset({1, 2, 3, 4, 11, 12, 13, 43, 44})
-OTHER_COMMANDS = frozenset({5, 6, 7, 8, 9, 10, 14, 15, *range(32, 43)})
+OTHER_COMMANDS = frozenset({5, 6, 7, 8, 9, 10, 14, 15, *range(19, 23), *range(32, 43)})
 
 # What a relay lists in its "pr" line.
 FULL = "Cons=2 DirCache=2 FlowCtrl=1-2 Link=4-5 Microdesc=2 Relay=2-6"

@@ -356,22 +356,23 @@ async def _build(
         circuit.note_built()
     except BaseException as error:
         is_timeout = isinstance(error, trio.TooSlowError)
+        is_excused = _may_be_late(error, had_channel) and pump.excuse(*began)
         has_answered = circuit is not None and (circuit.hops or isinstance(error, CircuitClosed))
         if is_timeout and not has_answered:
             channels.forget(first)
         if has_answered:
             guard.reached()  # one that answers by DESTROY is there
-        elif _says_nothing(error, pump.excuse(*began), had_channel):
+        elif is_excused or _says_nothing(error, had_channel):
             guard.given_up()
         else:
             guard.failed()
         if circuit is None and is_known(first) and isinstance(error, TorkitError):
             error.name(first.nickname)
         if circuit is not None:
-            if is_timeout:
-                circuit.watch.note_timed_out()
-            elif isinstance(error, trio.Cancelled):
+            if is_excused or isinstance(error, trio.Cancelled):
                 circuit.watch.note_abandoned()
+            elif is_timeout:
+                circuit.watch.note_timed_out()
             circuit.close(UNWANTED if isinstance(error, trio.Cancelled) else "it could not be built")
         if is_timeout:
             raise TimedOut("a circuit was not built in time") from None
@@ -380,11 +381,15 @@ async def _build(
     return circuit
 
 
-def _says_nothing(error: BaseException, is_late_by_us: bool, had_channel: bool) -> bool:
+def _may_be_late(error: BaseException, had_channel: bool) -> bool:
+    """Returns whether a failure may come of our having stood still; so may the end of an older connection."""
+    if isinstance(error, trio.TooSlowError | TimedOut | HandshakeCut):
+        return True
+    return isinstance(error, ChannelClosed) and had_channel
+
+
+def _says_nothing(error: BaseException, had_channel: bool) -> bool:
     """Returns whether a failure may not be the first relay's."""
     if not isinstance(error, PeerError | Closed | TimedOut | trio.TooSlowError):
         return True
-    if isinstance(error, trio.TooSlowError) and had_channel:
-        return True  # perhaps only that connection is dead: a new one will tell
-    is_late = isinstance(error, trio.TooSlowError | TimedOut | HandshakeCut)
-    return is_late and is_late_by_us
+    return isinstance(error, trio.TooSlowError) and had_channel  # perhaps only that connection is dead
