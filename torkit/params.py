@@ -73,6 +73,9 @@ PARAMETERS: Mapping[str, Parameter] = {
     "nf_ito_high_reduced": Parameter(14_000, 0, 60_000),
     "nf_pad_before_usage": Parameter(1, 0, 1),
     "nf_conntimeout_clients": Parameter(1800, 60, 86400),
+    # Padding of circuits that are set up for onion services: padding-spec, "Circuit padding". Two switches.
+    "circpad_padding_disabled": Parameter(0, 0, 1),
+    "circpad_padding_reduced": Parameter(0, 0, 1),
     # Guards: guard-spec, "Parameters". Days, numbers, per cent, seconds, as the names say.
     "guard-lifetime-days": Parameter(120, 1, 3650),
     "guard-confirmed-min-lifetime-days": Parameter(60, 1, 3650),

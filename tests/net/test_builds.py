@@ -70,7 +70,7 @@ async def test_a_relay_that_could_not_extend_to_an_onion_services_directory_is_p
         (target,) = fresh_relays(1)
         pool.fakes[2].on_extend2 = failing_at_first(1 << 30)
         pool.fakes[3].known = [target]
-        stems = Stems(pool.circuits, BuildTimes(learnt_enough), lambda identity: False)
+        stems = Stems(pool.circuits, BuildTimes(learnt_enough), lambda identity: False, None)
         circuit = await stems.to_directory(relay_of(target))
         assert circuit.path[2].identity == pool.exits[1].identity
         assert len(draws) == 4

@@ -12,7 +12,7 @@ import pytest
 import trio
 from fakes import FakeCircuit, FakeRelay, ignore
 from onion_service import BLINDED, Introduction, OnionService
-from served import build, fresh_relays, relay_of, serve_channel
+from served import PLAIN, build, fresh_relays, relay_of, serve_channel
 from trio.testing import MockClock
 
 from torkit._fast.cells import RelayCommand
@@ -36,6 +36,8 @@ POINTS = range(5, 8)
 class Home:
     """Where a meeting takes place: stems, descriptors, and the service."""
 
+    reserve = None
+
     def __init__(self, channel: Channel, fakes: list[FakeRelay]) -> None:
         self.channel = channel
         self.fakes = fakes
@@ -49,6 +51,8 @@ class Home:
         self.broken_stems = 0  # how many of the next stems fail
         self.silent_stems = 0  # or are never built
         self.on_built: Callable[[FakeCircuit], object] = ignore  # before the client says anything on it
+        self.protocols = PLAIN  # what the directory says of every relay
+        self.params: dict[str, int] = {}  # the consensus's
 
     # --- stems ----------------------------------------------------------------------------------
 
@@ -76,8 +80,15 @@ class Home:
             raise
         await self._let_speak(stem)
 
+    async def extend_ready(self, target: Relay) -> Circuit | None:
+        return None
+
+    def let_go(self, circuit: Circuit, late: RelayCommand | None = None) -> None:
+        circuit.release(late)
+
     async def _build(self, *numbers: int) -> Circuit:
-        circuit = await build(self.channel, [self.fakes[number] for number in numbers])
+        fakes = [self.fakes[number] for number in numbers]
+        circuit = await build(self.channel, fakes, protocols=self.protocols, params=self.params)
         self.circuits.append(circuit)
         return circuit
 

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 from confined import confine
+from network.far_servers import ssh_server
 from network.private_network import RunningTestnet, running_testnet
 from network.servers import PAGE, EchoServer, WebServer, sha256_of
-from network.torkit_process import Proxy, Shell, make_shell, running_proxy, wait_until
+from network.torkit_process import Proxy, Shell, make_shell, missing, running_proxy, skip_without, wait_until
 
 from torkit.testnet import Options
 
 pytestmark = pytest.mark.network
 
 LARGE = 32 << 20
+SSH = ("ssh", "ssh-keygen", "sshd", "nc")
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +28,36 @@ def single_onion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def working_onion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("working")
+
+
+@pytest.fixture(scope="module")
+def padding_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the relays note what they do with circuits."""
+    return tmp_path_factory.mktemp("padding")
+
+
+@pytest.fixture(scope="module")
 def net(
-    tmp_path_factory: pytest.TempPathFactory, single_onion: Path, web_server: WebServer
+    tmp_path_factory: pytest.TempPathFactory,
+    single_onion: Path,
+    working_onion: Path,
+    padding_log: Path,
+    web_server: WebServer,
 ) -> Iterator[RunningTestnet]:
     """Periods turn every eight minutes, since they follow the voting interval."""
-    single_onion.chmod(0o700)
-    hidden_service = [
-        *("HiddenServiceSingleHopMode 1", "HiddenServiceNonAnonymousMode 1"),
-        *(f"HiddenServiceDir {single_onion}", f"HiddenServicePort 80 127.0.0.1:{web_server.port}"),
-    ]
-    options = Options(voting_interval=20, torrc={"middle3": hidden_service})
+    names = [f"{kind}{number}" for kind in ("auth", "exit", "middle") for number in (1, 2, 3)]
+    torrc = {name: [f"Log [circ]info file {padding_log}/{name}"] for name in names}
+    for directory, relay, *more in (
+        (single_onion, "middle3", "HiddenServiceSingleHopMode 1", "HiddenServiceNonAnonymousMode 1"),
+        (working_onion, "middle2"),
+    ):
+        directory.chmod(0o700)
+        service = [f"HiddenServiceDir {directory}", f"HiddenServicePort 80 127.0.0.1:{web_server.port}"]
+        torrc[relay] += more + service
+    torrc["middle2"].append("HiddenServicePoWDefensesEnabled 1")
+    options = Options(voting_interval=20, torrc=torrc)
     with running_testnet(tmp_path_factory.mktemp("onions"), options) as net:
         yield net
 
@@ -52,17 +74,33 @@ def onion_proxy(onion_shell: Shell, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The beginning of a line that logs in at a real sshd behind the service."""
+    if missing(*SSH):
+        yield ""
+        return
+    with ssh_server(tmp_path_factory.mktemp("ssh")) as line:
+        yield line
+
+
+def port_of(ssh: str) -> int:
+    config = Path(ssh.split()[-1]).read_text()
+    return int(config.partition("Port ")[2].split()[0])
+
+
+@pytest.fixture(scope="module")
 def service(
     net: RunningTestnet,
     onion_shell: Shell,
     web_server: WebServer,
     echo_server: EchoServer,
+    ssh: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
-    """The address of a service with a web server at 80 and an echo at 7."""
+    """The address of a service with a web server at 80, an echo at 7, and an sshd at 22."""
     directory = tmp_path_factory.mktemp("service")
     directory.chmod(0o700)
-    ports = {80: web_server.port, 7: echo_server.port}
+    ports = {80: web_server.port, 7: echo_server.port, **({22: port_of(ssh)} if ssh else {})}
     return start_service(net, directory, ports=ports)
 
 
@@ -142,6 +180,54 @@ def test_programs_that_know_nothing_of_onion_services_reach_one(
     line = f"torkit run -- sh -c 'curl -sS {url}; python3 {program} {url}'"
     result = onion_shell.run(line, timeout=130)
     assert result.stdout == PAGE * 2, result
+
+
+@skip_without(*SSH)
+def test_ssh_logs_in_at_a_service(onion_shell: Shell, onion_proxy: Proxy, service: str, ssh: str) -> None:
+    """Through the proxy, a pipe, and torkit run."""
+    wait_published(onion_shell, service)
+    line = f"{ssh} -p 22 -o HostKeyAlias=[shell.test]:{port_of(ssh)}"
+    ways = [
+        f"{line} -o 'ProxyCommand nc -X 5 -x {onion_proxy.address} %h %p' {service} echo through",
+        f"{line} -o 'ProxyCommand torkit connect %h:%p' {service} echo through",
+    ]
+    if "error" not in confine(["true"])[-1]:
+        ways.append(f"torkit run -- {line} {service} echo through")
+    for way in ways:
+        result = onion_shell.run(way, timeout=130)
+        assert (result.returncode, result.stdout) == (0, b"through\n"), result
+
+
+def test_real_relays_pad_the_circuits_that_reach_a_service(
+    onion_shell: Shell, onion_proxy: Proxy, service: str, padding_log: Path
+) -> None:
+    """C tor's relays take our machines and run their half, and nothing of it ends a circuit."""
+    wait_published(onion_shell, service)
+
+    def noted(what: str) -> int:
+        return sum(path.read_text(errors="replace").count(what) for path in padding_log.iterdir())
+
+    marks = {"machine relay_ip_circ to": 1, "machine relay_rp_circ to": 1, "Sending padding": 7 + 1}
+    before = {mark: noted(mark) for mark in marks}
+    line = f"{onion_proxy.curl('padded:circuits')} http://{service}/page"
+    assert onion_shell.run(line, timeout=130).stdout == PAGE
+    wait_until(
+        lambda: all(noted(mark) - before[mark] >= count for mark, count in marks.items()),
+        30,
+        "the second relays to pad",
+    )
+    assert onion_shell.run(line, timeout=130).stdout == PAGE
+    assert "PADDING" not in onion_proxy.log.read_text()
+
+
+def test_a_service_with_proof_of_work_is_reached(onion_shell: Shell, working_onion: Path) -> None:
+    """It asks for no effort before it has had much to do; tests/hs/test_pow.py has what it then gets."""
+    address = (working_onion / "hostname").read_text().strip()
+    wait_published(onion_shell, address)
+    descriptor = json.loads(onion_shell.run(f"torkit onion descriptor {address}").stdout)
+    assert descriptor["proof_of_work"]["effort"] == 0
+    result = onion_shell.run(f"torkit connect {address}:80", stdin=b"GET /page HTTP/1.0\r\n\r\n", timeout=130)
+    assert result.stdout.endswith(PAGE), result
 
 
 def test_32_mib_each_way_are_equal(

@@ -62,6 +62,7 @@ class OnionService:
         self.work: ProofOfWork | None = None
         self.on_introduce: Callable[[Introduction], object] = self.accept
         self.on_cookie: Callable[[FakeCircuit, int], object] = self.establish
+        self.subcredential = SUBCREDENTIAL
         self._enc_keys = [X25519PrivateKey.generate() for _ in points]
         for number, point in enumerate(points):
             point.on_unknown = self._introduce_at(number)
@@ -69,7 +70,7 @@ class OnionService:
     def descriptor(self) -> Descriptor:
         return Descriptor(
             BLINDED,
-            SUBCREDENTIAL,
+            self.subcredential,
             revision=1,
             lifetime=180,
             signing_key=bytes(32),
@@ -90,14 +91,15 @@ class OnionService:
         )
 
     def stand_at(self, rendezvous: FakeRelay) -> None:
-        def receive(circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
-            assert cell.command == RelayCommand.ESTABLISH_RENDEZVOUS
-            assert len(cell.body) == 20
-            assert cell.body not in self.cookies
-            self.cookies[cell.body] = (circuit, number)
-            self.on_cookie(circuit, number)
+        rendezvous.on_unknown = self.keep_cookie
 
-        rendezvous.on_unknown = receive
+    def keep_cookie(self, circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
+        """What a rendezvous point does with a client's message."""
+        assert cell.command == RelayCommand.ESTABLISH_RENDEZVOUS
+        assert len(cell.body) == 20
+        assert cell.body not in self.cookies
+        self.cookies[cell.body] = (circuit, number)
+        self.on_cookie(circuit, number)
 
     def establish(self, circuit: FakeCircuit, number: int) -> None:
         circuit.send(number, RelayCommand.RENDEZVOUS_ESTABLISHED)
@@ -131,7 +133,7 @@ class OnionService:
         assert body[:HEADER_LEN] == bytes(20) + b"\2\0\x20" + auth_key + b"\0"
         x, encrypted, tag = body[HEADER_LEN : HEADER_LEN + 32], body[HEADER_LEN + 32 : -32], body[-32:]
         bx = b.exchange(X25519PublicKey.from_public_bytes(x))
-        info = PROTOID + b":hs_key_extract" + PROTOID + b":hs_key_expand" + SUBCREDENTIAL
+        info = PROTOID + b":hs_key_extract" + PROTOID + b":hs_key_expand" + self.subcredential
         keys = hashlib.shake_256(bx + auth_key + x + enc_key + PROTOID + info).digest(64)
         assert mac(keys[32:], body[:-32]) == tag
         text = aes_ctr(keys[:32]).update(encrypted)

@@ -9,7 +9,7 @@ async with serve_network(tmp_path) as network: ...         a signed directory of
 import copy
 import operator
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
@@ -99,10 +99,16 @@ async def connect(fake: FakeRelay) -> Channel:
     return await Channel.connect(*fake.address, rsa=fake.rsa_identity, ed25519=fake.ed_identity, rng=Random())
 
 
-async def build(channel: Channel, fakes: Sequence[FakeRelay], *, protocols: str = PLAIN) -> Circuit:
+async def build(
+    channel: Channel,
+    fakes: Sequence[FakeRelay],
+    *,
+    protocols: str = PLAIN,
+    params: Mapping[str, int] | None = None,
+) -> Circuit:
     """A circuit through these relays, of which the first is the channel's."""
     relays = [relay_of(fake, protocols=decode_protocols(protocols)) for fake in fakes]
-    circuit = channel.open_circuit(8, CircuitSettings())
+    circuit = channel.open_circuit(8, CircuitSettings(params))
     await circuit.create(relays[0], is_last=len(relays) == 1)
     for relay in relays[1:]:
         await circuit.extend(relay, is_last=relay is relays[-1])

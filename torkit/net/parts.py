@@ -115,12 +115,17 @@ class Parts:
         """What reaches onion services; made when it is first needed, since most clients never do."""
         if self.onions is None:
             from torkit.net.onion.client_keys import ClientKeys
+            from torkit.net.onion.reserve import Reserve
             from torkit.net.onion.services import OnionServices
             from torkit.net.onion.stems import Stems
             from torkit.net.onion.work import Worker
 
+            reserve = None
+            if self._spare_circuits:
+                expected = PredictedPorts(self.current.param)
+                reserve = Reserve(self.circuits, expected, self.paths.may_go_on, self.rng)
             self.onions = OnionServices(
-                Stems(self.circuits, self.build_times, self._is_excluded),
+                Stems(self.circuits, self.build_times, self._is_excluded, reserve),
                 self.circuits,
                 self.current,
                 ClientKeys(self.data_dir / CLIENT_KEYS),

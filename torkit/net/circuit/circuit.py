@@ -36,6 +36,7 @@ from torkit.proto.padding import Use
 
 if TYPE_CHECKING:
     from torkit.directory.directory import Relay
+    from torkit.proto.setup_padding import SetupPadding
 
 
 GENERAL = "GENERAL"  # control-spec's purpose of circuits for streams
@@ -90,6 +91,8 @@ class Circuit(Tunnel):
         self._channel = channel
         self._vegas: list[flow.Vegas | None] = []
         self._reply: Reply | None = None
+        self._padding: SetupPadding | None = None
+        self._is_released = False
         if self.journal.is_heard:
             self.journal.tell(CircuitLaunched(self.id, purpose))
 
@@ -249,6 +252,32 @@ class Circuit(Tunnel):
         if self._reply is reply:
             self._reply = None
 
+    # --- padding of its set-up --------------------------------------------------------------------
+
+    def pad(self, padding: SetupPadding) -> None:
+        """Have the second relay pad it, where that relay can and the consensus lets us. Not waited for."""
+        if self.error is None and padding.may_run(self.path[padding.hop].protocols, self._settings.params):
+            self._padding = padding
+            for command, body in padding.start():
+                self._core.send(padding.hop, command, 0, body)
+
+    def release(self, late: RelayCommand | None) -> None:
+        """Close it when it is not padded any more. Until then `late`, if given, may come once."""
+        if self._padding is None or not self._padding.is_running:
+            return self.close()
+        self._is_released = True
+        self._reply = None if late is None else Reply(self, late)
+        return None
+
+    def _hear_padding(self, padding: SetupPadding, body: bytes) -> None:
+        try:
+            padding.receive(body)
+        except CircuitError as error:
+            return self.fail(error)
+        if self._is_released and not padding.is_running:
+            self.close()
+        return None
+
     # --- streams ----------------------------------------------------------------------------------
 
     @property
@@ -358,6 +387,8 @@ class Circuit(Tunnel):
                 return self.fail(error)
             message = f"hop {hop + 2} is gone, says hop {hop + 1}: {reason.sentence} ({reason.name})"
             return self.fail(CircuitClosed(message, reason=reason, hop=hop + 2))
+        if self._padding is not None and self._padding.takes(hop, command):
+            return self._hear_padding(self._padding, body)
         if hop != self._core.hop_count - 1:
             return self.fail(
                 CircuitError(f"relay command {command} arrived from hop {hop + 1}, not the last")

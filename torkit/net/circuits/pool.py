@@ -180,7 +180,7 @@ class Circuits:
 
     def put_up(self, circuit: Tunnel, purpose: Shared) -> Entry:
         """Offer a circuit, or linked ones, that requests share."""
-        entry = Entry(circuit, purpose, trio.current_time() + self._idle_timeout())
+        entry = Entry(circuit, purpose, trio.current_time() + self.idle_timeout(self.predicted))
         if self._directory is not None:
             entry.note_directory(self._directory)
         self._shelves.add(entry)
@@ -197,11 +197,11 @@ class Circuits:
                 self._close_clean(choice.path[0])
             raise
 
-    def _idle_timeout(self) -> float:
-        """Seconds that a new circuit waits for its first stream: a little longer than one is expected."""
+    def idle_timeout(self, expected: PredictedPorts) -> float:
+        """Seconds that a new circuit waits for its first use: a little longer than one is expected."""
         if self._builder.build_times.is_learning:
             return self._builder.build_times.idle_timeout
-        left = self.predicted.seconds_left(trio.current_time())
+        left = expected.seconds_left(trio.current_time())
         return left + 1 + self._rng.random() * left / 20
 
     def _close_clean(self, first: Relay) -> None:

@@ -133,9 +133,17 @@ class Rendezvous:
     target: Relay | None = None
 
 
+class Ahead:
+    """For whichever of these needs it first."""
+
+    label = "HS_VANGUARDS"
+    words = "onion services, ahead"
+    target: Relay | None = None
+
+
 Shared = ExitTo | LookUp
 # By way of vanguards. Built as far as a target that others have named, which stems.py then adds.
-ForOnion = OnionDirectory | Introduction | Rendezvous
+ForOnion = OnionDirectory | Introduction | Rendezvous | Ahead
 Purpose = Shared | AskDirectory | ForOnion
 
 

@@ -33,6 +33,7 @@ from torkit.net.onion.stems import Stems
 from torkit.net.onion.work import Worker
 from torkit.proto.flow import PathKind
 from torkit.proto.messages import encode_link_specifiers
+from torkit.proto.setup_padding import Machine, SetupPadding
 
 
 class Means(NamedTuple):
@@ -62,6 +63,7 @@ class Introduction:
         self._point = point
         self._unanswered_count = unanswered_count
         self._refusal: TorkitError | None = None
+        self._acknowledgement: Reply | None = None
         self._is_over = False
 
     async def run(self, rendezvous: RendezvousPoint, scope: trio.CancelScope) -> Circuit:
@@ -75,10 +77,13 @@ class Introduction:
         try:
             with self._blaming():
                 relay = relay_of(self._point, allow_internal=means.testing)
-            introduction = await means.stems.build(ToPoint(relay), means.isolation)
-            self.step = OnionStep.INTRODUCTION
+            introduction = await means.stems.extend_ready(relay)
+            if introduction is None:
+                introduction = await means.stems.build(ToPoint(relay), means.isolation)
+                self.step = OnionStep.INTRODUCTION
+                with self._blaming():
+                    await means.stems.extend(introduction, relay)
             with self._blaming():
-                await means.stems.extend(introduction, relay)
                 handshake = self._begin_handshake()
             self.step = OnionStep.RENDEZVOUS
             circuit = await rendezvous.wait()
@@ -91,7 +96,8 @@ class Introduction:
         finally:
             self._is_over = True
             if introduction is not None:
-                introduction.close()
+                is_due = self._acknowledgement is not None and self._acknowledgement.body is None
+                means.stems.let_go(introduction, RelayCommand.INTRODUCE_ACK if is_due else None)
             if handshake is not None:
                 handshake.wipe()
 
@@ -139,9 +145,10 @@ class Introduction:
         body = header + handshake.seal(header, plaintext)
         with self._blaming():
             introduction.tell(RelayCommand.INTRODUCE1, body)
+            introduction.pad(SetupPadding(Machine.INTRODUCTION))
             self.is_cookie_spent = True
             self.step = OnionStep.INTRODUCTION
-            acknowledgement = introduction.expect(RelayCommand.INTRODUCE_ACK)
+            self._acknowledgement = acknowledgement = introduction.expect(RelayCommand.INTRODUCE_ACK)
         try:
             answer = rendezvous.expect(RelayCommand.RENDEZVOUS2)
             with trio.CancelScope() as waiting:

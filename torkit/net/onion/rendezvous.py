@@ -10,6 +10,7 @@ from torkit.errors import TimedOut, TorkitError
 from torkit.hs.messages import COOKIE_LEN
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.onion.stems import Stems
+from torkit.proto.setup_padding import Machine, SetupPadding
 
 
 class RendezvousPoint:
@@ -31,6 +32,7 @@ class RendezvousPoint:
                 await circuit.ask(
                     RelayCommand.ESTABLISH_RENDEZVOUS, self.cookie, RelayCommand.RENDEZVOUS_ESTABLISHED
                 )
+            circuit.pad(SetupPadding(Machine.RENDEZVOUS))
             if not self._is_closed:
                 circuit, self._circuit = None, circuit
         except TorkitError as error:

@@ -63,6 +63,8 @@ class OnionServices:
         self._points = Points()
         self._worker = worker
         self._joined: dict[Key, _Entry] = {}
+        if stems.reserve is not None:
+            nursery.start_soon(stems.reserve.keep)
         self._meetings: dict[Key, _Pending] = {}
 
     @property
@@ -99,11 +101,14 @@ class OnionServices:
         """Know nothing of what was before: for a new identity."""
         self._points.forget()
         self._descriptors.forget()
+        if self._stems.reserve is not None:
+            self._stems.reserve.renew()
 
     def close(self) -> None:
         for entry in list(self._joined.values()):
             entry.circuit.watch.note_used()  # as C tor, no guard is blamed for what was under way
             entry.circuit.close("the client ends")
+        self._stems.close()
 
     def _entry(self, key: Key) -> "_Entry | None":
         entry = self._joined.get(key)
@@ -135,6 +140,8 @@ class OnionServices:
         finally:
             del self._meetings[key]
             pending.is_over.set()
+            if self._stems.reserve is not None:
+                self._stems.reserve.expect()  # not earlier: what is built ahead is for the next
         self._joined[key] = entry
         self._nursery.start_soon(self._expire, key, entry)
         return Met(entry.circuit, meeting.worked)

@@ -1,0 +1,157 @@
+"""Circuits to onion services that their second relay pads: what goes to whom, and when they end."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from fakes import FakeCircuit
+from net.test_onion_meeting import MIDDLE, SECOND, Home, a_home
+from net.test_onion_meeting import RENDEZVOUS as POINT
+from onion_service import Introduction
+from served import PLAIN
+from setup_padder import ERR, INTRODUCTION, RENDEZVOUS, START, STOP, SetupPadder, say
+from waiting import until
+
+from torkit.errors import CircuitError
+from torkit.net.onion.stems import MAX_PADDED, MAX_RELEASED, Stems
+
+
+@asynccontextmanager
+async def a_padded_home() -> AsyncIterator[tuple[Home, SetupPadder]]:
+    async with a_home() as home:
+        home.protocols = f"{PLAIN} Padding=2"
+        padder = SetupPadder()
+        padder.pad_at(home.fakes[SECOND])
+        yield home, padder
+
+
+async def test_both_circuits_are_padded_by_their_second_relay() -> None:
+    async with a_padded_home() as (home, padder):
+        order: list[str] = []
+        accept = home.service.accept
+        ask = padder.answer
+
+        def introduce(introduction: Introduction) -> None:
+            order.append("INTRODUCE1")
+            accept(introduction)
+
+        def answer(circuit: FakeCircuit, machine: int) -> None:
+            order.append(f"machine {machine}")
+            ask(circuit, machine)
+
+        home.service.on_introduce, padder.answer = introduce, answer  # type: ignore[method-assign]
+        circuit = await home.meet()
+        await until(lambda: len(home.open_circuits) == 1)
+        assert circuit.error is None
+        assert order == ["machine 1", "INTRODUCE1", "machine 0"]
+        (introduction,), (rendezvous,) = padder.asked.values()
+        assert padder.dropped == [(rendezvous, 2)]
+        assert introduction.closed or introduction.hops[2].relay is home.fakes[MIDDLE]
+        assert rendezvous.hops[2].relay is home.fakes[POINT]
+
+
+async def test_an_introduction_circuit_stays_until_its_padding_has_stopped() -> None:
+    async with a_padded_home() as (home, padder):
+        padder.stops = False
+        await home.meet()
+        assert len(home.open_circuits) == 2
+        (circuit,) = padder.asked[INTRODUCTION]
+        say(circuit, STOP, INTRODUCTION)
+        circuit.link.on_output()
+        await until(lambda: len(home.open_circuits) == 1)
+
+
+async def test_an_acknowledgement_may_come_while_a_circuit_is_only_padded_and_nothing_else() -> None:
+    async with a_padded_home() as (home, padder):
+        padder.stops = False
+        home.service.on_introduce = home.service.meet  # it comes before the acknowledgement
+        await home.meet()
+        (introduction,) = home.service.introductions
+        (padded,) = (one for one in home.open_circuits if len(one.path) == 4)
+        for _ in range(2):
+            assert padded.error is None
+            introduction.acknowledge()
+            introduction.circuit.link.on_output()
+            await trio.sleep(0.05)
+        assert isinstance(padded.error, CircuitError)
+
+
+async def test_a_relay_that_refuses_to_pad_is_not_waited_for() -> None:
+    async with a_padded_home() as (home, padder):
+        padder.answer = lambda circuit, machine: say(circuit, START, machine, response=ERR)  # type: ignore[method-assign]
+        circuit = await home.meet()
+        await until(lambda: len(home.open_circuits) == 1)
+        assert circuit.error is None
+        assert [len(circuits) for circuits in padder.asked.values()] == [1, 1]
+
+
+async def test_a_relay_that_cannot_pad_or_need_not_is_not_asked() -> None:
+    async with a_padded_home() as (home, padder):
+        home.params = {"circpad_padding_disabled": 1}
+        await home.meet()
+        home.params, home.protocols = {}, PLAIN
+        await home.meet()
+        assert padder.asked == {INTRODUCTION: [], RENDEZVOUS: []}
+
+
+@pytest.mark.parametrize("hop", [1, 3])
+async def test_who_was_not_asked_to_pad_must_not_say_so(hop: int) -> None:
+    async with a_padded_home() as (home, padder):
+        answer = padder.answer
+
+        def lie_at_first(circuit: FakeCircuit, machine: int) -> None:
+            if len(padder.asked[machine]) == 1:
+                say(circuit, START, machine, hop=hop)
+            else:
+                answer(circuit, machine)
+
+        padder.answer = lie_at_first  # type: ignore[method-assign]
+        await home.meet()
+        await until(lambda: len(home.open_circuits) == 1)
+        assert any(isinstance(one.error, CircuitError) for one in home.circuits)
+
+
+async def test_nobody_may_negotiate_on_a_circuit_that_asked_for_nothing() -> None:
+    async with a_home() as home:
+        circuit = await home.meet()
+        (far, _) = next(iter(home.service.cookies.values()))
+        say(far, START, RENDEZVOUS)
+        far.link.on_output()
+        await until(lambda: circuit.error is not None)
+        assert isinstance(circuit.error, CircuitError)
+        home.met = 0
+
+
+def released(count: int) -> tuple[Stems, list[Any]]:
+    class Padded:
+        def __init__(self) -> None:
+            self.error: object = None
+
+        def release(self, late: object) -> None:
+            """It is padded still."""
+
+        def close(self, why: str = "") -> None:
+            self.error = why or "closed"
+
+    anything: Any = None
+    stems = Stems(anything, anything, anything, None)
+    circuits = [Padded() for _ in range(count)]
+    for circuit in circuits:
+        stems.let_go(circuit)  # type: ignore[arg-type]
+    return stems, circuits
+
+
+async def test_not_too_many_circuits_are_kept_to_be_padded(autojump_clock: object) -> None:
+    stems, circuits = released(MAX_RELEASED + 1)
+    assert [circuit.error is None for circuit in circuits] == [False] + MAX_RELEASED * [True]
+    stems.close()
+    assert all(circuit.error == "the client ends" for circuit in circuits[1:])
+
+
+async def test_none_is_kept_to_be_padded_for_more_than_an_hour(autojump_clock: object) -> None:
+    stems, circuits = released(1)
+    await trio.sleep(MAX_PADDED - 1)
+    stems.let_go(circuits[0])
+    assert circuits[0].error is None
