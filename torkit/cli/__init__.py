@@ -7,7 +7,7 @@
     ending, monitoring, notify     how a service ends, and what it tells of itself
     failures     errors as words and exit statuses
     standard     stdin, stdout, stderr
-    voice, progress, table, teaching     what people see
+    voice, progress, table, teaching, manual     what people see
 
 stdout carries data; everything else is a line on stderr that begins with `torkit:`. What is heavy, trio
 above all, is imported inside the functions that need it: `torkit --version` costs little more than Typer.

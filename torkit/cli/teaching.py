@@ -3,10 +3,7 @@
 Imports no command, so that a start and the list of all commands cost nothing.
 """
 
-from pathlib import Path
 from typing import NamedTuple
-
-MANUAL_DIR = Path(__file__).parents[2] / "man"  # of a source tree; what is installed, man finds by itself
 
 
 class Lesson(NamedTuple):
@@ -63,7 +60,7 @@ GROUPS = {
         ),
     },
     "Learn": {
-        "help": Lesson("Explain a command, or list them all.", "torkit help socks"),
+        "help": Lesson("Show the manual of a command, or list them all.", "torkit help socks"),
         "version": Lesson("Print the version.", "torkit version"),
     },
 }
@@ -83,9 +80,8 @@ def overview() -> str:
 
 
 def epilog(name: str) -> str:
-    """Returns the end of a command's help: an example, and the manual page where it is at hand."""
+    """Returns the end of a command's help: an example, and how to read its manual page."""
     lines = [f"Example: {LESSONS[name].example}"]
-    page = MANUAL_DIR / f"torkit-{name}.1"
-    if page.exists():
-        lines.append(f"Manual:  man {page}")
+    if name not in GROUPS["Learn"]:
+        lines.append(f"Manual:  torkit help {name}")
     return "\b\n" + "\n".join(lines)  # \b: Typer leaves the lines as they are
