@@ -46,6 +46,7 @@ class Home:
         self.circuits: list[Circuit] = []
         self.fetched: list[bool] = []  # whether a newer one was asked for
         self.met = 0
+        self.released: list[Circuit] = []  # nobody needs them but their padding
         self.points = Points()
         self.worker = Worker()
         self.broken_stems = 0  # how many of the next stems fail
@@ -83,8 +84,15 @@ class Home:
     async def extend_ready(self, target: Relay) -> Circuit | None:
         return None
 
+    async def keep(self) -> None:
+        """Nothing is kept here."""
+
+    def renew(self) -> None:
+        """Nor does a new identity end anything."""
+
     def let_go(self, circuit: Circuit, late: RelayCommand | None = None) -> None:
-        circuit.release(late)
+        if circuit.release(late):
+            self.released.append(circuit)
 
     async def _build(self, *numbers: int) -> Circuit:
         fakes = [self.fakes[number] for number in numbers]
@@ -130,7 +138,8 @@ class Home:
 
     @property
     def open_circuits(self) -> list[Circuit]:
-        return [circuit for circuit in self.circuits if circuit.error is None]
+        released = self.released
+        return [one for one in self.circuits if one.error is None and one not in released]
 
 
 @asynccontextmanager

@@ -15,7 +15,8 @@ from setup_padder import ERR, INTRODUCTION, RENDEZVOUS, START, STOP, SetupPadder
 from waiting import until
 
 from torkit.errors import CircuitError
-from torkit.net.onion.stems import MAX_PADDED, MAX_RELEASED, Stems
+from torkit.net.circuits.shelves import MAX_DIRTINESS
+from torkit.net.onion.stems import MAX_RELEASED, Stems
 
 
 @asynccontextmanager
@@ -52,25 +53,30 @@ async def test_both_circuits_are_padded_by_their_second_relay() -> None:
         assert rendezvous.hops[2].relay is home.fakes[POINT]
 
 
-async def test_an_introduction_circuit_stays_until_its_padding_has_stopped() -> None:
+async def test_an_introduction_circuit_that_is_still_padded_is_kept() -> None:
     async with a_padded_home() as (home, padder):
         padder.stops = False
         await home.meet()
-        assert len(home.open_circuits) == 2
+        (kept,) = home.released
         (circuit,) = padder.asked[INTRODUCTION]
         say(circuit, STOP, INTRODUCTION)
         circuit.link.on_output()
-        await until(lambda: len(home.open_circuits) == 1)
+        await trio.sleep(0.05)
+        assert kept.error is None
+        kept.release(None)  # now it need not be
+        assert kept.error is not None
 
 
-async def test_an_acknowledgement_may_come_while_a_circuit_is_only_padded_and_nothing_else() -> None:
+@pytest.mark.parametrize("is_early", [True, False])
+async def test_an_acknowledgement_may_come_once_while_a_circuit_is_only_padded(is_early: bool) -> None:
     async with a_padded_home() as (home, padder):
         padder.stops = False
-        home.service.on_introduce = home.service.meet  # it comes before the acknowledgement
+        if not is_early:
+            home.service.on_introduce = home.service.meet
         await home.meet()
+        (padded,) = home.released
         (introduction,) = home.service.introductions
-        (padded,) = (one for one in home.open_circuits if len(one.path) == 4)
-        for _ in range(2):
+        for _ in range(1 if is_early else 2):
             assert padded.error is None
             introduction.acknowledge()
             introduction.circuit.link.on_output()
@@ -124,34 +130,53 @@ async def test_nobody_may_negotiate_on_a_circuit_that_asked_for_nothing() -> Non
         home.met = 0
 
 
-def released(count: int) -> tuple[Stems, list[Any]]:
-    class Padded:
-        def __init__(self) -> None:
-            self.error: object = None
+class Padded:
+    """A circuit that is padded still."""
 
-        def release(self, late: object) -> None:
-            """It is padded still."""
+    def __init__(self) -> None:
+        self.error: object = None
 
-        def close(self, why: str = "") -> None:
-            self.error = why or "closed"
+    def release(self, late: object) -> bool:
+        return True
 
+    def close(self, why: str = "") -> None:
+        self.error = why
+
+
+@asynccontextmanager
+async def padded_circuits(count: int) -> AsyncIterator[tuple[Stems, list[Any]]]:
     anything: Any = None
-    stems = Stems(anything, anything, anything, None)
-    circuits = [Padded() for _ in range(count)]
-    for circuit in circuits:
-        stems.let_go(circuit)  # type: ignore[arg-type]
-    return stems, circuits
+    async with trio.open_nursery() as nursery:
+        stems = Stems(anything, anything, anything, None)
+        nursery.start_soon(stems.keep)
+        circuits: list[Any] = [Padded() for _ in range(count)]
+        for circuit in circuits:
+            stems.let_go(circuit)
+        yield stems, circuits
+        nursery.cancel_scope.cancel()
 
 
 async def test_not_too_many_circuits_are_kept_to_be_padded(autojump_clock: object) -> None:
-    stems, circuits = released(MAX_RELEASED + 1)
-    assert [circuit.error is None for circuit in circuits] == [False] + MAX_RELEASED * [True]
-    stems.close()
-    assert all(circuit.error == "the client ends" for circuit in circuits[1:])
+    async with padded_circuits(MAX_RELEASED + 1) as (stems, circuits):
+        assert [circuit.error is None for circuit in circuits] == [False] + MAX_RELEASED * [True]
+        stems.close()
+        assert all(circuit.error == "the client ends" for circuit in circuits[1:])
 
 
-async def test_none_is_kept_to_be_padded_for_more_than_an_hour(autojump_clock: object) -> None:
-    stems, circuits = released(1)
-    await trio.sleep(MAX_PADDED - 1)
-    stems.let_go(circuits[0])
-    assert circuits[0].error is None
+async def test_a_padded_circuit_is_closed_as_late_as_one_that_has_been_used(autojump_clock: object) -> None:
+    async with padded_circuits(1) as (stems, circuits):
+        await trio.sleep(MAX_DIRTINESS / 2)
+        circuits.append(Padded())
+        stems.let_go(circuits[1])
+        await trio.sleep(MAX_DIRTINESS / 2 - 1)
+        assert [circuit.error is None for circuit in circuits] == [True, True]
+        await trio.sleep(2)
+        assert [circuit.error is None for circuit in circuits] == [False, True]
+        await trio.sleep(MAX_DIRTINESS / 2)
+        assert circuits[1].error is not None
+
+
+async def test_a_new_identity_keeps_none(autojump_clock: object) -> None:
+    async with padded_circuits(2) as (stems, circuits):
+        stems.renew()
+        assert all(circuit.error is not None for circuit in circuits)

@@ -111,7 +111,7 @@ async def test_a_new_identity_has_new_ones() -> None:
         assert old is not None
         home.pool.circuits.renew()
         assert home.reserve.take(None) is None
-        home.reserve.renew()
+        home.stems.renew()
         await settle()
         assert home.count == 2 * RESERVE_COUNT
 

@@ -193,31 +193,31 @@ async def record(client: Client, directory: Path, now: int) -> Recording:
 
     The consensus is about to expire, so that whoever has it asks for a newer one at once, and gets a diff.
     """
-    async with _running(client, directory, now - 3 * HOUR + 300, 3 * HOUR) as (seen, port, process):
+    async with running(client, directory, now - 3 * HOUR + 300, 3 * HOUR) as (seen, port, process):
         await _use(seen, port)
         process.terminate()
-        await _wait_until(lambda: all(link.closed for one in seen.relays.values() for link in one.links))
-        await _wait_until(lambda: process.poll() is not None)
+        await wait_until(lambda: all(link.closed for one in seen.relays.values() for link in one.links))
+        await wait_until(lambda: process.poll() is not None)
         return seen
 
 
 async def time_of_refresh(client: Client, directory: Path, valid_after: int, lifetime: int) -> float:
     """When a client with such a consensus asks for a newer one, in seconds from `valid_after`."""
-    async with _running(client, directory, valid_after, lifetime) as (seen, _, _):
-        await _wait_until(lambda: seen.requests(b"X-Or-Diff-From-Consensus"))
+    async with running(client, directory, valid_after, lifetime) as (seen, _, _):
+        await wait_until(lambda: seen.requests(b"X-Or-Diff-From-Consensus"))
         return time.time() - valid_after
 
 
 async def record_widely(client: Client, directory: Path, now: int) -> Recording:
     """Run a client, traced, through what `record` does not ask. Raises trio.TooSlowError as that does."""
-    async with _running(client, directory, now - HOUR // 2, 3 * HOUR, is_wide=True) as (seen, port, _):
+    async with running(client, directory, now - HOUR // 2, 3 * HOUR, is_wide=True) as (seen, port, _):
         await _use_widely(seen, port, directory / SOCKET)
         seen.peers = peers_in(directory / TRACE)
         return seen
 
 
 @asynccontextmanager
-async def _running(
+async def running(
     client: Client, directory: Path, valid_after: int, lifetime: int, *, is_wide: bool = False
 ) -> AsyncIterator[tuple[Recording, int, subprocess.Popen[bytes]]]:
     """What is seen of a client, the port of its proxy, and its process, which is traced in a wide network."""
@@ -257,7 +257,7 @@ async def _network(
         for name, relay in seen.relays.items():
             relay.protocols = WITHOUT_CGO if name == "middle" else PROTOCOLS
             relay.hosts = {NAME: [ADDRESS], REVERSE_NAME: [NAME]}
-            relay.on_data = _answer
+            relay.on_data = answer_request
             relay.on_begin = _begin
             relay.directory = service
             relay.on_wire = seen.note_wire
@@ -310,7 +310,7 @@ def _begin(stream: FakeStream) -> None:
         stream.connected()
 
 
-def _answer(stream: FakeStream, _: bytes) -> None:
+def answer_request(stream: FakeStream, _: bytes) -> None:
     """What the web server behind the exits does."""
     if stream.received == REQUEST:
         stream.write(bytes(ANSWER_LEN))
@@ -328,43 +328,43 @@ async def _use(seen: Recording, port: int) -> None:
 
     Before the newer consensus is asked for, relays end what circuits of one hop the bootstrap has left.
     """
-    await _wait_until(lambda: seen.requests(b"/tor/micro/"))
+    await wait_until(lambda: seen.requests(b"/tor/micro/"))
     seen.kept = [circuit for circuit in seen.circuits(1) if not circuit.closed]
     for circuit in seen.kept:
         circuit.destroy(FINISHED)
-    async with await _ask(port, CONNECT, NAME, 80) as stream:
+    async with await ask(port, CONNECT, NAME, 80) as stream:
         await stream.send_all(REQUEST)
         received = b""
         while data := await stream.receive_some():
             received += data
         assert len(received) == ANSWER_LEN
-    async with await _ask(port, CONNECT, NAME, 443) as stream:
+    async with await ask(port, CONNECT, NAME, 443) as stream:
         await stream.send_all(UPLOAD)
-        await _wait_until(lambda: any(one.received == UPLOAD for one in seen.streams()))
-    await _wait_until(lambda: any(one.hop == 3 for one in seen.messages(RelayCommand.END)))
+        await wait_until(lambda: any(one.received == UPLOAD for one in seen.streams()))
+    await wait_until(lambda: any(one.hop == 3 for one in seen.messages(RelayCommand.END)))
     async with await _request(port, CONNECT, LATE_NAME, 80, EARLY):
-        await _wait_until(lambda: len(seen.messages(RelayCommand.BEGIN)) == 3)
+        await wait_until(lambda: len(seen.messages(RelayCommand.BEGIN)) == 3)
         for command, name in (RESOLVE, NAME), (RESOLVE_PTR, ADDRESS):
-            async with await _ask(port, command, name, 0):
+            async with await ask(port, command, name, 0):
                 pass
         (late,) = (one for one in seen.streams() if one.target == (LATE_NAME, 80))
         late.connected()
-        await _wait_until(lambda: late.received == EARLY)
-    await _wait_until(lambda: sum(one.hop == 3 for one in seen.messages(RelayCommand.END)) == 2)
-    await _wait_until(lambda: seen.requests(b"X-Or-Diff-From-Consensus"))
+        await wait_until(lambda: late.received == EARLY)
+    await wait_until(lambda: sum(one.hop == 3 for one in seen.messages(RelayCommand.END)) == 2)
+    await wait_until(lambda: seen.requests(b"X-Or-Diff-From-Consensus"))
     circuit = seen.messages(RelayCommand.BEGIN)[0].circuit
     circuit.truncated(2)
-    await _wait_until(lambda: circuit.closed)
+    await wait_until(lambda: circuit.closed)
 
 
 async def _use_widely(seen: Recording, port: int, socket_path: Path) -> None:
     """A download that is read late; data for no stream; an onion service that nobody knows."""
-    await _wait_until(lambda: seen.whole_requests(b"/tor/micro/"))
-    async with await _ask(port, CONNECT, NAME, 80):
+    await wait_until(lambda: seen.whole_requests(b"/tor/micro/"))
+    async with await ask(port, CONNECT, NAME, 80):
         pass  # it is there
     async with await trio.open_unix_socket(socket_path) as stream:
         await _send_request(stream, CONNECT, NAME, 80, SLOW_REQUEST)
-        await _wait_until(lambda: seen.messages(RelayCommand.XOFF))
+        await wait_until(lambda: seen.messages(RelayCommand.XOFF))
         (far,) = (one for one in seen.streams() if one.received == SLOW_REQUEST)
         far.write(REQUEST)  # which waits for XON
         far.finish()
@@ -372,7 +372,7 @@ async def _use_widely(seen: Recording, port: int, socket_path: Path) -> None:
         while data := await stream.receive_some():
             received += data
         assert received.endswith(bytes(SLOW_LEN) + REQUEST)
-    async with await _ask(port, CONNECT, NAME, 443) as stream:
+    async with await ask(port, CONNECT, NAME, 443) as stream:
         (far,) = (one for one in seen.streams() if one.target == (NAME, 443))
         far.circuit.send(3, RelayCommand.DATA, far.id ^ 0x4000, b"for nobody")
         far.write(REQUEST)  # which arrives only where the circuit goes on
@@ -382,10 +382,10 @@ async def _use_widely(seen: Recording, port: int, socket_path: Path) -> None:
             seen.outlived_breach = False
     async with await _connect(port) as stream:
         await _send_request(stream, CONNECT, ONION, 80)
-        await _wait_until(lambda: seen.requests(b"/tor/hs/3/"))
+        await wait_until(lambda: seen.requests(b"/tor/hs/3/"))
 
 
-async def _ask(port: int, command: int, host: str, to_port: int) -> trio.SocketStream:
+async def ask(port: int, command: int, host: str, to_port: int) -> trio.SocketStream:
     """A SOCKS5 request that is granted."""
     stream = await _request(port, command, host, to_port)
     reply = await stream.receive_some(300)
@@ -418,6 +418,6 @@ async def _send_request(
     await stream.send_all(bytes([5, command, 0]) + where + to_port.to_bytes(2, "big") + more)
 
 
-async def _wait_until(condition: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         await trio.sleep(POLL_INTERVAL)

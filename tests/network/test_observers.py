@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -46,15 +46,16 @@ NEWER_CONSENSUS = b"X-Or-Diff-From-Consensus"
 ONION_DESCRIPTOR = b"/tor/hs/3/"
 
 Alike = Callable[[Callable[[Recording], Any]], Any]
+T = TypeVar("T")
 
 
 def record_both(
-    recorder: Callable[[Client, Path, int], Awaitable[Recording]], directories: pytest.TempPathFactory
-) -> tuple[Recording, Recording]:
+    recorder: Callable[[Client, Path, int], Awaitable[T]], directories: pytest.TempPathFactory
+) -> tuple[T, T]:
     """Of torkit and of C tor's client, made at the same time."""
 
-    async def record_all() -> tuple[Recording, Recording]:
-        made: dict[Client, Recording] = {}
+    async def record_all() -> tuple[T, T]:
+        made: dict[Client, T] = {}
         now = int(time.time())
 
         async def record_one(client: Client, directory: Path) -> None:

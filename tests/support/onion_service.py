@@ -86,7 +86,7 @@ class OnionService:
         return IntroductionPoint(
             ((0, address), (2, relay.rsa_identity), (3, relay.ed_identity)),
             onion_key=relay.ntor_onion_key,
-            auth_key=bytes([number]) * 32,
+            auth_key=bytes([number + 1]) * 32,
             enc_key=public_of(self._enc_keys[number]),
         )
 
@@ -127,7 +127,7 @@ class OnionService:
         return receive
 
     def _open(self, point: int, circuit: FakeCircuit, number: int, body: bytes) -> Introduction:
-        b, auth_key = self._enc_keys[point], bytes([point]) * 32
+        b, auth_key = self._enc_keys[point], bytes([point + 1]) * 32
         enc_key = public_of(b)
         assert len(body) == 310
         assert body[:HEADER_LEN] == bytes(20) + b"\2\0\x20" + auth_key + b"\0"

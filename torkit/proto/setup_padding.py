@@ -5,7 +5,7 @@ would else know a circuit to an introduction point by its few cells and short li
 point by the lack of an answer before long. The second relay of such a circuit, which is a vanguard, pads:
 
     introduction    INTRODUCE1, NEGOTIATE ->    <- NEGOTIATED, 7 to 9 DROP, NEGOTIATED to stop
-                    as a short download; we send nothing more, and keep the circuit until it has stopped
+                    as a short download; we send nothing more, and keep the circuit as long as others
     rendezvous      NEGOTIATE, DROP ->          <- NEGOTIATED, DROP
                     as a request and its answer, while the service is waited for
 

@@ -92,7 +92,6 @@ class Circuit(Tunnel):
         self._vegas: list[flow.Vegas | None] = []
         self._reply: Reply | None = None
         self._padding: SetupPadding | None = None
-        self._is_released = False
         if self.journal.is_heard:
             self.journal.tell(CircuitLaunched(self.id, purpose))
 
@@ -261,22 +260,22 @@ class Circuit(Tunnel):
             for command, body in padding.start():
                 self._core.send(padding.hop, command, 0, body)
 
-    def release(self, late: RelayCommand | None) -> None:
-        """Close it when it is not padded any more. Until then `late`, if given, may come once."""
+    def release(self, late: RelayCommand | None) -> bool:
+        """Nobody needs it but its padding: close it where that is over. Returns whether it has to be kept.
+
+        `late`, if given, may still come on it, once.
+        """
         if self._padding is None or not self._padding.is_running:
-            return self.close()
-        self._is_released = True
-        self._reply = None if late is None else Reply(self, late)
-        return None
+            self.close()
+        else:
+            self._reply = None if late is None else Reply(self, late)
+        return self.error is None
 
     def _hear_padding(self, padding: SetupPadding, body: bytes) -> None:
         try:
             padding.receive(body)
         except CircuitError as error:
-            return self.fail(error)
-        if self._is_released and not padding.is_running:
-            self.close()
-        return None
+            self.fail(error)
 
     # --- streams ----------------------------------------------------------------------------------
 

@@ -63,8 +63,7 @@ class OnionServices:
         self._points = Points()
         self._worker = worker
         self._joined: dict[Key, _Entry] = {}
-        if stems.reserve is not None:
-            nursery.start_soon(stems.reserve.keep)
+        nursery.start_soon(stems.keep)
         self._meetings: dict[Key, _Pending] = {}
 
     @property
@@ -101,8 +100,7 @@ class OnionServices:
         """Know nothing of what was before: for a new identity."""
         self._points.forget()
         self._descriptors.forget()
-        if self._stems.reserve is not None:
-            self._stems.reserve.renew()
+        self._stems.renew()
 
     def close(self) -> None:
         for entry in list(self._joined.values()):

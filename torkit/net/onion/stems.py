@@ -7,6 +7,7 @@ fault of whoever was to be reached.
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from math import inf
 
 import trio
 
@@ -17,6 +18,7 @@ from torkit.learnt.build_times import BuildTimes, Timeouts
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import ForOnion, OnionDirectory, Rendezvous
+from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.onion.reserve import Reserve
 
 # Implementation limits: stems built for one circuit, and circuits tried to one directory: a relay refuses for
@@ -24,9 +26,8 @@ from torkit.net.onion.reserve import Reserve
 STEM_ATTEMPTS = 3
 TARGET_ATTEMPTS = 2
 
-# Implementation limits: circuits that are kept only to be padded, and for how many seconds, as C tor.
-MAX_RELEASED = 64
-MAX_PADDED = 3600.0
+# Implementation limit: circuits that are kept only to be padded.
+MAX_RELEASED = 256
 
 
 class Stems:
@@ -45,7 +46,8 @@ class Stems:
         self._circuits = circuits
         self._build_times = build_times
         self._is_excluded = is_excluded
-        self._released: dict[Circuit, float] = {}  # oldest first: since when, on trio's clock
+        self._released: dict[Circuit, float] = {}  # when each is closed; the earliest first
+        self._is_due_earlier = trio.Event()
 
     @property
     def timeouts(self) -> Timeouts:
@@ -125,17 +127,42 @@ class Stems:
             raise
 
     def let_go(self, circuit: Circuit, late: RelayCommand | None = None) -> None:
-        """Close a circuit that has served, once it is not padded any more. `late` may still come on it."""
-        circuit.release(late)
-        self._released[circuit] = now = trio.current_time()
-        for one, since in list(self._released.items()):
-            if now - since >= MAX_PADDED or len(self._released) > MAX_RELEASED:
-                one.close()
-            if one.error is not None:
-                del self._released[one]
+        """Close a circuit that has served; one that is still padded as late as any other. `late` may come.
+
+        As C tor: else its short life would tell what it was for.
+        """
+        if circuit.release(late):
+            self._released[circuit] = trio.current_time() + MAX_DIRTINESS
+            if len(self._released) > MAX_RELEASED:
+                self._close_released(next(iter(self._released)))
+            self._is_due_earlier.set()
+
+    async def keep(self) -> None:
+        """Close what was let go when it is due, and keep stems ready; never returns."""
+        async with trio.open_nursery() as nursery:
+            if self.reserve is not None:
+                nursery.start_soon(self.reserve.keep)
+            while True:
+                self._is_due_earlier = trio.Event()
+                with trio.move_on_at(next(iter(self._released.values()), inf)):
+                    await self._is_due_earlier.wait()
+                for circuit, due_at in list(self._released.items()):
+                    if due_at <= trio.current_time() or circuit.error is not None:
+                        self._close_released(circuit)
+
+    def renew(self) -> None:
+        """For a new identity: keep nothing of the old one's."""
+        for circuit in list(self._released):
+            self._close_released(circuit)
+        if self.reserve is not None:
+            self.reserve.renew()
 
     def close(self) -> None:
         if self.reserve is not None:
             self.reserve.close()
         for circuit in self._released:
             circuit.close("the client ends")
+
+    def _close_released(self, circuit: Circuit) -> None:
+        circuit.close(f"it has served for {MAX_DIRTINESS:g} s")
+        del self._released[circuit]
