@@ -16,7 +16,7 @@ from cli.shelf import Shelf
 from doors import tls_contexts
 from fake_tor import FakeTor, as_tor
 
-from torkit.cli.connect import carry
+from torkit.cli.connect import carry, words_of
 from torkit.cli.failures import TIMED_OUT, WRONG_USAGE
 from torkit.errors import EndReason, NotProven, StreamClosed, TimedOut, Unreachable, UsageError
 from torkit.net.progress import Phase, Progress
@@ -71,6 +71,17 @@ async def test_zero_connects_and_ends_without_a_byte(stdin: int, capfd: pytest.C
     assert output == ""
     assert said.startswith("torkit: connected through ")
     assert os.read(0, 100) == b"not for the peer"
+
+
+def test_the_relays_of_each_linked_circuit_are_named() -> None:
+    directory = FakeTor().directory
+    relays = [directory.relay_at(index) for index in range(5)]
+    guard, middle, exit_, other_guard, other_middle = (relay for relay in relays if relay)
+    first, second = (guard, middle, exit_), (other_guard, other_middle, exit_)
+    names = [", ".join(relay.nickname for relay in path) for path in (first, second)]
+    assert words_of((first,)) == names[0]
+    assert words_of((first, second)) == f"{names[0]} and through {names[1]}"
+    assert words_of(()) == "the proxy"
 
 
 async def test_path_is_the_first_line_of_stdin_and_data_follows(stdin: int) -> None:

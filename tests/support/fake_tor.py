@@ -56,6 +56,10 @@ class FakeStream(trio.abc.Stream):
     def path(self) -> tuple[Relay, ...]:
         return self.circuit.path
 
+    @property
+    def paths(self) -> tuple[tuple[Relay, ...], ...]:
+        return (self.path,)
+
     async def end(self, reason: EndReason = EndReason.DONE) -> None:
         self._reason = reason
         await self.peer.send_eof()

@@ -16,7 +16,10 @@ from torkit.cli.voice import say
 from torkit.errors import TimedOut, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torkit.client import Tor
+    from torkit.directory.directory import Relay
     from torkit.net.progress import Progress
 
 app = command_app()
@@ -145,14 +148,18 @@ async def carry(
         raise too_late(wait, tor.progress) from None
     async with stream:
         if verbose:
-            through = ", ".join(relay.nickname for relay in stream.path) or "the proxy"
             how = "" if secured is None else f", by {secured.version}"
-            say(f"connected through {through}{how}")  # not where to: this may go to a log
+            say(f"connected through {words_of(stream.paths)}{how}")  # not where to: this may go to a log
         has_ended = zero or await pipe(secured or stream, eof_timeout=eof_timeout, idle_timeout=idle_timeout)
         if secured is not None:
             await secured.say_end()
         if not has_ended:
             await tor.settle(stream)
+
+
+def words_of(paths: "Iterable[Iterable[Relay]]") -> str:
+    """Returns the nicknames on each path; without a path, the connection is a proxy's."""
+    return " and through ".join(", ".join(relay.nickname for relay in path) for path in paths) or "the proxy"
 
 
 def too_late(seconds: float, progress: "Progress") -> TimedOut:

@@ -35,13 +35,14 @@ class ViaAnswer(NamedTuple):
 
 
 class ViaStream(trio.abc.HalfCloseableStream):
-    """One stream behind a proxy; `early` came with the proxy's answer. Its `path` is not known.
+    """One stream behind a proxy; `early` came with the proxy's answer. Its `path` and `paths` are not known.
 
     `receive_some` returns b"" where the proxy ended it in good order. A reset, by which torkit's proxy tells
     that a stream was cut short, raises StreamClosed (C tor's proxy tells no difference).
     """
 
     path = ()
+    paths = ()
 
     def __init__(self, near: trio.SocketStream, early: bytes) -> None:
         self._near = near

@@ -49,6 +49,8 @@ class StreamHost(Protocol):
     @property
     def exit(self) -> Relay: ...
     @property
+    def paths(self) -> tuple[tuple[Relay, ...], ...]: ...
+    @property
     def far_end(self) -> str: ...
     @property
     def stream_count(self) -> int: ...
@@ -109,8 +111,13 @@ class Stream(trio.abc.Stream):
 
     @property
     def path(self) -> tuple[Relay, ...]:
-        """The relays that carry this stream."""
+        """The relays that carry this stream; those of the first circuit, where circuits are linked."""
         return self.circuit.path
+
+    @property
+    def paths(self) -> tuple[tuple[Relay, ...], ...]:
+        """The relays of each circuit that carries this stream; several paths where circuits are linked."""
+        return self.circuit.paths
 
     async def wait_connected(self) -> None:
         """Wait for CONNECTED. Raises StreamBroken if the exit refuses, or what ended the circuit."""
