@@ -358,7 +358,7 @@ async def starts(net: Testnet, scratch: Path, port: int, count: int) -> list[Lin
     for _ in range(count):
         ours.append(await start_connect(connect))
         theirs.append(await _start_c_tor(torrc, Route(warm.socks, port)))
-    return [compare("process start to first byte, warm cache", "seconds", ours, theirs, "C tor", bar=0.6)]
+    return [compare("process start to first byte, warm cache", "seconds", ours, theirs, "C tor", bar=0.62)]
 
 
 def _torrc_of(net: Testnet, client: Client) -> Path:

@@ -54,3 +54,9 @@ def test_what_connects_to_nobody_needs_no_trio() -> None:
     assert "trio" not in imported_by(EVERY_START)
     for command in "relays", "relay", "fetch_consensus", "status":
         assert "trio" not in imported_by(f"{EVERY_START}, torkit.cli.{command}, torkit.cli.documents")
+
+
+def test_a_start_with_a_warm_cache_imports_nothing_of_a_fetch() -> None:
+    added = imported_by(f"{EVERY_START}, torkit.cli.connect, torkit.client, torkit.net.pipe")
+    of_a_fetch = {"net.dir.fetch", "directory.compression", "directory.diff", "directory.http"}
+    assert not added & {f"torkit.{name}" for name in of_a_fetch}

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torkit.cli.lean_trio import import_trio
 from torkit.cli.voice import say
 from torkit.errors import UsageError
 
@@ -40,7 +39,6 @@ RotateOption = Annotated[
 
 def parse_isolation(text: str | None, separator: str = ",") -> "frozenset[Isolate]":
     """What `--isolate` names, or the default. Raises UsageError."""
-    import_trio()
     from torkit.net.proxy import ISOLATION, Isolate
 
     if text is None:
@@ -58,7 +56,6 @@ def parse_isolation(text: str | None, separator: str = ",") -> "frozenset[Isolat
 
 def parse_rotate(text: str | None) -> "Rotate":
     """What `--rotate` asks for; by default identities stay. Raises UsageError."""
-    import_trio()
     from torkit.net.proxy import NEVER, Rotate
 
     if text is None:

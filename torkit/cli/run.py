@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Collection, Mapping
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,6 @@ import typer
 from torkit.cli import progress
 from torkit.cli.client_options import ClientSettings, client_settings, with_options
 from torkit.cli.failures import cause_of, report
-from torkit.cli.lean_trio import import_trio
 from torkit.cli.listen import Place, listeners_of
 from torkit.cli.options import ConfluxName, Options, command_app
 from torkit.cli.running import run as run_async
@@ -93,7 +93,7 @@ def run(
     except (TorkitError, CannotRun) as error:
         raise typer.Exit(tell(error)) from None
     try:
-        import_trio()  # while the child makes its network
+        import_module("trio")  # while the child makes its network
         sockets = child.take_sockets()
         run_async(serve_command, options)
     except (TorkitError, CannotRun, BaseExceptionGroup) as error:

@@ -10,7 +10,6 @@ import typer
 
 from torkit.cli import progress
 from torkit.cli.client_options import DEFAULT, ClientSettings
-from torkit.cli.lean_trio import import_trio
 from torkit.cli.options import Options, country_lookup
 from torkit.cli.voice import say, speak_for_loggers
 from torkit.errors import NotPossible, UsageError
@@ -35,7 +34,6 @@ def run(
     """
     import gc
 
-    import_trio()
     import trio
 
     from torkit.net.descriptors import stderr

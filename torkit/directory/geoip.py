@@ -17,8 +17,8 @@ UNKNOWN = "??"  # C tor's country code for an address in no range
 MAX_GEOIP_LEN = 64 << 20  # bytes; the IPv6 file of 2026 takes 16 million
 MAX_LINE_LEN = 200  # bytes; two IPv6 addresses and a country take 83 at most
 
-_COMMENTS = re.compile(rb"(?:#[^\n]*+(?:\n|\Z)|\r?\n)*+")
-_LINE = re.compile(rb"([0-9A-Fa-f:.]{1,45}),([0-9A-Fa-f:.]{1,45}),([0-9A-Za-z?]{2})\r?")
+_COMMENTS = rb"(?:#[^\n]*+(?:\n|\Z)|\r?\n)*+"
+_LINE = rb"([0-9A-Fa-f:.]{1,45}),([0-9A-Fa-f:.]{1,45}),([0-9A-Za-z?]{2})\r?"
 
 
 def country_of(text: bytes, address: IPv4Address | IPv6Address) -> str:
@@ -34,7 +34,7 @@ def country_of(text: bytes, address: IPv4Address | IPv6Address) -> str:
     low, high = 0, len(text)  # the line looked for, the last whose FIRST is not above, begins in between
     while low < high:
         start = max(text.rfind(b"\n", low, (low + high) // 2) + 1, low)
-        skipped = _COMMENTS.match(text, start, high)
+        skipped = re.compile(_COMMENTS).match(text, start, high)
         at = skipped.end() if skipped else start
         if at == high:
             high = start
@@ -61,7 +61,7 @@ def has_country(text: bytes, country: str) -> bool:
 def _decode_line(
     text: bytes, start: int, end: int, decode: type[IPv4Address] | type[IPv6Address]
 ) -> tuple[int, int, str]:
-    match = _LINE.fullmatch(text, start, end) if end - start <= MAX_LINE_LEN else None
+    match = re.compile(_LINE).fullmatch(text, start, end) if end - start <= MAX_LINE_LEN else None
     if match is None:
         raise _fail(text, start, "FIRST,LAST,CC expected")
     try:

@@ -25,7 +25,7 @@ from torkit.proto.destination import is_onion
 XON_XOFF_VERSION = 0  # proposal 324, "Stream Flow Control Without Windows"
 HOSTNAME_MAX_LEN = 253  # RFC 1035, without the final dot
 
-_HOSTNAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?", re.ASCII)
+_HOSTNAME = r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
 
 
 # --- Opening streams -------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def _check_hostname(host: str) -> str:
     if not host.isascii():  # before lower(), which makes ASCII of some letters that are not
         raise UsageError("a host name must be ASCII", hint="write the name in its xn-- form")
     host = host.lower()
-    if len(host.rstrip(".")) > HOSTNAME_MAX_LEN or not _HOSTNAME.fullmatch(host):
+    if len(host.rstrip(".")) > HOSTNAME_MAX_LEN or not re.fullmatch(_HOSTNAME, host, re.ASCII):
         raise UsageError("this is neither a host name nor an address")
     if is_onion(host):
         raise UsageError("a name in .onion is not for exits")

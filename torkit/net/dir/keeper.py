@@ -16,7 +16,6 @@ import trio
 from torkit.directory.authorities import AuthorityCertificate, parse_certificates
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus, Preamble, read_consensus, read_preamble
-from torkit.directory.diff import apply_in_steps, is_diff
 from torkit.directory.directory import CountryOf, Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.directory.netdoc import decode_protocols
@@ -43,13 +42,6 @@ from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.guards import UNTOLD, GuardTry
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.current import Current
-from torkit.net.dir.fetch import (
-    MICRODESCS_PER_REQUEST,
-    fetch_certificates,
-    fetch_certificates_of_keys,
-    fetch_consensus,
-    fetch_microdescs,
-)
 from torkit.net.dir.servers import Asked, DirectoryServers, Sources, next_backoff
 from torkit.net.dir.steps import in_steps
 from torkit.net.link.channels import Channels
@@ -375,6 +367,9 @@ class DirectoryKeeper:
     async def _fetch_verified(
         self, asked: Asked, held: Preamble | None, flavor: str = "microdesc"
     ) -> Verified:
+        from torkit.directory.diff import apply_in_steps, is_diff
+        from torkit.net.dir.fetch import fetch_consensus
+
         answer = await fetch_consensus(asked.circuit, self._authorities, flavor, held=held, begun=asked.begun)
         if answer.date is not None:
             self._servers.note_clock(asked.source, answer.date - time.time())
@@ -411,6 +406,8 @@ class DirectoryKeeper:
         As C tor asks for them: the newest of every authority of which there is none; then, where a signature
         was made with another key, that key's.
         """
+        from torkit.net.dir.fetch import fetch_certificates, fetch_certificates_of_keys
+
         kept = {(one.identity, one.signing_key_digest): one for one in self._certificates}
 
         def current() -> tuple[AuthorityCertificate, ...]:
@@ -531,6 +528,8 @@ class DirectoryKeeper:
         raise error
 
     async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
+        from torkit.net.dir.fetch import MICRODESCS_PER_REQUEST, fetch_microdescs
+
         # In this order no source sees which relays stand together in our list; it is also C tor's.
         missing = sorted(directory.missing)
         have_more_come = False  # since the directory that is used was read
