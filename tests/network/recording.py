@@ -10,11 +10,14 @@ can do differs, and weights leave no choice of whom to use where:
 A wide network has three more relays for the middle, which can do CGO, and idle ones, which nobody uses.
 """
 
+import json
+import re
 import socket
 import subprocess
 import sys
 import time
 from bisect import bisect
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -37,8 +40,17 @@ from torkit.hs.address import encode_address
 DEADLINE = 100.0  # seconds for all that one client is asked for; 7 pass where nothing else runs
 POLL_INTERVAL = 0.02
 
-# All that relays can do but conflux, which torkit has not got.
+LEGS = 6  # that C tor's client links before anybody asks
+QUIET = (
+    2.0  # seconds in which a client would begin one more circuit if it wanted one: C tor looks each second
+)
+QUIET = (
+    2.0  # seconds in which a client that wants more circuits would have begun one (C tor looks each second)
+)
+
+# All that relays can do but to link circuits, which exits of few recordings can.
 PROTOCOLS = network_docs.PROTOCOLS
+LINKING = f"{PROTOCOLS} Conflux=1"
 WITHOUT_CGO = PROTOCOLS.replace("Relay=1-6", "Relay=1-4")
 PARAMS = "ExtendByEd25519ID=1"  # as on the public network
 WEIGHTS = network_docs.WEIGHTS | {"Wmg": 0, "Wme": 0, "Wmd": 0}
@@ -208,6 +220,70 @@ async def time_of_refresh(client: Client, directory: Path, valid_after: int, lif
         return time.time() - valid_after
 
 
+async def sets_ahead(client: Client, directory: Path, now: int) -> list[list[int]]:
+    """How many legs each set of linked circuits has, before anybody asks for a stream, and once one goes by
+    a set; when there are as many as C tor links, and no more have come for a while.
+
+    Raises trio.TooSlowError where there are fewer.
+    """
+    links: list[bytes] = []  # the nonce of each
+
+    def link(circuit: FakeCircuit, hop: int, cell: RelayCell) -> None:
+        if cell.command == RelayCommand.CONFLUX_LINK:
+            links.append(cell.body[1:33])
+            circuit.send(hop, RelayCommand.CONFLUX_LINKED, 0, cell.body[:49] + b"\1")
+
+    async def legs_of_each(least: int) -> list[int]:
+        await wait_until(lambda: len(links) >= least)
+        count = -1
+        while count != len(links):
+            count = len(links)
+            await trio.sleep(QUIET)
+        return sorted(Counter(links).values())
+
+    async with running(client, directory, now - HOUR // 2, 3 * HOUR, is_wide=True, of_exits=LINKING) as (
+        seen,
+        port,
+        _,
+    ):
+        for name in "exit0", "exit1":
+            seen.relays[name].on_unknown = link
+        before = await legs_of_each(LEGS)
+        async with await ask(port, CONNECT, NAME, 80):
+            return [before, await legs_of_each(LEGS + 2)]
+
+
+async def guards_in_turn(client: Client, directory: Path, now: int) -> tuple[list[str], list[str]]:
+    """The guards that carried two streams, the first of which was dead before the second; and all guards of
+    the client's sample, in the order of its file."""
+    async with running(client, directory, now - HOUR // 2, 3 * HOUR) as (seen, port, process):
+        used = []
+        for _ in range(2):
+            async with await ask(port, CONNECT, NAME, 80):
+                pass
+            guard = seen.messages(RelayCommand.BEGIN)[-1].circuit.hops[0].relay
+            used.append(seen.name_of(guard))
+            guard.on_versions = FakeLink.close
+            for link in guard.links:
+                link.close()
+        process.terminate()
+        await wait_until(lambda: process.poll() is not None)
+        names = {relay.rsa_identity.hex().upper(): name for name, relay in seen.relays.items()}
+        return used, [names[one] for one in _sampled(directory / "data")]
+
+
+def _sampled(data_dir: Path) -> list[str]:
+    """The fingerprints of the guards in torkit's file, or in C tor's."""
+    theirs = data_dir / "state"
+    if not theirs.exists():
+        guards = json.loads((data_dir / "state.json").read_text())["guards"]
+        return [one["fingerprint"] for one in guards]
+    lines = re.findall(
+        r"^Guard in=default rsa_id=(\S+).* sampled_idx=(\d+)", theirs.read_text(), re.MULTILINE
+    )
+    return [fingerprint for fingerprint, _ in sorted(lines, key=lambda one: int(one[1]))]
+
+
 async def record_widely(client: Client, directory: Path, now: int) -> Recording:
     """Run a client, traced, through what `record` does not ask. Raises trio.TooSlowError as that does."""
     async with running(client, directory, now - HOUR // 2, 3 * HOUR, is_wide=True) as (seen, port, _):
@@ -218,10 +294,17 @@ async def record_widely(client: Client, directory: Path, now: int) -> Recording:
 
 @asynccontextmanager
 async def running(
-    client: Client, directory: Path, valid_after: int, lifetime: int, *, is_wide: bool = False
+    client: Client,
+    directory: Path,
+    valid_after: int,
+    lifetime: int,
+    *,
+    is_wide: bool = False,
+    of_exits: str = PROTOCOLS,
 ) -> AsyncIterator[tuple[Recording, int, subprocess.Popen[bytes]]]:
     """What is seen of a client, the port of its proxy, and its process, which is traced in a wide network."""
-    async with _network(valid_after, lifetime, is_wide=is_wide) as (seen, dir_authorities, fallback_dir):
+    async with _network(valid_after, lifetime, is_wide=is_wide, of_exits=of_exits) as network:
+        seen, dir_authorities, fallback_dir = network
         with socket.create_server((HOST, 0)) as free:
             port = free.getsockname()[1]
         line = client(directory, dir_authorities, fallback_dir, port)
@@ -242,7 +325,7 @@ async def running(
 
 @asynccontextmanager
 async def _network(
-    valid_after: int, lifetime: int, *, is_wide: bool
+    valid_after: int, lifetime: int, *, is_wide: bool, of_exits: str
 ) -> AsyncIterator[tuple[Recording, list[str], str]]:
     """A network, and the values of torrc's DirAuthority and FallbackDir."""
     names = ["middle", "guard0", "guard1", "guard2", "exit0", "exit1"]
@@ -255,7 +338,9 @@ async def _network(
     async with AsyncExitStack() as stack:
         docs = []
         for name, relay in seen.relays.items():
-            relay.protocols = WITHOUT_CGO if name == "middle" else PROTOCOLS
+            relay.protocols = {"middle": WITHOUT_CGO, "exit0": of_exits, "exit1": of_exits}.get(
+                name, PROTOCOLS
+            )
             relay.hosts = {NAME: [ADDRESS], REVERSE_NAME: [NAME]}
             relay.on_data = answer_request
             relay.on_begin = _begin

@@ -22,8 +22,10 @@ from network.recording import (
     HopCell,
     Recording,
     c_tor,
+    guards_in_turn,
     record,
     record_widely,
+    sets_ahead,
     time_of_refresh,
     torkit,
 )
@@ -536,3 +538,17 @@ def test_a_newer_consensus_is_fetched_in_the_time_in_which_c_tor_fetches_it(tmp_
         for name, some in seconds.items()
     }
     assert outside == {"torkit": [], "C tor": []}
+
+
+@skip_without("strace")
+def test_three_sets_of_two_circuits_are_linked_ahead_and_another_once_one_is_used(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    ours, theirs = record_both(sets_ahead, tmp_path_factory)
+    assert ours == theirs == [[2] * 3, [2] * 4]
+
+
+def test_the_next_guard_is_the_one_that_was_sampled_next(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for used, sampled in record_both(guards_in_turn, tmp_path_factory):
+        assert used == sampled[:2]
+        assert sorted(sampled) == ["guard0", "guard1", "guard2"]
