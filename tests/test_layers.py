@@ -49,10 +49,13 @@ ROOMS = {
     "torkit.aiohttp": {"aio", "socket_errors"},
     "torkit.pytest": {"blocking", "client", "in_thread", "net", "testnet"},
     "torkit.testnet": {"files"},
+    "torkit.targets": set[str](),
+    # A client of its own, of net's parts: without guards and state. proto: whom an exit may be asked for.
+    "torkit.scan": {"net", "paths", "directory", "config", "proto", "targets"},
     # proto: what a user may choose about handshakes.
     "torkit.cli": {
         *("client", "net", "paths", "directory", "testnet", "config", "proto", "files", "_fast", "hs"),
-        "namespaces",
+        *("namespaces", "scan", "targets"),
     },
     "torkit.__main__": {"cli"},
     "torkit": {"aio", "blocking", "client", "config", "directory", "events", "net", "paths"},
@@ -70,7 +73,9 @@ NET_ROOMS = {
 }
 
 # Who may import what from elsewhere.
-SHELL = {"torkit.net", "torkit.client", "torkit.in_thread", "torkit.testnet", "torkit.cli"}
+SHELL = {
+    *("torkit.net", "torkit.client", "torkit.in_thread", "torkit.testnet", "torkit.cli", "torkit.scan"),
+}
 OUTSIDE = {
     "trio": SHELL | {"torkit.httpx", "torkit.pytest"},
     "httpx": {"torkit.httpx"},
@@ -81,7 +86,11 @@ OUTSIDE = {
     "pytest": {"torkit.pytest"},
     "typer": {"torkit.cli"},
     "backports": {"torkit.directory.compression"},
-    "h11": {"torkit.proto.http", "torkit.net.proxy.forward", "torkit.net.monitor.pages"},
+    "h11": {
+        *("torkit.proto.http", "torkit.net.proxy.forward", "torkit.net.monitor.pages"),
+        "torkit.scan.probes",
+    },
+    "matplotlib": {"torkit.scan.plots"},
     "nacl": {"torkit.hs.keys"},
     "cryptography": set[str](),  # of tests only: it brings another OpenSSL, and costs a start 30 ms
 }

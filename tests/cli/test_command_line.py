@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from cli.shelf import Shelf
 
+from torkit import targets
 from torkit.cli import app as program
-from torkit.cli import targets, teaching
+from torkit.cli import teaching
 from torkit.cli.app import run_command_line
 from torkit.cli.failures import INTERNAL, exit_status
 from torkit.cli.files import write_file

@@ -181,7 +181,7 @@ SHELLS = {"bash": offered_by_bash, "fish": offered_by_fish, "zsh": offered_by_zs
 
 OPTIONS = {path: f"torkit {path} --".replace("  ", " ") for path in COMMANDS}
 FEW = ("", "socks", "onion keygen", "testnet up")  # for zsh, which takes a third of a second for each
-GROUPS = {path: f"torkit {path} ".replace("  ", " ") for path in ("", "onion", "testnet")}
+GROUPS = {path: f"torkit {path} ".replace("  ", " ") for path in ("", "cache", "onion", "testnet")}
 
 
 @pytest.fixture(scope="module", params=SHELLS)

@@ -13,6 +13,7 @@ BASE = "typer, trio"
 # The client, its proxy and its pipe are imported when a command runs, hence named here.
 STARTS = {
     "build_circuit": ("torkit.client", {"json"}),
+    "cache": ("torkit.client, torkit.scan.unit", {"json", "shutil"}),
     "choose_path": ("torkit.client", {"dataclasses", "json"}),
     "connect": ("torkit.client, torkit.net.pipe", {"json"}),
     "fetch_consensus": ("torkit.cli.documents", {"dataclasses", "json"}),
@@ -21,6 +22,7 @@ STARTS = {
     "relay": ("torkit.cli.documents", {"dataclasses", "json"}),
     "relays": ("torkit.cli.documents", {"dataclasses", "json"}),
     "run": ("torkit.client, torkit.net.proxy", {"json"}),
+    "scan": ("torkit.scan.run", {"dataclasses", "h11", "json", "shlex", "shutil", "subprocess", "urllib"}),
     "socks": ("torkit.client, torkit.net.proxy", {"json", "termios"}),
     "status": ("torkit.config", {"json", "termios", "tty"}),
     "testnet": ("torkit.testnet", {"dataclasses", "json", "socketserver"}),

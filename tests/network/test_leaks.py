@@ -18,7 +18,7 @@ from network.torkit_process import (
 )
 from network.tracing import STRACE, peers_in
 
-from torkit.cli.targets import format_address
+from torkit.targets import format_address
 
 pytestmark = pytest.mark.network
 

@@ -14,7 +14,7 @@ from torkit.cli.paths import next_line, parse_path
 from torkit.cli.progress import erase
 from torkit.cli.running import open_client, run
 from torkit.cli.table import Table, terminal_width
-from torkit.cli.targets import format_address
+from torkit.targets import format_address
 
 if TYPE_CHECKING:
     from torkit.client import Tor

@@ -14,8 +14,8 @@ from torkit.cli.paths import parse_path
 from torkit.cli.progress import erase
 from torkit.cli.running import open_client, run
 from torkit.cli.table import FINGERPRINT, Table, terminal_width
-from torkit.cli.targets import format_address
 from torkit.errors import UsageError
+from torkit.targets import format_address
 
 if TYPE_CHECKING:
     from torkit.client import Tor

@@ -10,10 +10,10 @@ from torkit.cli.client_options import ClientSettings, client_settings, with_opti
 from torkit.cli.options import Options, command_app, seconds
 from torkit.cli.paths import read_path
 from torkit.cli.running import run
-from torkit.cli.targets import parse_target
 from torkit.cli.via import Proxy, open_way, proxy_wanted
 from torkit.cli.voice import say
 from torkit.errors import TimedOut, UsageError
+from torkit.targets import parse_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,8 +17,8 @@ import typer
 from torkit.cli.files import read_file
 from torkit.cli.options import Options
 from torkit.cli.running import open_client, run
-from torkit.cli.targets import format_address
 from torkit.errors import DocumentError, NoDirectory, StorageError, UsageError
+from torkit.targets import format_address
 
 if TYPE_CHECKING:
     from torkit.config import Network

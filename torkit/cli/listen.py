@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torkit.cli.handed import handed_over
 from torkit.cli.identities import check_identities, parse_isolation, parse_rotate
-from torkit.cli.targets import format_address, parse_local
 from torkit.cli.voice import say
 from torkit.errors import TorkitError, UsageError
+from torkit.targets import format_address, parse_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,10 +10,8 @@ A relay in the middle is asked nothing: it answers handshakes only.
 """
 
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import IPv4Address
 from math import ceil
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,10 +24,10 @@ from torkit.cli.paths import parse_path
 from torkit.cli.progress import erase
 from torkit.cli.running import open_client, run
 from torkit.cli.table import terminal_width
-from torkit.cli.targets import parse_target
 from torkit.cli.teaching import LESSONS
 from torkit.cli.voice import say
 from torkit.errors import StreamClosed, TimedOut, TorkitError, UsageError
+from torkit.targets import parse_target
 
 if TYPE_CHECKING:
     from torkit.client import Tor
@@ -43,7 +41,6 @@ MIN_INTERVAL = 0.2  # seconds between them
 ANSWER_TIMEOUT = 10.0  # seconds; as the first attempt of a stream
 
 BIN_COUNT = 10  # rows of a histogram
-ADDRESS_BITS = 24  # of 0.0.0.0/8
 
 Destination = tuple[str, int]
 
@@ -184,6 +181,8 @@ async def measure(
     """
     import trio
 
+    from torkit.net.circuit.asking import ask_exit
+
     failures: list[TorkitError] = []
     kinds: dict[str, Callable[[], Awaitable[None]]] = {"circuit": lambda: ask_exit(circuit)}
     if destination is not None:
@@ -208,19 +207,6 @@ async def measure(
             if isinstance(outcome, TorkitError):
                 failures.append(outcome)
     return failures
-
-
-async def ask_exit(circuit: "Circuit") -> None:
-    """One round trip to the exit, which refuses, for whatever reason. Raises what has ended the circuit."""
-    nonce = IPv4Address(int.from_bytes(os.urandom(ADDRESS_BITS // 8)))
-    stream = circuit.begin_probe(nonce)
-    try:
-        await stream.wait_connected()
-    except StreamClosed:
-        if circuit.error is not None:
-            raise
-    finally:
-        stream.close()
 
 
 async def open_stream(circuit: "Circuit", host: str, port: int) -> None:

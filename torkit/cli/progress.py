@@ -40,9 +40,9 @@ async def show(tor: "Tor", *, is_service: bool, as_json: bool) -> None:
     import trio
 
     global _scope
-    has_bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    as_json = as_json and not has_bar
-    view = _Bar(is_service) if has_bar else _Lines(as_json)
+    is_drawn = has_bar()
+    as_json = as_json and not is_drawn
+    view = _Bar(is_service) if is_drawn else _Lines(as_json)
     began = trio.current_time()
     progress: Progress | None = None
 
@@ -55,7 +55,7 @@ async def show(tor: "Tor", *, is_service: bool, as_json: bool) -> None:
     async with trio.open_nursery() as nursery:
         _scope = nursery.cancel_scope
         if not as_json:
-            await trio.sleep(SHOWN_AFTER if has_bar or is_service else LINES_AFTER)
+            await trio.sleep(SHOWN_AFTER if is_drawn or is_service else LINES_AFTER)
         nursery.start_soon(tick)
         async for progress in tor.progress_changes():
             view.show(progress, trio.current_time() - began)
@@ -130,11 +130,26 @@ def to_line(progress: "Progress") -> str:
 
 def to_bar(progress: "Progress", seconds: float, columns: int) -> str:
     """One line of a terminal; what is waited for has more right to its room than the bar."""
-    done = BAR_LEN * progress.percent // 100
     text = progress.summary if progress.error is None else str(progress.error)
-    text = f"{progress.percent:3}%  {int(seconds)} s  {text}"
+    return _line_of_bar(progress.percent, seconds, text, columns)
+
+
+def _line_of_bar(percent: int, seconds: float, text: str, columns: int) -> str:
+    done = BAR_LEN * percent // 100
+    text = f"{percent:3}%  {int(seconds)} s  {text}"
     line = f"torkit: [{'#' * done}{'-' * (BAR_LEN - done)}] {text}"
     return (line if len(line) < columns else f"torkit: {text}")[: columns - 1]
+
+
+def draw(percent: int, seconds: float, text: str) -> None:
+    """Draw a bar of a command's own work, where there is a terminal."""
+    if has_bar():
+        _draw(_line_of_bar(percent, seconds, text, terminal_width(sys.stderr)))
+
+
+def has_bar() -> bool:
+    """Returns whether stderr is a terminal that can show a bar."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def erase() -> None:

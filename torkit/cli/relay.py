@@ -13,8 +13,8 @@ from torkit.cli.documents import At, Certs, Flavor, From, Source, read_directory
 from torkit.cli.options import command_app
 from torkit.cli.paths import find_relay
 from torkit.cli.table import labelled, terminal_width
-from torkit.cli.targets import format_address
 from torkit.cli.voice import say
+from torkit.targets import format_address
 
 if TYPE_CHECKING:
     from torkit.directory.directory import Directory, Relay

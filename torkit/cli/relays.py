@@ -1,73 +1,25 @@
 """`torkit relays`: the relays of a consensus, filtered, sorted, and printed in columns."""
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from torkit.cli.countries import Countries, GeoIP
+from torkit.cli.client_options import with_options
 from torkit.cli.documents import At, Certs, Flavor, From, Source, read_directory
 from torkit.cli.options import command_app
-from torkit.cli.paths import find_relay
+from torkit.cli.selection import Row, Selection, relay_selection
 from torkit.cli.table import Table, terminal_width
-from torkit.cli.targets import format_address
 from torkit.cli.voice import say
-from torkit.errors import NoDirectory, UsageError
+from torkit.errors import UsageError
+from torkit.targets import format_address
 
 if TYPE_CHECKING:
-    from torkit.directory.directory import Directory, Relay
-    from torkit.directory.entries import RouterStatus
-    from torkit.directory.microdesc import PortPolicy
+    from torkit.directory.directory import Directory
 
 app = command_app()
-
-
-class Row:
-    """One relay of the listing; what is not asked is not looked up.
-
-    What only a microdescriptor tells is None where there is none at hand.
-    """
-
-    def __init__(self, directory: "Directory", index: int, countries: Countries) -> None:
-        self._directory = directory
-        self._countries = countries
-        self.index = index
-
-    @property
-    def identity(self) -> bytes:
-        return self._directory.consensus.relays.identities[self.index]
-
-    @property
-    def flags(self) -> frozenset[str]:
-        return self._directory.consensus.relays.flags[self.index]
-
-    @property
-    def bandwidth(self) -> int:
-        return self._directory.consensus.relays.bandwidths[self.index]
-
-    @cached_property
-    def status(self) -> "RouterStatus":
-        return self._directory.consensus.relays[self.index]
-
-    @cached_property
-    def country(self) -> str | None:
-        return self._countries.of(self.status.address)
-
-    @cached_property
-    def relay(self) -> "Relay | None":
-        return self._directory.relay_at(self.index)
-
-    @cached_property
-    def policies(self) -> "tuple[PortPolicy | None, PortPolicy | None]":
-        """The exit policies for IPv4 and IPv6; the ns flavor has the first of them."""
-        if self._directory.has_microdesc(self.index):
-            return self._directory.exit_policies_at(self.index)
-        return self.status.policy, None
 
 
 class Column(NamedTuple):
@@ -100,46 +52,13 @@ DEFAULT_COLUMNS = ("fingerprint", "nickname", "address", "or_port", "bandwidth",
 NARROW_COLUMNS = ("fingerprint", "nickname", "bandwidth", "flags")  # where a terminal has no room for those
 OF_MICRODESCS = {"exit_policy", "exit_policy6", "family", "family_ids"}
 
-Filter = Callable[[Row], bool]
-
-Many = list[str] | None
-
 
 @app.command()
+@with_options("selection", relay_selection)
 def relays(
     context: typer.Context,
     stdin: Annotated[
         str | None, typer.Argument(metavar="[-]", show_default=False, help="The same as --from -.")
-    ] = None,
-    flag: Annotated[Many, typer.Option(metavar="FLAG", help="With this flag; repeatable.")] = None,
-    country: Annotated[
-        Many,
-        typer.Option(metavar="CC", help="In this country, like us, ?? being unknown; repeatable: in any."),
-    ] = None,
-    exit_port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65_535, metavar="PORT", help="With an exit policy that allows it."),
-    ] = None,
-    exit_port6: Annotated[
-        int | None, typer.Option(min=1, max=65_535, metavar="PORT", help="The same at IPv6 addresses.")
-    ] = None,
-    nickname: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="So named; * and ? as in a shell, in either case.")
-    ] = None,
-    fingerprint: Annotated[
-        Many, typer.Option(metavar="HEX", help="With a fingerprint that begins so; repeatable: any of these.")
-    ] = None,
-    family: Annotated[
-        str | None, typer.Option(metavar="RELAY", help="This relay, by fingerprint or name, and its family.")
-    ] = None,
-    min_bandwidth: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Of at least this consensus weight.")
-    ] = None,
-    max_bandwidth: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Of at most this consensus weight.")
-    ] = None,
-    protocol: Annotated[
-        Many, typer.Option(metavar="NAME=VERSION", help="With this subprotocol, like Relay=5; repeatable.")
     ] = None,
     columns: Annotated[
         str | None, typer.Option(metavar="LIST", show_default=False, help=f"Of {', '.join(COLUMNS)}.")
@@ -153,7 +72,8 @@ def relays(
     flavor: Flavor = None,
     certs: Certs = None,
     at: At = None,
-    geoip: GeoIP = None,
+    *,
+    selection: Selection,
 ) -> None:
     """List relays, filtered, sorted and in columns.
 
@@ -171,47 +91,15 @@ def relays(
     asked = {*chosen, *([sort] if sort else ())}
     for name in asked - COLUMNS.keys():
         raise UsageError(f"no column {name!r}", hint=f"there are {', '.join(COLUMNS)}")
-    if exit_port:
-        asked.add("exit_policy")
-    if exit_port6:
-        asked.add("exit_policy6")
-    if family:
-        asked.add("family")
-    if country:
-        asked.add("country")
+    asked |= selection.asked
 
     source = Source(stdin or where, flavor, certs, at)
     directory = read_directory(context.obj, source, microdescs=bool(asked & OF_MICRODESCS))
     _say_what_is_missing(directory, asked & OF_MICRODESCS)
-    countries = Countries(geoip)
-    codes = country_codes(country or ())
+    countries = selection.countries()
     if "country" in asked:
-        countries.require(codes)
-    # What costs least comes first.
-    filters: list[Filter] = []
-    if flag:
-        filters.append(has_flags(directory, flag))
-    if min_bandwidth is not None:
-        filters.append(lambda row: row.bandwidth >= min_bandwidth)
-    if max_bandwidth is not None:
-        filters.append(lambda row: row.bandwidth <= max_bandwidth)
-    if fingerprint:
-        filters.append(begins_with(fingerprint))
-    if family:
-        filters.append(is_in_family(directory, family))
-    if nickname:
-        filters.append(lambda row: fnmatchcase(row.status.nickname.lower(), nickname.lower()))
-    if protocol:
-        filters.append(speaks(protocol))
-    if exit_port:
-        filters.append(lambda row: bool(row.policies[0] and row.policies[0].accepts(exit_port)))
-    if exit_port6:
-        filters.append(lambda row: bool(row.policies[1] and row.policies[1].accepts(exit_port6)))
-    if country:
-        filters.append(lambda row: row.country in codes)
-
-    everyone = (Row(directory, index, countries) for index in range(len(directory)))
-    rows: Iterable[Row] = (row for row in everyone if all(test(row) for test in filters))
+        countries.require(selection.codes)
+    rows: Iterable[Row] = selection.rows(directory, countries)
     if sort or reverse:
         rows = sort_rows(rows, sort or "fingerprint", reverse=reverse)
     print_rows(rows, chosen, as_json=as_json, for_people=for_people)
@@ -226,56 +114,6 @@ def _say_what_is_missing(directory: "Directory", asked: set[str]) -> None:
             f"{len(directory.missing)} of {len(directory)} relays have no microdescriptor at hand:"
             f" their {', '.join(sorted(asked))} {'is' if len(asked) == 1 else 'are'} not known"
         )
-
-
-def has_flags(directory: "Directory", names: list[str]) -> Filter:
-    """Relays with all of these flags, in either case. Raises UsageError for one that the consensus lacks."""
-    known = {flag.lower(): flag for flag in directory.consensus.known_flags}
-    for name in names:
-        if name.lower() not in known:
-            raise UsageError(f"no flag {name!r}", hint=f"there are {', '.join(sorted(known.values()))}")
-    wanted = {known[name.lower()] for name in names}
-    return lambda row: wanted <= row.flags
-
-
-def begins_with(prefixes: list[str]) -> Filter:
-    """Relays with one of these beginnings of fingerprints."""
-    beginnings = tuple(prefix.removeprefix("$").upper() for prefix in prefixes)
-    for beginning in beginnings:
-        if not re.fullmatch("[0-9A-F]{1,40}", beginning):
-            raise UsageError(f"{beginning!r} does not begin a fingerprint, which has 40 hexadecimal digits")
-    return lambda row: row.identity.hex().upper().startswith(beginnings)
-
-
-def is_in_family(directory: "Directory", name: str) -> Filter:
-    """A relay and those of its family. Raises UsageError, and NoDirectory if the family is not known."""
-    from torkit.paths.choose import family_of
-
-    relay = directory.relay_at(find_relay(directory, name))
-    if relay is None:
-        raise NoDirectory(f"the family of {name} is not known: its microdescriptor is not at hand")
-    members = {one.identity for one in (relay, *family_of(directory, relay))}
-    return lambda row: row.identity in members
-
-
-def speaks(texts: list[str]) -> Filter:
-    """Relays that list all of these subprotocol versions. Raises UsageError."""
-    from torkit.directory.netdoc import decode_protocols
-
-    try:
-        wanted = [decode_protocols(text) for text in texts]
-    except ValueError as error:
-        raise UsageError(f"--protocol takes a name and versions, like Relay=5: {error}") from None
-    return lambda row: not any(one.missing_from(row.status.protocols) for one in wanted)
-
-
-def country_codes(texts: Iterable[str]) -> set[str]:
-    """The codes of countries that are written like us, US or {us}. Raises UsageError."""
-    codes = {text.removeprefix("{").removesuffix("}").lower() for text in texts}
-    for code in codes:
-        if not re.fullmatch(r"[0-9a-z]{2}|\?\?", code):
-            raise UsageError(f"{code!r} is not a country code", hint="codes have two letters; ?? is unknown")
-    return codes
 
 
 def sort_rows(rows: Iterable[Row], name: str, *, reverse: bool) -> list[Row]:

@@ -47,6 +47,15 @@ GROUPS = {
             "Measure a circuit: its hops, round trips on it, and streams.", "torkit ping -c 3 example.com:443"
         ),
     },
+    "Measure the network": {
+        "scan": Lesson(
+            "Do one thing through every exit, and print a row for each.",
+            "torkit scan -- connect example.com:443",
+        ),
+        "cache": Lesson(
+            "Export the directory, for scans that many processes share.", "torkit cache export ./directories"
+        ),
+    },
     "Onion services": {
         "onion": Lesson(
             "Look at an onion service's descriptor, make client keys.",

@@ -10,9 +10,9 @@ import typer
 from torkit.cli.client_options import ClientSettings
 from torkit.cli.options import Options
 from torkit.cli.running import open_client, read_network
-from torkit.cli.targets import parse_local
 from torkit.cli.voice import say
 from torkit.errors import UsageError
+from torkit.targets import parse_local
 
 if TYPE_CHECKING:
     from torkit.client import Tor

@@ -143,8 +143,7 @@ class Directory:
         return indexes
 
     def _join(self, index: int) -> Relay | None:
-        digest = self.consensus.relays.digests[index]
-        text = self._microdescs.get(digest) if digest else None
+        text = self.microdesc_at(index)
         if text is None:
             return None
         try:
@@ -187,6 +186,11 @@ class Directory:
         """Returns whether the microdescriptor of the relay at this place is held."""
         return self.consensus.relays.digests[index] in self._microdescs
 
+    def microdesc_at(self, index: int) -> bytes | None:
+        """The text of the microdescriptor of the relay at this place; None where it is not held."""
+        digest = self.consensus.relays.digests[index]
+        return self._microdescs.get(digest) if digest else None
+
     def lacks(self, index: int) -> bool:
         """Returns whether the relay at this place has a microdescriptor, and it is not held."""
         return bool(self.consensus.relays.digests[index]) and not self.has_microdesc(index)
@@ -202,8 +206,7 @@ class Directory:
         """The IPv4 and IPv6 policies of the relay at this place, without making it an object."""
         policies = self._policies[index]
         if policies is None:
-            digest = self.consensus.relays.digests[index]
-            text = self._microdescs.get(digest) if digest else None
+            text = self.microdesc_at(index)
             if text is None:
                 return NO_EXIT
             try:

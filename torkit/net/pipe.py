@@ -190,7 +190,7 @@ class FastRoad(Ferry):
     @property
     def moved(self) -> int:
         """How many bytes have gone so far, in either direction."""
-        return self._stream.moved
+        return self._stream.sent + self._stream.received
 
     async def download(self) -> None:
         """Wait until the peer has ended in good order, and `sink` has all. Raises as `pipe` does."""

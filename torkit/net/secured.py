@@ -5,6 +5,8 @@ this is OpenSSL as Python uses it, no browser: no ALPN, no session that is resum
 """
 
 import ssl
+import sys
+from typing import Any
 
 import trio
 
@@ -15,6 +17,8 @@ HANDSHAKE_TIMEOUT = 60.0
 END_TIMEOUT = 1.0  # until the peer has answered that it knows of our end
 
 NO_END = "the destination has not said that this is all (close_notify): what came may be cut short"
+
+_DER = 2  # _ssl.ENCODING_DER, a number of OpenSSL's BIO functions in Python
 
 # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH: OpenSSL's words for these name the host.
 _OTHER_NAME = (62, 64)
@@ -35,6 +39,15 @@ class Secured(trio.abc.Stream):
     def version(self) -> str:
         """As OpenSSL calls it: TLSv1.3."""
         return str(self._tls.version())
+
+    @property
+    def chain(self) -> list[bytes]:
+        """The certificates that the peer has sent, in DER, its own first; checked or not."""
+        tls: Any = self._tls._ssl_object
+        if sys.version_info >= (3, 13):
+            return list(tls.get_unverified_chain())
+        # The same in Python 3.11 and 3.12, which change no more.
+        return [one.public_bytes(_DER) for one in tls._sslobj.get_unverified_chain()]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         try:
@@ -65,6 +78,14 @@ def default_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which checks both
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_default_certs()
+    return context
+
+
+def unchecked_context() -> ssl.SSLContext:
+    """For looking at what a peer shows that proves nothing: nothing may be sent to it, or believed of it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     return context
 
 

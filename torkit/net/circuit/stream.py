@@ -263,9 +263,14 @@ class Stream(trio.abc.Stream):
         return self._is_connected
 
     @property
-    def moved(self) -> int:
-        """How many bytes have been sealed or have arrived so far."""
-        return self._core.sent + self._core.received
+    def sent(self) -> int:
+        """How many bytes have been sealed so far."""
+        return self._core.sent
+
+    @property
+    def received(self) -> int:
+        """How many bytes have arrived so far."""
+        return self._core.received
 
     def _take(self, max_bytes: int) -> bytes:
         """Received bytes; whatever message that makes due is sealed."""

@@ -1,0 +1,81 @@
+"""What `torkit scan` and `torkit cache` say before they need a network."""
+
+import time
+from pathlib import Path
+
+import network_docs as nd
+import pytest
+from cli.shelf import Shelf, some_relays
+from served import authorities, signed_service
+
+from torkit.directory.consensus import parse_consensus
+from torkit.directory.directory import Directory
+from torkit.directory.microdesc import Microdescs
+from torkit.scan.unit import export
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--", "connect"], "connect takes HOST:PORT"),
+        (["--", "connect", "web.test"], "no port in 'web.test'"),
+        (["--", "connect", "web.test:0"], "port 0 cannot be connected to"),
+        (["--", "connect", "localhost:80"], "no exit can reach it"),
+        (["--", "tls", "a", "b"], "tls takes HOST[:PORT]"),
+        (["--", "http", "ftp://web.test/"], "is no URL in http or https"),
+        (["--", "http", "http://me:secret@web.test/"], "no credentials"),
+        (["--", "http", "http://web.test/a b"], "no URL that HTTP takes"),
+        (["--", "http"], "http takes [-H NAME]... URL"),
+        (["--", "dns", "no name"], "neither an address nor a host name"),
+        (["--", "ping", "-c", "3"], "ping takes nothing"),
+        (["--", "no-such-command"], "no probe and no command 'no-such-command'"),
+        (["--shard", "1", "--", "ping"], "'1' is no shard"),
+        (["--shard", "/8", "--", "ping"], "'/8' is no shard"),
+        (["--rate", "0", "--", "ping"], "--rate"),
+        (["--rate", "nan", "--", "ping"], "--rate"),
+        (["--position", "end", "--", "ping"], "a position is guard, middle, exit"),
+        (["--cache", "/nonexistent", "--", "ping"], "/nonexistent holds no exported directory"),
+    ],
+)
+def test_what_can_never_work_is_said_at_once(shelf: Shelf, arguments: list[str], said: str) -> None:
+    status, out, err = shelf("scan", *arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+
+
+def unit_of(shelf: Shelf) -> Path:
+    """The shelf's relays as an exported directory of now."""
+    signers = authorities()
+    service = signed_service(some_relays(), signers)
+    texts = Microdescs.decode(nd.microdescs(some_relays()))
+    directory = Directory(parse_consensus(service.consensus), texts)
+    return export(directory, service.certificates, shelf.path / "units")
+
+
+def test_a_shard_that_is_empty_or_none_is_said(shelf: Shelf) -> None:
+    unit = unit_of(shelf)
+    scan = ["scan", "--cache", f"{unit}", "--fingerprint", "01"]
+    found = [shelf(*scan, "--shard", f"{n}/3", "--exit-port", "7", "--", "ping") for n in range(3)]
+    assert [status for status, *_ in found] == [0, 0, 0]
+    assert all("nothing to look at: none of 0 relays is in shard" in err for _, _, err in found)
+    status, _, err = shelf(*scan, "--shard", "3/3", "--", "ping")
+    assert status == 2
+    assert "there is no shard 3/3" in err
+    assert "the last of 3 is 2/3" in err
+
+
+def test_rows_of_another_directory_are_refused(shelf: Shelf) -> None:
+    unit, rows = unit_of(shelf), shelf.path / "rows"
+    rows.write_text('{"fingerprint": "00", "version": 1, "digest": "other"}\n')
+    status, _, err = shelf("scan", "--cache", f"{unit}", "--resume", f"{rows}", "--", "ping")
+    assert status == 2
+    assert "line 1: a row of another campaign: digest 'other'" in err
+    assert "torkit cache export" in err
+
+
+def test_a_directory_of_another_time_is_refused(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, now = unit_of(shelf), time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 48 * nd.HOUR)
+    status, _, err = shelf("scan", "--cache", f"{unit}", "--", "ping")
+    assert status == 3
+    assert "expired" in err
