@@ -79,6 +79,7 @@ class Tor:
 
         Raises NoDirectory, or what made the directory's sources fail.
         """
+        self._check_open()
         await self._parts.wait_ready()
 
     @property
@@ -133,8 +134,10 @@ class Tor:
     ) -> "Request | OnionRequest":
         """A stream as `connect` opens it, or without a port a look-up, for whoever begins it by hand.
 
-        Raises UsageError for what no exit can reach, and NoPath where the exit of `path` does not allow it.
+        Raises UsageError for what no exit can reach or where the client is closed, and NoPath where the exit
+        of `path` does not allow it.
         """
+        self._check_open()
         if self._apart is not None:
             isolation = self._apart, isolation
         if port is not None and is_onion(host):
@@ -244,6 +247,7 @@ class Tor:
         Without `path` relays are chosen, and others where these fail, as for streams. Raises what made the
         circuit fail, TimedOut, NoPath, NoGuard.
         """
+        self._check_open()
         if path is None:
             give_up_at = trio.current_time() + STREAM_TIMEOUT
             need = Need(
@@ -275,6 +279,16 @@ class Tor:
         Keys are looked for in the data directory's `onion-auth`, too.
         """
         self._parts.onion_services().keys.add(key)
+
+    def _check_open(self) -> None:
+        """Raises UsageError where the client is closed: nothing would answer any more."""
+        if self._parts.is_closed:
+            raise closed()
+
+
+def closed() -> UsageError:
+    """What is said to who asks something of a client that is closed."""
+    return UsageError("this client of torkit is closed")
 
 
 @asynccontextmanager

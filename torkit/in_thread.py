@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from torkit.client import Tor, open_tor
+from torkit.client import Tor, closed, open_tor
 from torkit.errors import InternalError, TorkitError, UsageError
 from torkit.net.circuits.request import Resolved
 from torkit.net.door import Door
@@ -71,7 +71,8 @@ class ClientThread:
         try:
             self._token.run_sync_soon(self._begin, future, function, args)
         except trio.RunFinishedError:
-            raise _closed() from None
+            error = _closed()
+            raise error from error.__cause__  # torkit's own, and not trio's
         return future
 
     def call(self, function: Callable[..., T], *args: Any) -> "Future[T]":
@@ -177,4 +178,4 @@ def _fail(future: "Future[T]", error: BaseException) -> None:
 
 
 def _closed() -> OSError:
-    return os_error(UsageError("this client of torkit is closed"))
+    return os_error(closed())

@@ -180,6 +180,8 @@ def test_country_without_a_file_of_countries_is_an_error(
         status, out, err = shelf("relays", *shelf.source(), *options)
         assert (status, out) == (2, "")
         assert "no file of countries is installed" in err
+    # Before a consensus is looked for, which may take its time.
+    assert "no file of countries is installed" in shelf("relays", "--from", "nowhere", "--country", "us")[2]
     (shelf.path / "geoip").write_text("nonsense\n")
     status, out, err = shelf("relays", *shelf.source(), *shelf.geoip, "--columns", "country")
     assert (status, out) == (1, "")

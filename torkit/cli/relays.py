@@ -93,12 +93,12 @@ def relays(
         raise UsageError(f"no column {name!r}", hint=f"there are {', '.join(COLUMNS)}")
     asked |= selection.asked
 
-    source = Source(stdin or where, flavor, certs, at)
-    directory = read_directory(context.obj, source, microdescs=bool(asked & OF_MICRODESCS))
-    _say_what_is_missing(directory, asked & OF_MICRODESCS)
     countries = selection.countries()
     if "country" in asked:
         countries.require(selection.codes)
+    source = Source(stdin or where, flavor, certs, at)
+    directory = read_directory(context.obj, source, microdescs=bool(asked & OF_MICRODESCS))
+    _say_what_is_missing(directory, asked & OF_MICRODESCS)
     rows: Iterable[Row] = selection.rows(directory, countries)
     if sort or reverse:
         rows = sort_rows(rows, sort or "fingerprint", reverse=reverse)

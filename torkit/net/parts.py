@@ -65,6 +65,7 @@ class Parts:
         state: dict[str, Any],
         guards: Guards,
     ) -> None:
+        self.is_closed = False
         self._nursery = nursery
         self._restrictions = restrictions
         self.data_dir = cache.directory
@@ -160,6 +161,7 @@ class Parts:
 
     async def aclose(self) -> None:
         """Close every circuit, and see what has been sealed off, within CLOSE_TIMEOUT."""
+        self.is_closed = True
         with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
             self._background.cancel()  # or spare circuits would be built in place of those closed
             self.circuits.close()
