@@ -1,12 +1,12 @@
 # Two commands for a fresh Debian machine: `make demo` and `make test`. All else is a part of them.
-# PYTHON=/path/to/python3 chooses the interpreter of .venv.
+# PYTHON=/path/to/python3 chooses the interpreter of .venv, and that of `make test-newest`.
 
 BIN := .venv/bin
 STUBS := $(patsubst torkit/_fast/%.pyi,torkit._fast.%,$(wildcard torkit/_fast/*.pyi))
 CORPORA := $(HOME)/.cache/torkit-fuzz
 export PYTHON
 
-.PHONY: setup demo test test-setup lint typecheck fuzz sanitize bench bench-setup build clean
+.PHONY: setup demo test test-newest test-setup lint typecheck fuzz sanitize bench bench-setup docs wheel clean
 
 setup:
 	@scripts/setup
@@ -16,6 +16,9 @@ demo: setup
 
 test: test-setup lint typecheck
 	@scripts/test
+
+test-newest:
+	@scripts/test-newest
 
 test-setup:
 	@scripts/setup --tests
@@ -42,11 +45,13 @@ bench: bench-setup
 bench-setup:
 	@scripts/setup --bench
 
-build: setup
-	@rm -rf dist
-	@$(BIN)/python -c 'from setuptools import build_meta as b; b.build_sdist("dist"); b.build_wheel("dist")' >/dev/null
-	@ls dist
+docs: setup
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --group docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q && $(BIN)/python contrib/site.py site
+
+wheel: setup
+	@scripts/wheel
 
 clean:
-	@rm -rf build dist torkit.egg-info torkit/_fast/*.c torkit/_fast/*.so .venv/torkit-build.stamp \
+	@rm -rf build dist site torkit.egg-info torkit/_fast/*.c torkit/_fast/*.so .venv/torkit-build.stamp \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

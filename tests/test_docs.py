@@ -49,6 +49,20 @@ def test_every_file_that_is_named_exists() -> None:
             assert found or (package / f"{name}.pyx").exists(), f"{page.name}: {name}"
 
 
+def test_every_link_leads_somewhere_in_the_repository() -> None:
+    """`make docs` looks at those of the site; its pages of commands are made there."""
+    for page in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md"), DOCS.parent / "bench" / "README.md"):
+        for target in re.findall(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)", page.read_text()):
+            if not (page.parent == DOCS and target.startswith("commands/")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_site() -> None:
+    named = set(re.findall(r"(\S+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE))
+    made = {"architecture.md", "changes.md", "commands/index.md", "measured.md"}
+    assert named == made | {page.name for page in DOCS.glob("*.md")}, "what is new belongs into mkdocs.yml"
+
+
 def test_every_bound_names_its_test() -> None:
     for row in _rows(SECURITY):
         assert len(row) == 3, row

@@ -1,4 +1,4 @@
-"""Every program of docs/library.md and of README.md prints what its server says, over scripted relays."""
+"""Every program of docs/ and of README.md prints what its server says, over scripted relays."""
 
 import os
 import re
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 ROOT_PAGE = b"an example\n"
 RECIPES = [
     program
-    for page in ("README.md", "docs/library.md")
+    for page in ("README.md", "docs/index.md", "docs/library.md", "docs/tour.md")
     for program in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     if "import " in program and "import pytest" not in program  # test_pytest_plugin.py runs that
 ]

@@ -1,4 +1,4 @@
-"""The examples of README.md, the manual pages and `torkit help`, run against a private network.
+"""The examples of README.md, docs/, the manual pages and `torkit help`, run against a private network.
 
 They run as they stand there, but for STAND_INS, which take the place of the internet. NOT_RUN has those that
 cannot run here, with the reason.
@@ -69,10 +69,11 @@ class Block(NamedTuple):
     examples: list[Example]
 
 
-def readme_blocks() -> Iterator[Block]:
-    found = re.findall(
-        r"^```(sh|console)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+PAGES = ("README.md", "docs/tour.md", "docs/recipes.md")  # identities.md: test_identities.py
+
+
+def page_blocks(page: str) -> Iterator[Block]:
+    found = re.findall(r"^```(sh|console)\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     for number, (kind, text) in enumerate(found, 1):
         examples = []
         for line in text.replace("\\\n", "").splitlines():
@@ -82,7 +83,7 @@ def readme_blocks() -> Iterator[Block]:
                 examples.append(Example(line.removeprefix("$ "), []))
             elif line:
                 examples[-1].output.append(line)
-        yield Block(f"README.md {number}", examples)
+        yield Block(f"{page} {number}", examples)
 
 
 def manual_blocks() -> Iterator[Block]:
@@ -97,7 +98,8 @@ def manual_blocks() -> Iterator[Block]:
 
 def all_blocks() -> list[Block]:
     lessons = [Example(lesson.example, []) for lesson in LESSONS.values()]
-    return [*readme_blocks(), *manual_blocks(), Block("torkit help", lessons)]
+    pages = [block for page in PAGES for block in page_blocks(page)]
+    return [*pages, *manual_blocks(), Block("torkit help", lessons)]
 
 
 def reason_not_to_run(line: str) -> str | None:
