@@ -41,12 +41,7 @@ DEADLINE = 100.0  # seconds for all that one client is asked for; 7 pass where n
 POLL_INTERVAL = 0.02
 
 LEGS = 6  # that C tor's client links before anybody asks
-QUIET = (
-    2.0  # seconds in which a client would begin one more circuit if it wanted one: C tor looks each second
-)
-QUIET = (
-    2.0  # seconds in which a client that wants more circuits would have begun one (C tor looks each second)
-)
+QUIET = 2.0  # seconds; C tor looks each second whether one more circuit is wanted
 
 # All that relays can do but to link circuits, which exits of few recordings can.
 PROTOCOLS = network_docs.PROTOCOLS
