@@ -2,95 +2,23 @@
 
 import itertools
 import struct
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 
 import pytest
-from fakes import FakeCircuit, RelayCell
+from fakes import ignore
+from fast.pair import LAST, Pair
 from fast.talk import CGO, CONGESTION_CONTROL, WINDOWS, Talk, failure_of
 
 from torkit._fast.cells import RelayCommand
 from torkit._fast.circuit import Circuit
 from torkit._fast.conflux import LinkedSet, link
 from torkit._fast.events import Acknowledged, CircuitFailed, Event, Message, Readable, Writable
-from torkit._fast.stream import Stream
 from torkit.errors import UsageError
 from torkit.proto import messages
 
-LAST = 2  # index of the exit
 KINDS = [CONGESTION_CONTROL, CGO]
 DATA_LEN = 488  # fits both formats
 CELL = 498  # bytes of a full DATA cell in the format of tor1
-
-
-def _ignore(*_: object) -> None:
-    """What no test here needs the exit to do."""
-
-
-class Pair:
-    """A set of two legs. `log` has what the exit has received, as (leg, command, stream id, body)."""
-
-    def __init__(
-        self, kind: str = CONGESTION_CONTROL, *, fills: bool = False, rtts: Sequence[float] = (0.1, 0.2)
-    ) -> None:
-        self.talks = [Talk(hops=[kind] * 3) for _ in rtts]
-        self.legs = [talk.circuit() for talk in self.talks]
-        self.set: LinkedSet = link(self.legs, rtts, fills)
-        self.log: list[tuple[int, int, int, bytes]] = []
-        self.sent = [0, 0]  # the exit's, by leg: the number of the last counted message
-        self.last = 0
-        for index, talk in enumerate(self.talks):
-            talk.relays[-1].on_begin = _ignore
-            talk.relays[-1].on_unknown = _ignore
-            talk.relays[0].on_relay_cell = partial(self._note, index)
-            self.far(index).streams = self.far(0).streams  # one space of ids
-
-    def _note(self, leg: int, circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
-        if number == LAST + 1 and cell.command != RelayCommand.EXTEND2:
-            self.log.append((leg, cell.command, cell.stream_id, cell.body))
-
-    def far(self, leg: int) -> FakeCircuit:
-        return self.talks[leg].far_end(self.legs[leg])
-
-    def exchange(self) -> list[Event]:
-        return [event for talk in self.talks for event in talk.exchange()]
-
-    def stream(self) -> Stream:
-        """One that was begun, and not answered."""
-        stream = self.set.open_stream(LAST)
-        self.set.send(LAST, RelayCommand.BEGIN, stream.id, b"web.test:80\0")
-        self.exchange()
-        return stream
-
-    def connected(self) -> Stream:
-        stream = self.stream()
-        self.send(0, RelayCommand.CONNECTED, stream.id)
-        assert stream.is_open
-        return stream
-
-    def held(self, leg: int, command: int, stream_id: int, body: bytes = b"") -> list[bytes]:
-        """The cells of one counted message by a leg, SWITCH before it where the leg is another."""
-        cells = []
-        if self.sent[leg] != self.last:
-            gap = struct.pack(">I", self.last - self.sent[leg])
-            cells.append(self.far(leg).send(LAST + 1, RelayCommand.CONFLUX_SWITCH, 0, gap, hold=True))
-        self.last += 1
-        self.sent[leg] = self.last
-        return [*cells, self.far(leg).send(LAST + 1, command, stream_id, body, hold=True)]
-
-    def send(self, leg: int, command: int, stream_id: int, body: bytes = b"") -> list[Event]:
-        return self.give(leg, self.held(leg, command, stream_id, body))
-
-    def give(self, leg: int, cells: Sequence[bytes]) -> list[Event]:
-        events = [event for cell in cells for event in self.talks[leg].feed(cell)]
-        return events + self.exchange()
-
-    @property
-    def complaints(self) -> list[str]:
-        return [complaint for talk in self.talks for complaint in talk.complaints]
-
-    def commands(self) -> list[tuple[int, int]]:
-        return [(leg, command) for leg, command, _, _ in self.log]
 
 
 def merges(first: int, second: int) -> Iterator[tuple[int, ...]]:
@@ -271,7 +199,7 @@ def test_streams_that_are_closed_here_may_still_be_sent_to_in_any_order() -> Non
 def test_data_waits_for_the_leg_of_least_delay() -> None:
     pair = Pair(rtts=(0.2, 0.1))
     stream = pair.connected()
-    pair.far(1).hops[-1].relay.on_sendme_due = _ignore
+    pair.far(1).hops[-1].relay.on_sendme_due = ignore
     data = bytes(1000 * DATA_LEN)
     accepted = stream.put(data)
     assert accepted == 124 * CELL  # its window
@@ -290,7 +218,7 @@ def test_a_set_that_fills_goes_by_any_leg_with_room() -> None:
     pair = Pair(fills=True)
     stream = pair.connected()
     for talk in pair.talks:
-        talk.relays[-1].on_sendme_due = _ignore
+        talk.relays[-1].on_sendme_due = ignore
     assert stream.put(bytes(1000 * DATA_LEN)) == 2 * 124 * CELL
     pair.exchange()
     assert pair.complaints == []
@@ -321,7 +249,7 @@ def test_what_is_no_data_waits_for_no_window() -> None:
     pair = Pair()
     stream = pair.connected()
     for talk in pair.talks:
-        talk.relays[-1].on_sendme_due = _ignore
+        talk.relays[-1].on_sendme_due = ignore
     stream.put(bytes(1000 * DATA_LEN))
     pair.set.close_stream(stream, b"\1", 60.0)
     pair.exchange()
@@ -360,6 +288,20 @@ def test_a_leg_that_has_carried_nothing_ends_alone() -> None:
     assert stream.take() == b"x"
     pair.talks[0].core.close_circuit(pair.legs[0])
     assert pair.set.has_ended
+
+
+def test_a_leg_that_was_lost_is_never_chosen() -> None:
+    pair = Pair(rtts=(0.1, 0.3))
+    stream = pair.connected()
+    pair.talks[1].core.close_circuit(pair.legs[1])
+    pair.set.set_rtt(pair.legs[1], 0.01)
+    assert stream.put(bytes(1000 * DATA_LEN)) == 124 * CELL
+    pair.exchange()
+    assert {leg for leg, _ in pair.commands()} == {0}
+    with pytest.raises(UsageError):
+        pair.set.carried(pair.legs[1])
+    assert cell(pair, 0, RelayCommand.CONFLUX_LINK)  # its owner is told by the leg that is left
+    assert (pair.set.has_ended, pair.legs[0].has_ended) == (True, True)
 
 
 def test_a_leg_that_only_a_switch_has_come_by_was_used() -> None:

@@ -32,6 +32,7 @@ cdef class Leg:
     cdef uint64_t cells_sent      # counted cells that this leg itself has carried
     cdef uint64_t cells_received
     cdef bint has_switched        # a SWITCH has come, and no counted cell behind it yet
+    cdef bint is_lost             # its circuit has ended before it carried anything: the set goes on without it
     # Messages that wait, in order of their numbers: bytes [head, tail) of `queue`.
     cdef uint8_t* queue
     cdef Py_ssize_t capacity
@@ -62,6 +63,8 @@ cdef class LinkedSet(Tunnel):
     cdef Py_ssize_t queued        # bytes of the legs' queues in use
 
     cdef Leg leg_of(self, Tunnel circuit)
+    cdef Leg first_leg(self)
+    cdef int count_legs(self) noexcept
     cdef int arrive_counted(self, Leg leg, uint8_t command, uint16_t stream_id, const uint8_t* data,
                             Py_ssize_t length, const uint8_t* tag, uint64_t read_serial, list events) except -1
     cdef int deliver(self, uint8_t command, uint16_t stream_id, const uint8_t* data, Py_ssize_t length,

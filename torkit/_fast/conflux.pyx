@@ -159,7 +159,7 @@ cdef class LinkedSet(Tunnel):
 
     @property
     def leg_count(self):
-        return len(self.legs)
+        return self.count_legs()
 
     @property
     def queued_bytes(self):
@@ -187,9 +187,23 @@ cdef class LinkedSet(Tunnel):
         """The leg that a circuit is, or None."""
         cdef Leg leg
         for leg in self.legs:
-            if leg.circuit is circuit:
+            if leg.circuit is circuit and not leg.is_lost:
                 return leg
         return None
+
+    cdef Leg first_leg(self):
+        """The first that is not lost: there always is one."""
+        cdef Leg leg
+        for leg in self.legs:
+            if not leg.is_lost:
+                return leg
+
+    cdef int count_legs(self) noexcept:
+        cdef Leg leg
+        cdef int count = 0
+        for leg in self.legs:
+            count += not leg.is_lost
+        return count
 
     cdef bint has_windows(self, int hop) except -1:
         if hop != self.hop:
@@ -292,7 +306,7 @@ cdef class LinkedSet(Tunnel):
         if self.is_over:
             return 0
         self.finish()
-        return (<Leg>self.legs[0]).circuit.fail(events, reason)
+        return self.first_leg().circuit.fail(events, reason)
 
     # --- departing --------------------------------------------------------------------------------
 
@@ -301,7 +315,7 @@ cdef class LinkedSet(Tunnel):
         cdef Leg leg
         cdef Leg best = None
         for leg in self.legs:
-            if (best is None or leg.rtt < best.rtt) and (not self.fills or leg.is_ready()):
+            if not leg.is_lost and (best is None or leg.rtt < best.rtt) and (not self.fills or leg.is_ready()):
                 best = leg
         if best is not None and self.current is not None and self.current.sent - best.sent > SWITCH_MAX:
             best = self.current
@@ -349,7 +363,7 @@ cdef class LinkedSet(Tunnel):
             return 0
         leg = self.choose()
         if leg is None:  # what is no DATA never waits for a window
-            leg = self.current if self.current is not None else <Leg>self.legs[0]
+            leg = self.current if self.current is not None else self.first_leg()
         if self.switch_to(leg):
             leg.circuit.seal_message(hop, command, stream_id, body)
             leg.sent += 1
@@ -359,13 +373,14 @@ cdef class LinkedSet(Tunnel):
     # --- the end ----------------------------------------------------------------------------------
 
     cdef void lose(self, Tunnel circuit) noexcept:
+        """It allocates nothing, so that it can always be done: a leg that is lost stays in the list."""
         cdef Leg leg = self.leg_of(circuit)
         if leg is None or self.is_over:
             return
-        if leg.has_been_used() or leg is self.current or len(self.legs) == 1:
+        if leg.has_been_used() or leg is self.current or self.count_legs() == 1:
             self.finish()
         else:
-            self.legs.remove(leg)
+            leg.is_lost = True
 
     cdef void finish(self) noexcept:
         """As `end`. Legs that are still open take nothing more, and wait for their owners to close them."""
