@@ -13,6 +13,7 @@ from torkit.cli.client_options import with_options
 from torkit.cli.options import Options, command_app, seconds
 from torkit.cli.progress import draw, erase
 from torkit.cli.running import protect_keys, run
+from torkit.cli.scan_report import run_report
 from torkit.cli.selection import Selection, relay_selection
 from torkit.cli.socks import allow_descriptors
 from torkit.cli.teaching import LESSONS
@@ -41,7 +42,8 @@ def scan(
         list[str],
         typer.Argument(
             metavar="-- PROBE...",
-            help="connect HOST:PORT, tls HOST[:PORT], http [-H NAME]... URL, dns NAME, ping, or a command.",
+            help="connect HOST:PORT, tls HOST[:PORT], http [-H NAME]... URL, dns NAME, ping, or a command; "
+            "and without --, report FILE...",
         ),
     ],
     position: Annotated[
@@ -78,6 +80,8 @@ def scan(
     *,
     selection: Selection,
 ) -> None:
+    if probe[0] == "report":
+        return run_report(context, probe[1:])
     options: Options = context.obj
     index, count = parse_shard(shard)
     if not rate >= MIN_RATE:

@@ -12,13 +12,14 @@ report.py     tables and plots of rows
 
 TYPE_CHECKING = False  # as the type checker knows it
 if TYPE_CHECKING:
-    from torkit.scan.campaign import Limits
+    from torkit.scan.campaign import GENTLE, Limits
     from torkit.scan.probes import OnStream
     from torkit.scan.run import run_shard
 
-__all__ = ["Limits", "OnStream", "run_shard"]
+__all__ = ["GENTLE", "Limits", "OnStream", "run_shard"]
 
 _HOMES = {
+    "GENTLE": "torkit.scan.campaign",
     "Limits": "torkit.scan.campaign",
     "OnStream": "torkit.scan.probes",
     "run_shard": "torkit.scan.run",
