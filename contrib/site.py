@@ -28,7 +28,7 @@ DOCUMENTS = {
 PICTURES = ("bench/throughput.png", "bench/memory.png")
 
 # Links that lead to files which are no page.
-NO_PAGES = ("contrib/", "tests/", "CONTRIBUTING.md", "README.md", "LICENSE")
+NO_PAGES = ("contrib/", "deploy/", "tests/", "CONTRIBUTING.md", "README.md", "LICENSE")
 
 
 # ---- as a hook ---------------------------------------------------------------------------------------
