@@ -1,4 +1,4 @@
-"""What experience has taught. Each is told what happened (`note_...`), at a time that the teller names.
+"""What experience has taught. Callers tell each module what happened (`note_...`), and when.
 
 build_times      how long circuits take, and when to give one up
 path_bias        whether a guard lets too few circuits succeed

@@ -7,7 +7,8 @@ are taken for the tail of a Pareto distribution, F(t) = 1 - (Xm / t)^alpha for t
     alpha   is n / sum(ln(max(t, Xm)) - ln(Xm)) over the n times: the likeliest, given that Xm
 
 A circuit that takes longer than four of five others, by that distribution, is used no more; one that takes
-longer than 99 of a hundred is closed. Those between still teach: without its tail the estimate would shrink.
+longer than 99 of a hundred is closed. A circuit between the two still teaches: without the tail the estimate
+would shrink.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ BIN_WIDTH = 10  # ms
 MAX_TIMES = 1000  # that are remembered
 HOPS = 3  # of a circuit that teaches
 
-# Implementation limit: a build of twice the close timeout and this many ms more was not one, but a machine
-# that slept. As C tor.
+# Implementation limit: a build that takes twice the close timeout and this many ms more says that the
+# machine slept (as C tor).
 CLOCK_SLACK = 1000
 
 
@@ -48,7 +49,7 @@ INITIAL = Timeouts(60.0, 60.0)
 
 
 class BuildTimes:
-    """Told with `note_*` how builds went; `timeouts` follows. `to_state` is what to keep."""
+    """Callers tell with `note_*` how builds went; `timeouts` follows. `to_state` is for the state file."""
 
     def __init__(self, param: Param = default_param) -> None:
         self.has_changed = False  # since the state was last kept
@@ -60,9 +61,9 @@ class BuildTimes:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], *, rng: Random, param: Param = default_param) -> BuildTimes:
-        """From what `to_state` gave; what is none is left out.
+        """Read what `to_state` gave; values that are no build times are left out.
 
-        Their order is not kept: they are shuffled, so that not the shortest are forgotten first.
+        The file does not keep their order: they are shuffled, lest the shortest be forgotten first.
         """
         times = cls(param)
         bins = state.get("build_times")
@@ -77,7 +78,7 @@ class BuildTimes:
         return times
 
     def to_state(self) -> dict[str, Any]:
-        """JSON values: how often each bin came, by its middle in ms."""
+        """Returns JSON values: the count of each bin, by its middle in ms."""
         bins = Counter(_middle(time) for time in self._times)
         return {"build_times": {str(middle): count for middle, count in sorted(bins.items())}}
 
@@ -88,7 +89,7 @@ class BuildTimes:
 
     @property
     def idle_timeout(self) -> int:
-        """Seconds that a circuit nobody uses is kept while we are learning."""
+        """Returns for how many seconds an unused circuit is kept while we are learning."""
         return self._param("cbtlearntimeout")
 
     @property
@@ -102,9 +103,9 @@ class BuildTimes:
         return self._timeouts
 
     def note_built(self, seconds: float) -> None:
-        """The third hop of a circuit of at least three was made, so long after the build began.
+        """Note that the third hop of a circuit was made `seconds` after the build began.
 
-        To be told of those too that were no longer wanted.
+        Callers report circuits too that nobody wants any more.
         """
         milliseconds = round(1000 * seconds)
         if self._is_disabled or milliseconds > 2000 * self.timeouts.close + CLOCK_SLACK:
@@ -114,9 +115,9 @@ class BuildTimes:
         self.has_changed = True
 
     def note_outcome(self, *, timed_out: bool) -> None:
-        """Note whether a circuit took too long for use; it made its first hop, so the network was there.
+        """Note whether a circuit took too long for use. Its first hop was made, so the network was there.
 
-        When nearly all of the last ones did, the network is another than before, and all is learnt anew.
+        When nearly all of the last circuits took too long, the network has changed: all is learnt anew.
         """
         if self._is_disabled:
             return
@@ -152,12 +153,12 @@ class BuildTimes:
 
     @property
     def _initial(self) -> int:
-        """In ms."""
+        """The timeout for use before anything is learnt, in ms."""
         return max(self._param("cbtinitialtimeout"), self._param("cbtmintimeout"))
 
 
 def fit_pareto(times: deque[int], mode_count: int) -> tuple[float, float]:
-    """Xm in ms and alpha, infinite where no time is above Xm. path-spec, "Parameter estimation"."""
+    """Returns Xm in ms and alpha; alpha is infinite where no time is above Xm. "Parameter estimation"."""
     bins = Counter(_middle(time) for time in times)
     modes = sorted(bins.items(), key=lambda item: (-item[1], item[0]))[:mode_count]
     xm = sum(middle * count for middle, count in modes) / sum(count for _, count in modes)
@@ -166,10 +167,10 @@ def fit_pareto(times: deque[int], mode_count: int) -> tuple[float, float]:
 
 
 def pareto_quantile(xm: float, alpha: float, fraction: float) -> float:
-    """The time, in ms, that such a part of all circuits takes at most."""
+    """Returns the time, in ms, within which this part of all circuits is built."""
     return xm * exp(-log(1 - fraction) / alpha)
 
 
 def _middle(time: int) -> int:
-    """The middle of the bin that a build time falls into, in ms."""
+    """Returns the middle, in ms, of the bin that a build time falls into."""
     return time // BIN_WIDTH * BIN_WIDTH + BIN_WIDTH // 2

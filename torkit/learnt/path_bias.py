@@ -1,13 +1,14 @@
-"""Whether a guard fails more of our circuits than chance would: it could choose so which paths we use.
+"""Judges whether a guard fails more of our circuits than chance would. It could choose our paths that way.
 
-Pure. Of every circuit that we chose and that made two hops it is counted, for its guard, whether it was
-completed and closed in good order, and whether a stream on it was answered; all others say nothing of the
-guard alone. A circuit passes from NEW to the state that says how it went:
+Pure. Counted, for its guard, is every circuit that we chose and that made two hops: whether it was completed
+and closed in good order, and whether a stream on it was answered. Other circuits say nothing of the guard
+alone. A circuit passes from NEW to the state that says how it went:
 
     NEW -> ATTEMPTED -> BUILT -> USE_ATTEMPTED <-> USE_SUCCEEDED
                                        `-> USE_FAILED                 and from each of these to COUNTED
 
-Where too few went well somebody is told; nothing more is done unless the network asks for it. path-spec,
+Where too few circuits went well, a line in the log says so; the guard is dropped only if the consensus asks
+for that. path-spec,
 "Detecting route manipulation by Guard nodes (Path Bias)".
 """
 
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 from torkit.params import Param, default_param
 
-# Implementation limit: no count in a state file that is read may be greater, as C tor.
+# Implementation limit: the greatest count that is read from a state file (as C tor).
 MAX_COUNT = 1e9
 
 
@@ -54,7 +55,7 @@ _COMPLETE = (State.BUILT, State.USE_ATTEMPTED, State.USE_SUCCEEDED, State.USE_FA
 
 
 class Counts:
-    """The counts of one guard. Scaled down at times, they are no integers. (Names as in C tor's state.)"""
+    """The counts of one guard, as floats: they are scaled down at times. (Names as in C tor's state.)"""
 
     def __init__(self) -> None:
         self.circ_attempts = 0.0
@@ -71,7 +72,7 @@ class Counts:
 
     @classmethod
     def from_json(cls, values: Any) -> Counts:
-        """From what `to_json` gave; what is none counts as nothing."""
+        """Read what `to_json` gave; a value that is no count is taken for 0."""
         counts = cls()
         for name, value in values.items() if isinstance(values, dict) else ():
             if name in _KEPT and type(value) in (int, float) and 0 <= value <= MAX_COUNT:
@@ -81,7 +82,7 @@ class Counts:
         return counts
 
     def to_json(self) -> dict[str, float]:
-        """JSON values; circuits that are open get the benefit of the doubt."""
+        """Returns JSON values, in which open circuits count as successes."""
         values = {name: getattr(self, name) for name in _KEPT}
         values |= {
             "circ_attempts": self.settled_attempts,
@@ -92,23 +93,23 @@ class Counts:
 
     @property
     def settled_attempts(self) -> float:
-        """Attempts that are known to be complete or to have failed. (C tor judges by all attempts.)"""
+        """Returns how many attempts have been completed or have failed. (C tor judges by all attempts.)"""
         return self.circ_attempts - self.count(State.ATTEMPTED)
 
     @property
     def closed_well(self) -> float:
-        """Circuits that were completed and not ended by others, with those that may still be."""
+        """Returns how many circuits were completed and not ended by others, or may still be."""
         return self.successful_circuits_closed + self.count(
             State.BUILT, State.USE_ATTEMPTED, State.USE_SUCCEEDED
         )
 
     @property
     def used_well(self) -> float:
-        """Circuits on which a stream was answered, with those on which one may still be."""
+        """Returns on how many circuits a stream was answered, or may still be."""
         return self.use_successes + self.count(State.USE_ATTEMPTED, State.USE_SUCCEEDED)
 
     def count(self, *states: State) -> int:
-        """How many circuits are open in these states."""
+        """Returns how many circuits are open in these states."""
         return sum(self.open[state] for state in states)
 
 
@@ -116,7 +117,7 @@ _KEPT = [name for name, value in vars(Counts()).items() if isinstance(value, flo
 
 
 class Report(NamedTuple):
-    """What there is to say of a guard. `is_dropped` asks for using it no more."""
+    """A judgement of one guard. With `is_dropped` the guard shall be used no more."""
 
     guard: bytes
     is_warning: bool
@@ -125,7 +126,7 @@ class Report(NamedTuple):
 
 
 def _no_guard(identity: bytes) -> Counts | None:
-    """Finds no guard: for whoever keeps none."""
+    """Stands for `counts_of` where no guards are kept: finds none."""
     return None
 
 
@@ -134,7 +135,7 @@ def _ignore(report: Report) -> None:
 
 
 class PathBias:
-    """Gives out a Watch for each circuit. `counts_of` gives those of a guard, None for other relays."""
+    """Gives out a Watch for each circuit. `counts_of` gives the counts of a guard, None for other relays."""
 
     def __init__(
         self,
@@ -148,13 +149,13 @@ class PathBias:
         self._report = report
 
     def watch(self, guard: bytes) -> Watch:
-        """Returns what watches a circuit that begins at this relay and whose relays we chose."""
+        """Returns the Watch of a circuit that begins at this relay and whose relays we chose."""
         return Watch(self, guard)
 
     # --- called by Watch --------------------------------------------------------------------------
 
     def begin(self, guard: bytes) -> Counts | None:
-        """Count one more circuit, and judge by those of before."""
+        """Count one more circuit, and judge the guard by the earlier ones."""
         counts = self._counts_of(guard)
         if counts is None:
             return None
@@ -166,7 +167,7 @@ class PathBias:
         return counts
 
     def begin_use(self, guard: bytes, counts: Counts) -> None:
-        """Count one more circuit as used, and judge by those of before."""
+        """Count one more circuit as used, and judge the guard by the earlier ones."""
         self._judge_use(guard, counts)
         self._scale_use(counts)
         counts.use_attempts += 1
@@ -196,7 +197,7 @@ class PathBias:
             self._tell(guard, counts, "use", Level.NOTICE, done)
 
     def _tell(self, guard: bytes, counts: Counts, what: str, level: Level, done: str) -> None:
-        """Each level once, and none after a worse one."""
+        """Report each level once, and none after a worse one."""
         if level is Level.EXTREME and self._param("pb_dropguards"):
             if not counts.is_disabled:
                 counts.is_disabled = True
@@ -213,7 +214,7 @@ class PathBias:
         return self._param(name) / 100
 
     def _scale_circuits(self, counts: Counts) -> None:
-        """Let what was long ago count less; what is still open counts in full. "Scaling success counts"."""
+        """Scale old counts down; open circuits count in full. "Scaling success counts"."""
         if counts.circ_attempts <= self._param("pb_scalecircs"):
             return
         ratio = self._ratio()
@@ -240,7 +241,7 @@ class PathBias:
 
 
 class Watch:
-    """Told with `note_*` what becomes of one circuit. What does not follow from its state changes nothing."""
+    """Callers tell with `note_*` how one circuit fares. Reports that do not fit its state change nothing."""
 
     def __init__(self, bias: PathBias | None, guard: bytes) -> None:
         self.state = State.NEW
@@ -250,11 +251,11 @@ class Watch:
 
     @property
     def needs_probe(self) -> bool:
-        """Returns whether streams were tried, and nothing that came shows that the circuit works."""
+        """Returns whether streams were tried and no answer has shown that the circuit works."""
         return self.state is State.USE_ATTEMPTED
 
     def note_attempted(self) -> bool:
-        """Two hops were made. False where the guard is used no more."""
+        """Note that two hops were made. Returns False where the guard is used no more."""
         if self._bias is None or self.state is not State.NEW:
             return True
         self._counts = self._bias.begin(self._guard)
@@ -267,45 +268,45 @@ class Watch:
         return True
 
     def note_built(self) -> None:
-        """All hops were made."""
+        """Note that all hops were made."""
         if self.state is State.ATTEMPTED:
             self._add("circ_successes")
             self._enter(State.BUILT)
 
     def note_timed_out(self) -> None:
-        """Not all hops were made in time."""
+        """Note that not all hops were made in time."""
         if self.state is State.ATTEMPTED:
             self._add("timeouts")
 
     def note_abandoned(self) -> None:
-        """We have ended it before its outcome was known, which says nothing of its guard."""
+        """Note that we ended the circuit before its outcome was known, which says nothing of its guard."""
         if self.state is State.ATTEMPTED:
             self._add("circ_attempts", -1)
             self._enter(State.COUNTED)
 
     def note_use(self) -> None:
-        """A stream is tried on it."""
+        """Note that a stream is tried on the circuit."""
         if self.state is State.BUILT and self._bias is not None and self._counts is not None:
             self._bias.begin_use(self._guard, self._counts)
             self._enter(State.USE_ATTEMPTED)
 
     def note_used(self) -> None:
-        """The exit has answered: CONNECTED, RESOLVED, or an END that no broken cell explains."""
+        """Note that the exit has answered: CONNECTED, RESOLVED, or an END that no broken cell explains."""
         if self.state is State.USE_ATTEMPTED:
             self._enter(State.USE_SUCCEEDED)
 
     def note_given_up(self) -> None:
-        """A stream is tried again elsewhere: something here may have been held back."""
+        """Note that a stream is tried again elsewhere: a relay here may have held something back."""
         if self.state is State.USE_SUCCEEDED:
             self._enter(State.USE_ATTEMPTED)
 
     def note_broken(self) -> None:
-        """The exit says that it got broken cells."""
+        """Note that the exit got broken cells."""
         if self.state in (State.USE_ATTEMPTED, State.USE_SUCCEEDED):
             self._enter(State.USE_FAILED)
 
     def note_closed(self, *, by_us: bool) -> None:
-        """The circuit has ended."""
+        """Note that the circuit has ended."""
         if self.state is State.USE_SUCCEEDED or (self.state is State.BUILT and by_us):
             self._add("successful_circuits_closed")
         elif self.state is State.BUILT:
@@ -329,5 +330,5 @@ class Watch:
         self.state = state
 
 
-# Of circuits that we did not choose, or that have one hop.
+# The Watch of circuits that we did not choose, and of circuits of one hop.
 UNWATCHED = Watch(None, b"")

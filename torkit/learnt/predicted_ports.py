@@ -10,18 +10,18 @@ from random import Random
 
 from torkit.params import Param, default_param
 
-# As C tor, to begin with; path-spec says 80.
+# Expected at the start (as C tor; path-spec says 80).
 FIRST_PORT = 443
 
-# As C tor: a look-up is taken for a stream to the web.
+# A look-up is taken for a stream to the web (as C tor).
 RESOLVE_PORT = 80
 
-# Implementation limit: the ports of a scan through the proxy shall not be remembered all.
+# Implementation limit: a scan through the proxy shall not fill the memory with its ports.
 MAX_PORTS = 64
 
 
 class PredictedPorts:
-    """Told with `note` which ports were asked for. Each is expected for some 30 to 60 minutes.
+    """Callers tell with `note` which ports were asked for. Each is expected for 30 to 60 minutes.
 
     How long exactly is drawn anew whenever nothing is expected, so that whoever sees circuits no longer
     being built cannot tell when the last stream began.
@@ -33,7 +33,7 @@ class PredictedPorts:
         self._lifetime = 0.0
 
     def note(self, port: int, *, now: float, rng: Random) -> bool:
-        """Somebody asked for `port`. Whether it had not been expected."""
+        """Note that somebody asked for `port`. Returns whether the port had not been expected."""
         self._forget_old(now)
         if not self._asked:
             least = self._param("nf_conntimeout_clients")
@@ -45,16 +45,16 @@ class PredictedPorts:
         return is_new
 
     def forget(self, port: int) -> None:
-        """No exit lets streams go there."""
+        """Expect `port` no more: no exit lets streams go there."""
         self._asked.pop(port, None)
 
     def ports(self, now: float) -> list[int]:
-        """The ports that are expected, the one last asked for first."""
+        """Returns the ports that are expected, the one last asked for first."""
         self._forget_old(now)
         return list(reversed(self._asked))
 
     def seconds_left(self, now: float) -> float:
-        """Until nothing is expected any more, if nobody asks."""
+        """Returns the seconds until no port is expected any more, if nobody asks."""
         self._forget_old(now)
         return max(self._asked.values(), default=now - self._lifetime) + self._lifetime - now
 

@@ -1,9 +1,11 @@
-"""Which exits have refused what their policies allow, so that they are not asked again soon.
+"""Remembers which exits have refused what their policies allow, so that they are not asked again soon.
 
-Pure, and bounded: what has long not been of use is forgotten first. path-spec, "Handling failure".
+Pure, and bounded: the refusals that were of no use for longest are forgotten first. path-spec, "Handling
+failure".
 
 What the refusals of a target teach stays within the isolation that met them: else the exits that one identity
-avoids would tell what another has asked for. That an exit is none is known to all, as in C tor.
+avoids would tell what another has asked for. Relays that let nothing out are known to all isolations (as in
+C tor).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ MAX_EXITS = 32  # that are remembered for one of them
 
 
 class Refusals:
-    """Told with `note_*` by streams; all is forgotten with the next consensus."""
+    """Streams tell it of refusals with `note_*`. The next consensus makes it forget all of them."""
 
     def __init__(self) -> None:
         self._exits: frozenset[bytes] = frozenset()
@@ -25,22 +27,22 @@ class Refusals:
 
     @property
     def exits(self) -> frozenset[bytes]:
-        """Identities of those that are taken for no exits at all."""
+        """Returns the identities of relays that are taken for no exits at all."""
         return self._exits
 
     def exits_refusing(self, isolation: Hashable, host: str, port: int | None) -> frozenset[bytes]:
-        """Identities of those, and of those that have refused this target to this isolation.
+        """Returns these identities, and those of exits that have refused this target to this isolation.
 
         `port` is None for a look-up.
         """
         return self._exits | self._targets.get((isolation, host.lower(), port), frozenset())
 
     def note_exit(self, identity: bytes) -> None:
-        """It has refused without saying which address, or wants no streams now."""
+        """Note that an exit has refused without naming an address, or wants no streams now."""
         self._exits |= {identity}
 
     def note_target(self, identity: bytes, isolation: Hashable, host: str, port: int | None) -> None:
-        """It has refused an address of this host, or this port there, to a stream of this isolation."""
+        """Note that an exit has refused this host, or this port of it, to a stream of this isolation."""
         target = isolation, host.lower(), port
         exits = self._targets.pop(target, frozenset())
         if len(exits) < MAX_EXITS:
@@ -50,11 +52,11 @@ class Refusals:
             del self._targets[next(iter(self._targets))]
 
     def forget_targets(self) -> None:
-        """Let nothing that follows depend on where streams have gone."""
+        """Forget where streams have gone, so that nothing that follows depends on it."""
         self._targets.clear()
 
     def note_consensus(self, consensus: Hashable) -> None:
-        """The consensus in use, by whatever tells it from others: a new one may know better."""
+        """Note which consensus is in use. A new one may know better: all refusals are forgotten."""
         if consensus != self._consensus:
             self._consensus = consensus
             self._exits = frozenset()

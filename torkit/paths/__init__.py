@@ -1,4 +1,4 @@
-"""Who is chosen: pure functions of a directory, of what is asked, and of randomness.
+"""Chooses relays: pure functions of a directory, of a request, and of randomness.
 
 constraints  what a path is for, what the user asks of it, which relays a name means
 choose       the relays of a path

@@ -1,10 +1,9 @@
 """Choose the relays of a path: a pure function of directory, constraints and randomness.
 
-The exit is chosen first, by its policy; then the guard, or whoever keeps guards is asked for one that goes
-with that exit; then the middle; each by bandwidth, weighted for its position, among the relays that fit
-there. A draw that conflicts with a relay already chosen is drawn again. That gives the same distribution as
-drawing among the relays without a conflict, and needs no list of them. path-spec, "Path selection and
-constraints".
+The exit is chosen first, by its policy; then the guard, which the caller may pick so that it goes with that
+exit; then the middle. Each is drawn by bandwidth, weighted for its position, among the relays that fit there.
+A draw that conflicts with a relay already chosen is drawn again. That gives the same distribution as a draw
+among the relays without a conflict, and needs no list of these. path-spec, "Path selection and constraints".
 """
 
 from array import array
@@ -35,26 +34,26 @@ PATH = (Position.GUARD, Position.MIDDLE, Position.EXIT)
 
 
 class _Table(NamedTuple):
-    """The candidates for a position: places in the consensus, and their weights summed up so far."""
+    """The candidates for a position: their places in the consensus, and the running sums of their weights."""
 
     indexes: "array[int]"
     sums: "array[float]"
 
 
-# Picks a guard for which the given test, whether a relay goes with the rest of the path, is true.
+# Picks a guard that passes the given test, which tells whether a relay goes with the rest of the path.
 PickGuard = Callable[[Callable[[Relay], bool]], Relay]
 
 
 def choose_path(
     directory: Directory, constraints: Constraints, rng: Random, pick_guard: PickGuard | None = None
 ) -> tuple[Relay, Relay, Relay]:
-    """A guard, a middle and an exit that fit `constraints`.
+    """Returns a guard, a middle and an exit that fit `constraints`.
 
     `rng` is a SystemRandom, except in tests. A path has no relay, family or (unless switched off)
-    subnet twice. Where no relay that fits is Fast and, if wanted, Stable, these two flags are not
-    insisted on, as in C tor: small networks have few. Raises NoPath, which says what excluded the
-    candidates, what `pick_guard` raises, and UsageError for a port that is none and a name that no relay, or
-    more than one, has.
+    subnet twice. Where no fitting relay is Fast and, if wanted, Stable, relays without
+    these two flags are taken, since small networks have few (as in C tor). Raises NoPath, which says what
+    excluded the candidates; what `pick_guard` raises; UsageError for a port out of range, and for a name that
+    no relay has or several have.
     """
     if constraints.port is not None and not 0 < constraints.port < 65536:
         raise UsageError(f"port {constraints.port} is not from 1 to 65535")
@@ -99,7 +98,7 @@ def choose_path(
 
 
 def prepare(directory: Directory) -> Steps[None]:
-    """Make what most paths are drawn from, which the first one of a new directory would make at once."""
+    """Make the tables of most paths in steps: else the first path of a new directory makes all at once."""
     for position in PATH:
         _table(directory, position, Constraints(port=443), relaxed=False)
         yield
@@ -108,7 +107,7 @@ def prepare(directory: Directory) -> Steps[None]:
 def draw_middle(
     directory: Directory, constraints: Constraints, unwanted: Iterable[bytes], rng: Random
 ) -> Relay:
-    """A relay for a place in the middle, by bandwidth, none of `unwanted`, identities of 20 bytes.
+    """Returns a relay for a place in the middle, drawn by bandwidth, none of the identities `unwanted`.
 
     Families and subnets do not count: for paths of onion circuits (vanguards-spec). Raises NoPath.
     """
@@ -130,9 +129,10 @@ def goes_with(directory: Directory, constraints: Constraints, others: Sequence[R
 
 
 def may_go_on(directory: Directory, path: Sequence[Relay]) -> bool:
-    """Returns whether a circuit through these relays may take new streams: none has left the consensus since.
+    """Returns whether a circuit through these relays may take new streams.
 
-    C tor looks at the exit only, in whose place here its BadExit flag counts as well.
+    It may while the consensus lists all of them, and the last one without BadExit. (C tor looks at the last
+    one only.)
     """
     relays = directory.consensus.relays
     flags: frozenset[str] = frozenset()
@@ -145,9 +145,9 @@ def may_go_on(directory: Directory, path: Sequence[Relay]) -> bool:
 
 
 def check_exit(relay: Relay, port: int | None, *, is_ipv6: bool = False) -> None:
-    """See whether the exit of a path that somebody named allows streams to `port`, to IPv6 if `is_ipv6`.
+    """Check that the exit of a path that somebody named allows streams to `port`, to IPv6 if `is_ipv6`.
 
-    Without a port: whether it allows any, as look-ups need. Raises NoPath.
+    Without a port, the exit has to allow any, as look-ups need. Raises NoPath.
     """
     policies = (relay.policy6,) if is_ipv6 else (relay.policy, relay.policy6)
     where = " at IPv6 addresses" if is_ipv6 else ""
@@ -224,7 +224,7 @@ def _pick(sums: "array[float]", rng: Random) -> int:
 
 
 def _table(directory: Directory, position: Position, constraints: Constraints, *, relaxed: bool) -> _Table:
-    """The candidates for a position, whatever else is in the path; remembered with the directory."""
+    """Returns the candidates for a position, whatever else is in the path. The directory remembers them."""
     exit_key = (constraints.port, constraints.ipv6, constraints.links) if position is Position.EXIT else None
     wanted = _wanted(position, constraints)
     needs_stable = constraints.needs_stable
@@ -252,13 +252,13 @@ def _table(directory: Directory, position: Position, constraints: Constraints, *
 
 
 def _wanted(position: Position, constraints: Constraints) -> frozenset[str]:
-    """The names of which the user wants one in this position; none for any."""
+    """Returns the names that the user allows in this position; no names where any relay is allowed."""
     wanted = {Position.GUARD: constraints.entries, Position.EXIT: constraints.exits}
     return wanted.get(position, frozenset())
 
 
 def _weighted(directory: Directory, position: Position, indexes: list[int]) -> _Table:
-    """Only what has weight; where nothing has, as in a network not yet measured, everything alike."""
+    """Keep relays that have weight. Where none has, as in a network not yet measured, all count alike."""
     weights = directory.weights(position)
     weighty = [index for index in indexes if weights[index] > 0]
     if weighty:
@@ -269,7 +269,7 @@ def _weighted(directory: Directory, position: Position, indexes: list[int]) -> _
 def _without_conflicts(
     directory: Directory, table: _Table, constraints: Constraints, excluded: set[int], chosen: list[Relay]
 ) -> _Table:
-    """Slow twin of drawing again: the candidates that conflict with nothing, listed."""
+    """Returns the candidates that conflict with nothing. Slower than another draw, and sure to find one."""
     fitting, weights = array("I"), array("d")
     before = 0.0
     for index, after in zip(table.indexes, table.sums, strict=True):
@@ -317,7 +317,7 @@ def _refusal(
     is_relaxed: bool = False,
     is_named: bool = False,
 ) -> str | None:
-    """Why the relay at this place in the consensus does not fit a position, whatever else is in the path."""
+    """Returns why the relay at this place in the consensus does not fit a position, or None if it fits."""
     flags = directory.consensus.relays.flags[index]
     refusal = flags_refusal(
         flags, position, needs_stable=constraints.needs_stable, is_relaxed=is_relaxed, is_named=is_named
@@ -339,13 +339,13 @@ def _exits_to(directory: Directory, index: int, constraints: Constraints) -> boo
 
 
 def can_link(directory: Directory, index: int) -> bool:
-    """Returns whether the relay at this place in the consensus lists what linked circuits need of an exit."""
+    """Returns whether the relay at this place in the consensus can be the exit of linked circuits."""
     protocols = directory.consensus.relays[index].protocols
     return all(protocols.supports(name, version) for name, version in LINKING)
 
 
 def linking_share(directory: Directory) -> float:
-    """The share of exits that can link circuits, from 0 to 1; by number, as C tor counts."""
+    """Returns the share of exits that can link circuits, from 0 to 1, by number (as C tor counts)."""
 
     def count() -> float:
         flags = directory.consensus.relays.flags
@@ -359,7 +359,7 @@ def linking_share(directory: Directory) -> float:
 def _conflict(
     directory: Directory, relay: Relay, chosen: Sequence[Relay], constraints: Constraints
 ) -> str | None:
-    """Why `relay` may not be in one path with those already chosen."""
+    """Returns why `relay` may not be in one path with the relays already chosen, or None if it may."""
     for other in chosen:
         if relay.identity == other.identity:
             return "already in the path"
@@ -371,9 +371,9 @@ def _conflict(
 
 
 def family_of(directory: Directory, relay: Relay) -> list[Relay]:
-    """The other relays of its family, with none of which it is ever in one path.
+    """Returns the other relays of a family, with none of which the relay is ever in one path.
 
-    Only those whose microdescriptors are held: to be listed is not enough, both must say so.
+    Both relays have to name each other, so only relays whose microdescriptors are held can be found.
     """
     indexes = {index for name in relay.family for index in directory.indexes_of(name)}
     if relay.family_ids:
@@ -387,7 +387,10 @@ def family_of(directory: Directory, relay: Relay) -> list[Relay]:
 
 
 def _in_one_family(directory: Directory, one: Relay, other: Relay) -> bool:
-    """Each lists the other, or both are certified members of a family. Proposal 321, "Client behavior"."""
+    """Returns whether each relay lists the other, or both are certified members of a family.
+
+    Proposal 321, "Client behavior".
+    """
     param = directory.consensus.param
     if not one.family_ids.isdisjoint(other.family_ids) and param("use-family-ids"):
         return True

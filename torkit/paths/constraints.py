@@ -1,4 +1,4 @@
-"""What a path is for, what the user asks of it, and which relays are meant by a name."""
+"""The purpose of a path, the user's wishes for it, and the relays that a name means."""
 
 from collections.abc import Iterable
 from enum import Enum
@@ -9,33 +9,33 @@ from torkit.directory.geoip import UNKNOWN
 
 # Specification constants.
 
-# Those of path-spec, and 6523, which C tor's list has besides.
+# The ports of path-spec, and 6523 (which C tor's list has besides).
 LONG_LIVED_PORTS = frozenset({21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6523, 6667, 6697, 8300})
 
 
 class VanguardMode(Enum):
-    """How many places are guarded."""
+    """How many places of a circuit for onion services are guarded."""
 
     LITE = "lite"
     FULL = "full"
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Names of the sets, as in the consensus's parameters, from the guard on."""
+        """The names of the sets, as in the consensus's parameters, from the guard on."""
         return ("l2", "l3") if self is VanguardMode.FULL else ("l2",)
 
 
 class Constraints(NamedTuple):
-    """What a path is for, and what the user asks of it.
+    """The purpose of a path, and the user's wishes for it.
 
-    `port` is where the exit must let streams go, to IPv6 addresses if `ipv6`; None asks for any exit
-    that accepts something, as for RESOLVE. Ports in LONG_LIVED_PORTS ask for Stable relays, as does
+    The exit has to let streams go to `port`, at IPv6 addresses if `ipv6`; None asks for any exit that accepts
+    something, as RESOLVE needs. Ports in LONG_LIVED_PORTS ask for Stable relays, as does
     `stable`. With `links` the exit must be able to link circuits. `guard`, `middle` and `exit` each name one
     relay, by fingerprint or nickname, which then need not have the flags of its position. Where `entries` is
-    not empty, the guard must be one of these, and the exit one of `exits`. `exclude` names relays not to use
-    anywhere, `avoid` those not to use behind the guard: a guard is not changed for what failed behind it. In
-    these four, `{de}` names all relays in a country, and `{??}` those in none known; who excludes a country
-    excludes the latter, too.
+    not empty, the guard has to be one of them; so has the exit with `exits`. `exclude` names relays to use
+    nowhere, `avoid` relays not to use behind the guard: no guard is changed for a failure behind it. In these
+    four, `{de}` names all relays in a country, and `{??}` all relays whose country is unknown; to exclude a
+    country excludes these, too.
     """
 
     port: int | None = None
@@ -58,9 +58,9 @@ class Constraints(NamedTuple):
 
 
 def places_of(directory: Directory, names: Iterable[str]) -> set[int]:
-    """The places in the consensus of all relays so called, by fingerprint, nickname or `{country}`.
+    """Returns the places in the consensus of all relays with these names: fingerprint, nickname, `{country}`.
 
-    Raises UsageError for a country where the directory knows of none.
+    Raises UsageError for a country where the directory has no map of countries.
     """
     places: set[int] = set()
     for name in names:
@@ -70,14 +70,15 @@ def places_of(directory: Directory, names: Iterable[str]) -> set[int]:
 
 
 def excluded_places(directory: Directory, constraints: Constraints) -> set[int]:
-    """The places of the relays that are not to be used. Raises as `places_of` does.
+    """Returns the places of the relays that are not to be used. Raises as `places_of` does.
 
-    Where a country is excluded, so is what may be there: as C tor does by default (GeoIPExcludeUnknown).
+    Who excludes a country also excludes relays whose country is unknown. (As C tor by default:
+    GeoIPExcludeUnknown.)
     """
     names = constraints.exclude
     return places_of(directory, names | {f"{{{UNKNOWN}}}"} if any(map(country_in, names)) else names)
 
 
 def country_in(name: str) -> str | None:
-    """The code in `{de}`; None for a name that is no country's."""
+    """Returns the code in `{de}`; None for a name that is no country's."""
     return name[1:-1] if name.startswith("{") and name.endswith("}") else None

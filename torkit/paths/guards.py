@@ -1,4 +1,6 @@
-"""Which relays circuits begin at: a short list that is kept, since every new guard is a new risk. guard-spec.
+"""Chooses the relays at which circuits begin: a short list, kept for months, since each new guard is a risk.
+
+guard-spec.
 
 Pure: the directory, the time and the outcomes of circuits are arguments. A guard is
 
@@ -7,9 +9,9 @@ Pure: the directory, the time and the outcomes of circuits are arguments. A guar
     confirmed   of the sampled, has carried traffic: preferred
     primary     the first few of the filtered: used at once where reachable, retried soon where not
 
-A circuit through another than a primary guard is built to see who answers, and used only once no better
-guard may still do so: `judge`, after proposal 337, which asks about guards where guard-spec compares
-circuits. Guards of a kind are preferred in the order of sampling, as by C tor (proposal 310).
+A circuit through a guard that is not primary is built to see whether the guard answers. It is used only once
+no better guard may still answer: `judge`, after proposal 337, which asks about guards where guard-spec
+compares circuits. Guards of a kind are preferred in the order of sampling (as by C tor: proposal 310).
 
 A primary guard whose microdescriptor has not come is waited for (`lacking`): whoever serves directories
 could otherwise choose when a circuit begins elsewhere. A newer consensus changes the sample at once, even
@@ -36,8 +38,8 @@ from torkit.paths.constraints import Constraints, excluded_places, places_of
 
 DAY = 86400.0
 
-# Specification constants, seconds (guard-spec, "Parameters"): up to which age of a failure, how long after
-# the last attempt a primary guard is retried, and another.
+# Specification constants, seconds (guard-spec, "Parameters"). Each row: the age of a failure up to which it
+# applies; after how long a primary guard is tried again; after how long another guard is.
 RETRY_SCHEDULE = (
     (0.25 * DAY, 600.0, 3600.0),
     (4 * DAY, 5400.0, 14400.0),
@@ -45,8 +47,8 @@ RETRY_SCHEDULE = (
     (inf, 32400.0, 129600.0),
 )
 
-# Specification constant (guard-spec, "State instances"): how far over or under the threshold it takes to
-# change between the samples.
+# Specification constant (guard-spec, "State instances"): how far the share of allowed guards has to pass the
+# threshold before the other sample is used.
 STICKINESS = 0.05
 
 Fits = Callable[[Relay], bool]
@@ -61,7 +63,7 @@ class Reachability(Enum):
 
 
 class Verdict(Enum):
-    """On a guard that is not primary."""
+    """Whether a circuit through a guard that is not primary may carry traffic."""
 
     USABLE = "its circuit may carry traffic"
     UNDECIDED = "a better one is being tried"
@@ -98,9 +100,9 @@ class Guard:
 
     @classmethod
     def from_json(cls, entry: Any, *, now: float, rng: Random) -> Guard:
-        """Raises ValueError for what is none.
+        """Read one entry of the state file. Raises ValueError for an entry that is no guard.
 
-        Torkit 0.1 kept fingerprints only, of guards it used: they count as confirmed now.
+        Entries with nothing but a fingerprint are of guards that were used: they count as confirmed now.
         """
         kept = dict(entry) if isinstance(entry, dict) else {}
         guard = cls(decode_fingerprint(str(kept.pop("fingerprint", None))), now)
@@ -135,14 +137,14 @@ class Guard:
 
 
 class Guards:
-    """Asked with `choose` for a guard and told with `note_*` what came of it; `to_state` is what to keep.
+    """Callers ask `choose` for a guard, and tell with `note_*` what came of it. `to_state` is for its file.
 
     `now` is the time of day in seconds since the epoch, which a suspended machine goes on counting; should
-    it be set back, guards are retried early. By a directory that is not reasonably live, no guard is removed.
+    it be set back, guards are retried early. A directory that is not reasonably live removes no guard.
     """
 
     def __init__(self, restrictions: Constraints | None = None) -> None:
-        """`restrictions` are what the user asks of every path. Only `entries` and `exclude` count here."""
+        """`restrictions` are the user's wishes for every path. Only `entries` and `exclude` count here."""
         self.has_changed = False  # since the state was last kept
         self._restrictions = restrictions or Constraints()
         # The second instance is for users who exclude nearly all guards. guard-spec, "State instances".
@@ -151,15 +153,15 @@ class Guards:
         self._primary: list[Guard] = []
         self._directory: Directory | None = None
         self._possible: list[int] = []  # places in the consensus: GUARDS of guard-spec
-        self._allowed: frozenset[bytes] = frozenset()  # identities of those that the user allows
+        self._allowed: frozenset[bytes] = frozenset()  # identities of the guards that the user allows
         self._last_on_internet = -inf
-        self._have_all_failed = False  # since any answered
+        self._have_all_failed = False  # since any guard answered
 
     @classmethod
     def from_state(
         cls, state: Mapping[str, Any], *, now: float, rng: Random, restrictions: Constraints | None = None
     ) -> tuple[Guards, list[str]]:
-        """From what `to_state` gave; and what is wrong with the entries that had to be left out."""
+        """Read what `to_state` gave. Returns also what is wrong with each entry that is left out."""
         guards = cls(restrictions)
         complaints = []
         for instance, sample in guards._samples.items():
@@ -181,7 +183,7 @@ class Guards:
         return guards, complaints
 
     def to_state(self) -> dict[str, Any]:
-        """JSON values, the guards in the order in which they were sampled."""
+        """Returns JSON values, the guards in the order in which they were sampled."""
         return {
             instance: [guard.to_json() for guard in sample]
             for instance, sample in self._samples.items()
@@ -208,11 +210,11 @@ class Guards:
     # --- choosing ---------------------------------------------------------------------------------
 
     def choose(self, directory: Directory, fits: Fits, *, now: float, rng: Random) -> Relay:
-        """The guard for a circuit that is built next. guard-spec, "Selecting guards for circuits".
+        """Returns the guard for the next circuit. guard-spec, "Selecting guards for circuits".
 
-        `fits` says what the rest of the path leaves. What comes of the circuit must be noted. Raises
-        NoGuard where the directory has no guard that is allowed, NoPath where none of the sample fits, and
-        NoDirectory where a guard is `lacking`.
+        `fits` tells whether a guard goes with the rest of the path. The caller notes what comes of the
+        circuit. Raises NoGuard where the directory has no guard that is allowed, NoPath where none of the
+        sample fits, and NoDirectory where a guard is `lacking`.
         """
         if names := self.lacking(directory, now=now, rng=rng):
             raise missing_microdescs(names)
@@ -221,8 +223,8 @@ class Guards:
             relay = directory.relay(guard.identity)
             return relay is not None and fits(relay)
 
-        # A guard that does not fit takes its place among those in use all the same, as in C tor: the exit of
-        # a path must not decide how many there are.
+        # A guard that does not fit still takes its place among the guards in use: the exit of a path must not
+        # decide how many guards there are (as in C tor).
         count = self._param("guard-n-primary-guards-to-use")
         primary = [one for one in self._reachable_primary(now) if directory.relay(one.identity) is not None]
         usable = list(filter(is_wanted, primary[:count])) or list(filter(is_wanted, primary[count:]))[:1]
@@ -236,9 +238,9 @@ class Guards:
         return relay
 
     def choose_for_directory(self, directory: Directory, *, now: float, rng: Random) -> list[bytes]:
-        """Identities of the guards to ask for documents, in random order; none where there is no guard.
+        """Returns the identities of the guards to ask for documents, in random order.
 
-        Nothing but their entries in the consensus need be known of them.
+        A guard needs no microdescriptor for that, only its entry in the consensus.
         """
         self.update(directory, now=now, rng=rng)
         guards = self._reachable_primary(now)[: self._param("guard-n-primary-dir-guards-to-use")]
@@ -253,10 +255,10 @@ class Guards:
         return [guard.identity for guard in guards]
 
     def lacking(self, directory: Directory, *, now: float, rng: Random) -> list[str]:
-        """Nicknames of the guards that circuits may begin at, and whose microdescriptors have not come.
+        """Returns the nicknames of guards in use whose microdescriptors have not come.
 
-        No circuit is built before they have. Looked at are the primary guards that may be reachable, one more
-        than are in use, as by C tor: so many are asked for at an exit that excludes one.
+        No circuit is built before these have come. Looked at are the primary guards that may be reachable,
+        one more than are in use, since the exit of a path may exclude one (as by C tor).
         """
         self.update(directory, now=now, rng=rng)
         count = self._param("guard-n-primary-guards-to-use") + 1
@@ -294,7 +296,7 @@ class Guards:
         return [guard for guard in self._primary if guard.reachability is not Reachability.NO]
 
     def _choose_other(self, is_wanted: Callable[[Guard], bool], now: float, rng: Random) -> Guard | None:
-        """The best that is not primary, may be reachable, and is not being tried already."""
+        """Returns the best guard that is not primary, may be reachable, and is not being tried already."""
         self._expand(now, rng)
         pending: list[Guard] = []
         for guard in self._by_preference()[len(self._primary) :]:
@@ -346,7 +348,10 @@ class Guards:
     # --- what came of it --------------------------------------------------------------------------
 
     def note_reached(self, identity: bytes, *, now: float) -> None:
-        """A circuit's first hop was made. Relays that are no guards of ours are ignored, here as below."""
+        """Note that the first hop of a circuit was made.
+
+        Relays that are no guards of ours are ignored, here as below.
+        """
         guard = self.find(identity)
         if guard is None:
             return
@@ -355,17 +360,19 @@ class Guards:
         guard.failing_since = guard.pending_since = None
         was_down = not 0 <= now - self._last_on_internet <= self._param("guard-internet-likely-down-interval")
         self._last_on_internet = now
-        # guard-spec asks only how long ago any answered; that all have failed says the same, and sooner.
+        # guard-spec asks only how long ago any guard answered. That all guards have failed says the same
+        # sooner.
         is_back = self._have_all_failed or (was_down and guard not in self._primary)
         self._have_all_failed = False
         if is_back:
-            # What failed meanwhile may have failed for our own network: first the best are tried again.
+            # Guards that failed meanwhile may have failed because our network was down: the best are tried
+            # first.
             for one in self._primary:
                 if one.reachability is Reachability.NO:
                     one.reachability = Reachability.MAYBE
 
     def note_failed(self, identity: bytes, *, now: float) -> None:
-        """The relay could not be reached, or did not answer as a first hop."""
+        """Note that a relay could not be reached, or did not answer as a first hop."""
         guard = self.find(identity)
         if guard is None:
             return
@@ -378,13 +385,13 @@ class Guards:
             guard.last_tried = now
 
     def note_given_up(self, identity: bytes) -> None:
-        """An attempt ended for another reason, before its outcome was known."""
+        """Note that an attempt ended for another reason, before its outcome was known."""
         guard = self.find(identity)
         if guard is not None:
             guard.pending_since = None
 
     def confirm(self, identity: bytes, *, now: float, rng: Random) -> None:
-        """A circuit for traffic was completed and may be used."""
+        """Note that a circuit for traffic was completed and may be used."""
         guard = self.find(identity)
         if guard is None or guard.confirmed_on is not None:
             return
@@ -393,20 +400,20 @@ class Guards:
         self._choose_primary()
 
     def path_bias_of(self, identity: bytes) -> Counts | None:
-        """What is counted of a guard, for torkit.learnt.path_bias to change; None for other relays."""
+        """Returns the counts of a guard, which torkit.learnt.path_bias changes; None for other relays."""
         guard = self.find(identity)
         return None if guard is None else guard.path_bias
 
     def note_dropped(self) -> None:
-        """A guard's `path_bias` says that it is used no more, which is forgotten at the end."""
+        """Use a guard no more, until the end of the process: its `path_bias` says so."""
         self._choose_primary()
 
     def find(self, identity: bytes) -> Guard | None:
-        """The sampled guard with this identity."""
+        """Returns the sampled guard with this identity, or None."""
         return next((guard for guard in self.sample if guard.identity == identity), None)
 
     def _is_pending(self, guard: Guard, now: float) -> bool:
-        """Returns whether somebody waits to hear of it; who has not in this time never will."""
+        """Returns whether an attempt at this guard is under way and has not taken too long."""
         timeout = self._param("guard-nonprimary-guard-idle-timeout")
         return guard.pending_since is not None and 0 <= now - guard.pending_since < timeout
 
@@ -449,7 +456,7 @@ class Guards:
         self._expand(now, rng)
         self._choose_primary()
         if is_first and all(guard.reachability is Reachability.NO for guard in self._primary):
-            # Earlier starts have kept that all failed: rather than the guards, our network was down.
+            # The file says that all guards failed: rather than the guards, our network was down.
             for guard in self.sample:
                 guard.reachability = Reachability.MAYBE
 
@@ -471,7 +478,7 @@ class Guards:
                 self.has_changed = True
 
     def _has_expired(self, guard: Guard, now: float) -> bool:
-        """guard-spec, "The sampled guard set"; as in C tor, a confirmed guard goes by that date alone."""
+        """guard-spec, "The sampled guard set". For a confirmed guard that date alone counts (as in C tor)."""
         if guard.unlisted_since is not None and now - guard.unlisted_since > self._days(
             "guard-remove-unlisted-guards-after-days"
         ):
@@ -500,7 +507,7 @@ class Guards:
         weights = self._directory.weights(Position.GUARD)
         new = [place for place in pool if relays.identities[place] not in sampled]
         has_weights = any(weights[place] > 0 for place in new)
-        # The order in which exponential clocks ring is that of drawing by weight without putting back.
+        # Exponential clocks ring in the order of draws by weight, without putting back.
         rings = {place: _ring_at(weights[place] if has_weights else 1.0, rng) for place in new}
         slack = self._days("guard-lifetime-days") / 10
         for place in sorted(new, key=rings.__getitem__)[:room]:
@@ -520,7 +527,7 @@ class Guards:
         )
 
     def _choose_primary(self) -> None:
-        """Who is primary stays so until a confirmed guard comes. guard-spec, "The primary guards"."""
+        """A primary guard stays primary until a confirmed one comes. guard-spec, "The primary guards"."""
         filtered = [guard for guard in self.sample if self._passes(guard)]
         ranked = sorted(
             filtered,
@@ -540,12 +547,12 @@ class Guards:
         return self._directory.consensus.param(name)
 
     def _days(self, name: str) -> float:
-        """In seconds."""
+        """Returns a parameter of days in seconds."""
         return DAY * self._param(name)
 
 
 def missing_microdescs(names: Iterable[str]) -> NoDirectory:
-    """The error that says for which guards circuits wait."""
+    """Returns the error that says for which guards circuits wait."""
     return NoDirectory(f"the microdescriptor of the guard {', '.join(names)} has not come yet")
 
 
@@ -558,12 +565,12 @@ def _ring_at(weight: float, rng: Random) -> float:
 
 
 def _randomized(now: float, interval: float, rng: Random) -> float:
-    """Some time between `interval` ago and now. guard-spec, "Random values"."""
+    """Returns a random time between `interval` ago and now. guard-spec, "Random values"."""
     return now - interval * rng.random()
 
 
 def encode_date(date: float) -> str:
-    """A time as the state file has it."""
+    """Returns a time as the state file has it."""
     return encode_time(date).replace(" ", "T")
 
 

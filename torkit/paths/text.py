@@ -16,7 +16,7 @@ MAX_PATH_LINE = 1 << 14  # characters of JSON
 
 
 def path_to_json(path: Iterable[Relay]) -> str:
-    """One line, without its newline, that says which relays and where: first the guard."""
+    """Returns one line, without its newline, of the relays and their addresses, first the guard."""
     hops = []
     for relay in path:
         hop = {"nickname": relay.nickname, "fingerprint": relay.fingerprint}
@@ -27,10 +27,10 @@ def path_to_json(path: Iterable[Relay]) -> str:
 
 
 def path_from_json(line: str, directory: Directory) -> tuple[Relay, ...]:
-    """The relays that a line of `path_to_json` names, as this directory knows them.
+    """Returns the relays that a line of `path_to_json` names, as this directory knows them.
 
-    Only fingerprints count, and Ed25519 identities where given: where a relay is and what its keys
-    are, the directory says. Raises UsageError for a line of another form, NoPath for a relay that the
+    Of the line only fingerprints count, and Ed25519 identities where given. Addresses and keys are the
+    directory's. Raises UsageError for a line of another form, NoPath for a relay that the
     directory lacks or knows under another Ed25519 identity.
     """
     if len(line) > MAX_PATH_LINE:

@@ -1,15 +1,15 @@
-"""The relays in the second place of onion circuits, kept for days, and those in the third, kept for hours.
+"""Keeps the relays in the second place of onion circuits for days, and those in the third for hours.
 
-An attacker can make a client build many onion circuits. Were the relay behind the guard drawn anew for each,
-one of the attacker's would soon stand there and see which guard is ours. vanguards-spec.
+An attacker can make a client build many onion circuits. If the relay behind the guard were drawn anew for
+each, the attacker's own relay would soon stand there and see which guard is ours. vanguards-spec.
 
     lite    guard - second - middle - target              the target is named by others; it restricts nobody
             guard - second - rendezvous point             before it. We choose the rendezvous point ourselves
     full    guard - second - third - middle - target
             guard - second - third - rendezvous point
 
-Lite sets live in memory only, as in C tor, and a new identity forgets them. Full ones are kept by the state
-file and outlive identities: whoever could have them drawn anew would find out what they protect.
+Lite sets live in memory only, and a new identity forgets them (as in C tor). The state file keeps full sets,
+which outlive identities: an attacker that could have them drawn anew would find the guard.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Vanguards:
     def from_state(
         cls, state: Mapping[str, Any], constraints: Constraints, rng: Random, mode: VanguardMode
     ) -> "Vanguards":
-        """From what `to_state` gave; what is none is left out, and drawn anew."""
+        """Read what `to_state` gave. Entries that are none are left out, and drawn anew."""
         vanguards = cls(constraints, rng, mode)
         kept = state.get("vanguards")
         if mode is VanguardMode.FULL and isinstance(kept, dict):
@@ -61,7 +61,10 @@ class Vanguards:
         return vanguards
 
     def to_state(self) -> dict[str, Any]:
-        """JSON values: when each relay has served its time, by set and fingerprint. Nothing for lite sets."""
+        """Returns JSON values: when each relay has served its time, by set and fingerprint.
+
+        None for lite sets.
+        """
         if self.mode is VanguardMode.LITE:
             return {}
         return {
@@ -72,7 +75,7 @@ class Vanguards:
         }
 
     def choose(self, directory: Directory, *, unwanted: set[bytes], now: float, name: str = "l2") -> Relay:
-        """One of a set, none of `unwanted`. Raises NoPath where nobody is left to draw."""
+        """Returns a relay of a set, none of `unwanted`. Raises NoPath where no relay is left to draw."""
         self._update(directory, name, now)
         candidates = [identity for identity in self._expires[name] if identity not in unwanted]
         self._rng.shuffle(candidates)
@@ -101,7 +104,7 @@ class Vanguards:
             self.has_changed = True
 
     def _lifetime(self, param: Param, name: str) -> float:
-        """Seconds: the greater of two uniform draws, so that an attacker waits long."""
+        """Returns seconds, the greater of two uniform draws, so that an attacker waits long."""
         low = param(f"guard-hs-{name}-lifetime-min")
         high = max(low, param(f"guard-hs-{name}-lifetime-max"))
         return max(self._rng.uniform(low, high), self._rng.uniform(low, high))
@@ -116,9 +119,9 @@ def choose_stem(
     rng: Random,
     now: float,
 ) -> tuple[Relay, ...]:
-    """The relays before a target that others have named, by its identity: guard, vanguards, middle.
+    """Returns the relays before a target that others have named, by its identity: guard, vanguards, middle.
 
-    An attacker may choose the target, so it has no say in who is guard: else tries would tell which is ours.
+    An attacker may choose the target. So the target does not restrict the guard: else tries would tell ours.
     Families and subnets do not count. Without a target the last is a rendezvous point. vanguards-spec,
     "Path construction". Raises NoPath, and as `pick_guard`.
     """
