@@ -132,7 +132,7 @@ def list_of_commands() -> str:
         for name, lesson in group.items():
             has_page = (ROOT / "man" / f"torkit-{name}.1").exists()
             command = f"[{name}](torkit-{name}.md)" if has_page else name
-            lines.append(f"| {command} | {lesson.summary} | `{lesson.example.replace('|', chr(92) + '|')}` |")
+            lines.append(f"| {command} | {lesson.summary} | `{lesson.example}` |")
         lines.append("")
     return "\n".join(lines)
 
