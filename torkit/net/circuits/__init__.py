@@ -1,4 +1,4 @@
-"""Circuits for requests: what each is for, how it is built, who shares it, what is built ahead.
+"""Circuits for requests: their purposes, how they are built, who shares them, which are built ahead.
 
 purpose     what a circuit is for, what its path needs, which requests may join it
 build       one circuit, hop by hop, within the timeouts that were learnt

@@ -1,6 +1,7 @@
 """Builds one circuit, hop by hop, within the timeouts that were learnt.
 
-Whoever waits for it gives up at the timeout for use; the circuit is finished for what it teaches, and closed.
+A request gives up at the timeout for use; the circuit is finished all the same, since its time teaches, and
+closed.
 path-spec, "Learning when to give up".
 """
 
@@ -44,16 +45,16 @@ from torkit.net.progress import Phase, diagnose
 MAX_RELAY_EARLY = 8
 
 # Implementation limits.
-STEP_MEMORY = 60.0  # seconds that a step which failed is passed over: so long a relay refuses to try it again
+STEP_MEMORY = 60.0  # seconds for which a failed step is passed over: so long a relay refuses to try again
 PATH_DRAWS = 16  # paths drawn to find one without a step that has just failed
 
 UNWANTED = "whoever asked for it has left"
 
 
 class Choice(NamedTuple):
-    """The relays of a circuit to be built, and who is told how the first of them did.
+    """The relays of a circuit to be built, and the handle that is told how the first of them did.
 
-    `is_given` where somebody named the relays: then nothing else is asked of them.
+    With `is_given` somebody named the relays, and nothing else is asked of them.
     """
 
     path: Path
@@ -62,26 +63,26 @@ class Choice(NamedTuple):
 
 
 class Chooser(Protocol):
-    """Chooses paths, and says how long they are good."""
+    """Chooses paths, and tells whether they are still good."""
 
     def choose(self, purpose: Shared | ForOnion, excluded: Collection[bytes]) -> Choice:
-        """Relays for a purpose, the last of them none of `excluded`, identities of exits.
+        """Returns relays for a purpose, the last of them none of `excluded`, identities of exits.
 
         Raises NoPath, NoGuard or NoDirectory.
         """
 
     def choose_leg(self, purpose: ExitByLegs, exit_relay: Relay, others: Collection[Path]) -> Choice:
-        """Another path to an exit to which `others` go. Raises as `choose`."""
+        """Returns another path to the exit of `others`. Raises as `choose`."""
 
     def given(self, path: Path) -> Choice:
-        """The choice of exactly these relays. Raises UsageError for none at all."""
+        """Returns the choice of exactly these relays. Raises UsageError for an empty path."""
 
     def may_go_on(self, path: Path) -> bool:
-        """Returns whether a circuit through these may take new streams, by the directory in use."""
+        """Returns whether a circuit through these relays may take new streams, by the directory in use."""
 
 
 class Builder:
-    """Builds circuits that belong to no request yet. Late ones are finished in `nursery`."""
+    """Builds circuits that belong to no request yet. Late circuits are finished in `nursery`."""
 
     def __init__(
         self,
@@ -102,15 +103,15 @@ class Builder:
         self._failed_steps: dict[tuple[bytes, bytes], float] = {}  # when, on trio's clock
 
     def choose(self, purpose: Shared | ForOnion, excluded: Collection[bytes] = ()) -> Choice:
-        """Returns a path without the steps that failed lately, whoever tried them, if a few draws find one.
+        """Returns a path without steps that failed lately, for any request, if a few draws find one.
 
-        Steps, not relays: a relay refuses for a minute to connect to one that it has found dead, while
-        others have long found it alive again.
+        Steps are passed over, not relays: a relay that has found another one dead refuses for a minute to
+        connect to it, while other relays have long found it alive again.
         """
         return self._draw(purpose, partial(self.paths.choose, purpose, excluded))
 
     def choose_leg(self, purpose: ExitByLegs, exit_relay: Relay, others: Collection[Path]) -> Choice:
-        """As `choose`: another path to an exit to which `others` go."""
+        """Returns another path to the exit of `others`, as `choose` does."""
         return self._draw(purpose, partial(self.paths.choose_leg, purpose, exit_relay, others))
 
     def _draw(self, purpose: Shared | ForOnion, choose: Callable[[], Choice]) -> Choice:
@@ -128,8 +129,8 @@ class Builder:
     async def build(self, choice: Choice, purpose: Shared | ForOnion) -> Circuit:
         """Build one circuit. Raises what made a hop fail, or TimedOut.
 
-        Where we chose the path, it is not given out before its guard is usable, nor once the directory lacks
-        one of its relays.
+        A circuit whose path we chose is given out when its guard is usable, and only while the directory has
+        all of its relays.
         """
         try:
             circuit = await self._build_in_time(choice, purpose)
@@ -150,7 +151,7 @@ class Builder:
         return circuit
 
     def note_failed_step(self, one: Relay, next_one: Relay) -> None:
-        """Pass over paths on which `one` would have to extend to `next_one`, for a minute."""
+        """For a minute, pass over paths on which `one` would have to extend to `next_one`."""
         self._failed_steps[one.identity, next_one.identity] = trio.current_time()
 
     async def build_through(self, path: Path) -> Circuit:
@@ -162,7 +163,7 @@ class Builder:
         )
 
     async def _build_in_time(self, choice: Choice, purpose: Shared | ForOnion) -> Circuit:
-        """Build within the timeout for use. What comes later is closed, but its time is learnt from."""
+        """Build within the timeout for use. A later circuit is closed, but its time teaches."""
         timeouts = self.build_times.timeouts.for_hops(len(choice.path))
         build = _Build()
         self._nursery.start_soon(self._run, build, choice, purpose, timeouts)
@@ -192,7 +193,7 @@ class Builder:
     async def _run(
         self, build: "_Build", choice: Choice, purpose: Shared | ForOnion, timeouts: Timeouts
     ) -> None:
-        """Build one circuit, however late."""
+        """Build one circuit, however long it takes."""
         try:
             with build.scope:
                 circuit = await build_circuit(
@@ -224,12 +225,12 @@ class Builder:
 
 
 def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
-    """The steps of a path: which relay extends to which, by identity."""
+    """Returns the steps of a path: pairs of identities, of a relay and the one it extends to."""
     return {(one.identity, next_one.identity) for one, next_one in pairwise(relays)}
 
 
 class _Build:
-    """A circuit under way. It may outlive whoever waits for it."""
+    """A circuit under way. It may outlive the request that waits for it."""
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
@@ -247,7 +248,7 @@ class _Build:
 
 
 def _do_nothing(circuit: Circuit) -> None:
-    """For whoever need not know when a build begins."""
+    """Stands for a `begin` that nobody needs."""
 
 
 async def build_circuit(
@@ -261,7 +262,7 @@ async def build_circuit(
     purpose: Shared | ForOnion = LOOK_UP,
     begin: Callable[[Circuit], None] = _do_nothing,
 ) -> Circuit:
-    """A circuit through all of `path`. Raises what made a hop fail, or TimedOut.
+    """Returns a circuit through all of `path`. Raises what made a hop fail, or TimedOut.
 
     The connection and the first hop must each be made within the timeout for use, all hops within that for
     closing. `guard` is told how the first relay did. `begin` is called between connecting and the first hop.
@@ -280,7 +281,7 @@ async def build_circuit(
         circuit.unnamed_hop = None if ends_at_exit else len(path) + 1  # the target, when it is added
         begin(circuit)
         for number, relay in enumerate(path, 1):
-            # Only an exit is asked for what exits are: others are asked for what middle hops are.
+            # Only an exit gets the handshake of exits; every other last relay gets that of middle hops.
             is_last = ends_at_exit and number == len(path)
             try:
                 with trio.fail_after(timeouts.use if number == 1 else timeouts.close):
@@ -314,9 +315,9 @@ async def build_circuit(
 async def build_directory_circuit(
     channels: Channels, purpose: AskDirectory, settings: CircuitSettings, guard: GuardTry = UNTOLD
 ) -> Circuit:
-    """A one-hop circuit to ask a directory server. Raises what made it fail, or TimedOut.
+    """Returns a one-hop circuit to a directory server. Raises what made it fail, or TimedOut.
 
-    Where the relay's keys are known, it is asked for what the last hop of any circuit is, as by C tor.
+    A relay whose keys are known gets the handshake of any circuit's last hop (as from C tor).
     """
 
     server = purpose.server
@@ -361,7 +362,7 @@ async def _build(
         if is_timeout and not has_answered:
             channels.forget(first)
         if has_answered:
-            guard.reached()  # one that answers by DESTROY is there
+            guard.reached()  # a relay that answers by DESTROY is there
         elif is_excused or _says_nothing(error, had_channel):
             guard.given_up()
         else:
@@ -382,14 +383,14 @@ async def _build(
 
 
 def _may_be_late(error: BaseException, had_channel: bool) -> bool:
-    """Returns whether a failure may come of our having stood still; so may the end of an older connection."""
+    """Returns whether a build may have failed by a stall of this process; so may an older connection."""
     if isinstance(error, trio.TooSlowError | TimedOut | HandshakeCut):
         return True
     return isinstance(error, ChannelClosed) and had_channel
 
 
 def _says_nothing(error: BaseException, had_channel: bool) -> bool:
-    """Returns whether a failure may not be the first relay's."""
+    """Returns whether a failure may not be the first relay's fault."""
     if not isinstance(error, PeerError | Closed | TimedOut | trio.TooSlowError):
         return True
     return isinstance(error, trio.TooSlowError) and had_channel  # perhaps only that connection is dead

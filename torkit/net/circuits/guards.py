@@ -1,7 +1,7 @@
 """Keeps the guards: gives one out with each path, hears what came of it, writes it down.
 
-Whoever builds a circuit holds a GuardTry of its first relay. Which guard is chosen, and what an outcome
-means, is torkit.paths.guards's; whether one fails too many circuits is torkit.learnt.path_bias's.
+The builder of a circuit holds a GuardTry of its first relay. torkit.paths.guards chooses guards and knows
+what an outcome means; torkit.learnt.path_bias judges whether a guard fails too many circuits.
 """
 
 import logging
@@ -32,18 +32,21 @@ logger = logging.getLogger(__name__)
 
 
 class GuardTry:
-    """Told once what came of a circuit that begins at a relay. This one is for those who keep no guards."""
+    """Told once what came of a circuit that begins at a relay.
+
+    This class does nothing: it stands for no guard.
+    """
 
     watch: Watch = UNWATCHED  # counts what becomes of the circuit
 
     def reached(self) -> None:
-        """The first hop was made, or the relay refused."""
+        """Note that the first hop was made, or that the relay refused."""
 
     def failed(self) -> None:
-        """The relay could not be reached, or did not answer."""
+        """Note that the relay could not be reached, or did not answer."""
 
     def given_up(self) -> None:
-        """Nobody will hear of it. Whoever just drops this says the same."""
+        """Note that the outcome will stay unknown. To drop this object says the same."""
 
     async def wait_usable(self) -> None:
         """Wait until no better guard may still answer. Raises CircuitClosed if one is worth a try first."""
@@ -53,10 +56,10 @@ UNTOLD = GuardTry()
 
 
 class GuardKeeper:
-    """The guards of one client. `note_directory` is to be told of each directory that is used.
+    """The guards of one client. Callers tell `note_directory` of each directory that is used.
 
-    Guards that were drawn at a first start serve nobody before `has_agreed`: they are kept first, or another
-    process's, where it came before.
+    Guards that a first start has drawn serve nobody before `has_agreed`: they are written down first, or
+    replaced by the guards of another process that was earlier.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class GuardKeeper:
         *,
         keeps_counts: bool,
     ) -> None:
-        """`keeps_counts` where path bias is worth writing down: not for one circuit."""
+        """With `keeps_counts` the counts of path bias are written down; one circuit is not worth that."""
         self.path_bias = PathBias(self._counts_of, current.param, self._note_path_bias)
         self.has_agreed = trio.Event()
         if any(guards.to_state().values()):
@@ -89,7 +92,7 @@ class GuardKeeper:
     # --- circuits ---------------------------------------------------------------------------------
 
     def pick(self, fits: Callable[[Relay], bool]) -> "GuardOfOurs":
-        """A guard for a circuit that is built next, one that `fits`. Raises NoGuard, NoPath, NoDirectory."""
+        """Returns a guard that `fits`, for the next circuit. Raises NoGuard, NoPath, NoDirectory."""
         if not self.has_agreed.is_set():
             raise NoGuard(
                 "the guards just drawn have not been kept yet", hint="wait until the client is ready"
@@ -104,7 +107,7 @@ class GuardKeeper:
         return GuardOfOurs(self, relay)
 
     def attempt(self, identity: bytes) -> GuardTry:
-        """The handle of a relay that somebody else chose as a first hop; it may be a guard of ours."""
+        """Returns the handle of a first hop that somebody else chose; it may be a guard of ours."""
         return _Told(self, identity)
 
     def note_reached(self, identity: bytes) -> None:
@@ -125,14 +128,14 @@ class GuardKeeper:
         return self.guards.judge(directory, identity, fits, now=time.time())
 
     def confirm(self, identity: bytes) -> None:
-        """A circuit that begins here is given out."""
+        """Note that a circuit which begins at this guard is given out."""
         with self._telling(identity, "GOOD"):
             self.guards.confirm(identity, now=time.time(), rng=self._rng)
         self._keep()
 
     @contextmanager
     def _telling(self, identity: bytes, status: str) -> Iterator[None]:
-        """Do this to a guard, and tell events if that changes how it stands."""
+        """Inside the block a guard is changed; an event tells of its new state."""
         journal = self._current.journal
         guard = self.guards.find(identity) if journal.is_heard else None
         before = guard and (guard.reachability, guard.confirmed_on)
@@ -152,14 +155,14 @@ class GuardKeeper:
     # --- the directory ----------------------------------------------------------------------------
 
     def lacking(self, directory: Directory) -> list[str]:
-        """Nicknames of the guards without whose microdescriptors no circuit is built."""
+        """Returns the nicknames of guards without whose microdescriptors no circuit is built."""
         try:
             return self.guards.lacking(directory, now=time.time(), rng=self._rng)
         finally:
             self._keep()
 
     def contacts(self, directory: Directory | None) -> list[Contact]:
-        """Guards to ask for documents, in random order; none before any were agreed on."""
+        """Returns the guards to ask for documents, in random order; none before `has_agreed`."""
         if directory is None or not self.has_agreed.is_set():
             return []
         try:
@@ -189,7 +192,10 @@ class GuardKeeper:
     # --- what is kept -----------------------------------------------------------------------------
 
     async def agree(self, directory: Directory) -> None:
-        """Keep the guards of a first start. Where another process has kept its own meanwhile, use those."""
+        """Write down the guards of a first start.
+
+        Where another process has done so meanwhile, use its guards.
+        """
         async with self._agreeing:
             if self.has_agreed.is_set():
                 return
@@ -209,7 +215,7 @@ class GuardKeeper:
 
     @property
     def has_changed(self) -> bool:
-        """Returns whether there is something to write down."""
+        """Returns whether the guards have changed since they were written down."""
         if not self.has_agreed.is_set():
             return False
         return self.guards.has_changed or (self._keeps_counts and self.path_bias.has_changed)
@@ -219,7 +225,7 @@ class GuardKeeper:
         self.guards.has_changed = self.path_bias.has_changed = value
 
     def to_state(self) -> dict[str, Any]:
-        """JSON values, under the names of torkit.paths.guards."""
+        """Returns JSON values, under the names of torkit.paths.guards."""
         return self.guards.to_state()
 
     def _keep(self) -> None:
@@ -228,7 +234,7 @@ class GuardKeeper:
 
 
 def _directory_contact(directory: Directory, identity: bytes) -> Contact | None:
-    """A relay to ask for documents, also where its microdescriptor has not come; None if it serves none."""
+    """Returns a relay to ask for documents, even without its microdescriptor; None if it serves none."""
     place = directory.consensus.relays.index_of(identity)
     if place is None:
         return None
@@ -240,7 +246,7 @@ def _directory_contact(directory: Directory, identity: bytes) -> Contact | None:
 
 
 class _Told(GuardTry):
-    """Tells the keeper, once."""
+    """The GuardTry of a guard: tells the keeper, once."""
 
     def __init__(self, keeper: GuardKeeper, identity: bytes) -> None:
         self._keeper = keeper

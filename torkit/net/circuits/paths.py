@@ -1,6 +1,6 @@
-"""Chooses the relays of our circuits: by purpose, beginning at a guard of ours, as the user restricts it.
+"""Chooses the relays of our circuits, by purpose, within the user's restrictions, from a guard on.
 
-How relays are drawn is torkit.paths.choose's and torkit.paths.vanguards's.
+torkit.paths.choose and torkit.paths.vanguards draw the relays.
 """
 
 import time
@@ -20,7 +20,7 @@ from torkit.paths.vanguards import Vanguards, choose_stem
 
 
 class Paths:
-    """`refusals` know exits that are none now; `vanguards` stand on paths to relays that others name."""
+    """`refusals` knows exits that let nothing out now; paths to relays that others name go by `vanguards`."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Paths:
         self._rng = rng
 
     def choose(self, purpose: Shared | ForOnion, excluded: Collection[bytes] = ()) -> Choice:
-        """Relays for a circuit that is built next, the last of them none of `excluded`, identities of exits.
+        """Returns relays for the next circuit, the last of them none of `excluded`, identities of exits.
 
         Raises NoPath, NoGuard, NoDirectory.
         """
@@ -54,11 +54,11 @@ class Paths:
             return self._choose_exit(purpose, excluded)  # nobody else is left
 
     def choose_leg(self, purpose: ExitByLegs, exit_relay: Relay, others: Collection[Path]) -> Choice:
-        """Another path to an exit to which `others` go, by another guard and another middle.
+        """Returns another path to the exit of `others`, by another guard and another middle.
 
-        By identity only (proposal 329, and as C tor): families and networks count within a path. A guard that
-        serves another leg keeps its place among those in use, so that no further one is drawn in for this.
-        Raises as `choose`.
+        Legs differ by identity only: families and networks count within a path (proposal 329; as C tor). A
+        guard that serves another leg keeps its place among the guards in use, so that this leg draws in no
+        further guard. Raises as `choose`.
         """
         names = frozenset(path[1].fingerprint for path in others)
         guards = frozenset(path[0].identity for path in others)
@@ -70,18 +70,18 @@ class Paths:
         return Choice(path, guard)
 
     def given(self, path: Path) -> Choice:
-        """The choice of exactly these relays. Raises UsageError for none at all."""
+        """Returns the choice of exactly these relays. Raises UsageError for an empty path."""
         if not path:
             raise UsageError("a path needs at least one relay")
         return Choice(path, self._guards.attempt(path[0].identity), is_given=True)
 
     def may_go_on(self, path: Path) -> bool:
-        """Returns whether a circuit through these may take new streams, by the directory in use."""
+        """Returns whether a circuit through these relays may take new streams, by the directory in use."""
         directory = self._current.known
         return directory is None or may_go_on(directory, path)
 
     def choose_for(self, constraints: Constraints) -> Path:
-        """Relays for `constraints` of the user's, for a circuit that somebody else builds.
+        """Returns relays for the user's `constraints`, for a circuit that somebody else builds.
 
         Raises as torkit.paths.choose does.
         """
@@ -99,7 +99,10 @@ class Paths:
         return Choice(path, guard)
 
     def _choose_stem(self, target: Relay | None) -> Choice:
-        """A path by way of the vanguards. Whoever named `target` has no say in which guard it begins at."""
+        """Returns a path by way of the vanguards.
+
+        `target`, which others have named, does not restrict the guard.
+        """
         with _Picker(self._guards) as picker:
             path = choose_stem(
                 self._current.directory,
@@ -123,7 +126,7 @@ class Paths:
 
 
 class _Picker:
-    """Asks for a guard while a path is chosen. If the rest of the path is not to be had, it is given up."""
+    """Asks for a guard while a path is chosen, and gives it up where the rest of the path cannot be had."""
 
     def __init__(self, guards: GuardKeeper, unwanted: Collection[bytes] = ()) -> None:
         """`unwanted` are identities."""
@@ -144,11 +147,11 @@ class _Picker:
 
     @property
     def picked(self) -> GuardOfOurs:
-        """The guard of the path that was chosen."""
+        """Returns the handle of the guard, now that the path was chosen."""
         assert self._guard is not None
         return self._guard
 
     def give_up(self) -> None:
-        """Nobody will hear of the guard, if one was picked."""
+        """Give up the guard, if one was picked."""
         if self._guard is not None:
             self._guard.given_up()

@@ -1,4 +1,4 @@
-"""Hands out circuits: one that is ready, or one that is built now. Ends what has served.
+"""Hands out circuits, ready ones or new ones, and ends those that have served.
 
 Requests of an equal isolation share circuits (shelves.py); where none is ready, they wait for one build, not
 each for its own. path-spec, "Attaching streams to circuits" and "Handling failure".
@@ -35,14 +35,14 @@ from torkit.net.progress import diagnose
 
 # Implementation limits.
 BUILD_ATTEMPTS = 8  # paths tried for one request before it rests
-AFTER_REST_ATTEMPTS = 3  # and after each rest: most relays that refused one then still refuse
+AFTER_REST_ATTEMPTS = 3  # after each rest: most relays that refused before the rest still refuse
 WORN_GRACE = 30.0  # seconds that a worn circuit is kept after its last stream, for what relays still hold
 
 logger = logging.getLogger(__name__)
 
 
 class Circuits:
-    """`take_ready` gives what is there, `acquire` waits for one, `open` builds one that nobody joins."""
+    """`take_ready` gives a ready circuit, `acquire` waits for one, `open` builds one that nobody joins."""
 
     def __init__(
         self, builder: Builder, predicted: PredictedPorts, rng: Random, nursery: trio.Nursery
@@ -51,7 +51,7 @@ class Circuits:
         self.identity = 0  # how often `renew` was called
         self.age = 0  # how often all were retired
         self.predicted = predicted
-        self.is_short = trio.Event()  # set when more may have to be built ahead; made anew by whoever does
+        self.is_short = trio.Event()  # set when more may have to be built ahead; the builder makes it anew
         self.journal = builder.journal
         self._builder = builder
         self._rng = rng
@@ -68,17 +68,17 @@ class Circuits:
         return ", ".join(f"{counts[state]} {state}" for state in ("clean", "dirty", "worn")) + " circuits"
 
     def take_ready(self, need: Need) -> Tunnel | None:
-        """A circuit as `acquire` gives it, if one is ready. Never waits."""
+        """Returns a circuit as `acquire` does, if one is ready. Never waits."""
         self.look_at_clock()
         entry = self._shelves.find(need, trio.current_time())
         return None if entry is None else self._claim(entry, need)
 
     async def acquire(self, need: Need, give_up_at: float = inf) -> Tunnel:
-        """A circuit for `need`; with a path of its own the circuit goes exactly there.
+        """Returns a circuit for `need`, through exactly its path if it has one.
 
-        Builds that fail are repeated, after BUILD_ATTEMPTS with rests between them, and a directory is waited
-        for. Raises NoPath or NoGuard at once, TimedOut with the last failure at `give_up_at`; with a path,
-        what ended the one build.
+        Builds that fail are repeated, after BUILD_ATTEMPTS with rests between them; without a directory it
+        waits for one. Raises NoPath or NoGuard at once, TimedOut with the last failure at `give_up_at`; with
+        a path, what ended the one build.
         """
         self.look_at_clock()
         failure: TorkitError | None = None
@@ -114,7 +114,7 @@ class Circuits:
         raise TimedOut(f"no circuit was built in time: {failure}", hint=failure.hint) from failure
 
     async def open(self, purpose: Shared | ForOnion, crowd: Hashable = None) -> Circuit:
-        """A circuit that no request joins, built in a turn of `crowd`; the caller closes it.
+        """Returns a circuit that no request joins, built in a turn of `crowd`. The caller closes it.
 
         Raises what ended the one build.
         """
@@ -122,7 +122,7 @@ class Circuits:
             return await self._build(self._builder.choose(purpose), purpose)
 
     def note_failed_step(self, last: Relay, target: Relay) -> None:
-        """A circuit that was opened could not be extended from `last` to `target`."""
+        """Note that an open circuit could not be extended from `last` to `target`."""
         self._builder.note_failed_step(last, target)
 
     def _claim(self, entry: Entry, need: Need) -> Tunnel:
@@ -139,7 +139,7 @@ class Circuits:
             self.is_short.set()
 
     def _may_pass(self, error: TorkitError) -> bool:
-        """Returns whether a build may succeed soon: a lost directory may come back, a shortage pass."""
+        """Returns whether a build may succeed soon: a lost directory may come back, a shortage may pass."""
         if isinstance(error, NoDirectory):
             return self._directory is not None
         return error.retry is Retry.NOW or isinstance(error, OutOfResources)
@@ -147,7 +147,7 @@ class Circuits:
     # --- building ---------------------------------------------------------------------------------
 
     async def _build_for(self, need: Need, attempts: int) -> Entry:
-        """Build one, each attempt in a turn of its crowd."""
+        """Build a circuit, each attempt in a turn of its crowd."""
         if need.path is None:
             return await self.build_any(need.purpose, need.excluded, need.crowd, attempts)
         async with self.turns.take(need.crowd):
@@ -198,14 +198,14 @@ class Circuits:
             raise
 
     def idle_timeout(self, expected: PredictedPorts) -> float:
-        """Seconds that a new circuit waits for its first use: a little longer than one is expected."""
+        """Returns how many seconds a new circuit waits for its first use: until it is expected no more."""
         if self._builder.build_times.is_learning:
             return self._builder.build_times.idle_timeout
         left = expected.seconds_left(trio.current_time())
         return left + 1 + self._rng.random() * left / 20
 
     def _close_clean(self, first: Relay) -> None:
-        """Close the circuits through a guard that is silent, so that no request has to find out."""
+        """Close the circuits through a silent guard, so that no request has to find out."""
         for entry in self._shelves.clean:
             if any(path[0].identity == first.identity for path in entry.circuit.paths):
                 entry.circuit.close("its guard does not answer")
@@ -223,7 +223,7 @@ class Circuits:
         return self._shelves.clean
 
     def state_of(self, circuit: Tunnel) -> str | None:
-        """On which shelf it stands: `clean`, `dirty` or `worn`; None for one that requests do not share."""
+        """Returns the shelf of a circuit: `clean`, `dirty` or `worn`; None where requests do not share it."""
         entry = self._shelves.entry_of(circuit)
         return None if entry is None else type(entry.state).__name__.lower()
 
@@ -233,7 +233,7 @@ class Circuits:
         return self._shelves.linked_count
 
     def retire(self, circuit: Tunnel, why: str) -> None:
-        """Let a circuit take no new streams, because of `why`; it is closed when its last one has gone."""
+        """Let a circuit take no new streams, because of `why`. It is closed when its last stream has gone."""
         if (entry := self._shelves.entry_of(circuit)) is not None:
             self._shelves.retire(entry, why)
 
@@ -284,11 +284,11 @@ class Circuits:
 
     def close(self) -> None:
         for entry in self._shelves:
-            entry.circuit.watch.note_used()  # as C tor, no guard is blamed for what was under way
+            entry.circuit.watch.note_used()  # no guard is blamed for streams that were under way (as C tor)
             entry.circuit.close("the client ends")
 
     def close_idle(self) -> None:
-        """Close clean circuits for which nobody has come."""
+        """Close clean circuits that nobody has used in time."""
         for entry in self._shelves.clean:
             if isinstance(entry.state, Clean) and trio.current_time() >= entry.state.expires_at:
                 entry.circuit.close("nobody has come for it")
@@ -313,7 +313,7 @@ class Circuits:
                     entry.circuit.close(state.why)
 
     async def _probe_and_close(self, circuit: Tunnel, why: str) -> None:
-        """Close a circuit on which no stream was answered, and first see whether that was its fault.
+        """Probe a circuit on which no stream was answered, to see whether that was its fault, then close it.
 
         path-spec, "Measuring path usage success rates".
         """

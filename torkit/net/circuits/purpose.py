@@ -1,4 +1,4 @@
-"""What a circuit is for: what its path needs, and which requests may join it.
+"""The purposes of circuits: what a path needs, and which requests may join.
 
 A circuit is built for one purpose, and a request has one. Requests share only circuits that streams leave at
 an exit; every other circuit belongs to whoever asked for it.
@@ -57,7 +57,7 @@ class ExitTo:
 
 
 class ExitByLegs(ExitTo):
-    """For a leg of linked circuits, and for the set of them. Its relays should be Stable, as C tor's."""
+    """For a leg of linked circuits, and for their set. Its relays should be Stable (as C tor's)."""
 
     __slots__ = ()
 
@@ -126,7 +126,7 @@ class Introduction(_ToRelay):
 
 
 class Rendezvous:
-    """For ESTABLISH_RENDEZVOUS, to a relay at which a service is met, and which we choose ourselves."""
+    """For ESTABLISH_RENDEZVOUS, to the relay at which we meet a service. We choose it ourselves."""
 
     label = "HS_CLIENT_REND"
     words = "a rendezvous"
@@ -134,7 +134,7 @@ class Rendezvous:
 
 
 class Ahead:
-    """For whichever of these needs it first."""
+    """For the first of these purposes that needs a circuit."""
 
     label = "HS_VANGUARDS"
     words = "onion services, ahead"
@@ -150,9 +150,9 @@ Purpose = Shared | AskDirectory | ForOnion
 class Need(NamedTuple):
     """What a request needs of a circuit.
 
-    `identity` counts the identities of this client: that of when the request began, so that it never shares
-    with later ones. With `path` the circuit goes exactly there; else it ends at none of `excluded`, which are
-    identities of exits. Linked circuits serve only whom `may_be_linked` allows.
+    `identity` is the number of the client's identity when the request began, so that the request never shares
+    a circuit with requests of later identities. With `path` the circuit goes exactly there; else its exit is
+    none of `excluded`. Only with `may_be_linked` may linked circuits serve it.
     """
 
     purpose: Shared

@@ -1,4 +1,4 @@
-"""One stream, or one look-up, that somebody asks for: tried on one circuit after another, as C tor does it.
+"""One stream, or one look-up, tried on one circuit after another (as C tor does it).
 
 path-spec, "Handling failure".
 """
@@ -32,20 +32,20 @@ from torkit.proto.messages import ResolvedError
 
 logger = logging.getLogger(__name__)
 
-# As C tor: seconds until the first attempt times out, the second, and each further one; and after which a
-# stream gets no further one.
+# Seconds until the first attempt times out, the second, and each further one; and seconds after which a
+# stream gets no further attempt. (As C tor.)
 ATTEMPT_TIMEOUTS = (10.0, 10.0, 15.0)
 STREAM_TIMEOUT = 120.0
 
-# As C tor: how often one stream ends by one of _UNCERTAIN, or with its circuit, until that is the answer.
+# How often an attempt ends by one of _UNCERTAIN, or with its circuit, before that is the answer (as C tor).
 MAX_FAILURES = 3
 
-# Implementation limit: exits by whose policy one stream is refused. C tor goes on for 120 s.
+# Implementation limit: how many exits may refuse one stream by policy. (C tor goes on for 120 s.)
 MAX_REFUSALS = 16
 
 SETTLE_TIMEOUT = 60.0  # seconds; a full congestion window at 8 KB/s
 
-# Ends that another exit may not give, as C tor takes them. All others are the target's answer.
+# Reasons of END after which another exit is tried (as C tor does). All others are the target's answer.
 _UNCERTAIN = frozenset({EndReason.MISC, EndReason.NOROUTE, EndReason.RESOLVEFAILED})
 _NO_EXIT = frozenset({EndReason.HIBERNATING, EndReason.RESOURCELIMIT})  # it wants no streams at all
 BROKEN_CIRCUIT = frozenset({EndReason.DESTROY, EndReason.TORPROTOCOL})
@@ -62,7 +62,7 @@ class Resolved(NamedTuple):
 
 
 class Request:
-    """Who wants it, where to, and what was tried. Ask it for one stream or one look-up, not for more."""
+    """Knows who wants a stream or a look-up, where to, and what was tried. Serves for one of them only."""
 
     def __init__(
         self,
@@ -75,10 +75,10 @@ class Request:
         path: Path | None = None,
         allow_internal: bool = False,
     ) -> None:
-        """A stream to `port` of `host`, or without a port a look-up of `host`, a name or an address.
+        """For a stream to `port` of `host`, or without a port for a look-up of `host`, a name or an address.
 
-        `allow_internal` on networks where addresses that are internal elsewhere are none. Raises UsageError
-        for what no exit can reach, NoPath where the exit of `path` does not allow it.
+        With `allow_internal`, private addresses are like all others, as in networks for tests. Raises
+        UsageError for what no exit can reach, NoPath where the exit of `path` does not allow it.
         """
         self._host = check_destination(host, allow_internal=allow_internal)
         self._port = port
@@ -98,7 +98,7 @@ class Request:
         self._failure_count = self._refusal_count = self._timeout_count = 0
 
     def begin(self) -> Stream | None:
-        """Make the first attempt at once: a stream not answered yet, or None where no circuit is ready.
+        """Make the first attempt at once. Returns a stream not answered yet, or None without a ready circuit.
 
         If it fails, or is not answered within the first of ATTEMPT_TIMEOUTS, `connect` goes on.
         """
@@ -129,7 +129,7 @@ class Request:
             return await self._try_on(partial(self._open, port))
 
     async def resolve(self) -> list[Resolved]:
-        """The addresses of a name, or for an address its names. Raises as `connect`."""
+        """Returns the addresses of a name, or the names of an address. Raises as `connect`."""
         with self._journal.telling_end(self.id):
             found, circuit = await self._try_on(self._look_up)
             if not found:
@@ -157,7 +157,10 @@ class Request:
         return stream
 
     async def _look_up(self, circuit: Tunnel) -> tuple[list[Resolved], Tunnel]:
-        """Ask an exit. An answer that is internal to a network is none: it would lead to somebody else's."""
+        """Ask an exit.
+
+        Internal addresses are left out of its answer: they would lead into another network.
+        """
         if self._journal.is_heard:
             self._journal.tell(StreamAttached(self.id, circuit.id))
         found = []
@@ -175,9 +178,10 @@ class Request:
     # --- one after another ------------------------------------------------------------------------
 
     async def _try_on(self, attempt: Callable[[Tunnel], Awaitable[T]]) -> T:
-        """Try on a circuit, and where that fails for its or its exit's fault, on another.
+        """Try on one circuit, and on another where the circuit or its exit is at fault.
 
-        Raises what an attempt does where another is of no use, TimedOut, NoPath, or what made circuits fail.
+        Raises what ends an attempt where another one is of no use, TimedOut, NoPath, or what made circuits
+        fail.
         """
         give_up_at = trio.current_time() + STREAM_TIMEOUT
         while self._may_go_on(give_up_at) and (circuit := await self._acquire(give_up_at)) is not None:
@@ -203,16 +207,16 @@ class Request:
 
     @property
     def _timeout(self) -> float:
-        """Seconds that the next attempt gets."""
+        """Returns the seconds for the next attempt."""
         return ATTEMPT_TIMEOUTS[min(self._timeout_count, len(ATTEMPT_TIMEOUTS) - 1)]
 
     @property
     def _refusing(self) -> frozenset[bytes]:
-        """Exits that have refused this target lately."""
+        """Returns exits that have refused this target lately."""
         return self._refusals.exits_refusing(self._need.isolation, self._host, self._port)
 
     async def _acquire(self, give_up_at: float) -> Tunnel | None:
-        """A circuit to an exit not tried yet; None if there is none, and an earlier failure says more."""
+        """Returns a circuit to an exit not tried yet; None without one, if an earlier failure says more."""
         refusing = self._refusing - self._exits
         try:
             try:
@@ -227,7 +231,7 @@ class Request:
             return None
 
     async def _acquire_without(self, excluded: Collection[bytes], give_up_at: float) -> Tunnel | None:
-        """A circuit to another exit than `excluded`; None when time is up."""
+        """Returns a circuit to none of the exits `excluded`; None when time is up."""
         try:
             return await self._circuits.acquire(self._need._replace(excluded=excluded), give_up_at)
         except TimedOut as error:
@@ -238,7 +242,7 @@ class Request:
     # --- what came of it --------------------------------------------------------------------------
 
     def _note_timeout(self, circuit: Tunnel) -> None:
-        """Nobody has answered in time."""
+        """Note that the exit has not answered in time."""
         self._exits.add(circuit.exit.identity)
         silent = _silent(circuit, self._timeout)
         logger.debug("stream %d, tried on circuit %d: %s", self.id, circuit.id, silent)
@@ -248,7 +252,7 @@ class Request:
         self._circuits.retire(circuit, "its exit was silent")
 
     def _note_failure(self, circuit: Tunnel, error: TorkitError) -> None:
-        """Learn from what was the end of an attempt. Raises it where another one is of no use."""
+        """Learn from the failure of an attempt. Raises it where another attempt is of no use."""
         logger.debug("stream %d, tried on circuit %d: %s", self.id, circuit.id, error)
         exit_identity = circuit.exit.identity
         self._exits.add(exit_identity)
@@ -290,7 +294,7 @@ def _silent(circuit: Tunnel, seconds: float) -> TimedOut:
 
 
 def _reason_of(failure: TorkitError) -> EndReason:
-    """Why an attempt failed: what is not a stream's end was its circuit's."""
+    """Returns why an attempt failed: the end of its stream, or else of its circuit."""
     return failure.reason if isinstance(failure, StreamClosed) else EndReason.DESTROY
 
 

@@ -1,7 +1,8 @@
 """Builds sets of linked circuits, and keeps some ready. None is built for a request that waits (as C tor).
 
-Two legs go to one exit, by different guards and different middles. Both are begun at once; one that fails is
-begun anew, a few times for one set: more would let who fails legs choose our relays (proposal 329, 4.2.2).
+Two legs go to one exit, by different guards and different middles. Both are begun at once. A leg that fails
+is begun anew, a few times for one set: with more tries, a relay that fails legs could choose our relays
+(proposal 329, 4.2.2).
 """
 
 import logging
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sets:
-    """`keep` begins what is missing. Sets are built in `nursery`."""
+    """`keep` begins the sets that are missing. They are built in `nursery`."""
 
     def __init__(self, circuits: Circuits, builder: Builder, current: Current, nursery: trio.Nursery) -> None:
         self._circuits = circuits
@@ -44,7 +45,8 @@ class Sets:
     def keep(self) -> float:
         """Begin as many sets as are missing, at once. Returns when to look again, on trio's clock.
 
-        Only while some port is expected: else an idle client would build them for ever (tor#40981).
+        Sets are built only while some port is expected: else an idle client would build them for ever
+        (tor#40981).
         """
         now = trio.current_time()
         ports = self._circuits.predicted.ports(now)
@@ -88,7 +90,7 @@ class Sets:
             raise
 
     async def _link(self, set_: "_Set", number: int, choice: Choice, others: trio.CancelScope) -> None:
-        """Have one leg ready, by as many attempts as its set has left. If none helps, end the others'."""
+        """Make one leg ready, by as many attempts as its set has left. If none helps, end the other leg."""
         while True:
             try:
                 async with self._circuits.turns.take(None):
@@ -120,7 +122,7 @@ class Sets:
 
 
 class _Set:
-    """Legs that are being linked. The first path decides which exit. Launches count before they are tried."""
+    """Legs that are being linked. The first path decides on the exit. Attempts count when they begin."""
 
     def __init__(self, builder: Builder, purpose: ExitByLegs, launches: int) -> None:
         self.purpose = purpose
@@ -133,7 +135,7 @@ class _Set:
         self._exit: Relay | None = None
 
     def choose(self, number: int, failure: TorkitError | None = None) -> Choice:
-        """A path for the leg of this number. Raises `failure` where no more may be tried, and NoPath."""
+        """Returns a path for the leg of this number. Raises NoPath, and `failure` after the last attempt."""
         if failure is not None and (self.launches_left == 0 or isinstance(failure, NotPossible)):
             raise failure
         self.launches_left -= 1
@@ -143,12 +145,12 @@ class _Set:
         else:
             others = [one.path for one in self.paths.values()]
             choice = self._builder.choose_leg(self.purpose, self._exit, others)
-        choice.guard.watch = UNWATCHED  # as C tor: an exit must not be able to make guards look bad
+        choice.guard.watch = UNWATCHED  # an exit must not be able to make guards look bad (as C tor)
         self.paths[number] = choice
         return choice
 
     def finish(self, current: Current) -> LinkedCircuit:
-        """The set. Raises what ended a leg for good, or meanwhile."""
+        """Returns the set. Raises what ended one of its legs."""
         if self.failure is not None:
             raise self.failure
         legs = list(self.legs.values())  # as they were linked, the last one last
@@ -158,6 +160,6 @@ class _Set:
         return LinkedCircuit(legs, current.circuit_settings())
 
     def close(self) -> None:
-        """Close the legs that there are: the set has failed."""
+        """Close the legs at hand: the set has failed."""
         for leg in self.legs.values():
             leg.circuit.close("its set could not be linked")

@@ -1,4 +1,4 @@
-"""The circuits at hand, found by isolation without a look at every other.
+"""The circuits at hand, found by isolation without a look at every circuit.
 
 A circuit goes from one shelf to the next, and never back:
 
@@ -18,25 +18,25 @@ from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.circuits.purpose import Need, Shared
 
 # Specification constant, seconds (path-spec, "Clients build circuits on demand"): how long after its first
-# stream a circuit takes new ones. Not drawn at random, as in C tor.
+# stream a circuit takes new ones. It is not drawn at random (as in C tor).
 MAX_DIRTINESS = 600.0
 
 
 class Clean(NamedTuple):
-    """`expires_at` is when it is closed if nobody has come."""
+    """Nobody has used the circuit; at `expires_at` it is closed."""
 
     expires_at: float
 
 
 class Dirty(NamedTuple):
-    """`key` is that of the requests which may join, `since` when the first did."""
+    """Requests with this `key` may join; the first did at `since`."""
 
     key: Hashable
     since: float
 
 
 class Worn:
-    """Waits for its last stream to go, to be closed because of `why`."""
+    """The circuit waits for its last stream to go, and is then closed because of `why`."""
 
     def __init__(self, why: str) -> None:
         self.why = why
@@ -45,7 +45,7 @@ class Worn:
 
 
 class Entry:
-    """A circuit to an exit, and what may be done with it."""
+    """A circuit to an exit, and its state."""
 
     __slots__ = ("circuit", "exit", "purpose", "state")
 
@@ -61,7 +61,7 @@ class Entry:
         return isinstance(self.circuit, LinkedCircuit)
 
     def serves(self, need: Need, now: float) -> bool:
-        """Returns whether a request may have it, if its isolation allows that."""
+        """Returns whether a request may have the circuit, if isolation allows it."""
         if self.circuit.error is not None or not self.circuit.has_room:
             return False
         if self.is_linked and not need.may_be_linked:
@@ -80,7 +80,7 @@ class Shelves:
     """Every circuit that requests share. Times are on trio's clock, and arguments."""
 
     def __init__(self) -> None:
-        # Dicts for sets that keep an order: of building, of when they became dirty, of when worn.
+        # Dicts stand for ordered sets. The orders: of building; of becoming dirty; of becoming worn.
         self._entries: dict[Tunnel, Entry] = {}
         self._clean: dict[Entry, None] = {}
         self._dirty: dict[Entry, None] = {}
@@ -98,14 +98,14 @@ class Shelves:
 
     @property
     def worn(self) -> list[tuple[Entry, Worn]]:
-        """The circuits that only wait for their last stream to go."""
+        """Returns the circuits that only wait for their last stream to go."""
         return [(entry, entry.state) for entry in self._worn if isinstance(entry.state, Worn)]
 
     def find(self, need: Need, now: float) -> Entry | None:
-        """A set of linked circuits, that of this isolation or a clean one; else the circuit last given this
-        isolation, else the youngest clean one.
+        """Returns a set of linked circuits, of this isolation or clean; else the circuit last given to this
+        isolation; else the youngest clean one.
 
-        As C tor, but for a set that the isolation has, which it keeps: its exit is what a session stands on.
+        An isolation keeps the set that it has, since a session relies on the exit. (Otherwise as C tor.)
         """
         own = self._by_key.get(need.key, ())
         if need.path is None:
@@ -122,7 +122,7 @@ class Shelves:
         return None
 
     def add(self, entry: Entry) -> None:
-        """Put up a clean circuit."""
+        """Add a clean circuit."""
         self._entries[entry.circuit] = entry
         self.linked_count += entry.is_linked
         self._clean[entry] = None
@@ -141,14 +141,14 @@ class Shelves:
         return self._entries.get(circuit)
 
     def retire(self, entry: Entry, why: str) -> None:
-        """Let nobody join it any more, because of `why`."""
+        """Let no request join a circuit any more, because of `why`."""
         if not isinstance(entry.state, Worn):
             self._take_down(entry)
             entry.state = Worn(why)
             self._worn[entry] = None
 
     def retire_old(self, now: float) -> None:
-        """Let nobody join those that have been dirty for MAX_DIRTINESS."""
+        """Let no request join circuits that have been dirty for MAX_DIRTINESS."""
         while self._dirty:
             oldest = next(iter(self._dirty))
             assert isinstance(oldest.state, Dirty)
@@ -157,13 +157,13 @@ class Shelves:
             self.retire(oldest, f"it has served for {MAX_DIRTINESS:g} s")
 
     def forget(self, entry: Entry) -> None:
-        """Its circuit has ended."""
+        """Note that a circuit has ended."""
         del self._entries[entry.circuit]
         self.linked_count -= entry.is_linked
         self._take_down(entry)
 
     def _take_down(self, entry: Entry) -> None:
-        """Take it off the shelf on which it stands."""
+        """Take a circuit off the shelf on which it stands."""
         match entry.state:
             case Clean():
                 del self._clean[entry]

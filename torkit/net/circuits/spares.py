@@ -23,9 +23,9 @@ from torkit.net.progress import diagnose
 SPARE_COUNT = 2
 
 # Implementation limits.
-MAX_SPARES = 14  # clean circuits at which no more are built ahead, as C tor; path-spec says 12
-EXPIRY_CHECK = 30.0  # seconds between looks at which circuits have served, as C tor
-ROUNDS_BEFORE_WARNING = 2  # failed ones of building ahead, each of some attempts
+MAX_SPARES = 14  # clean circuits at which no more are built ahead (as C tor; path-spec says 12)
+EXPIRY_CHECK = 30.0  # seconds between looks for circuits that have served (as C tor)
+ROUNDS_BEFORE_WARNING = 2  # failed rounds, each of some attempts
 SPARE_RETRY = 5.0  # seconds before building ahead is tried again after a failure
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ class Spares:
     async def keep(self, count: int = SPARE_COUNT) -> None:
         """Keep `count` clean circuits ready for each port that is expected; never returns.
 
-        Those that have served are closed, and those for which nobody came. None is begun while requests wait
-        for their turns. Says what is in the way if that goes on, and when it is gone: nobody else does after
-        the start.
+        Closes circuits that have served, and circuits that nobody used in time. Begins none while requests
+        wait for their turns. If builds go on failing it logs why, and when that has passed: after the start
+        nobody else does.
         """
         circuits = self._circuits
         if count:
@@ -77,7 +77,7 @@ class Spares:
             self._worn_look_at = trio.current_time() + EXPIRY_CHECK
 
     def _uncovered_port(self, count: int) -> int | None:
-        """A port that is expected and for which fewer than `count` circuits are ready."""
+        """Returns an expected port for which fewer than `count` circuits are ready, or None."""
         now = trio.current_time()
         spares = [entry for entry in self._circuits.clean if entry.circuit.error is None]
         if sum(not entry.is_linked for entry in spares) >= MAX_SPARES:
@@ -94,8 +94,8 @@ class Spares:
         """Build a circuit for `port`. Returns whether that went well."""
         try:
             await self._build(port)
-        except TorkitError as error:  # whoever needs a circuit now is told why there is none
-            if not isinstance(error, NoDirectory):  # why there is none is said by who fetches it
+        except TorkitError as error:  # a request that needs a circuit now is told why there is none
+            if not isinstance(error, NoDirectory):  # the keeper of the directory says why there is none
                 self._note_failure(diagnose([error]))
             return False
         if self._failed_rounds >= ROUNDS_BEFORE_WARNING:
@@ -107,7 +107,7 @@ class Spares:
         try:
             await self._circuits.build_any(ExitTo(port))
         except NoPath:
-            await self._circuits.build_any(LOOK_UP)  # as C tor; and it may not be the port's fault
+            await self._circuits.build_any(LOOK_UP)  # perhaps the port is not at fault (as C tor)
             self._circuits.predicted.forget(port)
 
     def _note_failure(self, failure: TorkitError) -> None:
@@ -120,7 +120,7 @@ class Spares:
     async def learn(self) -> None:
         """Build circuits to learn from as long as too few have been; never returns.
 
-        Not too often, and not too many that nobody uses.
+        They are built not too often, and only while few unused ones are at hand.
         """
         param = self._current.param
         while True:

@@ -1,7 +1,7 @@
-"""Whose circuit is built next, and how long a request rests between builds that fail.
+"""Decides whose circuit is built next, and how long a request rests between builds that fail.
 
-No more than MAX_PENDING circuits are under way at once. Where more are wanted, isolations have their turns
-one after another, so that a crowd of requests in one delays no other's first.
+No more than MAX_PENDING circuits are under way at once. Where more are wanted, isolations take turns, so
+that a crowd of requests in one isolation does not delay the first request of another.
 """
 
 import logging
@@ -12,10 +12,10 @@ from random import Random
 
 import trio
 
-# As C tor's MaxClientCircuitsPending. Circuits to directories do not count: `sources` asks few at once.
+# Circuits to directories do not count: few are asked at once. (C tor's MaxClientCircuitsPending.)
 MAX_PENDING = 32
 
-# Implementation limit, seconds: how long a request rests after its first builds have failed, and after each
+# Implementation limits, seconds: how long a request rests after its first builds have failed, and after each
 # further one. (C tor looks once a second.)
 RESTS = (1.0, 1.0, 2.0, 2.0, 3.0)
 
@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def rest(number: int, rng: Random) -> float:
-    """Seconds of a request's rest, by how many it had before. Random, lest a crowd comes back at once."""
+    """Returns the seconds of a rest, by how many the request had before.
+
+    Random, lest a crowd comes back at once.
+    """
     return RESTS[min(number, len(RESTS) - 1)] * (0.5 + rng.random())
 
 
@@ -36,12 +39,12 @@ class Turns:
 
     @property
     def has_room(self) -> bool:
-        """Returns whether a circuit may be begun without waiting. False while anybody waits."""
+        """Returns whether a circuit may be begun without a wait. False while any request waits."""
         return self._free_count > 0
 
     @asynccontextmanager
     async def take(self, isolation: Hashable) -> AsyncIterator[None]:
-        """Wait for a turn among those of other isolations, and hold it."""
+        """Wait for a turn, beside other isolations, and hold it."""
         if self._free_count > 0:
             self._free_count -= 1
         else:

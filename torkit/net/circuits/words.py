@@ -1,6 +1,7 @@
-"""A line for each circuit: its relays, what it is for, how it did. Never where its streams go.
+"""Logs a line for each circuit: its relays, its purpose, how it did. Never the targets of its streams.
 
-The last relay of a circuit for onion services is not named: a service has chosen it, so it may tell which.
+The last relay of a circuit for onion services is not named: the service has chosen it, so it may betray which
+service that is.
 """
 
 import logging
@@ -13,18 +14,18 @@ logger = logging.getLogger(__name__)
 
 
 def names_of(path: Path, purpose: Shared | ForOnion) -> list[str]:
-    """What the relays of a circuit are called in messages."""
+    """Returns the names of a circuit's relays for messages."""
     names = [relay.nickname for relay in path]
     return names if isinstance(purpose, Shared) else [*names[:-1], "the last relay"]
 
 
 def note_built(circuit: Circuit, purpose: Shared | ForOnion, seconds: float) -> None:
-    """Say that a circuit was built. The circuit itself says how it ends."""
+    """Log that a circuit was built. The circuit itself logs its end."""
     circuit.is_told = True
     names = ", ".join(names_of(circuit.path, purpose))
     logger.info("circuit %d for %s was built in %.2f s: %s", circuit.id, purpose.words, seconds, names)
 
 
 def note_failed(purpose: Shared | ForOnion, error: TorkitError, seconds: float) -> None:
-    """Say that a circuit was not built. `error` names the relay."""
+    """Log that a circuit was not built. `error` names the relay."""
     logger.info("a circuit for %s failed after %.2f s: %s", purpose.words, seconds, error)
