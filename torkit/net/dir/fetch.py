@@ -1,6 +1,6 @@
 """Asks one relay for directory documents: HTTP/1.0 over a BEGIN_DIR stream of a circuit's last hop.
 
-What comes back is bytes from a stranger: bounded here, checked in directory/.
+The answer is bytes from a stranger: bounded here, checked in directory/.
 """
 
 import time
@@ -23,19 +23,19 @@ from torkit.net.circuit.stream import Stream
 from torkit.net.dir.steps import in_steps
 
 # Implementation limits.
-REQUEST_TIMEOUT = 60.0  # seconds without a byte, as long as C tor allows a stalled answer
-ANSWER_TIMEOUT = 600.0  # seconds for a whole answer, or a byte now and then would hold us for ever
-MICRODESCS_PER_REQUEST = 500  # what one request line of 22 KB names
+REQUEST_TIMEOUT = 60.0  # seconds without a byte (as long as C tor allows)
+ANSWER_TIMEOUT = 600.0  # seconds for a whole answer: else a byte now and then would hold us for ever
+MICRODESCS_PER_REQUEST = 500  # one request line of 22 KB names so many
 
-# As C tor: how much newer than ours a consensus must be, in seconds, where its lifetime allows that; how many
-# bytes of an authority's identity are told; the headers that requests may have, in their order.
+# How much newer than ours a consensus has to be, in seconds, where its lifetime allows that; how many bytes
+# of an authority's identity a request tells; the headers that requests may have, in their order. (As C tor.)
 NEWER_BY = 180
 PREFIX_LEN = 3
 HEADERS = ("Host", "If-Modified-Since", "Accept-Encoding", "X-Or-Diff-From-Consensus")
 
 
 def _ignore() -> None:
-    """For whoever need not know that an answer begins."""
+    """Stands for a `begun` that nobody needs."""
 
 
 async def fetch_consensus(
@@ -46,9 +46,9 @@ async def fetch_consensus(
     held: Preamble | None = None,
     begun: Callable[[], None] = _ignore,
 ) -> Answer:
-    """A consensus of this flavor newer than `held`, unverified, or a diff from it.
+    """Returns a consensus of this flavor newer than `held`, unverified, or a diff from `held`.
 
-    More than half of `authorities`, v3 identities of 20 bytes, must have signed it: else the relay answers
+    More than half of `authorities`, v3 identities of 20 bytes, have to have signed it: else the relay answers
     that it has none. `begun` is called when the first bytes have come. Raises NoDirectory, DocumentError or
     what ended the stream. dir-spec, "Serving and requesting diffs".
     """
@@ -67,13 +67,13 @@ async def fetch_consensus(
 
 
 async def fetch_certificates(circuit: Circuit, identities: Iterable[bytes]) -> bytes:
-    """The newest certificates of authorities, by v3 identity, 20 bytes each, one after the other."""
+    """Returns the newest certificates, one after the other, of authorities by v3 identity, 20 bytes each."""
     wanted = "+".join(identity.hex().upper() for identity in identities)
     return (await _get(circuit, f"/tor/keys/fp/{wanted}", MAX_CERTIFICATES_LEN)).body
 
 
 async def fetch_certificates_of_keys(circuit: Circuit, keys: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Authority certificates by (identity, signing key digest), 20 bytes each, one after the other."""
+    """Returns certificates, one after the other, by (identity, signing key digest), 20 bytes each."""
     wanted = "+".join(f"{identity.hex()}-{digest.hex()}".upper() for identity, digest in keys)
     return (await _get(circuit, f"/tor/keys/fp-sk/{wanted}", MAX_CERTIFICATES_LEN)).body
 
@@ -81,14 +81,14 @@ async def fetch_certificates_of_keys(circuit: Circuit, keys: Iterable[tuple[byte
 async def fetch_microdescs(
     circuit: Circuit, digests: Collection[bytes], *, begun: Callable[[], None] = _ignore
 ) -> bytes:
-    """At most MICRODESCS_PER_REQUEST microdescriptors by SHA-256 digest; those the relay has."""
+    """Returns the microdescriptors that the relay has, of MICRODESCS_PER_REQUEST SHA-256 digests at most."""
     wanted = "-".join(b64encode(digest).decode().rstrip("=") for digest in digests)
     limit = len(digests) * MAX_MICRODESC_LEN
     return (await _get(circuit, f"/tor/micro/d/{wanted}.z", limit, begun=begun)).body
 
 
 async def fetch_onion_descriptor(circuit: Circuit, blinded: bytes, limit: int) -> bytes:
-    """The descriptor of the onion service with this blinded key, 32 bytes; at most `limit` bytes, unverified.
+    """Returns an onion service's descriptor by its blinded key, 32 bytes: at most `limit` bytes, unverified.
 
     Raises NotServed where the relay has none. rend-spec-v3, "Downloading and uploading descriptors".
     """
@@ -103,7 +103,7 @@ async def _get(
     headers: Mapping[str, str] = MappingProxyType({}),
     begun: Callable[[], None] = _ignore,
 ) -> Answer:
-    """At most `limit` bytes. The paths and headers, and their order, are those of C tor.
+    """Returns an answer of at most `limit` bytes. (Paths and headers, and their order, are C tor's.)
 
     dir-spec, "General-use HTTP URLs".
     """
@@ -119,7 +119,7 @@ async def _get(
         try:
             with trio.fail_after(ANSWER_TIMEOUT):
                 request = "\r\n".join(lines).encode("ascii")
-                # At once, so that it goes with BEGIN_DIR in one record, as from C tor's clients.
+                # At once, so that it goes with BEGIN_DIR in one record (as from C tor's clients).
                 await stream.send_all(request[stream.put(request) :])
                 while data := await _receive(stream):
                     if not answer:

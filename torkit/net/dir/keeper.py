@@ -1,7 +1,7 @@
 """Keeps the directory: from the cache, then from the network, then ever newer. dir-spec, "Client operation".
 
-Whatever arrives is verified before it replaces what is held. A source that fails, lies or lags is passed
-over for another. Nothing is fetched but from the configured fallbacks and authorities and from guards.
+Every document is verified before it replaces the one at hand. A source that fails, lies or lags is passed
+over for another. Sources are the configured fallbacks and authorities, and guards.
 """
 
 import logging
@@ -50,21 +50,21 @@ from torkit.net.shortage import run_in_thread
 from torkit.paths.choose import prepare
 from torkit.paths.guards import missing_microdescs
 
-# The subprotocols that a consensus may require of clients. Those of onion services are listed, spoken or not:
-# lacking them keeps no client from the network. subprotocol-versioning; proposals 264 and 303.
+# The subprotocols that a consensus may require of clients. Those of onion services are listed even if unused:
+# to lack them keeps no client from the network. subprotocol-versioning; proposals 264 and 303.
 SUPPORTED = decode_protocols(
     "Cons=2 Desc=2-4 FlowCtrl=1-2 HSDir=2 HSIntro=4-5 HSRend=2 Link=4-5 Microdesc=2-3 Relay=2-6"
 )
 
-# 2026-11-22. What an older consensus requires may have been dropped since: proposal 297.
+# 2026-11-22. The requirements of an older consensus may have been dropped since: proposal 297.
 RELEASED = 1_795_305_600
 
-# Specification constant, seconds (dir-spec, "Downloading server descriptors or microdescriptors"): after
-# which what could not be had is tried again.
+# Specification constant, seconds (dir-spec, "Downloading server descriptors or microdescriptors"): when
+# microdescriptors that could not be had are tried again.
 MISSING_RETRY = 600.0
 
 # Implementation limits.
-ROUNDS_BEFORE_ERROR = 4  # failed rounds, some 10 s, before whoever waits is told
+ROUNDS_BEFORE_ERROR = 4  # failed rounds, some 10 s, before waiting callers are told
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +72,10 @@ Verified = tuple[Consensus, tuple[AuthorityCertificate, ...]]
 
 
 class DirectoryKeeper:
-    """Run `run` in a task; `directory` is the newest usable one, or None until there is one.
+    """Run `run` in a task. `directory` is the newest usable one, or None until there is one.
 
-    A newer one that lacks too many microdescriptors, or one of a guard in use, does not replace it until they
-    have come.
+    A newer directory replaces it only when enough of its microdescriptors have come, and those of all guards
+    in use.
 
     `authorities` maps v3 identities, 20 bytes, to nicknames.
     """
@@ -98,8 +98,8 @@ class DirectoryKeeper:
     ) -> None:
         """`settings` are for circuits to directories, `country_of` is for the directories that are made.
 
-        `current` is given each directory that may be used. `first_hop` gives what is told of a circuit's
-        first hop, by identity. `missing_guards` names the guards without whose microdescriptors a directory
+        `current` gets each directory that may be used. `first_hop` gives the handle of a circuit's first hop,
+        by identity. `missing_guards` names the guards without whose microdescriptors a directory
         may not be used; `agree_on_guards` is awaited before the first of them is asked for microdescriptors.
         With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
         """
@@ -120,36 +120,39 @@ class DirectoryKeeper:
         self._newest: Directory | None = None  # of the newest verified consensus, usable or not
         self._untimely: Verified | None = None  # the newest of this round that is good but for its times
         self._backoff = 0.0  # seconds
-        self._said: type[TorkitError] | None = None  # what was in the way when that was last told
+        self._said: type[TorkitError] | None = None  # the obstacle that was told last
         self._certificates: tuple[AuthorityCertificate, ...] = ()
         self._microdescs = Microdescs()
 
     @property
     def directory(self) -> Directory | None:
-        """The one that is used, if there is one."""
+        """The directory in use, if there is one."""
         return self._current.known
 
     @property
     def failure(self) -> TorkitError | None:
-        """What keeps a directory from being had, after some rounds."""
+        """Why there is no directory, after some rounds."""
         return self._current.failure
 
     async def wait_ready(self) -> Directory:
-        """The directory, once circuits may be built on it. Raises why there is none, after some rounds."""
+        """Wait for a directory on which circuits may be built.
+
+        Raises why there is none, after some rounds.
+        """
         await self._wait_for(self.is_ready)
         return self._current.directory
 
     async def wait_consensus(self) -> Consensus:
-        """A live consensus, whether its microdescriptors have come or not. Raises as `wait_ready`."""
+        """Wait for a live consensus, with or without its microdescriptors. Raises as `wait_ready`."""
         await self._wait_for(self._has_consensus)
         if self._newest is None or not self._has_consensus.is_set():
             raise self.failure or NoDirectory("there is no live consensus")
         return self._newest.consensus
 
     async def download(self, flavor: str, held: Preamble | None = None) -> Consensus:
-        """A live consensus of this flavor from the network, verified; the directory stays as it is.
+        """Returns a live consensus of this flavor from the network, verified; the directory stays as it is.
 
-        With `held`, what has changed since that one is asked for; it is what comes if nothing has. Several
+        With `held`, a diff from it is asked for; `held` is returned if nothing has changed. Several
         sources are asked in one round. Raises NoDirectory, DocumentError, or what made them fail.
         """
 
@@ -169,7 +172,7 @@ class DirectoryKeeper:
         return consensus
 
     async def _wait_for(self, event: trio.Event) -> None:
-        """Until `event`, or until some rounds have failed."""
+        """Wait for `event`, or until some rounds have failed."""
         async with trio.open_nursery() as nursery:
 
             async def wait_failed() -> None:
@@ -181,7 +184,7 @@ class DirectoryKeeper:
             nursery.cancel_scope.cancel()
 
     async def run(self) -> None:
-        """Never returns. Failures are kept in `failure` and tried again."""
+        """Keep the directory; never returns. Failures are kept in `failure` and tried again."""
         failed_rounds = 0
         await self._load()
         self._is_loaded.set()
@@ -209,7 +212,7 @@ class DirectoryKeeper:
             await self._sleep(wait, trio.Event())
 
     async def _advance(self) -> float:
-        """One round: a consensus that is fresh, its microdescriptors; seconds until the next round."""
+        """Fetch a fresh consensus and its microdescriptors. Returns the seconds until the next round."""
         now = time.time()
         if self._given is not None:
             await self._use_given(self._given, now)
@@ -217,7 +220,7 @@ class DirectoryKeeper:
             try:
                 await self._fetch_consensus()
             except TorkitError as failure:
-                # An old one goes on being used as long as it is reasonably live.
+                # An old consensus stays in use as long as it is reasonably live.
                 if self._newest is None:
                     raise
                 if time.time() > self._newest.consensus.valid_until + REASONABLY_LIVE:
@@ -253,15 +256,15 @@ class DirectoryKeeper:
         )
 
     def _retry_wait(self) -> float:
-        """Seconds until the next round after one that has failed: somebody must be there to ask."""
+        """Returns the seconds until the round after a failed one: until some source may be asked again."""
         self._backoff = next_backoff(self._backoff, self._rng)
         return max(self._backoff, self._servers.wait_seconds())
 
     async def _sleep(self, seconds: float, is_hurried: trio.Event) -> None:
-        """Sleep `seconds` of either clock, the wall's and old circuits being looked at every CLOCK_CHECK.
+        """Sleep `seconds` of either clock. Looks at the wall clock and at old circuits every CLOCK_CHECK.
 
-        When the wall clock has run ahead, the computer was suspended or its clock set: what is known of
-        the sources is then forgotten, and the caller sees for itself what is to be done.
+        When the wall clock has run ahead, the computer was suspended or its clock was set. Then all that is
+        known of the sources is forgotten, and the caller looks anew at what is due.
         """
         ends_at = trio.current_time() + seconds
         watch = ClockWatch()
@@ -297,7 +300,7 @@ class DirectoryKeeper:
             logger.info("the cached consensus is not used: %s", error)
 
     def _read_cache(self) -> tuple[tuple[AuthorityCertificate, ...] | None, bytes | None, Preamble | None]:
-        """Certificates, the text of microdescriptors, a consensus. In a thread: the disk may be slow."""
+        """Read certificates, the text of microdescriptors, a consensus. In a thread: the disk may be slow."""
         return self._cache.load_certificates(), self._cache.read_microdescs(), self._cache.load_consensus()
 
     async def _save(self, save: Callable[..., None], *args: object) -> None:
@@ -313,9 +316,9 @@ class DirectoryKeeper:
     # --- the network ------------------------------------------------------------------------------
 
     async def _fetch_consensus(self) -> None:
-        """Adopt the newest consensus to be had: a live one, else one that is still within the tolerance.
+        """Adopt the newest consensus that a source has: a live one, else one still within the tolerance.
 
-        Raises ClockSkewed, having adopted it, where it is live by several relays' clocks and not by ours.
+        Where it is live by several relays' clocks and not by ours, adopts it and raises ClockSkewed.
         """
         self._untimely = None
         try:
@@ -357,7 +360,7 @@ class DirectoryKeeper:
         try:
             self._check_times(consensus, time.time(), least=Liveness.LIVE)
         except ClockSkewed:
-            return verified  # others have no better one: it is our clock that is wrong
+            return verified  # other sources have no better one: our clock is wrong
         except NoDirectory as error:
             if self._untimely is None or consensus.valid_after > self._untimely[0].valid_after:
                 self._untimely = verified
@@ -401,10 +404,10 @@ class DirectoryKeeper:
     async def _with_certificates(
         self, consensus: Preamble, asked: Asked, now: float
     ) -> tuple[AuthorityCertificate, ...]:
-        """The certificates at hand, and those that a consensus needs.
+        """Returns the certificates at hand, and those that a consensus needs.
 
-        As C tor asks for them: the newest of every authority of which there is none; then, where a signature
-        was made with another key, that key's.
+        Asks for the newest certificate of every authority that has none here; then, where a signature was
+        made with another key, for that key's. (As C tor.)
         """
         from torkit.net.dir.fetch import fetch_certificates, fetch_certificates_of_keys
 
@@ -437,7 +440,7 @@ class DirectoryKeeper:
             raise
 
     def _skewed(self, consensus: Preamble, now: float) -> ClockSkewed | None:
-        """What is wrong with our clock, if the consensus is live by several relays' and not by ours."""
+        """Returns how our clock is wrong, where the consensus is live by several relays' clocks only."""
         skew = self._servers.clock_skew()
         if skew is None or is_live(consensus, now) or not is_live(consensus, now - skew):
             return None
@@ -478,14 +481,14 @@ class DirectoryKeeper:
             )
         lifetime = consensus.fresh_until - consensus.valid_after
         earliest = consensus.fresh_until + 0.75 * lifetime
-        # At random, so that clients neither fall upon the caches together nor are told apart by when
-        # they come. dir-spec, "Downloading network-status documents".
+        # At random, so that clients do not all come to the caches together, and do not differ in when they
+        # come. dir-spec, "Downloading network-status documents".
         self._refresh_at = earliest + self._rng.random() * max(consensus.valid_until - earliest, 0) * 7 / 8
         self._said = None
         await self._join(Directory(consensus, self._microdescs, self._country_of))
 
     async def _join(self, directory: Directory) -> None:
-        """Use this directory, unless too much is missing or a newer one has come when it has been read."""
+        """Use this directory, unless too much of it is missing, or a newer one came while it was read."""
         self._newest = directory
         if is_live(directory.consensus, time.time()):
             self._has_consensus.set()
@@ -498,7 +501,7 @@ class DirectoryKeeper:
             self._progress.reach(Phase.ENOUGH_DIRINFO)
 
     def _drop(self) -> None:
-        """Let nothing that is at hand be used any more."""
+        """Let no document at hand be used any more."""
         self._newest = None
         self._stop_using()
 
@@ -508,7 +511,10 @@ class DirectoryKeeper:
             self.is_ready = trio.Event()
 
     async def _fetch_microdescs(self) -> None:
-        """Fetch what the newest directory lacks. Raises why it may not be used without."""
+        """Fetch the microdescriptors that the newest directory lacks.
+
+        Raises why it may not be used without.
+        """
         assert self._newest is not None
         if self._agree_on_guards is not None:
             await self._agree_on_guards(self._newest)
@@ -530,7 +536,7 @@ class DirectoryKeeper:
     async def _fetch_missing(self, directory: Directory, failures: list[TorkitError]) -> None:
         from torkit.net.dir.fetch import MICRODESCS_PER_REQUEST, fetch_microdescs
 
-        # In this order no source sees which relays stand together in our list; it is also C tor's.
+        # In this order no source sees which relays stand together in our list. (It is C tor's, too.)
         missing = sorted(directory.missing)
         have_more_come = False  # since the directory that is used was read
         self._progress.expect_microdescs(len(directory) - len(missing), len(directory))

@@ -1,7 +1,7 @@
-"""Which directory servers are asked, when, how many at once, and how long one that failed is left alone.
+"""Decides which directory servers are asked, when, how many at once, and how long a failed one is left alone.
 
-What they are asked and whether an answer is good is the caller's. A round begins with our guards where
-there are any, goes on with fallbacks, and comes to the authorities last. dir-spec, "Client operation" and
+The caller knows the question, and judges the answer. A round begins with our guards where there are any, goes
+on with fallbacks, and comes to the authorities last. dir-spec, "Client operation" and
 "Retrying failed downloads".
 """
 
@@ -33,14 +33,14 @@ MIN_BACKOFF = 1.0
 MAX_BACKOFF = 600.0  # seconds; the specification has none, but a server that recovers should be found again
 STAGGER = 4.0  # seconds until another source is asked beside one that has not begun to answer
 PATIENCE = 30.0  # the same for one that has begun: a large document takes its time on a slow line
-MAX_AT_ONCE = 3  # sources asked at the same time, as C tor's clients do while they bootstrap
-SLOW = 20.0  # seconds overdue until a source counts no more among these: three that trickle hold no start
+MAX_AT_ONCE = 3  # sources asked at the same time (as C tor's clients do while they bootstrap)
+SLOW = 20.0  # seconds overdue until a source no longer counts among these: three that trickle hold no start
 MAX_CACHES = 8  # asked in one round, beside the authorities
 MAX_AUTHORITIES = 3
-MIN_CLOCKS = 3  # relays that must have told the time before ours is doubted: one or two may lie
-CLOCK_AGE = 600.0  # seconds that what a relay told of its clock is good for
+MIN_CLOCKS = 3  # relays that have to have told the time before ours is doubted: one or two may lie
+CLOCK_AGE = 600.0  # seconds for which a relay's clock, once told, is believed
 
-# So that no cache alone chooses what we see, yet none is asked for crumbs. Both as in C tor.
+# So that no cache alone chooses what we see, and none is asked for crumbs. (Both as in C tor.)
 MIN_PARTS = 3
 MIN_PART_LEN = 32
 
@@ -50,14 +50,14 @@ logger = logging.getLogger(__name__)
 
 
 class Sources(NamedTuple):
-    """Whom to ask, each list in the order of asking."""
+    """The sources to ask, each list in the order of asking."""
 
     guards: Sequence[Contact]
     fallbacks: Sequence[Contact]
     authorities: Sequence[Contact]
 
     def shuffled(self, guards: Sequence[Contact], rng: Random) -> "Sources":
-        """With these guards, and all others in random order."""
+        """Returns sources with these guards, and all others in random order."""
         fallbacks, authorities = list(self.fallbacks), list(self.authorities)
         for servers in (fallbacks, authorities):
             rng.shuffle(servers)
@@ -68,7 +68,7 @@ AUTHORITIES = Sources._fields.index("authorities")
 
 
 class Asked(NamedTuple):
-    """A source that is being asked. `begun` is to be called when the first bytes of its answer have come."""
+    """A source that is being asked. Call `begun` when the first bytes of its answer have come."""
 
     source: Contact
     circuit: Circuit
@@ -76,7 +76,7 @@ class Asked(NamedTuple):
 
 
 def next_backoff(last: float, rng: Random) -> float:
-    """Seconds to wait after a failure; `last` are those after the one before it, or 0.
+    """Returns the seconds to wait after a failure; `last` are those after the failure before it, or 0.
 
     Random, so that clients which failed together do not come back together.
     """
@@ -94,7 +94,7 @@ class DirectoryServers:
         rng: Random,
         attempt: Callable[[bytes], GuardTry] = lambda identity: UNTOLD,
     ) -> None:
-        """`attempt` gives what is told of the first hop of each circuit, by its relay's identity."""
+        """`attempt` gives the handle of each circuit's first hop, by its relay's identity."""
         self._channels = channels
         self._attempt = attempt
         self._choose = choose
@@ -102,12 +102,12 @@ class DirectoryServers:
         self._rng = rng
         self._failed: dict[bytes, _Failed] = {}  # by identity, until they serve again
         self._clocks: dict[bytes, _Clock] = {}  # by identity
-        self._kept: dict[bytes, _Kept] = {}  # by the relay's identity; nobody asks on these now
+        self._kept: dict[bytes, _Kept] = {}  # by the relay's identity; circuits that nobody uses now
 
     async def ask(self, question: Callable[[Asked], Awaitable[T]]) -> T:
-        """The first good answer; another source is asked when one fails, or does not begin to answer.
+        """Returns the first good answer. Another source is asked when one fails, or does not begin to answer.
 
-        Raises what the failures say together, or NoDirectory where there is nobody to ask.
+        Raises what the failures say together, or NoDirectory where no source may be asked.
         """
         answers: list[T] = []
 
@@ -117,7 +117,7 @@ class DirectoryServers:
 
         failures = await self.share([b"the answer"], ask)
         if not answers:
-            # With those who are left alone because of an earlier round: together they say more.
+            # With the sources that are left alone since an earlier round: together they say more.
             earlier = [failed.error for failed in self._failed.values() if failed.error not in failures]
             raise diagnose([*earlier, *failures])
         return answers[0]
@@ -132,9 +132,9 @@ class DirectoryServers:
     ) -> list[TorkitError]:
         """Fetch `wanted` in parts from several sources; `fetch` returns what has come of a part.
 
-        What a source lacks is asked of others, and never again of the same. A source that fails or has
-        none of a part is asked nothing more. Authorities are not asked while `is_enough`. Returns every
-        failure: at least one where something has not come.
+        Items that a source lacks are asked of other sources, never again of the same one. A source that
+        fails, or has nothing of a part, is asked nothing more. Authorities are not asked while `is_enough`.
+        Returns every failure: at least one where something has not come.
         """
         round_ = _Round(self._ready(), wanted, max_part_len, trio.current_time())
         failures: list[TorkitError] = []
@@ -151,7 +151,7 @@ class DirectoryServers:
             except TorkitError as error:
                 logger.debug("%s has sent no document: %s", name_of(part.source), error)
                 failures.append(error)
-                if not isinstance(error, ClockSkewed | NothingNewer | OutOfResources):  # not by its fault
+                if not isinstance(error, ClockSkewed | NothingNewer | OutOfResources):  # not at fault
                     self._note_failure(part.source, error)
                 round_.give_up(part.source)
             round_.settle(part, came)
@@ -159,7 +159,7 @@ class DirectoryServers:
 
         async with trio.open_nursery() as nursery:
             while round_.wanted:
-                now = trio.current_time()  # one look: what is due between two would be overlooked
+                now = trio.current_time()  # one look: between two, something due would be overlooked
                 while part := round_.pick(now, with_authorities=not is_enough()):
                     nursery.start_soon(attempt, part)
                 if not round_.under_way:
@@ -167,7 +167,7 @@ class DirectoryServers:
                 changed = trio.Event()
                 with trio.move_on_at(round_.next_due(now)):
                     await changed.wait()
-            nursery.cancel_scope.cancel()  # those who are late, and have been overtaken
+            nursery.cancel_scope.cancel()  # sources that are late, and have been overtaken
         for part in round_.under_way:
             self._note_failure(part.source, TimedOut("a directory was slower than others"))
         if round_.wanted and not failures:
@@ -197,7 +197,7 @@ class DirectoryServers:
         self._kept[source.identity] = kept
 
     def _take_kept(self, source: Contact) -> "_Kept | None":
-        """The circuit to `source` that was kept, if it is still good."""
+        """Returns the circuit to `source` that was kept, if it is still good."""
         kept = self._kept.pop(source.identity, None)
         if kept is None or (kept.circuit.error is None and self._channels.is_open(source)):
             return kept
@@ -213,7 +213,7 @@ class DirectoryServers:
         return _Kept(circuit, trio.current_time())
 
     def close_worn(self, max_age: float = MAX_DIRTINESS) -> None:
-        """Close the circuits that nobody asks on and that were built this long ago, in seconds."""
+        """Close unused circuits that were built this many seconds ago or earlier."""
         for identity, kept in list(self._kept.items()):
             if trio.current_time() - kept.built_at >= max_age:
                 del self._kept[identity]
@@ -222,7 +222,7 @@ class DirectoryServers:
     # --- who is to be left alone --------------------------------------------------------------------
 
     def _ready(self) -> Sources:
-        """The sources that have not failed a moment ago, as many as one round may ask."""
+        """Returns the sources that have not failed a moment ago, as many as one round may ask."""
         now = trio.current_time()
         guards, fallbacks, authorities = (
             [
@@ -241,7 +241,7 @@ class DirectoryServers:
         self._failed[source.identity] = _Failed(error, backoff, trio.current_time() + backoff)
 
     def _why_nobody(self) -> TorkitError:
-        """Why something has not come though nobody failed in this round: none was asked, or none had it."""
+        """Returns why something has not come though no source failed: none was asked, or none had it."""
         everybody = [one.identity for tier in self._choose() for one in tier]
         failed = [self._failed[identity] for identity in everybody if identity in self._failed]
         if failed:
@@ -251,7 +251,7 @@ class DirectoryServers:
         return NoDirectory("no directory source is configured")
 
     def wait_seconds(self) -> float:
-        """How long until there is a source that may be asked."""
+        """Returns the seconds until some source may be asked."""
         now = trio.current_time()
         untils = (
             self._failed[one.identity].until if one.identity in self._failed else now
@@ -261,7 +261,7 @@ class DirectoryServers:
         return max(min(untils, default=now) - now, 0.0)
 
     def forget(self) -> None:
-        """Forget failures, clocks and circuits: after a suspend they say nothing any more."""
+        """Forget failures, clocks and circuits: after a suspend they mean nothing."""
         self._failed.clear()
         self._clocks.clear()
         self.close_worn(0)
@@ -269,11 +269,11 @@ class DirectoryServers:
     # --- what time it is ----------------------------------------------------------------------------
 
     def note_clock(self, source: Contact, skew: float) -> None:
-        """A relay's clock has just shown `skew` seconds more than ours."""
+        """Note that a relay's clock has just shown `skew` seconds more than ours."""
         self._clocks[source.identity] = _Clock(skew, trio.current_time())
 
     def clock_skew(self) -> float | None:
-        """Our clock minus the relays', in seconds: the median. None before enough of them have told."""
+        """Returns our clock minus the relays', the median, in seconds; None while too few have told."""
         since = trio.current_time() - CLOCK_AGE
         skews = [clock.skew for clock in self._clocks.values() if clock.noted_at >= since]
         if len(skews) < MIN_CLOCKS:
@@ -284,7 +284,7 @@ class DirectoryServers:
 
 
 class _Kept(NamedTuple):
-    """A circuit that its last question has left open, as C tor's clients do."""
+    """A circuit that stays open after its last question (as C tor's clients leave it)."""
 
     circuit: Circuit
     built_at: float
@@ -302,7 +302,7 @@ class _Clock(NamedTuple):
 
 
 class _Part:
-    """What one source is being asked for. From `due` on, others may be asked for it too."""
+    """The items that one source is asked for. From `due` on, other sources may be asked for them, too."""
 
     def __init__(self, tier: int, source: Contact, items: list[bytes], now: float) -> None:
         self.tier = tier
@@ -312,16 +312,16 @@ class _Part:
 
     @property
     def gives_way_at(self) -> float:
-        """When it no longer keeps others from being asked."""
+        """When this part no longer keeps other sources from being asked."""
         return self.due + SLOW
 
     def begun(self) -> None:
-        """The answer has begun to come."""
+        """Note that the answer has begun to come."""
         self.due = max(self.due, trio.current_time() + PATIENCE)
 
 
 class _Round:
-    """Who is asked for what next. Asks nobody itself."""
+    """Decides which source is asked for which items next. Asks no source itself."""
 
     def __init__(self, sources: Sources, wanted: Iterable[bytes], max_part_len: int, now: float) -> None:
         self.wanted: dict[bytes, set[bytes]] = {item: set() for item in wanted}  # and who has been asked
@@ -331,7 +331,7 @@ class _Round:
         self._part_len = min(max(-(-len(self.wanted) // MIN_PARTS), MIN_PART_LEN), max_part_len)
 
     def pick(self, now: float, *, with_authorities: bool) -> _Part | None:
-        """The next to be asked, who then is under way; None if there is to be none now."""
+        """Returns the next part, which then is under way; None if no source is to be asked now."""
         if sum(part.gives_way_at > now for part in self.under_way) >= MAX_AT_ONCE:
             return None
         busy = {part.source.identity: part.tier for part in self.under_way}
@@ -344,7 +344,7 @@ class _Round:
                 continue
             if tier == AUTHORITIES and not may_ask_authorities:
                 continue
-            # While better ones do their work, others help out only with what is overdue.
+            # While better sources work, other sources get only overdue items.
             items = self._items_for(source.identity, now, only_overdue=best < tier)
             if items:
                 for item in items:
@@ -364,13 +364,13 @@ class _Round:
         return list(islice(free, self._part_len))
 
     def next_due(self, now: float) -> float:
-        """When `pick` may have something new to say though nothing has come."""
+        """Returns when `pick` may return something new although nothing has come."""
         times = [self._authorities_at]
         times += [time for part in self.under_way for time in (part.due, part.gives_way_at)]
         return min((time for time in times if time > now), default=inf)
 
     def settle(self, part: _Part, came: Iterable[bytes]) -> None:
-        """A part is no longer under way, and this has come of it."""
+        """Note that a part is no longer under way, and what has come of it."""
         self.under_way.remove(part)
         for item in came:
             self.wanted.pop(item, None)

@@ -1,8 +1,8 @@
 """One connection to a relay, shared by every circuit through it.
 
 Once the link handshake is done only the pump (net/link/pump.py) touches TLS, so cancelling a task can never
-cut a cell. What it has read comes here as events, which go to their circuits and streams. What these seal
-goes out when every task that can run has run. What the link handshake's cells mean is proto/channel.py's.
+cut a cell. The pump reads, and hands events to the channel, which hands them to circuits and streams. Cells
+that these seal go out when every task that can run has run. proto/channel.py knows the link handshake.
 """
 
 import time
@@ -54,13 +54,13 @@ HANDSHAKE_READ_LEN = 16384
 
 
 class Channel:
-    """Made by `connect`; `run` must be running for anything to move. `link` tells who the relay is."""
+    """Made by `connect`. Bytes move while `run` runs. `link` tells who the relay is."""
 
     def __init__(
         self, tls: TlsConnection, core: CoreChannel, link: LinkResult, address: tuple[str, int], rng: Random
     ) -> None:
         self.link = link
-        self.address = address  # what we connected to, and its port
+        self.address = address  # the address that we connected to, and its port
         self.error: TorkitError | None = None
         self.opened_at = trio.current_time()
         self.idle_since: float | None = self.opened_at  # None while there are circuits
@@ -167,11 +167,11 @@ class Channel:
             self._circuits.clear()
 
     def _end_of_circuits(self, error: TorkitError) -> TorkitError:
-        """What they fail with where the channel has ended for `error`."""
+        """Returns the error with which circuits fail where the channel has ended for `error`."""
         return error if isinstance(error, OutOfResources) else ChannelClosed(str(error))
 
     def on_events(self, events: list[Event]) -> None:
-        """What the pump has read."""
+        """Hand on what the pump has read."""
         for event in events:
             self._handlers[type(event)](event)
 
@@ -179,7 +179,7 @@ class Channel:
         self._on_channel_failed(ChannelFailed(error))
 
     async def drain(self) -> None:
-        """Until everything sealed so far has been sent, or the channel has ended."""
+        """Wait until everything sealed so far has been sent, or the channel has ended."""
         if self.error is None and self._link is not None:
             self._link.tell_when_sent = True
             await self._is_sent.wait()
@@ -188,18 +188,18 @@ class Channel:
 
     @property
     def is_congested(self) -> bool:
-        """The relay does not take what we send as fast as we seal it."""
+        """Returns whether the relay takes cells more slowly than we seal them."""
         return self._link is not None and self._link.is_blocked
 
     @property
     def circuits(self) -> list[Circuit]:
-        """The circuits that it carries."""
+        """The circuits on this channel."""
         return list(self._circuits.values())
 
     def open_circuit(
         self, relay_early_count: int, settings: CircuitSettings, purpose: str = GENERAL
     ) -> Circuit:
-        """A circuit without hops; Circuit.create gives it the first one."""
+        """Returns a circuit without hops; Circuit.create gives it the first one."""
         if self.error is not None:
             raise self._end_of_circuits(self.error)
         while True:
@@ -230,7 +230,7 @@ class Channel:
 
     @property
     def active_at(self) -> float:
-        """When cells last came or went, on trio's clock; now, while the relay does not take what we send."""
+        """When cells last came or went, on trio's clock; now, while the relay takes too little."""
         if self.is_congested:
             return trio.current_time()
         if self._core.last_active != self._last_active:
@@ -240,14 +240,14 @@ class Channel:
         return self._active_at
 
     def note_use(self, use: Use) -> None:
-        """Tell what the channel carries from now on."""
+        """Note what the channel carries from now on."""
         if use > self.use:
             self.use = use
             self._used_more.set()
             self._used_more = trio.Event()
 
     async def wait_used_more(self) -> None:
-        """Until `use` grows."""
+        """Wait until `use` grows."""
         await self._used_more.wait()
 
     async def send_padding(self) -> None:
@@ -268,7 +268,7 @@ class Channel:
             circuit.on_control_cell(event.command, event.body)
         elif event.circ_id == 0 and event.command in (Command.VERSIONS, Command.CERTS, Command.NETINFO):
             self._on_channel_failed(ChannelFailed(ChannelError("the relay began a second link handshake")))
-        # Anything else is unknown to us or for a circuit just closed: to be ignored.
+        # Any other cell is unknown to us, or for a circuit just closed, and is ignored.
 
     def _on_channel_failed(self, event: ChannelFailed) -> None:
         self.error = self.error or event.error
@@ -279,7 +279,7 @@ class Channel:
         self._is_sent = trio.Event()
 
 
-# A stream has no owner any more where an earlier event of the same read had it closed.
+# A stream has no owner if an earlier event of the same read has closed it.
 
 
 def _on_readable(event: Readable) -> None:
@@ -322,5 +322,5 @@ async def _shake_hands(tls: TlsConnection, core: CoreChannel, handshake: LinkHan
             if isinstance(event, ControlCell) and handshake.result is None:
                 for command, body in handshake.receive(event.command, event.body):
                     core.send_control(0, command, body)
-    # NETINFO waits for the cell that opens the first circuit: one record, as C tor's clients send it.
+    # NETINFO waits for the cell that opens the first circuit, and shares its record (as C tor's clients do).
     return handshake.result

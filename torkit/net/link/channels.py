@@ -1,4 +1,4 @@
-"""The channels in use, one for each relay: whoever needs a relay shares the connection to it."""
+"""The channels in use, one for each relay: all circuits through a relay share its connection."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from torkit.net.link.dial import Dial, dial_directly
 from torkit.net.progress import Phase, Tracker, furthest
 from torkit.proto.padding import LinkPadding, Padding, idle_timeout
 
-# Seconds after which a channel takes no new circuits, as C tor's.
+# Seconds after which a channel takes no new circuits (as C tor's).
 MAX_AGE = 7 * 86400.0
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Channels:
     """Opens, shares, pads and expires channels, in tasks of `nursery`. `params` are the consensus's.
 
-    `dial` opens the sockets; `progress` is told of connecting and of TLS.
+    `dial` opens the sockets; `progress` is told when one connects and when TLS begins.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class Channels:
         self._dial = dial
         self._open: dict[bytes, Channel] = {}
         self._opening: dict[bytes, trio.Event] = {}
-        self.running: set[Channel] = set()  # also those that take no new circuits
+        self.running: set[Channel] = set()  # also channels that take no new circuits
 
     async def get(self, relay: Contact) -> Channel:
-        """The channel to `relay`, made if there is none. Raises what Channel.connect raises."""
+        """Returns the channel to `relay`, a new one if there is none. Raises what Channel.connect raises."""
         key = relay.identity
         while key in self._opening:
             await self._opening[key].wait()
@@ -78,7 +78,7 @@ class Channels:
         return trio.current_time() - channel.opened_at < MAX_AGE
 
     def forget(self, relay: Contact) -> None:
-        """Let the next `get` connect anew; the channel there is stays as long as it has circuits."""
+        """Let the next `get` connect anew. The present channel stays as long as it has circuits."""
         self._open.pop(relay.identity, None)
 
     def forget_all(self) -> None:
@@ -86,7 +86,7 @@ class Channels:
         self._open.clear()
 
     async def drain(self) -> None:
-        """Until everything sealed so far has been sent."""
+        """Wait until everything sealed so far has been sent."""
         for channel in list(self._open.values()):
             await channel.drain()
 
@@ -145,5 +145,5 @@ class Channels:
 
 
 def _is_to(channel: Channel, relay: Contact) -> bool:
-    """Returns whether a channel serves. One to an authority may have been made by RSA identity alone."""
+    """Returns whether a channel leads to `relay`, whose Ed25519 identity may be unknown."""
     return relay.ed25519_identity in (None, channel.link.peer.ed25519)

@@ -1,4 +1,4 @@
-"""Opens sockets to relays, or to the proxy that somebody has named: the only place that does."""
+"""Opens sockets to relays, and to a proxy that the user has named. Nothing else opens such sockets."""
 
 import os
 import socket
@@ -9,12 +9,12 @@ import trio
 from torkit.errors import ChannelClosed, NoProxy
 from torkit.net.shortage import check_resources
 
-# Connects to an IP address and port. Gives a socket that does not block. Raises as dial_directly.
+# Connects to an IP address and port. Returns a socket that does not block. Raises as dial_directly.
 Dial = Callable[[str, int], Awaitable[socket.socket]]
 
 
 async def dial_directly(address: str, port: int) -> socket.socket:
-    """Connect by TCP, through nothing. Raises ChannelClosed, OutOfResources."""
+    """Connect by TCP, without a proxy. Raises ChannelClosed, OutOfResources."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         return await _connect(family, (address, port))

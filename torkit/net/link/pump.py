@@ -1,13 +1,13 @@
-"""The pump of one trio run: moves bulk data while trio sleeps. What moves it is compiled (_fast/pump).
+"""The pump of one trio run: moves bulk data while trio sleeps. The compiled part is _fast/pump.
 
-A task woken for every burst costs more than the burst's decryption. So trio is not asked: just before it
-would wait for the system, the pump looks at its own sockets, and while data flows it waits in trio's place,
-until something happens that is trio's: a socket of a task's, a deadline, another thread. Handlers run here,
-between the steps of tasks, one after the other; they never wait.
+To wake a task for every burst costs more than to decrypt the burst. So trio is left out: just before it would
+wait for the system, the pump looks at its own sockets. While data flows, the pump waits in trio's place,
+until trio has something to do: a task's socket, a deadline, another thread. Handlers run here, between the
+steps of tasks, one after the other. They never wait.
 
-trio drops an instrument that raises, and everything would stand still without a word. So nothing is raised
-here: an exception ends the owner that it belongs to, and one that belongs to nobody fails every owner and is
-raised by `wait_fault`.
+trio drops an instrument that raises, and everything would stand still without a word. So the pump raises
+nothing: an exception ends the owner that it belongs to. An exception that belongs to nobody fails every
+owner, and `wait_fault` raises it.
 """
 
 import logging
@@ -27,48 +27,48 @@ from torkit._fast.sources import Link, Local, LocalEvent
 from torkit._fast.tls import Tls
 from torkit.errors import InternalError, trace
 
-# Implementation limits, seconds. So long after the last byte the pump still waits in trio's place: a relay's
-# bursts come every 10 ms, but for the pauses of congestion control. A deadline nearer than that is left to
+# Implementation limits, seconds. LINGER: how long after the last byte the pump still waits in trio's place. A
+# relay's bursts come every 10 ms, but for the pauses of congestion control. A nearer deadline is left to
 # trio, and so is never missed.
 LINGER = 0.1
 
-# However much there is to move, trio's sockets, deadlines and signals have their turn after so long.
+# After so long trio's sockets, deadlines and signals have their turn, however much there is to move.
 TURN = 0.015
 
-# So often in a row the core may lack the memory even to tell of what has ended for lack of it.
+# How often in a row the core may lack the memory even to tell what has ended for lack of memory.
 MAX_FAILED_TURNS = 100
 
-# A step of a task or a handler that takes so long is told of: everything else has waited for it.
+# A step of a task, or a handler, that takes so long is logged: everything else has waited for it.
 STALL = 0.5
 
-# A warning that the memory limit was passed comes no more often than this.
+# The least time between two warnings that the memory limit was passed.
 MEMORY_WARNING = 60.0
 
-# What trio has computed before the pump waited is out of date then, and has to be computed anew.
+# After the pump has waited, the timeout that trio computed before is out of date: trio computes it anew.
 STALE = 0.002
 
 logger = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """Whom the pump tells what happened on a socket."""
+    """The pump tells an owner what happened on its socket."""
 
     def on_fault(self, error: InternalError) -> None:
-        """A fault of ours, in a handler or in the core: let go of the socket. Must not raise."""
+        """Let go of the socket after a fault of ours, in a handler or in the core. Must not raise."""
 
 
 class LinkOwner(Owner, Protocol):
     """Owns a connection to a relay."""
 
     def on_events(self, events: list[Event]) -> None:
-        """What the relay has sent, but for data that sinks have taken."""
+        """Handle what the relay has sent, except data that sinks have taken."""
 
 
 class LocalOwner(Owner, Protocol):
     """Owns a socket of this machine, a pipe or a file."""
 
     def on_local(self, event: LocalEvent) -> None:
-        """What happened on it, but for bytes that the core has moved."""
+        """Handle what happened on the source, except bytes that the core has moved."""
 
 
 class Pump(trio.abc.Instrument):
@@ -90,7 +90,7 @@ class Pump(trio.abc.Instrument):
 
     @staticmethod
     def current() -> "Pump":
-        """Made at the first call, and gone with the run."""
+        """Returns the pump of this trio run; the first call makes it."""
         try:
             return _current.get()
         except LookupError:
@@ -127,13 +127,13 @@ class Pump(trio.abc.Instrument):
 
     @property
     def stalled_seconds(self) -> float:
-        """For how long everything stood still so far, all stalls together."""
+        """Returns the seconds of all stalls so far."""
         return self._stalls.total
 
     def excuse(self, began: float, stalled_seconds: float) -> bool:
-        """Returns whether it is our fault that what was waited for since `began` is late.
+        """Returns whether it is our fault that an answer awaited since `began` is late.
 
-        `began` is time.monotonic's, `stalled_seconds` those of then.
+        `began` is time.monotonic's, `stalled_seconds` the value at that time.
         """
         return self._stalls.excuse(began, stalled_seconds, time.monotonic())
 
@@ -194,7 +194,7 @@ class Pump(trio.abc.Instrument):
             self._token.run_sync_soon(_do_nothing, idempotent=True)
 
     def _tell_of_memory(self) -> None:
-        """Warn, at most once in MEMORY_WARNING, that somebody was ended for holding most."""
+        """Warn, at most once in MEMORY_WARNING, that the greatest holders of memory were ended."""
         now = time.monotonic()
         if now - self._told_of_memory_at < MEMORY_WARNING:
             return
@@ -204,7 +204,7 @@ class Pump(trio.abc.Instrument):
         logger.warning("more than %d MiB waited: ended %s that held most", memory.limit() >> 20, what)
 
     def _end(self, owner: Owner, error: InternalError) -> None:
-        """Fail one owner. The others go on, whatever it raises."""
+        """Fail one owner. The others go on, even if this one raises."""
         log_fault(error)
         try:
             owner.on_fault(error)
@@ -213,7 +213,7 @@ class Pump(trio.abc.Instrument):
             self._core.forget(owner)
 
     def _fail(self, cause: BaseException) -> None:
-        """Fail every owner: nobody knows whose fault `cause` was, or what it has left half done."""
+        """Fail every owner: it is unknown whose fault `cause` was, and what is left half done."""
         self._error = InternalError.ending("every connection", cause)
         self._has_failed.set()
         for owner in self._core.owners():
@@ -222,10 +222,10 @@ class Pump(trio.abc.Instrument):
 
 
 class Stalls:
-    """Knows who runs, and tells of whoever kept all others waiting for longer than STALL.
+    """Knows which task or owner runs, and logs one that kept all others waiting for longer than STALL.
 
-    Times are time.monotonic's. A machine or process that was stopped while it slept is nobody's stall, but
-    whose time was up meanwhile is not to blame either: `excuse` tells.
+    Times are time.monotonic's. A machine or process that was stopped while it slept is no task's stall. A
+    relay whose time was up meanwhile is not to blame either: `excuse` tells.
     """
 
     def __init__(self, now: float) -> None:
@@ -242,22 +242,23 @@ class Stalls:
         self._who, self._since = who, now
 
     def sleep(self, now: float, wakes_at: float) -> None:
-        """Nobody runs until `wakes_at` at the latest."""
+        """Note that nothing runs until `wakes_at` at the latest."""
         self.begin(None, now)
         self._wakes_at = wakes_at
 
     def wake(self, now: float, wakes_at: float | None = None) -> None:
-        """The system has let us run again."""
+        """Note that the system lets us run again."""
         late = now - max(self._wakes_at if wakes_at is None else wakes_at, self._since)
         if late > STALL:
             self._count(now, late)
         self._who, self._since = None, now
 
     def excuse(self, began: float, total: float, now: float) -> bool:
-        """Returns whether somebody who was waited for since `began` had no fair time to answer.
+        """Returns whether a peer that was waited for since `began` had no fair time to answer.
 
-        The loop ran for less than half of it, or has hardly run again. Were any stall an excuse, a dead
-        relay would be asked for ever on a busy machine. `total` is that of when it began.
+        It had none if the loop ran for less than half of that time, or has hardly run again. If any stall
+        were an excuse, a dead relay would be asked for ever on a busy machine. `total` is the value at
+        `began`.
         """
         return now - self._last < STALL or 2 * (self.total - total) > now - began
 
@@ -274,7 +275,7 @@ class Stalls:
 
 
 def log_fault(fault: InternalError) -> None:
-    """Warn of a fault of ours, and say at DEBUG where it was; never what was raised says."""
+    """Warn of a fault of ours, and log at DEBUG where it was. The exception's own words are not logged."""
     logger.warning("%s", fault)
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s", trace(fault))
@@ -284,11 +285,11 @@ _current: RunVar[Pump] = RunVar("torkit pump")
 
 
 def _do_nothing() -> None:
-    """Does nothing: trio then looks at its clock and its tasks."""
+    """Do nothing, so that trio looks at its clock and its tasks."""
 
 
 def _inside_of_trio() -> tuple[int, Callable[[], bool]]:
-    """What tells that trio has something to do: a descriptor that is readable then; whether tasks can run.
+    """Returns a descriptor, readable when trio has something to do, and a test whether tasks can run.
 
     trio does not publish these. Where they are not found, or where another loop hosts trio (guest mode), the
     descriptor is -1: trio then waits by itself, and everything works, at trio's price.

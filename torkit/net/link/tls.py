@@ -1,4 +1,4 @@
-"""TLS to a relay over a socket: connecting, and waiting until the link handshake is done. No cells here.
+"""TLS to a relay over a socket, until the link handshake is done. No cells here.
 
 After that the pump reads and writes `core` by itself (net/link/pump.py). TLS itself is in _fast/tls.
 
@@ -21,7 +21,7 @@ _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 def random_server_name(rng: SystemRandom) -> str:
-    """A host name for the ClientHello, as C tor makes them: www.<4 to 25 letters>.com."""
+    """Returns a host name for the ClientHello: www.<4 to 25 letters>.com (as C tor makes it)."""
     return f"www.{''.join(rng.choices(_BASE32, k=rng.randint(4, 25)))}.com"
 
 
@@ -74,14 +74,14 @@ class TlsConnection:
         return certificate
 
     async def receive(self, buffer: bytearray) -> int:
-        """Wait for data and decrypt what is at hand into `buffer`; its length, 0 at the end."""
-        # Decrypting first: the last flight of the handshake may have brought data with it.
+        """Wait for data and decrypt what is at hand into `buffer`. Returns its length, 0 at the end."""
+        # Decrypt first: the last flight of the handshake may have brought data with it.
         while not (count := self.core.receive(buffer)) and not self.core.has_ended:
             await trio.lowlevel.wait_readable(self._sock)
         return count
 
     async def send(self, data: bytes) -> None:
-        """Encrypt and send all of `data`. Must not be cancelled but to close the connection."""
+        """Encrypt and send all of `data`. After a cancellation the connection has to be closed."""
         while not self.core.send(data):
             data = b""
             await trio.lowlevel.wait_writable(self._sock)
