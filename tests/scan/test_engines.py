@@ -1,5 +1,6 @@
 """Shards on engines: Dask's workers, of which one is killed; Slurm's and Kubernetes' variables, played."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -7,7 +8,9 @@ import re
 import signal
 import stat
 import subprocess
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import trio
 from campaigns import unit_of
 from served import ServedNetwork, serve_network
 
+from torkit.errors import StorageError
 from torkit.scan import Limits, run_shard
 from torkit.scan.rows import Row, read_rows
 from torkit.scan.unit import export
@@ -68,8 +72,6 @@ def scan_on_dask(network: ServedNetwork, unit: Path, rows: Path) -> dict[str, Ro
                     return
                 time.sleep(0.01)
 
-        import threading
-
         killer = threading.Thread(target=kill_one)
         killer.start()
         found: dict[str, Row] = example.scan(
@@ -119,6 +121,20 @@ async def test_a_shard_that_is_resumed_returns_all_its_rows(tmp_path: Path) -> N
     assert [row["began"] for row in second[:3]] == [row["began"] for row in first[:3]]
     assert what_stays(second) == what_stays(first)
     assert [row["fingerprint"] for row in only] == [first[0]["fingerprint"]]
+
+
+async def test_what_ends_a_shard_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with serve_network(exits=4) as network:
+        unit = export(unit_of(network).directory, network.service.certificates, tmp_path / "units")
+        monkeypatch.setattr(os, "pwrite", fail)
+        run = partial(run_shard, 0, 1, ["ping"], cache=unit, network=network.config, limits=FAST)
+        with pytest.raises(StorageError, match="rows: Input/output error"):
+            await trio.to_thread.run_sync(partial(run, resume=tmp_path / "rows"))
+        rows = await trio.to_thread.run_sync(run)
+    assert len(rows) == 4
 
 
 # --- what other engines run -------------------------------------------------------------------------

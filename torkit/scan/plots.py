@@ -46,6 +46,7 @@ def _latency(pyplot: Any, report: Report, path: Path) -> Path:
             shares = [100 * (number + 1) / len(times) for number in range(len(times))]
             axes.step(times, shares, where="post", label=label, color=color, linewidth=2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("seconds")
     axes.set_ylabel("% of relays that are ok")
     axes.set_ylim(0, 100)

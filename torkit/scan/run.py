@@ -7,6 +7,7 @@ from pathlib import Path
 import trio
 
 from torkit.config import Network, StrPath, chosen_network
+from torkit.errors import TorkitError
 from torkit.scan.campaign import GENTLE, Campaign, Limits, open_scan
 from torkit.scan.outcome import Probe
 from torkit.scan.plan import parse_position, places_in
@@ -51,15 +52,27 @@ def run_shard(
     places = campaign.plan.shard(chosen, index, count)
     rows: list[Row] = []
     if resume is None:
-        trio.run(_scan, campaign, places, rows, None)
+        _run(campaign, places, rows, None)
         return rows
     file = RowFile(Path(resume), campaign.head)
-    rows += file.rows_of(unit.directory, places)
     try:
-        trio.run(_scan, campaign, left_of(unit.directory, places, file.done), rows, RowWriter(file))
+        rows += file.rows_of(unit.directory, places)
+        _run(campaign, left_of(unit.directory, places, file.done), rows, RowWriter(file))
     finally:
         file.close()
     return rows
+
+
+def _run(campaign: Campaign, places: list[int], rows: list[Row], writer: RowWriter | None) -> None:
+    try:
+        trio.run(_scan, campaign, places, rows, writer)
+    except BaseExceptionGroup as group:  # every worker says why it has stopped, and one reason is enough
+        error: BaseException | None = group.subgroup(TorkitError)
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if error is None:
+            raise
+        raise error from group
 
 
 async def _scan(campaign: Campaign, places: list[int], rows: list[Row], writer: RowWriter | None) -> None:
