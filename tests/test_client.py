@@ -421,6 +421,26 @@ async def test_closing_destroys_every_circuit(tmp_path: Path) -> None:
             in_use.discard((await destroyed.next())[0].circ_id)
 
 
+async def test_a_closed_client_says_so(tmp_path: Path) -> None:
+    async with serve_network() as network:
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            await tor.wait_ready()
+            apart = tor.isolated()
+        for call in (
+            tor.wait_ready,
+            tor.build_circuit,
+            tor.fetch_consensus,
+            tor.download_consensus,
+            partial(tor.onion_descriptor, f"{'a' * 56}.onion"),
+            partial(tor.connect, "web.test", 80),
+            partial(tor.connect_tls, "web.test", 443),
+            partial(tor.resolve, "web.test"),
+            partial(apart.connect, "web.test", 80),
+        ):
+            with pytest.raises(UsageError, match="client of torkit is closed"):
+                await call()
+
+
 async def test_what_the_caller_raises_comes_out_as_it_was(tmp_path: Path) -> None:
     async with serve_network() as network:
         with pytest.raises(NoPath):  # noqa: PT012

@@ -114,6 +114,7 @@ class Tor:
 
     async def fetch_consensus(self) -> Consensus:
         """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
+        self._check_open()
         return await self._parts.keeper.wait_consensus()
 
     async def download_consensus(self, flavor: str = "microdesc", held: Preamble | None = None) -> Consensus:
@@ -122,6 +123,7 @@ class Tor:
         With `held`, one of this flavor, only what has changed since is asked for.
         Raises NoDirectory, DocumentError, or what made the directory's sources fail.
         """
+        self._check_open()
         return await self._parts.keeper.download(flavor, held)
 
     @property
@@ -267,6 +269,7 @@ class Tor:
         from torkit._fast.keys import X25519PrivateKey
         from torkit.hs.address import parse_address
 
+        self._check_open()
         identity = parse_address(address)
         if client_key is not None and client_key.identity != identity:
             raise UsageError("the client key is for another onion service")
