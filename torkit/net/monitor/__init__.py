@@ -1,7 +1,7 @@
-"""What a running client tells of itself: to metrics, to health checks, to `torkit status`.
+"""A running client, as metrics, health checks and `torkit status` show it.
 
-    status.py      a moment of it, looked at when somebody asks; costs nothing otherwise
-    tally.py       counts what has happened, from events; only while somebody wants it
+    status.py      the state at one moment, made when somebody asks; costs nothing otherwise
+    tally.py       counts events, only while somebody wants it
     exposition.py  both as Prometheus text
     health.py      whether circuits work
     pages.py       a small HTTP server for these

@@ -14,7 +14,7 @@ Values = Mapping[tuple[str, str] | None, float]  # by label, or one without
 
 
 def exposition(status: Status, tally: Tally) -> bytes:
-    """All metrics. They name no destination and no relay: who scrapes them may be another machine.
+    """Returns all metrics. They name no destination and no relay: another machine may read them.
 
     Every value of a label is one of a few words of ours.
     """

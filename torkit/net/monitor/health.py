@@ -1,4 +1,4 @@
-"""Whether circuits work: one was built or has carried data lately, or is built now, to find out."""
+"""Tells whether circuits work: one was built or has carried data lately, or is built now as a test."""
 
 from collections.abc import Awaitable, Callable
 from math import inf
@@ -16,7 +16,7 @@ PROBE_TIMEOUT = 10.0  # until a circuit that is built to find out counts as fail
 
 
 class Health:
-    """Whoever asks often costs an idle client one circuit in LATELY, and a failing one a build at a time."""
+    """Frequent questions cost an idle client one circuit in LATELY, and a failing one a build at a time."""
 
     def __init__(self, tally: Tally, build: Callable[[], Awaitable[Circuit]]) -> None:
         self._tally = tally

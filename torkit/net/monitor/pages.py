@@ -9,10 +9,10 @@ from typing import NamedTuple, NoReturn
 import trio
 
 # Implementation limits.
-MAX_CONNECTIONS = 16  # at once; more are closed
+MAX_CONNECTIONS = 16  # connections at once; further ones are closed
 MAX_HEAD_LEN = 8192  # bytes of a request's lines
-REQUEST_TIMEOUT = 10.0  # seconds until a request must have come
-ANSWER_TIMEOUT = 30.0  # seconds until its answer must have gone, the making of it included
+REQUEST_TIMEOUT = 10.0  # seconds for a request to come
+ANSWER_TIMEOUT = 30.0  # seconds for an answer to be made and sent
 READ_SIZE = 4096
 
 TEXT = "text/plain; charset=utf-8"
@@ -48,14 +48,14 @@ class _Server:
         self._count = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        """One connection. What goes wrong on it is its own."""
+        """Serve one connection. Its failures do not touch others."""
         self._count += 1
         try:
             async with stream:
                 if self._count <= MAX_CONNECTIONS:
                     await self._converse(stream)
         except (trio.BrokenResourceError, trio.TooSlowError):
-            pass  # it has left, or is silent
+            pass  # the client has left, or is silent
         finally:
             self._count -= 1
 
@@ -73,7 +73,7 @@ class _Server:
             answer = self._plain(error.error_status_hint)
         else:
             if not isinstance(event, h11.Request):
-                return  # it has closed without a request
+                return  # the client has closed without a request
             is_head = event.method == b"HEAD"
             with trio.fail_after(ANSWER_TIMEOUT):
                 answer = await self._answer(event.method, event.target, dict(event.headers).get(b"host"))
@@ -105,7 +105,7 @@ class _Server:
             return self._plain(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _plain(self, status: int) -> Answer:
-        """A status in words; where there is no such page, also which there are."""
+        """Returns a status in words; for an unknown page, with the list of pages."""
         text = HTTPStatus(status).phrase
         if status == HTTPStatus.NOT_FOUND:
             text += f"; there are {', '.join(self._pages)}"

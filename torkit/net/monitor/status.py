@@ -1,4 +1,4 @@
-"""One moment of a client. Nothing is kept for it, so it costs nothing while nobody asks."""
+"""The state of a client at one moment. It is made when somebody asks, and costs nothing otherwise."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,7 +77,7 @@ class Status(NamedTuple):
 
 
 def look_at(parts: "Parts") -> Status:
-    """The client that these parts make, now."""
+    """Returns the state of a client now."""
     directory = parts.current.known
     received, sent = carried()
     channels = parts.channels.running

@@ -16,12 +16,12 @@ from torkit.events import (
     StreamSucceeded,
 )
 
-GIVEN_UP = "given_up"  # the reason of a circuit that we did not wait for any longer
-UNKNOWN = "UNKNOWN"  # the purpose of one that was launched before
+GIVEN_UP = "given_up"  # the reason of a circuit that we gave up
+UNKNOWN = "UNKNOWN"  # the purpose of a circuit that was launched before the count began
 
 
 class Tally:
-    """Counts since it was made; `note` is told of every event.
+    """Counts from its making on. `note` gets every event.
 
     Purposes are control-spec's, reasons are the codes of events: a few words each, so these counters have an
     end. `last_success` is when a circuit was built or a stream was answered, on trio's clock.
@@ -34,7 +34,7 @@ class Tally:
         self.ended: Counter[str] = Counter()  # that were built
         self.streams = 0  # asked for, look-ups included
         self.attempts_failed: Counter[str] = Counter()
-        self.streams_failed: Counter[str] = Counter()  # that no attempt has brought about
+        self.streams_failed: Counter[str] = Counter()  # streams and look-ups for which every attempt failed
         self.last_success: float | None = None
         self._building: dict[int, str] = {}  # purposes, by circuit
         self._answered: set[int] = set()

@@ -18,9 +18,9 @@
         upstream.py   who opens streams and looks up names
         journal.py    what is logged of requests, and what is warned of
 
-Clients come in crowds, and a task costs as much as all else that is done for one. So the pump calls here
-when a client has sent something, and where a circuit is ready its stream is begun at once. A task is made
-only where there is something to wait for: a circuit, another try, a look-up.
+Clients come in crowds, and a task costs as much as everything else that a client needs. So the pump calls
+here when a client has sent something, and a stream is begun at once where a circuit is ready. A client gets a
+task only if it has to wait: for a circuit, another try, a look-up.
 
 Destinations are never logged.
 """

@@ -1,6 +1,6 @@
 """Carries bytes both ways between a client's socket and its stream (net/ferry.py).
 
-What is decided here is how ends are carried over, since TCP ends each direction by itself and Tor ends whole
+The carrier decides how an end is passed on, since TCP ends each direction by itself and Tor ends whole
 streams:
 
     the client ends its direction   nothing is told to the peer; what the peer sends is still carried
@@ -18,20 +18,20 @@ from torkit.net.ferry import Ferry
 from torkit.net.link.pump import Pump
 from torkit.net.proxy.sockdiag import SockDiag
 
-# A client that closed its socket and one that only ended its direction look alike until the kernel asks.
+# A closed socket and one that only ended its direction look alike until the kernel asks the client.
 KEEPALIVE_IDLE = 30  # seconds until it asks
 KEEPALIVE_INTERVAL = 15  # seconds between questions, and between our looks at the answer
 
 
 class Home(Protocol):
-    """What a carrier needs of its proxy."""
+    """A carrier's view of its proxy."""
 
     pump: Pump
     kernel: SockDiag
 
 
 class Carrier(Ferry):
-    """Told by the pump what the socket does. When it ends, the stream may still hold bytes for the client."""
+    """The pump tells it what the socket does. At its end the stream may still hold bytes for the client."""
 
     waits_for_sink = False  # farewell.py delivers what is left
 
@@ -50,7 +50,7 @@ class Carrier(Ferry):
         source.owner = self
 
     def on_local(self, event: LocalEvent) -> None:
-        """What the client's socket did."""
+        """Handle what the client's socket did."""
         if event is LocalEvent.WRITABLE:
             self.on_change()
         elif event is LocalEvent.ENDED:

@@ -38,13 +38,13 @@ class Client:
         self._stream: Stream | None = None
         self._far: ViaStream | None = None  # in the place of a stream, behind another proxy
         self._answer = b""  # to its handshake, not sent yet
-        self._has_more = False  # it sends before it is answered; what is heard of it next is that it broke
-        self._sent_early = 0  # bytes of what it sent with its request, before the exit has answered; as C tor
+        self._has_more = False  # the client sends before it is answered; the next news of it is that it broke
+        self._sent_early = 0  # bytes that came with its request, sent before the exit has answered (as C tor)
         self._carrier: Carrier | None = None
         self._scope: trio.CancelScope | None = None  # of a task that works for this client
 
     def __repr__(self) -> str:
-        """Its state. No destination: what is printed may be logged."""
+        """The state of the client, without its destination: a log may get it."""
         if self._carrier is not None:
             state = f"carries {self._stream!r}"
         elif self._far is not None:
@@ -63,7 +63,7 @@ class Client:
     # --- the handshake ----------------------------------------------------------------------------
 
     def on_local(self, event: LocalEvent) -> None:
-        """It sends, or has broken. What it sends behind its request waits until the exit has answered."""
+        """Read what the client sends. Bytes behind its request wait until the exit has answered."""
         if self._door.request is not None:
             if self._has_more:
                 return self.close()
@@ -92,7 +92,7 @@ class Client:
         return None
 
     def give_up_handshake(self) -> None:
-        """It has taken too long to say what it wants."""
+        """Refuse a client that has taken too long to say what it wants."""
         self._proxy.journal.note_refusal("a client", TimedOut("it took too long to say what it wants"))
         self._door.give_up()
         self._part(self._door.data_to_send())
@@ -127,7 +127,7 @@ class Client:
     # --- connecting -------------------------------------------------------------------------------
 
     def on_change(self) -> None:
-        """The stream that was begun has been answered, or has failed."""
+        """Note that the first stream has been answered, or has failed."""
         assert self._stream is not None
         if self._stream.is_connected:
             self._proxy.attempts.discard(self)
@@ -136,10 +136,10 @@ class Client:
             self.give_up_attempt()
 
     def on_xon(self) -> None:
-        """Nothing is sent yet."""
+        """Do nothing: no byte is sent yet."""
 
     def give_up_attempt(self) -> None:
-        """It failed or has taken too long: what can be done about that is worth a task."""
+        """Have a task make further attempts: the first has failed, or has taken too long."""
         assert self._stream is not None
         assert self._requested is not None
         self._proxy.attempts.discard(self)
@@ -149,7 +149,7 @@ class Client:
         self._work(self._connect, self._requested)
 
     def _work(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        """Have a task work for this client until it leaves, be it before the task begins."""
+        """Have a task work for this client until it leaves; it may leave before the task begins."""
         self._scope = trio.CancelScope()
         self._proxy.nursery.start_soon(task, *arguments)
 
@@ -176,7 +176,7 @@ class Client:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Until the client leaves. A fault of ours must not end the others."""
+        """Run `work` until the client leaves. A fault of ours must not end other clients."""
         assert self._scope is not None
         with self._scope:
             try:
@@ -241,7 +241,7 @@ class Client:
         return None
 
     def _end(self, failure: Exception | None) -> None:
-        """The carrier has done its work; `failure` is why it could not do all."""
+        """Go on to the farewell: the carrier is done, or has failed by `failure`."""
         assert self._stream is not None
         self._proxy.journal.note_over(self._stream, failure)
         if isinstance(failure, OSError) or not self._source.is_watched:
@@ -267,11 +267,11 @@ class Client:
         """Answer a look-up."""
         try:
             self._part(self._door.encode_answer(host))
-        except UsageError as error:  # SOCKS4 has no room for it
+        except UsageError as error:  # SOCKS4 has no room for such an answer
             self._refuse(error)
 
     def _refuse(self, error: TorkitError) -> None:
-        """Tell the client; where its protocol has no words for that, by a reset."""
+        """Tell the client of a failure; by a reset where its protocol has no words for it."""
         assert self._door.request is not None
         what = "a connection" if self._door.request.is_connection else "a look-up"
         self._proxy.journal.note_refusal(what, error)
@@ -283,8 +283,8 @@ class Client:
     def _send(self, data: bytes) -> bool:
         """Send a few bytes without waiting, behind what is still unsent. Returns whether all were accepted.
 
-        What can be said at once goes in one segment, as from C tor: programs that send their whole handshake
-        at once also read the whole answer at once.
+        Bytes that are ready together go in one segment: programs that send their whole handshake at once also
+        read the whole answer at once. (As C tor.)
         """
         data, self._answer = self._answer + data, b""
         try:
@@ -293,7 +293,7 @@ class Client:
             return False
 
     def _part(self, last_words: bytes) -> None:
-        """Say the last that will be said, and let the client read it."""
+        """Send the last bytes, and let the client read them."""
         self._close_stream()
         if not self._source.is_watched or ((self._answer or last_words) and not self._send(last_words)):
             return self.close()
@@ -316,7 +316,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of everything, once. The client sees a reset, unless all was said."""
+        """Let go of everything, once. The client sees a reset, unless it was told all."""
         self._proxy.limits.remove(self)
         self._proxy.attempts.discard(self)
         self._proxy.farewells.discard(self._source)

@@ -1,4 +1,4 @@
-"""Deadlines of clients that all have equally long."""
+"""Deadlines of clients that all get the same time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """The clients that have `timeout` seconds for one thing, in the order of their deadlines."""
+    """The clients that have `timeout` seconds for one step, in the order of their deadlines."""
 
     def __init__(self, timeout: float, expire: Callable[[T], None]) -> None:
         self._timeout = timeout

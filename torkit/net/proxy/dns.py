@@ -21,10 +21,10 @@ from torkit.proto.dns import Code, Query, Type, address_of_reverse_name, encode_
 from torkit.proto.request import Command, Request
 
 # Implementation limits.
-READ_SIZE = 4096  # bytes of a query; one by EDNS has some hundred
-READ_PER_TURN = 64  # queries, before others have their turn
-MAX_LOOKUPS = 256  # at once, of one listener; who asks more asks again
-TTL = 60  # seconds that an answer may be remembered, as C tor's
+READ_SIZE = 4096  # bytes of a query; with EDNS it has some hundred
+READ_PER_TURN = 64  # queries, before other tasks have their turn
+MAX_LOOKUPS = 256  # look-ups at once, of one listener; further askers ask again
+TTL = 60  # seconds for which an answer may be remembered (as C tor's)
 
 LOCALHOST: dict[Type, IPv4Address | IPv6Address] = {
     Type.A: IPv4Address("127.0.0.1"),
@@ -36,7 +36,10 @@ Found = list[IPv4Address | IPv6Address | str]
 
 
 class DnsListener:
-    """Owns `sock`, a bound UDP socket. `check` raises UsageError for a host that no exit is asked for."""
+    """Owns `sock`, a bound UDP socket.
+
+    `check` raises UsageError for hosts that no exit shall be asked for.
+    """
 
     _proxy: Proxy
     _source: Local | None = None
@@ -61,7 +64,7 @@ class DnsListener:
         self._source = proxy.pump.add_local(self._socket.fileno(), self)
 
     def watch(self, is_wanted: bool) -> None:
-        """A question needs no room."""
+        """Do nothing: a question needs no room."""
 
     def close(self) -> None:
         if self._source is not None:
@@ -69,7 +72,7 @@ class DnsListener:
         self._socket.close()
 
     def on_local(self, event: LocalEvent) -> None:
-        """Somebody asks."""
+        """Read questions and answer them."""
         for _ in range(READ_PER_TURN):
             try:
                 packet, sender = self._socket.recvfrom(READ_SIZE)
@@ -84,7 +87,7 @@ class DnsListener:
             self._serve(query, sender)
 
     def on_fault(self, error: InternalError) -> None:
-        """Go on: the next question may fare better."""
+        """Go on after a fault of ours: the next question may fare better."""
         if self._source is None or not self._source.is_watched:
             self._source = self._proxy.pump.add_local(self._socket.fileno(), self)
 
@@ -103,7 +106,7 @@ class DnsListener:
         return None
 
     def _find(self, query: Query, asked: Type) -> tuple[str, Found | None]:
-        """What can be told at once, or the host to look up. Raises UsageError where there is no such name."""
+        """Returns an answer, or the host to look up. Raises UsageError where there is no such name."""
         name = query.name.lower()
         if asked is Type.PTR:
             address = address_of_reverse_name(name)
@@ -160,4 +163,4 @@ class DnsListener:
         try:
             self._socket.sendto(encode_answer(query, code, found or [], ttl=TTL), sender)
         except OSError:
-            return  # nobody waits any more, or the system is short of memory: who asked asks again
+            return  # nobody waits any more, or the system is short of memory: the program asks again

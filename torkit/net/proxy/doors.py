@@ -1,4 +1,4 @@
-"""What a front door is: the protocol that a client speaks to the proxy."""
+"""Front doors: the protocols that clients speak to the proxy."""
 
 from typing import Protocol
 
@@ -14,24 +14,24 @@ class FrontDoor(Protocol):
 
     @property
     def request(self) -> Request | None:
-        """What the client wants, once that is known: before its first byte, where its connection tells."""
+        """The client's request, once known: before the first byte, where the connection itself tells."""
 
     def receive_data(self, data: bytes) -> Request | None:
         """Take the client's next bytes. Returns its request when that is complete.
 
-        Raises TorkitError for what is not served: `data_to_send` then holds the answer, after which the
-        connection is closed.
+        Raises TorkitError for a request that is not served. `data_to_send` then holds the answer, and the
+        connection is closed after it.
         """
 
     def data_to_send(self) -> bytes:
-        """The bytes queued for the client since the last call."""
+        """Returns the bytes queued for the client since the last call."""
 
     @property
     def trailing_data(self) -> bytes:
-        """What the client sent behind its request: the first bytes for the stream."""
+        """The bytes behind the client's request: the first ones for the stream."""
 
     def give_up(self) -> None:
-        """The client took too long: queue the refusal that it can read now."""
+        """Queue the refusal of a client that took too long, one that it can read now."""
 
     def encode_grant(self) -> bytes:
         """Returns the answer to a CONNECT whose stream is connected."""

@@ -1,11 +1,11 @@
-"""The end of a client's connection: it gets all that has arrived for it, then learns how its stream ended.
+"""The end of a client's connection: the client gets all bytes, then learns how its stream ended.
 
     the stream ended in good order, or was refused      every byte, then the end of file
     the stream failed, or its circuit did               every byte, then a reset: no cut looks like an end
 
-A reset takes back what the kernel has not delivered yet. So it waits until the client's side has acknowledged
-every byte, which the kernel can be asked for (SIOCOUTQ) and does not tell by itself. A client that reads late
-is waited for, as long as it goes on taking bytes now and then. What it sends meanwhile is read and dropped:
+A reset takes back bytes that the kernel has not delivered yet. So the reset waits until the client's side has
+acknowledged every byte: the kernel does not tell that by itself, but answers when asked (SIOCOUTQ). A client
+may read late, as long as it takes bytes now and then. Bytes that it sends meanwhile are read and dropped:
 many programs read nothing before they have written all.
 """
 
@@ -23,10 +23,10 @@ from torkit.net.descriptors import DELIVERY_TIMEOUT, LOOK_INTERVAL, READ_SIZE, u
 from torkit.net.link.pump import Pump
 
 # Implementation limits.
-LINGER_TIMEOUT = 2.0  # seconds that a client which has every byte has to end its own direction
+LINGER_TIMEOUT = 2.0  # seconds for a client, which has every byte, to end its own direction
 
-# Bytes that streams which are over may hold for the clients of one proxy: 64 full windows. Beyond, those who
-# have waited longest are reset. The kernel bounds its own part (tcp_wmem, tcp_mem).
+# Bytes that ended streams may hold for the clients of one proxy: 64 full windows. Beyond that, the clients
+# that have waited longest are reset. The kernel bounds its own part (tcp_wmem, tcp_mem).
 FAREWELL_BYTES_MAX = 16 << 20
 
 AT_ONCE = struct.pack("ii", 1, 0)  # struct linger: a close resets the connection
@@ -50,7 +50,7 @@ class Farewells:
         is_whole: bool,
         close: Callable[[], None],
     ) -> None:
-        """Deliver what `stream` still holds; then the end of file, or a reset where it is not `is_whole`.
+        """Deliver what `stream` still holds, then the end of file, or a reset unless it `is_whole`.
 
         `close` is called once, to close `sock`, unless `discard` was called first.
         """
@@ -61,7 +61,7 @@ class Farewells:
             self._bound_held()
 
     def _bound_held(self) -> None:
-        """Reset those who have waited longest, but never the newest, until the streams hold little enough."""
+        """Reset the clients that have waited longest, never the newest, until streams hold little enough."""
         *older, newest = [farewell for farewell in self._waiting.values() if farewell.held]
         held = newest.held + sum(farewell.held for farewell in older)
         for farewell in older:
@@ -71,7 +71,7 @@ class Farewells:
             farewell.give_up()
 
     def discard(self, source: Local) -> None:
-        """Forget the client, whose socket is being closed."""
+        """Forget a client whose socket is being closed."""
         self._waiting.pop(source, None)
 
     async def run(self) -> NoReturn:
@@ -85,7 +85,7 @@ class Farewells:
 
 
 class Farewell:
-    """Owns the socket's place in the pump from its beginning on."""
+    """Owns the socket's place in the pump, once it has begun."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Farewell:
         return 0 if self._stream is None else self._stream.queued
 
     def push(self) -> None:
-        """Write what the stream holds, as far as the socket takes it, and end what can be ended."""
+        """Write what the stream holds, as far as the socket takes it. When all is written, end."""
         try:
             if self._stream is not None:
                 is_pushed = self._stream.push(self._socket.fileno())
@@ -134,7 +134,7 @@ class Farewell:
         self.look()
 
     def look(self) -> None:
-        """Close if the client has all, or has taken nothing for too long."""
+        """Close if the client has every byte, or has taken none for too long."""
         now = trio.current_time()
         left = self.held + undelivered(self._socket.fileno())
         if left != self._left:
@@ -147,7 +147,7 @@ class Farewell:
             self._close()
 
     def give_up(self) -> None:
-        """Reset the connection, whatever has not been delivered."""
+        """Reset the connection, even with undelivered bytes."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         self._close()
 

@@ -30,7 +30,7 @@ async def forward(door: Http, sock: socket.socket, stream: trio.abc.Stream) -> N
     head = server.send(door.head)
     assert head is not None
     await stream.send_all(head)
-    if door.trailing_data:  # nothing would say that the client has ended
+    if door.trailing_data:  # h11 takes b"" for the client's end
         door.connection.receive_data(door.trailing_data)
     failures: list[Exception] = []
 
@@ -70,7 +70,7 @@ async def _upload(
             try:
                 await stream.send_all(data)
             except (StreamClosed, trio.BrokenResourceError):
-                return  # the other way knows why
+                return  # the other direction knows why
         if isinstance(event, h11.EndOfMessage):
             return
 
@@ -91,7 +91,7 @@ async def _download(
                 server.receive_data(bytes(await stream.receive_some()))
                 continue
             case h11.InformationalResponse():
-                if client.their_http_version == b"1.0":  # which knows no such thing
+                if client.their_http_version == b"1.0":  # HTTP/1.0 has no such thing
                     continue
                 answer: h11.Event = h11.InformationalResponse(
                     status_code=event.status_code, headers=event.headers.raw_items(), reason=event.reason

@@ -1,4 +1,4 @@
-"""Which requests of a proxy's clients may share a circuit: identities, by who asks, by time and by use."""
+"""Decides which requests of a proxy may share a circuit: identities, by client, by time and by use."""
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from enum import Enum
@@ -10,7 +10,7 @@ import trio
 
 from torkit.proto.request import Request
 
-# Implementation limit: identities that are counted, of one listener. Beyond, the oldest gets a new one.
+# Implementation limit: identities of one listener that are counted. Beyond, the oldest begins anew.
 MAX_IDENTITIES = 16_384
 
 
@@ -22,10 +22,10 @@ class Isolate(Enum):
     LISTENER = "listener"  # where the client has connected to
     DEST_ADDR = "dest-addr"
     DEST_PORT = "dest-port"
-    STREAM = "stream"  # nothing is: every request has a circuit of its own
+    STREAM = "stream"  # no two requests are equal: each has a circuit of its own
 
 
-ISOLATION = frozenset({Isolate.AUTH, Isolate.CLIENT, Isolate.LISTENER})  # as C tor's SocksPort by default
+ISOLATION = frozenset({Isolate.AUTH, Isolate.CLIENT, Isolate.LISTENER})  # (the default of C tor's SocksPort)
 
 
 class Rotate(NamedTuple):
@@ -42,7 +42,7 @@ NEVER = Rotate()
 
 
 class Isolation:
-    """What a listener, or a whole proxy, keeps apart."""
+    """Tells which requests a listener, or a whole proxy, keeps apart."""
 
     def __init__(self, flags: Collection[Isolate], rotate: Rotate = NEVER) -> None:
         self._keys = [key for flag, key in _KEYS.items() if flag in flags]
@@ -50,7 +50,10 @@ class Isolation:
         self._identities: dict[Hashable, _Identity] = {}  # the newest of each key, the oldest first
 
     def key(self, origin: "Origin", request: Request) -> Hashable:
-        """Returns what is equal for requests that may share a circuit; `repr` tells unequal ones apart."""
+        """Returns a value that is equal for requests that may share a circuit.
+
+        Unequal ones differ in `repr`, too.
+        """
         key = tuple([key(origin, request) for key in self._keys])
         return key if self._rotate is NEVER else (*key, self._number(key, request))
 
@@ -81,14 +84,14 @@ class _Identity:
 
 
 class Origin(NamedTuple):
-    """Where a request comes from."""
+    """The origin of a request."""
 
     client: str  # the client's address
     listener: Any  # the address that it has connected to
     isolation: Isolation  # what is kept apart there
 
     def key(self, request: Request) -> Hashable:
-        """Returns what is equal for requests that may share a circuit."""
+        """Returns a value that is equal for requests that may share a circuit."""
         return self.isolation.key(self, request)
 
 

@@ -1,4 +1,4 @@
-"""What a proxy says of requests that it does not serve: a line for each, never with a destination."""
+"""Logs the requests that a proxy does not serve: a line for each, never with a destination."""
 
 import logging
 
@@ -16,7 +16,10 @@ class Journal:
         self._warned_of: set[str] = set()  # hints, which are constants: each kind of misuse has its own
 
     def note_refusal(self, what: str, error: TorkitError) -> None:
-        """Say that `what` was refused, and why. What will never work and has a hint is misuse."""
+        """Log that `what` was refused, and why.
+
+        An error that will never pass and has a hint tells of misuse.
+        """
         if isinstance(error, InternalError):
             log_fault(error)
             return
@@ -27,12 +30,12 @@ class Journal:
         logger.log(level, "%s was refused: %s", what, error.with_hint)
 
     def note_connected(self, stream: Stream) -> None:
-        """Say that a connection is served from now on."""
+        """Log that a connection is served from now on."""
         circuit = stream.circuit
         logger.debug("a connection begins at %s, on circuit %d", circuit.exit.nickname, circuit.id)
 
     def note_over(self, stream: Stream, failure: Exception | None) -> None:
-        """Say how a connection ended that was served. A client that has gone is none of its failures."""
+        """Log how a served connection ended. It is no failure that the client has gone."""
         if isinstance(failure, TorkitError):
             self.note_cut(failure)
         else:
@@ -40,5 +43,5 @@ class Journal:
             logger.debug("a connection is over at %s, on circuit %d", circuit.exit.nickname, circuit.id)
 
     def note_cut(self, failure: TorkitError) -> None:
-        """Say why a connection that was served ended otherwise than in good order."""
+        """Log why a served connection did not end in good order."""
         logger.info("a stream failed: %s", failure)

@@ -1,4 +1,4 @@
-"""How many clients a proxy has, and who leaves where there is no room for another."""
+"""Limits the clients of a proxy: decides who leaves when there is no room for another."""
 
 from collections.abc import Callable
 from typing import NoReturn, Protocol
@@ -7,7 +7,7 @@ import trio
 
 from torkit.net.proxy.deadlines import Deadlines
 
-# How long a client may take to say what it wants, as C tor's SocksTimeout.
+# How long a client may take to say what it wants (as C tor's SocksTimeout).
 HANDSHAKE_TIMEOUT = 120.0  # seconds
 
 # Each has one descriptor; half of the usual soft limit of 1,024 is left for relays and files.
@@ -15,13 +15,13 @@ MAX_CLIENTS = 512
 
 
 class Member(Protocol):
-    """One client, for those who count it."""
+    """One client, as it is counted."""
 
     def give_up_handshake(self) -> None:
-        """It has taken too long to say what it wants."""
+        """Refuse a client that has taken too long to say what it wants."""
 
     def give_up_attempt(self) -> None:
-        """Its first attempt has taken too long."""
+        """Give up the first attempt, which has taken too long."""
 
     def look(self) -> None:
         """Close if the client has gone. An idle socket reports nothing, so we ask."""
@@ -33,8 +33,8 @@ class Member(Protocol):
 class Limits:
     """The clients of one proxy, at most `max_clients`.
 
-    A new one takes the place of the one that has kept silent for longest. `on_room` is told when that becomes
-    impossible, since all have said what they want, and when it is possible again.
+    A new client takes the place of the one that has kept silent for longest. `on_room` is told when that
+    becomes impossible, since all clients have said what they want, and when it is possible again.
     """
 
     def __init__(self, max_clients: int, on_room: Callable[[bool], None]) -> None:
@@ -63,7 +63,7 @@ class Limits:
             self._on_room(False)
 
     def note_request(self, client: Member) -> None:
-        """The client has said what it wants, or will not."""
+        """Note that a client has said what it wants, or will not."""
         had_room = self.has_room
         self._silent.discard(client)
         if had_room and not self.has_room:
@@ -78,12 +78,12 @@ class Limits:
             self._on_room(self.has_room)
 
     def close_silent(self) -> None:
-        """Have those leave who have not said what they want."""
+        """Make clients leave that have not said what they want."""
         while (client := self._silent.oldest) is not None:
             client.close()
 
     async def wait_empty(self) -> None:
-        """Until the last client has left."""
+        """Wait until the last client has left."""
         while self._clients:
             self._has_left = trio.Event()
             await self._has_left.wait()

@@ -19,9 +19,9 @@ from torkit.net.proxy.shared import Proxy
 from torkit.net.shortage import OUT_OF_RESOURCES
 
 # Implementation limits.
-ACCEPTED_PER_TURN = 64  # clients, before those that are there have their turn
-ACCEPT_RETRY = 0.1  # seconds, where the system has no descriptor left
-ACCEPT_WARNING = 60.0  # seconds between two warnings of that
+ACCEPTED_PER_TURN = 64  # clients accepted before earlier clients have their turn
+ACCEPT_RETRY = 0.1  # seconds until the next try, where the system has no descriptor left
+ACCEPT_WARNING = 60.0  # seconds between two warnings of such a shortage
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class StreamListener:
         isolation: Isolation | None = None,
     ) -> None:
         self._listener = listener
-        # A second descriptor of the same socket: trio's own waits for nobody.
+        # A second descriptor of the same socket, for the pump to watch.
         self._socket = socket.fromfd(listener.fileno(), listener.family, socket.SOCK_STREAM)
         self._is_unix = listener.family == socket.AF_UNIX
         name = self._socket.getsockname()
@@ -61,7 +61,7 @@ class StreamListener:
         self._proxy.pump.watch_reading(self._source, is_wanted)
 
     def on_local(self, event: LocalEvent) -> None:
-        """A client is waiting to be accepted."""
+        """Accept the clients that wait."""
         for _ in range(ACCEPTED_PER_TURN):
             if not self._proxy.limits.has_room:
                 return
@@ -88,7 +88,7 @@ class StreamListener:
             Client(self._proxy, accepted, Origin(client, self._address, isolation), door).start()
 
     def on_fault(self, error: InternalError) -> None:
-        """Go on: the next client may fare better."""
+        """Go on after a fault of ours: the next client may fare better."""
         if self._source is None or not self._source.is_watched:
             self._source = self._proxy.pump.add_local(self._socket.fileno(), self)
 
@@ -116,7 +116,7 @@ class StreamListener:
 def _set_options(listener: socket.socket) -> None:
     """Set what accepted sockets inherit: the kernel asks whether a silent client is still there."""
     if listener.family == socket.AF_UNIX:
-        return  # which knows of neither
+        return  # a Unix socket knows neither option
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):

@@ -1,6 +1,7 @@
 """Carries bytes both ways between a client and a stream behind another proxy.
 
-Both are sockets, so the end of one direction passes as it is. In tasks: the core has nothing to seal here.
+Both are sockets, so the end of one direction passes as it is. Tasks do the work: the core has nothing to
+seal here.
 """
 
 import socket
@@ -31,7 +32,7 @@ async def relay(sock: socket.socket, far: ViaStream, early: bytes, on_end: Calla
             on_end()
             await far.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return  # the other way knows why
+            return  # the other direction knows why
         except OSError as error:
             failures.append(error)
             nursery.cancel_scope.cancel()
@@ -52,7 +53,7 @@ async def relay(sock: socket.socket, far: ViaStream, early: bytes, on_end: Calla
 
 
 async def receive(sock: socket.socket) -> bytes:
-    """Some bytes of a socket that does not block; b"" at its end."""
+    """Read some bytes of a socket that does not block. Returns b"" at its end."""
     while True:
         await trio.lowlevel.wait_readable(sock)
         with suppress(BlockingIOError, InterruptedError):
@@ -60,7 +61,7 @@ async def receive(sock: socket.socket) -> bytes:
 
 
 async def send(sock: socket.socket, data: bytes | bytearray) -> None:
-    """All of `data`, to a socket that does not block."""
+    """Write all of `data` to a socket that does not block."""
     left = memoryview(data)
     while left:
         with suppress(BlockingIOError, InterruptedError):

@@ -46,13 +46,13 @@ async def serve_proxy(
 ) -> None:
     """Serve the clients of all `listeners` until cancelled, and close the listeners.
 
-    Once `is_ending` is set, nobody is accepted any more, and it returns when the last client has left.
+    Once `is_ending` is set, no client is accepted any more, and this returns when the last one has left.
 
-    Where there are `max_clients`, a new one takes the place of the one that has kept silent for longest, and
-    waits to be accepted where all have said what they want. `isolate` says what keeps streams apart, `rotate`
-    when an identity is followed by a new one, where listeners have nothing of their own to say, and
-    `leaks` what is done about connections to addresses: whoever asks for one may have asked a resolver for
-    its name. `kernel` is needed where the clients are in another network namespace.
+    Where there are `max_clients`, a new one takes the place of the one that has kept silent for longest. If
+    all clients have said what they want, the new one waits. `isolate` says what keeps streams apart, and
+    `rotate` when a new identity follows, for listeners without settings of their own. `leaks` deals with
+    connections to addresses: their programs may have asked a resolver for a name. `kernel` is needed where
+    the clients are in another network namespace.
     """
     async with trio.open_nursery() as nursery:
         proxy = Proxy(

@@ -1,4 +1,4 @@
-"""What the clients and listeners of one proxy share."""
+"""The state that clients and listeners of one proxy share."""
 
 import logging
 from collections.abc import Hashable, Sequence
@@ -21,14 +21,14 @@ from torkit.net.proxy.upstream import Upstream
 from torkit.proto.destination import check_host
 from torkit.proto.request import Request
 
-# Seconds that a request may take in all. net/circuits/request.py gives up before: it knows why.
+# Seconds for a whole request. net/circuits/request.py gives up earlier, since it knows why.
 CONNECT_TIMEOUT = STREAM_TIMEOUT + 30.0
 
 logger = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
-    """Where requests come in. A proxy opens it once at most, and closes it once in any case."""
+    """A source of requests. A proxy opens it once at most, and closes it once in any case."""
 
     def open(self, proxy: "Proxy") -> None: ...
 
@@ -39,7 +39,7 @@ class Listener(Protocol):
 
 
 class Proxy:
-    """What `serve_proxy` is given, and what keeps it running."""
+    """The arguments of `serve_proxy`, and the tasks that keep it running."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Proxy:
                 client.look()
 
     async def drain(self) -> None:
-        """Accept nobody any more, and wait until those have left who have said what they want."""
+        """Accept no client any more, and wait until all that have said what they want have left."""
         self._close_listeners()
         self.limits.close_silent()
         if count := len(self.limits.clients):
@@ -101,7 +101,7 @@ class Proxy:
         self.kernel.close()
 
     async def lookup(self, request: Request, isolation: Hashable) -> str:
-        """Returns the one answer that the client is told. Raises TorkitError if there is none."""
+        """Returns the one address that the client is told. Raises TorkitError if there is none."""
         with deadline(CONNECT_TIMEOUT, "a look-up"):
             answers = await self.upstream.resolve(request.host, isolation=isolation)
         for kind in request.kinds:

@@ -1,7 +1,7 @@
-"""Whether the other end of a connection within this machine still belongs to a program: sock_diag(7).
+"""Asks the kernel whether a program still has the other end of a local connection: sock_diag(7).
 
-A socket that its program closed and one that it only shut down for sending look alike on the wire. The
-kernel knows the difference, and Linux tells it to everybody.
+A closed socket and one that was only shut down for sending look alike on the wire. The kernel knows the
+difference, and Linux tells it to everybody.
 """
 
 import select
@@ -28,7 +28,8 @@ _INODE_AT = _HEADER.size + 4 + 48 + 4 * 4  # state and timers; the socket's id; 
 class SockDiag:
     """Asks the kernel. Its socket is opened with the first question, and kept.
 
-    It knows the connections of the network namespace that it was opened in: `kernel` is one of another.
+    The socket knows the connections of the network namespace that it was opened in. `kernel` is a socket of
+    another namespace.
     """
 
     def __init__(self, kernel: socket.socket | None = None) -> None:
@@ -38,7 +39,7 @@ class SockDiag:
         self._asked = 0
 
     def is_closed_by_program(self, sock: socket.socket) -> bool:
-        """Returns whether no program has the other end of `sock` open; False too where that cannot be known.
+        """Returns whether no program has the other end of `sock` open; False where that cannot be known.
 
         A peer on another machine, or another system than Linux, cannot be asked.
         """

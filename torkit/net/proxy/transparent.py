@@ -1,6 +1,6 @@
-"""The front door of connections that the kernel has redirected; the kernel tells where each was going.
+"""The front door of connections that the kernel has redirected; the kernel tells each one's destination.
 
-Such a client hears nothing but its peer's bytes. It takes itself for connected before it is, and learns of a
+Such a client gets nothing but its peer's bytes. It believes itself connected before it is, and learns of a
 failure by a reset. (C tor: TransPort.)
 """
 
@@ -24,7 +24,7 @@ class Redirected:
 
     def __init__(self, host: str, port: int) -> None:
         self.request: Request | None = Request(Command.CONNECT, host, port)
-        self.trailing_data = b""  # what it has sent waits in its socket
+        self.trailing_data = b""  # its bytes wait in its socket
 
     def receive_data(self, data: bytes) -> Request | None:
         raise UsageError("a redirected connection has its request")
@@ -33,7 +33,7 @@ class Redirected:
         return b""
 
     def give_up(self) -> None:
-        """Nothing can be said."""
+        """Do nothing: such a client can be told nothing."""
 
     def encode_grant(self) -> bytes:
         return b""
@@ -48,7 +48,7 @@ class Redirected:
 def transparent_listener(
     listener: trio.socket.SocketType, automap: Automap, isolation: Isolation | None = None
 ) -> StreamListener:
-    """A listener for what is redirected to `listener`. A made-up address stands for its name."""
+    """Returns a source for connections redirected to `listener`. A made-up address stands for its name."""
 
     def make_door(accepted: socket.socket) -> Redirected | None:
         target = original_destination(accepted)
@@ -67,7 +67,7 @@ Target = tuple[IPv4Address | IPv6Address, int]
 
 
 def original_destination(accepted: socket.socket) -> Target | None:
-    """Where a redirected connection was going. None if it came here by itself."""
+    """Returns the destination of a redirected connection; None if it was made to us."""
     try:
         if accepted.family == socket.AF_INET6:
             # struct sockaddr_in6: family, port, flow, address, scope

@@ -1,4 +1,4 @@
-"""What a proxy asks of the client that it belongs to: streams and look-ups (client.py at the top)."""
+"""A proxy's view of its client of Tor: streams and look-ups (client.py at the top)."""
 
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
 
 class Requested(Protocol):
-    """One stream that somebody asks for. Both raise TorkitError."""
+    """One stream that is asked for. Both methods raise TorkitError."""
 
     def begin(self) -> Stream | None:
-        """Make the first attempt at once: a stream not answered yet, or None where no circuit is ready."""
+        """Make the first attempt. Returns a stream not answered yet, or None where no circuit is ready."""
 
     async def connect(self) -> "Stream | ViaStream":
-        """Make the attempts that are left, where the first failed or was not answered in time."""
+        """Make further attempts, where the first failed or was not answered in time."""
 
 
 class Ask(Protocol):
-    """Says what is wanted; raises TorkitError for what nobody can reach."""
+    """Makes a request; raises TorkitError for a host that no exit can reach."""
 
     def __call__(self, host: str, port: int, *, isolation: Hashable) -> Requested: ...
 
