@@ -1,4 +1,4 @@
-"""What it takes to connect to a relay, wherever it is known from."""
+"""Relays as far as a connection needs them, whatever document names them."""
 
 from ipaddress import ip_address
 from typing import NamedTuple, Protocol, TypeGuard
@@ -8,7 +8,7 @@ from torkit.proto.cells import IPAddress
 
 
 class Contact(Protocol):
-    """A relay as far as connecting to it goes: one of a directory, a fallback or an authority."""
+    """A relay as far as a connection needs it: from a directory, a fallback, or an authority."""
 
     @property
     def identity(self) -> bytes: ...
@@ -23,7 +23,7 @@ class Contact(Protocol):
 
 
 class DirectoryServer(NamedTuple):
-    """A fallback or an authority: known by its RSA identity alone."""
+    """A fallback or an authority, known by its RSA identity alone."""
 
     identity: bytes
     address: str
@@ -33,16 +33,16 @@ class DirectoryServer(NamedTuple):
 
 
 def is_known(contact: Contact) -> TypeGuard[Relay]:
-    """Returns whether we hold the keys of a relay, so that it can be asked for any handshake."""
+    """Returns whether we hold the keys of a relay, as all handshakes but CREATE_FAST need."""
     return isinstance(contact, Relay)
 
 
 def name_of(contact: Contact) -> str:
-    """What a relay is called in messages: its nickname, or its fingerprint where nobody knows one."""
+    """Returns a relay's name for messages: its nickname, or its fingerprint where that is unknown."""
     return str(getattr(contact, "nickname", contact.identity.hex().upper()))
 
 
 def or_addresses(contact: Contact) -> list[tuple[IPAddress, int]]:
-    """Where a relay listens, IPv4 first."""
+    """Returns the addresses at which a relay listens, IPv4 first."""
     found = [(contact.address, contact.or_port)] + ([contact.ipv6] if contact.ipv6 else [])
     return [(ip_address(address), port) for address, port in found]

@@ -1,4 +1,4 @@
-"""What everybody of one client goes by: the directory in use, what follows from it, and the journal.
+"""The directory that one client goes by, what follows from it, and the journal.
 
 net/dir/keeper.py keeps the directory new.
 """
@@ -16,18 +16,18 @@ from torkit.params import parameter
 from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
 
-# On a private network circuits take milliseconds, and where its one machine is busy, seconds: no timeout that
-# is learnt is shorter there, in ms.
+# The shortest timeout that is learnt on a private network, in ms: circuits take milliseconds there, and
+# seconds when its one machine is busy.
 TESTING_MIN_TIMEOUT = 5000
 
 
 class Current:
-    """`known` is None while there is no directory; whoever cannot do without asks for `directory`."""
+    """`known` is None while there is no directory. Callers that need one ask for `directory`."""
 
     def __init__(self, *, cgo: Cgo = Cgo.EXIT, testing: bool = False) -> None:
         self.known: Directory | None = None
-        self.failure: TorkitError | None = None  # why there is none, once that was tried for a while
-        self.is_wanted = trio.Event()  # set by `hurry`, made anew by whoever keeps the directory
+        self.failure: TorkitError | None = None  # why there is no directory, after some time
+        self.is_wanted = trio.Event()  # set by `hurry`; the keeper of the directory makes it anew
         self.journal = Journal()
         self._readers: list[Callable[[Directory], None]] = []
         self._cgo = cgo
@@ -47,7 +47,7 @@ class Current:
         self._readers.append(reader)
 
     def use(self, directory: Directory) -> None:
-        """Go by this one from now on."""
+        """Go by this directory from now on."""
         self.known = directory
         self._settings = None
         if self.journal.is_heard:
@@ -56,25 +56,25 @@ class Current:
             reader(directory)
 
     def drop(self) -> None:
-        """Go by none: what there was is too old."""
+        """Go by no directory: the present one is too old."""
         self.known = self._settings = None
 
     def hurry(self) -> None:
-        """Have what is missing fetched now, for whoever cannot go on without it."""
+        """Have missing documents fetched now, since somebody cannot go on without them."""
         self.is_wanted.set()
 
     def params(self) -> Mapping[str, int]:
-        """All of them; none while there is no directory."""
+        """The consensus's parameters; an empty mapping while there is no directory."""
         return {} if self.known is None else self.known.consensus.params
 
     def param(self, name: str) -> int:
-        """A consensus parameter; its default while there is no directory."""
+        """Returns a consensus parameter; its default while there is no directory."""
         value = parameter(self.params(), name)
         is_raised = name == "cbtmintimeout" and self.testing
         return max(value, TESTING_MIN_TIMEOUT) if is_raised else value
 
     def circuit_settings(self) -> CircuitSettings:
-        """The settings of circuits that are built now, which share one object."""
+        """Returns the settings of circuits that are built now, which share one object."""
         if self._settings is None:
             self._settings = CircuitSettings(
                 self.params(),

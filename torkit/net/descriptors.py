@@ -1,9 +1,9 @@
 """Descriptors that a parent has given us. No trio here.
 
-They may be non-blocking: a flag of the open file, which is shared with whoever has set it, and stays.
+They may be non-blocking. That is a flag of the open file, which other processes share, so it stays.
 
-They may be connections. One that is closed while input waits in it is reset, and a reset takes back what was
-not delivered; the kernel knows what was, and tells when it is asked.
+They may be connections. A connection that is closed with unread input is reset, and a reset takes back bytes
+that were not delivered. The kernel knows whether all were, and tells when it is asked.
 """
 
 import fcntl
@@ -19,19 +19,19 @@ from contextlib import contextmanager, suppress
 from errno import EPIPE, ETIMEDOUT
 
 # Implementation limits.
-READ_SIZE = 65_536  # bytes; what a Linux pipe holds, and some 130 cells
+READ_SIZE = 65_536  # bytes: a Linux pipe holds so many, and some 130 cells
 LOOK_INTERVAL = 0.05  # seconds between questions to the kernel; a delayed acknowledgement takes 40 ms
 
-# Seconds without a byte taken after which a peer is given up; about as long as Linux by itself tries to
-# deliver what a program has left behind. (C tor waits for 15 s, and then leaves the rest to the kernel.)
+# Seconds after which a peer that takes no byte is given up: about as long as Linux tries to deliver bytes
+# that a program has left behind. (C tor waits for 15 s, and then leaves the rest to the kernel.)
 DELIVERY_TIMEOUT = 300.0
 
-LINE_TIMEOUT = 5.0  # seconds that a line on stderr waits for room, where no client has to go on meanwhile
-PIECE_LEN = 1024  # characters, at most PIPE_BUF bytes: what a pipe takes whole if it takes anything
+LINE_TIMEOUT = 5.0  # seconds that a line on stderr waits for room, where nothing else has to go on
+PIECE_LEN = 1024  # characters, at most PIPE_BUF bytes, which a pipe takes whole or not at all
 
 
 def read_some(descriptor: int, count: int) -> bytes:
-    """Read up to `count` bytes; wait for the first of them, be the descriptor non-blocking or not.
+    """Read up to `count` bytes, and wait for the first of them even if the descriptor is non-blocking.
 
     Raises OSError.
     """
@@ -43,9 +43,9 @@ def read_some(descriptor: int, count: int) -> bytes:
 
 
 def write_some(descriptor: int, data: bytes | bytearray | memoryview) -> int:
-    """Write some of `data`, not empty; wait until there is room, be the descriptor non-blocking or not.
+    """Write some of `data`, not empty, and wait for room even if the descriptor is non-blocking.
 
-    Returns how many bytes. Raises OSError.
+    Returns how many bytes were written. Raises OSError.
     """
     while True:
         try:
@@ -55,16 +55,16 @@ def write_some(descriptor: int, data: bytes | bytearray | memoryview) -> int:
 
 
 def _wait_for(descriptor: int, event: int, timeout: float | None = None) -> bool:
-    """Returns whether it has come, or an error has, within `timeout` seconds."""
+    """Returns whether the event, or an error, has come within `timeout` seconds."""
     poll = select.poll()
     poll.register(descriptor, event)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 class StandardError:
-    """stderr, for lines. One whose reader has stopped holds nobody up: lines without room are lost.
+    """Writes lines to stderr. A reader that has stopped holds nobody up: lines without room are lost.
 
-    How many were is said as soon as there is room again.
+    The number of lost lines is written as soon as there is room again.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class StandardError:
 
     @contextmanager
     def never_waiting(self) -> Iterator[None]:
-        """Let no line wait for room meanwhile."""
+        """Inside the block no line waits for room."""
         self._timeout = 0.0
         try:
             yield
@@ -83,13 +83,13 @@ class StandardError:
             self._timeout = LINE_TIMEOUT
 
     def say(self, line: str) -> None:
-        """Write a line, which has no end yet."""
+        """Write a line, given without its newline."""
         self._tell_lost()
         if self._lost_count or not self._write(f"{line}\n", self._timeout):
             self._lost_count += 1
 
     def draw(self, text: str) -> None:
-        """Write what is no line, if there is room."""
+        """Write text that is no line, if there is room."""
         self._write(text, 0.0)
 
     def _tell_lost(self) -> None:
@@ -100,7 +100,7 @@ class StandardError:
                 self._lost_count = 0
 
     def _write(self, text: str, timeout: float) -> bool:
-        """Returns whether there was room; nobody wants to see what cannot be written for another reason."""
+        """Returns whether there was room. Text that cannot be written for another reason is dropped."""
         for at in range(0, len(text), PIECE_LEN):
             if not _stderr_has_room(timeout):
                 self._is_cut = self._is_cut or at > 0
@@ -124,7 +124,7 @@ def _stderr_has_room(timeout: float) -> bool:
 
 
 def undelivered(descriptor: int) -> int:
-    """Bytes written to a socket that its peer has not acknowledged, and the end of file; 0 if unknown."""
+    """Returns how many bytes, and the end of file, a socket's peer has not acknowledged; 0 if unknown."""
     import termios
 
     try:
@@ -135,10 +135,10 @@ def undelivered(descriptor: int) -> int:
 
 
 def wait_until_delivered(descriptor: int) -> None:
-    """Wait until the peer of a TCP connection has all that was written; for what is none, do nothing.
+    """Wait until the peer of a TCP connection has all written bytes. Does nothing for other descriptors.
 
-    Blocks. Raises BrokenPipeError where the peer resets the connection first, TimeoutError where it takes
-    nothing for DELIVERY_TIMEOUT.
+    Blocks. Raises BrokenPipeError where the peer resets the connection first, TimeoutError where it takes no
+    byte for DELIVERY_TIMEOUT.
     """
     if not _is_tcp(descriptor):
         return

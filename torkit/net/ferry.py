@@ -1,8 +1,8 @@
 """Carries bytes between a stream and a descriptor of this machine, without Python while all goes well.
 
-The core writes what arrives, and seals what it reads (_fast/pump). A ferry tells the core when to go on, and
-its maker of the end. A socket and a pipe end in their own ways, so there are two kinds: proxy/carrier.py and
-pipe.py.
+The core writes bytes that arrive, and seals bytes that it reads (_fast/pump). A ferry tells the core when to
+go on, and tells its maker of the end. Sockets and pipes end in their own ways: proxy/carrier.py, pipe.py,
+door.py.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from torkit.net.link.pump import Pump
 
 
 class Ferry:
-    """`sink` watches the descriptor that takes what arrives, and `fileno` tells it, -1 once it is closed.
+    """`sink` watches the descriptor that takes arriving bytes; `fileno` returns its number, -1 when closed.
 
     `source`, which may be the sink, is read for the stream; None where somebody else sends. `end` is called
     once: with None where the peer ended in good order, with a TorkitError where it did not, with an OSError
     where a descriptor failed.
     """
 
-    # Whether the stream's end counts only when `sink` has taken all that came before it.
+    # Whether the stream's end counts only when `sink` has taken all bytes before it.
     waits_for_sink: ClassVar[bool]
 
     def __init__(
@@ -50,7 +50,7 @@ class Ferry:
         self.on_change()
 
     def on_change(self) -> None:
-        """Bytes have come that the core did not write, the sink takes more, or the stream has ended."""
+        """Go on: bytes have come that the core did not write, the sink takes more, or the stream is over."""
         if self._is_over:
             return
         try:
@@ -63,7 +63,7 @@ class Ferry:
                 self._finish(self._stream.failure)
 
     def on_xon(self) -> None:
-        """The peer takes data again, or at another rate."""
+        """Go on reading: the peer takes data again, or at another rate."""
         if self._source is not None:
             self._source.resume()
 

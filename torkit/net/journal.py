@@ -1,4 +1,4 @@
-"""Tells what happens, as torkit.events, to any number of listeners. Costs next to nothing without one.
+"""Tells events (torkit.events) to any number of listeners. Costs next to nothing without one.
 
 if journal.is_heard:
     journal.tell(CircuitBuilt(...))
@@ -20,13 +20,13 @@ from torkit.net.progress import Progress, Tracker
 # Implementation limit: events that wait for one reader; the oldest are dropped for more.
 MAX_WAITING = 10_000
 
-UNNAMED = "unnamed"  # a relay that a service has chosen, so that it may tell which
+UNNAMED = "unnamed"  # a relay that a service has chosen, whose name may betray that service
 
 Listener = Callable[[Event], None]
 
 
 class Journal:
-    """Tells what happens in one client to whoever listens. `progress` is the progress of its start."""
+    """Tells the events of one client to its listeners. `progress` is the progress of its start."""
 
     def __init__(self) -> None:
         self.is_heard = False
@@ -36,7 +36,7 @@ class Journal:
         self._streams = count(1)
 
     def add(self, listener: Listener) -> None:
-        """Have `listener` called with every event from now on. It must neither wait nor raise."""
+        """Call `listener` with every event from now on. It must neither wait nor raise."""
         self._listeners.append(listener)
         self.is_heard = True
 
@@ -50,7 +50,7 @@ class Journal:
 
     @contextmanager
     def telling_end(self, stream: int) -> Iterator[None]:
-        """Tell StreamEnded if what is done inside raises: there will be no further attempt."""
+        """Tell StreamEnded if the block raises: there will be no further attempt."""
         try:
             yield
         except BaseException as error:
@@ -60,15 +60,15 @@ class Journal:
             raise
 
     def next_circuit(self) -> int:
-        """The number of a new circuit."""
+        """Returns the number of a new circuit."""
         return next(self._circuits)
 
     def next_stream(self) -> int:
-        """The number of a new stream."""
+        """Returns the number of a new stream."""
         return next(self._streams)
 
     def events(self) -> "Events":
-        """Every event from now on, to iterate over."""
+        """Returns an iterator over every event from now on."""
         return Events(self)
 
     def _tell_progress(self, progress: Progress) -> None:
@@ -78,7 +78,7 @@ class Journal:
 
 
 class _Mailbox:
-    """What one reader has not read yet."""
+    """The events that one reader has not read yet."""
 
     def __init__(self) -> None:
         self.waiting: deque[Event] = deque()
@@ -94,7 +94,7 @@ class _Mailbox:
 
 
 class Events:
-    """An asynchronous iterator that never ends; may be left at any time, and listens until it is dropped.
+    """An asynchronous iterator that never ends. It may be left at any time, and listens until it is dropped.
 
     A reader that lags by more than MAX_WAITING events gets an EventsLost in place of the oldest.
     """
@@ -123,10 +123,10 @@ class Events:
 
 
 def trace(event: Event) -> None:
-    """A listener that prints on stderr; where nobody reads it any more, for nobody."""
+    """A listener that prints on stderr."""
     stderr.say(f"torkit: {event}")
 
 
 def name_of(relay: Relay) -> str:
-    """A relay as events write it. control-spec, "LongName"."""
+    """Returns a relay's name as events write it. control-spec, "LongName"."""
     return f"${relay.fingerprint}~{relay.nickname}"

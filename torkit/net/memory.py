@@ -1,4 +1,4 @@
-"""How much may wait in the queues of this process: the limit of the account that _fast/memory keeps."""
+"""Sets how many bytes may wait in the queues of this process. _fast/memory keeps the account."""
 
 import os
 from contextlib import suppress
@@ -7,27 +7,27 @@ from pathlib import Path
 from torkit._fast.memory import set_limit
 from torkit.errors import UsageError
 
-# Implementation limits, bytes. By default a quarter of the machine's memory, or of what its control group may
-# have, from LEAST to MOST. (C tor's MaxMemInQueues is 0.4 of the memory, for relays too.)
+# Implementation limits, bytes. The default is a quarter of the memory of the machine, or of its control
+# group, from LEAST to MOST. (C tor's MaxMemInQueues is 0.4 of the memory, for relays too.)
 SHARE = 4
 LEAST = 64 << 20
 MOST = 2 << 30
 
-# Implementation limit, bytes: less cannot carry one stream at full speed beside a directory answer.
+# Implementation limit, bytes: with less, one stream has no full speed beside a directory answer.
 FLOOR = 16 << 20
 
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def limit_memory(count: int | None = None) -> None:
-    """Set how many bytes may wait, for every client of this process. Raises UsageError below FLOOR."""
+    """Set how many bytes may wait, for all clients of this process. Raises UsageError below FLOOR."""
     if count is not None and count < FLOOR:
         raise UsageError(f"{FLOOR >> 20} MiB of memory are the least that works")
     set_limit(default_limit() if count is None else count)
 
 
 def default_limit(group_limit: Path = _GROUP_LIMIT) -> int:
-    """The limit where the user names none."""
+    """Returns the limit where the user names none."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):  # no such group, or "max"
         memory = min(memory, int(group_limit.read_text()))

@@ -1,15 +1,15 @@
-"""A stream on file descriptors: what `torkit connect` does between stdin and stdout.
+"""Carries a stream on file descriptors: `torkit connect` between stdin and stdout.
 
 The descriptors may be pipes, files, sockets, terminals or devices, and they are shared with the shell and
-with other programs. So their flags are never changed: a descriptor made non-blocking would be so for
+with other programs. So their flags are never changed: a non-blocking descriptor would be non-blocking for
 everybody. There are two roads:
 
     slow    blocking calls in threads, which work for every kind
     fast    the core moves the bytes, and no task is woken (_fast/pump): of files, and of pipes and terminals,
             which Linux opens once more for us, non-blocking for nobody else
 
-A thread that waits in a system call cannot be stopped; it is left behind when the pipe ends, and dies with
-the process. One that was about to make its call makes none.
+A thread that waits in a system call cannot be stopped. It is left behind when the pipe ends, and dies with
+the process. A thread that was about to make its call makes none.
 """
 
 import errno
@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 MIN_PAUSE = 0.01  # seconds between looks for bytes that have gone
 
-# How long the end of `source` may follow after the reader of `sink` has gone: a parent that has all it wants
-# closes both, in either order.
+# How long after the reader of `sink` has gone the end of `source` may follow: a parent that wants no more
+# bytes closes both, in either order.
 BOTH_ENDS = 0.5  # seconds
 
 
@@ -58,17 +58,17 @@ async def pipe(
     eof_timeout: float = inf,
     idle_timeout: float = inf,
 ) -> bool:
-    """Carry `source` to `stream` and `stream` to `sink` until the peer ends the stream: then True.
+    """Carry `source` to `stream` and `stream` to `sink`. Returns True when the peer has ended the stream.
 
-    Tor has no half-close: the end of `source` cannot be told to the peer without ending both directions.
-    It is not told, and what the peer sends is still carried; `eof_timeout` seconds after the end of
-    `source`, or after the peer's last byte since, this returns False. So it does where nobody reads `sink`
-    any more, `source` has ended and no byte is undelivered: whoever has closed both has all.
-    `idle_timeout` seconds without a byte in either direction raise TimedOut.
+    Tor has no half-close: to tell the peer of the end of `source` would end both directions. So the peer is
+    not told, and its bytes are still carried. This returns False `eof_timeout` seconds after the end of
+    `source`, or after the peer's last byte since then. It also returns False where nobody reads `sink` any
+    more, `source` has ended, and no byte is undelivered: the parent has closed both, and has all bytes. After
+    `idle_timeout` seconds without a byte in either direction it raises TimedOut.
 
-    Raises what `stream` raises when it ended otherwise than in good order, and OSError when `source` or
-    `sink` fail; BrokenPipeError soon after the reader of `sink` has gone, even if nothing is to be written.
-    The caller closes `stream`.
+    Raises what `stream` raises when it did not end in good order, OSError when `source` or `sink` fail, and
+    BrokenPipeError soon after the reader of `sink` has gone, even without a byte to write. The caller closes
+    `stream`.
     """
     at_eof = False
     has_ended = trio.Event()  # `source`
@@ -104,7 +104,7 @@ async def pipe(
             touch()
 
     async def unless_both_are_closed(work: Callable[[], Awaitable[None]]) -> None:
-        """As `work`; but where `source` ends too and nothing is undelivered, no reader is no failure."""
+        """Do `work`. That nobody reads is no failure where `source` ends, too, and no byte is undelivered."""
         nonlocal is_given_up
         try:
             await work()
@@ -116,7 +116,7 @@ async def pipe(
                 raise
 
     async def watch_road(road: FastRoad) -> None:
-        """It does not tell when a byte goes, but how many went: time runs out up to a tenth later."""
+        """Look now and then how many bytes went, so that timeouts are up to a tenth late."""
         pause = min(idle_timeout, eof_timeout or inf) / 10
         moved = road.moved
         while True:
@@ -147,7 +147,10 @@ async def pipe(
 
 
 async def race(*functions: Callable[[], Awaitable[None]]) -> None:
-    """Run all until the first one returns or raises, and do as it did; the others are cancelled."""
+    """Run all until the first one returns or raises, then return or raise as it did.
+
+    The others are cancelled.
+    """
     outcomes: list[Exception | None] = []
 
     async def run(function: Callable[[], Awaitable[None]]) -> None:
@@ -166,9 +169,9 @@ async def race(*functions: Callable[[], Awaitable[None]]) -> None:
 
 
 class FastRoad(Ferry):
-    """What comes on `stream`, the core writes to `sink`, and what `source` brings, it seals.
+    """The core writes bytes of `stream` to `sink`, and seals bytes of `source`.
 
-    Both are non-blocking, or files; `source` is None where the slow road uploads.
+    Both descriptors are non-blocking, or files. `source` is None where the slow road uploads.
     """
 
     waits_for_sink = True
@@ -193,13 +196,13 @@ class FastRoad(Ferry):
         return self._stream.sent + self._stream.received
 
     async def download(self) -> None:
-        """Wait until the peer has ended in good order, and `sink` has all. Raises as `pipe` does."""
+        """Wait until the peer has ended in good order, and `sink` has all bytes. Raises as `pipe` does."""
         await self._has_ended.wait()
         if self._failure is not None:
             raise self._failure
 
     async def upload(self) -> bytes:
-        """Wait until the core has read all. Returns what was read and not sent."""
+        """Wait until the core has read all it can. Returns bytes that were read and not sent."""
         await self._is_read.wait()
         return self._unsent
 
@@ -211,7 +214,7 @@ class FastRoad(Ferry):
         self._pump.remove(self._sink)
 
     def on_local(self, event: LocalEvent) -> None:
-        """What `source` or `sink` did."""
+        """Handle what `source` or `sink` did."""
         if event is LocalEvent.BROKEN:
             left = self._stream.queued
             self._finish(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) if left else ReaderGone())
@@ -234,7 +237,7 @@ class FastRoad(Ferry):
 
 @contextmanager
 def _fast_road(stream: trio.abc.Stream, source: int, sink: int) -> Iterator[FastRoad | None]:
-    """The fast road, if there is one for these."""
+    """Gives the fast road of these descriptors, or None."""
     with ExitStack() as stack:
 
         def open_again(descriptor: int, access: int) -> int | None:
@@ -251,11 +254,11 @@ def _fast_road(stream: trio.abc.Stream, source: int, sink: int) -> Iterator[Fast
 
 
 def _open_again(descriptor: int, access: int) -> int | None:
-    """What the core can read or write by itself, without changing what others share; None if there is none.
+    """Returns a descriptor for the core alone, which changes nothing that others share; None without one.
 
-    An end of a pipe, or a terminal to write to, is opened once more, non-blocking; files and /dev/null, which
-    let nobody wait, are duplicated. Not named pipes: whoever opens one after its writer has gone would not
-    be told of the end. Linux may refuse, as after a change of user or without /proc.
+    An end of a pipe, or a terminal to write to, is opened once more, non-blocking. Files and /dev/null, which
+    let nobody wait, are duplicated. Named pipes are not: opened after their writer has gone, they would not
+    tell of the end. Linux may refuse, as after a change of user or without /proc.
     """
     path = f"/proc/self/fd/{descriptor}"
     with suppress(OSError):
@@ -270,7 +273,7 @@ def _open_again(descriptor: int, access: int) -> int | None:
 
 
 class Descriptor:
-    """A duplicate for threads. It lasts until `close`, and until the last of them is through with it.
+    """A duplicate for threads. It lasts until `close`, and until the last thread has finished its call.
 
     A thread that is left behind may come to run only after the caller has closed the original, when its
     number may be another file's.
@@ -283,7 +286,7 @@ class Descriptor:
         self._is_closed = False
 
     def use(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Make a system call in this thread. Raises OSError, be it for one that was closed."""
+        """Make a system call in this thread. Raises OSError, also where the descriptor was closed."""
         with self._lock:
             if self._is_closed:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -317,7 +320,7 @@ async def _write_all(descriptor: Descriptor, data: bytes | bytearray) -> None:
 
 
 def _wait_for_hangup(descriptor: int) -> bool:
-    """Wait until nobody reads what is written to `descriptor`; False if that cannot be known of it."""
+    """Wait until nobody reads from `descriptor`'s other end. Returns False if that cannot be known."""
     poll = select.poll()
     poll.register(descriptor, 0)  # no event is asked for; errors and hang-ups are always reported
     [(_, event)] = poll.poll()

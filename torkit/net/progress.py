@@ -1,8 +1,8 @@
-"""How far the first start has come: its phase, a percentage that never falls, and what is in the way.
+"""How far the first start has come: its phase, a percentage that never falls, and the obstacle.
 
-Told by the parts that do the work. With the first circuit it is done: a later consensus is not its concern.
-Tags and percentages are those of control-spec, "Phases from the Bootstrap status event"; of what this
-client does not tell apart, the tag is the later one.
+The parts that do the work report it. The start is done with the first circuit; later consensuses do not
+count. Tags and percentages are those of control-spec, "Phases from the Bootstrap status event". Where this
+client makes one phase of two, it has the tag of the later one.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ _NO_NETWORK = frozenset({EADDRNOTAVAIL, EAFNOSUPPORT, EHOSTDOWN, EHOSTUNREACH, E
 
 
 class Phase(Enum):
-    """Ascending. `tag` is for programs; `summary`, what is being done and waited for, is for people."""
+    """In ascending order. `tag` is for programs; `summary` tells people what is being done."""
 
     STARTING = "starting", 0, "starting"
     CONN = "conn", 5, "connecting to a directory server"
@@ -77,14 +77,14 @@ class Progress(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """What is being done and waited for."""
+        """What is being done, for people."""
         if self.phase is Phase.LOADING_DESCRIPTORS and self.microdescs is not None:
             return "{}: {} of {}".format(self.phase.summary, *self.microdescs)
         return self.phase.summary
 
     @property
     def blockage(self) -> str | None:
-        """What kind of thing is in the way: a word for programs; None if nothing is."""
+        """The kind of obstacle, a word for programs; None without one."""
         match self.error:
             case None:
                 return None
@@ -112,7 +112,7 @@ class Tracker:
         self._has_changed = trio.Event()
 
     def reach(self, phase: Phase) -> None:
-        """Note that this phase has begun. One that lies behind is a repetition, and no news."""
+        """Note that this phase has begun. An earlier phase is a repetition, and no news."""
         if self.now.phase.percent >= Phase.ENOUGH_DIRINFO.percent:
             phase = _FOR_CIRCUITS.get(phase, phase)
         if phase.percent > self.now.phase.percent:
@@ -125,7 +125,7 @@ class Tracker:
             self._change(self.now._replace(microdescs=(held, listed)))
 
     def add_microdescs(self, count: int) -> None:
-        """Note that some more have come."""
+        """Note that `count` more microdescriptors have come."""
         self.reach(Phase.LOADING_DESCRIPTORS)
         if self.now.phase is Phase.LOADING_DESCRIPTORS and self.now.microdescs is not None:
             held, listed = self.now.microdescs
@@ -135,16 +135,16 @@ class Tracker:
             self._change(self.now._replace(percent=percent, microdescs=(held, listed), error=None))
 
     def block(self, error: TorkitError) -> None:
-        """Note what made an attempt fail."""
+        """Note why an attempt failed."""
         if not self.now.is_done:
             self._change(self.now._replace(error=error))
 
     def changes(self) -> "Changes":
-        """The progress now, and whenever it has changed since."""
+        """Returns an iterator: the progress now, and whenever it has changed."""
         return Changes(self)
 
     async def wait_other_than(self, progress: Progress | None) -> Progress:
-        """The progress, once it is not `progress` any more."""
+        """Wait until the progress is not `progress` any more. Returns the new one."""
         await trio.lowlevel.checkpoint()
         while self.now is progress:
             await self._has_changed.wait()
@@ -160,7 +160,7 @@ class Tracker:
 class Changes:
     """An asynchronous iterator that ends when the progress is done; may be left at any time.
 
-    Who is slow to ask misses what has been overtaken, never the newest.
+    A slow reader misses progress that was overtaken, never the newest.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -183,7 +183,7 @@ def furthest(failures: Sequence[TorkitError]) -> TorkitError:
 
 
 def diagnose(failures: Sequence[TorkitError]) -> TorkitError:
-    """What is in the way, if these attempts at different relays, at least one, all failed."""
+    """Returns the obstacle, if these attempts at different relays, at least one, all failed."""
     for shortage in failures:
         if isinstance(shortage, OutOfResources):
             return shortage
@@ -217,7 +217,7 @@ def diagnose(failures: Sequence[TorkitError]) -> TorkitError:
 
 
 def _clock_skew(failures: Sequence[TorkitError]) -> ClockSkewed | None:
-    """Our clock is to blame if all that answered, and more than one, showed certificates of another time."""
+    """Returns that our clock is wrong, where all relays that answered, at least two, show another time."""
     answers = [failure for failure in failures if _distance(failure) > 2]
     skews = [failure.skew for failure in answers if isinstance(failure, CertificateNotCurrent)]
     if len(skews) < 2 or len(skews) < len(answers):
@@ -235,7 +235,7 @@ def _clock_skew(failures: Sequence[TorkitError]) -> ClockSkewed | None:
 
 
 def _distance(failure: TorkitError) -> int:
-    """How far an attempt got: 0 not out of this machine, 1 to no answer, 2 and 3 to one, 4 to a relay."""
+    """Returns how far it got: 0 not out of this machine, 1 to no answer, 2 and 3 to one, 4 to a relay."""
     match failure:
         case ChannelClosed(__cause__=OSError(errno=number)) if number in _NO_NETWORK:
             return 0

@@ -1,4 +1,4 @@
-"""What this machine may run out of: descriptors, memory, threads. No relay is to blame for that."""
+"""Shortages of this machine: descriptors, memory, threads. No relay is to blame for them."""
 
 import os
 from collections.abc import Callable
@@ -9,20 +9,20 @@ import trio
 
 from torkit.errors import OutOfResources
 
-# What the system says where it is short of descriptors, memory, or room to watch descriptors (epoll: ENOSPC).
+# The system's errors for too few descriptors, too little memory, and no room to watch descriptors (ENOSPC).
 OUT_OF_RESOURCES = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC})
 
 T = TypeVar("T")
 
 
 def check_resources(error: OSError) -> None:
-    """Raise OutOfResources where `error`, of a connection that is made, says so."""
+    """Raise OutOfResources where `error`, from making a connection, tells of a shortage."""
     if error.errno in OUT_OF_RESOURCES:
         raise out_of_resources(error) from error
 
 
 def out_of_resources(error: OSError) -> OutOfResources:
-    """Returns what to raise where a connection cannot be made because of `error`."""
+    """Returns the exception to raise where `error` prevents a connection."""
     return OutOfResources(f"this machine can open no connection: {os.strerror(error.errno or 0)}")
 
 

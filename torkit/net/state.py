@@ -1,4 +1,4 @@
-"""Writes down what this client has learnt, and reads what earlier starts have."""
+"""Writes down what this client has learnt, and reads what earlier starts have written."""
 
 import logging
 from pathlib import Path
@@ -13,18 +13,18 @@ from torkit.net.shortage import run_in_thread
 from torkit.paths.constraints import Constraints
 from torkit.paths.guards import Guards
 
-SAVE_INTERVAL = 600.0  # seconds between writing down what changes all the time, as C tor
+SAVE_INTERVAL = 600.0  # seconds between writes of what changes all the time (as C tor)
 
 logger = logging.getLogger(__name__)
 
 
 class Part(Protocol):
-    """Something that is kept."""
+    """A part of the state file."""
 
-    has_changed: bool  # since it was last written down
+    has_changed: bool  # since the last write
 
     def to_state(self) -> dict[str, Any]:
-        """JSON values, under names of its own."""
+        """Returns JSON values, under names of its own."""
 
 
 class StateFile:
@@ -35,16 +35,19 @@ class StateFile:
         self._lock = trio.Lock()
         self._parts: list[Part] = []
         self._watched: list[Part] = []
-        self._has_warned = False  # that the last attempt to write has failed
+        self._has_warned = False  # that the last write has failed
 
     def add(self, part: Part, *, is_watched: bool) -> None:
-        """Keep `part`: whenever it has changed if `is_watched`, else only where the file was lost."""
+        """Keep `part`.
+
+        It is written when it has changed, if `is_watched`; else only where the file was lost.
+        """
         self._parts.append(part)
         if is_watched:
             self._watched.append(part)
 
     async def agree(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Keep these JSON values where nothing is kept yet. Returns all that is kept then.
+        """Keep these JSON values where the file has none yet. Returns all values of the file then.
 
         Raises StorageError, OutOfResources.
         """
@@ -53,7 +56,7 @@ class StateFile:
             return await run_in_thread(self._cache.add_to_state, values, abandon_on_cancel=True)
 
     async def save(self) -> None:
-        """Write down what has changed."""
+        """Write down the parts that have changed."""
         async with self._lock:
             changed = [part for part in self._watched if part.has_changed]
             if not changed:
@@ -69,7 +72,7 @@ class StateFile:
                 self.note_unkept(error)
 
     def note_unkept(self, error: TorkitError) -> None:
-        """Say why nothing could be written, once until something is."""
+        """Log why nothing could be written, once until a write succeeds."""
         if not self._has_warned:
             logger.warning("the guards could not be kept: %s", error)
         self._has_warned = True
@@ -91,7 +94,7 @@ class StateFile:
 def load_state(
     cache: Cache, restrictions: Constraints, rng: Random, now: float
 ) -> tuple[dict[str, Any], Guards]:
-    """What earlier starts have kept. What cannot be read of it is told, and stays in a file beside it."""
+    """Returns what earlier starts have kept. Unreadable parts are logged, and stay in a file beside it."""
     try:
         state = cache.load_state() or {}
     except StorageError as error:
