@@ -224,6 +224,8 @@ class Tor:
         self._parts.circuits.renew()
         self._parts.refusals.forget_targets()
         self._parts.vanguards.forget()
+        if self._parts.reserve is not None:
+            self._parts.reserve.renew()
         if self._parts.onions is not None:
             self._parts.onions.forget()
 

@@ -245,6 +245,24 @@ def test_at_most_twenty_points_are_taken(service: Service) -> None:
         assert len(found.points) == min(count, MAX_POINTS)
 
 
+def test_a_front_end_may_name_points_of_other_services(service: Service) -> None:
+    """OnionBalance's: their keys are certified by the front end; one that another has certified is none."""
+    network, vector = services("pow")[0]
+    backends = read(Service(network, vector), vector["descriptor"].encode()).points
+    text = HEADER
+    for number, point in enumerate(backends):
+        specifiers = b"".join(bytes([kind, len(value)]) + value for kind, value in point.link_specifiers)
+        specifiers = bytes([len(point.link_specifiers)]) + specifiers
+        signer = service.blinded if number == 0 else None
+        text += service.point(
+            point.enc_key,
+            introduction_point=f"introduction-point {b64(specifiers)}\n",
+            onion_key=f"onion-key ntor {b64(point.onion_key)}\n",
+            auth_key=f"auth-key\n{service.cert(9, point.auth_key, signer=signer)}",
+        )
+    assert read(service, service.descriptor(text)).points == backends[1:]
+
+
 def test_random_bytes_in_any_layer_raise_the_declared_error(service: Service) -> None:
     rng = random.Random(11)
     for _ in range(150):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from fakes import FakeRelay, FakeStream, http_response
+from fakes import FakeCircuit, FakeRelay, FakeStream, http_response
 from network.recording import (
     ANSWER_LEN,
     CONNECT,
@@ -25,7 +25,7 @@ from network.recording import (
 from network_docs import HOUR
 from onion_service import OnionService
 from served import fresh_relays
-from setup_padder import SetupPadder
+from setup_padder import RENDEZVOUS, SetupPadder
 
 from torkit._fast.cells import RelayCommand
 from torkit.hs.address import encode_address
@@ -34,6 +34,7 @@ from torkit.hs.keys import SecretKey, subcredential
 from torkit.hs.publication import Publication, encode_descriptor
 
 PORT = 80
+STEMS = 3  # that either client builds ahead
 
 
 class Onion:
@@ -43,6 +44,7 @@ class Onion:
         self.seen = seen
         self.service = service
         self.padder = padder
+        self.stems: list[FakeCircuit] = []  # that were there before it was asked for a service
         self.streams: list[FakeStream] = []  # as they came to the service
 
 
@@ -54,7 +56,8 @@ async def record_onion(client: Client, directory: Path, now: int) -> Onion:
         service = OnionService([seen.relays[name] for name in ("exit0", "exit1")], far)
         service.sendme_inc = 31
         padder = SetupPadder()
-        padder.stops = False  # as slowly as real ones: the acknowledgement comes first
+        padder.stops = False  # as slowly as real ones: the acknowledgement comes first,
+        padder.drops[RENDEZVOUS] = 0  # and so does the client's own padding
         onion = Onion(seen, service, padder)
         address = _publish(onion, valid_after)
         for name, relay in seen.relays.items():
@@ -63,7 +66,8 @@ async def record_onion(client: Client, directory: Path, now: int) -> Onion:
             padder.pad_at(relay)
         far.on_begin = partial(_connect, onion)
         far.on_data = answer_request
-        await wait_until(lambda: seen.whole_requests(b"/tor/micro/"))
+        await wait_until(lambda: len(stems_of(seen)) >= STEMS)
+        onion.stems = stems_of(seen)
         for _ in range(2):
             async with await ask(port, CONNECT, address, PORT) as stream:
                 await stream.send_all(REQUEST)
@@ -72,6 +76,11 @@ async def record_onion(client: Client, directory: Path, now: int) -> Onion:
                     received += len(data)
                 assert received == ANSWER_LEN
         return onion
+
+
+def stems_of(seen: Recording) -> list[FakeCircuit]:
+    """Circuits of three hops that end at a relay for the middle, and not at an exit."""
+    return [one for one in seen.circuits(3) if not seen.name_of(one.hops[2].relay).startswith("exit")]
 
 
 def _connect(onion: Onion, stream: FakeStream) -> None:

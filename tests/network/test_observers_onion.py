@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fakes import NTOR, FakeCircuit
-from network.recording_onion import Onion, record_onion
+from network.recording_onion import STEMS, Onion, record_onion
 from network.test_observers import record_both
 from network.torkit_process import skip_without
 from setup_padder import NEGOTIATE
@@ -45,14 +45,13 @@ def introduction(onion: Onion) -> FakeCircuit:
 
 
 def said(onion: Onion, circuit: FakeCircuit) -> list[Said]:
-    """What the client said on a circuit, once it was built, until its first stream."""
-    found = []
-    for one in onion.seen.hop_cells:
-        if one.circuit is circuit and one.cell.command != RelayCommand.EXTEND2:
-            if one.cell.command == RelayCommand.BEGIN:
-                break
-            found.append((one.hop, one.cell.command, len(one.cell.body)))
-    return found
+    """What the client said to relays on a circuit, once it was built; what the service gets is left out."""
+    relays = len(circuit.hops) - (circuit.hops[-1].relay is onion.service.relay)
+    return [
+        (one.hop, one.cell.command, len(one.cell.body))
+        for one in onion.seen.hop_cells
+        if one.circuit is circuit and one.hop <= relays and one.cell.command != RelayCommand.EXTEND2
+    ]
 
 
 def places(onion: Onion, circuit: FakeCircuit) -> list[str]:
@@ -68,6 +67,16 @@ def test_one_introduction_and_one_cookie_are_enough_for_two_requests(alike: Alik
     assert alike(observe) == (1, 1, 2)
 
 
+def test_what_is_built_ahead_is_what_a_service_is_met_by(alike: Alike) -> None:
+    """Nobody had asked for a service when three stems were there: the rendezvous circuit is one of them."""
+
+    def observe(onion: Onion) -> bool:
+        made = [circuit for circuit in onion.stems if circuit is rendezvous(onion)]
+        return len(onion.stems) >= STEMS and len(made) == 1
+
+    assert alike(observe)
+
+
 def test_a_rendezvous_point_is_behind_guard_and_vanguard(alike: Alike) -> None:
     assert alike(lambda onion: places(onion, rendezvous(onion))) == ["guard", "middle", "middle"]
 
@@ -80,8 +89,8 @@ def test_an_introduction_point_is_behind_three_relays_and_gets_ntor(alike: Alike
     assert alike(observe) == (["guard", "middle", "middle", "exit"], NTOR)
 
 
-def test_what_is_said_on_a_rendezvous_circuit_before_its_first_stream(alike: Alike) -> None:
-    """The cookie, and to the second relay what begins the padding, which looks like a request."""
+def test_what_is_said_to_the_relays_of_a_rendezvous_circuit(alike: Alike) -> None:
+    """The cookie, and to the second relay what begins the padding: it looks like a request."""
     assert alike(lambda onion: said(onion, rendezvous(onion))) == [
         (3, RelayCommand.ESTABLISH_RENDEZVOUS, 20),
         (2, NEGOTIATE, 8),

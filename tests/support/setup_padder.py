@@ -21,6 +21,7 @@ class SetupPadder:
     def __init__(self) -> None:
         self.asked: dict[int, list[FakeCircuit]] = {INTRODUCTION: [], RENDEZVOUS: []}
         self.dropped: list[tuple[FakeCircuit, int]] = []  # the client's DROP cells: (circuit, hop)
+        self.drops = dict(DROPS)
         self.stops = True  # an introduction's padding comes to its end
 
     def pad_at(self, relay: FakeRelay) -> None:
@@ -41,7 +42,7 @@ class SetupPadder:
 
     def answer(self, circuit: FakeCircuit, machine: int) -> None:
         say(circuit, START, machine)
-        for _ in range(DROPS[machine]):
+        for _ in range(self.drops[machine]):
             circuit.send(2, RelayCommand.DROP)
         if machine == INTRODUCTION and self.stops:
             say(circuit, STOP, machine)

@@ -26,6 +26,7 @@ from torkit.net.current import Current
 from torkit.net.dir.keeper import DirectoryKeeper
 from torkit.net.dir.servers import Sources
 from torkit.net.link.channels import Channels
+from torkit.net.onion.reserve import Reserve
 from torkit.net.state import StateFile
 from torkit.paths.constraints import Constraints, VanguardMode, excluded_places
 from torkit.paths.guards import Guards
@@ -94,6 +95,10 @@ class Parts:
         self.circuits = Circuits(self.builder, PredictedPorts(self.current.param), rng, nursery)
         sets = Sets(self.circuits, self.builder, self.current, nursery) if conflux else None
         self.spares = Spares(self.circuits, self.build_times, self.current, sets)
+        self.reserve: Reserve | None = None
+        if spare_circuits:
+            expected = PredictedPorts(self.current.param)
+            self.reserve = Reserve(self.circuits, expected, self.paths.may_go_on, rng)
         self.keeper = DirectoryKeeper(
             authorities=voters,
             sources=lambda directory: servers.shuffled(self.guards.contacts(directory), rng),
@@ -116,17 +121,12 @@ class Parts:
         """What reaches onion services; made when it is first needed, since most clients never do."""
         if self.onions is None:
             from torkit.net.onion.client_keys import ClientKeys
-            from torkit.net.onion.reserve import Reserve
             from torkit.net.onion.services import OnionServices
             from torkit.net.onion.stems import Stems
             from torkit.net.onion.work import Worker
 
-            reserve = None
-            if self._spare_circuits:
-                expected = PredictedPorts(self.current.param)
-                reserve = Reserve(self.circuits, expected, self.paths.may_go_on, self.rng)
             self.onions = OnionServices(
-                Stems(self.circuits, self.build_times, self._is_excluded, reserve),
+                Stems(self.circuits, self.build_times, self._is_excluded, self.reserve),
                 self.circuits,
                 self.current,
                 ClientKeys(self.data_dir / CLIENT_KEYS),
@@ -155,7 +155,9 @@ class Parts:
                 await self.keeper.is_ready.wait()
                 await self.guards.has_agreed.wait()
                 nursery.start_soon(self.spares.keep, self._spare_circuits)
-                if self._spare_circuits:
+                if self.reserve is not None:
+                    self.reserve.expect()  # as C tor, which takes it that they may be wanted
+                    nursery.start_soon(self.reserve.keep)
                     nursery.start_soon(self.spares.learn)
                     nursery.start_soon(self.state.keep)
 
@@ -167,5 +169,7 @@ class Parts:
             self.circuits.close()
             if self.onions is not None:
                 self.onions.close()
+            if self.reserve is not None:
+                self.reserve.close()
             await self.channels.drain()
             await self.state.save()

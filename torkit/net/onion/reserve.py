@@ -1,6 +1,7 @@
-"""Stems that are built ahead while onion services are in use: who asks then waits for one hop, not for four.
+"""Stems that are built ahead: who asks for an onion service waits for one hop, not for four.
 
-Three, as C tor. Each becomes a circuit for one purpose and one service, so that no isolations share one.
+Three, as C tor, from the start on: guards shall not see who is about to use onion services. Each becomes a
+circuit for one purpose and one service, so that no isolations share one.
 """
 
 import logging
@@ -21,8 +22,9 @@ from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import Ahead
 from torkit.net.circuits.spares import MAX_SPARES, SPARE_RETRY
 
-# Implementation limit, as C tor.
+# Implementation limits, as C tor; seconds between two that are built, which what is waited for goes before.
 RESERVE_COUNT = 3
+PACE = 1.0
 
 _ONIONS = 0  # stands for onion services among the ports that are expected
 
@@ -74,9 +76,8 @@ class Reserve:
             self._is_short = trio.Event()
             self._drop_old()
             wait_until = min((stem.expires_at for stem in self._stems), default=inf)
-            if self._is_one_missing() and not await self._build():
-                wait_until = trio.current_time() + SPARE_RETRY
-            elif self._is_one_missing():
+            if self._is_one_missing():
+                await trio.sleep(PACE if await self._build() else SPARE_RETRY)
                 continue
             with trio.move_on_at(wait_until):
                 await self._is_short.wait()

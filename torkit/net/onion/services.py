@@ -139,7 +139,7 @@ class OnionServices:
             del self._meetings[key]
             pending.is_over.set()
             if self._stems.reserve is not None:
-                self._stems.reserve.expect()  # not earlier: what is built ahead is for the next
+                self._stems.reserve.expect()
         self._joined[key] = entry
         self._nursery.start_soon(self._expire, key, entry)
         return Met(entry.circuit, meeting.worked)

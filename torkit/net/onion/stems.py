@@ -138,28 +138,21 @@ class Stems:
             self._is_due_earlier.set()
 
     async def keep(self) -> None:
-        """Close what was let go when it is due, and keep stems ready; never returns."""
-        async with trio.open_nursery() as nursery:
-            if self.reserve is not None:
-                nursery.start_soon(self.reserve.keep)
-            while True:
-                self._is_due_earlier = trio.Event()
-                with trio.move_on_at(next(iter(self._released.values()), inf)):
-                    await self._is_due_earlier.wait()
-                for circuit, due_at in list(self._released.items()):
-                    if due_at <= trio.current_time() or circuit.error is not None:
-                        self._close_released(circuit)
+        """Close what was let go when it is due; never returns."""
+        while True:
+            self._is_due_earlier = trio.Event()
+            with trio.move_on_at(next(iter(self._released.values()), inf)):
+                await self._is_due_earlier.wait()
+            for circuit, due_at in list(self._released.items()):
+                if due_at <= trio.current_time() or circuit.error is not None:
+                    self._close_released(circuit)
 
     def renew(self) -> None:
         """For a new identity: keep nothing of the old one's."""
         for circuit in list(self._released):
             self._close_released(circuit)
-        if self.reserve is not None:
-            self.reserve.renew()
 
     def close(self) -> None:
-        if self.reserve is not None:
-            self.reserve.close()
         for circuit in self._released:
             circuit.close("the client ends")
 
