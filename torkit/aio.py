@@ -37,7 +37,7 @@ class Tor:
         self._tor = tor
 
     def isolated(self) -> "Tor":
-        """The same client, for connections and look-ups that share no circuit with another object's."""
+        """Returns the same client, for requests that share no circuit with another object's."""
         return Tor(self._thread, self._tor.isolated())
 
     @property
@@ -50,7 +50,7 @@ class Tor:
         await _result(self._thread.submit(self._thread.wait_ready, self._tor, None))
 
     async def connect(self, host: str, port: int, *, isolation: Hashable = None) -> socket.socket:
-        """A connected, non-blocking socket to `host`, a name or address that the exit resolves.
+        """Returns a connected, non-blocking socket to `host`, a name or address that the exit resolves.
 
         Connections share circuits only where `isolation` is equal, any value. What is tried takes 120 s at
         most once the client is ready, and less under `asyncio.timeout`: a call that is cancelled leaves
@@ -104,7 +104,10 @@ class Tor:
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def resolve(self, host: str, *, isolation: Hashable = None) -> list[Resolved]:
-        """The addresses of a name, or for an address its names, as an exit sees them. Raises as `connect`."""
+        """Returns the addresses of a name, or for an address its names, as an exit sees them.
+
+        Raises as `connect`.
+        """
         return await _result(self._thread.submit(self._thread.resolve, self._tor, host, isolation, None))
 
     async def new_identity(self) -> None:

@@ -61,7 +61,7 @@ class Tor:
         atexit.unregister(self._thread.close)
 
     def isolated(self) -> "Tor":
-        """The same client, for connections and look-ups that share no circuit with another object's."""
+        """Returns the same client, for requests that share no circuit with another object's."""
         return Tor(self._thread, self._tor.isolated())
 
     @property
@@ -84,7 +84,7 @@ class Tor:
         isolation: Hashable = None,
         timeout: float | None = _DEFAULT_TIMEOUT,
     ) -> socket.socket:
-        """A connected socket to `host`, a name or address that the exit resolves; never looked up here.
+        """Returns a connected socket to `host`, a name or address. The exit looks it up, never this machine.
 
         Connections share circuits only where `isolation` is equal, any value. `timeout` is in seconds, by
         default `socket.getdefaulttimeout()`; it holds for this call, and then for each call of the socket.
@@ -122,7 +122,10 @@ class Tor:
     def resolve(
         self, host: str, *, isolation: Hashable = None, timeout: float | None = None
     ) -> list[Resolved]:
-        """The addresses of a name, or for an address its names, as an exit sees them. Raises as `connect`."""
+        """Returns the addresses of a name, or for an address its names, as an exit sees them.
+
+        Raises as `connect`.
+        """
         return _result(self._thread.submit(self._thread.resolve, self._tor, host, isolation, timeout))
 
     def new_identity(self) -> None:
@@ -131,7 +134,7 @@ class Tor:
 
 
 def open_tor(**settings: Any) -> Tor:
-    """A client in a thread of its own: `torkit.open_tor` says which arguments there are, and what it raises.
+    """Returns a client in a thread of its own. Arguments and exceptions are those of `torkit.open_tor`.
 
     Close it, or use it in a `with` block. At Python's end, what is still open is closed.
     """

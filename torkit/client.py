@@ -68,7 +68,7 @@ class Tor:
         return self._parts.data_dir
 
     def isolated(self) -> "Tor":
-        """The same client, for streams and look-ups that share no circuit with any of another object's.
+        """Returns the same client, for requests that share no circuit with another object's.
 
         Directory, guards and identity are common, and it ends with the client that it is of.
         """
@@ -113,12 +113,15 @@ class Tor:
         return look_at(self._parts)
 
     async def fetch_consensus(self) -> Consensus:
-        """A verified consensus that is live, from the cache or the network. Raises as `wait_ready`."""
+        """Returns a verified consensus that is live, from the cache or the network.
+
+        Raises as `wait_ready`.
+        """
         self._check_open()
         return await self._parts.keeper.wait_consensus()
 
     async def download_consensus(self, flavor: str = "microdesc", held: Preamble | None = None) -> Consensus:
-        """A live consensus, `microdesc` or `ns`, from the network even if there is one; nothing else uses it.
+        """Returns a live consensus, `microdesc` or `ns`, fetched now; the directory does not use it.
 
         With `held`, one of this flavor, only what has changed since is asked for.
         Raises NoDirectory, DocumentError, or what made the directory's sources fail.
@@ -134,7 +137,7 @@ class Tor:
     def request(
         self, host: str, port: int | None, *, isolation: Hashable = None, path: Path | None = None
     ) -> "Request | OnionRequest":
-        """A stream as `connect` opens it, or without a port a look-up, for whoever begins it by hand.
+        """Returns a stream as `connect` opens it, or without a port a look-up, for whoever begins it by hand.
 
         Raises UsageError for what no exit can reach or where the client is closed, and NoPath where the exit
         of `path` does not allow it.
@@ -161,7 +164,7 @@ class Tor:
     async def connect(
         self, host: str, port: int, *, isolation: Hashable = None, path: Path | None = None
     ) -> Stream:
-        """A stream to `host`, a name or address that the exit resolves; never looked up here.
+        """Returns a stream to `host`, a name or address that the exit resolves; never looked up here.
 
         A name in .onion is an onion service's, which is met without an exit.
         Streams share circuits only where `isolation` is equal: any value, as `object()` for a session or a
@@ -183,7 +186,7 @@ class Tor:
         isolation: Hashable = None,
         path: Path | None = None,
     ) -> "trio.SSLStream[Stream]":
-        """A TLS stream to `host`, after the handshake: the server has proved to be `server_hostname`.
+        """Returns a TLS stream to `host`, after the handshake: the server has proved to be `server_hostname`.
 
         By default that is `host`, and the system's authorities say so. Raises as `connect` does, StreamClosed
         where the stream ends within the handshake, and ssl.SSLError where the handshake fails, such as
@@ -207,7 +210,7 @@ class Tor:
     async def resolve(
         self, host: str, *, isolation: Hashable = None, path: Path | None = None
     ) -> list[Resolved]:
-        """The addresses of a name, or for an address its names, as an exit sees them.
+        """Returns the addresses of a name, or for an address its names, as an exit sees them.
 
         Raises as `connect` does; StreamClosed with RESOLVEFAILED where there is no answer. An answer that
         is internal to a network is none: a program that took it would connect to somebody else's.
@@ -239,14 +242,14 @@ class Tor:
         await settle(stream)
 
     def choose_path(self, constraints: Constraints) -> Path:
-        """Relays for `constraints`, beginning at our guard unless they name another.
+        """Returns relays for `constraints`, beginning at our guard unless they name another.
 
         Raises NoPath, NoGuard, UsageError as torkit.paths.choose does, NoDirectory before there is one.
         """
         return self._parts.paths.choose_for(constraints)
 
     async def build_circuit(self, path: Path | None = None) -> Circuit:
-        """A circuit of its own through exactly these relays; the caller closes it.
+        """Returns a circuit of its own through exactly these relays; the caller closes it.
 
         Without `path` relays are chosen, and others where these fail, as for streams. Raises what made the
         circuit fail, TimedOut, NoPath, NoGuard.
@@ -263,7 +266,7 @@ class Tor:
         return await self._parts.builder.build_through(path)
 
     async def onion_descriptor(self, address: str, client_key: "ClientKey | None" = None) -> "Descriptor":
-        """The descriptor of an onion service, every check passed: from its directories, or as it was kept.
+        """Returns the verified descriptor of an onion service, from its directories, or as it was kept.
 
         `address` ends in `.onion`; `client_key` opens what the service keeps for clients that it knows.
         Raises OnionServiceError, which says at which step, NoDirectory, or what made circuits fail.
@@ -396,7 +399,7 @@ async def open_tor(
 
 
 def _directory_servers(network: Network) -> Sources:
-    """The directory servers that the network names: there are no guards to ask yet."""
+    """Returns the directory servers that the network names: there are no guards to ask yet."""
     fallbacks = [DirectoryServer(f.identity, f.address, f.or_port, f.ipv6) for f in network.fallbacks]
     authorities = [
         DirectoryServer(a.fingerprint, a.address, a.or_port, a.ipv6)

@@ -91,7 +91,7 @@ def chosen_data_dir(network: Network, named: StrPath | None) -> Path:
 
 
 def load_network(path: StrPath | None) -> Network:
-    """The network of this TOML file, or the public one.
+    """Returns the network of this TOML file, or the public one.
 
     Raises UsageError, which names the file and the entry, for what is missing, unknown or malformed.
     """
@@ -161,7 +161,7 @@ def _read_entries(table: dict[str, Any], key: str, parse: Callable[[str], _T], p
 
 
 def parse_authority(value: str) -> Authority:
-    """The value of torrc's DirAuthority: `[nickname] [flags] address:dirport fingerprint`.
+    """Parse the value of torrc's DirAuthority: `[nickname] [flags] address:dirport fingerprint`.
 
     Flags that matter only between authorities are accepted and ignored. Raises UsageError.
     """
@@ -203,7 +203,7 @@ def parse_authority(value: str) -> Authority:
 
 
 def parse_fallback(value: str) -> Fallback:
-    """The value of torrc's FallbackDir: `address[:dirport] orport=PORT id=FINGERPRINT [ipv6=...]`.
+    """Parse the value of torrc's FallbackDir: `address[:dirport] orport=PORT id=FINGERPRINT [ipv6=...]`.
 
     Raises UsageError.
     """
@@ -232,7 +232,7 @@ def parse_fallback(value: str) -> Fallback:
 
 
 def data_dir(network: Network, explicit: StrPath | None) -> Path:
-    """Where cache and state are kept: `explicit`, or the platform's place for a user's state.
+    """Returns where cache and state are kept: `explicit`, or the platform's place for a user's state.
 
     Networks do not share the platform's place: guards and documents of one mean nothing to another.
     It is made where it is not there yet. Raises StorageError, as `make_data_dir` does.

@@ -355,7 +355,7 @@ class OnionServiceError(TorkitError):
 
     @classmethod
     def at(cls, step: OnionStep, why: str = "") -> "OnionServiceError":
-        """The error that says in the usual words where it failed, and perhaps `why`."""
+        """Returns the error that says in the usual words where it failed, and perhaps `why`."""
         return cls(step.sentence + why, step=step, hint=_HINTS_OF_STEP.get(step))
 
 
@@ -392,14 +392,14 @@ class InternalError(TorkitError):
 
     @classmethod
     def ending(cls, what: str, cause: BaseException) -> "InternalError":
-        """The error that says that `cause` has ended `what`."""
+        """Returns the error that says that `cause` has ended `what`."""
         error = cls(f"an internal error ({type(cause).__name__}) ended {what}")
         error.__cause__ = cause
         return error
 
 
 def code_of(error: BaseException) -> str:
-    """One of a few words for what went wrong, such as `connectrefused` or `timed_out`, for counting.
+    """Returns one of a few words for what went wrong, such as `connectrefused` or `timed_out`, for counting.
 
     It names neither a relay nor a destination.
     """
@@ -418,7 +418,7 @@ def code_of(error: BaseException) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """Where `error`, what caused it, and what it was made of were raised; what was first comes first.
+    """Returns where `error`, what caused it, and what it was made of were raised; what was first comes first.
 
     Without the text of any exception, which may name a destination.
     """

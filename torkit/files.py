@@ -47,7 +47,7 @@ def make_private_directory(path: Path) -> None:
 
 
 def open_own(path: Path) -> int:
-    """A descriptor to read a regular file of ours. Neither follows a link nor waits for a pipe.
+    """Returns a descriptor to read a regular file of ours. Neither follows a link nor waits for a pipe.
 
     Raises StorageError where it is another user's or no regular file, FileNotFoundError where there is none.
     """
@@ -125,7 +125,7 @@ def write_output(path: Path, data: bytes) -> FileIdentity | None:
 
 
 def _own_descriptor(path: Path) -> int | None:
-    """The descriptor of this process that a name like /dev/stdout or /dev/fd/3 stands for.
+    """Returns the descriptor of this process that a name like /dev/stdout or /dev/fd/3 stands for.
 
     Such a name may stand for a regular file, but must not be replaced.
     """

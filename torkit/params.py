@@ -139,11 +139,11 @@ PARAMETERS: Mapping[str, Parameter] = {
 
 
 def parameter(params: Mapping[str, int], name: str) -> int:
-    """The value of one of PARAMETERS, by the parameters of a consensus as written."""
+    """Returns the value of one of PARAMETERS, by the parameters of a consensus as written."""
     default, low, high = PARAMETERS[name]
     return min(max(params.get(name, default), low), high)
 
 
 def default_param(name: str) -> int:
-    """The Param where there is no consensus."""
+    """Returns the Param where there is no consensus."""
     return PARAMETERS[name].default

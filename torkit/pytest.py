@@ -55,7 +55,7 @@ def _torkit_client(
 
 @pytest.fixture
 def tor(_torkit_client: "tuple[ClientThread, Tor]") -> "blocking.Tor":
-    """A client of torkit.blocking on `tor_network`; no circuit of it is shared with another test's."""
+    """A client of torkit.blocking on `tor_network`. No circuit of it is shared with another test's."""
     from torkit.blocking import Tor
 
     return Tor(*_torkit_client).isolated()

@@ -48,7 +48,7 @@ class Adapter(HTTPAdapter):
 
 
 def session(tor: Tor, *, isolation: Hashable = None) -> requests.Session:
-    """A session whose requests all go through `tor`, none of them on circuits of another session."""
+    """Returns a session whose requests all go through `tor`, none of them on circuits of another session."""
     made = requests.Session()
     adapter = Adapter(tor, isolation=isolation)
     made.mount("http://", adapter)

@@ -35,7 +35,7 @@ _BY_STEP = {
 
 
 def os_error(error: TorkitError) -> OSError:
-    """The OSError that says what `error` says, which is its `__cause__`.
+    """Returns the OSError that says what `error` says, which is its `__cause__`.
 
     Such as ConnectionRefusedError, ConnectionResetError, TimeoutError, and socket.gaierror where there is no
     such name; by its `errno`, EINVAL for what can never be connected to, EACCES where a policy or a key does
@@ -66,7 +66,7 @@ def os_error(error: TorkitError) -> OSError:
 
 
 def origin(error: BaseException) -> BaseException:
-    """The error of torkit's that `error` goes back to, else `error` itself."""
+    """Returns the error of torkit's that `error` goes back to, else `error` itself."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, TorkitError):
         found = found.__cause__ or found.__context__

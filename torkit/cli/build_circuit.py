@@ -83,7 +83,7 @@ async def build(tor: "Tor", *, count: int | None, path: str | None, for_people: 
 
 
 def to_json(circuit: "Circuit") -> str:
-    """One line, which `--path` takes; each hop says how it was made."""
+    """Returns one line, which `--path` takes; each hop says how it was made."""
     from torkit.paths.text import path_to_json
 
     document = json.loads(path_to_json(circuit.path))

@@ -49,7 +49,7 @@ def export(
 
 
 def fetch_directory(options: Options) -> "tuple[Directory, Path]":
-    """The newest directory, from the cache or the network, as complete as is to be had; where it is kept."""
+    """Returns the newest directory that cache and network have, and where it is kept."""
     found: list[tuple[Directory, Path]] = []
 
     async def command() -> None:

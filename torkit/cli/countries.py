@@ -54,7 +54,7 @@ class Countries:
                 raise UsageError(f"no address is in a country {country!r}", hint="use codes like de or us")
 
     def of(self, address: str) -> str | None:
-        """A code like `us`, `??` for an address in no country, None where there is no file to look in.
+        """Returns a code like `us`, or `??` for an address in no country; None without a file to look in.
 
         Raises DocumentError for a file that is none, UsageError for one that cannot be read.
         """

@@ -35,7 +35,7 @@ MICRODESC = "microdesc"
 
 
 def iso_time(value: str | float) -> float:
-    """The value of --at, in seconds since the epoch. Raises typer.BadParameter."""
+    """Returns the value of --at, in seconds since the epoch. Raises typer.BadParameter."""
     if isinstance(value, float):
         return value
     try:
@@ -93,7 +93,7 @@ class Source:
 
 
 def read_directory(options: Options, source: Source, *, microdescs: bool = True) -> "Directory":
-    """A verified consensus, and its microdescriptors as far as they are at hand.
+    """Returns a verified consensus, and its microdescriptors as far as they are at hand.
 
     Without `microdescs`, only the consensus is looked for. Raises NoDirectory, DocumentError, StorageError,
     UsageError.
@@ -119,7 +119,7 @@ def read_directory(options: Options, source: Source, *, microdescs: bool = True)
 
 
 def _verified(options: Options, network: "Network", source: Source) -> "Consensus":
-    """The consensus of the cache or of a file."""
+    """Returns the consensus of the cache or of a file."""
     from torkit.directory.consensus import read_consensus
     from torkit.directory.steps import complete
     from torkit.directory.trust import missing_certificates, verify

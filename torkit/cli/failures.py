@@ -38,7 +38,7 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 def exit_status(error: TorkitError) -> int:
-    """The exit status that tells a script what kind of failure `error` is."""
+    """Returns the exit status that tells a script what kind of failure `error` is."""
     match error:
         case UsageError() | OnionServiceError(step=OnionStep.ADDRESS):
             return WRONG_USAGE
@@ -96,7 +96,7 @@ def report(error: BaseException) -> int:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The one error to report: ours, else a declared one, if several tasks failed at once."""
+    """Returns the one error to report: ours, else a declared one, if several tasks failed at once."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     causes = [cause_of(inner) for inner in error.exceptions]

@@ -58,13 +58,13 @@ def fetch_consensus(
 
 
 def relays_to_json(consensus: "Consensus") -> bytes:
-    """One line for each relay, in the order of the consensus."""
+    """Returns one line for each relay, in the order of the consensus."""
     lines = (json.dumps(status_fields(relay)) for relay in consensus.relays)
     return "".join(f"{line}\n" for line in lines).encode()
 
 
 def to_text(consensus: "Consensus") -> str:
-    """A few lines for people."""
+    """Returns a few lines for people."""
     from torkit.directory.netdoc import encode_time
 
     flags = consensus.relays.flags

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The bytes of a file, `-` being stdin. Raises UsageError for what cannot be read or is over `limit`."""
+    """Returns the bytes of a file, `-` being stdin.
+
+    Raises UsageError for what cannot be read or is over `limit`.
+    """
     try:
         data = _read_stdin(limit + 1) if path == Path("-") else _read(path, limit + 1)
     except OSError as error:

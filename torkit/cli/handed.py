@@ -23,7 +23,7 @@ class Handed(NamedTuple):
 
 
 def handed_over(name: str, environment: Mapping[str, str]) -> list[Handed]:
-    """The sockets with this FileDescriptorName=, or all where it is empty. Raises UsageError if none are.
+    """Returns the sockets with this FileDescriptorName=, or all if it is empty. Raises UsageError for none.
 
     UDP is for DNS; a stream's name may be `trans` or `auth` for those kinds of listener.
     """

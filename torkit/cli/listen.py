@@ -56,7 +56,7 @@ class Place(NamedTuple):
         return address if self.kind == "proxy" else f"{self.kind}:{address}"
 
     def at(self, sock: socket.socket) -> "Place":
-        """The same with the port that the system has chosen."""
+        """Returns the same with the port that the system has chosen."""
         return self if self.kind == "unix" else self._replace(port=sock.getsockname()[1])
 
 
@@ -120,7 +120,7 @@ def parse_places(
 
 
 def _places_at(where: str) -> list[Place]:
-    """One place, or those that a service manager has opened."""
+    """Returns one place, or those that a service manager has opened."""
     kind, _, name = where.partition(":")
     if kind != "systemd":
         return [parse_place(where)]

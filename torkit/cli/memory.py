@@ -20,7 +20,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def parse_size(text: str | None) -> int | None:
-    """Bytes; None where nothing is named. Raises UsageError."""
+    """Returns bytes; None where nothing is named. Raises UsageError."""
     if text is None:
         return None
     match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)

@@ -81,7 +81,7 @@ async def serve_metrics(
 
 
 def status_socket(options: Options) -> Path:
-    """Where a proxy with these options answers `torkit status`. Raises UsageError, StorageError."""
+    """Returns where a proxy with these options answers `torkit status`. Raises UsageError, StorageError."""
     from torkit.config import data_dir, load_network
 
     return data_dir(load_network(options.network), options.data_dir) / STATUS_SOCKET

@@ -74,7 +74,7 @@ ConfluxName = Annotated[
 
 
 def command_app(**settings: Any) -> typer.Typer:
-    """A Typer app as all commands have it: no shell completion, no rich (a tenth of a second each run)."""
+    """Returns a Typer app as all commands have it, without rich (a tenth of a second each run)."""
     return typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -165,7 +165,7 @@ def country_lookup(restrictions: "Constraints | None", geoip: Path | None) -> "C
 
 
 def seconds(value: str | float) -> float:
-    """The value of an option that takes a time. Raises typer.BadParameter."""
+    """Returns the value of an option that takes a time. Raises typer.BadParameter."""
     with suppress(ValueError):
         if (number := float(value)) >= 0:
             return number

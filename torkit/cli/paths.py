@@ -25,7 +25,7 @@ async def read_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
 
 
 def parse_path(tor: "Tor", text: str) -> "tuple[Relay, ...]":
-    """The relays that `--path` names: a JSON line, or fingerprints or nicknames with commas."""
+    """Returns the relays that `--path` names: a JSON line, or fingerprints or nicknames with commas."""
     from torkit.paths.text import path_from_json
 
     if not text.lstrip().startswith("{"):
@@ -57,7 +57,10 @@ async def next_line(descriptor: int) -> str | None:
 
 
 def read_line(descriptor: int) -> str | None:
-    """One line without its end, byte by byte, so that nothing after it is taken; None at the end of file."""
+    """Read one line, byte by byte, and nothing after it.
+
+    Returns it without its end; None at the end of file.
+    """
     from torkit.net.descriptors import read_some
     from torkit.paths.text import MAX_PATH_LINE
 
@@ -72,7 +75,7 @@ def read_line(descriptor: int) -> str | None:
 
 
 def find_relay(directory: "Directory", name: str) -> int:
-    """The place of the one relay with this fingerprint or nickname. Raises UsageError."""
+    """Returns the place of the one relay with this fingerprint or nickname. Raises UsageError."""
     indexes = directory.indexes_of(name)
     if not indexes:
         is_beginning = re.fullmatch(r"\$?[0-9A-Fa-f]{1,39}", name)

@@ -98,7 +98,7 @@ def ping(
 
 
 async def build(tor: "Tor", path: str | None, destination: Destination | None) -> "Circuit":
-    """A circuit of its own, whose exit allows the destination's port."""
+    """Returns a circuit of its own, whose exit allows the destination's port."""
     from torkit.paths.choose import check_exit
     from torkit.paths.constraints import Constraints
 

@@ -102,7 +102,7 @@ class _Bar:
 
 
 def to_json(progress: "Progress") -> str:
-    """One line for programs."""
+    """Returns one line for programs."""
     error, microdescs = progress.error, progress.microdescs
     document = {
         "progress": progress.percent,
@@ -121,7 +121,7 @@ def to_json(progress: "Progress") -> str:
 
 
 def to_line(progress: "Progress") -> str:
-    """One line for people, and what they can do if something is in the way."""
+    """Returns one line for people, and what they can do if something is in the way."""
     line = f"torkit: {progress.percent}% ({progress.phase.tag}) {progress.summary}"
     if progress.error is None:
         return line
@@ -129,7 +129,7 @@ def to_line(progress: "Progress") -> str:
 
 
 def to_bar(progress: "Progress", seconds: float, columns: int) -> str:
-    """One line of a terminal; what is waited for has more right to its room than the bar."""
+    """Returns one line of a terminal; what is waited for has more right to its room than the bar."""
     text = progress.summary if progress.error is None else str(progress.error)
     return _line_of_bar(progress.percent, seconds, text, columns)
 

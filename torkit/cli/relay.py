@@ -76,7 +76,7 @@ def relay_fields(directory: "Directory", index: int, countries: Countries) -> di
 
 
 def family_fields(directory: "Directory", relay: "Relay") -> list[dict[str, Any]]:
-    """The relays of its family, and those that it names.
+    """Returns the relays of its family, and those that it names.
 
     `is_mutual` is None where the other's microdescriptor is not at hand, or the consensus lacks it.
     """
@@ -107,7 +107,7 @@ def family_fields(directory: "Directory", relay: "Relay") -> list[dict[str, Any]
 
 
 def to_text(fields: dict[str, Any]) -> str:
-    """One line for each field, and for each relay of the family; where a terminal is narrow, more."""
+    """Returns one line for each field, and for each relay of the family; where a terminal is narrow, more."""
     room = terminal_width(sys.stdout) if sys.stdout.isatty() else inf
     lines = []
     for name, value in fields.items():

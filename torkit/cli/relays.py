@@ -152,7 +152,7 @@ def table_of(names: Sequence[str]) -> Table:
 
 
 def to_text(value: Any) -> str:
-    """A field of a line: never empty, so that every line has as many."""
+    """Returns a field of a line: never empty, so that every line has as many."""
     if isinstance(value, list):
         value = ",".join(value)
     return "-" if value in (None, "") else str(value)

@@ -119,7 +119,7 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def parse_isolation(text: str | None) -> set[str]:
-    """The names of what is kept apart: credentials, and what `--isolate` names. Raises UsageError."""
+    """Returns the names of what is kept apart: credentials, and what `--isolate` names. Raises UsageError."""
     names = {name.strip() for name in (text or "").split(",")} - {""}
     if unknown := sorted(names - set(ISOLATION)):
         raise UsageError(f"--isolate: {unknown[0]!r} is none of {', '.join(ISOLATION)}")

@@ -125,7 +125,7 @@ async def open_client(
 
 
 async def read_network(options: Options) -> "Network":
-    """The network that the global options name. Raises UsageError."""
+    """Returns the network that the global options name. Raises UsageError."""
     from torkit.config import load_network
     from torkit.net.shortage import run_in_thread
 

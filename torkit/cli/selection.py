@@ -180,7 +180,10 @@ def relay_selection(
 
 
 def has_flags(directory: "Directory", names: list[str]) -> Filter:
-    """Relays with all of these flags, in either case. Raises UsageError for one that the consensus lacks."""
+    """Returns relays with all of these flags, in either case.
+
+    Raises UsageError for one that the consensus lacks.
+    """
     known = {flag.lower(): flag for flag in directory.consensus.known_flags}
     for name in names:
         if name.lower() not in known:
@@ -190,7 +193,7 @@ def has_flags(directory: "Directory", names: list[str]) -> Filter:
 
 
 def begins_with(prefixes: list[str]) -> Filter:
-    """Relays with one of these beginnings of fingerprints."""
+    """Returns relays with one of these beginnings of fingerprints."""
     beginnings = tuple(prefix.removeprefix("$").upper() for prefix in prefixes)
     for beginning in beginnings:
         if not re.fullmatch("[0-9A-F]{1,40}", beginning):
@@ -199,7 +202,10 @@ def begins_with(prefixes: list[str]) -> Filter:
 
 
 def is_in_family(directory: "Directory", name: str) -> Filter:
-    """A relay and those of its family. Raises UsageError, and NoDirectory if the family is not known."""
+    """Returns a relay and those of its family.
+
+    Raises UsageError, and NoDirectory if the family is not known.
+    """
     from torkit.paths.choose import family_of
 
     relay = directory.relay_at(find_relay(directory, name))
@@ -210,7 +216,7 @@ def is_in_family(directory: "Directory", name: str) -> Filter:
 
 
 def speaks(texts: list[str]) -> Filter:
-    """Relays that list all of these subprotocol versions. Raises UsageError."""
+    """Returns relays that list all of these subprotocol versions. Raises UsageError."""
     from torkit.directory.netdoc import decode_protocols
 
     try:
@@ -221,7 +227,7 @@ def speaks(texts: list[str]) -> Filter:
 
 
 def country_codes(texts: Iterable[str]) -> set[str]:
-    """The codes of countries that are written like us, US or {us}. Raises UsageError."""
+    """Returns the codes of countries that are written like us, US or {us}. Raises UsageError."""
     codes = {text.removeprefix("{").removesuffix("}").lower() for text in texts}
     for code in codes:
         if not re.fullmatch(r"[0-9a-z]{2}|\?\?", code):

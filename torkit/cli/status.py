@@ -94,7 +94,7 @@ def ask(path: Path) -> Moment:
 def to_lines(
     moment: Moment, width: int, before: Moment | None = None, seconds: float = INTERVAL
 ) -> list[str]:
-    """A moment for people. With the one `before`, how much it was in each of the `seconds` since."""
+    """Returns a moment for people. With the one `before`, how much it was in each of the `seconds` since."""
     until = ""
     if moment["valid_until"] is not None:
         until = time.strftime(" until %H:%M:%S UTC", time.gmtime(moment["valid_until"]))

@@ -31,7 +31,7 @@ class Table:
         return self.row(self._widths)
 
     def row(self, fields: Iterable[str]) -> str:
-        """One line, without its end, from a field for each column."""
+        """Returns one line, without its end, from a field for each column."""
         return GAP.join(
             (field[:width] if name == FINGERPRINT else field).ljust(width)
             for (name, width), field in zip(self._widths.items(), fields, strict=True)

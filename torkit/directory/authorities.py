@@ -127,7 +127,7 @@ def check_signature(key: RsaPublicKey, signature: bytes, digest: bytes) -> bool:
 
 
 def decode_key(item: Item) -> tuple[RsaPublicKey, bytes]:
-    """The RSA key that is this item's object, and its SHA-1, 20 bytes. Raises DocumentError."""
+    """Returns the RSA key that is this item's object, and its SHA-1, 20 bytes. Raises DocumentError."""
     try:
         key = RsaPublicKey(item.object)
     except ValueError as error:

@@ -61,7 +61,7 @@ class Cache:
         return self._directory
 
     def load_consensus(self) -> Preamble | None:
-        """The consensus last kept, unverified."""
+        """Returns the consensus last kept, unverified."""
         return self._load(CONSENSUS, MAX_CONSENSUS_LEN, read_preamble)
 
     def save_consensus(self, consensus: Preamble) -> None:
@@ -69,7 +69,7 @@ class Cache:
         self._save(CONSENSUS, consensus.text)
 
     def load_certificates(self) -> tuple[AuthorityCertificate, ...] | None:
-        """The authority certificates last kept, current or not."""
+        """Returns the authority certificates last kept, current or not."""
         return self._load(CERTIFICATES, MAX_CERTIFICATES_LEN, parse_certificates)
 
     def save_certificates(self, certificates: Iterable[AuthorityCertificate]) -> None:
@@ -77,7 +77,10 @@ class Cache:
         self._save(CERTIFICATES, b"".join(certificate.text for certificate in certificates))
 
     def load_microdescs(self) -> Microdescs | None:
-        """The microdescriptors last kept. One damaged in the file comes under a digest nobody lists."""
+        """Returns the microdescriptors last kept.
+
+        One damaged in the file comes under a digest nobody lists.
+        """
         return self._load(
             MICRODESCS, MAX_MICRODESCS_LEN, lambda text: _give_way(Microdescs.decode_in_steps(text))
         )
@@ -97,7 +100,7 @@ class Cache:
             self._replace(MICRODESCS, _give_way(kept.encode_in_steps()))
 
     def load_state(self) -> dict[str, Any] | None:
-        """All that `update_state` was given.
+        """Returns all that `update_state` was given.
 
         A file that cannot be read is set aside, since nobody could give it to us again; StorageError says so.
         """

@@ -120,7 +120,7 @@ class Preamble(NamedTuple):
     footer: int
 
     def param(self, name: str) -> int:
-        """The value of one of `torkit.params.PARAMETERS`."""
+        """Returns the value of one of `torkit.params.PARAMETERS`."""
         return parameter(self.params, name)
 
 
@@ -237,7 +237,10 @@ def _decode_shared_random(item: Item | None) -> SharedRandom | None:
 
 
 def _decode_signatures(text: bytes, start: int) -> tuple[Signature, ...]:
-    """The signatures, of which nothing is signed itself. Unknown algorithms are kept, and never count."""
+    """Decode the signatures. No signature covers them.
+
+    Unknown algorithms are kept, and never count.
+    """
     if text.count(b"\ndirectory-signature ", start - 1) > MAX_SIGNATURES:
         raise DocumentError(f"consensus with more than {MAX_SIGNATURES} signatures")
     items = scan_part(text, start, len(text), SIGNATURE_RULES, what="signatures")

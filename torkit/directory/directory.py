@@ -90,11 +90,11 @@ class Directory:
         return len(self.consensus.relays)
 
     def with_consensus(self, consensus: Consensus) -> "Directory":
-        """The same microdescriptors under another consensus."""
+        """Returns the same microdescriptors under another consensus."""
         return Directory(consensus, self._microdescs, self._country_of)
 
     def renewed(self) -> "Directory":
-        """The same, now that more microdescriptors have come."""
+        """Returns the same, now that more microdescriptors have come."""
         renewed = Directory(self.consensus, self._microdescs, self._country_of)
         renewed._policies = self._policies
         return renewed
@@ -102,7 +102,7 @@ class Directory:
     # Single relays.
 
     def relay_at(self, index: int) -> Relay | None:
-        """The relay at this place in the consensus; None without a usable microdescriptor."""
+        """Returns the relay at this place in the consensus; None without a usable microdescriptor."""
         try:
             return self._relays[index]
         except KeyError:
@@ -110,12 +110,12 @@ class Directory:
             return relay
 
     def relay(self, identity: bytes) -> Relay | None:
-        """The relay with this identity, 20 bytes."""
+        """Returns the relay with this identity, 20 bytes."""
         index = self.consensus.relays.index_of(identity)
         return None if index is None else self.relay_at(index)
 
     def indexes_of(self, name: str) -> list[int]:
-        """The places of what a person calls `name`: a fingerprint, with or without `$`, or a nickname."""
+        """Returns the places of relays called `name`: a fingerprint, with or without `$`, or a nickname."""
         digits = name.removeprefix("$").partition("~")[0]
         if len(digits) == 2 * DIGEST_LEN:
             try:
@@ -126,7 +126,7 @@ class Directory:
         return self.consensus.relays.indexes_of_nickname(name)
 
     def indexes_in(self, country: str) -> list[int]:
-        """The places of the relays in a country, by its code; of `geoip.UNKNOWN`, those in none known.
+        """Returns the places of the relays in a country, by its code; `geoip.UNKNOWN` means none known.
 
         A relay is where its IPv4 address is, as for C tor. Raises UsageError where nothing tells countries,
         and what looking them up raises.
@@ -187,7 +187,7 @@ class Directory:
         return self.consensus.relays.digests[index] in self._microdescs
 
     def microdesc_at(self, index: int) -> bytes | None:
-        """The text of the microdescriptor of the relay at this place; None where it is not held."""
+        """Returns the text of the microdescriptor of the relay at this place; None where it is not held."""
         digest = self.consensus.relays.digests[index]
         return self._microdescs.get(digest) if digest else None
 
@@ -196,14 +196,14 @@ class Directory:
         return bool(self.consensus.relays.digests[index]) and not self.has_microdesc(index)
 
     def indexes_with_family_ids(self) -> list[int]:
-        """The places of the relays that are certified members of a family, as far as it is known."""
+        """Returns the places of the relays that are certified members of a family, as far as it is known."""
         digests = self.consensus.relays.digests
         return [
             i for i, one in enumerate(digests) if one and b"\nfamily-ids " in self._microdescs.get(one, b"")
         ]
 
     def exit_policies_at(self, index: int) -> tuple[PortPolicy, PortPolicy]:
-        """The IPv4 and IPv6 policies of the relay at this place, without making it an object."""
+        """Returns the IPv4 and IPv6 policies of the relay at this place, without making it an object."""
         policies = self._policies[index]
         if policies is None:
             text = self.microdesc_at(index)
@@ -228,7 +228,10 @@ class Directory:
         return [i for i, held in enumerate(self.held) if held and self.exit_policies_at(i) is not NO_EXIT]
 
     def weights(self, position: Position) -> "array[float]":
-        """Each relay's bandwidth, weighted for a position. path-spec, "Path selection and constraints"."""
+        """Returns each relay's bandwidth, weighted for a position.
+
+        path-spec, "Path selection and constraints".
+        """
         if position in self._weights:
             return self._weights[position]
         relays = self.consensus.relays
@@ -251,7 +254,7 @@ class Directory:
         return factor * weights[f"W{kind}b"] / scale if "V2Dir" in flags else factor
 
     def probability(self, position: Position, index: int) -> float:
-        """How likely a draw for this position takes the relay at this place, by flags and weights alone.
+        """Returns how likely a draw for this position takes this relay, by flags and weights alone.
 
         The Exit flag stands for the exit policy, which only a microdescriptor tells. What else is in a path
         is not looked at.

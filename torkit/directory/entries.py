@@ -194,12 +194,12 @@ class Relays(Sequence[RouterStatus]):
         )
 
     def index_of(self, identity: bytes) -> int | None:
-        """The place of the relay with this identity, 20 bytes."""
+        """Returns the place of the relay with this identity, 20 bytes."""
         index = bisect_left(self.identities, identity)
         return index if index < len(self) and self.identities[index] == identity else None
 
     def indexes_of_nickname(self, nickname: str) -> list[int]:
-        """The places of all relays so named, without regard to case: nicknames are not unique."""
+        """Returns the places of all relays so named, without regard to case: nicknames are not unique."""
         if not (nickname.isascii() and nickname.isalnum()):
             return []
         pattern = re.compile(rb"^r +" + nickname.encode("ascii") + rb" ", re.MULTILINE | re.IGNORECASE)
@@ -250,7 +250,7 @@ def read_entries(text: bytes, flavor: str, start: int, end: int) -> Steps[Relays
 
 
 def _entry_starts(text: bytes, start: int, end: int) -> list[int]:
-    """Where the `r` lines begin, of which the first is at offset `start`."""
+    """Returns where the `r` lines begin, of which the first is at offset `start`."""
     starts = []
     at = start
     while at:
@@ -358,7 +358,7 @@ def _first_ipv6(addresses: Iterable[str]) -> tuple[str, int] | None:
 
 
 def _decode_policy(text: str | None, flavor: str) -> PortPolicy | None:
-    """The `p` line, which only the ns flavor has. Raises ValueError."""
+    """Decode the `p` line, which only the ns flavor has. Raises ValueError."""
     if flavor != "ns":
         return None
     return decode_policy(text) if text else REJECT_ALL

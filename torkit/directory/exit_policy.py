@@ -87,7 +87,7 @@ def decode_rule(keyword: str, pattern: str) -> PolicyRule:
 
 
 def _decode_mask(mask: str, bits: int) -> int:
-    """A prefix length, or for IPv4 a mask whose ones all stand before its zeros."""
+    """Decode a prefix length, or for IPv4 a mask whose ones all stand before its zeros."""
     if "." not in mask:
         return decode_int(mask, 0, bits)
     try:

@@ -22,7 +22,7 @@ _LINE = rb"([0-9A-Fa-f:.]{1,45}),([0-9A-Fa-f:.]{1,45}),([0-9A-Za-z?]{2})\r?"
 
 
 def country_of(text: bytes, address: IPv4Address | IPv6Address) -> str:
-    """The country code in lower case, or UNKNOWN; `text` is the file for this version of IP.
+    """Returns the country code in lower case, or UNKNOWN; `text` is the file for this version of IP.
 
     Raises DocumentError for a line on the way that is malformed, out of order or overlaps another.
     """

@@ -76,7 +76,7 @@ def encode_date(seconds: int) -> str:
 
 
 def _decode_date(value: bytes) -> float | None:
-    """Seconds since the epoch; None for what `encode_date` would not write."""
+    """Returns seconds since the epoch; None for what `encode_date` would not write."""
     match = _DATE.fullmatch(value)
     if match is None:
         return None

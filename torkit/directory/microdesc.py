@@ -266,7 +266,7 @@ def parse_microdesc(text: bytes) -> Microdesc:
 
 
 def exit_policies(text: bytes) -> tuple[PortPolicy, PortPolicy]:
-    """The IPv4 and IPv6 policy summaries alone: the fast road for choosing among all exits.
+    """Returns the IPv4 and IPv6 policy summaries alone: the fast road for choosing among all exits.
 
     Its slow twin is `parse_microdesc`, which also sees what is wrong elsewhere. Raises DocumentError.
     """
@@ -304,7 +304,7 @@ def _decode_policy_item(item: Item | None) -> PortPolicy:
 
 @lru_cache(maxsize=1024)  # the members of one family list the same line
 def decode_family(text: str) -> frozenset[str]:
-    """A family's members. Entries of unknown form stay as they are and match nobody."""
+    """Returns a family's members. Entries of unknown form stay as they are and match nobody."""
     return frozenset(
         entry.partition("=")[0].partition("~")[0].upper() if entry.startswith("$") else entry.lower()
         for entry in text.split()

@@ -84,7 +84,7 @@ class Item(NamedTuple):
     end: int
 
     def fail(self, reason: str) -> DocumentError:
-        """The error to raise for this item."""
+        """Returns the error to raise for this item."""
         return DocumentError(f"{self.keyword}: {reason}", line=self.line)
 
     def decode(self, decoder: Callable[..., _T], *args: Any) -> _T:
@@ -102,16 +102,16 @@ class Items:
         self._found = found
 
     def one(self, keyword: str) -> Item:
-        """The item of a keyword whose rule is ONCE."""
+        """Returns the item of a keyword whose rule is ONCE."""
         return self._found[keyword][0]
 
     def maybe(self, keyword: str) -> Item | None:
-        """The item of a keyword whose rule is AT_MOST_ONCE."""
+        """Returns the item of a keyword whose rule is AT_MOST_ONCE."""
         items = self._found.get(keyword)
         return items[0] if items else None
 
     def all(self, keyword: str) -> list[Item]:
-        """Every item of a keyword, in document order."""
+        """Returns every item of a keyword, in document order."""
         return self._found.get(keyword, [])
 
 
@@ -157,7 +157,7 @@ def check_characters(text: bytes, start: int, end: int, what: str) -> None:
 
 
 def line_at(text: bytes, offset: int) -> int:
-    """The number of the line that holds `offset`, from 1."""
+    """Returns the number of the line that holds `offset`, from 1."""
     return text.count(b"\n", 0, offset) + 1
 
 
@@ -262,7 +262,7 @@ def _items(
 
 
 def _object(lines: list[bytes], index: int, number: int, max_len: int) -> tuple[str, bytes, int]:
-    """The object that begins on lines[index]: label, base64 text, index of the line after it."""
+    """Returns the object that begins on lines[index]: label, base64 text, index of the line after it."""
     begin = _BEGIN.fullmatch(lines[index])
     if begin is None:
         raise DocumentError("malformed BEGIN line", line=number + 1)
@@ -291,12 +291,12 @@ def decode_time(date: str, clock: str) -> int:
 
 
 def encode_time(seconds: float) -> str:
-    """Seconds since the epoch as `YYYY-MM-DD HH:MM:SS` in UTC."""
+    """Returns seconds since the epoch as `YYYY-MM-DD HH:MM:SS` in UTC."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def decode_int(text: str, low: int, high: int) -> int:
-    """A decimal integer from `low` to `high`."""
+    """Returns a decimal integer from `low` to `high`."""
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
         raise ValueError("a decimal integer expected")
@@ -327,14 +327,14 @@ def decode_fingerprint(text: str) -> bytes:
 
 
 def decode_nickname(text: str) -> str:
-    """A relay's nickname: 1 to 19 letters and digits."""
+    """Returns a relay's nickname: 1 to 19 letters and digits."""
     if not (text.isascii() and text.isalnum() and len(text) <= MAX_NICKNAME_LEN):
         raise ValueError(f"a nickname of 1 to {MAX_NICKNAME_LEN} letters and digits expected")
     return text
 
 
 def decode_ipv4(text: str) -> str:
-    """A dotted quad."""
+    """Returns a dotted quad."""
     if not _IPV4.fullmatch(text):
         raise ValueError("an IPv4 address expected")
     return text
@@ -419,7 +419,7 @@ def decode_protocols(text: str) -> Protocols:
 
 
 def decode_protocols_item(item: Item | None) -> Protocols:
-    """The protocols that an item lists; none where there is no item. Raises DocumentError."""
+    """Returns the protocols that an item lists; none where there is no item. Raises DocumentError."""
     return item.decode(decode_protocols, " ".join(item.args)) if item else decode_protocols("")
 
 

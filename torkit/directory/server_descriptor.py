@@ -155,7 +155,7 @@ def split_documents(text: bytes, start: re.Pattern[bytes], what: str) -> Iterato
 
 
 def _end_of(text: bytes, start: int, end: int) -> int:
-    """Where a document ends that begins at `start`: before the annotations of the next, at `end`."""
+    """Returns where a document ends that begins at `start`: before the annotations of the next, at `end`."""
     while (line := text.rfind(b"\n", start, end - 1) + 1) and text.startswith(b"@", line):
         end = line
     return end
@@ -234,7 +234,7 @@ def parse_server_descriptor(text: bytes) -> ServerDescriptor:
 
 
 def decode_relay_key(item: Item) -> tuple[RsaPublicKey, bytes]:
-    """A relay's RSA key and its SHA-1. Raises DocumentError."""
+    """Returns a relay's RSA key and its SHA-1. Raises DocumentError."""
     key, digest = decode_key(item)
     if key.bits != RELAY_KEY_BITS:
         raise item.fail(f"a key of {key.bits} bits; {RELAY_KEY_BITS} expected")
@@ -311,7 +311,7 @@ def _check_ntor_crosscert(items: Items, ntor_onion_key: bytes, ed25519_identity:
 
 
 def _check_family_certs(items: Items, ed25519_identity: bytes) -> list[Ed25519Cert]:
-    """Each names a family by the key that signed it. Proposal 321, "Happy families"."""
+    """Check the family certificates, each signed by its family's key. Proposal 321, "Happy families"."""
     found = items.all("family-cert")
     if len(found) > MAX_FAMILY_CERTS:
         raise found[MAX_FAMILY_CERTS].fail(f"more than {MAX_FAMILY_CERTS}")
@@ -326,7 +326,9 @@ def _check_family_certs(items: Items, ed25519_identity: bytes) -> list[Ed25519Ce
 
 
 def ed25519_from_curve25519(key: bytes, sign: int) -> bytes:
-    """The Ed25519 key of a Curve25519 key, 32 bytes each, `sign` the x-coordinate's. Raises ValueError.
+    """Returns the Ed25519 key of a Curve25519 key, 32 bytes each; `sign` is the x-coordinate's.
+
+    Raises ValueError.
 
     dir-spec, "Converting a curve25519 public key to an ed25519 public key".
     """

@@ -136,7 +136,10 @@ def _countable(consensus: Preamble, authorities: Collection[bytes]) -> list[Sign
 
 
 def length_of(seconds: float) -> str:
-    """How long that is, for sentences, by its largest unit and the next: `2 days 5 hours`, `1 hour`."""
+    """Returns how long that is, for sentences, by its largest unit and the next:
+
+    `2 days 5 hours`, `1 hour`.
+    """
     left = int(seconds)
     words: list[str] = []
     for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):

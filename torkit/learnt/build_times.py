@@ -39,7 +39,7 @@ class Timeouts(NamedTuple):
     close: float
 
     def for_hops(self, count: int) -> Timeouts:
-        """The same for `count` hops: a build takes 1 + 2 + ... + count trips between neighbours."""
+        """Returns the same for `count` hops: a build takes 1 + 2 + ... + count trips between neighbours."""
         factor = count * (count + 1) / (HOPS * (HOPS + 1))
         return Timeouts(self.use * factor, self.close * factor)
 

@@ -41,7 +41,7 @@ def send_sockets(sockets: Sockets, connection: socket.socket) -> None:
 
 
 def receive_sockets(connection: socket.socket) -> Sockets | Mapping[str, Any]:
-    """The sockets, or what the child says instead; nothing where it has ended."""
+    """Returns the sockets, or what the child says instead; nothing where it has ended."""
     message, descriptors, _, _ = socket.recv_fds(connection, MAX_MESSAGE, MAX_SOCKETS)
     answer: dict[str, Any] = json.loads(message or b"{}")
     if "families" not in answer:

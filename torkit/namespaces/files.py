@@ -78,7 +78,7 @@ def _leave_what_is_replaced() -> None:
 
 
 def bound_paths() -> set[str]:
-    """The paths at which somebody in this network namespace can be reached by a Unix socket.
+    """Returns the paths at which somebody in this network namespace can be reached by a Unix socket.
 
     A path that is relative to its owner's working directory is found where we may know that directory.
     """
@@ -105,7 +105,7 @@ def is_kept(path: str, environment: Mapping[str, str]) -> bool:
 
 
 def with_our_hosts_line(nsswitch: str) -> str:
-    """The text of an nsswitch.conf, but for who is asked for hosts."""
+    """Returns the text of an nsswitch.conf, but for who is asked for hosts."""
     lines = [line for line in nsswitch.splitlines() if not line.lstrip().startswith("hosts:")]
     return "\n".join([*lines, HOSTS_LINE, ""])
 

@@ -64,7 +64,7 @@ class Current:
         self.is_wanted.set()
 
     def params(self) -> Mapping[str, int]:
-        """The consensus's parameters; an empty mapping while there is no directory."""
+        """Returns the consensus's parameters; an empty mapping while there is no directory."""
         return {} if self.known is None else self.known.consensus.params
 
     def param(self, name: str) -> int:

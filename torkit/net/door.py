@@ -45,7 +45,7 @@ class Door:
         _doors.add(self)
 
     def hand_out(self, stream: Stream) -> Socket:
-        """A connected, blocking socket, whose bytes are those of `stream` from now on.
+        """Returns a connected, blocking socket, whose bytes are those of `stream` from now on.
 
         Raises OSError where the system has no descriptor left, and then ends the stream.
         """

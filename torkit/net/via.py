@@ -143,17 +143,23 @@ class Via:
         await near.aclose()
 
     def request(self, host: str, port: int, *, isolation: Hashable = None) -> "ViaRequest":
-        """A stream as `connect` opens it. Raises UsageError for what no exit can reach."""
+        """Returns a stream as `connect` opens it. Raises UsageError for what no exit can reach."""
         return ViaRequest(self, self._checked(Command.CONNECT, host, port), isolation)
 
     async def connect(
         self, host: str, port: int, *, isolation: Hashable = None, path: None = None
     ) -> ViaStream:
-        """A stream to `host`, a name or address that the exit resolves. Raises as Tor.connect does."""
+        """Returns a stream to `host`, a name or address that the exit resolves.
+
+        Raises as Tor.connect does.
+        """
         return await self.request(host, port, isolation=isolation).connect()
 
     async def resolve(self, host: str, *, isolation: Hashable = None, path: None = None) -> list[ViaAnswer]:
-        """The address of a name, or for an address its name, as an exit sees it. Raises as Tor.resolve."""
+        """Returns the address of a name, or for an address its name, as an exit sees it.
+
+        Raises as Tor.resolve.
+        """
         request = self._checked(Command.RESOLVE, host, 0)
         if request.is_address:
             request = request._replace(command=Command.RESOLVE_PTR)

@@ -290,7 +290,7 @@ class Guards:
         return Verdict.UNDECIDED if must_wait else Verdict.USABLE
 
     def _reachable_primary(self, now: float) -> list[Guard]:
-        """The primary guards that may be reachable."""
+        """Returns the primary guards that may be reachable."""
         for guard in self._primary:
             self._consider_retry(guard, now)
         return [guard for guard in self._primary if guard.reachability is not Reachability.NO]
@@ -537,7 +537,7 @@ class Guards:
         self._primary = [guard for guard in filtered if guard in primary]
 
     def _by_preference(self) -> list[Guard]:
-        """The filtered guards: the primary ones, the other confirmed ones, the rest."""
+        """Returns the filtered guards: the primary ones, the other confirmed ones, the rest."""
         others = [guard for guard in self.sample if self._passes(guard) and guard not in self._primary]
         return self._primary + sorted(others, key=lambda guard: guard.confirmed_on is None)
 

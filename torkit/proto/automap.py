@@ -28,7 +28,7 @@ class Automap:
         self._last = 0  # place given; the network's own address, place 0, is never
 
     def addresses_of(self, name: str) -> tuple[IPv4Address, IPv6Address]:
-        """The addresses of `name`, which differs from no other by case or a final dot."""
+        """Returns the addresses of `name`, which differs from no other by case or a final dot."""
         name = name.rstrip(".").lower()
         place = self._places.get(name)
         if place is None:
@@ -41,7 +41,7 @@ class Automap:
         return IPV4[place], IPV6[place]
 
     def name_of(self, address: IPv4Address | IPv6Address) -> str | None:
-        """The name that `address` was made up for; None if none is remembered."""
+        """Returns the name that `address` was made up for; None if none is remembered."""
         if not is_made_up(address):
             return None
         network = IPV4 if address.version == 4 else IPV6

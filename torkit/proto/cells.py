@@ -85,7 +85,10 @@ def encode_versions(versions: Iterable[int]) -> bytes:
 
 
 def decode_versions(body: bytes) -> list[int]:
-    """The link protocols a peer offers, in its order. Raises ChannelError if `body` has an odd length."""
+    """Returns the link protocols a peer offers, in its order.
+
+    Raises ChannelError if `body` has an odd length.
+    """
     if len(body) % 2:
         raise ChannelError(f"VERSIONS has an odd length, {len(body)} bytes")
     reader = Reader(body, "VERSIONS", ChannelError)
@@ -93,7 +96,7 @@ def decode_versions(body: bytes) -> list[int]:
 
 
 def decode_certs(body: bytes) -> list[tuple[int, bytes]]:
-    """The certificates as (CertType, certificate); at most 255, nothing in them checked.
+    """Returns the certificates as (CertType, certificate); at most 255, nothing in them checked.
 
     Raises ChannelError. tor-spec, "CERTS cells".
     """
@@ -102,7 +105,7 @@ def decode_certs(body: bytes) -> list[tuple[int, bytes]]:
 
 
 def encode_netinfo(peer_address: IPAddress) -> bytes:
-    """A client's NETINFO: time 0 and no address of its own, so that it tells nothing of its machine.
+    """Returns a client's NETINFO: time 0 and no address of its own, so that it tells nothing of its machine.
 
     tor-spec, "NETINFO cells".
     """
@@ -153,7 +156,7 @@ def encode_create2(handshake_type: HandshakeType, handshake: bytes) -> bytes:
 
 
 def decode_created2(body: bytes) -> bytes:
-    """The relay's half of the handshake, HDATA. Raises CircuitError if HLEN exceeds the body."""
+    """Returns the relay's half of the handshake, HDATA. Raises CircuitError if HLEN exceeds the body."""
     reader = Reader(body, "CREATED2", CircuitError)
     return reader.take(reader.take_int(2))
 

@@ -162,7 +162,7 @@ def verify_certs(
 
 
 def _decode_link_of_chain(body: bytes, cert_type: CertType, key_types: set[CertifiedKeyType]) -> Ed25519Cert:
-    """The types inside must agree with the one outside, or one certificate could pass for another."""
+    """Check that the types inside agree with the one outside: else one certificate could pass for another."""
     cert = decode_ed25519_cert(body)
     if cert.cert_type != cert_type:
         raise ChannelError(
@@ -176,7 +176,7 @@ def _decode_link_of_chain(body: bytes, cert_type: CertType, key_types: set[Certi
 
 
 def _verify_rsa_identity_cert(der: bytes, now: float) -> RsaPublicKey:
-    """The key in the self-signed X.509 certificate, certificate type 2."""
+    """Returns the key in the self-signed X.509 certificate, certificate type 2."""
     try:
         cert = RsaCertificate(der)
     except ValueError as exc:

@@ -163,7 +163,7 @@ class LinkHandshake:
 
 
 def _choose_link_protocol(theirs: list[int]) -> int:
-    """The highest number that both sides offer, if we speak it.
+    """Returns the highest number that both sides offer, if we speak it.
 
     tor-spec, "Negotiating versions with VERSIONS cells".
     """

@@ -57,7 +57,7 @@ def judge_linked(body: bytes, nonce: bytes) -> Wish:
 
 
 def prebuilt_count(param: Param, share: float) -> int:
-    """How many sets are kept ready. `share` is that of the exits which can link, from 0 to 1.
+    """Returns how many sets are kept ready. `share` is that of the exits which can link, from 0 to 1.
 
     Few where few can, lest these know who asks. As C tor.
     """

@@ -89,7 +89,7 @@ _ADDRESS_CHARS = "0123456789abcdefABCDEF.:"
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """The address that `text` spells, or None: an interface (`%eth0`) means nothing to an exit."""
+    """Returns the address that `text` spells, or None: an interface (`%eth0`) means nothing to an exit."""
     if text.strip(_ADDRESS_CHARS):  # most names, at a tenth of what it costs to try
         return None
     try:

@@ -84,7 +84,7 @@ def parse_query(packet: bytes) -> Query:
 
 
 def _read_name(packet: bytes, at: int) -> tuple[str, int]:
-    """The name at `at`, and where it ends. There is nothing yet that a pointer could point to."""
+    """Returns the name at `at`, and where it ends. No pointer is allowed: nothing stands before it."""
     labels: list[str] = []
     start = at
     while True:
@@ -110,7 +110,7 @@ def encode_answer(
     *,
     ttl: int = 0,
 ) -> bytes:
-    """The answer to `query`. `ttl` is how long it may be remembered, in seconds.
+    """Returns the answer to `query`. `ttl` is how long it may be remembered, in seconds.
 
     `found` are addresses or host names of the type asked for. Left out are those for which there is no room
     and names that DNS cannot write.
@@ -142,7 +142,7 @@ def _encode_name(name: str) -> bytes | None:
 
 
 def address_of_reverse_name(name: str) -> IPv4Address | IPv6Address | None:
-    """The address that a name below in-addr.arpa or ip6.arpa stands for; None for any other name."""
+    """Returns the address that a name below in-addr.arpa or ip6.arpa stands for; None for any other name."""
     labels = name.lower().split(".")
     parts = labels[-3::-1]
     try:

@@ -205,7 +205,10 @@ class DrainWatch:
         return None
 
     def drained(self, count: int, length: int, now: float) -> Xon | None:
-        """The application took `count` bytes and `length` are left."""
+        """Note that the application took `count` bytes and `length` are left.
+
+        Returns an XON to send, or None.
+        """
         self._drained += count
         self._unhindered += count
         if length <= self._params.xoff_client:

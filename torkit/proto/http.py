@@ -272,7 +272,10 @@ _BY_ONION_STEP = {
 
 
 def status_for(error: TorkitError) -> tuple[int, str]:
-    """The status that tells of `error`, and its word in a Proxy-Status field. RFC 9209, section 2.3."""
+    """Returns the status that tells of `error`, and its word in a Proxy-Status field.
+
+    RFC 9209, section 2.3.
+    """
     match error:
         case StreamClosed():
             return _BY_END_REASON.get(error.reason, (502, "destination_unavailable"))
@@ -291,7 +294,7 @@ def status_for(error: TorkitError) -> tuple[int, str]:
 
 
 def encode_error(status: int, error: TorkitError) -> bytes:
-    """An answer for people, and for programs by its status and Proxy-Status."""
+    """Returns an answer for people, and for programs by its status and Proxy-Status."""
     from http import HTTPStatus
 
     body = "".join(f"{line}\n" for line in (error, error.hint) if line).encode()

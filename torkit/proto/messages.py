@@ -144,7 +144,7 @@ _RESOLVED_HOSTNAME = 0
 
 
 def encode_resolve(host: str | IPAddress) -> bytes:
-    """A name to look up, or an address whose name is wanted (asked in in-addr.arpa or ip6.arpa).
+    """Returns the body of RESOLVE for a name, or for an address whose name is wanted.
 
     Raises UsageError if the name is none. tor-spec, "Remote hostname lookup".
     """
@@ -156,7 +156,7 @@ def encode_resolve(host: str | IPAddress) -> bytes:
 
 
 def decode_resolved(body: bytes) -> list[Answer]:
-    """The answers in order; types we do not know are left out.
+    """Returns the answers in order; types we do not know are left out.
 
     So is a name that is not one: names come from whoever keeps the zone, and that is not the exit's
     fault. Raises CircuitError for what is the exit's: truncation, an address of the wrong length.
@@ -244,7 +244,7 @@ def encode_extend2(link_specifiers: bytes, handshake_type: HandshakeType, handsh
 
 
 def decode_extended2(body: bytes) -> bytes:
-    """The relay's half of the handshake, HDATA. Raises CircuitError if HLEN exceeds the body."""
+    """Returns the relay's half of the handshake, HDATA. Raises CircuitError if HLEN exceeds the body."""
     reader = Reader(body, "EXTENDED2", CircuitError)
     return reader.take(reader.take_int(2))
 
@@ -269,7 +269,7 @@ def encode_xon(kbps_ewma: int) -> bytes:
 
 
 def decode_xon(body: bytes) -> int:
-    """The rate, as in `encode_xon`. Raises CircuitError."""
+    """Returns the rate, as in `encode_xon`. Raises CircuitError."""
     reader = Reader(body, "XON", CircuitError)
     _check_flow_control_version(reader, "XON")
     return reader.take_int(4)

@@ -52,7 +52,10 @@ class HopKeys:
         self.server_message = server_message
 
     def derive(self, length: int) -> bytes:
-        """The first `length` bytes, for the caller to wipe. Raises UsageError beyond the KDF's limit."""
+        """Returns the first `length` bytes, for the caller to wipe.
+
+        Raises UsageError beyond the KDF's limit.
+        """
         return self._expand(self._seed, length)
 
     def wipe(self) -> None:
@@ -311,7 +314,7 @@ class CircuitRequest:
         return encode_extensions(extensions)
 
     def decode_response(self, message: bytes, *, cc_sendme_inc: int) -> int | None:
-        """The SENDME increment, in cells, that congestion control uses on this hop; None without it.
+        """Returns the SENDME increment, in cells, that congestion control uses on this hop; None without it.
 
         `message` is `HopKeys.server_message`; `cc_sendme_inc` is the consensus parameter. Raises
         CircuitError if the relay grants what we did not ask, withholds what CGO needs, or wants an

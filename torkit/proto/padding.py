@@ -66,7 +66,7 @@ class PaddingCommand(IntEnum):
 
 
 def encode_padding_negotiate(command: PaddingCommand, ito_low_ms: int = 0, ito_high_ms: int = 0) -> bytes:
-    """The body of PADDING_NEGOTIATE, version 0, without the zeros after it. tor-spec, "Link padding".
+    """Returns the body of PADDING_NEGOTIATE, version 0, without the zeros after it. tor-spec, "Link padding".
 
     The times are START's, up to 65,535; relays raise them to the consensus's.
     """
@@ -74,7 +74,7 @@ def encode_padding_negotiate(command: PaddingCommand, ito_low_ms: int = 0, ito_h
 
 
 def idle_timeout(padding: Padding, rng: Random) -> int:
-    """How many seconds a channel is kept after its last circuit: 3 to 4.5 minutes, half with less padding."""
+    """Returns how many seconds a channel outlives its last circuit: 180 to 270, half with less padding."""
     timeout = IDLE_TIMEOUT + rng.randrange(IDLE_TIMEOUT_SPREAD)
     return timeout // 2 if padding is Padding.REDUCED else timeout
 
@@ -90,7 +90,7 @@ class LinkPadding:
         self._due_at = 0.0
 
     def start(self) -> list[tuple[Command, bytes]]:
-        """The cells to send when the channel opens, (command, body), with circuit id 0."""
+        """Returns the cells to send when the channel opens, (command, body), with circuit id 0."""
         if self._padding is Padding.AUTO or not self._is_known:
             return []
         return [(Command.PADDING_NEGOTIATE, encode_padding_negotiate(PaddingCommand.STOP))]
@@ -112,7 +112,7 @@ class LinkPadding:
         return min(self._due_at, now + interval)
 
     def _range(self, use: Use, params: Mapping[str, int]) -> tuple[int, int] | None:
-        """The shortest and the longest silence, in ms; None while there is no padding."""
+        """Returns the shortest and the longest silence, in ms; None while there is no padding."""
         first_use = Use.CIRCUITS if parameter(params, "nf_pad_before_usage") else Use.STREAMS
         low = parameter(params, "nf_ito_low")
         high = max(low, parameter(params, "nf_ito_high"))

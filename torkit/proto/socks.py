@@ -144,7 +144,7 @@ class Handshake:
         return self.request
 
     def data_to_send(self) -> bytes:
-        """The bytes queued for the client since last time."""
+        """Returns the bytes queued for the client since last time."""
         data = bytes(self._to_send)
         self._to_send.clear()
         return data
@@ -159,15 +159,15 @@ class Handshake:
         self._refuse(Reply.TTL_EXPIRED)
 
     def encode_grant(self) -> bytes:
-        """The answer to a CONNECT that is connected."""
+        """Returns the answer to a CONNECT that is connected."""
         return encode_reply(self._version, Reply.SUCCEEDED)
 
     def encode_answer(self, host: str) -> bytes:
-        """The answer to a look-up. Raises UsageError where the reply has no room for `host`."""
+        """Returns the answer to a look-up. Raises UsageError where the reply has no room for `host`."""
         return encode_reply(self._version, Reply.SUCCEEDED, host)
 
     def encode_refusal(self, error: TorkitError) -> bytes:
-        """The answer to a request that failed with `error`."""
+        """Returns the answer to a request that failed with `error`."""
         return encode_reply(self._version, reply_for(error))
 
     # One step per state: False if its message is not complete yet.
@@ -334,7 +334,7 @@ _STEPS: Mapping[State, Callable[[Handshake], bool]] = {
 
 
 def encode_reply(version: int, reply: Reply, host: str | None = None) -> bytes:
-    """The final reply to a request. `host` is the answer to a look-up, as `check_host` returned it.
+    """Returns the final reply to a request. `host` is the answer to a look-up, as `check_host` returned it.
 
     SOCKS4 knows granted and rejected, and no answer but an IPv4 address: raises UsageError for another.
     """

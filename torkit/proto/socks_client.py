@@ -73,7 +73,7 @@ class Conversation:
         self.answer = ""  # to a look-up: an address or a name, unchecked
 
     def data_to_send(self) -> bytes:
-        """The bytes queued for the proxy since the last call."""
+        """Returns the bytes queued for the proxy since the last call."""
         data = bytes(self._to_send)
         self._to_send.clear()
         return data

@@ -14,7 +14,7 @@ STOP_DEADLINE = 20.0  # seconds for an owner to end its network, or for killed p
 
 
 def owner(directory: Path) -> int | None:
-    """The process id of the owner of the network in `directory`, or None if nobody owns it."""
+    """Returns the process id of the owner of the network in `directory`, or None if nobody owns it."""
     try:
         with open(open_own(directory / "lock")) as lock:  # its process is about to be sent signals
             try:

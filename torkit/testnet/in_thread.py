@@ -41,7 +41,10 @@ class RunningTestnet:
         self._call(self._net.start_relay, nickname)
 
     def start_client(self, *torrc: str) -> tuple[str, int]:
-        """A C tor client on this network; returns its SOCKS address. It runs until the session ends."""
+        """Start a C tor client on this network. Returns its SOCKS address.
+
+        It runs until the session ends.
+        """
         host, port = self._call(self._net.start_client, torrc)
         return host, port
 

@@ -35,7 +35,7 @@ def tor_command(directory: Path) -> list[str]:
 
 
 def why_tor_ended(directory: Path) -> Exception:
-    """The exception for a tor that ended on its own."""
+    """Returns the exception for a tor that ended on its own."""
     text = b""
     for name in "output", "log":
         with suppress(FileNotFoundError):
@@ -46,7 +46,7 @@ def why_tor_ended(directory: Path) -> Exception:
 
 
 def last_complaint(output: bytes) -> str:
-    """The last warning or error among tor's lines, without its date."""
+    """Returns the last warning or error among tor's lines, without its date."""
     complaints = re.findall(r"\[(?:warn|err)\] (.*)", output.decode(errors="replace"))
     useful = [line for line in complaints if not line.startswith("Reading config failed")]
     return useful[-1] if useful else "it said nothing"

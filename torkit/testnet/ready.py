@@ -97,7 +97,7 @@ def _fingerprint(identity: str) -> str:
 
 
 async def fetch_consensus(authority: Relay) -> Consensus | None:
-    """The microdesc consensus of `authority`; None until it serves that and all its microdescriptors."""
+    """Returns the microdesc consensus of `authority`; None until it serves all microdescriptors, too."""
     with suppress(OSError, trio.BrokenResourceError):
         body = await ask(authority, "GET", "/tor/status-vote/current/consensus-microdesc")
         if not body:
@@ -110,7 +110,7 @@ async def fetch_consensus(authority: Relay) -> Consensus | None:
 
 
 async def fetch_descriptors(authority: Relay) -> dict[str, bytes]:
-    """The server descriptors that `authority` has, by RSA identity, upper case hex."""
+    """Returns the server descriptors that `authority` has, by RSA identity, upper case hex."""
     try:
         body = await ask(authority, "GET", "/tor/server/all")
     except (OSError, trio.BrokenResourceError):
@@ -124,7 +124,7 @@ async def fetch_descriptors(authority: Relay) -> dict[str, bytes]:
 
 
 async def ask(authority: Relay, method: str, path: str, body: bytes = b"") -> bytes:
-    """The body of a 200 reply from an authority's DirPort; empty for any other."""
+    """Returns the body of a 200 reply from an authority's DirPort; empty for any other."""
     async with await trio.open_tcp_stream(authority.address, authority.dir_port) as stream:
         head = f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
         await stream.send_all(head.encode() + body)
@@ -133,7 +133,7 @@ async def ask(authority: Relay, method: str, path: str, body: bytes = b"") -> by
 
 
 def _microdesc_digests(documents: bytes) -> set[str]:
-    """Digests of the microdescriptors in a reply, or in tor's cache file with its `@` lines."""
+    """Returns digests of the microdescriptors in a reply, or in tor's cache file with its `@` lines."""
     starts = re.finditer(rb"^onion-key\n(?:(?!onion-key\n|@).*\n)*", documents, re.MULTILINE)
     return {base64.b64encode(hashlib.sha256(found[0]).digest()).decode().rstrip("=") for found in starts}
 

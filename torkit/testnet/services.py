@@ -103,7 +103,7 @@ def answer_name(query: bytes) -> bytes | None:
 
 
 async def fetch_over_socks(socks: tuple[str, int], host: str, port: int) -> bytes:
-    """The page at http://host:port/ through a SOCKS5 proxy that resolves the name. RFC 1928."""
+    """Returns the page at http://host:port/ through a SOCKS5 proxy that resolves the name. RFC 1928."""
     async with await trio.open_tcp_stream(*socks) as stream:
         await stream.send_all(b"\x05\x01\x00")
         await _receive_exactly(stream, 2)

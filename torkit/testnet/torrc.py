@@ -29,7 +29,7 @@ def relay_torrc(
     first_interval: int,
     first_valid_after: int,
 ) -> list[str]:
-    """The torrc of a relay of the network in `directory`.
+    """Returns the torrc of a relay of the network in `directory`.
 
     `first_interval`, seconds, is the authorities' voting interval until their first consensus, which becomes
     valid at `first_valid_after`, Unix time.
@@ -81,7 +81,7 @@ def relay_torrc(
 
 
 def dir_authority(authority: Relay) -> str:
-    """The value of torrc's DirAuthority."""
+    """Returns the value of torrc's DirAuthority."""
     return (
         f"{authority.nickname} orport={authority.or_port} no-v2 v3ident={authority.v3ident} "
         f"{authority.address}:{authority.dir_port} {authority.fingerprint}"

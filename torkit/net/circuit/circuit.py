@@ -301,11 +301,11 @@ class Circuit(Tunnel):
             self._channel.note_use(Use.STREAMS)
 
     def begin_directory(self) -> Stream:
-        """A stream to the last hop's own directory service."""
+        """Returns a stream to the last hop's own directory service."""
         return self._begin(RelayCommand.BEGIN_DIR, b"")
 
     def bytes_under_way(self, core: CoreStream) -> int:
-        """How much of a stream may still come after our XOFF, from a peer that keeps the rules.
+        """Returns how much of a stream may still come after our XOFF, from a peer that keeps the rules.
 
         One congestion window may be on its way to us, and another leave before the XOFF arrives. A window
         grows by what we acknowledge: in slow start times a percentage, until cc_ss_max; beyond that, by at
@@ -412,7 +412,7 @@ def _word(kind: Enum) -> str:
 
 
 def _layer_of(kind: LayerKind, keys: bytes) -> Layer:
-    """The layer made of `keys`, which are overwritten."""
+    """Returns the layer made of `keys`, which are overwritten."""
     try:
         return Layer(kind, keys)
     finally:

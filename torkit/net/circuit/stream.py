@@ -400,7 +400,7 @@ def ended_by(
 
 
 def cut_off(circuit: StreamHost, failure: TorkitError | None) -> StreamBroken:
-    """A stream's end with its circuit. Whose fault that is, `failure` says if anybody knows."""
+    """Returns a stream's end with its circuit. Whose fault that is, `failure` says if anybody knows."""
     to_whom = f" to {circuit.exit.nickname}" if circuit.path and not circuit.is_joined else ""
     broken = StreamBroken(f"the circuit{to_whom} failed: {failure}", reason=EndReason.DESTROY)
     broken.__cause__ = failure

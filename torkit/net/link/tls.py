@@ -67,7 +67,7 @@ class TlsConnection:
         await self.send(b"")
 
     def peer_certificate(self) -> bytes:
-        """The relay's TLS certificate, DER."""
+        """Returns the relay's TLS certificate, DER."""
         certificate = self.core.peer_certificate()
         if not certificate:
             raise ChannelError("the relay showed no TLS certificate")

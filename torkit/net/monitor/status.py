@@ -61,7 +61,7 @@ class Status(NamedTuple):
         return sum(circuit.streams for circuit in self.circuits)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, under the names that torkit-status(1) lists."""
+        """Returns JSON values, under the names that torkit-status(1) lists."""
         return {
             "progress": self.progress.percent,
             "summary": self.progress.summary,

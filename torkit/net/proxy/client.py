@@ -44,7 +44,7 @@ class Client:
         self._scope: trio.CancelScope | None = None  # of a task that works for this client
 
     def __repr__(self) -> str:
-        """The state of the client, without its destination: a log may get it."""
+        """Returns the state of the client, without its destination: a log may get it."""
         if self._carrier is not None:
             state = f"carries {self._stream!r}"
         elif self._far is not None:
