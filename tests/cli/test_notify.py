@@ -21,7 +21,7 @@ from torkit.cli.socks import serve
 from torkit.net.proxy import ISOLATION
 
 ROOT = Path(__file__).parents[2]
-UNIT = ROOT / "contrib" / "torkit.service"
+UNITS = (ROOT / "contrib" / "torkit.service", ROOT / "contrib" / "torkit@.service")
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -124,14 +124,15 @@ def test_a_manager_that_is_gone_or_does_not_read_holds_nobody_up(
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="not installed: systemd-analyze")
-def test_the_unit_is_one_that_systemd_reads_and_finds_hardened(tmp_path: Path) -> None:
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/usr/local/bin/torkit", "/bin/true"))
+@pytest.mark.parametrize("template", UNITS, ids=lambda unit: unit.name)
+def test_the_units_are_ones_that_systemd_reads_and_finds_hardened(template: Path, tmp_path: Path) -> None:
+    unit = tmp_path / template.name.replace("@.", "@1.")
+    unit.write_text(template.read_text().replace("/usr/local/bin/torkit", "/bin/true"))
     verified = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
     )
     assert verified.returncode == 0
-    assert UNIT.name not in verified.stderr
+    assert unit.name not in verified.stderr
     rated = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)],  # of 100
         capture_output=True,

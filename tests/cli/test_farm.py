@@ -1,0 +1,178 @@
+"""Proxies behind Debian's HAProxy, configured as in deploy/: identities, health, a restart under load.
+
+The network is of scripted relays, served by the test's own process.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from fakes import FakeStream
+from network.torkit_process import Proxy, Shell, running_proxy, skip_without, wait_until
+from served import ServedNetwork, serve_network
+
+pytestmark = skip_without("haproxy")
+
+HOST = "127.0.0.1"
+PAGE = b"through one of two\n"
+ANSWER = b"HTTP/1.0 200 Yes\r\nContent-Length: %d\r\n\r\n%s" % (len(PAGE), PAGE)
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+DEADLINE = 60.0
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as sock:
+        sock.bind((HOST, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Farm:
+    """Two proxies, of which each has a page of metrics, and HAProxy's ports before them."""
+
+    def __init__(self, proxies: list[Proxy], pages: list[int], ports: dict[int, int]) -> None:
+        self.proxies = proxies
+        self.pages = pages
+        self.http, self.socks, self.page = (ports[port] for port in (3128, 1080, 8404))
+
+    def streams(self) -> list[int]:
+        """How many streams each process was asked for."""
+        found = []
+        for page in self.pages:
+            with urllib.request.urlopen(f"http://{HOST}:{page}/metrics") as answer:
+                text = answer.read().decode()
+            match = re.search(r"^torkit_streams_total (\d+)$", text, re.MULTILINE)
+            assert match is not None
+            found.append(int(match[1]))
+        return found
+
+    def is_up(self, count: int) -> bool:
+        """Returns whether HAProxy takes `count` processes for healthy."""
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{self.page}/;csv") as answer:
+                rows = [line.split(",") for line in answer.read().decode().splitlines()]
+        except OSError:
+            return False
+        up = [row for row in rows if row[0] == "http" and row[1] != "BACKEND" and row[17] == "UP"]
+        return len(up) == count
+
+
+def answer(stream: FakeStream, data: bytes) -> None:
+    if stream.received.endswith(b"\r\n\r\n"):
+        stream.write(ANSWER)
+        stream.finish()
+
+
+def shell_on(network: ServedNetwork, place: Path) -> Shell:
+    """A shell whose torkit knows this network."""
+    voters = [
+        f"{one.nickname} v3ident={one.v3ident.hex()} 127.0.0.1:80 {one.fingerprint.hex()}"
+        for one in network.config.authorities
+        if one.v3ident is not None
+    ]
+    fallbacks = [
+        f"{one.address} orport={one.or_port} id={one.identity.hex()}" for one in network.config.fallbacks
+    ]
+    file = place / "network.toml"
+    file.write_text(f"authorities = {voters!r}\nfallbacks = {fallbacks!r}\ntesting = true\n")
+    torkit = place / "bin" / "torkit"
+    torkit.parent.mkdir()
+    torkit.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torkit "$@"\n')
+    torkit.chmod(0o755)
+    return Shell(file, place / "data", torkit.parent)
+
+
+@contextmanager
+def running_farm(shell: Shell, tmp_path: Path) -> Iterator[Farm]:
+    pages = [free_port(), free_port()]
+    with ExitStack() as stack:
+        proxies = [
+            stack.enter_context(
+                running_proxy(
+                    shell.with_data_dir(tmp_path / f"data{n}"),
+                    tmp_path / f"proxy{n}",
+                    options=["--metrics", f"{HOST}:{page}", "--grace", "5"],
+                )
+            )
+            for n, page in enumerate(pages)
+        ]
+        ports = {port: free_port() for port in (3128, 1080, 8404)}
+        text = CONFIG.read_text()
+        for old, new in [
+            *((f":{port}\n", f":{chosen}\n") for port, chosen in ports.items()),
+            *((f":{9151 + n}", f":{proxy.port}") for n, proxy in enumerate(proxies)),
+            *((f"port {9161 + n}", f"port {page}") for n, page in enumerate(pages)),
+        ]:
+            assert old in text
+            text = text.replace(old, new)
+        config = tmp_path / "haproxy.cfg"
+        config.write_text(
+            "".join(line for line in text.splitlines(True) if not re.search("torkit[34]", line))
+        )
+        haproxy = subprocess.Popen(
+            ["haproxy", "-db", "-f", str(config)], env=shell.environment, stderr=subprocess.DEVNULL
+        )
+        stack.callback(haproxy.wait)
+        stack.callback(haproxy.kill)
+        farm = Farm(proxies, pages, ports)
+        wait_until(lambda: farm.is_up(2), DEADLINE, "both proxies to be healthy for HAProxy")
+        yield farm
+
+
+@pytest.mark.timeout(300)
+async def test_identities_stay_and_a_restart_under_load_fails_nobody(tmp_path: Path) -> None:
+    async with serve_network(guards=2, exits=2) as network:
+        for name in ("exit0", "exit1"):
+            network.relays[name].on_data = answer
+        await trio.to_thread.run_sync(use_farm, shell_on(network, tmp_path), tmp_path)
+
+
+def use_farm(shell: Shell, place: Path) -> None:
+    with running_farm(shell, place) as farm:
+        see_identities_stay(farm, shell)
+        restart_under_load(farm, shell)
+
+
+URL = "http://web.test/"
+
+
+def see_identities_stay(farm: Farm, shell: Shell) -> None:
+    homes = []
+    for n in range(6):
+        before = farm.streams()
+        for result in shell.run_at_once([curl(farm, n)] * 2):
+            assert result.stdout == PAGE, result.stderr
+        asked = [after - was for after, was in zip(farm.streams(), before, strict=True)]
+        assert sorted(asked) == [0, 2], "an identity was on two processes"
+        homes.append(asked.index(2))
+    assert set(homes) == {0, 1}, "all identities were on one process"
+    [result] = shell.run_at_once([f"curl -sS --fail -x socks5h://{HOST}:{farm.socks} {URL}"])
+    assert result.stdout == PAGE, result.stderr
+
+
+def restart_under_load(farm: Farm, shell: Shell) -> None:
+    """One process ends, in order, while all identities go on asking."""
+    lines = [f"for i in 1 2 3 4; do {curl(farm, n)}; done" for n in range(6)]
+    begun = sum(farm.streams())
+    started = [(shell.start(line), line) for line in lines]
+    wait_until(lambda: sum(farm.streams()) > begun + 3, DEADLINE, "the load to begin")
+    os.kill(farm.proxies[0].pid, signal.SIGTERM)
+    for process, line in started:
+        result = shell.finish(process, line, timeout=90)
+        assert (result.returncode, result.stdout) == (0, PAGE * 4), result.stderr
+    wait_until(lambda: farm.is_up(1), DEADLINE, "HAProxy to see that one is gone")
+
+
+def curl(farm: Farm, identity: int) -> str:
+    proxy = f"http://shop{identity}:x@{HOST}:{farm.http}"
+    return f"curl -sS --fail --max-time 60 --proxytunnel -x {proxy} {URL}"
