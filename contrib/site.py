@@ -23,6 +23,7 @@ from torkit.cli.manual import FIXED_SPACE, Block, Span, read_page  # noqa: E402
 DOCUMENTS = {
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changes.md",
+    "SECURITY.md": "reporting.md",
     "bench/README.md": "measured.md",
 }
 PICTURES = ("bench/throughput.png", "bench/memory.png")

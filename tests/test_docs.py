@@ -59,7 +59,7 @@ def test_every_link_leads_somewhere_in_the_repository() -> None:
 
 def test_every_page_is_in_the_site() -> None:
     named = set(re.findall(r"(\S+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE))
-    made = {"architecture.md", "changes.md", "commands/index.md", "measured.md"}
+    made = {"architecture.md", "changes.md", "commands/index.md", "measured.md", "reporting.md"}
     assert named == made | {page.name for page in DOCS.glob("*.md")}, "what is new belongs into mkdocs.yml"
 
 
