@@ -64,7 +64,7 @@ class Tor:
 
     @property
     def data_dir(self) -> "FilePath":
-        """Where cache and state are kept."""
+        """The directory of cache and state."""
         return self._parts.data_dir
 
     def isolated(self) -> "Tor":
@@ -75,7 +75,7 @@ class Tor:
         return Tor(self.network, self._parts, apart=object())
 
     async def wait_ready(self) -> None:
-        """Until circuits can be built: before that, whatever needs one raises NoDirectory. Has no deadline.
+        """Wait until circuits can be built, without a deadline. Calls before that raise NoDirectory.
 
         Raises NoDirectory, or what made the directory's sources fail.
         """
@@ -84,18 +84,18 @@ class Tor:
 
     @property
     def progress(self) -> Progress:
-        """How far this start has come: phase, percentage, and what is in the way if anything is."""
+        """The progress of this start: its phase, percentage, and the obstacle, if there is one."""
         return self._parts.journal.progress.now
 
     def progress_changes(self) -> Changes:
-        """To iterate over: the progress now and whenever it has changed since, the newest only.
+        """Returns an iterator: the progress now and whenever it has changed, the newest only.
 
         Ends when the first circuit has been built: for `spare_circuits`, or for somebody who needs one.
         """
         return self._parts.journal.progress.changes()
 
     def events(self) -> Events:
-        """What happens from now on, as records of torkit.events: an asynchronous iterator that never ends.
+        """Returns an asynchronous iterator over all events from now on, endless: records of torkit.events.
 
         To circuits, streams, guards, the directory and the start. It listens until it is dropped. No record
         names a destination.
@@ -103,11 +103,11 @@ class Tor:
         return self._parts.journal.events()
 
     def listen(self, listener: "Listener") -> None:
-        """Have `listener` called at once with every event from now on. It must neither wait nor raise."""
+        """Call `listener` at once with every event from now on. It must neither wait nor raise."""
         self._parts.journal.add(listener)
 
     def status(self) -> "Status":
-        """This moment: circuits, streams, guards, and how much streams have carried. Names no destination."""
+        """Returns the state now: circuits, streams, guards, bytes of streams. It names no destination."""
         from torkit.net.monitor.status import look_at
 
         return look_at(self._parts)
@@ -220,9 +220,9 @@ class Tor:
         return await request.resolve()
 
     def new_identity(self) -> None:
-        """From now on, streams use circuits that no stream of before has used; those go on as they are.
+        """From now on, new streams use circuits that no earlier stream has used. Earlier streams go on.
 
-        The guard stays: a new one would be a risk, and tells nobody who we are.
+        The guard stays: it tells nobody who we are, and a new one would be a risk.
         """
         self._parts.circuits.renew()
         self._parts.refusals.forget_targets()
@@ -235,9 +235,9 @@ class Tor:
     async def settle(self, stream: Stream) -> None:
         """End `stream`, and wait until the exit has all that was sent on it.
 
-        For those who close the client next: relays drop what they still hold of a circuit when it is
-        destroyed. Cells arrive in order, so an answer to what is sent last says that all has come. Raises
-        TimedOut, or what ended the circuit first.
+        Call it before closing the client: relays drop cells that they still hold of a destroyed circuit.
+        Cells arrive in order, so an answer to the last one says that all have come. Raises TimedOut, or what
+        ended the circuit first.
         """
         await settle(stream)
 
@@ -295,7 +295,7 @@ class Tor:
 
 
 def closed() -> UsageError:
-    """What is said to who asks something of a client that is closed."""
+    """Returns the error for calls of a client that is closed."""
     return UsageError("this client of torkit is closed")
 
 
@@ -315,7 +315,7 @@ async def open_tor(
     pow_max_effort: int | None = None,
     vanguards: VanguardMode = VanguardMode.LITE,
 ) -> AsyncIterator[Tor]:
-    """A client that fetches what it needs in the background; closed with its circuits at the end.
+    """A client that fetches its documents in the background. It is closed, with its circuits, at the end.
 
     `network` is one, or the name of a file; by default the file that TORKIT_NETWORK names, else the public
     network. `data_dir` keeps cache and guards, and is made where it is not there yet; by default what

@@ -1,4 +1,4 @@
-"""The network file and the data directory: which authorities are trusted, and where things are kept.
+"""The network file names the trusted authorities, the data directory keeps cache and state.
 
 Read once, checked, typed. The public network is built in; a network file replaces all of it.
 """
@@ -44,7 +44,7 @@ class Authority(NamedTuple):
 
 
 class Fallback(NamedTuple):
-    """A relay that serves directories to those who have none yet. `identity` is 20 bytes."""
+    """A relay that serves directories to clients that have none yet. `identity` is 20 bytes."""
 
     address: str
     or_port: int
@@ -53,7 +53,7 @@ class Fallback(NamedTuple):
 
 
 class Network(NamedTuple):
-    """Whom to ask and whom to believe.
+    """The sources of a network's documents, and the authorities that sign them.
 
     `testing` is for private networks: private destinations and short consensus lives are allowed.
     `distinct_subnets` says whether no two relays of a path may share a subnet. `is_public` is for the one
@@ -68,7 +68,7 @@ class Network(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`public`, or digits that tell a network of a file from others by its voters.
+        """`public`, or hexadecimal digits made from a network file's voters, which tell it from others.
 
         The public network keeps its name, and so its guards, when a release knows other authorities.
         """

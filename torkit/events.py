@@ -1,4 +1,4 @@
-"""What happens to a client's circuits, streams, guards and directory, as records for whoever watches.
+"""The events of a client's circuits, streams, guards and directory, as records for listeners.
 
 Circuits and streams are told apart by small numbers, counted from 1. Relays are written
 `$FINGERPRINT~nickname`, as in control-spec; but the last one of a circuit for an onion service may tell which
@@ -11,14 +11,14 @@ CLOSED_HERE = "closed_here"  # the code of what was ended by its user, or for wa
 
 
 class CircuitLaunched(NamedTuple):
-    """A circuit is begun. `purpose` is one of control-spec's, such as GENERAL or HS_CLIENT_HSDIR."""
+    """A circuit was begun. `purpose` is one of control-spec's, such as GENERAL or HS_CLIENT_HSDIR."""
 
     circuit: int
     purpose: str
 
 
 class CircuitExtended(NamedTuple):
-    """The hop of this number, counted from 1, was made."""
+    """A hop of a circuit was made; `hop` counts from 1."""
 
     circuit: int
     hop: int
@@ -26,7 +26,7 @@ class CircuitExtended(NamedTuple):
 
 
 class CircuitBuilt(NamedTuple):
-    """Every hop was made."""
+    """Every hop of a circuit was made."""
 
     circuit: int
     path: tuple[str, ...]
@@ -40,7 +40,7 @@ class CircuitsLinked(NamedTuple):
 
 
 class CircuitEnded(NamedTuple):
-    """It was closed, here or elsewhere, or could not be built. `code` is errors.code_of's or CLOSED_HERE."""
+    """A circuit was closed, here or elsewhere, or could not be built. `code`: errors.code_of, CLOSED_HERE."""
 
     circuit: int
     reason: str
@@ -48,26 +48,26 @@ class CircuitEnded(NamedTuple):
 
 
 class StreamNew(NamedTuple):
-    """Somebody asks for a stream or a look-up."""
+    """A stream or a look-up was asked for."""
 
     stream: int
 
 
 class StreamAttached(NamedTuple):
-    """An exit is asked, on this circuit."""
+    """An exit was asked for the stream, on this circuit."""
 
     stream: int
     circuit: int
 
 
 class StreamSucceeded(NamedTuple):
-    """The exit has answered as was hoped."""
+    """The exit has connected the stream, or answered the look-up."""
 
     stream: int
 
 
 class StreamFailed(NamedTuple):
-    """An attempt has failed. Another one may follow, on another circuit, unless whoever asked has left."""
+    """An attempt has failed. Another one may follow on another circuit, unless the client has left."""
 
     stream: int
     reason: str
@@ -75,7 +75,7 @@ class StreamFailed(NamedTuple):
 
 
 class StreamEnded(NamedTuple):
-    """Nothing more happens to it."""
+    """The last event of a stream or a look-up."""
 
     stream: int
     reason: str
@@ -97,7 +97,7 @@ class DirectoryChanged(NamedTuple):
 
 
 class ProgressMade(NamedTuple):
-    """How far the start has come. `tag` is control-spec's, `problem` what is in the way."""
+    """The progress of the start. `tag` is control-spec's, `problem` names the obstacle."""
 
     percent: int
     tag: str

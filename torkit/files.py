@@ -1,6 +1,6 @@
-"""Files where somebody else may have planted something: made, read and replaced without following or waiting.
+"""Makes, reads and replaces files where others may have planted links or pipes: follows none, waits for none.
 
-The system's errors are raised as they are (OSError); what is not as it should be raises StorageError.
+The system's errors are raised as they are (OSError); a file that is not as it should be raises StorageError.
 """
 
 import os
@@ -20,7 +20,7 @@ class FileIdentity(NamedTuple):
 
 
 def make_private_directory(path: Path) -> None:
-    """Make `path`, and what is missing above it, for its owner alone; look at one that is there.
+    """Make the directory `path`, and missing ones above it, for its owner alone, or check an existing one.
 
     One that others may write to is closed to them. Raises StorageError for another user's, and for a shared
     one.
@@ -97,7 +97,7 @@ def replace_file(path: Path, data: bytes, *, mode: int, unfinished: Path | None 
 
 
 def remove_file(path: Path, identity: FileIdentity) -> None:
-    """Remove `path` if it still is that file."""
+    """Remove `path` if it is still the file of this identity."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -112,7 +112,7 @@ def is_replaceable(path: Path) -> bool:
 
 
 def write_output(path: Path, data: bytes) -> FileIdentity | None:
-    """Write what the user named a place for: a file by `replace_file`, a device or a pipe as it is.
+    """Write to a path that the user has named: a file by `replace_file`, a device or a pipe as it is.
 
     Returns which file was made, if one was. A pipe is waited for until somebody reads it.
     """

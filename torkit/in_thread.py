@@ -1,6 +1,6 @@
 """A client in a thread of its own, under trio, for programs that run something else or nothing.
 
-What is asked of it is a `concurrent.futures.Future`: torkit.blocking waits for it, torkit.aio awaits it.
+Its methods return a `concurrent.futures.Future`: torkit.blocking waits for it, torkit.aio awaits it.
 """
 
 import os
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class ClientThread:
-    """Opened by `start`; the thread is a daemon, so whoever opens it sees to `close` before Python ends."""
+    """Opened by `start`. The thread is a daemon, so the opener has to call `close` before Python ends."""
 
     def __init__(self) -> None:
         self._owner = os.getpid()
@@ -76,7 +76,7 @@ class ClientThread:
         return future
 
     def call(self, function: Callable[..., T], *args: Any) -> "Future[T]":
-        """As `submit`, for what does not wait."""
+        """As `submit`, for functions that do not wait."""
 
         async def call() -> T:
             return function(*args)
@@ -166,13 +166,13 @@ class ClientThread:
 
 
 def discard(result: object) -> None:
-    """Close what nobody gets."""
+    """Close a result that nobody gets."""
     if isinstance(result, socket.socket):
         result.close()
 
 
 def _fail(future: "Future[T]", error: BaseException) -> None:
-    """Raise `error` for whoever still waits."""
+    """Raise `error` in the callers that still wait."""
     if not future.done() and future.set_running_or_notify_cancel():
         future.set_exception(error)
 

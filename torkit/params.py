@@ -1,6 +1,6 @@
 """Every consensus parameter that torkit heeds: its default, its least and its greatest value. param-spec.
 
-Pure. A consensus has its parameters as written; whoever heeds one asks for it by name, here or by a `Param`.
+Pure. A consensus keeps its parameters as written. Code asks for a value by name, here or by a `Param`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ _OUTBUF_CELLS = 2 * _TLS_RECORD_CELLS
 
 
 class Parameter(NamedTuple):
-    """The value where a consensus has none, the least and the greatest."""
+    """The default, for a consensus without this parameter; the least and the greatest value."""
 
     default: int
     low: int

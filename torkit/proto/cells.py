@@ -33,7 +33,7 @@ class AddressType(IntEnum):
 
 
 class Netinfo(NamedTuple):
-    """What a peer says of itself and of us; it can lie about all of it.
+    """A peer's NETINFO, on itself and on us. All of it may be a lie.
 
     `timestamp` is in seconds since the epoch, 0 if the peer keeps it to itself. `our_address` is None
     if it is of no type we know.
@@ -45,7 +45,7 @@ class Netinfo(NamedTuple):
 
 
 class Reader:
-    """Reads a body from the front. Asking for more than is there raises `error`, naming `what`."""
+    """Reads a body from the front. A read past its end raises `error`, which names `what`."""
 
     def __init__(self, body: bytes, what: str, error: type[PeerError]) -> None:
         self._body = body
@@ -71,7 +71,7 @@ class Reader:
         return int.from_bytes(self.take(length), "big")
 
     def finish(self) -> None:
-        """Nothing may follow; for the formats that allow no padding."""
+        """Check that nothing follows, for formats that allow no padding."""
         if self.bytes_left:
             raise self._error(f"{self._what} has {self.bytes_left} bytes too many")
 

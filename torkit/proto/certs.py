@@ -6,7 +6,7 @@ The chain that `verify_certs` walks (CertType of the CERTS cell in brackets):
     RSA identity     --[7]--> Ed25519 identity
     RSA identity     --[2]--> itself; an X.509 certificate, there to carry the key
 
-It says who the peer is; whether that is who we wanted is asked in `channel.py`.
+This module finds out who the peer is. `channel.py` compares that with the relay we wanted.
 """
 
 import hashlib
@@ -122,7 +122,7 @@ def decode_ed25519_cert(body: bytes) -> Ed25519Cert:
 def verify_certs(
     certs: Iterable[tuple[int, bytes]], *, tls_certificate_digest: bytes, now: float
 ) -> RelayIdentity:
-    """Check the whole chain of a responder's CERTS cell and return whom it proves.
+    """Check the whole chain of a responder's CERTS cell. Returns the identities that it proves.
 
     `certs` is what `decode_certs` gave; types we do not know are passed over.
     `tls_certificate_digest` is the SHA-256 of the DER certificate the peer showed in TLS, 32 bytes.

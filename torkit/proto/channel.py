@@ -32,7 +32,7 @@ from torkit.proto.cells import (
 )
 from torkit.proto.certs import RelayIdentity, verify_certs
 
-# We offer what C tor offers, so that our VERSIONS looks like the larger crowd's ("SHOULD list at least
+# The versions that C tor offers: our VERSIONS shall look like the larger crowd's ("SHOULD list at least
 # version 3"), and refuse 3 if it comes to that: the core speaks only 4-byte circuit ids, and no relay
 # that meets the network's required protocols (Link=4-5) would choose it.
 LINK_PROTOCOLS_OFFERED = (3, 4, 5)
@@ -119,10 +119,10 @@ class LinkHandshake:
         return []
 
     def _is_for_handshake(self, command: int) -> bool:
-        """False for a cell to pass over. Raises ChannelError for one that must not come now."""
+        """Returns False for a cell to pass over. Raises ChannelError for a cell that must not come now."""
         if command in _AFTER:
             before = _AFTER[Command(command)]
-            # The specification has later VERSIONS cells ignored. No relay sends one; whoever does is
+            # The specification has later VERSIONS cells ignored. No relay sends one; a peer that does is
             # up to something.
             if command in self._seen:
                 raise ChannelError(f"{_name(command)} came twice in the link handshake")

@@ -1,6 +1,6 @@
-"""Which handshake to make with each hop of a circuit, and what comes of it. One decision, in one place.
+"""Decides which handshake to make with each hop of a circuit, and reads the answer.
 
-By default a relay sees of us what it sees of C tor 0.4.9, the larger crowd:
+By default a relay sees the same handshakes from us as from C tor 0.4.9, the larger crowd:
 
     the last hop            congestion control where it can, CGO on top where it can; else ntor
     the hops before it      ntor-v3 that asks for nothing, where the relay could do CGO; else ntor
@@ -34,7 +34,7 @@ class Protocols(Protocol):
 
 
 class HopRelay(Protocol):
-    """What a handshake needs to know of a relay."""
+    """A relay, as far as a handshake needs to know it."""
 
     @property
     def identity(self) -> bytes: ...
@@ -113,5 +113,5 @@ class HopHandshake:
             keys.wipe()
 
     def wipe(self) -> None:
-        """Overwrite what is secret of this handshake, answered or not."""
+        """Overwrite the secrets of this handshake, answered or not."""
         self._client.wipe()

@@ -1,4 +1,4 @@
-"""Linking circuits to one exit: the two bodies, the judge of the answer, who may send where. Proposal 329.
+"""Links circuits to one exit: the bodies of the messages, and the judge of the answer. Proposal 329.
 
 The order of messages, and the choice of a leg for each, are the compiled core's (_fast/conflux).
 """
@@ -16,7 +16,7 @@ NONCE_LEN = 32
 
 
 class Wish(IntEnum):
-    """What whoever sends LINK or LINKED wants of the other end when that one sends."""
+    """The wish of the sender of LINK or LINKED: how the other end shall choose a leg."""
 
     NO_OPINION = 0
     MIN_LATENCY = 1
@@ -33,14 +33,14 @@ class Wish(IntEnum):
 def encode_link(nonce: bytes, wish: Wish = Wish.HIGH_THROUGHPUT) -> bytes:
     """Returns the body of CONFLUX_LINK for a new set, whose legs have carried nothing yet.
 
-    `nonce` is 32 bytes, the same for all legs of the set, and secret: who knows it can join.
+    `nonce` is 32 bytes, the same for all legs of the set, and secret: a circuit that sends it joins the set.
     """
     assert len(nonce) == NONCE_LEN
     return bytes([LINK_VERSION]) + nonce + bytes(8) + bytes(8) + bytes([wish])
 
 
 def judge_linked(body: bytes, nonce: bytes) -> Wish:
-    """What an exit's LINKED asks of us. Raises CircuitError for any but the answer to our LINK."""
+    """Returns the wish of an exit's LINKED. Raises CircuitError if it does not answer our LINK."""
     reader = Reader(body, "CONFLUX_LINKED", CircuitError)
     version = reader.take_int(1)
     if version != LINK_VERSION:
@@ -59,7 +59,7 @@ def judge_linked(body: bytes, nonce: bytes) -> Wish:
 def prebuilt_count(param: Param, share: float) -> int:
     """Returns how many sets are kept ready. `share` is that of the exits which can link, from 0 to 1.
 
-    Few where few can, lest these know who asks. As C tor.
+    Few, where few exits can link: else these would learn much of one client. (As C tor.)
     """
     if not param("cfx_enabled") or share == 0:
         return 0

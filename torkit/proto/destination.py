@@ -1,4 +1,4 @@
-"""What an exit may be asked for: a host name or an address of the internet at large.
+"""Checks what an exit may be asked for: a host name or an address of the internet at large.
 
 Everything else is refused before anything is sent: names that mean something only inside Tor, which an
 exit's resolver must never see, and names and addresses that mean a place near whoever looks them up. An
@@ -11,8 +11,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from torkit.errors import UsageError
 
-# Addresses that are nowhere, or somewhere else for everybody: what C tor calls internal. Multicast is not
-# among them, nor is what is kept for examples.
+# Addresses that lead nowhere, or for everybody somewhere else. Multicast is not among them, nor are addresses
+# kept for examples. (What C tor calls internal.)
 _INTERNAL_IPV4 = tuple(
     map(
         IPv4Network,
@@ -41,7 +41,7 @@ _NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]*\.)*[A-Za-z0-9][A-Za-z0-9_-]*\.
 
 
 def check_destination(host: str, *, allow_internal: bool, allow_onion: bool = False) -> str:
-    """`host` as `check_host` returns it, if an exit may be asked for it. Raises UsageError.
+    """Returns `host` as `check_host` does, if an exit may be asked for it. Raises UsageError.
 
     `allow_internal` is for private networks, where every address is internal: there only the unspecified
     address is refused, which is nowhere.
@@ -63,9 +63,9 @@ def is_onion(host: str) -> bool:
 
 
 def check_host(host: str, *, allow_onion: bool = False) -> str:
-    """`host` as a destination: a name as it is, an address in its usual text without brackets.
+    """Returns `host` as a destination: a name as it is, an address in its usual text without brackets.
 
-    Raises UsageError for what is neither, and for names that mean something only inside Tor: in .exit
+    Raises UsageError for a text that is neither, and for names that mean something only inside Tor: in .exit
     always, in .onion unless `allow_onion` says that no exit will be asked for it. Whether it is an onion
     address is not looked at here.
     """

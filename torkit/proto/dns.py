@@ -1,7 +1,7 @@
 """The server's side of DNS, as far as programs on this machine ask for names: one question, one answer.
 
-No name is looked up here. RFC 1035, sections 3.5 and 4; RFC 3596 for IPv6. What a query says after its
-question (EDNS) is not read: who asks by EDNS must understand an answer without it.
+No name is looked up here. RFC 1035, sections 3.5 and 4; RFC 3596 for IPv6. The part of a query
+after its question (EDNS) is not read: a program that uses EDNS has to understand an answer without it.
 """
 
 import struct
@@ -30,7 +30,7 @@ MAX_ANSWER_LEN = 512  # bytes of a whole answer: section 4.2.1
 
 
 class Type(IntEnum):
-    """What is asked for, if it is answered here."""
+    """The kinds of questions that are answered here."""
 
     A = 1
     PTR = 12
@@ -50,7 +50,7 @@ class Query(NamedTuple):
     """One question.
 
     `name` has no final dot; a byte that is in no host name became a mark that is in none either. `type` is
-    None for what is not answered here. `question` is the question as it came, for the answer to repeat.
+    None for a question that is not answered here. `question` is as it came, for the answer to repeat.
     """
 
     id: int

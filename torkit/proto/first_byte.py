@@ -47,7 +47,7 @@ class AnyProtocol:
 
     @property
     def _door(self) -> Handshake | Http:
-        """SOCKS's where nothing has come: C tor answers so."""
+        """The front door that was chosen; SOCKS's where no byte has come (C tor answers so)."""
         if self.chosen is None:
             self.chosen = Handshake()
         return self.chosen

@@ -54,12 +54,12 @@ RELAY_DATA_LEN_MAX = 498  # and of format v0: the unit of cc_xon_rate
 DRAIN_BURST_CELLS = 32  # 4.1.2, [XON_ADVISORY]: a queue above this is not just a burst
 
 # Implementation limits.
-XOFF_GRACE_USEC = 5_000  # one burst of cells must not cost an XOFF before its reader had a turn; as C tor
-XOFF_CREDIT_MAX = 10 << 20  # bytes: what an XON or XOFF much later can still draw on; as C tor
+XOFF_GRACE_USEC = 5_000  # one burst of cells must not cost an XOFF before its reader had a turn (as C tor)
+XOFF_CREDIT_MAX = 10 << 20  # bytes that an XON or XOFF much later can still draw on (as C tor)
 
 
 class PathKind(Enum):
-    """What a circuit is for; the longer path tolerates longer queues. Proposal 324, 6.5.3."""
+    """Kinds of paths; the longer one tolerates longer queues. Proposal 324, 6.5.3."""
 
     EXIT = "exit"
     ONION = "onion"
@@ -183,12 +183,12 @@ class DrainWatch:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is held up and no rate was told: of an emptied queue nothing need be told."""
+        """Whether an emptied queue needs no message: no XOFF holds, no rate was told, nothing is measured."""
         is_watching = self._over_since is not None or self._measuring_since is not None
         return not (self.xoff_sent or self._last_rate or is_watching)
 
     def queued(self, length: int, now: float) -> Xoff | Xon | None:
-        """Data arrived and the queue holds `length` bytes now."""
+        """Note that data arrived and the queue holds `length` bytes. Returns an XOFF to send, or None."""
         at = _usec(now)
         if length <= self._params.xoff_client:
             self._over_since = None
@@ -224,7 +224,7 @@ class DrainWatch:
         return Xon(self.rate)
 
     def _measure(self, length: int, at: int) -> None:
-        """Start the stop-watch when data waits; read it after each cc_xon_rate cells' worth of bytes."""
+        """Start the stop-watch when data waits. Read it after the bytes of each cc_xon_rate cells."""
         if self._clock.is_stalled:
             self._measuring_since = None
             self._drained = 0
@@ -243,7 +243,7 @@ class DrainWatch:
             self._drained = 0
 
     def _note_empty(self, at: int) -> None:
-        """With nothing waiting the rate is ours to guess: twice as much after each cc_xon_rate cells.
+        """Guess the rate while nothing waits: twice as much after each cc_xon_rate cells.
 
         A queue that its reader empties within the grace was a burst, not a reader that lags.
         """

@@ -88,7 +88,7 @@ class Http:
     def receive_data(self, data: bytes) -> Request | None:
         """Take the client's next bytes; returns its request when its head is complete.
 
-        Raises PeerError for what is no request, and UsageError for what is not served.
+        Raises PeerError for bytes that are no request, and UsageError for a request that is not served.
         """
         self._received += data
         lines, end, rest = self._received.partition(b"\r\n\r\n")
@@ -178,7 +178,7 @@ class Http:
         return Request(command, target.host, target.port, key, forwarded=forwarded)
 
     def _refuse(self, status: int, error: TorkitError) -> TorkitError:
-        """Queue the answer, and return what is to be raised."""
+        """Queue the answer. Returns the exception to raise."""
         self._to_send = encode_error(status, error)
         return error
 
@@ -200,7 +200,7 @@ class Http:
 
 
 def forwarded(fields: Headers) -> Headers:
-    """What of `fields` goes on to the next, as it was written. RFC 9110, section 7.6.1.
+    """Returns the fields that go on to the next server, as they were written. RFC 9110, section 7.6.1.
 
     No Via is added, which would tell a server that there is a proxy.
     """

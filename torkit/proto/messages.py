@@ -1,7 +1,7 @@
 """Bodies of relay messages, encoded and decoded. Relay headers, padding, DATA and SENDME are `_fast/circuit`.
 
-A decoder gets exactly the bytes that Length announced. What a message says beyond the fields we know is
-ignored, so that the format can grow; what is missing ends the circuit.
+A decoder gets exactly the bytes that Length announced. Bytes beyond the fields we know are
+ignored, so that the format can grow; a missing field ends the circuit.
 """
 
 import re
@@ -40,7 +40,10 @@ class BeginFlags(IntFlag):
 
 
 class Connected(NamedTuple):
-    """Where an exit connected to, as far as it says; `ttl` is in seconds. Both None from a directory."""
+    """The address that an exit connected to, if it says so; `ttl` is in seconds.
+
+    Both None from a directory.
+    """
 
     address: IPAddress | None
     ttl: int | None
@@ -49,7 +52,7 @@ class Connected(NamedTuple):
 def encode_begin(host: str, port: int, flags: BeginFlags) -> bytes:
     """`host` is a name, an IPv4 address, or an IPv6 address without brackets.
 
-    Raises UsageError for what is none of these. FLAGS are left out when none is set, as C tor does.
+    Raises UsageError for any other text. FLAGS are left out when none is set (as C tor does).
     tor-spec, "Opening streams and transferring data".
     """
     if not 1 <= port <= 65535:
@@ -93,7 +96,7 @@ def decode_connected(body: bytes) -> Connected:
 
 
 class End(NamedTuple):
-    """Why a stream ended; `address` is what an exit's policy refused, if it says."""
+    """Why a stream ended; `address` is the one that an exit's policy refused, if the exit says so."""
 
     reason: EndReason
     address: IPAddress | None = None
@@ -280,7 +283,7 @@ def encode_xoff() -> bytes:
 
 
 def decode_xoff(body: bytes) -> None:
-    """XOFF says nothing but its name. Raises CircuitError if it is not one we know."""
+    """Check an XOFF, which has only a version. Raises CircuitError for an unknown one."""
     _check_flow_control_version(Reader(body, "XOFF", CircuitError), "XOFF")
 
 

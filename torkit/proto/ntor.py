@@ -1,4 +1,4 @@
-"""Circuit handshakes, the client's half: CREATE_FAST, ntor and ntor-v3, and what each leaves as keys.
+"""Circuit handshakes, the client's half: CREATE_FAST, ntor and ntor-v3, and the keys that each leaves.
 
     client = NtorClient(...)             the first message is computed at once
     client.handshake                     bytes for CREATE_FAST, CREATE2 or EXTEND2
@@ -36,7 +36,7 @@ NTOR_V3_CIRCUIT_VERIFICATION = b"circuit extend"
 
 
 class HopKeys:
-    """What a finished handshake leaves: a stream of key bytes, and what the relay said with it.
+    """The result of a handshake: a stream of key bytes, and the relay's message.
 
     Each layer kind takes as much of the stream, from its start, as it needs; a hop has one layer. The
     HASH_LEN bytes after ntor's or ntor-v3's are the nonce that introduction points know as KH.
@@ -59,12 +59,12 @@ class HopKeys:
         return self._expand(self._seed, length)
 
     def wipe(self) -> None:
-        """Overwrite what the keys are derived from."""
+        """Overwrite the secret from which the keys are derived."""
         wipe(self._seed)
 
 
 class Secrets:
-    """The secrets of one step, overwritten at its end: `keep` returns what it is given."""
+    """The secrets of one step, overwritten at its end. `keep` returns its argument."""
 
     def __init__(self) -> None:
         self._kept: list[bytes] = []
@@ -294,7 +294,7 @@ class ExtensionType(IntEnum):
 
 
 class CircuitRequest:
-    """What we ask of a relay with an ntor-v3 handshake; ask only what it advertises, or it must refuse."""
+    """The wishes of an ntor-v3 handshake. A relay refuses a wish that it does not advertise."""
 
     def __init__(self, *, congestion_control: bool = False, cgo: bool = False) -> None:
         """`congestion_control` needs FlowCtrl=2, `cgo` Relay=5 and Relay=6."""

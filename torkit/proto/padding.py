@@ -14,7 +14,7 @@ several hops are padded, by
     off        nothing; the relay is told to stop
 
 Where there is no padding, by choice, by the consensus, or because the link protocol is too old, a PADDING
-cell still goes after KEEPALIVE, so that what translates addresses on the way does not forget us.
+cell still goes after KEEPALIVE, so that address translators on the way do not forget us.
 
 Nobody tells us of each cell. We look instead, no more than `low` apart: a timer that a cell between two looks
 has started cannot have run out before the second, so that one drawn for the last such cell stands for all.
@@ -32,7 +32,7 @@ from torkit.params import parameter
 # Specification constant.
 FIRST_LINK_PROTOCOL = 5  # that has padding; tor-spec, "Negotiating versions with VERSIONS cells"
 
-# As C tor's clients, in seconds.
+# In seconds (as C tor's clients).
 KEEPALIVE = 300.0
 IDLE_TIMEOUT = 180  # of a channel without circuits, and
 IDLE_TIMEOUT_SPREAD = 90  # up to so many more
