@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -18,7 +17,8 @@ import pytest
 import trio
 from fakes import FakeStream
 from network.torkit_process import Proxy, Shell, running_proxy, skip_without, wait_until
-from served import ServedNetwork, serve_network
+from served import serve_network
+from served_shell import shell_on
 
 pytestmark = skip_without("haproxy")
 
@@ -71,25 +71,6 @@ def answer(stream: FakeStream, data: bytes) -> None:
     if stream.received.endswith(b"\r\n\r\n"):
         stream.write(ANSWER)
         stream.finish()
-
-
-def shell_on(network: ServedNetwork, place: Path) -> Shell:
-    """A shell whose torkit knows this network."""
-    voters = [
-        f"{one.nickname} v3ident={one.v3ident.hex()} 127.0.0.1:80 {one.fingerprint.hex()}"
-        for one in network.config.authorities
-        if one.v3ident is not None
-    ]
-    fallbacks = [
-        f"{one.address} orport={one.or_port} id={one.identity.hex()}" for one in network.config.fallbacks
-    ]
-    file = place / "network.toml"
-    file.write_text(f"authorities = {voters!r}\nfallbacks = {fallbacks!r}\ntesting = true\n")
-    torkit = place / "bin" / "torkit"
-    torkit.parent.mkdir()
-    torkit.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torkit "$@"\n')
-    torkit.chmod(0o755)
-    return Shell(file, place / "data", torkit.parent)
 
 
 @contextmanager

@@ -1,12 +1,18 @@
 """What `torkit scan` and `torkit cache` say before they need a network."""
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import network_docs as nd
 import pytest
+import trio
+from campaigns import unit_of as frozen
 from cli.shelf import Shelf, some_relays
-from served import authorities, signed_service
+from network.torkit_process import Shell, wait_until
+from served import authorities, serve_network, signed_service
+from served_shell import shell_on
 
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory
@@ -41,6 +47,30 @@ def test_what_can_never_work_is_said_at_once(shelf: Shelf, arguments: list[str],
     status, out, err = shelf("scan", *arguments)
     assert (status, out) == (2, "")
     assert said in err
+
+
+def kill_and_resume(shell: Shell, rows: Path, line: str) -> list[dict[str, Any]]:
+    """Kill a scan when its first row is there, and run it again. Returns the rows then."""
+    with shell.running(f"exec torkit scan --rate 3 --resume {rows} {line}") as scan:
+        wait_until(lambda: rows.exists() and b"\n" in rows.read_bytes(), 60, "a row")
+        scan.kill()
+        scan.wait()
+    done = rows.read_bytes()
+    again = shell.run(f"torkit scan --rate 1000 --resume {rows} {line}")
+    assert again.returncode == 0, again.stderr
+    assert rows.read_bytes().startswith(done[: done.rfind(b"\n") + 1])
+    assert b"relays have their rows in" in again.stderr
+    return [json.loads(row) for row in rows.read_bytes().splitlines()]
+
+
+async def test_a_scan_that_is_killed_goes_on_and_repeats_no_row(tmp_path: Path) -> None:
+    async with serve_network(exits=5) as network:
+        unit = export(frozen(network).directory, network.service.certificates, tmp_path / "units")
+        shell = shell_on(network, tmp_path)
+        line = f"--cache {unit} -- ping"
+        rows = await trio.to_thread.run_sync(kill_and_resume, shell, tmp_path / "rows", line)
+    assert sorted(row["nickname"] for row in rows) == [f"exit{n}" for n in range(5)]
+    assert all(row["ok"] for row in rows)
 
 
 def unit_of(shelf: Shelf) -> Path:

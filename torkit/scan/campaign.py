@@ -115,7 +115,7 @@ class Campaign:
         first_hops = self.plan.first_hops
         who = f"{first_hops} relays of the network" if first_hops else "each of them"
         return (
-            f"{count} relays, a circuit for each: {limits.rate:g} a second, {limits.at_once} at once,"
+            f"{_relays(count)}, a circuit for each: {limits.rate:g} a second, {limits.at_once} at once,"
             f" {limits.per_relay} through any one relay; that takes {least} at least."
             f" Paths do not begin at your guards: {who} will see this machine's address"
         )
@@ -154,10 +154,14 @@ class Summary:
         failed = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
         failed = f", {self.reasons.total()} not ({failed})" if failed else ""
         return (
-            f"{self.rows} relays: {self.ok_count} ok{failed}; {self.circuits} circuits in {seconds:.1f} s,"
+            f"{_relays(self.rows)}: {self.ok_count} ok{failed}; {self.circuits} circuits in {seconds:.1f} s,"
             f" {self.rows / max(seconds, 0.001):.1f} relays a second,"
             f" {self.sent} bytes sent and {self.received} received"
         )
+
+
+def _relays(count: int) -> str:
+    return f"{count} relay{'' if count == 1 else 's'}"
 
 
 Emit = Callable[[Row], None]
