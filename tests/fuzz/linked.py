@@ -31,6 +31,7 @@ from torkit._fast.channel import Channel
 from torkit._fast.circuit import Circuit
 from torkit._fast.conflux import link
 from torkit._fast.events import Acknowledged, CircuitFailed, ControlCell, Event, Message, Readable, Writable
+from torkit._fast.memory import held
 from torkit._fast.onion import Layer, LayerKind
 from torkit._fast.stream import Stream
 
@@ -684,6 +685,15 @@ class Story:
             assert core.is_open == (stream.state == "open")
             assert core.has_ended == (stream.state == "ended")
 
+    def end(self) -> None:
+        """Everything is closed and let go, so that nothing is held any more."""
+        self.set.end()
+        for channel, circuit in zip(self.cores, self.circuits, strict=True):
+            channel.close_circuit(circuit)
+        del self.set
+        for everything in (self.cores, self.circuits, self.streams):
+            everything.clear()
+
 
 SHAPES = {
     "open": ["stream"],
@@ -715,8 +725,11 @@ SHAPES = {
 def check_story(text: bytes) -> None:
     """Live one story through. Raises AssertionError where the core did not do what was due."""
     lines = text.decode("ascii", "replace").split("\n")
+    before = held()
     story = Story(is_cgo="kind cgo" in lines, fills="fills" in lines)
     story.run(lines)
+    story.end()
+    assert held() == before
 
 
 def random_story(rng: Random, length: int) -> bytes:
