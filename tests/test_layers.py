@@ -69,6 +69,7 @@ NET_ROOMS = {
     "dir": {"circuit", "link", "circuits"},
     "monitor": {"circuit"},
     "onion": {"circuit", "circuits", "dir"},
+    "hosting": {"circuit", "link", "circuits", "dir", "onion"},
     "proxy": {"circuit", "link", "circuits"},
 }
 

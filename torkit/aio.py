@@ -16,12 +16,15 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torkit.client import Tor as TrioTor
-from torkit.in_thread import ClientThread, discard
+from torkit.in_thread import ClientThread, ServiceInThread, discard
 from torkit.net.circuits.request import Resolved
 from torkit.net.progress import Progress
+
+if TYPE_CHECKING:
+    from torkit.net.hosting.serve import OnionListener, Ports
 
 T = TypeVar("T")
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
@@ -110,9 +113,40 @@ class Tor:
         """
         return await _result(self._thread.submit(self._thread.resolve, self._tor, host, isolation, None))
 
+    @asynccontextmanager
+    async def serve_onion(self, ports: "Ports", *arguments: Any) -> "AsyncIterator[OnionService]":
+        """An onion service for the length of a block; its arguments are those of `torkit.Tor.serve_onion`.
+
+        Waits until there is a directory. Raises OSError.
+        """
+        service = ServiceInThread(self._thread, self._tor, (ports, *arguments))
+        try:
+            yield OnionService(service, await asyncio.wrap_future(service.opened))
+        finally:
+            service.close()
+
     async def new_identity(self) -> None:
         """From now on, connections use circuits that none of before has used; those go on as they are."""
         await _result(self._thread.call(self._tor.new_identity))
+
+
+class OnionService:
+    """An onion service of a client; made by `Tor.serve_onion`."""
+
+    def __init__(self, service: ServiceInThread, listener: "OnionListener") -> None:
+        self.address = listener.address
+        self._service = service
+        self._listener = listener
+
+    async def wait_published(self) -> None:
+        """Wait until clients can find it."""
+        await _result(self._service.wait_published(self._listener, None))
+
+    async def accept(self) -> socket.socket:
+        """A non-blocking socket for the next client's stream; asyncio.open_connection takes it as `sock`."""
+        sock = await _result(self._service.accept(self._listener, None))
+        sock.setblocking(False)
+        return sock
 
 
 @asynccontextmanager

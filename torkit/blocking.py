@@ -17,13 +17,16 @@ import socket
 from collections.abc import Hashable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torkit.client import Tor as TrioTor
 from torkit.errors import UsageError
-from torkit.in_thread import ClientThread, discard
+from torkit.in_thread import ClientThread, ServiceInThread, discard
 from torkit.net.circuits.request import Resolved
 from torkit.net.progress import Progress
+
+if TYPE_CHECKING:
+    from torkit.net.hosting.serve import OnionListener, Ports
 
 T = TypeVar("T")
 
@@ -128,9 +131,53 @@ class Tor:
         """
         return _result(self._thread.submit(self._thread.resolve, self._tor, host, isolation, timeout))
 
+    def serve_onion(self, ports: "Ports", *arguments: Any) -> "OnionService":
+        """An onion service, run until it is closed; `torkit.Tor.serve_onion` says which arguments there are.
+
+        Waits until there is a directory. Raises OSError.
+        """
+        service = ServiceInThread(self._thread, self._tor, (ports, *arguments))
+        try:
+            return OnionService(service, service.opened.result())
+        except BaseException:
+            service.close()
+            raise
+
     def new_identity(self) -> None:
         """From now on, connections use circuits that none of before has used; those go on as they are."""
         _result(self._thread.call(self._tor.new_identity))
+
+
+class OnionService:
+    """An onion service of a client; made by `Tor.serve_onion`. Use it in a `with` block, or close it."""
+
+    def __init__(self, service: ServiceInThread, listener: "OnionListener") -> None:
+        self.address = listener.address
+        self._service = service
+        self._listener = listener
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def wait_published(self, timeout: float | None = None) -> None:
+        """Wait until clients can find it. Raises TimeoutError after `timeout` seconds."""
+        _result(self._service.wait_published(self._listener, timeout))
+
+    def accept(self, timeout: float | None = None) -> socket.socket:
+        """A socket for the next client's stream. Raises TimeoutError after `timeout` seconds."""
+        return _result(self._service.accept(self._listener, timeout))
+
+    def close(self) -> None:
+        """End it: clients that are connected are cut off."""
+        self._service.close()
 
 
 def open_tor(**settings: Any) -> Tor:

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
     from torkit.hs.client_auth import ClientKey
     from torkit.hs.descriptor import Descriptor
+    from torkit.hs.keys import SecretKey
+    from torkit.net.hosting.means import Wishes
+    from torkit.net.hosting.serve import OnionListener, Ports
     from torkit.net.journal import Listener
     from torkit.net.monitor.status import Status
     from torkit.net.onion.request import OnionRequest
@@ -280,6 +283,23 @@ class Tor:
             raise UsageError("the client key is for another onion service")
         key = None if client_key is None else X25519PrivateKey(client_key.secret)
         return await self._parts.onion_services().descriptor(identity, key)
+
+    @asynccontextmanager
+    async def serve_onion(
+        self, ports: "Ports", key: "SecretKey | None" = None, wishes: "Wishes | None" = None
+    ) -> "AsyncIterator[OnionListener]":
+        """An onion service, run until the block ends: a trio listener whose `address` is known at once.
+
+        `ports` are what clients may ask for; where they map to targets (torkit.net.hosting.forward.Target),
+        streams are carried there, and only the others are for `accept`. Without `key` the service is one that
+        nobody knows yet. Raises UsageError for what is no port, NoDirectory before there is a directory.
+        """
+        from torkit.net.hosting.means import Wishes
+        from torkit.net.hosting.serve import serve
+
+        await self.wait_ready()
+        async with serve(self._parts.hosting(), ports, key, wishes or Wishes()) as listener:
+            yield listener
 
     def add_client_key(self, key: "ClientKey") -> None:
         """Use this key with the onion service that it is for, which serves only clients that it knows.

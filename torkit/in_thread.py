@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Future
 from contextlib import suppress
 from math import inf
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -19,6 +19,9 @@ from torkit.errors import InternalError, TorkitError, UsageError
 from torkit.net.circuits.request import Resolved
 from torkit.net.door import Door
 from torkit.socket_errors import os_error
+
+if TYPE_CHECKING:
+    from torkit.net.hosting.serve import OnionListener
 
 T = TypeVar("T")
 
@@ -104,6 +107,18 @@ class ClientThread:
         with trio.fail_after(inf if timeout is None else timeout):
             await tor.wait_ready()
 
+    async def accept(self, listener: "OnionListener", timeout: float | None) -> socket.socket:
+        with trio.fail_after(inf if timeout is None else timeout):
+            try:
+                stream = await listener.accept()
+            except trio.ClosedResourceError:
+                raise UsageError("this onion service is closed") from None
+        return self._door.hand_out(stream)
+
+    async def wait_published(self, listener: "OnionListener", timeout: float | None) -> None:
+        with trio.fail_after(inf if timeout is None else timeout):
+            await listener.wait_published()
+
     # --- in the thread ----------------------------------------------------------------------------
 
     def _run(self, settings: dict[str, Any]) -> None:
@@ -163,6 +178,39 @@ class ClientThread:
             failure = os_error(InternalError.ending("a call", error))
         finally:
             _fail(future, failure)
+
+
+class ServiceInThread:
+    """An onion service of a client in a thread. `opened` gives its listener; `close` ends it."""
+
+    def __init__(self, thread: ClientThread, tor: Tor, arguments: tuple[Any, ...]) -> None:
+        """`arguments` are those of `Tor.serve_onion`."""
+        self.opened: Future[OnionListener] = Future()
+        self._thread = thread
+        self._running = thread.submit(self._run, tor, arguments)
+        self._running.add_done_callback(self._note_end)
+
+    def accept(self, listener: "OnionListener", timeout: float | None) -> "Future[socket.socket]":
+        """A socket for the next stream, TimeoutError after so many seconds."""
+        return self._thread.submit(self._thread.accept, listener, timeout)
+
+    def wait_published(self, listener: "OnionListener", timeout: float | None) -> "Future[None]":
+        """Done once clients can find the service, TimeoutError after so many seconds."""
+        return self._thread.submit(self._thread.wait_published, listener, timeout)
+
+    def close(self) -> None:
+        """Have it end: its clients are cut off."""
+        self._running.cancel()
+
+    async def _run(self, tor: Tor, arguments: tuple[Any, ...]) -> None:
+        async with tor.serve_onion(*arguments) as listener:
+            self.opened.set_result(listener)
+            await trio.sleep_forever()
+
+    def _note_end(self, running: "Future[None]") -> None:
+        if not self.opened.done():
+            error = _closed() if running.cancelled() else running.exception()
+            self.opened.set_exception(error or _closed())
 
 
 def discard(result: object) -> None:

@@ -42,7 +42,7 @@ NOT_RUN = {
     "RSYNC_CONNECT_PROG": "it needs a server of rsync's",
     "torkit socks --exit-nodes {de}": "a private network is in no country: test_restrictions.py",
     "torkit run -- git clone": "it needs a repository: test_run.py",
-    "torkit onion descriptor": "it needs an onion service: test_onion.py",
+    "torkit onion serve": "it goes on until it is ended: test_onion_serve.py",
     "torkit run -- git": "it needs a repository",
     "torkit run  ": "it is for somebody who types: test_run.py",
     "torkit run --isolate stream -- wget -r": "it fetches a whole site: test_run.py",

@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from torkit._fast.cells cimport Outbox
 from torkit._fast.onion cimport Layer, TAG_LEN_MAX
 from torkit._fast.stream cimport Stream
-from torkit._fast.tunnel cimport Breakage, Tunnel
+from torkit._fast.tunnel cimport Breakage, Relayed, Tunnel
 
 # Specification constants (tor-spec, "Relay cells" and "Flow control"; proposal 340 for format v1).
 cdef enum:
@@ -54,12 +54,16 @@ cdef class Circuit(Tunnel):
     cdef Tunnel tunnel            # whose streams its cells are for, while it is linked with others; else None
     cdef Breakage broken          # until its owner has been told
     cdef int relay_early_left
+    cdef int client_hop           # the index of a hop that may open streams to us, or -1
+    cdef Py_ssize_t sweep_at      # streams: from so many on, those that are long over are looked for
 
     cdef void finish(self) noexcept
     cdef int tell(self, list events) except -1
     cdef void forget_breakage(self) noexcept
     cdef int receive(self, uint8_t command, uint8_t* body, uint64_t read_serial, list events) except -1
     cdef void acknowledge(self, int hop_index, Hop hop, const uint8_t* tag) noexcept
+    cdef int receive_begin(self, Relayed* message, list events) except -1
+    cdef int sweep(self) except -1
     cdef int receive_stream_sendme(self, Stream stream, list events) except -1
     cdef int receive_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* body, Py_ssize_t length,
                                     list events) except -1

@@ -19,14 +19,17 @@ from libc.string cimport memcpy, memset
 
 from torkit._fast.cells cimport CELL_BODY_LEN, Command, RelayCommand, load16, monotonic, store16
 from torkit._fast.cgo cimport CGO_TAG_LEN
-from torkit._fast.events cimport Acknowledged, CircuitFailed, Writable
+from torkit._fast.events cimport Acknowledged, CircuitFailed, Message, Writable
 from torkit._fast.factory cimport check_maker, make
 from torkit._fast.onion cimport LayerKind
 from torkit._fast.openssl cimport CRYPTO_memcmp
 from torkit._fast.stream cimport STREAM_WINDOW_INCREMENT, STREAM_WINDOW_START, StreamState
-from torkit._fast.tunnel cimport Relayed, is_for_streams, name_of
+from torkit._fast.tunnel cimport MAX_STREAMS, Relayed, is_for_streams, name_of
 
 from torkit.errors import CircuitClosed, CircuitError, DestroyReason, UsageError
+
+# Implementation limit: streams on a circuit of our onion service before those that are long over are looked for.
+cdef Py_ssize_t SWEEP_FROM = 64
 
 # Specification constants (tor-spec, "SENDME cell format").
 cdef enum:
@@ -82,6 +85,8 @@ cdef class Circuit(Tunnel):
         self.hops = []
         self.next_stream_id = first_stream_id
         self.relay_early_left = relay_early_count
+        self.client_hop = -1
+        self.sweep_at = SWEEP_FROM
 
     @property
     def hop_count(self):
@@ -117,6 +122,16 @@ cdef class Circuit(Tunnel):
         if not 0 <= hop < len(self.hops) or not (<Hop>self.hops[hop]).has_congestion_control:
             raise UsageError(f"hop {hop} has no window to move")
         (<Hop>self.hops[hop]).window = window
+
+    def let_in(self, int hop):
+        """Let the client behind `hop` open streams by BEGIN: we are the onion service that it has joined with.
+
+        Each is told by a Message with BEGIN; its stream takes DATA from then on, and `put` takes what we send,
+        once the caller has answered with CONNECTED.
+        """
+        if not 0 <= hop < len(self.hops):
+            raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
+        self.client_hop = hop
 
     cdef int seal_message(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body) except -1:
         cdef uint8_t[TAG_LEN_MAX] tag
@@ -214,7 +229,14 @@ cdef class Circuit(Tunnel):
             if message.command == RelayCommand.SENDME:
                 return self.receive_circuit_sendme(<int>i, hop, message.data, message.length, events)
             return self.deliver_message(<int>i, message.command, 0, None, message.data[:message.length], events)
+        if message.command == RelayCommand.BEGIN and i == self.client_hop:
+            return self.receive_begin(&message, events)
         cdef Stream stream = <Stream>self.streams.find(message.stream_id)
+        if stream is None and i == self.client_hop and message.command != RelayCommand.RESOLVE:
+            # Perhaps of a stream that we ended, and forgot to have room.
+            if message.command == RelayCommand.DATA and hop.count_data():
+                self.acknowledge(<int>i, hop, tag)
+            return self.count_idle(events)
         if stream is None:
             return self.fail(events, f"{name_of(message.command)} arrived for a stream that is not open")
         if stream.hop != i:
@@ -238,6 +260,35 @@ cdef class Circuit(Tunnel):
         store16(body + 1, hop.layer.tag_len)
         memcpy(body + SENDME_HEADER_LEN, tag, hop.layer.tag_len)
         self.originate(hop_index, RelayCommand.SENDME, 0, body, SENDME_HEADER_LEN + hop.layer.tag_len, ignored)
+
+    cdef int receive_begin(self, Relayed* message, list events) except -1:
+        """A client of our onion service opens a stream. Its DATA may follow in the same read."""
+        cdef Stream stream = <Stream>self.streams.find(message.stream_id)
+        if stream is not None:
+            if stream.state != StreamState.HALF_OPEN:
+                return self.fail(events, "BEGIN arrived for a stream that is open")
+            self.streams.remove(message.stream_id)  # the client has our END: nothing more comes for the old one
+        elif self.streams.used >= self.sweep_at:
+            self.sweep()
+        if not self.has_room:
+            return self.fail(events, "the client opens more streams than a circuit has room for")
+        stream = self.add_stream(self.client_hop, message.stream_id, False)
+        stream.state = StreamState.OPEN
+        events.append(Message(self, self.client_hop, message.command, message.stream_id, stream,
+                              message.data[:message.length]))
+        return 0
+
+    cdef int sweep(self) except -1:
+        """Forget streams that we ended long ago, or all that we ended where there are many: no END answers ours."""
+        cdef double now = monotonic()
+        cdef bint has_many = self.streams.used >= MAX_STREAMS // 2
+        cdef Stream stream
+        for entry in self.streams.entries():
+            stream = <Stream>entry
+            if stream.state == StreamState.HALF_OPEN and (has_many or stream.data_is_due_until < now):
+                self.streams.remove(stream.id)
+        self.sweep_at = max(SWEEP_FROM, 2 * self.streams.used)
+        return 0
 
     cdef int receive_stream_sendme(self, Stream stream, list events) except -1:
         if not stream.has_windows:

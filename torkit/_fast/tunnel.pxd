@@ -37,6 +37,7 @@ cdef class Tunnel(Outlet):
     cdef Bucket idle_cells        # relay cells that serve nothing, and may still come
     cdef uint16_t next_stream_id
 
+    cdef Stream add_stream(self, int hop, uint16_t stream_id, bint is_resolve)
     cdef bint has_windows(self, int hop) except -1
     cdef int arrive(self, Tunnel leg, int hop_index, Relayed* message, const uint8_t* tag, uint64_t read_serial,
                     list events) except -1

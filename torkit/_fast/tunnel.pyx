@@ -49,14 +49,21 @@ cdef class Tunnel(Outlet):
 
         Raises UsageError where there is no such hop, or no room for one more.
         """
-        cdef bint has_windows = self.has_windows(hop)
+        self.has_windows(hop)
         if not self.has_room:
             raise UsageError("the circuit takes no more streams")
         while self.next_stream_id == 0 or self.streams.find(self.next_stream_id) is not None:
             self.next_stream_id += 1
+        cdef Stream stream = self.add_stream(hop, self.next_stream_id, is_resolve)
+        self.next_stream_id += 1
+        return stream
+
+    cdef Stream add_stream(self, int hop, uint16_t stream_id, bint is_resolve):
+        """A new stream of `hop`, with an id that is not in use."""
+        cdef bint has_windows = self.has_windows(hop)
         make()
         cdef Stream stream = Stream.__new__(Stream)
-        stream.id = self.next_stream_id
+        stream.id = stream_id
         stream.circuit = self
         stream.hop = hop
         stream.is_resolve = is_resolve
@@ -64,7 +71,6 @@ cdef class Tunnel(Outlet):
         stream.has_windows = has_windows
         stream.package_window = STREAM_WINDOW_START
         stream.deliver_window = STREAM_WINDOW_START
-        self.next_stream_id += 1
         self.streams.add(stream)
         return stream
 

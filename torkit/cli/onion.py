@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torkit.cli.onion_serve import address, new, serve
 from torkit.cli.options import Options, command_app
 from torkit.cli.progress import erase
 from torkit.cli.running import open_client, run
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 
 app = command_app(no_args_is_help=True, help=LESSONS["onion"].summary)
 
+app.command()(serve)
+app.command()(new)
+app.command()(address)
+
 Address = Annotated[str, typer.Argument(metavar="ADDRESS", help="56 characters and .onion.")]
 
 
 @app.command()
 def descriptor(
     context: typer.Context,
-    address: Address,
+    name: Address,
     key: Annotated[
         Path | None, typer.Option("--key", metavar="FILE", help="A client's key, as keygen writes it.")
     ] = None,
@@ -39,7 +44,7 @@ def descriptor(
     async def command() -> None:
         async with open_client(options) as tor:
             await tor.wait_ready()
-            found = await tor.onion_descriptor(address, client_key)
+            found = await tor.onion_descriptor(name, client_key)
             erase()
             print(json.dumps(to_json(found)))
 
@@ -48,7 +53,7 @@ def descriptor(
 
 @app.command()
 def keygen(
-    address: Address,
+    name: Address,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the client's secret key goes.")],
 ) -> None:
     """Make a client's key for a service: write the secret one, print the line for the service."""
@@ -56,7 +61,7 @@ def keygen(
     from torkit.hs.address import parse_address
     from torkit.hs.client_auth import ClientKey, encode_authorized_client, encode_client_key
 
-    made = ClientKey(parse_address(address), os.urandom(32))
+    made = ClientKey(parse_address(name), os.urandom(32))
     try:
         with open(file, "x", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600)) as out:
             out.write(encode_client_key(made))

@@ -58,8 +58,8 @@ GROUPS = {
     },
     "Onion services": {
         "onion": Lesson(
-            "Look at an onion service's descriptor, make client keys.",
-            "torkit onion descriptor ADDRESS.onion",
+            "Run an onion service, look at one's descriptor, make keys.",
+            "torkit onion serve 80:127.0.0.1:8080",
         ),
     },
     "Try things out": {

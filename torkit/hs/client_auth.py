@@ -44,6 +44,14 @@ def encode_authorized_client(public: bytes) -> str:
     return f"descriptor:x25519:{_encode_key(public)}\n"
 
 
+def decode_authorized_client(text: str) -> bytes:
+    """The client's X25519 public key in the content of an `.auth` file. Raises UsageError."""
+    fields = text.strip().split(":")
+    if len(text) > MAX_LINE_LEN or len(fields) != 3 or fields[:2] != ["descriptor", "x25519"]:
+        raise UsageError("a service's line for a client is descriptor:x25519:KEY")
+    return _decode_key(fields[2])
+
+
 def _encode_key(key: bytes) -> str:
     return base64.b32encode(key).decode("ascii").rstrip("=")
 

@@ -33,23 +33,30 @@ def relay_of(point: IntroductionPoint, *, allow_internal: bool) -> Relay:
     ntor. Raises CircuitError where it cannot be connected to; internal addresses only with `allow_internal`,
     on private networks.
     """
+    return relay_at(_NAME, point.link_specifiers, point.onion_key, allow_internal=allow_internal)
+
+
+def relay_at(
+    name: str, link_specifiers: Iterable[tuple[int, bytes]], onion_key: bytes, *, allow_internal: bool
+) -> Relay:
+    """A relay that somebody describes: `name` says what it is. As `relay_of`."""
     found: dict[int, bytes] = {}
-    for kind, value in point.link_specifiers:
+    for kind, value in link_specifiers:
         found.setdefault(kind, value)
     for kind, length in _LENGTHS.items():
         if len(found.get(kind, b"")) != length:
-            raise CircuitError(f"{_NAME} lacks an identity")
+            raise CircuitError(f"{name} lacks an identity")
     if len(found.get(LinkSpecifierType.IPV4, b"")) != 6:
-        raise CircuitError(f"{_NAME} has no IPv4 address")
+        raise CircuitError(f"{name} has no IPv4 address")
     raw = found[LinkSpecifierType.IPV4]
     address, port = IPv4Address(raw[:4]), int.from_bytes(raw[4:], "big")
     if not port or (is_internal(address) and not allow_internal):
-        raise CircuitError(f"{_NAME} has an address that is none on the internet")
+        raise CircuitError(f"{name} has an address that is none on the internet")
     return Relay(
-        nickname=_NAME,
+        nickname=name,
         identity=found[LinkSpecifierType.LEGACY_ID],
         ed25519_identity=found[LinkSpecifierType.ED25519_ID],
-        ntor_onion_key=point.onion_key,
+        ntor_onion_key=onion_key,
         address=str(address),
         or_port=port,
         ipv6=None,

@@ -30,6 +30,7 @@ from torkit.proto.ntor import decode_extensions, encode_extensions
 # Specification constants.
 ESTABLISH_PREFIX = b"Tor establish-intro cell v1"
 RENDEZVOUS1_LEN = 168  # what C tor fills it up to, with random bytes
+MAX_DOS_LIMIT = 2**31 - 1  # beyond, or with a burst below the rate, points ignore both
 MAX_SPECIFIERS = 32  # link specifiers that are read of a rendezvous point
 
 

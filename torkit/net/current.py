@@ -46,6 +46,10 @@ class Current:
         """Have `reader` called with each directory that is used from now on."""
         self._readers.append(reader)
 
+    def remove_reader(self, reader: Callable[[Directory], None]) -> None:
+        """Call it no more."""
+        self._readers.remove(reader)
+
     def use(self, directory: Directory) -> None:
         """Go by this directory from now on."""
         self.known = directory

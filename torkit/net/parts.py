@@ -35,6 +35,7 @@ from torkit.proto.circuit import Cgo
 from torkit.proto.padding import Padding
 
 if TYPE_CHECKING:
+    from torkit.net.hosting.means import Means
     from torkit.net.onion.services import OnionServices
 
 CLIENT_KEYS = "onion-auth"  # in the data directory: keys for onion services that serve clients they know
@@ -135,6 +136,12 @@ class Parts:
                 self._nursery,
             )
         return self.onions
+
+    def hosting(self) -> "Means":
+        """What onion services of ours use."""
+        from torkit.net.hosting.means import Means
+
+        return Means(self.onion_services().stems, self.current, self.rng, self._restrictions)
 
     def _is_excluded(self, identity: bytes) -> bool:
         directory = self.current.directory

@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 
 from torkit._fast.onion import CGO_KEYS_LEN, TOR1_KEYS_LEN, LayerKind
 from torkit.params import parameter
-from torkit.proto.cells import HandshakeType
+from torkit.proto.cells import HASH_LEN, HandshakeType
 from torkit.proto.flow import wants_congestion_control
-from torkit.proto.ntor import CircuitRequest, HopKeys, NtorClient, NtorV3Client
+from torkit.proto.ntor import CircuitRequest, HopKeys, NtorClient, NtorV3Client, Secrets
 
 
 class Cgo(Enum):
@@ -47,12 +47,13 @@ class HopRelay(Protocol):
 
 
 class NewHop(NamedTuple):
-    """A hop that has answered: its layer's keys, for the caller to wipe, and its SENDME increment under
-    congestion control."""
+    """A hop that has answered: its layer's keys and KH, which introduction points know, 20 bytes, for the
+    caller to wipe; and its SENDME increment under congestion control."""
 
     handshake_type: HandshakeType
     layer: LayerKind
     keys: bytes
+    kh: bytes
     sendme_inc: int | None
 
 
@@ -106,9 +107,14 @@ class HopHandshake:
                 sendme_inc = self._request.decode_response(
                     keys.server_message, cc_sendme_inc=self._sendme_inc
                 )
-            if self._request.cgo:
-                return NewHop(self.handshake_type, LayerKind.CGO, keys.derive(CGO_KEYS_LEN), sendme_inc)
-            return NewHop(self.handshake_type, LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN), sendme_inc)
+            kind, length = (
+                (LayerKind.CGO, CGO_KEYS_LEN) if self._request.cgo else (LayerKind.TOR1, TOR1_KEYS_LEN)
+            )
+            with Secrets() as keep:
+                material = memoryview(keep(keys.derive(length + HASH_LEN)))
+                return NewHop(
+                    self.handshake_type, kind, bytes(material[:length]), bytes(material[length:]), sendme_inc
+                )
         finally:
             keys.wipe()
 

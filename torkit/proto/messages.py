@@ -75,6 +75,18 @@ def encode_begin_service(port: int) -> bytes:
     return f":{port}\0".encode("ascii")
 
 
+def decode_begin_service(body: bytes) -> int:
+    """The port that a client of ours, an onion service's, begins a stream to. Raises CircuitError.
+
+    A host before it, and flags behind it, mean nothing to us. rend-spec-v3, as `encode_begin_service`.
+    """
+    address, nul, _ = body.partition(b"\0")
+    port = address.rpartition(b":")[2]
+    if not nul or not port.isdigit() or len(port) > 5 or int(port) > 65535:
+        raise CircuitError("BEGIN to an onion service holds no port")
+    return int(port)
+
+
 def decode_connected(body: bytes) -> Connected:
     """Raises CircuitError. tor-spec, "Opening streams and transferring data"."""
     if not body:

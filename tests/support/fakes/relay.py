@@ -158,7 +158,8 @@ class FakeRelay:
             reply, keys = answer_handshake_ntor(
                 data, node_id=self.rsa_identity, onion_key=self.onion_key, ephemeral=ephemeral
             )
-            return reply, FakeHop(self, Tor1Layer(keys), NTOR)
+            layer_keys, kh = keys[: Tor1Layer.KEY_MATERIAL_LEN], keys[Tor1Layer.KEY_MATERIAL_LEN :]
+            return reply, FakeHop(self, Tor1Layer(layer_keys), NTOR, kh=kh)
         if handshake_type != NTOR_V3 or not self.supports("Relay", 4):
             raise HandshakeRefusedError(f"handshake type {handshake_type}")
         agreed: list[Agreement] = []

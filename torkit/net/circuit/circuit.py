@@ -87,6 +87,9 @@ class Circuit(Tunnel):
         self.is_told = False  # whether a line has told that it was built, and another tells how it ends
         self.linked: Tunnel | None = None  # the set of which it is a leg
         self.on_rtt: Callable[[float], None] | None = None  # told its round-trip time, in seconds
+        self.kh = b""  # what we and an introduction point know, for whoever asked for it, to wipe
+        self._take: Callable[[Stream, bytes], None] | None = None  # streams that the far end begins
+        self._heard: tuple[RelayCommand, Callable[[bytes], None]] | None = None
         self._core: CoreCircuit = core
         self._channel = channel
         self._vegas: list[flow.Vegas | None] = []
@@ -139,8 +142,11 @@ class Circuit(Tunnel):
             reply = await self.expect(Command.CREATED2).wait()
             self._add_hop(relay, handshake.finish(cells.decode_created2(reply)), started)
 
-    async def extend(self, relay: Relay, *, is_last: bool) -> None:
-        """Add a hop behind the last one. tor-spec, "EXTEND and EXTENDED cells"."""
+    async def extend(self, relay: Relay, *, is_last: bool, keeps_kh: bool = False) -> None:
+        """Add a hop behind the last one; with `keeps_kh`, `kh` is then its.
+
+        tor-spec, "EXTEND and EXTENDED cells".
+        """
         started = trio.current_time()
         specifiers = messages.encode_link_specifiers(
             or_addresses(relay)[:1],  # C tor's clients name one address, too
@@ -151,7 +157,10 @@ class Circuit(Tunnel):
             body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
             self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
             reply = await self.expect(RelayCommand.EXTENDED2).wait()
-            self._add_hop(relay, handshake.finish(messages.decode_extended2(reply)), started)
+            hop = handshake.finish(messages.decode_extended2(reply))
+            if keeps_kh:
+                self.kh = bytes(memoryview(hop.kh))  # no other name of what is wiped
+            self._add_hop(relay, hop, started)
 
     @contextmanager
     def _handshake(self, relay: Relay, *, is_last: bool) -> Iterator[HopHandshake]:
@@ -173,6 +182,7 @@ class Circuit(Tunnel):
             handshake.wipe()
 
     def _add_hop(self, relay: Relay, hop: NewHop, started: float) -> None:
+        wipe(hop.kh)
         vegas = self._add_layer(_layer_of(hop.layer, hop.keys), hop.sendme_inc, flow.PathKind.EXIT)
         self.path += (relay,)
         self.hops += (
@@ -219,6 +229,24 @@ class Circuit(Tunnel):
         """
         self.is_joined = True
         self._add_layer(_layer_of(LayerKind.TOR1_ONION, keys), sendme_inc, path)
+
+    def let_in(self, keys: bytes, sendme_inc: int | None, take: Callable[[Stream, bytes], None]) -> None:
+        """Put a client behind the last hop, as its onion service; `keys` are overwritten.
+
+        `take` is called at once for each stream that it begins, with BEGIN's body, and answers it by
+        `Stream.accept` or `Stream.close`, then or later.
+        """
+        self.join(keys, sendme_inc, flow.PathKind.ONION)
+        self._core.let_in(self._hop)
+        self._take = take
+
+    @property
+    def far_end(self) -> str:
+        return super().far_end if self._take is None else "the client"
+
+    def hear(self, command: RelayCommand, hear: Callable[[bytes], None]) -> None:
+        """Have `hear` called at once with the body of each message of this kind that the last hop sends."""
+        self._heard = command, hear
 
     @property
     def can_congestion_control(self) -> bool:
@@ -396,8 +424,19 @@ class Circuit(Tunnel):
             return self.fail(CircuitError(f"relay command {command} arrived, which is unknown"))
         return self._on_reply(RelayCommand(command), body)
 
+    def on_begin(self, core: CoreStream, body: bytes) -> None:
+        """The client that we have let in begins a stream."""
+        if self._take is None or self.error is not None:  # it has ended since
+            return
+        stream = Stream(self, core, self._stream_flow())
+        core.owner = stream
+        self._add_stream(stream)
+        self._take(stream, body)
+
     def _on_reply(self, command: Command | RelayCommand, body: bytes) -> None:
         # Compared by identity: a Command and a RelayCommand of the same number are equal.
+        if self._heard is not None and self._heard[0] is command:
+            return self._heard[1](body)
         if self._reply is None or self._reply.command is not command or self._reply.body is not None:
             return self.fail(CircuitError(f"{command.name} arrived, which nobody waits for"))
         self._reply.body = body

@@ -83,6 +83,7 @@ class Stream(trio.abc.Stream):
         self.circuit = circuit
         self.id = number  # under which events tell of it; None for those of our own
         self.address: IPAddress | None = None  # where the exit has connected to, as it says
+        self.port: int | None = None  # that a client of our onion service asks for
         self._core = core
         self._flow = flow
         self._failure: TorkitError | None = None
@@ -215,14 +216,22 @@ class Stream(trio.abc.Stream):
         """Have the core seal what is read from `local`, `early` first, without Python."""
         local.feed(self._core, early)
 
-    def close(self) -> None:
-        """Send END, once; what the peer has under way is dropped."""
+    def accept(self) -> None:
+        """Answer a stream that the peer has begun: CONNECTED, without an address, as onion services do."""
+        if not self._is_closed and not self.has_ended:
+            self._is_connected = True
+            self.circuit.send_message(self._core, RelayCommand.CONNECTED, b"")
+
+    def close(self, reason: EndReason = EndReason.MISC) -> None:
+        """Send END, once; what the peer has under way is dropped.
+
+        Exits are never told a `reason` but MISC, as by C tor's clients; clients of an onion service are.
+        """
         if not self._is_closed:
             self._tell_end("closed here", CLOSED_HERE)
             self._is_closed = True
             self.hold()
-            # The reason tells the exit nothing of why: C tor's clients always say MISC.
-            self.circuit.close_stream(self, self._core, encode_end(EndReason.MISC))
+            self.circuit.close_stream(self, self._core, encode_end(reason))
             self._wake()
 
     async def aclose(self) -> None:

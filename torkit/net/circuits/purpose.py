@@ -141,9 +141,38 @@ class Ahead:
     target: Relay | None = None
 
 
+class ServiceDirectory(_ToRelay):
+    """For a descriptor of a service of ours, to a directory of onion services."""
+
+    label = "HS_SERVICE_HSDIR"
+    words = "our onion service's directory"
+
+
+class ServiceIntroduction(_ToRelay):
+    """For ESTABLISH_INTRO, to a relay at which a service of ours is introduced."""
+
+    label = "HS_SERVICE_INTRO"
+    words = "our onion service's introduction point"
+
+
+class ServiceRendezvous(_ToRelay):
+    """For RENDEZVOUS1, to a relay at which a client of a service of ours waits, and which it has chosen."""
+
+    label = "HS_SERVICE_REND"
+    words = "a client of our onion service"
+
+
 Shared = ExitTo | LookUp
 # By way of vanguards. Built as far as a target that others have named, which stems.py then adds.
-ForOnion = OnionDirectory | Introduction | Rendezvous | Ahead
+ForOnion = (
+    OnionDirectory
+    | Introduction
+    | Rendezvous
+    | Ahead
+    | ServiceDirectory
+    | ServiceIntroduction
+    | ServiceRendezvous
+)
 Purpose = Shared | AskDirectory | ForOnion
 
 

@@ -96,6 +96,16 @@ async def fetch_onion_descriptor(circuit: Circuit, blinded: bytes, limit: int) -
     return (await _get(circuit, f"/tor/hs/3/{name}", limit)).body
 
 
+async def publish_onion_descriptor(circuit: Circuit, text: bytes) -> None:
+    """Give a descriptor of ours to a directory. Raises NoDirectory where that refuses it, with its reason.
+
+    rend-spec-v3, "Downloading and uploading descriptors".
+    """
+    head = f"POST /tor/hs/3/publish HTTP/1.0\r\nContent-Length: {len(text)}\r\n"
+    request = f"{head}Host: {_host(*circuit.last_address)}\r\n\r\n".encode("ascii") + text
+    await _exchange(circuit, request, HEAD_LEN_MAX, ANONYMISED_ENCODINGS)
+
+
 async def _get(
     circuit: Circuit,
     path: str,
@@ -113,12 +123,23 @@ async def _get(
         headers["Accept-Encoding"] = ", ".join(ACCEPT_ENCODING)
     fields = [f"{name}: {headers[name]}" for name in HEADERS if name in headers]
     lines = [f"GET {path} HTTP/1.0", *fields, "", ""]
+    encodings = ANONYMISED_ENCODINGS if is_anonymised else ACCEPT_ENCODING
+    return await _exchange(circuit, "\r\n".join(lines).encode("ascii"), limit, encodings, begun)
+
+
+async def _exchange(
+    circuit: Circuit,
+    request: bytes,
+    limit: int,
+    encodings: Collection[str],
+    begun: Callable[[], None] = _ignore,
+) -> Answer:
+    """Ask, and read the answer of at most `limit` bytes, in one of `encodings`."""
     answer = bytearray()
     async with circuit.begin_directory() as stream, AsyncExitStack() as kept:
         kept.callback(lambda: circuit.note_kept(-len(answer)))
         try:
             with trio.fail_after(ANSWER_TIMEOUT):
-                request = "\r\n".join(lines).encode("ascii")
                 # At once, so that it goes with BEGIN_DIR in one record (as from C tor's clients).
                 await stream.send_all(request[stream.put(request) :])
                 while data := await _receive(stream):
@@ -130,7 +151,6 @@ async def _get(
                         raise DocumentError(f"a directory answer exceeds {limit} bytes")
         except trio.TooSlowError:
             raise TimedOut(f"a directory answer was not complete after {ANSWER_TIMEOUT:.0f} s") from None
-    encodings = ANONYMISED_ENCODINGS if is_anonymised else ACCEPT_ENCODING
     return await in_steps(decode_answer(bytes(answer), limit, encodings))
 
 

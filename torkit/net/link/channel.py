@@ -13,7 +13,7 @@ from random import Random
 
 import trio
 
-from torkit._fast.cells import Command
+from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.channel import Channel as CoreChannel
 from torkit._fast.circuit import Circuit as CoreCircuit
 from torkit._fast.events import (
@@ -297,6 +297,8 @@ def _on_message(event: Message) -> None:
         event.circuit.owner.on_message(event.hop, event.command, event.body)
     elif (owner := event.stream.owner) is not None:
         owner.on_message(event.command, event.body)
+    elif event.command == RelayCommand.BEGIN:
+        event.circuit.owner.on_begin(event.stream, event.body)
 
 
 def _on_acknowledged(event: Acknowledged) -> None:

@@ -168,14 +168,11 @@ class Descriptors:
     async def _find_place(self, identity: bytes) -> _Place:
         directory = self._current.directory
         consensus = directory.consensus
-        interval = consensus.fresh_until - consensus.valid_after
-        length = length_when_testing(interval) if self._current.testing else consensus.param("hsdir_interval")
-        values = (consensus.shared_random_current, consensus.shared_random_previous)
-        current, previous = (value.value if value else None for value in values)
-        calendar = Calendar(consensus.valid_after, interval, length, current, previous)
+        calendar = calendar_of(self._current)
         blinded = blind(identity, calendar.period)
         if self._ring is None or self._ring[:2] != (directory, calendar.period):
-            self._ring = (directory, calendar.period, await _make_ring(directory, calendar))
+            ring = await make_ring(directory, calendar.period, calendar.shared_random)
+            self._ring = (directory, calendar.period, ring)
         ring = self._ring[2]
         chosen = ring.responsible(
             blinded,
@@ -209,7 +206,17 @@ class _Fetch:
             is_over.set()
 
 
-async def _make_ring(directory: Directory, calendar: Calendar) -> Ring[Relay]:
+def calendar_of(current: Current) -> Calendar:
+    """Time as services and clients count it by the directory in use. Raises NoDirectory."""
+    consensus = current.directory.consensus
+    interval = consensus.fresh_until - consensus.valid_after
+    length = length_when_testing(interval) if current.testing else consensus.param("hsdir_interval")
+    values = (consensus.shared_random_current, consensus.shared_random_previous)
+    newer, older = (value.value if value else None for value in values)
+    return Calendar(consensus.valid_after, interval, length, newer, older)
+
+
+async def make_ring(directory: Directory, period: TimePeriod, shared_random: bytes) -> Ring[Relay]:
     """Every relay that holds descriptors: flag HSDir, HSDir=2, its Ed25519 identity known."""
     flags = directory.consensus.relays.flags
     found = []
@@ -219,7 +226,7 @@ async def _make_ring(directory: Directory, calendar: Calendar) -> Ring[Relay]:
         relay = directory.relay_at(place)
         if relay is not None and relay.ed25519_identity is not None and supports(relay, "HSDir", 2):
             found.append((relay.ed25519_identity, relay))
-    return Ring(found, shared_random=calendar.shared_random, period=calendar.period)
+    return Ring(found, shared_random=shared_random, period=period)
 
 
 def _explain(failures: list[TorkitError]) -> TorkitError:

@@ -67,6 +67,11 @@ class OnionServices:
         self._meetings: dict[Key, _Pending] = {}
 
     @property
+    def stems(self) -> Stems:
+        """What its circuits are made of."""
+        return self._stems
+
+    @property
     def identity(self) -> int:
         """How many identities this client has had."""
         return self._circuits.identity

@@ -58,10 +58,16 @@ class Stems:
         """A circuit to a directory of onion services. Raises as `build` and `extend`."""
         if (ready := await self.extend_ready(target)) is not None:
             return ready
+        return await self.reach(OnionDirectory(target), target, None)
+
+    async def reach(
+        self, purpose: ForOnion, target: Relay, crowd: Hashable, *, keeps_kh: bool = False
+    ) -> Circuit:
+        """A circuit to `target`, by stems of its own. Raises as `build` and `extend`."""
         for attempt in range(1, TARGET_ATTEMPTS + 1):
-            circuit = await self.build(OnionDirectory(target), None)
+            circuit = await self.build(purpose, crowd)
             try:
-                await self.extend(circuit, target)
+                await self.extend(circuit, target, keeps_kh=keeps_kh)
             except Closed:
                 if attempt == TARGET_ATTEMPTS:
                     raise
@@ -104,10 +110,11 @@ class Stems:
                     raise
         raise AssertionError("unreachable")
 
-    async def extend(self, stem: Circuit, target: Relay) -> None:
+    async def extend(self, stem: Circuit, target: Relay, *, keeps_kh: bool = False) -> None:
         """Add a relay that others have named, which is asked for what middle relays are; or close the stem.
 
-        Raises TimedOut, or what made it fail. The next stem for this target then has another last relay.
+        With `keeps_kh`, its KH is kept (Circuit.extend). The next stem for this target has another last one.
+        Raises TimedOut, or what made it fail.
         """
         length = len(stem.path)
         timeouts = self.timeouts
@@ -115,7 +122,7 @@ class Stems:
         last = stem.path[-1]
         try:
             with trio.fail_after(seconds):
-                await stem.extend(target, is_last=False)
+                await stem.extend(target, is_last=False, keeps_kh=keeps_kh)
             if stem.error is not None:  # it ended in the same read as its last handshake
                 raise stem.error
         except BaseException as error:

@@ -1,0 +1,355 @@
+"""Onion services that we run, on scripted relays: published, introduced, met; streams carried to servers."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from fakes import FakeCircuit, http_response
+from onion_network import FarClient, OnionNetwork, onion_network
+from waiting import until
+
+from torkit._fast.cells import RelayCommand
+from torkit._fast.keys import X25519PrivateKey
+from torkit.client import Tor
+from torkit.errors import EndReason, OnionServiceError, UsageError
+from torkit.hs.keys import SecretKey
+from torkit.hs.messages import IntroduceExtension
+from torkit.hs.pow import Proof, Search, encode_proof
+from torkit.hs.service_messages import DosLimits
+from torkit.net.hosting.forward import Target
+from torkit.net.hosting.means import Wishes
+from torkit.net.hosting.serve import OnionListener
+
+LOGGER = "torkit.net.hosting.service"
+
+
+@asynccontextmanager
+async def listening(tmp_path: Path) -> AsyncIterator[tuple[OnionListener, OnionNetwork]]:
+    """A published service with port 80."""
+    async with onion_network(tmp_path) as (tor, net), tor.serve_onion([80]) as service:
+        await service.wait_published()
+        yield service, net
+
+
+@asynccontextmanager
+async def forwarding(tor: Tor, server: trio.SocketListener) -> AsyncIterator[OnionListener]:
+    """A published service whose port 80 leads to `server`."""
+    host, port = server.socket.getsockname()
+    async with tor.serve_onion({80: Target(host, port)}) as service:
+        await service.wait_published()
+        yield service
+
+
+@asynccontextmanager
+async def a_server() -> AsyncIterator[trio.SocketListener]:
+    [server] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with server:
+        yield server
+
+
+def ends(far: FarClient) -> list[int]:
+    """The reasons of every END that came."""
+    return [
+        cell.body[0]
+        for _, cell in far.circuit.control_cells
+        if cell.command == RelayCommand.END and cell.body
+    ]
+
+
+async def test_a_client_finds_a_service_and_talks_to_it(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (service, net):
+        descriptor = net.descriptor(service.address)
+        assert len(descriptor.points) == 3
+        assert {point.auth_key for point in descriptor.points} <= net.points.keys()
+        far = await net.meet(descriptor)
+        theirs = far.begin(80, b"sent at once")
+        stream = await service.accept()
+        assert stream.port == 80
+        assert await stream.receive_some() == b"sent at once"
+        await stream.send_all(b"answered")
+        await until(lambda: theirs.received == b"answered")
+        assert [cell.command for cell in far.answers] == [RelayCommand.CONNECTED]
+        assert service.client_count == 1
+        await stream.aclose()
+        await until(lambda: ends(far) != [])
+
+
+async def test_both_replicas_of_both_periods_are_published(tmp_path: Path) -> None:
+    """Every relay of a small network is responsible for both descriptors."""
+    async with listening(tmp_path) as (_, net):
+        await until(lambda: all(len(texts) == 2 for texts in net.uploads.values()))
+        assert len({text for texts in net.uploads.values() for text in texts}) == 2
+
+
+async def test_a_directory_that_fails_is_asked_again(tmp_path: Path) -> None:
+    async with onion_network(tmp_path) as (tor, net):
+        refused: set[str] = set()
+
+        def take(name: str, text: bytes) -> bytes:
+            if name not in refused:
+                refused.add(name)
+                return http_response(b"", status="503 busy")
+            return net.take(name, text)
+
+        net.on_upload = take
+        async with tor.serve_onion([80]) as service:
+            await service.wait_published()
+            assert net.descriptor(service.address).points
+            await until(lambda: len(refused) == len(net.relays))
+
+
+async def test_what_is_not_offered_or_refused_ends_with_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_server() as gone:
+        address = gone.socket.getsockname()
+    targets = {80: Target(*address), 81: Target(f"{tmp_path}/nobody")}
+    async with onion_network(tmp_path) as (tor, net), tor.serve_onion(targets) as service:
+        await service.wait_published()
+        far = await net.meet(net.descriptor(service.address))
+        for port in (443, 80, 81, 0):
+            far.begin(port, b"for nobody")
+        await until(lambda: len(ends(far)) == 4)
+        assert sorted(ends(far)) == sorted(
+            [EndReason.DONE, EndReason.CONNECTREFUSED, EndReason.CONNECTREFUSED, EndReason.DONE]
+        )
+        assert far.answers == []
+        assert f"a client of the onion service was refused: {targets[80]}: Connection refused" in caplog.text
+
+
+async def test_bytes_are_carried_both_ways_and_the_servers_end_is_told(tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    async with (
+        a_server() as server,
+        onion_network(tmp_path) as (tor, net),
+        forwarding(tor, server) as service,
+    ):
+        far = await net.meet(net.descriptor(service.address))
+        theirs = far.begin(80, b"request")
+        theirs.write(data)
+        far.flush()
+        connection = await server.accept()
+        got = b""
+        while len(got) < 7 + len(data):
+            got += await connection.receive_some()
+        assert got == b"request" + data
+        await connection.send_all(data[::-1])
+        await connection.aclose()
+        await until(lambda: ends(far) == [EndReason.DONE])
+        assert theirs.received == data[::-1]
+
+
+async def test_a_client_that_ends_is_an_end_of_file_and_one_that_is_cut_off_a_reset(tmp_path: Path) -> None:
+    async with (
+        a_server() as server,
+        onion_network(tmp_path) as (tor, net),
+        forwarding(tor, server) as service,
+    ):
+        far = await net.meet(net.descriptor(service.address))
+        theirs = far.begin(80, b"all there is")
+        async with await server.accept() as connection:
+            theirs.end(EndReason.DONE)
+            far.flush()
+            assert await connection.receive_some() == b"all there is"
+            assert await connection.receive_some() == b""
+        far.begin(80, b"and then")
+        async with await server.accept() as cut:
+            assert await cut.receive_some() == b"and then"
+            far.circuit.destroy()
+            far.flush()
+            with pytest.raises(trio.BrokenResourceError):
+                await cut.receive_some()
+        await until(lambda: service.client_count == 0)
+
+
+async def test_a_replay_is_met_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, LOGGER)
+    async with listening(tmp_path) as (service, net):
+        descriptor = net.descriptor(service.address)
+        sent: list[bytes] = []
+
+        def note(body: bytes) -> bytes:
+            sent.append(body)
+            return body
+
+        await net.meet(descriptor, edit=note)
+        net.introduce(descriptor, edit=lambda _: sent[0])  # the very same
+        await until(lambda: "was sent before: a replay" in caplog.text)
+        cookie = next(iter(net.met))
+        net.introduce(descriptor, descriptor.points[1], cookie=cookie)  # its cookie, by another point
+        await until(lambda: "a cookie that another had: a replay" in caplog.text)
+        assert service.client_count == 1
+
+
+async def test_introductions_that_are_none_are_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, LOGGER)
+    async with listening(tmp_path) as (service, net):
+        descriptor = net.descriptor(service.address)
+        for edit, why in (
+            (lambda body: body[:-1] + bytes([body[-1] ^ 1]), "its MAC is wrong"),
+            (lambda body: body[:100], "holds nothing for us"),
+            (lambda body: b"", "INTRODUCE2"),
+            (lambda body: bytes(20) + b"\2\0\x20" + bytes(32) + body[55:], "for another service"),
+        ):
+            net.introduce(descriptor, edit=edit)
+            await until(lambda why=why: why in caplog.text)  # type: ignore[misc]
+        far = await net.meet(descriptor)
+        far.begin(80)
+        await service.accept()
+        warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(warnings) == 1  # however many there are
+        assert "an introduction came to nothing" in warnings[0].getMessage()
+
+
+async def test_a_flood_takes_bounded_memory_and_others_are_met(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (service, net):
+        descriptor = net.descriptor(service.address)
+        auth_key = descriptor.points[0].auth_key
+        circuit, number = net.points[auth_key]
+        for _ in range(3000):
+            circuit.send(number, RelayCommand.INTRODUCE2, 0, bytes(20) + b"\2\0\x20" + auth_key + bytes(200))
+        circuit.link.on_output()
+        far = await net.meet(descriptor, point=descriptor.points[1])
+        far.begin(80)
+        await service.accept()
+
+
+async def test_a_point_that_is_lost_is_taken_again_with_its_keys(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (service, net):
+        descriptor = net.descriptor(service.address)
+        auth_key = descriptor.points[0].auth_key
+        circuit, _ = net.points[auth_key]
+        circuit.destroy()
+        circuit.link.on_output()
+        await until(lambda: net.established.count(auth_key) == 2)
+        await net.meet(descriptor)
+        assert service.client_count == 1
+
+
+async def test_a_point_that_refuses_is_replaced(tmp_path: Path) -> None:
+    async with onion_network(tmp_path) as (tor, net):
+        refusing = net.relays["exit0"]
+
+        def establish(circuit: FakeCircuit, number: int) -> None:
+            if net.relay_of(circuit, number) is refusing:
+                circuit.destroy()
+            else:
+                net.establish(circuit, number)
+
+        net.on_establish = establish
+        async with tor.serve_onion([80]) as service:
+            await service.wait_published()
+            points = net.descriptor(service.address).points
+            assert refusing.rsa_identity not in [dict(point.link_specifiers)[2] for point in points]
+
+
+async def test_a_key_gives_the_address_and_clients_may_be_few(tmp_path: Path) -> None:
+    key = SecretKey.from_seed(b"k" * 32)
+    client = X25519PrivateKey(b"c" * 32)
+    async with onion_network(tmp_path) as (tor, net):
+        async with tor.serve_onion([80], key, Wishes(clients=[client.public_key])) as service:
+            await service.wait_published()
+            with pytest.raises(OnionServiceError, match="for clients that it knows"):
+                net.descriptor(service.address)
+            assert net.descriptor(service.address, client_key=client).points
+        async with tor.serve_onion([80], key) as again:
+            assert again.address == service.address
+        async with tor.serve_onion([80]) as other:
+            assert other.address != service.address
+        for ports in ([], [0], [70000], ["80"]):
+            with pytest.raises(UsageError):
+                async with tor.serve_onion(ports):  # type: ignore[arg-type]
+                    pass
+
+
+async def test_clients_that_have_worked_are_met_and_those_that_pretend_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, LOGGER)
+    wishes = Wishes(proof_of_work=True)
+    async with onion_network(tmp_path) as (tor, net), tor.serve_onion([80], None, wishes) as service:
+        await service.wait_published()
+        descriptor = net.descriptor(service.address)
+        asked = descriptor.proof_of_work
+        assert asked is not None
+        assert asked.effort == 0
+        proof = Search(asked, blinded=descriptor.blinded, effort=2, nonce=bytes(16)).run()
+        assert proof is not None
+        kind = IntroduceExtension.PROOF_OF_WORK
+        await net.meet(descriptor, extensions={kind: encode_proof(proof)})
+        await net.meet(descriptor)  # nobody is made to work while there is no need
+        for wrong, why in (
+            (encode_proof(proof), "used before"),
+            (encode_proof(proof._replace(effort=1 << 31)), "that is none"),
+            (encode_proof(proof)[:-1], "41 bytes"),
+            (b"\2" + encode_proof(proof)[1:], "version 2"),
+        ):
+            net.introduce(descriptor, extensions={kind: wrong})
+            await until(lambda why=why: why in caplog.text)  # type: ignore[misc]
+        assert service.client_count == 2
+
+
+async def test_a_proof_that_nobody_asked_for_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, LOGGER)
+    async with listening(tmp_path) as (service, net):
+        proof = Proof(bytes(16), 1, bytes(4), bytes(16))
+        extensions = {IntroduceExtension.PROOF_OF_WORK.value: encode_proof(proof)}
+        net.introduce(net.descriptor(service.address), extensions=extensions)
+        await until(lambda: "which we did not ask for" in caplog.text)
+
+
+async def test_points_are_asked_for_limits(tmp_path: Path) -> None:
+    wishes = Wishes(limits=DosLimits(25, 200))
+    async with onion_network(tmp_path) as (tor, net), tor.serve_onion([80], None, wishes) as service:
+        await service.wait_published()
+        circuit, number = next(iter(net.points.values()))
+        [body] = [
+            cell.body
+            for hop, cell in circuit.control_cells
+            if hop == number and cell.command == RelayCommand.ESTABLISH_INTRO
+        ]
+        numbers = b"\1" + (25).to_bytes(8, "big") + b"\2" + (200).to_bytes(8, "big")
+        assert body[35:57] == b"\1\1\x13\2" + numbers
+
+
+async def test_streams_beyond_what_one_client_may_have_are_refused(tmp_path: Path) -> None:
+    wishes = Wishes(max_streams=2)
+    async with onion_network(tmp_path) as (tor, net), tor.serve_onion([80], None, wishes) as service:
+        await service.wait_published()
+        far = await net.meet(net.descriptor(service.address))
+        for _ in range(3):
+            far.begin(80)
+        await until(lambda: ends(far) == [EndReason.RESOURCELIMIT])
+
+
+async def test_begin_that_is_none_ends_that_client_only(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (service, net):
+        descriptor = net.descriptor(service.address)
+        bad, good = await net.meet(descriptor), await net.meet(descriptor)
+        bad.circuit.send(bad.number, RelayCommand.BEGIN, 9, b"no port")
+        bad.flush()
+        await until(lambda: service.client_count == 1)
+        good.begin(80)
+        await service.accept()
+
+
+async def test_the_end_of_a_service_closes_what_it_had(tmp_path: Path) -> None:
+    async with onion_network(tmp_path) as (tor, net):
+        async with tor.serve_onion([80]) as service:
+            await service.wait_published()
+            far = await net.meet(net.descriptor(service.address))
+            far.begin(80)
+            stream = await service.accept()
+        with pytest.raises(trio.ClosedResourceError):
+            await service.accept()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        await until(lambda: far.circuit.circ_id not in far.circuit.link.circuits)
