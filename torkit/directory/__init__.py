@@ -1,1 +1,1 @@
-"""What the network is: text in, checked objects out."""
+"""Documents of the network: text in, checked objects out."""

@@ -39,7 +39,7 @@ MAX_SET_ASIDE = 8  # damaged states kept; of more, the first ones and the last
 LOCK_TIMEOUT = 10  # seconds; holders write some 10 MB at most
 LOCK_POLL = 0.05  # seconds between looks at a lock that another process holds
 
-# What flock says on a file system that has no locks, as some network file systems and containers.
+# The errors of flock on a file system without locks, as some network file systems and containers have.
 NO_LOCKS = frozenset({EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP})
 
 _T = TypeVar("_T")
@@ -86,7 +86,7 @@ class Cache:
         )
 
     def read_microdescs(self) -> bytes | None:
-        """What `load_microdescs` decodes."""
+        """Returns the text that `load_microdescs` decodes."""
         return self._read(MICRODESCS, MAX_MICRODESCS_LEN)
 
     def save_microdescs(self, microdescs: Microdescs, now: float) -> None:
@@ -116,7 +116,7 @@ class Cache:
             return self._set_aside(self._directory / STATE)
 
     def update_state(self, values: dict[str, Any]) -> Path | None:
-        """Keep these JSON values, and what is there under other names: it may be another process's.
+        """Keep these JSON values, and values under other names, which may be another process's.
 
         Returns where a file that cannot be read was set aside; then there is nothing but `values`.
         """
@@ -126,7 +126,7 @@ class Cache:
         return aside
 
     def add_to_state(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Keep those of these JSON values that nothing is there for yet; returns all that is there then.
+        """Keep these JSON values where the file has none yet. Returns all values of the file then.
 
         So processes that start at the same time agree: the first one's values are everybody's.
         """

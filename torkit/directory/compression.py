@@ -1,4 +1,4 @@
-"""What directory answers are compressed with: bytes from a stranger in, at most `limit` bytes out.
+"""Decompresses directory answers: bytes from a stranger in, at most `limit` bytes out.
 
 dir-spec, "Standards compliance".
 """
@@ -13,7 +13,7 @@ from torkit.errors import DocumentError
 
 # Specification constants.
 
-# What C tor names in Accept-Encoding, in its order, on a circuit of one hop, which hides nothing of us.
+# Accept-Encoding on a circuit of one hop, which hides nothing of us (the names and the order are C tor's).
 ACCEPT_ENCODING = ("x-tor-lzma", "x-zstd", "deflate", "gzip", "identity")
 # What C tor accepts on an anonymised circuit, where it sends no Accept-Encoding at all: a list of codecs
 # would tell one client from another. A path that ends in `.z` asks for deflate.
@@ -33,7 +33,7 @@ FREE_LEN = 5 << 20
 
 
 class _Stream(Protocol):
-    """What the decompressors of zlib, lzma and zstd have in common."""
+    """The common part of the decompressors of zlib, lzma and zstd."""
 
     @property
     def eof(self) -> bool: ...
@@ -73,7 +73,7 @@ def decompress_in_steps(body: bytes, encoding: str, limit: int) -> Steps[bytes]:
     for _ in range(MAX_STREAMS):
         stream = codec.open()
         while not stream.eof:
-            # What there was no room for the content of, lzma and zstd keep; zlib wants it again.
+            # Input whose content had no room stays with lzma and zstd; zlib wants it again.
             needs_input = getattr(stream, "needs_input", True)
             chunk = view[at : at + CHUNK_LEN] if needs_input else view[:0]
             try:

@@ -73,7 +73,7 @@ SIGNATURE_RULES = {
     "directory-signature": Rule(Count.AT_LEAST_ONCE, args=2, objects=("SIGNATURE",), place=Place.START),
 }
 
-# What is signed ends with this.
+# The signed part ends with this.
 SIGNED_END = b"\ndirectory-signature "
 
 
@@ -94,7 +94,7 @@ class SharedRandom(NamedTuple):
 
 
 class Preamble(NamedTuple):
-    """What is read of a consensus before its signatures hold: all but its relays and the footer.
+    """The part of a consensus that is read before its signatures hold: all but its relays and the footer.
 
     `verify` says whether it is true. Times are seconds since the epoch. `params` are as written: read
     parameters through `param`. `first_entry` and `footer` are offsets in `text`, `signed_len` is a length.
@@ -138,7 +138,7 @@ class Consensus(Preamble):
 
 
 def parse_consensus(text: bytes) -> Consensus:
-    """Read all of a consensus, whoever has signed it: for texts of our own making. Raises DocumentError."""
+    """Read all of a consensus, with any signatures: for texts of our own making. Raises DocumentError."""
     return complete(read_consensus(read_preamble(text)))
 
 
@@ -148,7 +148,7 @@ def read_preamble(text: bytes) -> Preamble:
     The work is that of a few searches through `text` and of two scans, whoever has written it.
     Raises DocumentError.
     """
-    # What tells most comes first: another kind of document fails everywhere.
+    # The most telling check comes first: another kind of document fails every one.
     if not text.startswith(b"network-status-version "):
         raise DocumentError("consensus must start with network-status-version", line=1)
     check_size(text, MAX_CONSENSUS_LEN, "consensus")

@@ -108,7 +108,7 @@ def _edit(lines: list[bytes], diff: bytes, at: int) -> Steps[bytes]:
         action = command[3]
         start = int(command[1])
         end = start if command[2] is None else last if command[2] == b"$" else int(command[2])
-        # As C tor has it: a range is of two lines at least, and only deletes as far as "$".
+        # A range has two lines at least, and only a deletion may reach to "$" (as in C tor).
         if command[2] and (end <= start or action == b"a" or (command[2] == b"$" and action != b"d")):
             raise fail("not a range")
         if end > rest or (start == 0 and action != b"a"):

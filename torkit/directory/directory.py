@@ -218,7 +218,7 @@ class Directory:
 
     @cached_property
     def held(self) -> bytes:
-        """A 1 for each relay whose microdescriptor is held, a 0 for each other."""
+        """A byte for each relay: 1 if its microdescriptor is held, else 0."""
         held = self._microdescs
         return bytes([digest in held for digest in self.consensus.relays.digests])
 
@@ -321,7 +321,10 @@ class Directory:
         return sum([weights[i] for i in indexes if held[i]]) / total if total else 0.0
 
     def memo(self, key: tuple[Any, ...], make: Callable[[], Any], limit: int) -> Any:
-        """What `make` returned for `key`, kept as long as this directory; at most `limit` such values."""
+        """Returns the value that `make` has made for `key`.
+
+        At most `limit` are kept, as long as this directory.
+        """
         if key not in self._memos:
             if len(self._memos) >= limit:
                 self._memos.clear()

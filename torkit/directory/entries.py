@@ -73,7 +73,7 @@ _NEXT = rb"(?=r |directory-footer\n)"
 
 
 class _Flavor(NamedTuple):
-    """What differs between flavors. `entry` is a pattern for `_entry_pattern`."""
+    """The differences between flavors. `entry` is a pattern for `_entry_pattern`."""
 
     algorithm: str  # of the signatures that count
     digest_len: int
@@ -115,7 +115,7 @@ def _entry_pattern(flavor: str) -> re.Pattern[bytes]:
 
 @cache
 def _status_pattern(flavor: str) -> re.Pattern[bytes]:
-    """What `Relays` keeps no column of, in an entry that has been checked: the usual order, single spaces."""
+    """Matches the fields without a column in `Relays`, in a checked entry: usual order, single spaces."""
     return re.compile(
         rb"r ([!-~]+)(?: [!-~]+){%d} ([0-9.]+) (\d+) \d+\n((?:a [!-~]+\n)*)(?:m [!-~]+\n)?s[ -~]*\n"
         rb"(?:v ([!-~]+(?: [!-~]+)*)\n)?(?:pr ([ -~]+)\n)?w [ -~]+\n(?:p ([a-z]+ [0-9,-]+)\n)?"

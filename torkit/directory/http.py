@@ -1,4 +1,4 @@
-"""What a directory server answers: HTTP/1.0 or 1.1, with a body in one of several encodings."""
+"""Answers of directory servers: HTTP/1.0 or 1.1, with a body in one of several encodings."""
 
 import re
 from collections.abc import Collection
@@ -60,7 +60,7 @@ def decode_answer(answer: bytes, limit: int, encodings: Collection[str] = ACCEPT
 
 
 def _refusal(status: str, reason: str) -> str:
-    """What a status other than 200 means. dir-spec, "HTTP status codes"."""
+    """Returns the error for a status other than 200. dir-spec, "HTTP status codes"."""
     meaning = {
         "404": "it does not have what was asked for",
         "503": "it is too busy, or has none yet",

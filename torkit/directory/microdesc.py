@@ -91,7 +91,7 @@ REJECT_ALL = PortPolicy(False, ((1, 65535),))  # what a missing line means
 
 
 class Microdesc(NamedTuple):
-    """What a microdescriptor says of a relay.
+    """The fields of a microdescriptor.
 
     Keys are 32 bytes. `family` holds `$` and 40 uppercase digits, or a nickname in lower case;
     `family_ids` opaque strings. `protocols` is None where the consensus alone lists them.
@@ -175,7 +175,7 @@ class Microdescs(Mapping[bytes, bytes]):
         return complete(self.encode_in_steps())
 
     def encode_in_steps(self) -> Steps[bytes]:
-        """One concatenation, each text under a `@last-listed` line, as C tor keeps them."""
+        """Returns all texts, one after the other, each under a `@last-listed` line (as C tor keeps them)."""
         lines = {
             at: b"@last-listed %s\n" % encode_time(at).encode() for at in set(self._last_listed.values())
         }
@@ -196,7 +196,10 @@ class Microdescs(Mapping[bytes, bytes]):
 
     @classmethod
     def decode_in_steps(cls, text: bytes) -> "Steps[Microdescs]":
-        """What `encode` wrote. Without an annotation, a text counts as never listed. Raises DocumentError."""
+        """Read what `encode` wrote.
+
+        A text without annotation counts as never listed. Raises DocumentError.
+        """
         self = cls()
         times: dict[bytes, int] = {}
         step = 0

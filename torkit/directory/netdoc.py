@@ -60,7 +60,7 @@ class Place(Enum):
 
 
 class Rule(NamedTuple):
-    """What one keyword is held to.
+    """The rules for one keyword.
 
     `args` is the least number of arguments, and the greatest too where `no_extra`. `objects` are the
     labels its object may carry; empty means that it has none.
@@ -88,7 +88,7 @@ class Item(NamedTuple):
         return DocumentError(f"{self.keyword}: {reason}", line=self.line)
 
     def decode(self, decoder: Callable[..., _T], *args: Any) -> _T:
-        """What `decoder` makes of `args`; its ValueError becomes this item's DocumentError."""
+        """Returns what `decoder` makes of `args`. Its ValueError becomes this item's DocumentError."""
         try:
             return decoder(*args)
         except ValueError as error:
@@ -96,7 +96,7 @@ class Item(NamedTuple):
 
 
 class Items:
-    """What `scan` found: at most the known keywords, each as often as its rule allows."""
+    """The items that `scan` found: known keywords only, each as often as its rule allows."""
 
     def __init__(self, found: dict[str, list[Item]]) -> None:
         self._found = found
@@ -116,7 +116,7 @@ class Items:
 
 
 def check_size(text: bytes, limit: int, what: str) -> None:
-    """Refuse what is over `limit` bytes, is cut off, or has other ends of lines. Raises DocumentError."""
+    """Refuse a text over `limit` bytes, cut off, or with other ends of lines. Raises DocumentError."""
     if len(text) > limit:
         raise DocumentError(f"{what} of {len(text)} bytes; at most {limit} are read")
     if text[: text.find(b"\n") + 1].endswith(b"\r\n"):
@@ -378,7 +378,7 @@ class Protocols:
         return 0 <= version <= MAX_PROTOCOL_VERSION and bool(self._versions.get(name, 0) >> version & 1)
 
     def missing_from(self, supported: "Protocols") -> list[str]:
-        """What is listed here and not there, as `Name=version`."""
+        """Returns the versions listed here and not there, as `Name=version`."""
         return [
             f"{name}={version}"
             for name, mask in self._versions.items()

@@ -350,7 +350,7 @@ def _decode_cert(item: Item, cert_type: int) -> Ed25519Cert:
 
 def _verify_cert(item: Item, cert: Ed25519Cert, signing_key: bytes) -> None:
     try:
-        cert.verify(signing_key, now=0)  # the time is for whoever uses the descriptor
+        cert.verify(signing_key, now=0)  # the user of the descriptor checks the time
     except ChannelError as error:
         raise item.fail(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""Long work in steps of a few milliseconds, between which whoever runs it may serve others.
+"""Long work in steps of a few milliseconds, between which other tasks may run.
 
 A function that works in steps is a generator: each `yield` ends a step, `return` brings the result.
 """

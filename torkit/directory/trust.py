@@ -1,4 +1,4 @@
-"""Whether to believe a consensus: who has signed it, and whether this is its time."""
+"""Decides whether to believe a consensus: by its signatures, and by the time."""
 
 from collections.abc import Collection, Iterable, Mapping
 from enum import IntEnum
@@ -13,7 +13,7 @@ from torkit.errors import NoDirectory
 # Specification constant: seconds; dir-spec, "Downloading network-status documents".
 REASONABLY_LIVE = 24 * 3600
 
-# Implementation limit: seconds that our clock may be behind, as C tor allows before it warns.
+# Implementation limit: seconds that our clock may be behind (as many as C tor allows before it warns).
 EARLY_SKEW = 60
 
 
@@ -21,7 +21,7 @@ class Liveness(IntEnum):
     """How a consensus stands to a time."""
 
     UNTIMELY = 0
-    REASONABLE = 1  # by REASONABLY_LIVE: what clients use where no newer one is to be had; as C tor
+    REASONABLE = 1  # by REASONABLY_LIVE: clients use it where no source has a newer one (as C tor)
     LIVE = 2  # what a fetch must bring, and what `fetch-consensus` prints
 
 
@@ -78,7 +78,7 @@ def verify_in_steps(
     *,
     least: Liveness = Liveness.LIVE,
 ) -> Steps[tuple[str, ...]]:
-    """Check the times, then that more than half of `authorities` have signed; name those that have.
+    """Check the times, then that more than half of `authorities` have signed. Returns the signers.
 
     `authorities` maps each configured v3 identity, 20 bytes, to its nickname; each counts once,
     however often it signs. A signature counts if made with the flavor's digest by a key whose
@@ -116,7 +116,10 @@ def missing_certificates(
     authorities: Collection[bytes],
     now: float,
 ) -> list[tuple[bytes, bytes]]:
-    """What to fetch before `verify` can count all signatures: (identity, signing key digest) pairs."""
+    """Returns the certificates without which `verify` cannot count all signatures:
+
+    (identity, key digest) pairs.
+    """
     current = _current_by_key(certificates, now)
     wanted = (
         (signature.identity, signature.signing_key_digest) for signature in _countable(consensus, authorities)

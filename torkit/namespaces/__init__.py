@@ -1,4 +1,4 @@
-"""A program in namespaces of its own, whose only way out is the sockets that it leaves with us. Linux only.
+"""Runs a program in namespaces of its own. Its only way out is sockets that it leaves with us. Linux only.
 
     child.py      the parent's side: starts the child, takes its sockets, lets it become the program
     inside.py     the child's side, in the order in which things happen

@@ -1,4 +1,4 @@
-"""What parent and child tell each other, and the sockets that change hands."""
+"""The messages between parent and child, and the sockets that change hands."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ MAX_SOCKETS = 8  # two families of addresses, each with two listeners, and two m
 
 
 class Sockets(NamedTuple):
-    """What leads out of the namespaces, or tells of them."""
+    """The sockets that lead out of the namespaces, or tell of them."""
 
     proxy: socket.socket  # listens for clients of a proxy
     kernel: socket.socket  # sock_diag(7) of the namespace

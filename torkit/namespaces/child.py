@@ -80,7 +80,7 @@ def _obstacle(answer: Mapping[str, Any]) -> NotPossible:
 
 
 def _map_users(pid: int) -> None:
-    """Have the child's users be those outside: root's all of them, anybody else's only themselves.
+    """Give the child the users outside: all of them if we are root, else only ourselves.
 
     Raises NotPossible. user_namespaces(7), "User and group ID mappings".
     """

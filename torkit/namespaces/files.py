@@ -68,7 +68,7 @@ def _replace_run(environment: Mapping[str, str]) -> None:
 
 
 def _leave_what_is_replaced() -> None:
-    """A working directory in the old /run would stay there, and a path from it lead to what is there."""
+    """Leave a working directory in the old /run: paths from it would lead to its old files."""
     try:
         here = os.getcwd()
         if f"{here}/".startswith(f"{RUN}/"):
@@ -134,7 +134,7 @@ def _make(name: str, text: str) -> str:
 
 
 def _cover(path: str, source: str) -> None:
-    """What is not there, or cannot be reached by us, cannot be by the program."""
+    """Mount `source` over `path`. A path missing or out of our reach is ignored: so it is for the program."""
     try:
         mount(source, path, "", MS_BIND)
     except OSError as error:

@@ -95,7 +95,7 @@ def _restore_signals() -> None:
 
 
 def _close_all_but(kept: int) -> None:
-    """Close what whoever started us has left open: it may be a connection to elsewhere."""
+    """Close descriptors that our parent has left open: one may be a connection to elsewhere."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) != kept:
             with suppress(OSError):

@@ -20,7 +20,7 @@ PR_SET_NO_NEW_PRIVS = 38
 PR_SET_SECCOMP = 22
 SECCOMP_MODE_FILTER = 2  # <linux/seccomp.h>
 
-# <linux/capability.h>. What root inside may still do: have files and users, as a package manager needs.
+# <linux/capability.h>. Root inside may still handle files and users, as a package manager needs.
 # Nothing about networks, mounts, devices or other processes.
 CAPABILITIES = {
     "CHOWN": 0,

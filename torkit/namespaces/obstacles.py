@@ -1,4 +1,4 @@
-"""What keeps a program from having namespaces of its own, and how to allow it."""
+"""The obstacles to namespaces of one's own, and how to remove them."""
 
 import os
 from errno import EACCES, ENOSPC, EPERM
@@ -29,7 +29,7 @@ _IN_A_CONTAINER = "if this is a container, its seccomp profile or its missing ca
 
 
 def explain(step: str, error: OSError | RedirectionError) -> tuple[str, str]:
-    """What to say of a step that failed, and a hint."""
+    """Returns a sentence on a step that failed, and a hint."""
     if isinstance(error, RedirectionError):
         if "not installed" in str(error):
             return str(error), "install it, on Debian: apt-get install nftables"

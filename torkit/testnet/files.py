@@ -1,4 +1,4 @@
-"""The directory of a network: who owns it, and files that appear only when complete."""
+"""The directory of a network: its owner, and files that appear only when complete."""
 
 import fcntl
 import time

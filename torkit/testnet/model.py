@@ -1,4 +1,4 @@
-"""What a network is made of: its options, its relays, and what `verify` finds."""
+"""The parts of a network: its options, its relays, and the findings of `verify`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

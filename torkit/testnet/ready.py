@@ -64,7 +64,7 @@ class Consensus:
     signatures: int
 
     def missing(self, relays: Sequence[Relay]) -> str:
-        """What a complete network would have and this consensus has not, for a person; empty if complete."""
+        """Returns what this consensus lacks of a complete network, for a person; empty if complete."""
         problems = []
         # Fewer measurements than three count for nothing, and no authority measures itself.
         are_measured = len(authorities_of(relays)) > 2

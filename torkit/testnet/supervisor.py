@@ -131,7 +131,7 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 
 
 def _let_go_of_the_terminal() -> None:
-    """Whoever reads our output must see its end, and the working directory must stay removable."""
+    """Close our output, so that its reader sees the end, and leave the working directory removable."""
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in 1, 2:

@@ -48,7 +48,7 @@ _RELAY_COMMANDS = frozenset(RelayCommand)
 
 
 class CircuitHost(Protocol):
-    """What carries a circuit: a channel, as its circuits know it (channel.py)."""
+    """A channel, as its circuits know it (channel.py)."""
 
     link: LinkResult
     address: tuple[str, int]
@@ -112,7 +112,7 @@ class Circuit(Tunnel):
 
     @property
     def last_address(self) -> tuple[str, int]:
-        """An address and OR port of the last hop; on a circuit of one hop those that we connected to."""
+        """An address and OR port of the last hop; on a circuit of one hop, the ones that we connected to."""
         return self._channel.address if len(self.path) < 2 else (self.path[-1].address, self.path[-1].or_port)
 
     # --- hops -------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class Circuit(Tunnel):
             self.journal.tell(CircuitBuilt(self.id, self.names()))
 
     def names(self, of: Callable[[Relay], str] = name_of) -> tuple[str, ...]:
-        """What its relays are called, by default as in events; one of them may be UNNAMED."""
+        """Returns the names of the relays, by default as in events. One of them may be UNNAMED."""
         return tuple(
             UNNAMED if hop == self.unnamed_hop else of(relay) for hop, relay in enumerate(self.path, 1)
         )
@@ -313,7 +313,7 @@ class Circuit(Tunnel):
 
     @property
     def core(self) -> CoreCircuit:
-        """What a set of linked circuits has for its leg."""
+        """The core's circuit, as a leg of a set of linked circuits."""
         return self._core
 
     @property
@@ -365,7 +365,7 @@ class Circuit(Tunnel):
     def fail(
         self, error: TorkitError, *, was_destroyed: bool = False, closed_because: str | None = None
     ) -> None:
-        """End the circuit, once, for `error`; `closed_because` where it is we who want that."""
+        """End the circuit, once, for `error`. `closed_because` says why we ourselves close it."""
         if self.error is not None:
             return
         self.error = error
@@ -446,7 +446,7 @@ class Circuit(Tunnel):
 
 @cache
 def _word(kind: Enum) -> str:
-    """What a kind of handshake or layer is called: one string for all hops that have it."""
+    """Returns the name of a kind of handshake or layer: one string for all hops that have it."""
     return kind.name.lower().replace("_", "-")
 
 

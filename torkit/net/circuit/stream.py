@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class StreamHost(Protocol):
-    """What carries a stream: a circuit, as its streams and their users know it (circuit.py)."""
+    """A circuit, as its streams and their users know it (circuit.py)."""
 
     id: int  # its number in events
     error: TorkitError | None  # why it has ended
@@ -81,7 +81,7 @@ class Stream(trio.abc.Stream):
         self, circuit: StreamHost, core: CoreStream, flow: StreamFlow | None, number: int | None = None
     ) -> None:
         self.circuit = circuit
-        self.id = number  # under which events tell of it; None for those of our own
+        self.id = number  # the number of the stream in events; None for streams of our own
         self.address: IPAddress | None = None  # where the exit has connected to, as it says
         self.port: int | None = None  # that a client of our onion service asks for
         self._core = core
@@ -196,7 +196,7 @@ class Stream(trio.abc.Stream):
         before = self._core.queued
         is_done = self._core.write_to(descriptor)
         self._note_taken(before - self._core.queued)
-        # Whoever lagged is watched until its peer has been told that it lags no more.
+        # A reader that lagged is watched until its peer has been told that it lags no more.
         is_free = is_done and (self._flow is None or self._flow.watch.is_idle)
         self._core.sink = descriptor if is_free else -1
         return is_done
@@ -213,7 +213,7 @@ class Stream(trio.abc.Stream):
         return self._core.put(data) if self._is_connected or self.circuit.sends_early else 0
 
     def be_fed(self, local: Local, early: bytes) -> None:
-        """Have the core seal what is read from `local`, `early` first, without Python."""
+        """Have the core seal bytes that it reads from `local`, `early` first, without Python."""
         local.feed(self._core, early)
 
     def accept(self) -> None:
@@ -395,7 +395,10 @@ class Stream(trio.abc.Stream):
 def ended_by(
     circuit: StreamHost, reason: EndReason, *, address: IPAddress | None = None, is_internal: bool = False
 ) -> StreamBroken:
-    """What the last relay's END says. `is_internal`: it found the target to be near itself, or near us."""
+    """Returns the error for an END.
+
+    `is_internal`: the exit found the target to be near itself, or near us.
+    """
     if is_internal:
         message = f"{INTERNAL} ({reason.name})"
         broken = StreamBroken(message, reason=reason, address=address, hint=INTERNAL_HINT)
@@ -417,7 +420,7 @@ def cut_off(circuit: StreamHost, failure: TorkitError | None) -> StreamBroken:
 
 
 class Watcher(Protocol):
-    """Who is told of a stream by calls, instead of tasks that wait on it. They never wait and never raise."""
+    """Told of a stream by calls, instead of tasks that wait. Its methods never wait and never raise."""
 
     def on_change(self) -> None:
         """It was connected or has ended, or bytes have arrived that the core does not write by itself."""
