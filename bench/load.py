@@ -18,10 +18,11 @@ _sink = bytearray(1 << 18)  # all streams receive here; nobody looks at the byte
 
 @dataclass(frozen=True)
 class Route:
-    """Through the proxy at `socks` to the far end's `port`."""
+    """Through the proxy at `socks` to the far end's `port`, by one of its names."""
 
     socks: tuple[str, int]
     port: int
+    name: bytes = NAME
 
 
 class Stream:
@@ -31,7 +32,7 @@ class Stream:
         self._socket = sock
         self._stream = trio.SocketStream(sock)
 
-    async def handshake(self, port: int, isolation: str) -> None:
+    async def handshake(self, route: Route, isolation: str) -> None:
         """Ask for the far end. Streams of equal `isolation` share a circuit; empty is one as well."""
         if isolation:
             user = isolation.encode()
@@ -43,7 +44,8 @@ class Stream:
         else:
             await self._stream.send_all(b"\x05\x01\x00")
             await self._expect(b"\x05\x00")
-        await self._stream.send_all(b"\x05\x01\x00\x03" + bytes([len(NAME)]) + NAME + port.to_bytes(2))
+        target = bytes([len(route.name)]) + route.name + route.port.to_bytes(2)
+        await self._stream.send_all(b"\x05\x01\x00\x03" + target)
         await self._expect(b"\x05\x00\x00\x01")
         await self.receive(6)  # the bound address, which means nothing
 
@@ -92,7 +94,7 @@ async def open_stream(route: Route, isolation: str = "") -> Stream:
     try:
         await sock.connect(route.socks)
         stream = Stream(sock)
-        await stream.handshake(route.port, isolation)
+        await stream.handshake(route, isolation)
     except BaseException:
         sock.close()
         raise
