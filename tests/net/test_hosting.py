@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from fakes import FakeCircuit, http_response
 from onion_network import FarClient, OnionNetwork, onion_network
 from waiting import until
@@ -304,6 +305,21 @@ async def test_a_proof_that_nobody_asked_for_is_refused(
         extensions = {IntroduceExtension.PROOF_OF_WORK.value: encode_proof(proof)}
         net.introduce(net.descriptor(service.address), extensions=extensions)
         await until(lambda: "which we did not ask for" in caplog.text)
+
+
+async def test_a_directory_that_is_dropped_ends_no_service(tmp_path: Path) -> None:
+    async with onion_network(tmp_path) as (tor, net), tor.serve_onion([80]) as service:
+        await service.wait_published()
+        current = tor._parts.current
+        directory = current.directory
+        current.drop()
+        for edition in service._service._editions:
+            edition.note_change()
+        await trio.testing.wait_all_tasks_blocked()
+        current.use(directory)
+        far = await net.meet(net.descriptor(service.address))
+        far.begin(80)
+        await service.accept()
 
 
 async def test_points_are_asked_for_limits(tmp_path: Path) -> None:

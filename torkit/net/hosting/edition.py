@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -157,7 +158,12 @@ class Edition:
         while True:
             await self._wait_for_points()
             named, asked = self._standing(), self._asked()
-            directories = await self._responsible()
+            try:
+                directories = await self._responsible()
+            except TorkitError as error:  # the directory was dropped, since it is too old
+                logger.info("no directory to give the descriptor to: %s", error)
+                await trio.sleep(REST)
+                continue
             upload = self.upload = Upload(self._encode(named), directories)
             scope = trio.CancelScope()
             nursery.start_soon(self._run_upload, upload, scope)
@@ -169,8 +175,7 @@ class Edition:
                 self._has_changed = trio.Event()
                 if (self._standing() != named and self._standing()) or self._asked() != asked:
                     break
-                is_told = {relay.identity for relay in directories}
-                if not {relay.identity for relay in await self._responsible()} <= is_told:
+                if await self._has_others(directories):
                     break
                 if not upload.is_complete and trio.current_time() >= began + REPEAT:
                     break
@@ -230,6 +235,13 @@ class Edition:
             randomness=os.urandom,
             rng=self._means.rng,
         )
+
+    async def _has_others(self, told: list[Relay]) -> bool:
+        """Returns whether a directory is responsible by now that is none of `told`."""
+        with suppress(TorkitError):  # there may be no directory any more to tell
+            now = {relay.identity for relay in await self._responsible()}
+            return not now <= {relay.identity for relay in told}
+        return False
 
     async def _responsible(self) -> list[Relay]:
         """The directories of every replica, in random order."""

@@ -7,7 +7,7 @@ import trio
 
 from torkit._fast.cells import RelayCommand
 from torkit._fast.keys import wipe
-from torkit.errors import Closed, TimedOut
+from torkit.errors import CircuitError, Closed, TimedOut
 from torkit.hs.introduction import relay_at
 from torkit.hs.keys import KEY_LEN
 from torkit.hs.service_handshake import PointHandshake
@@ -57,6 +57,9 @@ async def meet(
     private_key = os.urandom(KEY_LEN)
     try:
         answer = handshake.answer(request, private_key)
+    except CircuitError:
+        circuit.close("the client cannot be answered")
+        raise
     finally:
         wipe(private_key)
     body = encode_rendezvous1(invitation.cookie, answer.reply, os.urandom(RENDEZVOUS1_LEN))

@@ -143,7 +143,8 @@ class OnionService:
         return None if self._puzzle is None else self._puzzle.asked
 
     def _note_published(self, edition: Edition) -> None:
-        if edition.stand.period == calendar_of(self._means.current).period:
+        known = self._means.current.known is not None
+        if known and edition.stand.period == calendar_of(self._means.current).period:
             self.is_published.set()
 
     # --- introductions ----------------------------------------------------------------------------
