@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = command_app(no_args_is_help=True, help=LESSONS["cache"].summary)
 
-# Seconds. What no directory serves within that is not to be had now.
+# Seconds. A document that no directory serves in this time cannot be had now.
 COMPLETE_TIMEOUT = 60.0
 COMPLETE_CHECK = 0.1
 

@@ -163,7 +163,7 @@ def words_of(paths: "Iterable[Iterable[Relay]]") -> str:
 
 
 def too_late(seconds: float, progress: "Progress") -> TimedOut:
-    """What there was no time for: the connection, or a step of the start before it."""
+    """Returns the error that names what took too long: the connection, or a step of the start before it."""
     message = f"no connection within {seconds:g} s"
     if not progress.is_done:
         message += f", at {progress.percent}%: {progress.summary}"

@@ -1,4 +1,4 @@
-"""What `fetch-consensus`, `relays` and `relay` share: where documents come from, and countries.
+"""The common part of `fetch-consensus`, `relays` and `relay`: sources of documents, and countries.
 
 A document is verified wherever it comes from, and the client starts only where the network is needed: what
 the cache or a file holds is printed without it.
@@ -214,7 +214,7 @@ def read_archived(path: Path, limit: int) -> bytes:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What is wrong with a document names its file."""
+    """Errors of a document inside the block name its file."""
     try:
         yield
     except DocumentError as error:
@@ -222,7 +222,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def status_fields(status: "RouterStatus") -> dict[str, Any]:
-    """What a consensus says of a relay, for JSON. `bandwidth` has the consensus's unit."""
+    """Returns a consensus's entry of a relay, for JSON. `bandwidth` has the consensus's unit."""
     return {
         "nickname": status.nickname,
         "fingerprint": status.identity.hex().upper(),

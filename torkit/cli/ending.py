@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Seconds. Half of what container engines wait between SIGTERM and SIGKILL. (C tor's clients end at once.)
 GRACE = 5.0
 
-PARENT_CHECK = 1.0  # seconds between two looks at who our parent is
+PARENT_CHECK = 1.0  # seconds between two looks whether our parent is still the same
 
 # The kernel's fixed number of the process namespace that its own init is in (<linux/proc_ns.h>).
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC

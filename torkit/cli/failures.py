@@ -1,4 +1,4 @@
-"""What went wrong, in words and as an exit status."""
+"""Failures, in words and as exit statuses."""
 
 import signal
 import sys

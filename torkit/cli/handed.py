@@ -45,7 +45,7 @@ def handed_over(name: str, environment: Mapping[str, str]) -> list[Handed]:
 
 
 def _look_at(descriptor: int, name: str) -> Handed:
-    """What one socket is for. Raises UsageError for what nobody can connect to."""
+    """Returns the use of one socket. Raises UsageError for a socket that nobody can connect to."""
     try:
         os.set_inheritable(descriptor, False)
         with socket.socket(fileno=os.dup(descriptor)) as sock:

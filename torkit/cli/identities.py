@@ -38,7 +38,7 @@ RotateOption = Annotated[
 
 
 def parse_isolation(text: str | None, separator: str = ",") -> "frozenset[Isolate]":
-    """What `--isolate` names, or the default. Raises UsageError."""
+    """Returns what `--isolate` names, or the default. Raises UsageError."""
     from torkit.net.proxy import ISOLATION, Isolate
 
     if text is None:
@@ -55,7 +55,7 @@ def parse_isolation(text: str | None, separator: str = ",") -> "frozenset[Isolat
 
 
 def parse_rotate(text: str | None) -> "Rotate":
-    """What `--rotate` asks for; by default identities stay. Raises UsageError."""
+    """Returns what `--rotate` asks for; by default identities stay. Raises UsageError."""
     from torkit.net.proxy import NEVER, Rotate
 
     if text is None:

@@ -1,4 +1,4 @@
-"""Where a proxy listens: what `--listen` names, opened."""
+"""The places of `--listen`, at which a proxy listens, opened."""
 
 import os
 import re
@@ -61,7 +61,7 @@ class Place(NamedTuple):
 
 
 def parse_place(text: str, option: str = "--listen") -> Place:
-    """What `--listen`, or another option, names. Raises UsageError."""
+    """Returns the place that `--listen`, or another option, names. Raises UsageError."""
     kind, colon, rest = text.partition(":")
     if colon and kind == "unix":
         if not rest:
@@ -98,7 +98,7 @@ def parse_places(
     isolate: "frozenset[Isolate] | None" = None,
     rotate: "Rotate | None" = None,
 ) -> list[Place]:
-    """What all `--listen` name; `isolate` and `rotate` are for those who say nothing else.
+    """Returns the places of all `--listen`. `isolate` and `rotate` are for places without their own.
 
     Warns of other machines, where those are allowed. Raises UsageError.
     """
@@ -162,7 +162,7 @@ def listening(place: Place) -> Iterator[socket.socket]:
 def listeners_of(
     opened: "Sequence[tuple[Place, socket.socket]]", check: "Callable[[str], str]", automap: "Automap | None"
 ) -> "list[Listener]":
-    """What serves these sockets. `check` and `automap` are those of DnsListener."""
+    """Returns the listeners of these sockets. `check` and `automap` are those of DnsListener."""
     import trio
 
     from torkit.net.proxy.dns import DnsListener

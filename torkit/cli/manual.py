@@ -106,7 +106,7 @@ def _tag(line: str) -> list[Span]:
 
 
 def _fonts(macro: str, rest: str) -> list[Span]:
-    """What a macro like .B or .BR makes of its arguments."""
+    """Returns what a macro like .B or .BR makes of its arguments."""
     # Quotes stand around an argument, whose other characters are roff's.
     arguments = [
         quoted if bare == "" else bare

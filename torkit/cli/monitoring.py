@@ -1,4 +1,4 @@
-"""What a running proxy tells of itself, and where: `--metrics`, and the socket that `torkit status` asks."""
+"""The state of a running proxy, served by `--metrics` and at the socket that `torkit status` asks."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ Metrics = Annotated[
 
 
 def parse_metrics(text: str, *, allow_remote: bool) -> Place:
-    """What `--metrics` names. Warns of other machines, where those are allowed. Raises UsageError."""
+    """Returns the place of `--metrics`. Warns where other machines may ask. Raises UsageError."""
     place = parse_place(text, option="--metrics")
     if place.kind not in ("proxy", "unix"):
         raise UsageError(f"--metrics: {place.kind}: is a way to be used, not to be looked at")

@@ -85,7 +85,7 @@ def command_app(**settings: Any) -> typer.Typer:
 
 
 def parse_padding(text: str) -> "Padding":
-    """What `--padding` names. Says what less than by default costs. Raises UsageError."""
+    """Returns what `--padding` names. Says what less than by default costs. Raises UsageError."""
     from torkit.proto.padding import Padding
 
     try:
@@ -99,7 +99,7 @@ def parse_padding(text: str) -> "Padding":
 
 
 def parse_vanguards(text: str) -> "VanguardMode":
-    """What `--vanguards` names. Says what more than by default costs. Raises UsageError."""
+    """Returns what `--vanguards` names. Says what more than by default costs. Raises UsageError."""
     from torkit.paths.constraints import VanguardMode
 
     try:
@@ -114,7 +114,7 @@ def parse_vanguards(text: str) -> "VanguardMode":
 def restrictions(
     *, entry_nodes: str | None, exit_nodes: str | None, exclude_nodes: str | None, path: str | None
 ) -> "Constraints | None":
-    """What these options ask of every path, if anything. Says what each costs. Raises UsageError."""
+    """Returns the restrictions of every path, or None. Says what each costs. Raises UsageError."""
     options = [
         ("--entry-nodes", entry_nodes, "whoever uses guards that few others use can be recognized by them"),
         ("--exit-nodes", exit_nodes, "whoever always leaves by the same few relays can be recognized there"),
@@ -173,7 +173,7 @@ def seconds(value: str | float) -> float:
 
 
 def parse_conflux(text: str) -> bool:
-    """What `--conflux` names. Raises UsageError."""
+    """Returns what `--conflux` names. Raises UsageError."""
     if text not in ("auto", "off"):
         raise UsageError(f"--conflux takes auto or off, not {text!r}")
     return text == "auto"

@@ -50,7 +50,7 @@ def _fingerprint(tor: "Tor", name: str) -> str:
 
 
 async def next_line(descriptor: int) -> str | None:
-    """As `read_line`, in a thread: whoever waits here for a line can still be told to stop."""
+    """As `read_line`, in a thread: a task that waits for a line can still be cancelled."""
     from torkit.net.shortage import run_in_thread
 
     return await run_in_thread(read_line, descriptor, abandon_on_cancel=True)

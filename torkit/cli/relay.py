@@ -44,7 +44,10 @@ def relay(
 
 
 def relay_fields(directory: "Directory", index: int, countries: Countries) -> dict[str, Any]:
-    """What JSON shows. What is not known is None; keys and digests are base64, as in the documents."""
+    """Returns the values for JSON.
+
+    Unknown ones are None; keys and digests are base64, as in the documents.
+    """
     from torkit.directory.netdoc import encode_time
     from torkit.directory.positions import Position
 

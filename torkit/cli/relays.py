@@ -106,7 +106,7 @@ def relays(
 
 
 def _say_what_is_missing(directory: "Directory", asked: set[str]) -> None:
-    """What needs a microdescriptor is not known of a relay without one: nobody shall take that for a no."""
+    """Say which columns are unknown of relays without a microdescriptor: nobody shall take that for a no."""
     if directory.consensus.flavor == "ns":
         asked = asked - {"exit_policy"}
     if asked and directory.missing:

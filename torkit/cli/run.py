@@ -43,10 +43,10 @@ PROXY_VARIABLES = {
     "socks_proxy",
 }
 
-# What `--isolate` takes, of torkit.net.proxy.Isolate.
+# The values of `--isolate`, of torkit.net.proxy.Isolate.
 ISOLATION = ("dest-addr", "dest-port", "stream")
 
-# What somebody sends to us, and means the command.
+# Signals that are sent to us and meant for the command.
 FORWARDED = (
     *(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT),
@@ -111,7 +111,7 @@ def check_command(name: str) -> None:
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What the command finds in its environment. For those who heed proxies: ours, which speaks HTTP, too."""
+    """Returns the command's environment. Programs that heed proxies find ours, which speaks HTTP, too."""
     kept = {name: value for name, value in given.items() if name.lower() not in PROXY_VARIABLES}
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), f"http://127.0.0.1:{PROXY_PORT}")
     proxies["no_proxy"] = "localhost,127.0.0.1,::1"

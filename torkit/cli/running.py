@@ -39,7 +39,7 @@ def run(
     from torkit.net.descriptors import stderr
 
     speak_for_loggers(options.verbosity)
-    # What the parent had ignored stays so: nohup's SIGHUP, SIGINT of a job in the background.
+    # Signals that the parent ignored stay ignored: nohup's SIGHUP, SIGINT of a job in the background.
     ending = [
         signal.SIGTERM,
         *(s for s in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN),

@@ -68,7 +68,7 @@ Filter = Callable[[Row], bool]
 
 
 class Selection(NamedTuple):
-    """What is asked of relays; `codes` are countries, `asked` names the columns that this looks at."""
+    """The user's choice of relays; `codes` are countries, `asked` names the columns that the choice needs."""
 
     flag: list[str]
     codes: set[str]
@@ -93,7 +93,7 @@ class Selection(NamedTuple):
         return {name for name, value in wanted.items() if value}
 
     def countries(self) -> Countries:
-        """What tells countries. Raises nothing before it is asked."""
+        """Returns a look-up of countries. It raises nothing before it is asked."""
         return Countries(self.geoip)
 
     def rows(self, directory: "Directory", countries: Countries) -> Iterator[Row]:

@@ -67,7 +67,10 @@ def status(
 
 
 def ask(path: Path) -> Moment:
-    """What the proxy at this socket says. Raises NotPossible where there is none, PeerError for nonsense."""
+    """Returns the answer of the proxy at this socket.
+
+    Raises NotPossible without one, PeerError for nonsense.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(ANSWER_TIMEOUT)

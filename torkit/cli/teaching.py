@@ -1,4 +1,4 @@
-"""What `torkit`, `torkit help` and `--help` teach: commands in groups, each with a sentence and an example.
+"""The lessons of `torkit`, `torkit help` and `--help`: commands in groups, a sentence and an example each.
 
 Imports no command, so that a start and the list of all commands cost nothing.
 """
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Lesson(NamedTuple):
-    """What a command does, one sentence, and a line to try."""
+    """One sentence on a command, and a line to try."""
 
     summary: str
     example: str

@@ -37,7 +37,7 @@ AllowRemote = Annotated[
 
 
 class Proxy(NamedTuple):
-    """What `--via` names. `place` is an IP address and a port, or the path of a Unix socket."""
+    """The proxy of `--via`. `place` is an IP address and a port, or the path of a Unix socket."""
 
     place: tuple[str, int] | str
     credentials: "Credentials | None" = None
@@ -78,7 +78,7 @@ def proxy_wanted(
 
 
 def parse_via(text: str, *, allow_remote: bool) -> Proxy:
-    """What `--via` names. Warns of other machines, where those are allowed. Raises UsageError."""
+    """Returns the proxy of `--via`. Warns where it is on another machine. Raises UsageError."""
     from torkit.proto.socks_client import MAX_CREDENTIAL_LEN, Credentials
 
     before, at, path = text.rpartition("@unix:")

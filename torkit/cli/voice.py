@@ -1,4 +1,4 @@
-"""How the command line speaks: on stderr, every line begins with `torkit:`, whoever it comes from."""
+"""Says lines on stderr. Every line begins with `torkit:`, even a library's."""
 
 import sys
 import warnings
