@@ -121,7 +121,8 @@ def main() -> None:
     sizes = bench_network.QUICK if is_quick else bench_network.Sizes()
     network_lines, curves = trio.run(bench_network.measure, sizes)
     doors = bench_doors.run(is_quick=is_quick)
-    lines = [*network_lines, *doors, *lines, *bench_delay.run(is_quick=is_quick)]
+    on_ethernet = bench_network.on_ethernet(is_quick=is_quick)
+    lines = [*network_lines, *on_ethernet, *doors, *lines, *bench_delay.run(is_quick=is_quick)]
     about = {"date": date, "seconds": round(monotonic() - started), "load_before": load, **versions()}
     report = "\n".join([table(lines), "", *(f"- {key}: {value}" for key, value in about.items())])
     print(report)

@@ -13,9 +13,7 @@ consensus says cc_alg=0.
 """
 
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -27,7 +25,7 @@ from time import monotonic
 import trio
 
 from bench.load import BLOCK, NAME, Route, fetch, send
-from bench.processes import ROOT, running, running_far_end, say, start_c_tor
+from bench.processes import json_on_ethernet, running, running_far_end, say, start_c_tor
 from bench.table import Line, compare, table
 from torkit.client import open_tor
 from torkit.config import load_network
@@ -45,21 +43,13 @@ RELAY_EARLY = 8
 FIXED_WINDOWS = {"cc_alg": 0}
 WINDOWS_LENGTH = 8 * MIB
 QUICK = {"length": 12 * MIB, "rounds": 1}
-NAMESPACE = f"""
-ip link set lo up mtu 1500
-ip route replace local 127.0.0.0/8 dev lo table local proto kernel scope host src 127.0.0.1 quickack 1
-exec {sys.executable} -m bench.bench_delay --inside"""
 
 
 def run(*, is_quick: bool) -> list[Line]:
     """The lines, measured in a namespace; none, and a word about it, where the system grants none."""
-    rights = [] if os.geteuid() == 0 else ["--map-root-user"]
-    command = ["unshare", "--net", *rights, "sh", "-ec", NAMESPACE + is_quick * " --quick"]
-    process = subprocess.run(command, stdout=subprocess.PIPE, cwd=ROOT)
-    if process.returncode != 0:
-        say("the long link could not be measured: it needs a network namespace")
-        return []
-    return [Line.from_json(line) for line in json.loads(process.stdout)]
+    options = ["--quick"] * is_quick
+    lines = json_on_ethernet("bench_delay", *options, acknowledges_at_once=True)
+    return [Line.from_json(line) for line in lines or []]
 
 
 async def measure(*, length: int = 32 * MIB, rounds: int = 3) -> list[Line]:

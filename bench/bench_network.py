@@ -1,19 +1,20 @@
 """`torkit socks` beside C tor's client on one private network, in turns.
 
-    python -m bench.bench_network [--quick]
+    python -m bench.bench_network [--quick] [--ethernet]
 
 Both clients and all relays are real processes on this machine; only the client processes are measured.
 """
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -36,6 +37,7 @@ from bench.processes import (
     Client,
     allow_many_files,
     cpu_of,
+    json_on_ethernet,
     running_far_end,
     running_torkit,
     say,
@@ -48,7 +50,8 @@ from torkit.testnet import Testnet, run_testnet
 MIB = 1 << 20
 STREAM_LEN = 64 << 10  # bytes of each of many streams
 SETTLE = 0.2  # seconds after a run: what a client does last counts as well
-CIRCUITS = 8  # what one path is worth is luck, for either client: figures are of many
+# Whether a circuit's guard waits 40 ms for an acknowledgement is luck, and lasts as long as the circuit.
+FIRST_BYTE_CIRCUITS = 32
 ONE_LEGGED = "C tor, ConfluxEnabled 0"
 NC = "nc.openbsd"
 POLL_INTERVAL = 0.005  # seconds between looks for a port that starts to listen
@@ -59,7 +62,7 @@ class Sizes:
     rounds: int = 5
     download: int = 20 * MIB
     upload: int = 12 * MIB
-    first_bytes: int = 15  # on each of CIRCUITS
+    first_bytes: int = 4  # on each of FIRST_BYTE_CIRCUITS
     idle: float = 20.0
     starts: int = 5
     growth: int = 8 * MIB
@@ -72,7 +75,7 @@ QUICK = Sizes(
     rounds=2,
     download=8 * MIB,
     upload=4 * MIB,
-    first_bytes=3,
+    first_bytes=1,
     idle=3.0,
     starts=2,
     growth=4 * MIB,
@@ -80,6 +83,8 @@ QUICK = Sizes(
     crowds=((200, 1, 60.0), (1000, 1, 60.0)),
 )
 
+ON_ETHERNET = Sizes(first_bytes=2, crowds=((200, 3, 60.0), (1000, 1, 60.0)))
+QUICK_ON_ETHERNET = replace(QUICK, crowds=())
 
 Work = Callable[[Route, str], Awaitable[int | None]]  # on the circuit of an isolation
 Transfer = Callable[[trio.Process, int], Awaitable[None]]  # so many bytes through a program's pipes
@@ -144,7 +149,7 @@ class Bench:
             100 * (client.cpu() - cpu) / self.sizes.idle
             for client, cpu in zip(self.clients, before, strict=True)
         )
-        memory = self.memory("idle", bar=1.1)
+        memory = self.memory("idle", bar=0.75)
         cpu = Line("idle CPU", "% of a core", ours, theirs, "C tor", bar=0.3)
         return [memory, cpu]
 
@@ -168,7 +173,7 @@ class Bench:
         length = self.sizes.download
         ours, theirs, alone = await self.turns(rounds, download, *self.clients, self.one_legged)
         self.note_point(1, length, ours, theirs)
-        costs = [_cpu_line("CPU-seconds per GiB downloaded", length, ours, theirs, bar=0.5)]
+        costs = [_cpu_line("CPU-seconds per GiB downloaded", length, ours, theirs, bar=0.42)]
         what = "throughput, one stream downloaded"
         rates = [
             _rate_line(what, length, ours, theirs),
@@ -176,7 +181,7 @@ class Bench:
         ]
         length = self.sizes.upload
         ours, theirs = await self.turns(rounds, upload, *self.clients)
-        costs.append(_cpu_line("CPU-seconds per GiB uploaded", length, ours, theirs, bar=0.5))
+        costs.append(_cpu_line("CPU-seconds per GiB uploaded", length, ours, theirs, bar=0.42))
         rates.append(_rate_line("throughput, one stream uploaded", length, ours, theirs))
         length = self.sizes.download
         ours, theirs = await self.turns(rounds, eight, *self.clients)
@@ -187,7 +192,7 @@ class Bench:
     async def first_byte(self) -> list[Line]:
         """Request by request in turns, on circuits that are warm."""
         times: dict[Client, list[float]] = {client: [] for client in (*self.clients, self.one_legged)}
-        isolations = [f"circuit{number}" for number in range(CIRCUITS)]
+        isolations = [f"circuit{number}" for number in range(FIRST_BYTE_CIRCUITS)]
         for client in times:
             for isolation in isolations:
                 await fetch(self.routes[client], 1, isolation)
@@ -198,7 +203,7 @@ class Bench:
         ours, theirs = times[self.torkit], times[self.c_tor]
         lines = []
         for what, of in (("median", median), ("95th percentile", lambda t: quantiles(t, n=20)[-1])):
-            line = Line(f"time to first byte, {what}", "ms", of(ours), of(theirs), "C tor", bar=1.0)
+            line = Line(f"time to first byte, {what}", "ms", of(ours), of(theirs), "C tor", bar=0.8)
             line.ratio = line.ours / of(theirs)
             lines.append(line)
         lines[0].runs = {"ours": ours, "other": theirs}
@@ -215,15 +220,19 @@ class Bench:
         # A stream that failed has cost something too, and brought nothing.
         mine, other = ([1000 * run.cpu / max(run.result or 0, 1) for run in runs] for runs in (ours, theirs))
         what = f"{count} streams at once"
-        wall = f"{rounds} rounds; wall {_seconds(ours)}, C tor {_seconds(theirs)}"
-        cpu = compare(f"{what}: CPU", "ms/stream", mine, other, "C tor", bar=0.7, note=wall)
+        cpu = compare(f"{what}: CPU", "ms/stream", mine, other, "C tor", bar=0.7)
         cpu.is_done = done == 100
         if theirs_done < 100:  # what it spent on streams that failed is nothing to be held against
-            cpu = Line(cpu.what, cpu.unit, cpu.ours, runs=cpu.runs, note=f"{wall}, and not all its streams")
+            cpu = Line(
+                cpu.what, cpu.unit, cpu.ours, runs=cpu.runs, note="not all of C tor's streams succeeded"
+            )
         succeeded = Line(f"{what}: succeeded", "%", done, theirs_done, "C tor", bar=100.0, at_least=True)
-        lines = [succeeded, cpu]
+        mine, other = ([run.wall for run in runs] for runs in (ours, theirs))
+        walls = compare(f"{what}: wall", "seconds", mine, other, "C tor", bar=1.0)
+        walls.is_done = done == 100
+        lines = [succeeded, cpu, walls]
         if count == 1000:
-            lines.append(self.memory("after 1000 streams", bar=1.2))
+            lines.append(self.memory("after 1000 streams", bar=0.85))
         return lines
 
     async def growth(self) -> list[Line]:
@@ -248,7 +257,7 @@ class Bench:
         base = costs.pop("1 stream")
         return [
             compare(
-                f"growth: CPU-seconds per GiB, {shape}", "s/GiB", cost, base, "1 stream, 1 circuit", bar=1.2
+                f"growth: CPU-seconds per GiB, {shape}", "s/GiB", cost, base, "1 stream, 1 circuit", bar=1.15
             )
             for shape, cost in costs.items()
         ]
@@ -274,10 +283,6 @@ def _rate_line(
 ) -> Line:
     mine, others = ([length / MIB / run.wall for run in runs] for runs in (ours, theirs))
     return compare(what, "MiB/s", mine, others, other, bar=bar, at_least=True)
-
-
-def _seconds(runs: Sequence[Run]) -> str:
-    return f"{median(run.wall for run in runs):.1f} s"
 
 
 # --- `torkit connect` -----------------------------------------------------------------------------------
@@ -345,8 +350,10 @@ async def _receive(process: trio.Process, length: int) -> None:
 # --- starting cold, with a warm cache -------------------------------------------------------------------
 
 
-async def starts(net: Testnet, scratch: Path, port: int, count: int) -> list[Line]:
+async def starts(bench: Bench, net: Testnet, scratch: Path) -> list[Line]:
     """From the start of the process to the first byte, in turns."""
+    say("start with a warm cache")
+    port = bench.routes[bench.c_tor].port
     (scratch / "starts").mkdir()
     warm = await start_c_tor(net, scratch / "starts")
     torrc = _torrc_of(net, warm)
@@ -355,7 +362,7 @@ async def starts(net: Testnet, scratch: Path, port: int, count: int) -> list[Lin
     connect = [*torkit_command(net, scratch / "starts/torkit"), "connect", f"web.test:{port}"]
     await start_connect(connect)  # fills the cache
     ours, theirs = [], []
-    for _ in range(count):
+    for _ in range(bench.sizes.starts):
         ours.append(await start_connect(connect))
         theirs.append(await _start_c_tor(torrc, Route(warm.socks, port)))
     return [compare("process start to first byte, warm cache", "seconds", ours, theirs, "C tor", bar=0.62)]
@@ -404,9 +411,12 @@ async def _start_c_tor(torrc: Path, route: Route) -> float:
 # --- all of it ------------------------------------------------------------------------------------------
 
 
-async def measure(sizes: Sizes) -> tuple[list[Line], dict[str, list[tuple[str, int, float]]]]:
-    """The lines, and what the plots show: (client, streams, value) of each curve."""
-    allow_many_files()
+Curves = dict[str, list[tuple[str, int, float]]]  # (client, streams, value) of each curve
+
+
+@asynccontextmanager
+async def _both_clients(sizes: Sizes) -> AsyncIterator[tuple[Bench, Testnet, Path]]:
+    """On a network of their own; with a directory for what is written."""
     say("a network, and both clients on it")
     async with AsyncExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torkit-bench-")))
@@ -416,25 +426,62 @@ async def measure(sizes: Sizes) -> tuple[list[Line], dict[str, list[tuple[str, i
         c_tor = await start_c_tor(net, scratch)
         (scratch / "one_legged").mkdir()
         one_legged = await start_c_tor(net, scratch / "one_legged", ["ConfluxEnabled 0"])
-        bench = Bench(torkit, c_tor, one_legged, port, sizes)
+        yield Bench(torkit, c_tor, one_legged, port, sizes), net, scratch
+
+
+async def measure(sizes: Sizes) -> tuple[list[Line], Curves]:
+    """The lines, and what the plots show."""
+    allow_many_files()
+    async with _both_clients(sizes) as (bench, net, scratch):
         say("idle")
-        lines = await bench.idle()
-        for route in bench.routes.values():  # whatever is made for a first stream
-            await fetch(route, MIB)
-        say("bulk and first bytes")
-        lines = [*await bench.bulk(), *await bench.first_byte(), *lines]  # idle had to come first
-        for count, rounds, deadline in sizes.crowds:
-            say(f"{count} streams at once")
-            lines += await bench.crowd(count, rounds, deadline)
+        idle = await bench.idle()
+        lines = [*await _transfers(bench), *idle]  # idle had to come first
         say("torkit connect")
         lines += await pipes(bench, net, scratch)
         say("growth")
         lines += await bench.growth()
-        say("start with a warm cache")
-        lines += await starts(net, scratch, port, sizes.starts)
+        lines += await starts(bench, net, scratch)
     return lines, bench.curves
 
 
+async def _measure_inside(sizes: Sizes) -> list[Line]:
+    """What depends on how loopback cuts and acknowledges, in the namespace that `on_ethernet` made."""
+    allow_many_files()
+    async with _both_clients(sizes) as (bench, net, scratch):
+        lines = [*await _transfers(bench), *await starts(bench, net, scratch)]
+    for line in lines:
+        line.what += ", Ethernet"
+    return lines
+
+
+async def _transfers(bench: Bench) -> list[Line]:
+    for route in bench.routes.values():  # whatever is made for a first stream
+        await fetch(route, MIB)
+    say("bulk and first bytes")
+    lines = [*await bench.bulk(), *await bench.first_byte()]
+    for count, rounds, deadline in bench.sizes.crowds:
+        say(f"{count} streams at once")
+        lines += await bench.crowd(count, rounds, deadline)
+    return lines
+
+
+def on_ethernet(*, is_quick: bool) -> list[Line]:
+    """The lines on a link with Ethernet's MTU; none where the system grants no namespace."""
+    lines = json_on_ethernet("bench_network", *["--quick"] * is_quick)
+    return [Line.from_json(line) for line in lines or []]
+
+
+def main() -> None:
+    is_quick = "--quick" in sys.argv
+    if "--inside" in sys.argv:
+        inside = trio.run(_measure_inside, QUICK_ON_ETHERNET if is_quick else ON_ETHERNET)
+        print(json.dumps([line.to_json() for line in inside]))
+    elif "--ethernet" in sys.argv:
+        print(table(on_ethernet(is_quick=is_quick)))
+    else:
+        lines, _ = trio.run(measure, QUICK if is_quick else Sizes())
+        print(table(lines))
+
+
 if __name__ == "__main__":
-    measured, _ = trio.run(measure, QUICK if "--quick" in sys.argv else Sizes())
-    print(table(measured))
+    main()
