@@ -112,6 +112,30 @@ async def test_more_than_one_buffer_holds_arrives_whole() -> None:
         connection.close()
 
 
+async def test_what_one_connection_has_left_is_untouched_by_the_reads_of_another() -> None:
+    """All read into the same memory. A small buffer leaves most of what one system call has brought."""
+    length = 50_000
+
+    async def twice(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        mark = await stream.receive_some()
+        await stream.send_all(bytes(mark) * length)
+        await trio.sleep_forever()
+
+    async with tcp_server(over_tls(twice)) as address:
+        connections = [await TlsConnection.connect(*address) for _ in range(2)]
+        for connection, mark in zip(connections, (b"1", b"2"), strict=True):
+            await connection.send(mark)
+        received = [b"", b""]
+        small = bytearray(1000)
+        while any(len(data) < length for data in received):
+            for number, connection in enumerate(connections):
+                if len(received[number]) < length:
+                    received[number] += small[: await connection.receive(small)]
+        assert received == [b"1" * length, b"2" * length]
+        for connection in connections:
+            connection.close()
+
+
 class Dribble(trio.abc.Stream):
     """A transport that sends one byte at a time."""
 
