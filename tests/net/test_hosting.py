@@ -17,13 +17,18 @@ from torkit._fast.cells import RelayCommand
 from torkit._fast.keys import X25519PrivateKey
 from torkit.client import Tor
 from torkit.errors import EndReason, OnionServiceError, UsageError
+from torkit.hs.calendar import Calendar
 from torkit.hs.keys import SecretKey
 from torkit.hs.messages import IntroduceExtension
 from torkit.hs.pow import Proof, Search, encode_proof
 from torkit.hs.service_messages import DosLimits
+from torkit.net.current import Current
+from torkit.net.hosting import edition
+from torkit.net.hosting import service as hosted
 from torkit.net.hosting.forward import Target
 from torkit.net.hosting.means import Wishes
 from torkit.net.hosting.serve import OnionListener
+from torkit.net.onion.descriptors import calendar_of
 
 LOGGER = "torkit.net.hosting.service"
 
@@ -313,13 +318,61 @@ async def test_a_directory_that_is_dropped_ends_no_service(tmp_path: Path) -> No
         current = tor._parts.current
         directory = current.directory
         current.drop()
-        for edition in service._service._editions:
-            edition.note_change()
+        for one in service._service._editions:
+            one.note_change()
         await trio.testing.wait_all_tasks_blocked()
         current.use(directory)
         far = await net.meet(net.descriptor(service.address))
         far.begin(80)
         await service.accept()
+
+
+async def test_a_point_that_has_served_is_replaced_and_goes_on_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edition, "MIN_INTERVAL", 0.0)
+    params = "hs_intro_min_introduce2=2 hs_intro_max_introduce2=2"
+    async with onion_network(tmp_path, params) as (tor, net), tor.serve_onion([80]) as service:
+        await service.wait_published()
+        before = net.descriptor(service.address)
+        worn = before.points[0]
+        for _ in range(2):
+            await net.meet(before, point=worn)
+        await until(lambda: worn not in net.descriptor(service.address).points)
+        after = net.descriptor(service.address)
+        assert after.revision > before.revision
+        assert set(before.points[1:]) <= set(after.points)
+        await net.meet(before, point=worn)  # whoever knows no other is met all the same
+        assert service.client_count == 3
+
+
+async def test_a_period_that_turns_brings_another_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second becomes the first, with its points; a new second is published, and the old first is over."""
+    async with listening(tmp_path) as (service, net):
+        await until(lambda: len(net.points) == 6)
+        first, second = service._service._editions
+        points = [{point.auth_key for point in one._points} for one in (first, second)]
+
+        def a_day_later(current: Current) -> Calendar:
+            calendar = calendar_of(current)
+            return calendar._replace(
+                valid_after=calendar.valid_after + 86400,
+                random_current=b"n" * 32,
+                random_previous=calendar.random_current,
+            )
+
+        monkeypatch.setattr(hosted, "calendar_of", a_day_later)
+        service._service._note_directory(net.tor.directory)
+        await until(lambda: len(service._service._editions) == 2 and first not in service._service._editions)
+        assert service._service._editions[0] is second
+        circuits = [net.points[key][0] for key in points[0]]
+        await until(lambda: all(one.circ_id not in one.link.circuits for one in circuits))
+        assert all(net.points[key][0].circ_id in net.points[key][0].link.circuits for key in points[1])
+        third = service._service._editions[1]
+        await until(lambda: third.is_published)
+        assert third.stand.period.number == second.stand.period.number + 1
 
 
 async def test_points_are_asked_for_limits(tmp_path: Path) -> None:
