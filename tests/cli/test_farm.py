@@ -82,7 +82,7 @@ def running_farm(shell: Shell, tmp_path: Path) -> Iterator[Farm]:
                 running_proxy(
                     shell.with_data_dir(tmp_path / f"data{n}"),
                     tmp_path / f"proxy{n}",
-                    options=["--metrics", f"{HOST}:{page}", "--grace", "5"],
+                    options=["--metrics", f"{HOST}:{page}", "--grace", "30"],
                 )
             )
             for n, page in enumerate(pages)

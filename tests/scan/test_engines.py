@@ -27,8 +27,8 @@ from torkit.scan.unit import export
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DEADLINE = 60.0
 FAST = Limits(at_once=8, rate=1000, per_relay=8)
-SLOW = Limits(at_once=8, rate=3, per_relay=8)  # a second for each row of a shard
-SHARDS = 3
+SLOW = Limits(at_once=8, rate=3, per_relay=8)  # two thirds of a second for each row of a shard
+SHARDS = 2
 
 
 def what_stays(rows: list[Row]) -> dict[str, Any]:
