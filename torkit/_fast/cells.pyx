@@ -13,10 +13,10 @@ from torkit._fast.openssl cimport (
     OPENSSL_cleanse, RAND_bytes,
 )
 
-# Implementation limit, bytes: the least that is allocated; one full TLS record.
+# Implementation limit, bytes: the smallest allocation, one full TLS record.
 cdef Py_ssize_t SMALLEST_CHUNK = 16384
 
-# Implementation limit, bytes: the most that stays allocated; what one read from a client is sealed into.
+# Implementation limit, bytes: the most that stays allocated, the cells of one read from a client.
 cdef Py_ssize_t KEPT_CHUNK = 131072
 
 # Specification constant (tor-spec, "Relay cells"): bytes of zeros between message and random padding.
@@ -27,8 +27,8 @@ cdef Py_ssize_t ZERO_PADDING_LEN = 4
 cdef class Outbox:
     """Sealed cells waiting for TLS.
 
-    What may wait here is bounded by the circuits' package windows and one acknowledgement per
-    `sendme_inc` received cells.
+    The package windows of the circuits, and one acknowledgement per `sendme_inc` received cells, bound how many
+    cells wait here.
     """
 
     def __cinit__(self):
@@ -80,13 +80,13 @@ cdef class Outbox:
         return EVP_EncryptUpdate(self.padding, start, &length, start, <int>(count - ZERO_PADDING_LEN)) == 1
 
     cdef void clear(self) noexcept:
-        """Forget it; room for an ordinary burst is kept."""
+        """Forget the cells; room for an ordinary burst is kept."""
         self.length = 0
         if self.capacity > KEPT_CHUNK:
             release(&self.cells, &self.capacity)
 
     cdef bytes take(self):
-        """Everything since the last take."""
+        """Returns everything since the last take."""
         if self.length == 0:
             return b""
         taken = PyBytes_FromStringAndSize(<const char*>self.cells, self.length)

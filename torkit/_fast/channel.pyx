@@ -1,4 +1,4 @@
-"""One link to a relay: frames what was read, hands relay cells to their circuits, collects what to send.
+"""One link to a relay: frames bytes that were read, hands relay cells to their circuits, collects cells to send.
 
 No sockets, TLS, time or handshakes here. The caller reads TLS plaintext into a buffer of its own, calls
 receive_data, acts on the events, and sends what data_to_send returns.
@@ -24,7 +24,7 @@ from torkit.errors import ChannelError, UsageError
 # Implementation limit, bytes: VERSIONS, CERTS and AUTH_CHALLENGE of real relays take under 3 KiB.
 cdef Py_ssize_t VAR_BODY_LEN_MAX = 16384
 
-# The number of the read at hand, of whatever channel: two of them may serve one stream.
+# The number of the present read, counted over all channels: two of them may serve one stream.
 cdef uint64_t read_serial = 0
 
 
@@ -44,7 +44,7 @@ cdef class Channel:
         return self.circuits.used
 
     def open_circuit(self, uint32_t circ_id, uint16_t first_stream_id, int relay_early_count):
-        """A circuit without hops. `circ_id` must have its top bit set and not be in use.
+        """Returns a circuit without hops. `circ_id` has to have its top bit set and not to be in use.
 
         `first_stream_id` is random; `relay_early_count` is how many cells may go as RELAY_EARLY.
         tor-spec, "CREATE and CREATED cells" and "Relay cells".
@@ -106,7 +106,7 @@ cdef class Channel:
             memcpy(cell, &body[0], count)
 
     def data_to_send(self):
-        """Every cell sealed since the last call, whole cells only; b"" if there are none."""
+        """Returns every cell sealed since the last call, whole cells only; b"" if there are none."""
         data = self.outbox.take()
         if data:
             self.last_active = monotonic()
@@ -117,8 +117,8 @@ cdef class Channel:
 
         Returns the events in order. Any split of the bytes over calls gives the same events but for
         how often Readable repeats. Never raises for a peer's faults; after ChannelFailed it reads
-        nothing more. Where memory is too short for one cell, that ends its circuit. Where it is too short
-        for what the channel itself needs, MemoryError is raised, and nothing more is read.
+        nothing more. A cell for which memory is too short ends its circuit. Where the channel itself
+        lacks memory, MemoryError is raised, and nothing more is read.
         """
         if not 0 <= nbytes <= buffer.shape[0]:
             raise UsageError(f"{nbytes} bytes of a buffer of {buffer.shape[0]}")
@@ -154,7 +154,7 @@ cdef class Channel:
         return 0
 
     cdef int tell_broken(self, list events) except -1:
-        """CircuitFailed for each circuit that broke off. Raises MemoryError, and then can be called again."""
+        """Returns CircuitFailed for each circuit that broke off. After a MemoryError it can be called again."""
         for entry in self.circuits.slots:
             if entry is not None and (<Circuit>entry).broken:
                 (<Circuit>entry).tell(events)
@@ -219,7 +219,7 @@ cdef class Channel:
         return True
 
     cdef Py_ssize_t cell_length(self, const uint8_t* data, Py_ssize_t count) noexcept nogil:
-        """The length of the cell at `data`, 0 if more bytes are needed to know, -1 if it may not be here."""
+        """Returns the length of the cell at `data`; 0 if more bytes are needed to know; -1 if it may not be here."""
         cdef Py_ssize_t id_len = CIRC_ID_LEN if self.is_versioned else VERSIONS_CIRC_ID_LEN
         if count <= id_len:
             return 0
@@ -273,7 +273,7 @@ cdef class Channel:
 
 
 cdef list deliver(list events):
-    """Write what streams hold to their sinks. Returns the events but for data that a sink has taken whole."""
+    """Write the streams' bytes to their sinks. Returns the events, without Readables that a sink has taken whole."""
     cdef Stream stream
     cdef list left = []
     for event in events:

@@ -1,7 +1,7 @@
 """One circuit: opens arriving relay cells down to its streams, seals departing ones through its hops.
 
-Bulk data touches no Python here. What is not DATA or SENDME becomes a Message event; the handshakes,
-and what the messages mean, are proto/'s.
+Bulk data touches no Python here. A message other than DATA or SENDME becomes a Message event. proto/ knows the
+handshakes, and what messages mean.
 
 Flow of DATA cells (tor-spec, "Flow control"), both ways alike: the receiver acknowledges every
 `increment` cells of a hop with a circuit-level SENDME that carries a tag of the last of them, which only
@@ -154,17 +154,17 @@ cdef class Circuit(Tunnel):
         return not (<Hop>self.hops[hop]).has_congestion_control
 
     def end(self):
-        """Take part in nothing from here on; every stream has ended. Queued bytes stay."""
+        """End the circuit and every stream. Queued bytes stay."""
         self.finish()
 
     def acknowledged(self, int hop):
-        """How many DATA cells of `hop` our circuit SENDMEs have acknowledged."""
+        """Returns how many DATA cells of `hop` our circuit SENDMEs have acknowledged."""
         if not 0 <= hop < len(self.hops):
             raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
         return (<Hop>self.hops[hop]).acknowledged
 
     cdef void finish(self) noexcept:
-        """As `end`. It allocates nothing, so that it can always be done. No layer is used from here on."""
+        """As `end`. It allocates nothing, so that it always succeeds. No layer is used from here on."""
         self.is_over = True
         self.end_streams()
         for hop in self.hops:
@@ -181,7 +181,7 @@ cdef class Circuit(Tunnel):
             self.outbox.broken += 1
 
     cdef int tell(self, list events) except -1:
-        """Tell the owner of a circuit that broke off. Raises MemoryError, and then can be called again."""
+        """Tell the owner of a circuit that broke off. After a MemoryError it can be called again."""
         cdef str why = "memory ran out while the circuit was served"
         if self.broken == Breakage.OVER_LIMIT:
             why = "the circuit held the most memory when the limit was passed"
@@ -190,7 +190,7 @@ cdef class Circuit(Tunnel):
         return 0
 
     cdef void forget_breakage(self) noexcept:
-        """The owner has been told, or has closed the circuit by itself."""
+        """Note that the owner has been told, or has closed the circuit by itself."""
         self.outbox.broken -= self.broken != Breakage.NOT_BROKEN
         self.broken = Breakage.NOT_BROKEN
 
@@ -328,7 +328,7 @@ cdef class Circuit(Tunnel):
     # --- departing ----------------------------------------------------------------------------
 
     cdef Py_ssize_t seal_data(self, Stream stream, const uint8_t* data, Py_ssize_t count) except -1:
-        """Stream.put: as many DATA cells as the windows allow; the bytes that they hold.
+        """Stream.put: seal as many DATA cells as the windows allow. Returns how many bytes they hold.
 
         Without memory the circuit breaks off.
         """
@@ -345,7 +345,7 @@ cdef class Circuit(Tunnel):
 
     cdef Py_ssize_t seal_run(self, int hop_index, Hop hop, Stream stream, const uint8_t* data,
                              Py_ssize_t count) except -1:
-        """As many DATA cells as windows allow, one after the other; the bytes that they hold."""
+        """Seal as many DATA cells as windows allow, one after the other. Returns how many bytes they hold."""
         cdef uint8_t[TAG_LEN_MAX] tag
         cdef Py_ssize_t sealed = 0
         cdef Py_ssize_t room = data_len_max(hop.layer.kind)
@@ -376,7 +376,7 @@ cdef class Circuit(Tunnel):
         have moved on.
         """
         cdef uint8_t cell_command = Command.RELAY
-        # As the largest crowd does: the first cells to any hop but the guard are RELAY_EARLY, not only
+        # The first cells to any hop but the guard are RELAY_EARLY (as the largest crowd sends them), not only
         # the EXTEND2 ones that must be, so that the guard cannot count a circuit's extensions.
         if self.relay_early_left > 0 and (hop_index > 0 or command == RelayCommand.EXTEND2):
             cell_command = Command.RELAY_EARLY
@@ -408,13 +408,13 @@ cdef class Circuit(Tunnel):
 # --- the two formats of relay cells --------------------------------------------------------------
 
 cdef Py_ssize_t data_len_max(LayerKind kind) noexcept nogil:
-    """Bytes that a message with a stream id can hold."""
+    """Returns how many bytes a message with a stream id can hold."""
     return CELL_BODY_LEN - (V1_HEADER_LEN if kind == LayerKind.CGO else V0_HEADER_LEN)
 
 
 cdef Py_ssize_t encode_header(LayerKind kind, uint8_t* body, uint8_t command, uint16_t stream_id,
                               uint16_t length) noexcept nogil:
-    """Write everything before the data, with the fields of the layer zero; the length of that."""
+    """Write everything before the data, with the fields of the layer zero. Returns its length."""
     if kind == LayerKind.CGO:
         memset(body, 0, V1_STREAM_AT)
         body[CGO_TAG_LEN] = command
@@ -431,7 +431,7 @@ cdef Py_ssize_t encode_header(LayerKind kind, uint8_t* body, uint8_t command, ui
 
 
 cdef str decode(LayerKind kind, uint8_t* body, Relayed* message):
-    """Find the message in an opened cell; returns what is wrong with it, or None."""
+    """Find the message in an opened cell. Returns what is wrong with it, or None."""
     cdef Py_ssize_t header_len = V0_HEADER_LEN
     if kind == LayerKind.CGO:
         message.command = body[CGO_TAG_LEN]

@@ -50,7 +50,7 @@ cdef class Leg:
         self.forget()
 
     cdef Early* first(self) noexcept:
-        """The message of least number that waits here, or NULL."""
+        """Returns the message of least number that waits here, or NULL."""
         return <Early*>(self.queue + self.head) if self.head < self.tail else NULL
 
     cdef bint push(self, uint64_t number, uint8_t command, uint16_t stream_id, const uint8_t* data,
@@ -163,11 +163,11 @@ cdef class LinkedSet(Tunnel):
 
     @property
     def queued_bytes(self):
-        """What has come early and waits."""
+        """Bytes that have come early and wait."""
         return self.queued
 
     def set_rtt(self, Circuit circuit not None, double rtt):
-        """A leg's delay has been measured anew, in seconds."""
+        """Note that a leg's delay has been measured anew, in seconds."""
         cdef Leg leg = self.leg_of(circuit)
         if leg is not None:
             leg.rtt = rtt
@@ -180,11 +180,11 @@ cdef class LinkedSet(Tunnel):
         return leg.cells_sent, leg.cells_received
 
     def end(self):
-        """Take part in nothing from here on; every stream has ended. The circuits are the caller's to close."""
+        """End the set and every stream. The caller closes the circuits."""
         self.finish()
 
     cdef Leg leg_of(self, Tunnel circuit):
-        """The leg that a circuit is, or None."""
+        """Returns the leg that is this circuit, or None."""
         cdef Leg leg
         for leg in self.legs:
             if leg.circuit is circuit and not leg.is_lost:
@@ -192,7 +192,7 @@ cdef class LinkedSet(Tunnel):
         return None
 
     cdef Leg first_leg(self):
-        """The first that is not lost: there always is one."""
+        """Returns the first leg that is not lost: there always is one."""
         cdef Leg leg
         for leg in self.legs:
             if not leg.is_lost:
@@ -265,7 +265,7 @@ cdef class LinkedSet(Tunnel):
 
     cdef int deliver(self, uint8_t command, uint16_t stream_id, const uint8_t* data, Py_ssize_t length,
                      uint64_t read_serial, list events) except -1:
-        """A message whose turn it is."""
+        """Deliver a message whose turn it is."""
         cdef Stream stream = <Stream>self.streams.find(stream_id)
         if stream is None:
             return self.fail(events, f"{name_of(command)} arrived for a stream that is not open")
@@ -274,7 +274,7 @@ cdef class LinkedSet(Tunnel):
         return self.deliver_message(self.hop, command, stream_id, stream, data[:length], events)
 
     cdef int drain(self, uint64_t read_serial, list events) except -1:
-        """Deliver what waited for the message just delivered."""
+        """Deliver the messages that waited for the one just delivered."""
         cdef Leg leg
         cdef Early* early
         cdef bint has_moved = self.queued > 0
@@ -311,7 +311,7 @@ cdef class LinkedSet(Tunnel):
     # --- departing --------------------------------------------------------------------------------
 
     cdef Leg choose(self):
-        """The leg that a DATA cell goes by now, or None."""
+        """Returns the leg for the next DATA cell, or None."""
         cdef Leg leg
         cdef Leg best = None
         for leg in self.legs:
@@ -362,7 +362,7 @@ cdef class LinkedSet(Tunnel):
         if self.is_over:
             return 0
         leg = self.choose()
-        if leg is None:  # what is no DATA never waits for a window
+        if leg is None:  # messages other than DATA never wait for a window
             leg = self.current if self.current is not None else self.first_leg()
         if self.switch_to(leg):
             leg.circuit.seal_message(hop, command, stream_id, body)

@@ -1,6 +1,6 @@
 """AES-CTR from counter 0, for cells of 509 bytes that follow one another without a gap.
 
-So nearly every cell begins and ends within a block, which costs libcrypto's EVP as much as the blocks between.
+So nearly every cell begins and ends within a block. These two cost libcrypto's EVP as much as all blocks between.
 AES-256, of which a circuit has one layer at most, is libcrypto's all the same: beside SHA3-256, which always goes
 with it, it costs little. tor-spec, "Relay cells".
 """
@@ -55,7 +55,7 @@ cdef int ctr_xor(Ctr* ctr, uint8_t* data, int length) noexcept nogil:
 
 
 cdef inline void put_counter(uint64_t number, uint8_t* block) noexcept nogil:
-    """The counter block of one block of the key stream."""
+    """Write the counter block of one block of the key stream."""
     memset(block, 0, CTR_BLOCK_LEN)
     store32(block + 8, <uint32_t>(number >> 32))
     store32(block + 12, <uint32_t>number)
@@ -86,6 +86,6 @@ cdef class CtrStream:
         ctr_free(&self.ctr)
 
     def xor(self, uint8_t[::1] data not None):
-        """XOR what comes next into `data`, in place."""
+        """XOR the next bytes of the key stream into `data`, in place."""
         if data.shape[0] and ctr_xor(&self.ctr, &data[0], data.shape[0]) < 0:
             raise MemoryError("libcrypto could not run AES-CTR")

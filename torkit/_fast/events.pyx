@@ -1,4 +1,4 @@
-"""What a read brought, other than bulk data: made once per rare event, never per cell."""
+"""The events of a read, other than bulk data: made once per rare event, never per cell."""
 
 cimport cython
 

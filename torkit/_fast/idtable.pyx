@@ -31,7 +31,7 @@ cdef class IdTable:
         self.last = None
 
     cdef Entry find(self, uint32_t id):
-        """The entry of `id`, or None."""
+        """Returns the entry of `id`, or None."""
         cdef Entry entry = self.last
         if entry is not None and entry.id == id:
             return entry
@@ -49,7 +49,7 @@ cdef class IdTable:
             slot = (slot + 1) & mask
 
     cdef int add(self, Entry entry) except -1:
-        """`entry.id` must not be in the table."""
+        """Add an entry, whose id must not be in the table."""
         if 2 * (self.used + 1) > len(self.slots):
             self.rehash(self.entries(), 2 * len(self.slots))
         self.place(entry)
@@ -67,7 +67,7 @@ cdef class IdTable:
         cdef Entry entry
         while (<Entry>self.slots[hole]).id != id:
             hole = (hole + 1) & mask
-        # Close the gap: whoever follows in the same run and may stand at the hole moves into it.
+        # Close the gap: an entry that follows in the same run and may stand at the hole moves into it.
         cdef Py_ssize_t slot = hole
         while True:
             slot = (slot + 1) & mask

@@ -1,4 +1,4 @@
-"""Public keys, and what is signed or agreed upon with them, by the libcrypto that TLS and layers use.
+"""Public keys: signatures and key agreement, by the libcrypto that TLS and layers use.
 
     X25519PrivateKey    our half of a circuit handshake
     ed25519_verify      certificates and descriptors of relays
@@ -6,7 +6,7 @@
     RsaCertificate      the X.509 certificate in which a relay shows its RSA identity
     aes_256_ctr         what is sealed before there is a layer: messages within ntor-v3, descriptors of onion services
 
-No protocol here: what is signed, by whom and until when is `proto` and `directory`. Bytes from outside are
+No protocol here: `proto` and `directory` know who signs what, and until when. Bytes from outside are
 refused with ValueError, and no failure stays in OpenSSL's queue, where libssl would take it for its own.
 """
 
@@ -38,7 +38,7 @@ from torkit.errors import UsageError
 cdef extern from "<time.h>" nogil:
     time_t timegm(tm* when)
 
-# Implementation limit: everybody's exponent is 65537. (For keys of over 3,072 bits OpenSSL has the same one.)
+# Implementation limit: the longest exponent; that of all relays is 65537. (OpenSSL's for keys of over 3,072 bits.)
 cdef enum:
     MAX_EXPONENT_BITS = 64
 
@@ -56,9 +56,9 @@ cdef inline const uint8_t* start_of(bytes data) noexcept:
 
 
 def wipe(bytes secret not None):
-    """Overwrite `secret`, which nobody may use any more: Python frees its objects as they are.
+    """Overwrite `secret`, which must not be used any more: Python does not wipe what it frees.
 
-    One byte or none stays: such objects are everybody's.
+    A secret of one byte or none stays: Python shares such objects.
     """
     if len(secret) > 1:
         OPENSSL_cleanse(PyBytes_AS_STRING(secret), len(secret))
@@ -97,7 +97,7 @@ cdef class X25519PrivateKey:
         return public_key
 
     def exchange(self, bytes public_key not None):
-        """What both sides know then, 32 bytes.
+        """Returns the shared secret, 32 bytes.
 
         Raises ValueError for a key that is not 32 bytes, or that makes the result all zeros, whatever
         ours is: RFC 7748, "Diffie-Hellman".

@@ -1,9 +1,8 @@
-"""One account for the memory of everything that waits in queues, over the whole process.
+"""One account for the memory of all queues of the process.
 
-Counted are allocated bytes: the queues of streams, what clients have sent and no window took, cells and
-ciphertext that relays have yet to take, and what Python notes with `keep` (answers of directories). The counts
-change where capacity changes, so that no byte and no cell pays for them. Who ends when the limit is passed is
-decided in pump.pyx.
+It counts allocated bytes: the queues of streams, clients' bytes that wait for a window, cells and ciphertext that
+relays have yet to take, and bytes that Python notes with `keep` (answers of directories). The counts change where
+capacity changes, so that no byte and no cell pays for them. pump.pyx decides who ends when the limit is passed.
 """
 
 from libc.stdlib cimport free, realloc
@@ -16,23 +15,23 @@ cdef Py_ssize_t maximum = PY_SSIZE_T_MAX  # bytes
 
 
 def held():
-    """Bytes that wait in queues."""
+    """Returns how many bytes wait in queues."""
     return total
 
 
 def limit():
-    """Bytes that may wait in queues."""
+    """Returns how many bytes may wait in queues."""
     return maximum
 
 
 def set_limit(Py_ssize_t count):
-    """Set how many bytes may wait in the queues of this process. A pump that finds more ends who holds most."""
+    """Set how many bytes may wait in the queues of this process. A pump that finds more ends the greatest holder."""
     global maximum
     maximum = count
 
 
 cdef bint resize(uint8_t** block, Py_ssize_t* capacity, Py_ssize_t wanted) noexcept:
-    """Give `block` room for `wanted` bytes, more than none. False without memory: then nothing has changed."""
+    """Give `block` room for `wanted` bytes, more than 0. Returns False without memory: then nothing has changed."""
     global total
     cdef uint8_t* resized = <uint8_t*>realloc(block[0], wanted)
     if resized == NULL:
@@ -53,11 +52,11 @@ cdef void release(uint8_t** block, Py_ssize_t* capacity) noexcept:
 
 
 cdef void note(Py_ssize_t count) noexcept:
-    """Count bytes that others have allocated, or, where negative, freed."""
+    """Count bytes that other code has allocated, or, where negative, freed."""
     global total
     total += count
 
 
 cdef Py_ssize_t excess() noexcept:
-    """Bytes above the limit; none or less while it holds."""
+    """Returns the bytes above the limit; 0 or less while it holds."""
     return total - maximum

@@ -1,3 +1,3 @@
-"""What other programs of the same user may do to this process."""
+"""Keeps other programs of the same user out of this process."""
 
 def forbid_inspection() -> None: ...

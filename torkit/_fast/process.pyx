@@ -1,4 +1,4 @@
-"""What other programs of the same user may do to this process."""
+"""Keeps other programs of the same user out of this process."""
 
 from libc.errno cimport errno
 from libc.string cimport strerror

@@ -3,10 +3,10 @@
     relay's socket -> TLS -> cells -> streams -> the clients' sockets (Stream.sink)
     client's socket -> its stream -> cells -> TLS -> relay's socket
 
-Python has its turn for what is no bulk data: `run` returns it as (owner, what) pairs. Whoever drives this
-(net/link/pump.py) calls `run` whenever the program would sleep, so what was sealed meanwhile goes out in one piece.
+Everything but bulk data is for Python: `run` returns it as (owner, what) pairs. Its driver (net/link/pump.py) calls
+`run` whenever the program would sleep, so cells that were sealed meanwhile go out in one piece.
 
-An exception while one source is served ends that source: it is watched no more, and its owner is told an
+An exception while one source is served ends that source: it is watched no more, and its owner gets an
 InternalError. `run` itself raises only where the exception belongs to no source; after MemoryError it may be called
 again, and nothing is lost.
 """
@@ -101,10 +101,10 @@ cdef class Pump:
             close(self.timer)
         free(self.buffer)
 
-    # --- who is watched ---------------------------------------------------------------------------
+    # --- the sources ------------------------------------------------------------------------------
 
     def add_link(self, Tls tls not None, Channel channel not None, owner):
-        """A relay's connection, past its handshake. Its owner is told lists of events."""
+        """Watch a relay's connection, past its handshake. Its owner gets lists of events."""
         make()
         cdef Link link = Link.__new__(Link)
         link.owner = owner
@@ -116,14 +116,13 @@ cdef class Pump:
         return link
 
     def add_local(self, int descriptor, owner, bint is_pipe=False):
-        """A non-blocking socket of this machine, read by Python until `Local.feed`.
+        """Watch a non-blocking socket of this machine, which Python reads until `Local.feed`.
 
-        Its owner is told LocalEvents. Where the core reads it, it is not watched for more to read after ENDED
-        and FAILED.
+        Its owner gets LocalEvents. Where the core reads it, it is not watched for reading after ENDED and FAILED.
 
-        It may be a pipe, or what has nobody wait and so cannot be watched, as files: the core reads and writes
-        these, and nothing more is told of them. With `is_pipe` it is the end of a pipe that is read, or of a
-        pair of sockets: that the writer has closed the other breaks nothing, and ends what there is to read.
+        It may be a pipe. It may be a file, which is always ready and so cannot be watched: the core reads and
+        writes it, and tells no more of it. With `is_pipe` it is the reading end of a pipe, or of a pair of
+        sockets: a writer that closes the other end breaks nothing, and ends the reading.
         """
         make()
         cdef Local local = Local.__new__(Local)
@@ -134,17 +133,17 @@ cdef class Pump:
         return local
 
     def watch_reading(self, Local local not None, bint is_wanted):
-        """Look for something to read, or no more; a socket that breaks is always reported."""
+        """Watch for bytes to read, or no longer. A socket that breaks is always reported."""
         if local.descriptor >= 0:
             self.watch_for(local, local.interest | EPOLLIN if is_wanted else local.interest & ~EPOLLIN)
 
     def watch_writing(self, Local local not None, bint is_wanted):
-        """Look for room to write, or no more."""
+        """Watch for room to write, or no longer."""
         if local.descriptor >= 0:
             self.watch_for(local, local.interest | EPOLLOUT if is_wanted else local.interest & ~EPOLLOUT)
 
     def remove(self, Source source not None):
-        """Watch no more, once; before the socket is closed. Raises UsageError for a source of another pump."""
+        """Stop watching a source, once, before its socket is closed. Raises UsageError for another pump's source."""
         cdef epoll_event ignored
         if source.descriptor < 0:
             return
@@ -168,7 +167,7 @@ cdef class Pump:
         return [(<Source>source).owner for source in self.sources if source is not None]
 
     def forget(self, owner):
-        """Watch none of the sources of `owner` any more."""
+        """Stop watching all sources of `owner`."""
         for source in list(self.sources):
             if source is not None and (<Source>source).owner is owner:
                 self.remove(source)
@@ -217,7 +216,7 @@ cdef class Pump:
     # --- moving -----------------------------------------------------------------------------------
 
     def run(self, int other, double seconds, double linger, double turn):
-        """Move what there is to move; what Python must hear of, as (owner, what) pairs.
+        """Move the bytes that can be moved. Returns what Python has to handle, as (owner, what) pairs.
 
         `what` is a list of Events for the owner of a link, a LocalEvent for the owner of a local, or an
         InternalError where an exception has ended the owner's source.
@@ -271,7 +270,7 @@ cdef class Pump:
                 return self.take_found()
 
     cdef list take_found(self):
-        """What Python is told, which is kept until here: a call that raises MemoryError has lost nothing of it."""
+        """Returns what Python has to handle. It is kept until here: a call that raises MemoryError loses nothing."""
         cdef list found = self.found
         cdef list fresh = []
         if self.has_untold:
@@ -316,7 +315,7 @@ cdef class Pump:
         return self.send(found)
 
     cdef int relieve(self, list found) except -1:
-        """More waits than the limit of memory allows: end whoever holds most, until the limit is kept."""
+        """End the greatest holders of memory until the limit is kept: more waits than it allows."""
         release_spare(self.links)
         while excess() > 0 and self.end_greatest(found):
             pass
@@ -337,7 +336,7 @@ cdef class Pump:
         return True
 
     cdef int links_behind(self):
-        """Returns how many relays' connections hold more than was taken, which epoll may not know."""
+        """Returns how many relays' connections hold bytes not taken yet, which epoll may not know."""
         cdef Link link
         cdef int count = 0
         for link in self.links:
@@ -345,7 +344,7 @@ cdef class Pump:
         return count
 
     cdef int receive_all(self, list found) except -1:
-        """Read the links that hold something, in turns, as far as ROUND_READS go."""
+        """Read the links that hold bytes, in turns, as far as ROUND_READS go."""
         cdef Link link
         cdef int left = ROUND_READS
         cdef int reads
@@ -356,7 +355,7 @@ cdef class Pump:
         for link in list(self.links):
             if not link.has_more or link.has_failed:
                 continue
-            if left == 0:  # who has had none is the first of the next round
+            if left == 0:  # a link that was not read is the first of the next round
                 at = self.links.index(link)
                 self.links = self.links[at:] + self.links[:at]
                 return 0
@@ -369,7 +368,7 @@ cdef class Pump:
         return 0
 
     cdef int receive(self, Link link, int reads, list found) except -1:
-        """What a relay has sent, up to the streams' sinks."""
+        """Carry a relay's bytes, up to the streams' sinks."""
         cdef Py_ssize_t count
         cdef int i
         cdef list events
@@ -399,7 +398,7 @@ cdef class Pump:
         return 0
 
     cdef int fail_link(self, Link link, error, list found) except -1:
-        """End a relay's connection for what was raised while it was read or sent to."""
+        """End a relay's connection for an exception while it was read or sent to."""
         link.has_failed = True
         try:
             if isinstance(error, (ChannelClosed, ChannelError)):
@@ -413,7 +412,7 @@ cdef class Pump:
         return 0
 
     cdef int fail_local(self, Local local, error, list found) except -1:
-        """End a client's socket for what was raised while it was read."""
+        """End a client's socket for an exception while it was read."""
         local.has_failed = True
         try:
             found.append((local.owner, InternalError.ending("a client's connection", error)))
@@ -433,7 +432,7 @@ cdef class Pump:
         return 0
 
     cdef int pace(self, Local local) except -1:
-        """Have an upload go on once the peer's rate allows more, where it is that which holds it."""
+        """Have an upload go on once the peer's rate allows more, where the rate holds it."""
         cdef itimerspec timer
         cdef double at = local.stream.next_feed_at
         if local.stream.rate == 0 or at <= monotonic():
@@ -452,7 +451,7 @@ cdef class Pump:
         return 0
 
     cdef int unpace(self, list found) except -1:
-        """The timer has run out: the uploads that may go on are due, and for the others it is set anew."""
+        """Go on after the timer: uploads that may go on are due; for the others it is set anew."""
         cdef uint64_t expirations
         cdef Local local
         cdef list paced = self.paced
@@ -473,7 +472,7 @@ cdef class Pump:
         return 0
 
     cdef list hand_over(self, list events):
-        """Have uploads go on whose windows have opened. Returns the other events, which are Python's."""
+        """Have uploads go on whose windows have opened. Returns the other events, for Python."""
         cdef Stream stream
         cdef Local local
         cdef list others = []
@@ -490,7 +489,7 @@ cdef class Pump:
         return others
 
     cdef int upload(self, Local local, uint32_t flags, list found) except -1:
-        """What a client has sent, up to sealed cells."""
+        """Carry a client's bytes, up to sealed cells."""
         if not flags & local.interest and not local.is_pipe:
             # Nothing that was asked for: it broke. epoll would say so again and again.
             found.append((local.owner, LocalEvent.BROKEN))
@@ -508,7 +507,7 @@ cdef class Pump:
         return self.read_from(local, found)
 
     cdef int read_from(self, Local local, list found) except -1:
-        """One read of what the core hands to a stream."""
+        """Read once, for the stream that the core feeds."""
         cdef Py_ssize_t count, sealed
         cdef int number
         count = read(local.descriptor, self.buffer, CLIENT_READ_LEN)
@@ -562,7 +561,7 @@ cdef class Pump:
         return 0
 
     cdef int send(self, list found) except -1:
-        """Everything that has been sealed, each relay's in one piece."""
+        """Send everything that has been sealed, each relay's in one piece."""
         cdef Link link
         cdef list events
         for link in list(self.links):
@@ -570,7 +569,7 @@ cdef class Pump:
                 continue
             if link.channel.outbox.broken:
                 events = []
-                found.append((link.owner, events))  # first: who has been told is not told again
+                found.append((link.owner, events))  # first: an owner that has been told is not told again
                 link.channel.tell_broken(events)
             if not link.tls.is_blocked:
                 try:

@@ -1,4 +1,4 @@
-"""The sockets that the pump watches, what each holds, and which holds most where memory runs short."""
+"""The sockets that the pump watches, the bytes that each holds, and the greatest holder where memory is short."""
 
 from enum import Enum, auto
 
@@ -14,7 +14,7 @@ from torkit._fast.tunnel cimport Tunnel
 
 
 class LocalEvent(Enum):
-    """What happened on a socket, pipe or file of this machine."""
+    """Events of a socket, pipe or file of this machine."""
 
     READABLE = auto()  # or broken, which reading it tells
     WRITABLE = auto()
@@ -37,7 +37,7 @@ cdef class Source:
 cdef class Link(Source):
     @property
     def is_blocked(self):
-        """The relay does not take what we send as fast as we seal it."""
+        """Whether the relay takes cells more slowly than we seal them."""
         return self.tls.is_blocked
 
 
@@ -47,7 +47,7 @@ cdef class Local(Source):
         release(&self.unsent, &self.capacity)
 
     def feed(self, Stream stream, const uint8_t[::1] early=None):
-        """Have the core hand `early` and all that is read here to `stream`; with None, Python is told instead."""
+        """Have the core hand `early` and all bytes read here to `stream`; with None, Python reads instead."""
         if self.stream is not None:
             self.stream.feeder = None
         self.stream = stream
@@ -59,19 +59,19 @@ cdef class Local(Source):
         self.resume()
 
     def take_unsent(self):
-        """Remove and return what was read and not yet sealed."""
+        """Remove and return bytes that were read and not yet sealed."""
         cdef bytes taken = self.unsent[:self.unsent_len] if self.unsent_len else b""
         self.forget_unsent()
         return taken
 
     def resume(self):
-        """Go on reading, and with what was read: after XON, which is no event of the circuit."""
+        """Go on with bytes that were read, and read on: after XON, which is no event of the circuit."""
         if self.due is not None and not self.is_due:
             self.due.append(self)
             self.is_due = True
 
     cdef int seal(self) except -1:
-        """Let the stream have as much of what waits as its windows and the peer's rate allow."""
+        """Give the stream as many waiting bytes as its windows and the peer's rate allow."""
         cdef Py_ssize_t count = self.stream.feed_from(self.unsent, self.unsent_len)
         self.unsent_len -= count
         if self.unsent_len:
@@ -112,16 +112,16 @@ cdef void release_spare(list links) noexcept:
 
 
 cdef int add_to_tally(Tunnel tunnel, Py_ssize_t count, list tunnels) except -1:
-    """Count what a tunnel holds; those that hold anything are listed in `tunnels`."""
+    """Count the bytes that a tunnel holds; `tunnels` lists the tunnels that hold some."""
     if tunnel.tally == 0:
         tunnels.append(tunnel)
-        tunnel.tally = tunnel.held() + 1  # not 0, which is who is not listed
+        tunnel.tally = tunnel.held() + 1  # not 0, which stands for a tunnel that is not listed
     tunnel.tally += count
     return 0
 
 
 cdef object find_greatest(list links, list sources):
-    """Returns the tunnel or the link that holds most, or None where nobody holds anything."""
+    """Returns the tunnel or the link that holds most, or None where all hold nothing."""
     cdef list tunnels = []
     cdef Stream stream
     cdef Tunnel tunnel
@@ -163,7 +163,7 @@ cdef object find_greatest(list links, list sources):
 
 
 cdef void write_off(Tunnel tunnel, list sources) noexcept:
-    """End a tunnel for holding most, and free what waits on its streams."""
+    """End a tunnel for holding most, and free the bytes that wait on its streams."""
     cdef Stream stream
     cdef PyObject* entry
     tunnel.write_off()
@@ -172,7 +172,7 @@ cdef void write_off(Tunnel tunnel, list sources) noexcept:
         stream = <Stream>entry
         entry = stream.next
         if stream.circuit is tunnel:
-            # It may have ended in good order, or its tunnel have been closed: then no event tells of it.
+            # The stream may have ended in good order, or its tunnel may be closed: then no event tells of it.
             stream.is_cut = True
             stream.drop_queue()
     for source in sources:

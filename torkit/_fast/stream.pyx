@@ -1,7 +1,6 @@
-"""One stream: what arrived and was not yet taken, and how many cells each side may still send.
+"""One stream: the bytes that arrived and were not yet taken, and how many cells each side may still send.
 
-Which bytes a cell is made of is the circuit's business (circuit.pyx); a stream only asks its circuit
-to seal for it.
+The circuit makes cells (circuit.pyx). A stream only asks its circuit to seal for it.
 """
 
 cimport cython
@@ -28,7 +27,7 @@ cdef uint64_t all_received = 0
 
 
 def carried():
-    """Bytes that all streams of this process have received, and sent, so far."""
+    """Returns the bytes that all streams of this process have received, and sent, so far."""
     return all_received, all_sent
 
 
@@ -46,7 +45,7 @@ cdef PyObject* first = NULL  # of the streams that have a queue
 
 
 cdef PyObject* first_with_queue() noexcept:
-    """The first stream of the list, borrowed, or NULL."""
+    """Returns the first stream of the list, borrowed, or NULL."""
     return first
 
 
@@ -54,8 +53,8 @@ cdef PyObject* first_with_queue() noexcept:
 cdef class Stream(Entry):
     """Made by Circuit.open_stream. `owner` is free for the caller's use.
 
-    While `sink` is a non-blocking descriptor, what a read brought is written there at its end, and
-    Readable tells of it only where the descriptor did not take all.
+    While `sink` is a non-blocking descriptor, the bytes of a read are written there at its end. Readable tells of
+    them only where the descriptor did not take all.
     """
 
     def __cinit__(self):
@@ -72,12 +71,12 @@ cdef class Stream(Entry):
 
     @property
     def is_open(self):
-        """Connected, and neither side has ended it."""
+        """Whether the stream is connected, and neither side has ended it."""
         return self.state == StreamState.OPEN
 
     @property
     def has_ended(self):
-        """The peer sent END or RESOLVED, or the circuit is gone. Queued bytes can still be taken."""
+        """Whether the peer sent END or RESOLVED, or the circuit is gone. Queued bytes can still be taken."""
         return self.state == StreamState.ENDED
 
     def take(self, Py_ssize_t max_bytes=-1):
@@ -95,9 +94,9 @@ cdef class Stream(Entry):
         return taken
 
     def put(self, const uint8_t[::1] data not None):
-        """Seal as much of `data` as the windows allow; returns how many bytes that was.
+        """Seal as much of `data` as the windows allow. Returns how many bytes were sealed.
 
-        If it was not all, a Writable event follows when there is room again. Raises nothing for a
+        Unless all were, a Writable event follows when there is room again. Raises nothing for a
         stream or circuit that has ended: it accepts nothing.
         """
         return self.put_from(&data[0], data.shape[0]) if data.shape[0] else 0
@@ -123,19 +122,19 @@ cdef class Stream(Entry):
         return is_done
 
     def note_xoff_sent(self, uint64_t under_way):
-        """We have sent XOFF: at most `under_way` bytes may still come, or the circuit ends."""
+        """Note that we have sent XOFF: with more than `under_way` further bytes the circuit ends."""
         self.received_max = self.received + under_way
 
     def note_xon_sent(self):
-        """We have sent XON: any number of bytes may come."""
+        """Note that we have sent XON: any number of bytes may come."""
         self.received_max = UINT64_MAX
 
     def pause(self):
-        """The peer sent XOFF: put() accepts nothing until resume()."""
+        """Note that the peer sent XOFF: put() accepts nothing until resume()."""
         self.is_xoff = True
 
     def resume(self, Py_ssize_t rate=0):
-        """The peer sent XON, with a rate in bytes a second that the core keeps in what it feeds; 0 is none."""
+        """Note that the peer sent XON. The core feeds at most this rate, in bytes a second; 0 means no limit."""
         self.is_xoff = False
         self.rate = rate
         self.next_feed_at = 0
@@ -154,7 +153,7 @@ cdef class Stream(Entry):
         return sealed
 
     cdef bint drain(self) noexcept:
-        """Write what is queued to the sink. Returns whether that is all. What fails is the caller's to find out."""
+        """Write queued bytes to the sink. Returns whether all were. A failure is the caller's to find out."""
         cdef Py_ssize_t written
         while self.head < self.tail:
             written = write(self.sink, self.queue + self.head, self.tail - self.head)

@@ -1,7 +1,7 @@
-"""The streams of a tunnel: which ids are open, what may arrive for each, and who waits for a window.
+"""The streams of a tunnel: the open ids, the messages that may arrive for each, and the waits for windows.
 
-How a cell is opened and sealed is the leg's business: a circuit is the only leg of its own tunnel (circuit.pyx), or
-one of several that are linked (conflux.pyx).
+Legs open and seal cells. A circuit is the only leg of its own tunnel (circuit.pyx), or one of several that are
+linked (conflux.pyx).
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ cdef Py_ssize_t QUEUE_LEN_MAX = 16 << 20
 
 
 cdef class Tunnel(Outlet):
-    """What is common to Circuit and LinkedSet. `owner` is the caller's."""
+    """The common part of Circuit and LinkedSet. `owner` is the caller's."""
 
     def __cinit__(self):
         self.streams = IdTable()
@@ -31,7 +31,7 @@ cdef class Tunnel(Outlet):
 
     @property
     def has_ended(self):
-        """Nothing is sent or received any more."""
+        """Whether the tunnel has ended: nothing is sent or received any more."""
         return self.is_over
 
     @property
@@ -41,11 +41,11 @@ cdef class Tunnel(Outlet):
 
     @property
     def stream_count(self):
-        """Streams that are open, and those that the peer may still send something for."""
+        """How many streams are open, or may still get messages from the peer."""
         return self.streams.used
 
     def open_stream(self, int hop, bint is_resolve=False):
-        """A new stream served by `hop`; the caller sends BEGIN, BEGIN_DIR or RESOLVE for its `id`.
+        """Returns a new stream of `hop`. The caller sends BEGIN, BEGIN_DIR or RESOLVE for its `id`.
 
         Raises UsageError where there is no such hop, or no room for one more.
         """
@@ -99,7 +99,7 @@ cdef class Tunnel(Outlet):
         self.seal_message(hop, command, stream_id, body)
 
     def keep(self, Py_ssize_t count):
-        """Count `count` more bytes, or fewer, that somebody keeps of what the streams have brought."""
+        """Count `count` more bytes, or fewer, that Python keeps of the streams' data."""
         if not self.is_written_off:
             self.kept += count
             note(count)
@@ -112,15 +112,15 @@ cdef class Tunnel(Outlet):
 
     cdef int arrive(self, Tunnel leg, int hop_index, Relayed* message, const uint8_t* tag, uint64_t read_serial,
                     list events) except -1:
-        """A message has come by one leg of several."""
+        """Handle a message that has come by one leg of several."""
         raise NotImplementedError
 
     cdef void lose(self, Tunnel leg) noexcept:
-        """One leg of several has ended."""
+        """Note that one leg of several has ended."""
         pass
 
     cdef int fail(self, list events, str reason) except -1:
-        """End because a peer broke the rules; the owner is told by an event."""
+        """End because a peer broke the rules. An event tells the owner."""
         raise NotImplementedError
 
     cdef int seal_message(self, int hop, uint8_t command, uint16_t stream_id, const uint8_t[::1] body) except -1:
@@ -157,7 +157,7 @@ cdef class Tunnel(Outlet):
 
     cdef int deliver_message(self, int hop_index, int command, uint16_t stream_id, Stream stream, bytes body,
                              list events) except -1:
-        """A message that is neither DATA nor SENDME; keep the stream's state true for what follows it."""
+        """Handle a message other than DATA and SENDME: note what it changes of its stream's state."""
         if stream is None:
             if command == RelayCommand.DROP:
                 return self.count_idle(events)
@@ -184,7 +184,7 @@ cdef class Tunnel(Outlet):
         return 0
 
     cdef int count_idle(self, list events) except -1:
-        """Count a relay cell that tells nothing to anybody. Who goes on sending such cells loses the circuit."""
+        """Count a relay cell that means nothing. A peer that goes on sending such cells loses the circuit."""
         fill(&self.idle_cells, monotonic(), IDLE_CELLS_RATE, 0, IDLE_CELLS_BRIM)
         self.idle_cells.left -= 1
         if self.idle_cells.left < 0:
@@ -194,14 +194,14 @@ cdef class Tunnel(Outlet):
     # --- departing --------------------------------------------------------------------------------
 
     cdef int wait_for_window(self, Stream stream) except -1:
-        """Have `stream` told when the window opens."""
+        """Note that `stream` waits for the window to open."""
         if self.blocked is None:
             self.blocked = deque()
         self.blocked.append(stream)
         return 0
 
     cdef int unblock(self, list events) except -1:
-        """The window has opened: every stream that waited for it may try, oldest first."""
+        """Tell every stream that waited that the window has opened, oldest first."""
         cdef Stream stream
         while self.blocked is not None and len(self.blocked):
             stream = <Stream>self.blocked.popleft()
@@ -221,19 +221,19 @@ cdef class Tunnel(Outlet):
         self.blocked = None
 
     cdef void break_off(self) noexcept:
-        """End because memory has run out; the owner is told by an event."""
+        """End because memory has run out. An event tells the owner."""
         ERR_clear_error()  # libcrypto's, which another user of this thread's queue would take for its own
         self.break_for(Breakage.NO_MEMORY)
 
     cdef void write_off(self) noexcept:
-        """End for holding most. What is kept of it is freed by its owner, who is told, and counts no more."""
+        """End for holding most memory. The owner is told, and frees what it keeps, which counts no more."""
         self.break_for(Breakage.OVER_LIMIT)
         self.is_written_off = True
         note(-self.kept)
         self.kept = 0
 
     cdef Py_ssize_t held(self) noexcept:
-        """Bytes that it holds beside its streams' queues."""
+        """Returns the bytes that the tunnel holds beside its streams' queues."""
         return self.kept
 
 

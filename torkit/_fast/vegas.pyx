@@ -1,7 +1,7 @@
 """The arithmetic of congestion control, done once per SENDME: TOR_VEGAS and the round-trip times it needs.
 
-Times are arguments, in microseconds where not said otherwise; 0 stands for "none yet". What the parameters are,
-and their ranges, is proto/flow.py's. Proposal 324.
+Times are arguments, in microseconds unless noted; 0 stands for "none yet". proto/flow.py has the parameters and
+their ranges. Proposal 324.
 """
 
 cimport cython
@@ -16,7 +16,7 @@ cdef double RTT_MAX = 2147483647.0
 
 
 cpdef int64_t n_ewma(int64_t current, int64_t previous, int64_t n) noexcept:
-    """The moving average over `n` values; `previous` is 0 before the first. 2.1.2, [N_EWMA_SMOOTHING]."""
+    """Returns the moving average over `n` values; `previous` is 0 before the first. 2.1.2, [N_EWMA_SMOOTHING]."""
     return current if previous == 0 else (2 * current + (n - 1) * previous) // (n + 1)
 
 
@@ -125,7 +125,7 @@ cdef class Vegas:
         self.rtt.take(rtt, self.ewma_count(), self.rtt_reset_pct if at_minimum else -1)
 
     cdef void update_blocked(self, bint blocked) noexcept:
-        """A channel that blocks or unblocks is looked at now, not at the end of the interval (as C tor)."""
+        """Look at the window now if the channel has blocked or unblocked, before the interval ends (as C tor)."""
         if blocked != self.is_blocked:
             self.is_blocked = blocked
             self.sendmes_to_update = 0
@@ -180,24 +180,24 @@ cdef class Vegas:
             self.window += self.cwnd_inc
 
     cdef int64_t rfc3742_increment(self) noexcept:
-        """Cells to grow by at one SENDME of slow start: rounded, and less and less above the cap."""
+        """Returns by how many cells one SENDME of slow start grows the window: rounded, fewer above the cap."""
         if self.window <= self.ss_cap:
             return (self.cwnd_inc_pct_ss * self.increment + 50) // 100
         return max((self.increment * self.ss_cap + self.window) // (2 * self.window), 1)
 
     cdef int64_t ewma_count(self) noexcept:
-        """N of the smoothing. 2.1.2, [N_EWMA_SMOOTHING]."""
+        """Returns N of the smoothing. 2.1.2, [N_EWMA_SMOOTHING]."""
         if self.in_slow_start:
             return max(self.ewma_ss, 2)
         return max(min(self.update_interval() * self.ewma_cwnd_pct // 100, self.ewma_max), 2)
 
     cdef int64_t update_interval(self) noexcept:
-        """SENDMEs from one look at the window to the next: CWND_UPDATE_RATE of 3.3."""
+        """Returns the SENDMEs from one look at the window to the next: CWND_UPDATE_RATE of 3.3."""
         if self.in_slow_start:
             return 1
         cdef int64_t cells = self.cwnd_inc_rate * self.increment
         return (self.window + cells // 2) // cells
 
     cdef int64_t sendmes_per_window(self) noexcept:
-        """SENDMEs to a whole window, rounded: SENDME_PER_CWND of 3.3."""
+        """Returns the SENDMEs of a whole window, rounded: SENDME_PER_CWND of 3.3."""
         return (self.window + self.increment // 2) // self.increment
