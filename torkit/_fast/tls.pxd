@@ -21,6 +21,7 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_ERROR_WANT_READ
     int SSL_ERROR_ZERO_RETURN
     int SSL_ERROR_SYSCALL
+    int BIO_NOCLOSE
     int SSL_SESS_CACHE_OFF
     long SSL_MODE_AUTO_RETRY
     int SSL_RECEIVED_SHUTDOWN
@@ -45,6 +46,8 @@ cdef extern from "openssl/ssl.h" nogil:
     unsigned long SSL_CTX_set_options(SSL_CTX* context, unsigned long options)
     long SSL_CTX_clear_mode(SSL_CTX* context, long mode)
     void SSL_CTX_set_verify(SSL_CTX* context, int mode, void* callback)
+    void SSL_CTX_set_read_ahead(SSL_CTX* context, int yes)
+    void SSL_CTX_set_default_read_buffer_len(SSL_CTX* context, size_t length)
 
     SSL* SSL_new(SSL_CTX* context)
     void SSL_free(SSL* ssl)
@@ -58,23 +61,20 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_do_handshake(SSL* ssl)
     int SSL_read_ex(SSL* ssl, void* data, size_t count, size_t* got)
     int SSL_write_ex(SSL* ssl, const void* data, size_t count, size_t* sent)
-    int SSL_pending(const SSL* ssl)
+    int SSL_has_pending(const SSL* ssl)
     int SSL_get_error(const SSL* ssl, int result)
     X509* SSL_get1_peer_certificate(const SSL* ssl)
 
     int BIO_TYPE_SOURCE_SINK
     int BIO_CTRL_FLUSH
-    int BIO_CTRL_EOF
     BIO* BIO_new(const BIO_METHOD* method)
-    void BIO_set_retry_read(BIO* bio)
-    void BIO_clear_retry_flags(BIO* bio)
+    BIO* BIO_new_socket(int descriptor, int close)
     BIO_METHOD* BIO_meth_new(int kind, const char* name)
     void BIO_set_data(BIO* bio, void* data)
     void* BIO_get_data(BIO* bio)
     void BIO_free(BIO* bio)
 
 cdef extern from "openssl/bio.h":
-    int BIO_meth_set_read(BIO_METHOD* method, int (*read)(BIO* bio, char* data, int count) noexcept)
     int BIO_meth_set_write(BIO_METHOD* method, int (*write)(BIO* bio, const char* data, int count) noexcept)
     int BIO_meth_set_ctrl(BIO_METHOD* method, long (*ctrl)(BIO* bio, int what, long number, void* value) noexcept)
 
@@ -87,16 +87,6 @@ cdef struct Budget:
     Bucket messages               # of handshakes, also after the handshake
     uint8_t last_message          # its type
 
-# The socket, and ciphertext that libssl has yet to take.
-cdef struct Incoming:
-    int descriptor                # of both ways; -1 once it is closed
-    const uint8_t* data           # in the buffer of all reads during a call; between calls in `kept`
-    Py_ssize_t length
-    uint8_t* kept                 # NULL where nothing was left
-    Py_ssize_t capacity           # of `kept`, in the account of memory
-    bint has_read                 # this call has had its system call
-    bint has_ended                # the peer sends no more
-
 # Ciphertext until the socket takes it.
 cdef struct Outgoing:
     uint8_t* data
@@ -107,10 +97,10 @@ cdef struct Outgoing:
 @cython.final
 cdef class Tls:
     cdef SSL* ssl
-    cdef Incoming incoming
     cdef Outgoing outgoing
+    cdef int descriptor
     cdef readonly bint has_ended  # the peer has ended the connection; all it sent was received
-    cdef bint has_more            # the last read did not take all that is here
+    cdef bint has_more            # the last read did not take all that libssl holds
     cdef Budget budget
     cdef readonly bint is_blocked # the socket did not take all of the last `send`
     cdef object failure           # to be raised once what came before it was received
@@ -119,7 +109,6 @@ cdef class Tls:
     cdef void forget(self) noexcept
     cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1
     cdef bint send_from(self, const uint8_t* data, size_t length) except -1
-    cdef int end_reading(self) except -1
     cdef int check_open(self) except -1
     cdef int check_budget(self) except -1
     cdef int settle(self, double now, size_t count) except -1

@@ -22,16 +22,11 @@ from torkit.errors import ChannelClosed, ChannelError
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_NOSIGNAL
-    Py_ssize_t recv(int descriptor, void* data, size_t count, int flags)
     Py_ssize_t send(int descriptor, const void* data, size_t count, int flags)
 
 # Implementation limit, bytes: what one system call may read. A busy relay's burst; larger gains nothing
 # measurable and stays resident.
-cdef enum:
-    READ_LEN = 131072
-
-# What a system call has read, for the call of libssl that takes it. Only the holder of the interpreter's lock reads.
-cdef uint8_t[READ_LEN] just_read
+cdef size_t READ_LEN = 131072
 
 # Implementation limits: the records and messages of a handshake that a peer may send at once, and those a second
 # beside. A record is earned by this many bytes: one for each single cell (514 bytes) leaves more than it takes.
@@ -73,7 +68,6 @@ cdef bytes GROUPS = b"P-256:X25519:P-224"
 cdef bytes GROUPS_SINCE_3_5 = b"?*X25519MLKEM768 / ?SecP256r1MLKEM768 / *P-256:?X25519:P-224"
 
 cdef SSL_CTX* context = NULL
-cdef BIO_METHOD* of_incoming = NULL
 cdef BIO_METHOD* into_outgoing = NULL
 
 
@@ -103,9 +97,11 @@ cdef SSL_CTX* the_context() except NULL:
         SSL_CTX_set_options(fresh, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_TLSEXT_PADDING)
         # An end without a goodbye is an end: cells and circuits have their own.
         SSL_CTX_set_options(fresh, SSL_OP_IGNORE_UNEXPECTED_EOF)
-        # A record without data ends the call of libssl.
+        # A record without data ends the call, where libssl's buffer holds no other.
         SSL_CTX_clear_mode(fresh, SSL_MODE_AUTO_RETRY)
         SSL_CTX_set_verify(fresh, SSL_VERIFY_NONE, NULL)
+        SSL_CTX_set_read_ahead(fresh, 1)
+        SSL_CTX_set_default_read_buffer_len(fresh, READ_LEN)
         context = fresh
     return context
 
@@ -125,60 +121,18 @@ cdef void count_record(int is_sent, int version, int kind, const void* data, siz
         SSL_set_shutdown(ssl, SSL_RECEIVED_SHUTDOWN)  # libssl throws away what it holds, and returns
 
 
-cdef int make_methods() except -1:
-    """Of a BIO that reads from an `Incoming`, and of one that appends to an `Outgoing`. libssl's own read-ahead moves
-    all that it holds for each record, a quarter of a download's CPU. Its memory BIO fills with zeros what it grows by,
-    and all it has at each reset: 0.2 s for each GiB sent."""
-    global of_incoming, into_outgoing
-    if of_incoming == NULL:
-        fresh = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "incoming")
-        if fresh == NULL:
-            raise MemoryError
-        BIO_meth_set_read(fresh, take)
-        BIO_meth_set_ctrl(fresh, control_incoming)
-        of_incoming = fresh
+cdef BIO_METHOD* the_method() except NULL:
+    """Of a BIO that appends to an `Outgoing`. libssl's own memory BIO fills with zeros what it grows by, and all it
+    has at each reset: 0.2 s for each GiB sent."""
+    global into_outgoing
     if into_outgoing == NULL:
         fresh = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "outgoing")
         if fresh == NULL:
             raise MemoryError
         BIO_meth_set_write(fresh, append)
-        BIO_meth_set_ctrl(fresh, control_outgoing)
+        BIO_meth_set_ctrl(fresh, control)
         into_outgoing = fresh
-    return 0
-
-
-cdef int take(BIO* bio, char* data, int count) noexcept:
-    """The next of what is here; where there is nothing, of what one system call brings."""
-    cdef Incoming* incoming = <Incoming*>BIO_get_data(bio)
-    cdef Py_ssize_t got
-    BIO_clear_retry_flags(bio)
-    if not incoming.length:
-        if incoming.has_read:  # what has come since waits for the next call, as the other links do
-            BIO_set_retry_read(bio)
-            return -1
-        release(&incoming.kept, &incoming.capacity)
-        got = recv(incoming.descriptor, just_read, READ_LEN, 0)
-        while got < 0 and errno == EINTR:
-            got = recv(incoming.descriptor, just_read, READ_LEN, 0)
-        if got < 0:
-            if errno == EAGAIN:
-                BIO_set_retry_read(bio)
-            return -1
-        incoming.has_read = True
-        if got == 0:
-            incoming.has_ended = True
-            return 0
-        incoming.data = just_read
-        incoming.length = got
-    count = min(<Py_ssize_t>count, incoming.length)
-    memcpy(data, incoming.data, count)
-    incoming.data += count
-    incoming.length -= count
-    return count
-
-
-cdef long control_incoming(BIO* bio, int what, long number, void* value) noexcept:
-    return what == BIO_CTRL_EOF and (<Incoming*>BIO_get_data(bio)).has_ended
+    return into_outgoing
 
 
 cdef int append(BIO* bio, const char* data, int count) noexcept:
@@ -192,7 +146,7 @@ cdef int append(BIO* bio, const char* data, int count) noexcept:
     return count
 
 
-cdef long control_outgoing(BIO* bio, int what, long number, void* value) noexcept:
+cdef long control(BIO* bio, int what, long number, void* value) noexcept:
     return what == BIO_CTRL_FLUSH  # there is nothing to flush, and nothing else that libssl needs to have done
 
 
@@ -205,16 +159,14 @@ cdef class Tls:
     """The client's side. Raises ChannelError where the peer breaks TLS, ChannelClosed where the socket fails."""
 
     def __cinit__(self, int descriptor, bytes server_name not None):
-        self.incoming.descriptor = descriptor
+        self.descriptor = descriptor
         self.ssl = SSL_new(the_context())
-        make_methods()
-        cdef BIO* incoming = BIO_new(of_incoming)
-        cdef BIO* outgoing = BIO_new(into_outgoing)
+        cdef BIO* outgoing = BIO_new(the_method())
+        cdef BIO* incoming = BIO_new_socket(descriptor, BIO_NOCLOSE)
         if self.ssl == NULL or incoming == NULL or outgoing == NULL:
             BIO_free(incoming)
             BIO_free(outgoing)
             raise MemoryError
-        BIO_set_data(incoming, &self.incoming)
         BIO_set_data(outgoing, &self.outgoing)
         SSL_set_bio(self.ssl, incoming, outgoing)
         if SSL_set_tlsext_host_name(self.ssl, PyBytes_AS_STRING(server_name)) != 1:
@@ -228,31 +180,19 @@ cdef class Tls:
 
     def __dealloc__(self):
         SSL_free(self.ssl)
-        release(&self.incoming.kept, &self.incoming.capacity)
         release(&self.outgoing.data, &self.outgoing.capacity)
 
     def do_handshake(self):
         """Go on with the handshake. Returns whether it is done. What it has to say waits for `send`."""
         self.check_open()
-        cdef int result
-        self.incoming.has_read = False
-        try:
-            while True:
-                clear_errors()
-                result = SSL_do_handshake(self.ssl)
-                self.check_budget()
-                if result == 1:
-                    break
-                if self.fail(result, "the TLS handshake with the relay failed"):
-                    raise ChannelClosed("the relay closed the connection during the TLS handshake")
-                if not self.incoming.length:
-                    break
-            self.settle(monotonic(), 0)
-            self.end_reading()
-        except BaseException:
-            self.incoming.length = 0  # what is left is for nobody
-            raise
-        return result == 1
+        clear_errors()
+        cdef int result = SSL_do_handshake(self.ssl)
+        self.settle(monotonic(), 0)
+        if result == 1:
+            return True
+        if self.fail(result, "the TLS handshake with the relay failed"):
+            raise ChannelClosed("the relay closed the connection during the TLS handshake")
+        return False
 
     def peer_certificate(self):
         """The peer's certificate, DER; b"" if it showed none."""
@@ -278,41 +218,29 @@ cdef class Tls:
         self.check_open()
         if self.failure is not None:
             raise self.failure
-        self.incoming.has_read = False
+        self.has_more = False
         try:
-            while not self.has_ended and count < room and records < READ_RECORDS:
+            while not self.has_ended:
+                if count == room or records == READ_RECORDS:
+                    self.has_more = True
+                    break
                 clear_errors()
                 result = SSL_read_ex(self.ssl, &buffer[count], room - count, &got)
                 if result == 1:
                     count += got
                     records += 1
+                    if not SSL_has_pending(self.ssl):
+                        break
                 else:
                     self.check_budget()
                     self.has_ended = self.fail(result, "TLS from the relay is broken")
-                if not self.incoming.length and not SSL_pending(self.ssl):
                     break
             self.settle(monotonic(), count)
-            self.end_reading()
         except (ChannelClosed, ChannelError) as error:
-            self.incoming.length = 0  # what is left is for nobody
             if not count:
                 raise
             self.failure = error  # what came before it was received in good order
         return count
-
-    cdef int end_reading(self) except -1:
-        """Keep what libssl has not taken, since another link's reads overwrite it."""
-        cdef Incoming* incoming = &self.incoming
-        self.has_more = not self.has_ended and (incoming.length > 0 or SSL_pending(self.ssl) > 0)
-        if not incoming.length:
-            release(&incoming.kept, &incoming.capacity)
-        elif incoming.kept == NULL:  # else what was kept before has not been taken yet
-            if not resize(&incoming.kept, &incoming.capacity, incoming.length):
-                incoming.length = 0
-                raise MemoryError
-            memcpy(incoming.kept, incoming.data, incoming.length)
-            incoming.data = incoming.kept
-        return 0
 
     cdef Py_ssize_t waiting(self) noexcept:
         """Bytes left to send, be they TLS's own, such as an answer to a key update."""
@@ -342,7 +270,7 @@ cdef class Tls:
         cdef Outgoing* outgoing = &self.outgoing
         cdef Py_ssize_t taken
         while outgoing.sent < outgoing.length:
-            taken = send(self.incoming.descriptor, outgoing.data + outgoing.sent, outgoing.length - outgoing.sent, MSG_NOSIGNAL)
+            taken = send(self.descriptor, outgoing.data + outgoing.sent, outgoing.length - outgoing.sent, MSG_NOSIGNAL)
             if taken >= 0:
                 outgoing.sent += taken
             elif errno == EAGAIN:
@@ -356,10 +284,10 @@ cdef class Tls:
 
     def close(self):
         """Touch the socket no more: its number may soon be another's."""
-        self.incoming.descriptor = -1
+        self.descriptor = -1
 
     cdef int check_open(self) except -1:
-        if self.incoming.descriptor < 0:
+        if self.descriptor < 0:
             raise ChannelClosed("the connection to the relay was closed here")
         return 0
 
