@@ -64,7 +64,7 @@ async def test_ipv6_asks_for_an_exit_with_an_ipv6_policy() -> None:
         await pool.acquire(port=80)
         with pytest.raises(NoPath):
             await pool.acquire("a", 80, is_ipv6=True)
-        assert pool.chosen[-1] == (80, True, ())
+        assert pool.chosen[-1] == (80, True, frozenset())
 
 
 async def test_an_excluded_exit_is_not_used_again() -> None:

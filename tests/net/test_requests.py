@@ -198,6 +198,35 @@ async def test_a_circuit_destroyed_under_a_stream_is_replaced(tmp_path: Path) ->
         assert len(destroyed) == 1
 
 
+@pytest.mark.parametrize("exits", [1, 2])
+@pytest.mark.parametrize(
+    "fail", [lambda stream: stream.circuit.destroy(), ignore, lambda stream: stream.end(EndReason.MISC)]
+)
+async def test_an_exit_is_asked_once_more_where_no_other_can_be_reached(
+    tmp_path: Path, patient_clock: trio.testing.MockClock, fail: Callable[[FakeStream], object], exits: int
+) -> None:
+    """One attempt at it had failed, and the stream waited until it was too old for exits that were dead."""
+    async with served_tor(tmp_path, padding=Padding.OFF, exits=exits) as (tor, network):
+        alive = exit_of(network, await tor.connect("other.test", 80))
+        for relay in network.relays.values():
+            relay.known = [one for one in relay.known if one is alive or one not in exits_of(network)]
+        tor.new_identity()  # no circuit to the others is left
+        failed_once: list[FakeStream] = []
+
+        def fail_once(stream: FakeStream) -> None:
+            if failed_once:
+                answer_begin(stream)
+            else:
+                failed_once.append(stream)
+                fail(stream)
+
+        alive.on_begin = fail_once
+        started = trio.current_time()
+        await tor.connect("web.test", 80)
+        assert failed_once
+        assert trio.current_time() - started < STREAM_TIMEOUT / 2
+
+
 async def test_an_exit_that_never_answers_is_left_for_another(
     tmp_path: Path, patient_clock: trio.testing.MockClock
 ) -> None:

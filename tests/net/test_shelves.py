@@ -100,7 +100,7 @@ def test_who_may_join_is_asked_of_the_purpose() -> None:
         (WEB, LOOK_UP, True),
     ):
         assert entry_of(built_for).serves(Need(purpose), now=0.0) is may_join
-    assert not entry_of().serves(Need(WEB, excluded={b"exit"}), now=0.0)
+    assert not entry_of().serves(Need(WEB, excluded=frozenset({b"exit"})), now=0.0)
 
 
 class FakeSet(LinkedCircuit):

@@ -97,7 +97,8 @@ class Pool:
         path: Path | None = None,
         is_ipv6: bool = False,
     ) -> Need:
-        return Need(purpose_of(port, is_ipv6=is_ipv6), isolation, self.circuits.identity, path, excluded)
+        purpose = purpose_of(port, is_ipv6=is_ipv6)
+        return Need(purpose, isolation, self.circuits.identity, path, frozenset(excluded))
 
     async def acquire(self, *args: Any, give_up_at: float = inf, **options: Any) -> Circuit:
         circuit = await self.circuits.acquire(self.need(*args, **options), give_up_at)

@@ -100,8 +100,12 @@ class Circuits:
                     attempts = BUILD_ATTEMPTS if failure is None else AFTER_REST_ATTEMPTS
                     return self._claim(await self._build_for(need, attempts), need)
                 except TorkitError as error:
-                    if need.path is not None or not self._may_pass(error):
+                    may_pass = self._may_pass(error)
+                    if need.path is not None or not (may_pass or need.avoided):
                         raise
+                    need = need._replace(avoided=frozenset())  # the other exits are no better
+                    if not may_pass:
+                        continue
                     failure = diagnose([error])
                 finally:
                     del self._building[need.key]
@@ -149,7 +153,7 @@ class Circuits:
     async def _build_for(self, need: Need, attempts: int) -> Entry:
         """Build a circuit, each attempt in a turn of its crowd."""
         if need.path is None:
-            return await self.build_any(need.purpose, need.excluded, need.crowd, attempts)
+            return await self.build_any(need.purpose, need.excluded | need.avoided, need.crowd, attempts)
         async with self.turns.take(need.crowd):
             return await self.build(need.purpose, path=need.path)
 

@@ -4,7 +4,7 @@ A circuit is built for one purpose, and a request has one. Requests share only c
 an exit; every other circuit belongs to whoever asked for it.
 """
 
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from torkit.directory.directory import Relay
@@ -181,14 +181,16 @@ class Need(NamedTuple):
 
     `identity` is the number of the client's identity when the request began, so that the request never shares
     a circuit with requests of later identities. With `path` the circuit goes exactly there; else its exit is
-    none of `excluded`. Only with `may_be_linked` may linked circuits serve it.
+    none of `excluded`, and none of `avoided` while circuits to others are ready or can be built. Only with
+    `may_be_linked` may linked circuits serve it.
     """
 
     purpose: Shared
     isolation: Hashable = None
     identity: int = 0
     path: Path | None = None
-    excluded: Collection[bytes] = ()
+    excluded: frozenset[bytes] = frozenset()
+    avoided: frozenset[bytes] = frozenset()
     may_be_linked: bool = True
 
     @property

@@ -4,7 +4,7 @@ path-spec, "Handling failure".
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
@@ -93,7 +93,8 @@ class Request:
         if self._journal.is_heard:
             self._journal.tell(StreamNew(self.id))
         self._begun: tuple[Stream, Tunnel] | None = None
-        self._exits: set[bytes] = set()  # that were tried
+        self._tried: set[bytes] = set()  # exits; another circuit to one of them may do
+        self._refused: set[bytes] = set()  # exits that do not want this stream
         self._failure: TorkitError | None = None  # the last
         self._failure_count = self._refusal_count = self._timeout_count = 0
 
@@ -104,7 +105,7 @@ class Request:
         """
         port = self._stream_port
         refusing = self._refusing
-        need = self._need._replace(excluded=refusing) if refusing else self._need
+        need = self._need._replace(avoided=refusing) if refusing else self._need
         circuit = self._circuits.take_ready(need)
         if circuit is None:
             return None
@@ -216,24 +217,14 @@ class Request:
         return self._refusals.exits_refusing(self._need.isolation, self._host, self._port)
 
     async def _acquire(self, give_up_at: float) -> Tunnel | None:
-        """Returns a circuit to an exit not tried yet; None without one, if an earlier failure says more."""
-        refusing = self._refusing - self._exits
+        """Returns a circuit, if possible to an exit not tried yet; None if an earlier failure says more."""
+        need = self._need._replace(excluded=frozenset(self._refused), avoided=self._refusing | self._tried)
         try:
-            try:
-                return await self._acquire_without(self._exits | refusing, give_up_at)
-            except NoPath:
-                if not refusing:
-                    raise
-            return await self._acquire_without(self._exits, give_up_at)  # they may have changed their mind
+            return await self._circuits.acquire(need, give_up_at)
         except NoPath:
-            if not self._exits:
+            if not self._refused:
                 raise
             return None
-
-    async def _acquire_without(self, excluded: Collection[bytes], give_up_at: float) -> Tunnel | None:
-        """Returns a circuit to none of the exits `excluded`; None when time is up."""
-        try:
-            return await self._circuits.acquire(self._need._replace(excluded=excluded), give_up_at)
         except TimedOut as error:
             if self._failure is None or _reason_of(self._failure) in BROKEN_CIRCUIT:
                 self._failure = error  # why there was no other circuit says more than how one ended
@@ -243,7 +234,7 @@ class Request:
 
     def _note_timeout(self, circuit: Tunnel) -> None:
         """Note that the exit has not answered in time."""
-        self._exits.add(circuit.exit.identity)
+        self._tried.add(circuit.exit.identity)
         silent = _silent(circuit, self._timeout)
         logger.debug("stream %d, tried on circuit %d: %s", self.id, circuit.id, silent)
         self._failure = self._failure or silent
@@ -255,7 +246,7 @@ class Request:
         """Learn from the failure of an attempt. Raises it where another attempt is of no use."""
         logger.debug("stream %d, tried on circuit %d: %s", self.id, circuit.id, error)
         exit_identity = circuit.exit.identity
-        self._exits.add(exit_identity)
+        self._tried.add(exit_identity)
         self._failure = error
         reason, purpose, is_named = _reason_of(error), self._need.purpose, self._need.path is not None
         address = error.address if isinstance(error, StreamClosed) else None
@@ -274,9 +265,11 @@ class Request:
         elif reason is EndReason.EXITPOLICY and address is not None:
             if circuit.refuses(address):
                 raise error  # so it is everywhere
+            self._refused.add(exit_identity)
             self._refusal_count += 1
             self._refusals.note_target(exit_identity, self._need.isolation, self._host, self._port)
         elif reason is EndReason.EXITPOLICY or reason in _NO_EXIT:
+            self._refused.add(exit_identity)
             self._refusal_count += 1
             self._refusals.note_exit(exit_identity)
             self._circuits.retire_exit(exit_identity, "its exit refuses streams")

@@ -70,7 +70,9 @@ class Entry:
             return False
         if need.path is not None:
             return True
-        return self.exit.identity not in need.excluded and need.purpose.may_join(self.purpose, self.exit)
+        if self.exit.identity in need.excluded or self.exit.identity in need.avoided:
+            return False
+        return need.purpose.may_join(self.purpose, self.exit)
 
     def note_directory(self, directory: Directory) -> None:
         self.exit = directory.relay(self.exit.identity) or self.exit
