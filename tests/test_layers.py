@@ -34,10 +34,9 @@ ROOMS = {
     "torkit.net": {
         *("events", "_fast", "proto", "files", "directory", "hs", "paths", "learnt"),
     },
-    # proto: what a user may choose about handshakes, and the clock that congestion control shares.
-    "torkit.client": {
-        *("net", "paths", "learnt", "directory", "config", "proto", "hs", "_fast"),
-    },
+    "torkit.opening": {"net", "paths", "directory", "config"},
+    # proto: what a user may choose about handshakes. hs: what onion services are asked with.
+    "torkit.client": {"opening", "net", "paths", "directory", "config", "proto", "hs"},
     # What a program without trio is handed, and how it is told of errors.
     "torkit.socket_errors": set[str](),
     "torkit.in_thread": {"client", "net", "socket_errors"},
@@ -75,7 +74,8 @@ NET_ROOMS = {
 
 # Who may import what from elsewhere.
 SHELL = {
-    *("torkit.net", "torkit.client", "torkit.in_thread", "torkit.testnet", "torkit.cli", "torkit.scan"),
+    *("torkit.net", "torkit.opening", "torkit.client", "torkit.in_thread", "torkit.testnet"),
+    *("torkit.cli", "torkit.scan"),
 }
 OUTSIDE = {
     "trio": SHELL | {"torkit.httpx", "torkit.pytest"},

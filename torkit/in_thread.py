@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from torkit.client import Tor, closed, open_tor
+from torkit.client import Tor, open_tor
 from torkit.errors import InternalError, TorkitError, UsageError
 from torkit.net.circuits.request import Resolved
 from torkit.net.door import Door
+from torkit.net.parts import closed
 from torkit.socket_errors import os_error
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from torkit.errors import EndReason, NotProven, PeerError, StreamClosed, TimedOut, TorkitError
+from torkit.net.circuit.stream import Stream
 
 # Implementation limits, in seconds.
 HANDSHAKE_TIMEOUT = 60.0
@@ -108,6 +109,22 @@ async def secure(stream: trio.abc.Stream, host: str, context: ssl.SSLContext | N
             raise _told(error, "the destination ended the connection while TLS was agreed upon") from error
         raise
     return Secured(tls)
+
+
+async def shake_hands(stream: Stream, context: ssl.SSLContext, host: str) -> "trio.SSLStream[Stream]":
+    """Returns a TLS stream over `stream`, which is closed where the handshake fails. Has no deadline.
+
+    Raises ssl.SSLError, and as `stream` does.
+    """
+    tls = trio.SSLStream(stream, context, server_hostname=host)
+    try:
+        await tls.do_handshake()
+    except BaseException as error:
+        stream.close()
+        if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, ssl.SSLError):
+            raise error.__cause__ from None
+        raise
+    return tls
 
 
 def _told(error: trio.BrokenResourceError, at_end: str) -> TorkitError:

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import trio
 
 from torkit._fast.keys import X25519PrivateKey
-from torkit.errors import TorkitError
+from torkit.errors import TorkitError, UsageError
+from torkit.hs.address import parse_address
+from torkit.hs.client_auth import ClientKey
 from torkit.hs.descriptor import Descriptor
 from torkit.hs.introduction import Points
 from torkit.net.circuit.circuit import Circuit
@@ -76,9 +78,17 @@ class OnionServices:
         """How many identities this client has had."""
         return self._circuits.identity
 
-    async def descriptor(self, service: bytes, key: X25519PrivateKey | None = None) -> Descriptor:
-        """The descriptor of a service, opened with `key` or ours. Raises as `Descriptors.get`."""
-        return await self._descriptors.get(service, key or await self.keys.find(service))
+    async def descriptor(self, address: str, client_key: ClientKey | None) -> Descriptor:
+        """Returns the descriptor of the service at `address`, opened with this client key or one of `keys`.
+
+        Raises UsageError where the client key is another service's, and as `Descriptors.get`.
+        """
+        service = parse_address(address)
+        if client_key is None:
+            return await self._descriptors.get(service, await self.keys.find(service))
+        if client_key.identity != service:
+            raise UsageError("the client key is for another onion service")
+        return await self._descriptors.get(service, X25519PrivateKey(client_key.secret))
 
     def find(self, key: Key) -> Circuit | None:
         """The circuit that has joined for `key`, for one stream more."""
