@@ -4,17 +4,20 @@
 
 The client behind the doors is a thread of this process; what its bytes cost is that thread's CPU time. The
 requests are httpx's under asyncio, each by a client of its own with an identity of its own, all at once;
-through SOCKS the same, by user names. Both build a circuit for each.
+through SOCKS the same, by user names. Both build a circuit for each. An import of torkit is what it adds to a
+process of Python that does nothing, in turns.
 """
 
 import asyncio
 import ssl
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from statistics import median
 from time import monotonic
 
 import httpx
@@ -22,7 +25,14 @@ import trio
 
 from bench.far_end import HOST
 from bench.load import BLOCK, NAME, Route, fetch, send
-from bench.processes import allow_many_files, running, running_far_end, running_torkit, say
+from bench.processes import (
+    allow_many_files,
+    let_python_keep_bytecode,
+    running,
+    running_far_end,
+    running_torkit,
+    say,
+)
 from bench.table import Line, compare, table
 from torkit import aio, blocking
 from torkit.httpx import AsyncTransport
@@ -32,6 +42,7 @@ GIB = 1 << 30
 DOWNLOAD, UPLOAD = 20 << 20, 12 << 20  # bytes of a run
 HOSTNAME = NAME.decode()
 REQUESTS = 200
+IMPORTS = 15
 SETTLE = 0.2  # seconds after a run: what a client does last counts as well
 
 buffer = bytearray(1 << 18)
@@ -141,12 +152,26 @@ async def requests_at_once(network_file: Path, scratch: Path, socks: tuple[str, 
     return compare(what, "s", ours, theirs, "SOCKS port", bar=1.5)
 
 
+def import_of_torkit() -> Line:
+    walls: dict[str, list[float]] = {"pass": [], "import torkit": []}
+    for _ in range(IMPORTS):
+        for program, of_program in walls.items():
+            started = monotonic()
+            subprocess.run([sys.executable, "-c", program], check=True)
+            of_program.append(1000 * (monotonic() - started))
+    bare, imported = walls["pass"], walls["import torkit"]
+    added = [with_it - without for with_it, without in zip(imported, bare, strict=True)]
+    return Line("import torkit", "ms", median(added), median(bare), "Python's start", bar=30.0)
+
+
 def run(*, is_quick: bool) -> list[Line]:
     allow_many_files()
+    let_python_keep_bytecode()
     say("the library's doors")
     with tempfile.TemporaryDirectory(prefix="torkit-bench-") as directory:
         scratch = Path(directory)
-        return trio.run(bulk, scratch / "network", scratch, 2 if is_quick else 5)
+        lines = trio.run(bulk, scratch / "network", scratch, 2 if is_quick else 5)
+    return [*lines, import_of_torkit()]
 
 
 if __name__ == "__main__":

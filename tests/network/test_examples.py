@@ -22,7 +22,7 @@ import pytest
 from confined import skip_where_forbidden
 from network.private_network import RunningTestnet
 from network.servers import HOST, PAGE, BannerServer, TlsServer, WebServer
-from network.torkit_process import Shell, skip_without
+from network.torkit_process import Shell, missing, skip_without
 
 from torkit.cli.countries import GEOIP_DIRS
 from torkit.cli.teaching import LESSONS
@@ -46,7 +46,10 @@ NOT_RUN = {
     "torkit run -- git": "it needs a repository",
     "torkit run  ": "it is for somebody who types: test_run.py",
     "torkit run --isolate stream -- wget -r": "it fetches a whole site: test_run.py",
-    "torkit status": "it asks a proxy, and goes on until q: test_service.py",
+    "torkit status --watch": "it goes on until q: test_service.py",
+    "torkit status --json": "it asks a proxy: test_service.py",
+    "install ": "it changes this machine",
+    "systemctl ": "it asks the systemd of this machine",
     "torkit help": "tests/cli has it",
     "torkit version": "tests/cli has it",
 }
@@ -69,7 +72,19 @@ class Block(NamedTuple):
     examples: list[Example]
 
 
-PAGES = ("README.md", "docs/tour.md", "docs/recipes.md")  # identities.md: test_identities.py
+# identities.md: test_identities.py
+PAGES = ("README.md", "docs/tour.md", "docs/recipes.md", "docs/scan.md", "docs/service.md")
+# What comes out of a line that has this in it; the first that fits.
+TELLS = {
+    "/healthz": "circuits work\n",
+    "/metrics": "\ntorkit_bootstrap_ratio 1\n",
+    "cat ready": '"metrics"',
+    ">probe.sh": "",
+    "curl": PAGE.decode(),
+    "torkit scan report": "  ok  (100.0%)\n",
+    "./probe.sh": '"stdout": ' + json.dumps(PAGE.decode()),
+    "torkit status": "start     100%, done\n",
+}
 
 
 def page_blocks(page: str) -> Iterator[Block]:
@@ -105,6 +120,8 @@ def all_blocks() -> list[Block]:
 def reason_not_to_run(line: str) -> str | None:
     if line.startswith("torkit run") and CANNOT_CONFINE:
         return "this machine allows no namespaces"
+    if line.startswith("systemd-socket-activate") and missing("systemd-socket-activate"):
+        return "not installed: systemd-socket-activate"
     return next((reason for beginning, reason in NOT_RUN.items() if line.startswith(beginning)), None)
 
 
@@ -143,6 +160,8 @@ def stand_ins(
         (r"^torkit socks(?!.*&)", "timeout --preserve-status 4 torkit socks"),  # which has no end of its own
         (r"127\.0\.0\.1:9150", f"{HOST}:{free_port()}"),
         (r"127\.0\.0\.1:9151", f"{HOST}:{free_port()}"),
+        (r"(--metrics |127\.0\.0\.1:)9152", rf"\g<1>{free_port()}"),
+        (r"--shard 0/2 -- \./probe", "--shard 0/1 -- ./probe"),  # half of three exits may be none
         (r"0011BD24[0-9A-F]{32}|FINGERPRINT", relay),
         (r"0011BD24", relay[:8]),
         (r"--country (?:de|is)", "--country '??'"),
@@ -176,7 +195,7 @@ def run_block(shell: Shell, directory: Path, lines: list[str], *, on_terminal: b
             # script starts the shell that SHELL names, and /bin/sh where nobody has set it.
             line = f"SHELL=/bin/bash script -qec {shlex.quote('set -o pipefail; ' + line)} /dev/null"
         program.append(f"{{ {line}\n}} >{results}/{number} 2>&1 </dev/null; echo $? >>{results}/statuses")
-        if found := re.search(r"--listen 127\.0\.0\.1:(\d+).*&", line):
+        if found := re.search(r"(?:--listen|-l) 127\.0\.0\.1:(\d+).*&", line):
             program.append(f"until (: <>/dev/tcp/127.0.0.1/{found[1]}) 2>/dev/null; do sleep 0.1; done")
     program.append("kill $(jobs -p) 2>/dev/null; wait")
     shell.run("\n".join(program), timeout=80)
@@ -222,8 +241,8 @@ def test_examples_do_what_the_page_says(
             printed = [shape(line) for line in output.splitlines()]
             assert set(printed) <= set(shown), example.line
             assert printed[-1] == shown[-1], example.line
-        elif "curl" in example.line:
-            assert PAGE.decode() in output
+        elif told := next((told for mark, told in TELLS.items() if mark in example.line), None):
+            assert told in output, example.line
 
 
 def test_whatever_does_not_run_is_an_example() -> None:
@@ -234,21 +253,37 @@ def test_whatever_does_not_run_is_an_example() -> None:
         assert any(mark in line for line in lines), mark
 
 
-def test_the_program_of_the_readme_prints_a_page(
-    testnet: RunningTestnet, tmp_path: Path, web_server: WebServer
-) -> None:
-    program, *_ = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    for there, here in (
-        ('"example.com", 80', f'"web.test", {web_server.port}'),
-        ("GET / ", "GET /page "),
-    ):
+def run_program(page: str, network: Path, data_dir: Path, stand_ins: list[tuple[str, str]]) -> str:
+    """What the first program in Python on a page prints."""
+    program, *_ = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    for there, here in stand_ins:
         assert there in program
         program = program.replace(there, here)
-    environment = os.environ | {"TORKIT_NETWORK": str(testnet.network_file), "XDG_STATE_HOME": str(tmp_path)}
+    environment = os.environ | {"TORKIT_NETWORK": str(network), "TORKIT_DATA_DIR": str(data_dir)}
     result = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, timeout=40, check=False
     )
     assert (result.returncode, result.stderr) == (0, b"")
-    assert result.stdout.endswith(PAGE)
+    return result.stdout.decode()
+
+
+def test_the_program_of_the_readme_prints_a_page(
+    testnet: RunningTestnet, tmp_path: Path, web_server: WebServer
+) -> None:
+    stand_ins = [('"example.com", 80', f'"web.test", {web_server.port}'), ("GET / ", "GET /page ")]
+    assert run_program("README.md", testnet.network_file, tmp_path, stand_ins).endswith(PAGE.decode())
+
+
+def test_the_program_of_the_page_on_scans_looks_at_every_exit_twice(
+    shell: Shell, testnet: RunningTestnet, tmp_path: Path, banner_server: BannerServer
+) -> None:
+    unit = shell.run(f"torkit cache export {tmp_path}").stdout.decode().strip()
+    stand_ins = [
+        ("directories/9305177131467cbfee2f885abc22a3ec", unit),
+        ("0, 8", "0, 1"),
+        ("example.com:443", f"web.test:{banner_server.port}"),
+        ('"example.com", 22', f'"web.test", {banner_server.port}'),
+    ]
+    expected = 2 * len(testnet.exits)
+    told = run_program("docs/scan.md", testnet.network_file, tmp_path, stand_ins)
+    assert told == f"{expected} of {expected} are well\n"

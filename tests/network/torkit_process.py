@@ -129,7 +129,8 @@ def make_shell(net: RunningTestnet, directory: Path) -> Shell:
     programs = directory / "bin"
     programs.mkdir()
     torkit = programs / "torkit"
-    torkit.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torkit "$@"\n')
+    # Without a network's name it would go to the public one: a program may have dropped our environment.
+    torkit.write_text(f'#!/bin/sh\n: "${{TORKIT_NETWORK:?}}"\nexec "{sys.executable}" -m torkit "$@"\n')
     torkit.chmod(0o755)
     return Shell(net.network_file, directory / "data", programs)
 
