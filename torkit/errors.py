@@ -73,7 +73,7 @@ class DestroyReason(IntEnum):
         return _SENTENCES_OF_DESTROY[self]
 
 
-# What comes from a relay beyond the guard reads the same as what the guard itself says.
+# A reason from a relay beyond the guard reads the same as one from the guard itself: so "it".
 _SENTENCES_OF_DESTROY = {
     DestroyReason.NONE: "it does not say why",
     DestroyReason.PROTOCOL: "it says that we broke the protocol",
@@ -222,9 +222,9 @@ class ChannelError(PeerError):
 
 
 class CertificateNotCurrent(ChannelError):
-    """A relay's certificate has expired, or is not valid yet: it may be our clock.
+    """A relay's certificate has expired, or is not valid yet. Our clock may be wrong.
 
-    `skew` is how wrong our clock is then at least, in seconds: negative where it is behind.
+    `skew` is then its least error in seconds: negative where our clock is behind.
     """
 
     def __init__(self, message: str, *, skew: float, hint: str | None = None) -> None:
@@ -310,9 +310,9 @@ class NoDirectory(NotPossible):
 
 
 class ClockSkewed(NoDirectory):
-    """No consensus is valid by our clock, and one is by those of several relays.
+    """No consensus is valid by our clock, and one is valid by the clocks of several relays.
 
-    `skew` is ours minus theirs, in seconds: negative where ours is behind.
+    `skew` is our clock minus theirs, in seconds: negative where our clock is behind.
     """
 
     def __init__(self, message: str, *, skew: float, hint: str | None = None) -> None:
@@ -321,7 +321,7 @@ class ClockSkewed(NoDirectory):
 
 
 class NoNetwork(NoDirectory):
-    """This machine has no way to anybody."""
+    """This machine has no route to any relay."""
 
 
 class Unreachable(NoDirectory):
@@ -337,7 +337,7 @@ class NotServed(NoDirectory):
 
 
 class NothingNewer(NoDirectory):
-    """A directory has answered, with no consensus that is newer than ours or live."""
+    """A directory has answered; it has no live consensus that is newer than ours."""
 
 
 class NoProxy(NotPossible):
@@ -360,9 +360,9 @@ class OnionServiceError(TorkitError):
 
 
 class NotProven(TorkitError):
-    """A destination has not proved who it is: its certificate is another's, or nobody's. It was sent nothing.
+    """A destination has not proved who it is: its certificate is for another, or untrusted. Nothing was sent.
 
-    It may be the exit that is in between: another one may lead to the destination.
+    The exit may have answered in its place: another exit may lead to the destination.
     """
 
     retry = Retry.NOW
@@ -418,9 +418,9 @@ def code_of(error: BaseException) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """Returns where `error`, what caused it, and what it was made of were raised; what was first comes first.
+    """Returns the tracebacks of `error`, its causes and its parts, the earliest first.
 
-    Without the text of any exception, which may name a destination.
+    It has no text of an exception: that may name a destination.
     """
     from traceback import format_tb
 

@@ -19,17 +19,16 @@ SUFFIX = ".onion"
 
 
 def encode_address(identity: bytes) -> str:
-    """The address of the service with this identity key, 32 bytes: 56 characters and `.onion`."""
+    """Returns the address of the service with this identity key, 32 bytes: 56 characters and `.onion`."""
     raw = identity + _checksum(identity) + bytes([VERSION])
     return base64.b32encode(raw).decode("ascii").lower() + SUFFIX
 
 
 def parse_address(host: str) -> bytes:
-    """The identity key, 32 bytes, that `host` names. Labels before the address belong to the program, not to
-    Tor.
+    """Returns the identity key, 32 bytes, that `host` names. Labels before the address are the program's.
 
     Raises OnionServiceError (step ADDRESS) for a name that is no address of version 3: its length, its
-    characters, its checksum or its key.
+    characters, its checksum or its key is wrong.
     """
     name, _, last = host.removesuffix(".").rpartition(".")
     if f".{last.lower()}" != SUFFIX:

@@ -1,4 +1,4 @@
-"""Time periods and shared random values: which ones are in force, by one consensus.
+"""Which time period and which shared random value are in force, by one consensus.
 
     time period     a service's blinded key is new in each; a day, from 12:00 UTC on the public network
     run             24 voting intervals, from 00:00 UTC; each ends with a new shared random value
@@ -24,8 +24,8 @@ class TimePeriod(NamedTuple):
 
 
 class Stand(NamedTuple):
-    """Where and when a descriptor stands: its period, the shared random value that places it, 32 bytes, and
-    when the run began from which its revision counter counts, Unix time."""
+    """One of the places of a descriptor: the period, and the shared random value by which it is placed, 32
+    bytes. Its revision counter counts from `run_began`, Unix time."""
 
     period: TimePeriod
     shared_random: bytes
@@ -54,15 +54,15 @@ class Calendar(NamedTuple):
 
     @property
     def shared_random(self) -> bytes:
-        """The value by which clients look for descriptors now; the disaster value where there is none."""
+        """The value by which clients look for descriptors now; the disaster value if the network has none."""
         value = self.random_current if self._is_between_period_and_random else self.random_previous
         return value or disaster_random(self.period)
 
     @property
     def stands(self) -> tuple[Stand, Stand]:
-        """Where a service publishes now: for clients whose consensus is a little older, and for newer ones.
+        """Where a service publishes now: for clients with an older consensus, and for those with a newer one.
 
-        rend-spec-v3, "Where to publish a hidden service descriptor"; counters as in C tor.
+        rend-spec-v3, "Where to publish a hidden service descriptor". (Counters as in C tor.)
         """
         number, length = self.period
         first = number - 1 if self._is_between_period_and_random else number
@@ -82,7 +82,7 @@ class Calendar(NamedTuple):
 
     @property
     def _is_between_period_and_random(self) -> bool:
-        """Returns whether a period has begun in this run already: its services stand by the value before."""
+        """Whether a period has begun in this run. Then the newest value counts, else the one before."""
         return self.valid_after >= self._end_of(self._period_at(self._run_began))
 
     def _period_at(self, when: int) -> TimePeriod:
@@ -99,11 +99,11 @@ class Calendar(NamedTuple):
 
 
 def length_when_testing(voting_interval: int) -> int:
-    """Minutes of a period where TestingTorNetwork is set, which ignores hsdir_interval (C tor)."""
+    """Returns the minutes of a period where TestingTorNetwork is set, whatever hsdir_interval (as C tor)."""
     return RUN_INTERVALS * voting_interval // 60
 
 
 def disaster_random(period: TimePeriod) -> bytes:
-    """What stands for a shared random value that the network has failed to make."""
+    """Returns the value in place of a shared random value that the network has failed to make."""
     numbers = period.length.to_bytes(8, "big") + period.number.to_bytes(8, "big")
     return hashlib.sha3_256(DISASTER_PREFIX + numbers).digest()

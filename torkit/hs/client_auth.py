@@ -19,14 +19,14 @@ MAX_LINE_LEN = 256
 
 
 class ClientKey(NamedTuple):
-    """An X25519 secret key, 32 bytes, and the identity key of the service that knows it, 32 bytes."""
+    """A client's X25519 secret key, and the identity key of the service that knows it: 32 bytes each."""
 
     identity: bytes
     secret: bytes
 
 
 def decode_client_key(text: str) -> ClientKey:
-    """The content of an `.auth_private` file. Raises UsageError."""
+    """Returns the key in the content of an `.auth_private` file. Raises UsageError."""
     fields = text.strip().split(":")
     if len(text) > MAX_LINE_LEN or len(fields) != 4 or fields[1:3] != ["descriptor", "x25519"]:
         raise UsageError("a client key is one line ADDRESS:descriptor:x25519:SECRET")
@@ -34,18 +34,18 @@ def decode_client_key(text: str) -> ClientKey:
 
 
 def encode_client_key(key: ClientKey) -> str:
-    """The content of an `.auth_private` file, with a newline."""
+    """Returns the content of an `.auth_private` file, with a newline."""
     address = encode_address(key.identity).removesuffix(SUFFIX)
     return f"{address}:descriptor:x25519:{_encode_key(key.secret)}\n"
 
 
 def encode_authorized_client(public: bytes) -> str:
-    """The content of an `.auth` file for the client with this X25519 public key, with a newline."""
+    """Returns the content of an `.auth` file for the client with this X25519 public key, with a newline."""
     return f"descriptor:x25519:{_encode_key(public)}\n"
 
 
 def decode_authorized_client(text: str) -> bytes:
-    """The client's X25519 public key in the content of an `.auth` file. Raises UsageError."""
+    """Returns the client's X25519 public key from the content of an `.auth` file. Raises UsageError."""
     fields = text.strip().split(":")
     if len(text) > MAX_LINE_LEN or len(fields) != 3 or fields[:2] != ["descriptor", "x25519"]:
         raise UsageError("a service's line for a client is descriptor:x25519:KEY")

@@ -1,10 +1,10 @@
-"""Proof of work, the service's side: what it asks for, what it takes, and who is met first.
+"""Proof of work, the service's side: the puzzle, the check of proofs, and the order in which clients are met.
 
-    Puzzle     seeds, and the effort that is suggested, which follows the load
-    Waiting    clients to be met: by effort, and of equal ones who came first
+    Puzzle     makes seeds, and suggests an effort, which follows the load
+    Waiting    clients to be met: by effort, with equal effort in the order in which they came
 
-Who shows no proof comes last, and is met all the same while there is room. Time is an argument, in seconds;
-Unix time where it is published. Proposal 327; numbers as in C tor. (The client's side: hs/pow.py.)
+A client without a proof comes last, and is still met while there is room. Time is an argument, in seconds;
+Unix time where it is published. Proposal 327. (Numbers as in C tor. The client's side: hs/pow.py.)
 """
 
 from collections.abc import Callable
@@ -18,13 +18,12 @@ from torkit.hs.keys import KEY_LEN
 from torkit.hs.pow import SEED_HEAD_LEN, Proof, is_valid
 from torkit.hs.replay import ReplayCache
 
-# As C tor: how long a seed is published, at random between these; how often the effort is looked at; by how
-# much it must have changed to be published.
-MIN_SEED_TIME, MAX_SEED_TIME = 105 * 60, 120 * 60
-UPDATE_INTERVAL = 300
-MIN_CHANGE = 0.15
+# (As C tor.)
+MIN_SEED_TIME, MAX_SEED_TIME = 105 * 60, 120 * 60  # a seed is published for a random time between these
+UPDATE_INTERVAL = 300  # seconds between two suggestions of an effort
+MIN_CHANGE = 0.15  # a smaller change of the effort, as a fraction, is not published
 
-# Implementation limits: clients that wait, and proofs remembered for one seed.
+# Implementation limits: waiting clients, and proofs remembered for one seed.
 MAX_WAITING = 4096
 MAX_PROOFS = 65_536
 
@@ -38,33 +37,36 @@ class _Seed(NamedTuple):
 
 
 class Puzzle:
-    """One for each service: its periods share seeds and effort."""
+    """The puzzle of one service: all its periods share seeds and effort."""
 
     def __init__(self, now: float, randomness: Callable[[int], bytes], rng: Random) -> None:
-        """`randomness` gives so many random bytes that nobody may guess."""
+        """`randomness(n)` returns n random bytes that nobody may guess."""
         self._randomness = randomness
         self._rng = rng
         self._seeds = [self._make_seed(now, b"")]  # the newest first
         self._suggested = 0
         self._published = 0
         self._updated_at = now
-        self._handled = 0  # since then
+        self._handled = 0  # clients since that look, as all below
         self._total_effort = 0
         self._greatest_dropped = 0
         self._had_queue = False
 
     @property
     def suggested(self) -> int:
-        """The effort that clients are asked for now, if it has been published."""
+        """The effort that the newest descriptors ask for."""
         return self._published
 
     @property
     def asked(self) -> ProofOfWork:
-        """What a descriptor says."""
+        """The parameters for a descriptor."""
         return ProofOfWork(self._seeds[0].value, self._published, self._seeds[0].expires)
 
     def check(self, proof: Proof, blinded: bytes) -> int:
-        """The effort that a client has proved to the service with this blinded key. Raises CircuitError."""
+        """Returns the effort that a client has proved to the service with this blinded key.
+
+        Raises CircuitError for an invalid or repeated proof.
+        """
         for seed in self._seeds:
             if proof.seed_head == seed.value[:SEED_HEAD_LEN]:
                 if not is_valid(proof, blinded=blinded, seed=seed.value):
@@ -74,21 +76,21 @@ class Puzzle:
                 return proof.effort
         raise CircuitError("INTRODUCE2 has a proof of work for another seed than ours")
 
-    # --- what the load is -------------------------------------------------------------------------
+    # --- the load ---------------------------------------------------------------------------------
 
     def note_met(self, effort: int, *, others_wait: bool, next_effort: int) -> None:
-        """A client is about to be met; perhaps others wait, the first of them with `next_effort`."""
+        """Note that a client is about to be met. If others wait, the first of them has `next_effort`."""
         self._handled += 1
         self._total_effort += effort
         self._had_queue |= others_wait and next_effort >= self._suggested
 
     def note_dropped(self, effort: int) -> None:
-        """A client will not be met, since too many wait or it waited for too long."""
+        """Note that a client will not be met, since too many wait or it waited for too long."""
         self._greatest_dropped = max(self._greatest_dropped, effort)
         self._had_queue = True
 
     def update(self, now: float, *, waiting: int) -> bool:
-        """Look at seed and load. Returns whether descriptors are to be published anew."""
+        """Renew seed and effort where it is time. Returns whether new descriptors have to be published."""
         is_changed = False
         if now >= self._seeds[0].expires:
             self._seeds = [self._make_seed(now, self._seeds[0].value), self._seeds[0]]
@@ -113,7 +115,7 @@ class Puzzle:
         self._had_queue = False
 
     def _make_seed(self, now: float, before: bytes) -> _Seed:
-        """Its head tells it from the one before."""
+        """Returns a seed whose head differs from that of `before`: a proof names its seed by the head."""
         while True:
             value = self._randomness(KEY_LEN)
             if value[:SEED_HEAD_LEN] != before[:SEED_HEAD_LEN]:
@@ -122,7 +124,7 @@ class Puzzle:
 
 
 class _Entry(NamedTuple, Generic[Item]):
-    """Ordered so that the least is served first."""
+    """The least entry is served first."""
 
     rank: int  # the effort, negative
     number: int
@@ -131,7 +133,7 @@ class _Entry(NamedTuple, Generic[Item]):
 
 
 class Waiting(Generic[Item]):
-    """A queue that never holds more than `limit`: where it would, those with the least effort go."""
+    """A queue of at most `limit` clients. When it is full, the half with the least effort is dropped."""
 
     def __init__(self, limit: int = MAX_WAITING) -> None:
         self._limit = limit
@@ -143,11 +145,11 @@ class Waiting(Generic[Item]):
 
     @property
     def next_effort(self) -> int:
-        """Of who would be served first; 0 where nobody waits."""
+        """The effort of the first in the queue; 0 where nobody waits."""
         return -self._entries[0].rank if self._entries else 0
 
     def add(self, effort: int, came_at: float, item: Item) -> list[int]:
-        """Have one wait. Returns the efforts of those who wait no more, since too many did."""
+        """Add a client. Returns the efforts of the clients that were dropped, since too many waited."""
         self._number += 1
         heappush(self._entries, _Entry(-effort, self._number, came_at, item))
         if len(self._entries) <= self._limit:
@@ -160,6 +162,6 @@ class Waiting(Generic[Item]):
         return dropped
 
     def take(self) -> tuple[int, float, Item]:
-        """The effort of who is served next, when it came, and what it wants."""
+        """Remove the first client. Returns its effort, when it came, and its item."""
         entry = heappop(self._entries)
         return -entry.rank, entry.came_at, entry.item

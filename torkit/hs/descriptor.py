@@ -1,10 +1,10 @@
-"""What a service publishes: how to meet it. Decodes and checks all three layers.
+"""A service's descriptor, which says how to meet it. Decodes and checks all three layers.
 
     outer       signed by the blinded key, readable by the directories that hold it
-    first       opened by the address: says which clients may open the second
-    second      opened by the address, or by that and a client's key: holds the introduction points
+    first       opened with the address: says which clients may open the second
+    second      opened with the address, perhaps also a client's key: has the introduction points
 
-Signatures, MACs and certificates are checked before anything is believed. What fails is a DocumentError:
+Signatures, MACs and certificates are checked before any value is used. A failed check is a DocumentError:
 another directory may hold a better descriptor. rend-spec-v3, "Hidden service descriptors: encryption format".
 """
 
@@ -84,12 +84,11 @@ _FIELD = 2**255 - 19  # of Curve25519 and Ed25519
 
 
 class IntroductionPoint(NamedTuple):
-    """A relay that passes a client's request on to the service.
+    """A relay that passes requests of clients on to the service.
 
-    `link_specifiers` are (type, value) pairs, as the service gave them. `onion_key` is the relay's, for the
-    circuit
-    to it; `auth_key` names the service to the relay; `enc_key` is what the request is encrypted to. 32 bytes
-    each.
+    `link_specifiers` are (type, value) pairs, as the service gave them. The keys have 32 bytes each:
+    `onion_key` is the relay's, for the circuit to it; `auth_key` names the service to the relay; the request
+    is encrypted to `enc_key`.
     """
 
     link_specifiers: tuple[tuple[int, bytes], ...]
@@ -99,7 +98,7 @@ class IntroductionPoint(NamedTuple):
 
 
 class ProofOfWork(NamedTuple):
-    """What the service asks of clients under load. `expires` is Unix time. Proposal 327, scheme v1."""
+    """The puzzle for clients of a service under load. `expires` is Unix time. Proposal 327, scheme v1."""
 
     seed: bytes
     effort: int
@@ -109,8 +108,8 @@ class ProofOfWork(NamedTuple):
 class Descriptor(NamedTuple):
     """A descriptor that passed every check. `lifetime` is in minutes.
 
-    `sendme_inc` is what the service acknowledges by, in cells, where it does congestion control; else None.
-    `blinded` and `subcredential` are what it was opened with.
+    `sendme_inc` is the number of cells between acknowledgements if the service does congestion control, else
+    None. The descriptor was opened with `blinded` and `subcredential`.
     """
 
     blinded: bytes
@@ -134,7 +133,7 @@ def decode_descriptor(
     client_key: X25519PrivateKey | None = None,
     max_len: int = PARAMETERS["HSV3MaxDescriptorSize"].default,
 ) -> Descriptor:
-    """Read the descriptor of the service with this blinded key and subcredential, 32 bytes each.
+    """Returns the descriptor of the service with this blinded key and subcredential, 32 bytes each.
 
     `sendme_inc` is the consensus's `cc_sendme_inc`: a service that differs by more than one is refused.
     Raises DocumentError, or OnionServiceError where the service wants a client key (NO_KEY, WRONG_KEY).
@@ -180,7 +179,10 @@ def _check_outer_signature(text: bytes, outer: Items, blinded: bytes, now: float
 
 
 def _cert(item: Item, cert_type: int, *, signer: bytes, now: float) -> Ed25519Cert:
-    """The certificate of an item, signed by `signer`, which it has to name. Raises DocumentError."""
+    """Returns the certificate of an item, which has to name `signer` and be signed by it.
+
+    Raises DocumentError.
+    """
     try:
         cert = decode_ed25519_cert(item.object)
         if cert.cert_type != cert_type or cert.key_type != CertifiedKeyType.ED25519:
@@ -194,7 +196,7 @@ def _cert(item: Item, cert_type: int, *, signer: bytes, now: float) -> Ed25519Ce
 
 
 def _decrypt(blob: bytes, secret: bytes, constant: bytes, item: Item) -> bytes | None:
-    """The plaintext of one layer, None where its MAC is wrong. rend-spec-v3, "Encryption keys"."""
+    """Returns the plaintext of one layer, None where its MAC is wrong. rend-spec-v3, "Encryption keys"."""
     if len(blob) <= SALT_LEN + MAC_LEN:
         raise item.fail(f"{len(blob)} bytes hold no encrypted layer")
     salt, encrypted, mac = blob[:SALT_LEN], blob[SALT_LEN:-MAC_LEN], blob[-MAC_LEN:]
@@ -206,7 +208,7 @@ def _decrypt(blob: bytes, secret: bytes, constant: bytes, item: Item) -> bytes |
 
 
 def _client_cookie(first: Items, subcredential: bytes, client_key: X25519PrivateKey | None) -> bytes | None:
-    """The cookie that the service made for our client key; None where there is no key or no cookie for it."""
+    """Returns the cookie for our client key; None without a key, and where the service has none for it."""
     item = first.one("desc-auth-type")
     item.decode(_expect, "x25519", item.args[0])
     item = first.one("desc-auth-ephemeral-key")
@@ -227,9 +229,9 @@ def _client_cookie(first: Items, subcredential: bytes, client_key: X25519Private
 
 
 def _refused(client_key: X25519PrivateKey | None) -> OnionServiceError:
-    """The second layer stays closed.
+    """Returns the error for a second layer that stays closed.
 
-    Its service signed the first, so it is the client's key that is missing.
+    The service has signed the layers around it, so the client's key is at fault.
     """
     if client_key is None:
         return OnionServiceError.at(OnionStep.NO_KEY)
@@ -249,7 +251,7 @@ def _decode_second(
         try:
             points.append(_decode_point(part, signing_key, now))
         except DocumentError:
-            continue  # a point that cannot be used takes nothing from the others
+            continue  # the other points are still good
     return Descriptor(
         blinded=b"",
         subcredential=b"",
@@ -264,7 +266,7 @@ def _decode_second(
 
 
 def _flow_control(item: Item | None, expected: int) -> int | None:
-    """The service's SENDME increment, None where it does no congestion control. Proposal 324."""
+    """Returns the service's SENDME increment, None where it does no congestion control. Proposal 324."""
     if item is None:
         return None
     first, _, last = item.args[0].partition("-")
@@ -277,7 +279,7 @@ def _flow_control(item: Item | None, expected: int) -> int | None:
 
 
 def _proof_of_work(items: Sequence[Item]) -> ProofOfWork | None:
-    """The parameters of scheme v1; other schemes are passed over."""
+    """Returns the parameters of scheme v1, or None. Other schemes are passed over."""
     ours = [item for item in items if item.args[0] == "v1"]
     if not ours:
         return None
@@ -297,7 +299,7 @@ def _decode_point(text: bytes, signing_key: bytes, now: float) -> IntroductionPo
     enc_key = _ntor_key(items, "enc-key")
     auth_cert = _cert(items.one("auth-key"), CERT_AUTH_KEY, signer=signing_key, now=now)
     item = items.one("enc-key-cert")
-    # C tor checks who signed, not which key is certified; Arti checks both, as we do.
+    # The certified key is checked, too. (So does Arti; C tor checks the signer only.)
     if _cert(item, CERT_ENC_KEY, signer=signing_key, now=now).certified_key != edwards_form(enc_key):
         raise item.fail("the certificate is for another key")
     item = items.one("introduction-point")
@@ -315,7 +317,7 @@ def _ntor_key(items: Items, keyword: str) -> bytes:
 
 
 def edwards_form(montgomery: bytes) -> bytes:
-    """The Ed25519 key, sign bit 0, of an X25519 public key.
+    """Returns the Ed25519 key, with sign bit 0, of an X25519 public key.
 
     cert-spec, "Ed25519 Certificates" (as proposal 228).
     """
@@ -343,7 +345,7 @@ def _scan_layer(text: bytes, rules: dict[str, Rule], what: str, max_len: int) ->
 
 
 def _check_order(items: Items, rules: dict[str, Rule]) -> None:
-    """Every item in the order of `rules`, each once."""
+    """Check that the items stand in the order of `rules`. Raises DocumentError."""
     in_order = [items.one(keyword) for keyword in rules]
     for before, item in pairwise(in_order):
         if item.line < before.line:

@@ -22,7 +22,7 @@ PROTOID = b"tor-hs-ntor-curve25519-sha3-256-1"
 
 
 class ServiceHandshake:
-    """Serves one introduction. `wipe` when it is over, however it ends."""
+    """Serves one introduction. Call `wipe` when that is over, however it ends."""
 
     def __init__(self, *, auth_key: bytes, enc_key: bytes, subcredential: bytes, private_key: bytes) -> None:
         """The introduction point's `auth_key` and `enc_key`, the `subcredential` and x: 32 bytes each.
@@ -37,7 +37,7 @@ class ServiceHandshake:
         self._bx = self._exchange(enc_key)
 
     def seal(self, header: bytes, plaintext: bytes) -> bytes:
-        """What follows `header` in INTRODUCE1: X, `plaintext` encrypted, and a MAC over all of it."""
+        """Returns the rest of INTRODUCE1 behind `header`: X, `plaintext` encrypted, and a MAC over all."""
         with Secrets() as keep:
             known = (self._auth_key, self.public_key, self._enc_key, PROTOID)
             tweaks = (PROTOID, b":hs_key_extract", PROTOID, b":hs_key_expand", self._subcredential)
@@ -47,7 +47,7 @@ class ServiceHandshake:
         return self.public_key + encrypted + tag
 
     def finish(self, meeting: Meeting) -> HopKeys:
-        """What RENDEZVOUS2 said. Raises CircuitError."""
+        """Returns the keys, by the service's half of the handshake. Raises CircuitError."""
         with Secrets() as keep:
             yx = keep(self._exchange(meeting.public_key))
             known = (self._auth_key, self._enc_key, self.public_key, meeting.public_key, PROTOID)
@@ -60,7 +60,7 @@ class ServiceHandshake:
             return HopKeys(expand, mac(secret_input, PROTOID + b":hs_key_extract"))
 
     def wipe(self) -> None:
-        """Overwrite what is secret of this handshake. It cannot be finished any more."""
+        """Overwrite the secrets. The handshake cannot be finished any more."""
         wipe(self._bx)
         del self._x
 

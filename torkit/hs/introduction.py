@@ -13,11 +13,10 @@ from torkit.proto.cells import ED25519_IDENTITY_LEN, RSA_IDENTITY_LEN
 from torkit.proto.destination import is_internal
 from torkit.proto.messages import LinkSpecifierType
 
-# As C tor, seconds: so long a failure is remembered.
-FAILURE_MEMORY = 120.0
+FAILURE_MEMORY = 120.0  # seconds for which a failure is remembered (as C tor)
 
-# Implementation limits: how often a point may be unreachable until it is left alone (C tor: 5; but there a
-# relay on the way may have been the reason, which here is tried elsewhere first), and points remembered.
+# Implementation limits: failures to reach a point until it is not tried again, and points remembered. (C tor:
+# 5 failures; but there a relay on the way may be the reason, for which Stems tries another way first.)
 MAX_UNREACHABLE = 2
 MAX_FAILURES = 1000
 
@@ -27,11 +26,10 @@ _LENGTHS = {LinkSpecifierType.LEGACY_ID: RSA_IDENTITY_LEN, LinkSpecifierType.ED2
 
 
 def relay_of(point: IntroductionPoint, *, allow_internal: bool) -> Relay:
-    """The relay of an introduction point as its service describes it: nothing else is known of it.
+    """Returns the relay of an introduction point, by what its service says of it, not by the consensus.
 
-    Only the service's word counts, not the consensus's: it has no protocols, so that it is asked for plain
-    ntor. Raises CircuitError where it cannot be connected to; internal addresses only with `allow_internal`,
-    on private networks.
+    It has no protocols, so the handshake with it is plain ntor. Raises CircuitError for a relay that cannot
+    be connected to. Internal addresses are for private networks only, with `allow_internal`.
     """
     return relay_at(_NAME, point.link_specifiers, point.onion_key, allow_internal=allow_internal)
 
@@ -39,7 +37,7 @@ def relay_of(point: IntroductionPoint, *, allow_internal: bool) -> Relay:
 def relay_at(
     name: str, link_specifiers: Iterable[tuple[int, bytes]], onion_key: bytes, *, allow_internal: bool
 ) -> Relay:
-    """A relay that somebody describes: `name` says what it is. As `relay_of`."""
+    """Returns a relay by what somebody says of it, as `relay_of`. `name` stands for it in errors."""
     found: dict[int, bytes] = {}
     for kind, value in link_specifiers:
         found.setdefault(kind, value)
@@ -75,9 +73,9 @@ def relay_at(
 class PointFailure(Enum):
     """Why an introduction failed."""
 
-    REFUSED = "refused"  # it said so, or broke a rule
-    TIMED_OUT = "timed out"  # it, or the service behind it, was silent
-    UNREACHABLE = "unreachable"  # its circuit could not be made, or ended
+    REFUSED = "refused"  # the point said so, or broke a rule
+    TIMED_OUT = "timed out"  # the point, or the service behind it, was silent
+    UNREACHABLE = "unreachable"  # the circuit to the point could not be made, or ended
 
 
 class Points:
@@ -101,30 +99,30 @@ class Points:
         return [point for point in points if not self._has_failed(point)]
 
     def may_come_back(self, points: Iterable[IntroductionPoint]) -> bool:
-        """Returns whether any of `points` has failed otherwise than by silence."""
+        """Returns whether any of `points` has failed, and not by silence."""
         entries = [self._failures.get(point.auth_key) for point in points]
         return any(entry is not None and entry[1] is not PointFailure.TIMED_OUT for entry in entries)
 
     def forgive(self, points: Iterable[IntroductionPoint]) -> None:
-        """Let those of `points` be tried again that were not silent."""
+        """Allow the points that have failed, and not by silence, to be tried again."""
         for point in points:
             if self.may_come_back([point]):
                 del self._failures[point.auth_key]
 
     def unanswered_count(self, point: IntroductionPoint) -> int:
-        """How often an introduction by way of `point` has failed without an answer."""
+        """Returns how many introductions by way of `point` have failed without an answer."""
         _, failure, count = self._failures.get(point.auth_key, (0.0, PointFailure.REFUSED, 0))
         return 0 if failure is PointFailure.REFUSED else count
 
     def have_timed_out(self, points: Iterable[IntroductionPoint]) -> bool:
-        """Returns whether silence is all that is known of each of `points`."""
+        """Returns whether every one of `points` was silent when last tried."""
         entries = [self._failures.get(point.auth_key) for point in points]
         return bool(entries) and all(
             entry is not None and entry[1] is PointFailure.TIMED_OUT for entry in entries
         )
 
     def forget(self) -> None:
-        """A new identity remembers nothing."""
+        """Forget all failures, for a new identity."""
         self._failures.clear()
 
     def _has_failed(self, point: IntroductionPoint) -> bool:

@@ -22,7 +22,7 @@ PUBLIC_FILE_LEN = HEADER_LEN + KEY_LEN
 
 
 def encode_secret_file(key: SecretKey) -> bytes:
-    """For the caller to wipe."""
+    """Returns the content of KEY_FILE, which the caller wipes."""
     return SECRET_HEADER + key.expanded
 
 
@@ -31,7 +31,7 @@ def encode_public_file(key: SecretKey) -> bytes:
 
 
 def decode_secret_file(data: bytes) -> SecretKey:
-    """Raises UsageError for what is no such file, and for a key that no service may have."""
+    """Returns the key in the content of KEY_FILE. Raises UsageError for other content and invalid keys."""
     if len(data) != SECRET_FILE_LEN or not data.startswith(SECRET_HEADER):
         raise UsageError(
             f"an onion service's secret key has {SECRET_FILE_LEN} bytes and begins with ed25519v1-secret"
@@ -43,6 +43,6 @@ def decode_secret_file(data: bytes) -> SecretKey:
 
 
 def check_public_file(data: bytes, key: SecretKey) -> None:
-    """Raises UsageError where the public key beside a secret one is another's."""
+    """Raises UsageError where `data`, the content of PUBLIC_FILE, is not the public key of `key`."""
     if data != encode_public_file(key):
         raise UsageError("the public key is not the secret key's: the directory holds files of two services")

@@ -1,7 +1,6 @@
-"""A service's keys: which are valid, and the blinded ones of each time period.
+"""A service's keys: the check of an identity key, and the blinded keys of each time period.
 
-The only module that imports PyNaCl, whose libsodium multiplies points of Ed25519.
-rend-spec-v3, "Key blinding".
+The only module that imports PyNaCl, for libsodium's arithmetic of Ed25519. rend-spec-v3, "Key blinding".
 """
 
 import hashlib
@@ -34,13 +33,13 @@ EXPANDED_LEN = 64  # of a secret key: scalar and prefix
 def is_identity_key(key: bytes) -> bool:
     """Returns whether `key`, 32 bytes, is a canonical point of prime order.
 
-    With a torsion component, one service would have several addresses. rend-spec-v3, "Credentials".
+    Points with a torsion component would give one service several addresses. rend-spec-v3, "Credentials".
     """
     return bool(crypto_core_ed25519_is_valid_point(key))
 
 
 def blinding_factor(identity: bytes, period: TimePeriod) -> bytes:
-    """The scalar by which a service's key is multiplied in `period`, 32 bytes, clamped."""
+    """Returns the clamped scalar, 32 bytes, by which a service's key is multiplied in `period`."""
     nonce = NONCE_PREFIX + period.number.to_bytes(8, "big") + period.length.to_bytes(8, "big")
     return _clamped(hashlib.sha3_256(BLIND_STRING + identity + BASEPOINT_TEXT + nonce).digest())
 
@@ -54,7 +53,7 @@ def _clamped(scalar: bytes) -> bytes:
 
 
 def blind(identity: bytes, period: TimePeriod) -> bytes:
-    """The public key, 32 bytes, under which the service is found in `period`."""
+    """Returns the public key, 32 bytes, under which the service is found in `period`."""
     try:
         return bytes(crypto_scalarmult_ed25519_noclamp(blinding_factor(identity, period), identity))
     except Exception as error:  # libsodium's refusal has no type of its own
@@ -62,19 +61,19 @@ def blind(identity: bytes, period: TimePeriod) -> bytes:
 
 
 def subcredential(identity: bytes, blinded: bytes) -> bytes:
-    """What only those who know the address can compute, 32 bytes. rend-spec-v3, "Credentials"."""
+    """Returns a value, 32 bytes, that needs the address to compute. rend-spec-v3, "Credentials"."""
     credential = hashlib.sha3_256(b"credential" + identity).digest()
     return hashlib.sha3_256(b"subcredential" + credential + blinded).digest()
 
 
 class SecretKey:
-    """An Ed25519 secret key as services keep it: a scalar and a prefix, of which no seed is known.
+    """An Ed25519 secret key as services keep it: a scalar and a prefix, without the seed.
 
     `public` is its public key, 32 bytes. RFC 8032, 5.1.5; rend-spec-v3, "Key blinding".
     """
 
     def __init__(self, expanded: bytes) -> None:
-        """`expanded` is the scalar and the prefix, 32 bytes each. Raises UsageError where it is no key."""
+        """`expanded` is the scalar and the prefix, 32 bytes each. Raises UsageError for a scalar of zero."""
         self.expanded = expanded
         self._scalar = crypto_core_ed25519_scalar_reduce(expanded[:KEY_LEN] + bytes(KEY_LEN))
         self._prefix = expanded[KEY_LEN:EXPANDED_LEN]
@@ -84,7 +83,7 @@ class SecretKey:
 
     @classmethod
     def from_seed(cls, seed: bytes) -> "SecretKey":
-        """The key of a seed, 32 random bytes."""
+        """Returns the key of a seed, 32 random bytes."""
         digest = hashlib.sha512(seed).digest()
         try:
             return cls(_clamped(digest[:KEY_LEN]) + digest[KEY_LEN:])
@@ -92,7 +91,7 @@ class SecretKey:
             wipe(digest)
 
     def sign(self, message: bytes) -> bytes:
-        """Ed25519, 64 bytes. RFC 8032, 5.1.6."""
+        """Returns an Ed25519 signature, 64 bytes. RFC 8032, 5.1.6."""
         nonce = crypto_core_ed25519_scalar_reduce(hashlib.sha512(self._prefix + message).digest())
         point = crypto_scalarmult_ed25519_base_noclamp(nonce)
         challenge = crypto_core_ed25519_scalar_reduce(hashlib.sha512(point + self.public + message).digest())
@@ -100,7 +99,7 @@ class SecretKey:
         return bytes(point + crypto_core_ed25519_scalar_add(nonce, product))
 
     def blinded(self, period: TimePeriod) -> "SecretKey":
-        """The key of `period`, whose public half is `blind(public, period)`."""
+        """Returns the secret key of `period`, whose public key is `blind(public, period)`."""
         factor = blinding_factor(self.public, period)
         reduced = crypto_core_ed25519_scalar_reduce(factor + bytes(KEY_LEN))
         scalar = crypto_core_ed25519_scalar_mul(reduced, self._scalar)
@@ -108,6 +107,6 @@ class SecretKey:
         return SecretKey(bytes(scalar) + prefix)
 
     def wipe(self) -> None:
-        """Overwrite it. It cannot sign any more."""
+        """Overwrite the secret. The key cannot sign any more."""
         for secret in (self.expanded, self._scalar, self._prefix):
             wipe(secret)

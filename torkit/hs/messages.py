@@ -1,8 +1,8 @@
 """Bodies of the relay messages by which a client meets an onion service.
 
     to the rendezvous point      ESTABLISH_RENDEZVOUS    a cookie of 20 random bytes
-    to an introduction point     INTRODUCE1              which service; and, for it alone, where we wait
-    from it                      INTRODUCE_ACK           whether it has passed that on
+    to an introduction point     INTRODUCE1              which service; and, for the service, where we wait
+    from the introduction point  INTRODUCE_ACK           whether it has passed that on
     from the rendezvous point    RENDEZVOUS2             the service's half of the handshake
 
 rend-spec-v3, "The introduction protocol" and "The rendezvous protocol".
@@ -24,28 +24,28 @@ AUTH_KEY_ED25519 = 2  # AUTH_KEY_TYPE
 ONION_KEY_NTOR = 1  # ONION_KEY_TYPE
 NO_EXTENSIONS = b"\0"
 
-# As C tor: INTRODUCE1 without public key and MAC is filled up to so many bytes, whatever is in it.
+# INTRODUCE1 without public key and MAC is padded to so many bytes, whatever its extensions (as C tor).
 INTRODUCE_LEN = 246
 
 
 class IntroduceExtension(IntEnum):
-    """Extensions inside what the service decrypts. Proposal 324; proposal 327."""
+    """Extensions in the part of INTRODUCE1 that only the service reads. Proposal 324; proposal 327."""
 
     CC_REQUEST = 1
     PROOF_OF_WORK = 2
 
 
 class AckStatus(IntEnum):
-    """What an introduction point answers. rend-spec-v3, "INTRODUCE_ACK"."""
+    """The answer of an introduction point. rend-spec-v3, "INTRODUCE_ACK"."""
 
     SUCCESS = 0
-    UNKNOWN_ID = 1  # it knows no such service
+    UNKNOWN_ID = 1  # the point knows no such service
     BAD_FORMAT = 2
     CANNOT_RELAY = 3
 
     @classmethod
     def _missing_(cls, value: object) -> "AckStatus":
-        return cls.UNKNOWN_ID  # whatever it means: it was not passed on
+        return cls.UNKNOWN_ID  # every value but SUCCESS says that the message was not passed on
 
 
 class Meeting(NamedTuple):
@@ -56,7 +56,7 @@ class Meeting(NamedTuple):
 
 
 def introduce_header(auth_key: bytes) -> bytes:
-    """The part of INTRODUCE1 that the introduction point reads; `auth_key` names the service to it."""
+    """Returns the part of INTRODUCE1 for the introduction point, which knows the service by `auth_key`."""
     named = bytes([AUTH_KEY_ED25519]) + len(auth_key).to_bytes(2, "big") + auth_key
     return bytes(LEGACY_KEY_ID_LEN) + named + NO_EXTENSIONS
 
@@ -69,7 +69,7 @@ def introduce_plaintext(
     extensions: dict[int, bytes],
     header_len: int,
 ) -> bytes:
-    """The part for the service: where we wait for it.
+    """Returns the part of INTRODUCE1 for the service: where we wait for it.
 
     `onion_key` and `link_specifiers`, as `encode_link_specifiers` gives them, are the rendezvous point's.
     """
@@ -87,6 +87,6 @@ def decode_introduce_ack(body: bytes) -> AckStatus:
 
 
 def decode_rendezvous2(body: bytes) -> Meeting:
-    """What follows is padding. Raises CircuitError."""
+    """Returns the service's half of the handshake; padding may follow it. Raises CircuitError."""
     reader = Reader(body, "RENDEZVOUS2", CircuitError)
     return Meeting(reader.take(KEY_LEN), reader.take(MAC_LEN))

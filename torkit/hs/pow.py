@@ -1,7 +1,7 @@
-"""Proof of work, scheme v1: what a service under load asks of its clients before it answers.
+"""Proof of work, scheme v1, by which a service under load chooses the clients that it answers.
 
-A proof is a solution of Equi-X (_fast/equix) for a challenge that holds the service's seed and a nonce of the
-client's. One solution in `effort` meets the effort, so a client tries nonces until one does. Proposal 327.
+A proof is a solution of Equi-X (_fast/equix) for a challenge made of the service's seed and a nonce of the
+client's. One solution in `effort` counts, so a client tries nonces until it has one. Proposal 327.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ CHALLENGE_LEN = len(PERSONALIZATION) + 2 * KEY_LEN + NONCE_LEN + EFFORT_LEN
 PROOF_LEN = 1 + NONCE_LEN + EFFORT_LEN + SEED_HEAD_LEN + SOLUTION_LEN
 RESULT_LEN, MAX_RESULT = 4, 0xFFFFFFFF  # of the hash that decides
 
-# C tor's: what a client is ready for, and how it raises its effort after a failure.
+# The greatest effort that a client makes, and how it raises its effort after a failure. (As C tor.)
 MAX_EFFORT = 10_000
 MIN_RETRY_EFFORT = 8
 DOUBLE_UNTIL = 1_000
 
-# Implementation limit: what an interpreter finds in the 40 s in which machine code finds MAX_EFFORT.
+# Implementation limit: the effort for which an interpreter takes 40 s, as machine code does for MAX_EFFORT.
 MAX_EFFORT_INTERPRETED = 500
 
 
 class Proof(NamedTuple):
-    """What a client shows. `seed_head` tells the service which of its seeds was used."""
+    """A client's proof. `seed_head` tells the service which of its seeds was used."""
 
     nonce: bytes
     effort: int
@@ -39,19 +39,19 @@ class Proof(NamedTuple):
 
 
 def is_expired(params: ProofOfWork, now: float) -> bool:
-    """Returns whether another descriptor is to be fetched first: the service has changed its seed since."""
+    """Returns whether the service has changed its seed since, so that a newer descriptor is needed."""
     return params.expires < now
 
 
 def max_effort() -> int:
-    """The greatest effort that this machine is ready for."""
+    """Returns the greatest effort that this machine makes by default, in some 40 s."""
     return MAX_EFFORT if HashX().is_compiled else MAX_EFFORT_INTERPRETED
 
 
 def choose_effort(suggested: int, *, failures: int, maximum: int) -> int:
-    """The effort of the next introduction, at most `maximum`; with 0 no proof is sent.
+    """Returns the effort of the next introduction, at most `maximum`; with 0 no proof is sent.
 
-    `failures` counts the introductions by this point to which nobody answered: each was too cheap.
+    `failures` counts introductions by this point that were not answered: each raises the effort.
     """
     effort = min(suggested, maximum)
     for _ in range(failures):
@@ -63,7 +63,7 @@ def choose_effort(suggested: int, *, failures: int, maximum: int) -> int:
 
 
 def make_challenge(blinded: bytes, seed: bytes, nonce: bytes, effort: int) -> bytes:
-    """The puzzle, CHALLENGE_LEN bytes, for the service with this blinded key."""
+    """Returns the puzzle, CHALLENGE_LEN bytes, for the service with this blinded key."""
     challenge = PERSONALIZATION + blinded + seed + nonce + effort.to_bytes(EFFORT_LEN, "big")
     if len(challenge) != CHALLENGE_LEN or len(nonce) != NONCE_LEN or len(seed) != KEY_LEN:
         raise UsageError(f"a key and a seed of {KEY_LEN} bytes and a nonce of {NONCE_LEN} expected")
@@ -71,14 +71,14 @@ def make_challenge(blinded: bytes, seed: bytes, nonce: bytes, effort: int) -> by
 
 
 def meets_effort(challenge: bytes, solution: bytes, effort: int) -> bool:
-    """Returns whether a solution, right or wrong, is the one in `effort` that counts."""
+    """Returns whether a solution, valid or not, is the one in `effort` that counts."""
     digest = hashlib.blake2b(challenge + solution, digest_size=RESULT_LEN).digest()
     result = int.from_bytes(digest, "big")
     return result * effort <= MAX_RESULT
 
 
 def is_valid(proof: Proof, *, blinded: bytes, seed: bytes) -> bool:
-    """Returns whether the service with this blinded key takes the proof, if its nonce is new."""
+    """Returns whether the service with this blinded key accepts the proof, provided that its nonce is new."""
     challenge = make_challenge(blinded, seed, proof.nonce, proof.effort)
     return (
         proof.seed_head == seed[:SEED_HEAD_LEN]
@@ -88,16 +88,16 @@ def is_valid(proof: Proof, *, blinded: bytes, seed: bytes) -> bool:
 
 
 def encode_proof(proof: Proof) -> bytes:
-    """The body of INTRODUCE1's extension, PROOF_LEN bytes."""
+    """Returns the body of INTRODUCE1's extension, PROOF_LEN bytes."""
     effort = proof.effort.to_bytes(EFFORT_LEN, "big")
     return bytes([VERSION]) + proof.nonce + effort + proof.seed_head + proof.solution
 
 
 class Search:
-    """Looks for a proof: `run` in a thread of its own, where it takes seconds to minutes; `cancel` in any.
+    """Looks for a proof. `run` takes seconds to minutes, in a thread of its own; any thread may `cancel`.
 
-    The seed and the blinded key are of the descriptor that the client uses. `nonce`, NONCE_LEN random bytes,
-    is where the search begins. Holds 2 MB, whatever the effort.
+    The seed and the blinded key are those of the client's descriptor. The search begins at `nonce`, NONCE_LEN
+    random bytes. It holds 2 MB, whatever the effort.
     """
 
     def __init__(self, params: ProofOfWork, *, blinded: bytes, effort: int, nonce: bytes) -> None:
@@ -114,13 +114,13 @@ class Search:
         return self._solver.is_compiled
 
     def cancel(self) -> None:
-        """Let `run` return within some milliseconds. It may have found a proof before."""
+        """Have `run` return within milliseconds. A proof that was found before is still returned."""
         self._solver.cancel()
 
     def run(self) -> Proof | None:
-        """Search until there is a proof. Returns None where the search was cancelled.
+        """Returns a proof, or None where the search was cancelled.
 
-        Raises InternalError where the proof, verified as the service will, is not valid.
+        Raises InternalError where the proof does not pass the service's own check.
         """
         while not self._solver.is_cancelled:
             nonce = self._number.to_bytes(NONCE_LEN, "little")

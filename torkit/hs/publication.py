@@ -1,7 +1,7 @@
-"""Encodes and signs what a service publishes: the three layers that hs/descriptor.py reads.
+"""Encodes and signs a service's descriptor: the three layers that hs/descriptor.py reads.
 
-What is random comes from the caller. rend-spec-v3, "Hidden service descriptors: encryption format"; the order
-and the spelling of items are C tor's.
+Randomness comes from the caller. rend-spec-v3, "Hidden service descriptors: encryption format". (Order and
+spelling of the items as C tor.)
 """
 
 import hashlib
@@ -33,19 +33,18 @@ from torkit.proto.certs import CERT_VERSION, EXTENSION_SIGNED_WITH_ED25519_KEY, 
 
 # Specification constants.
 LIFETIME = 180  # minutes that directories keep a descriptor
-FIRST_LAYER_MULTIPLE = 10_000  # bytes that its plaintext is filled up to
-CLIENTS_MULTIPLE = 16  # lines for clients, most of them for nobody
+FIRST_LAYER_MULTIPLE = 10_000  # bytes: the plaintext is padded to a multiple
+CLIENTS_MULTIPLE = 16  # lines for clients are padded to a multiple with lines for nobody
 FLOW_CONTROL_VERSIONS = "1-2"
 
-# As C tor: how long certificates last, in hours.
-CERT_HOURS = 54
+CERT_HOURS = 54  # until certificates expire (as C tor)
 
-_LINE_LEN = 64  # of what is armoured
+_LINE_LEN = 64  # characters of armoured lines
 
 
 class Publication(NamedTuple):
-    """What a descriptor says. `sendme_inc` is None where the service does no congestion control; `clients`
-    are the X25519 keys of those it serves, 32 bytes each, or none where it serves everybody."""
+    """The content of a descriptor. `sendme_inc` is None where the service does no congestion control.
+    `clients` are the X25519 keys of the clients that it serves, 32 bytes each; empty serves everybody."""
 
     points: Sequence[IntroductionPoint]
     sendme_inc: int | None
@@ -64,9 +63,9 @@ def encode_descriptor(
     randomness: Callable[[int], bytes],
     rng: Random,
 ) -> bytes:
-    """The whole descriptor, for directories. `signing` is its own signing key, `blinded` the service's.
+    """Returns the whole descriptor, for directories. `signing` is the descriptor signing key.
 
-    `randomness` gives so many random bytes that nobody may guess; `rng` shuffles.
+    `randomness(n)` returns n random bytes that nobody may guess; `rng` shuffles.
     """
 
     def seal(plaintext: bytes, constant: bytes, secret: bytes) -> bytes:
@@ -95,7 +94,7 @@ def encode_descriptor(
 
 
 def encode_second_layer(publication: Publication, signing: SecretKey, now: float) -> bytes:
-    """What only clients read: its plaintext."""
+    """Returns the plaintext of the layer that only clients read."""
     lines = [b"create2-formats 2"]
     if publication.sendme_inc is not None:
         lines.append(f"flow-control {FLOW_CONTROL_VERSIONS} {publication.sendme_inc}".encode())
@@ -118,7 +117,7 @@ def encode_second_layer(publication: Publication, signing: SecretKey, now: float
 
 
 def encrypt_layer(plaintext: bytes, secret: bytes, constant: bytes, salt: bytes) -> bytes:
-    """One layer, salt and MAC with it. `secret` is all that the keys are made of but salt and constant.
+    """Returns one layer with its salt and MAC. The keys are made of `secret`, `salt` and `constant`.
 
     rend-spec-v3, "Encryption keys".
     """
@@ -140,7 +139,10 @@ def _encode_first_layer(
     randomness: Callable[[int], bytes],
     rng: Random,
 ) -> bytes:
-    """Who may open the second layer. Lines for nobody hide how many clients there are, if any."""
+    """Returns the first layer, which has the cookie of the second for each client, and the second.
+
+    Lines for nobody hide how many clients there are.
+    """
     secret = randomness(KEY_LEN)
     ephemeral = X25519PrivateKey(secret)
     wipe(secret)
@@ -162,7 +164,10 @@ def _encode_first_layer(
 def _client_line(
     ephemeral: X25519PrivateKey, client: bytes, cookie: bytes, subcredential: bytes, iv: bytes
 ) -> bytes:
-    """The cookie, for one client. rend-spec-v3, "Client behavior"; the key is no point of small order."""
+    """Returns the line with the cookie for one client, whose key is no point of small order.
+
+    rend-spec-v3, "Client behavior".
+    """
     seed = ephemeral.exchange(client)
     keys = hashlib.shake_256(subcredential + seed).digest(CLIENT_ID_LEN + KEY_LEN)
     client_id, cookie_key = keys[:CLIENT_ID_LEN], keys[CLIENT_ID_LEN:]
@@ -177,7 +182,7 @@ def _auth_client(*fields: bytes) -> bytes:
 
 
 def _cert(cert_type: int, certified: bytes, signer: SecretKey, expires: int) -> bytes:
-    """An armoured certificate that names its signer; `expires` is in hours. cert-spec."""
+    """Returns an armoured certificate that names its signer; `expires` is in hours since 1970. cert-spec."""
     body = b"".join(
         (
             bytes([CERT_VERSION, cert_type]),

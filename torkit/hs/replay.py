@@ -1,8 +1,8 @@
-"""What was seen before: introductions and cookies, so that nobody is answered twice."""
+"""Remembers introductions and cookies, so that none is answered twice."""
 
 
 class ReplayCache:
-    """Remembers the last `limit` values; 16 bytes of each, which an attacker cannot find twice."""
+    """Remembers 16 bytes of each of the last `limit` values. An attacker cannot find two with the same."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

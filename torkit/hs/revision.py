@@ -1,8 +1,8 @@
-"""Revision counters of descriptors, by which a directory tells a newer one from an older one.
+"""Revision counters of descriptors, by which a directory tells a newer descriptor from an older one.
 
-C tor's scheme: an order-preserving encryption of the time, so that a service which begins anew, or moves to
-another program, counts on without having kept anything, and nobody learns its clock.
-rend-spec-v3, "Revision counter generation using an encrypted time"; C tor 0.4.9, crypto_ope.c.
+The counter is an order-preserving encryption of the time. So a service that starts anew, even in another
+program, counts on without stored state, and its clock stays secret.
+rend-spec-v3, "Revision counter generation using an encrypted time". (As C tor 0.4.9, crypto_ope.c.)
 """
 
 import hashlib
@@ -12,13 +12,13 @@ from torkit.hs.keys import SecretKey
 
 # Specification constants.
 KEY_PREFIX = b"rev-counter-generation\0"
-MAX_SECONDS = 1 << 18  # what C tor encrypts at most; two runs of the public network have 172,800
+MAX_SECONDS = 1 << 18  # more than two runs of the public network, 172,800 (as C tor)
 
 
 def revision_counter(blinded: SecretKey, seconds: int) -> int:
-    """The counter for the service with this blinded key, so many seconds after a run began, from 0.
+    """Returns the counter for the service with this blinded key, `seconds` after a run began, from 0.
 
-    The run is that of the shared random value by which the descriptor is placed. (hs/calendar.py)
+    `Stand.run_began` (hs/calendar.py) is the beginning of that run.
     """
     key = hashlib.sha3_256(KEY_PREFIX + blinded.expanded).digest()
     count = min(max(seconds, 0) + 1, MAX_SECONDS)

@@ -1,4 +1,4 @@
-"""The ring of hidden service directories: which relays hold whose descriptor.
+"""The ring of hidden service directories: which relays hold the descriptor of which service.
 
 rend-spec-v3, "Where to publish a hidden service descriptor".
 """
@@ -14,19 +14,19 @@ Node = TypeVar("Node")
 
 
 def service_index(blinded: bytes, replica: int, period: TimePeriod) -> bytes:
-    """Where a replica of a descriptor belongs, 32 bytes. Replicas count from 1."""
+    """Returns the place of a replica of a descriptor, 32 bytes. Replicas count from 1."""
     numbers = b"".join(number.to_bytes(8, "big") for number in (replica, period.length, period.number))
     return hashlib.sha3_256(b"store-at-idx" + blinded + numbers).digest()
 
 
 def relay_index(ed25519: bytes, shared_random: bytes, period: TimePeriod) -> bytes:
-    """Where the relay with this Ed25519 identity stands, 32 bytes."""
+    """Returns the place of the relay with this Ed25519 identity, 32 bytes."""
     numbers = period.number.to_bytes(8, "big") + period.length.to_bytes(8, "big")
     return hashlib.sha3_256(b"node-idx" + ed25519 + shared_random + numbers).digest()
 
 
 class Ring(Generic[Node]):
-    """The ring of one period and shared random value; its nodes are whatever the caller knows relays by."""
+    """The ring of one period and shared random value. A node is the caller's value for a relay."""
 
     def __init__(
         self, relays: Iterable[tuple[bytes, Node]], *, shared_random: bytes, period: TimePeriod
@@ -39,7 +39,7 @@ class Ring(Generic[Node]):
         self._period = period
 
     def responsible(self, blinded: bytes, *, replicas: int, spread: int) -> list[Node]:
-        """The directories of every replica: `spread` for each, upwards from its index, no node twice."""
+        """Returns the directories of all replicas: `spread` for each, from its index upwards, none twice."""
         chosen: dict[int, None] = {}
         for replica in range(1, replicas + 1):
             first = bisect_left(self._indexes, service_index(blinded, replica, self._period))

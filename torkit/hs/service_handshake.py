@@ -1,7 +1,7 @@
 """hs-ntor: a service's half of the handshake with a client that was introduced to it.
 
-    point = PointHandshake(...)              for as long as the introduction point stands
-    plaintext = point.open(request)          what the client says, or CircuitError if it was not said to us
+    point = PointHandshake(...)              for as long as we use the introduction point
+    plaintext = point.open(request)          the client's words, or CircuitError if they are not for us
     answer = point.answer(request, y)        for RENDEZVOUS1, with the keys of the layer
 
 Notation: b, B our key of one introduction point, X the client's, y, Y ours for one meeting.
@@ -22,8 +22,8 @@ from torkit.proto.ntor import Secrets
 
 
 class MeetingAnswer(NamedTuple):
-    """`reply` is Y and AUTH, 32 bytes each, for the client. `keys` are TOR1_ONION's, as the service has them:
-    what the client opens by, we seal by. For the caller to wipe."""
+    """`reply` is Y and AUTH, 32 bytes each, for the client. `keys` are the service's for a TOR1_ONION layer:
+    we seal with the client's keys for opening. The caller wipes them."""
 
     reply: bytes
     keys: bytes
@@ -40,7 +40,7 @@ class PointHandshake:
         self._subcredential = subcredential
 
     def open(self, request: Request) -> bytes:
-        """What the client says to us alone. Raises CircuitError where it was not said to this service."""
+        """Returns the plaintext of the request. Raises CircuitError if it is not for this service."""
         with Secrets() as keep:
             xb = keep(_exchange(self._b, request.client_key))
             known = (self._auth_key, request.client_key, self.public_key, PROTOID)
@@ -52,7 +52,7 @@ class PointHandshake:
             return aes_256_ctr(keep(keys[:KEY_LEN]), request.sealed)
 
     def answer(self, request: Request, private_key: bytes) -> MeetingAnswer:
-        """Our half, by `private_key`, y, 32 fresh random bytes. Raises CircuitError."""
+        """Returns our half, with `private_key`, y, 32 fresh random bytes. Raises CircuitError."""
         y = X25519PrivateKey(private_key)
         with Secrets() as keep:
             xy = keep(_exchange(y, request.client_key))
@@ -68,7 +68,7 @@ class PointHandshake:
 
 
 def swap_directions(keys: bytes) -> bytes:
-    """TOR1_ONION's keys, Df, Db, Kf, Kb, for the other end: Db, Df, Kb, Kf."""
+    """Returns the keys of TOR1_ONION, Df, Db, Kf, Kb, in the order of the other end: Db, Df, Kb, Kf."""
     digests, ciphers = 2 * TOR1_ONION_DIGEST_LEN, 2 * TOR1_ONION_KEY_LEN
     view = memoryview(keys)
     return b"".join(

@@ -1,9 +1,9 @@
-"""Bodies of the relay messages by which a service is found and meets its clients: the service's side.
+"""Bodies of the relay messages by which a service meets its clients: the service's side.
 
-    to an introduction point     ESTABLISH_INTRO    which of our keys it stands for, proved for this circuit
-    from it                      INTRO_ESTABLISHED
-    from it                      INTRODUCE2         a client's request; what it says is a stranger's word
-    to a rendezvous point        RENDEZVOUS1        whose circuit is meant, and our half of the handshake
+    to an introduction point     ESTABLISH_INTRO    the key by which it knows us, proved for this circuit
+    from an introduction point   INTRO_ESTABLISHED
+    from an introduction point   INTRODUCE2         a client's request: nothing in it is proved
+    to a rendezvous point        RENDEZVOUS1        the client's cookie, and our half of the handshake
 
 rend-spec-v3, "The introduction protocol" and "The rendezvous protocol". (The client's: hs/messages.py.)
 """
@@ -29,9 +29,9 @@ from torkit.proto.ntor import decode_extensions, encode_extensions
 
 # Specification constants.
 ESTABLISH_PREFIX = b"Tor establish-intro cell v1"
-RENDEZVOUS1_LEN = 168  # what C tor fills it up to, with random bytes
-MAX_DOS_LIMIT = 2**31 - 1  # beyond, or with a burst below the rate, points ignore both
-MAX_SPECIFIERS = 32  # link specifiers that are read of a rendezvous point
+RENDEZVOUS1_LEN = 168  # padded with random bytes (as C tor)
+MAX_DOS_LIMIT = 2**31 - 1  # points ignore greater limits, and both where the burst is below the rate
+MAX_SPECIFIERS = 32  # link specifiers of one rendezvous point
 
 
 class EstablishExtension(IntEnum):
@@ -41,21 +41,21 @@ class EstablishExtension(IntEnum):
 
 
 class DosParameter(IntEnum):
-    """What an introduction point is asked to hold introductions to."""
+    """Limits that an introduction point is asked to keep."""
 
     RATE = 1  # a second
     BURST = 2
 
 
 class DosLimits(NamedTuple):
-    """Introductions that a point passes on: a second, and at once. 0 and 0 is no limit."""
+    """How many introductions a point passes on, per second and at once. 0 and 0 is no limit."""
 
     rate: int
     burst: int
 
 
 class Request(NamedTuple):
-    """An INTRODUCE2, not opened yet: `mac` authenticates all that comes before it."""
+    """An INTRODUCE2, not opened yet. `mac` authenticates the other fields."""
 
     header: bytes
     client_key: bytes  # X
@@ -64,7 +64,7 @@ class Request(NamedTuple):
 
 
 class Invitation(NamedTuple):
-    """What a client says inside INTRODUCE2: where it waits. It is a stranger's word."""
+    """The client's words inside INTRODUCE2: where it waits. Nothing in it is proved."""
 
     cookie: bytes
     onion_key: bytes
@@ -74,7 +74,9 @@ class Invitation(NamedTuple):
 
 
 def encode_establish_intro(auth_key: SecretKey, kh: bytes, limits: DosLimits | None) -> bytes:
-    """Proves to an introduction point that `auth_key` is ours, on the circuit whose last hop left `kh`.
+    """Returns the proof for an introduction point that `auth_key` is ours, on the circuit with this `kh`.
+
+    `kh` is from the handshake with the point.
 
     rend-spec-v3, "Registering an introduction point on a circuit".
     """
@@ -95,12 +97,12 @@ def encode_establish_intro(auth_key: SecretKey, kh: bytes, limits: DosLimits | N
 
 
 def decode_intro_established(body: bytes) -> None:
-    """It says nothing that we use. Raises CircuitError where it is malformed."""
+    """Raises CircuitError where the body is malformed. Nothing in it is used."""
     decode_extensions(body)
 
 
 def decode_introduce2(body: bytes, auth_key: bytes) -> Request:
-    """Raises CircuitError for what no introduction point may pass on to us, whose key there is `auth_key`."""
+    """Returns the request in an INTRODUCE2 from a point that knows us by `auth_key`. Raises CircuitError."""
     reader = Reader(body, "INTRODUCE2", CircuitError)
     if any(reader.take(LEGACY_KEY_ID_LEN)):
         raise CircuitError("INTRODUCE2 is for a service of version 2")
@@ -119,7 +121,7 @@ def decode_introduce2(body: bytes, auth_key: bytes) -> Request:
 
 
 def decode_invitation(plaintext: bytes) -> Invitation:
-    """What follows the link specifiers is padding. Raises CircuitError.
+    """Returns the client's words; padding may follow the link specifiers. Raises CircuitError.
 
     rend-spec-v3, "Processing an INTRODUCE2 message by the hidden service".
     """
@@ -149,7 +151,7 @@ def decode_invitation(plaintext: bytes) -> Invitation:
 
 
 def encode_rendezvous1(cookie: bytes, reply: bytes, padding: bytes) -> bytes:
-    """`reply` is Y and AUTH; of `padding`, random bytes, as many follow as C tor's services add."""
+    """Returns the body: `reply` is Y and AUTH; random bytes from `padding` fill it to RENDEZVOUS1_LEN."""
     body = cookie + reply
     return body + padding[: RENDEZVOUS1_LEN - len(body)]
 

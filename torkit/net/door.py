@@ -1,9 +1,9 @@
-"""Streams as sockets, for programs that know nothing of trio: each is handed one end of a pair of sockets.
+"""Streams as sockets, for programs without trio: a program is handed one end of a pair of sockets.
 
     program's end == our end -- Passage -- stream          no Python runs for a byte
 
-What the program has sent before it closes its end still goes out. What has arrived for it waits in its end;
-then it learns how the stream ended: by the end of file, or by a reset, so that no cut looks like an end.
+Bytes that the program has sent before it closes its end still go out. Bytes that have arrived wait in its
+end. Behind them it reads an end of file, or a reset where the stream was cut: no cut looks like an end.
 """
 
 import os
@@ -27,16 +27,16 @@ _doors: WeakSet["Door"] = WeakSet()
 
 
 class Socket(socket.socket):
-    """A program's end: of the family AF_UNIX, and a stand-in for one of TCP."""
+    """A program's end: a socket of the family AF_UNIX in the place of a TCP socket."""
 
     def setsockopt(self, level: int, *args: Any) -> None:
-        """As every socket's. What only TCP knows is accepted: there is no delay here to switch off."""
+        """As every socket's. Options of TCP are accepted, and ignored: no delay is here to switch off."""
         if level != socket.IPPROTO_TCP:
             super().setsockopt(level, *args)
 
 
 class Door:
-    """The pairs of one client. Of one trio run, as its pump."""
+    """Has the pairs of one client. It belongs to one trio run, as its pump does."""
 
     def __init__(self) -> None:
         self.pump = Pump.current()
@@ -61,7 +61,7 @@ class Door:
         return Socket(fileno=theirs.detach())
 
     async def run(self) -> NoReturn:
-        """Look now and then for ends that were closed after they had ended their own direction."""
+        """Look now and then for programs that ended their direction first, and then closed their end."""
         while True:
             await trio.sleep(KEEPALIVE_INTERVAL)
             for passage in list(self.passages):
@@ -73,7 +73,7 @@ class Door:
             passage.cut()
 
     def forget(self) -> None:
-        """In a child of this process: let go of our ends, so that the parent's closing is seen."""
+        """Close our ends in a child of this process: else no program would see the parent's close."""
         for passage in self.passages:
             passage.sock.close()
 
@@ -88,12 +88,12 @@ class Passage(Ferry):
         self._door = door
         self._number = theirs.fileno()
         self._theirs = _identity(self._number)
-        self._has_ended = False  # the program, its direction
+        self._has_ended = False  # whether the program has ended its direction
         self._local = door.pump.add_local(ours.fileno(), self, is_pipe=True)
         super().__init__(door.pump, stream, ours.fileno, self._local, self._local, self._close)
 
     def on_local(self, event: LocalEvent) -> None:
-        """What the program's end did: what it sent before it was closed has been read."""
+        """Act on an event of our end. The core reports an end after it has read everything before it."""
         if event is LocalEvent.WRITABLE:
             self.on_change()
         elif event is LocalEvent.ENDED:
@@ -103,7 +103,7 @@ class Passage(Ferry):
             self._finish(self._local.failure or ConnectionResetError())
 
     def look(self) -> None:
-        """Close if the program has closed its end: one that has only ended its direction still reads."""
+        """Close if the program has closed its end. One that has only ended its direction still reads."""
         if self._has_ended and self._door.kernel.is_closed_by_program(self.sock):
             self._finish(ConnectionResetError())
 
@@ -112,7 +112,7 @@ class Passage(Ferry):
         self._finish(InternalError("the client was closed"))
 
     def _close(self, failure: Exception | None) -> None:
-        """Let go of everything. The program reads what was written, and then how the stream ended."""
+        """Close both. The program reads what was written, then the end of file or the reset."""
         self._door.passages.discard(self)
         self._door.pump.remove(self._local)
         self._stream.close()
@@ -123,7 +123,7 @@ class Passage(Ferry):
         self.sock.close()
 
     def _end_in_order(self) -> None:
-        """Take what the program has sent and nobody wants: Linux would make a reset of it."""
+        """Read what the program has sent too late: Linux makes a reset of a close with unread bytes."""
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
             while self.sock.recv(READ_SIZE):
@@ -132,9 +132,9 @@ class Passage(Ferry):
     def _reset(self) -> None:
         """Have the program read a reset behind what was written.
 
-        Linux resets the other end where one is closed with something unread in it. So a byte is sent from
-        there: by its number, which still is that socket's unless the program has closed it, or has given it
-        away; then, and where the program has ended its own direction, it reads an end of file.
+        Linux resets one end when the other is closed with unread bytes. So we send our end a byte from the
+        program's: by its number, if that is still the same socket. Where the program has closed the socket,
+        given it away or ended its direction, it reads an end of file.
         """
         with suppress(OSError):
             number = os.dup(self._number)
@@ -146,7 +146,7 @@ class Passage(Ferry):
 
 
 def _identity(descriptor: int) -> tuple[int, int]:
-    """What tells an open socket from all others."""
+    """Returns what tells an open socket from all others."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 

@@ -30,7 +30,7 @@ class Secured(trio.abc.Stream):
     """A stream whose peer has proved who it is; made by `secure`.
 
     Raises as the stream beneath does, PeerError for what fails TLS's checks, and StreamClosed for an end that
-    the peer has not announced: an exit can end a stream, but cannot forge that.
+    the peer has not announced: an exit can end a stream, but cannot forge an announcement.
     """
 
     def __init__(self, tls: "trio.SSLStream[trio.abc.Stream]") -> None:
@@ -38,7 +38,7 @@ class Secured(trio.abc.Stream):
 
     @property
     def version(self) -> str:
-        """As OpenSSL calls it: TLSv1.3."""
+        """The version as OpenSSL names it, such as TLSv1.3."""
         return str(self._tls.version())
 
     @property
@@ -47,7 +47,7 @@ class Secured(trio.abc.Stream):
         tls: Any = self._tls._ssl_object
         if sys.version_info >= (3, 13):
             return list(tls.get_unverified_chain())
-        # The same in Python 3.11 and 3.12, which change no more.
+        # Python 3.11 and 3.12 have this under a private name, which will not change any more.
         return [one.public_bytes(_DER) for one in tls._sslobj.get_unverified_chain()]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -63,7 +63,7 @@ class Secured(trio.abc.Stream):
         await self._tls.wait_send_all_might_not_block()
 
     async def say_end(self) -> None:
-        """Tell the peer that this is all (close_notify), if it listens. The stream beneath stays open."""
+        """Tell the peer that nothing more comes (close_notify). The stream beneath stays open."""
         with trio.move_on_after(END_TIMEOUT):
             try:
                 await self._tls.unwrap()
@@ -75,15 +75,15 @@ class Secured(trio.abc.Stream):
 
 
 def default_context() -> ssl.SSLContext:
-    """TLS 1.2 at least; names are checked, and authorities: the system's, or those of SSL_CERT_FILE."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which checks both
+    """Returns a context for TLS 1.2 or later. Checks names, by authorities of the system or SSL_CERT_FILE."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks both by default
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_default_certs()
     return context
 
 
 def unchecked_context() -> ssl.SSLContext:
-    """For looking at what a peer shows that proves nothing: nothing may be sent to it, or believed of it."""
+    """Returns a context that checks nothing, to look at certificates only: send and believe nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -91,7 +91,7 @@ def unchecked_context() -> ssl.SSLContext:
 
 
 async def secure(stream: trio.abc.Stream, host: str, context: ssl.SSLContext | None = None) -> Secured:
-    """Shake hands on `stream`, which belongs to the result, or is closed where this fails.
+    """Returns TLS over `stream`, after the handshake. `stream` belongs to it, and is closed on failure.
 
     Raises NotProven where the peer has not proved to be `host`, a name or an address; PeerError where it
     speaks no TLS that we do; StreamClosed where it ends, TimedOut.
@@ -128,7 +128,7 @@ async def shake_hands(stream: Stream, context: ssl.SSLContext, host: str) -> "tr
 
 
 def _told(error: trio.BrokenResourceError, at_end: str) -> TorkitError:
-    """In our words, without the destination's name. `at_end` is what the end of the stream means."""
+    """Returns the error in our words, without the destination's name. `at_end` is the message for an end."""
     cause = error.__cause__
     if isinstance(error, TorkitError):
         return error

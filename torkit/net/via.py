@@ -18,27 +18,27 @@ from torkit.proto.destination import check_destination, check_host
 from torkit.proto.request import Command, Request
 from torkit.proto.socks_client import Conversation, Credentials
 
-# Seconds until a proxy that says nothing is given up. The proxies' own limits for a request come first, 120 s
-# of C tor and 150 s of torkit: they know why.
+# Seconds until a silent proxy is given up. Longer than a proxy's own limit for a request, 150 s of torkit and
+# 120 s of C tor: the proxy knows the reason.
 ANSWER_TIMEOUT = 180.0
 
-# Seconds without a byte from the proxy until a stream is closed that has sent all; until it is in any case.
+# A stream that has sent everything is closed after so many seconds without a byte from the proxy, or in all.
 PAUSE = 0.3
 MAX_PAUSE = 5.0
 
 
 class ViaAnswer(NamedTuple):
-    """One answer to a look-up. Proxies tell no more of them, and not how long they last."""
+    """One answer to a look-up. A proxy gives one answer only, without its time to live."""
 
     kind: str  # ipv4, ipv6 or hostname
     value: str
 
 
 class ViaStream(trio.abc.HalfCloseableStream):
-    """One stream behind a proxy; `early` came with the proxy's answer. Its `path` and `paths` are not known.
+    """One stream behind a proxy; `early` came with the proxy's answer. Its `path` and `paths` are unknown.
 
-    `receive_some` returns b"" where the proxy ended it in good order. A reset, by which torkit's proxy tells
-    that a stream was cut short, raises StreamClosed (C tor's proxy tells no difference).
+    `receive_some` returns b"" where the proxy ended the stream in good order. It raises StreamClosed after a
+    reset, by which torkit's proxy tells that a stream was cut short. (C tor's proxy makes no difference.)
     """
 
     path = ()
@@ -69,10 +69,10 @@ class ViaStream(trio.abc.HalfCloseableStream):
         await self._near.send_eof()
 
     async def settle(self) -> None:
-        """Close when the proxy has all that was sent, and drop what it sends. Raises TimedOut, StreamClosed.
+        """Close when the proxy has all that was sent; drop what comes. Raises TimedOut, StreamClosed.
 
-        Bytes that come after the close would be answered by a reset, which takes back what the proxy has not
-        passed on. So this waits for a pause, but not for ever.
+        Linux would answer bytes that come after the close by a reset, and the proxy would then drop what it
+        has not passed on. So this waits for a PAUSE, but not for longer than MAX_PAUSE.
         """
         failure: TorkitError | None = None
         now = began = taken_at = heard_at = trio.current_time()
@@ -111,17 +111,17 @@ class ViaStream(trio.abc.HalfCloseableStream):
 
 
 class Network(Protocol):
-    """What is asked of torkit.config.Network: whether destinations that are internal elsewhere are none."""
+    """A torkit.config.Network, of which only this is used: `testing` allows internal destinations."""
 
     @property
     def testing(self) -> bool: ...
 
 
 class Via:
-    """Has what commands use of torkit.client.Tor. Every method raises NoProxy where the proxy cannot be used.
+    """Has the methods of Tor that commands use. They raise NoProxy where the proxy cannot be used.
 
-    `place` is an IP address and a port, or the path of a Unix socket. Requests share circuits with those of
-    everybody who gives the same `credentials`; random ones, by default, keep them apart from all others.
+    `place` is an IP address and a port, or the path of a Unix socket. Requests share circuits with all
+    requests of the same `credentials`. The default, random ones, keeps them apart from all others.
     """
 
     progress = Progress(Phase.DONE, 100)
@@ -138,12 +138,12 @@ class Via:
         self._credentials = credentials or Credentials(b"torkit", os.urandom(16).hex().encode())
 
     async def wait_ready(self) -> None:
-        """Until the proxy serves: torkit's lets clients wait until there is a directory."""
+        """Wait until the proxy serves. (torkit's proxy lets clients wait until it has a directory.)"""
         near, _ = await self._converse(None)
         await near.aclose()
 
     def request(self, host: str, port: int, *, isolation: Hashable = None) -> "ViaRequest":
-        """Returns a stream as `connect` opens it. Raises UsageError for what no exit can reach."""
+        """Returns a request for a stream, not begun yet. Raises UsageError for what no exit can reach."""
         return ViaRequest(self, self._checked(Command.CONNECT, host, port), isolation)
 
     async def connect(
@@ -209,14 +209,14 @@ class Via:
 
 
 class ViaRequest(NamedTuple):
-    """One stream that is asked for."""
+    """One stream to be asked for."""
 
     via: Via
     request: Request
     isolation: Hashable
 
     def begin(self) -> None:
-        """No circuit is at hand here: `connect` asks the proxy."""
+        """Returns None: no stream can be begun without waiting. `connect` asks the proxy."""
 
     async def connect(self) -> ViaStream:
         near, conversation = await self.via._converse(self.request, self.isolation)

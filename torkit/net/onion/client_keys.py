@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClientKeys:
-    """Keys by the service's identity key. `directory` need not be there."""
+    """Our keys, by the service's identity key. `directory` holds files of keys, and may be missing."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -29,7 +29,7 @@ class ClientKeys:
         self._given[key.identity] = X25519PrivateKey(key.secret)
 
     async def find(self, service: bytes) -> X25519PrivateKey | None:
-        """Our key for a service. The files are read each time, so that a new one is used at once."""
+        """Returns our key for a service, or None. Files are read at each call: a new one is used at once."""
         if service in self._given:
             return self._given[service]
         return await run_in_thread(self._read, service)

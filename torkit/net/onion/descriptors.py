@@ -1,6 +1,6 @@
 """Fetches descriptors of onion services from the directories responsible for them, and keeps them.
 
-Which relays those are, and what a descriptor must prove, is torkit.hs's.
+torkit.hs says which relays are responsible, and checks descriptors.
 """
 
 import time
@@ -26,8 +26,7 @@ from torkit.net.circuit.circuit import Circuit
 from torkit.net.current import Current
 from torkit.net.dir.fetch import fetch_onion_descriptor
 
-# Implementation limits, seconds: a directory that was asked for a descriptor is not asked again so soon, as C
-# tor.
+# Implementation limits: seconds until a directory that was asked for a descriptor is asked again (as C tor).
 REQUERY_AFTER = 900.0
 REQUERY_AFTER_TESTING = 5.0
 
@@ -38,13 +37,12 @@ PATIENCE = 5.0
 # millisecond.
 RING_SLICE = 20
 
-# Implementation limit: services whose descriptors are kept. The one that was asked for longest ago goes
-# first.
+# Implementation limit: services whose descriptors are kept. The least recently asked for is dropped first.
 MAX_SERVICES = 1000
 
 
 class _Place(NamedTuple):
-    """Where a service is to be found now."""
+    """The directories that are responsible for a service now."""
 
     period: TimePeriod
     ends: int  # Unix time
@@ -65,7 +63,7 @@ class _Service:
 
 
 class Descriptors:
-    """`build` makes a circuit to a relay, which we close."""
+    """Fetches and keeps descriptors. `build` makes a circuit to a relay; we close the circuit."""
 
     def __init__(
         self,
@@ -82,7 +80,7 @@ class Descriptors:
     async def get(
         self, identity: bytes, client_key: X25519PrivateKey | None = None, *, anew: bool = False
     ) -> Descriptor:
-        """The descriptor of the service with this identity key, kept or fetched; `anew` takes no kept one.
+        """Returns the descriptor of the service with this identity key; with `anew`, one fetched now.
 
         Raises OnionServiceError (NOT_FOUND, DESCRIPTOR, NO_KEY, WRONG_KEY), NoDirectory, or what made every
         circuit fail.
@@ -97,12 +95,12 @@ class Descriptors:
             return service.descriptor
 
     def note_met(self, identity: bytes) -> None:
-        """The service was reached: if that fails later, every directory may be asked again."""
+        """Note that the service was reached: if it cannot be later, every directory may be asked again."""
         if (service := self._services.get(identity)) is not None:
             service.asked.clear()
 
     def forget(self) -> None:
-        """Forget every descriptor, and who was asked."""
+        """Forget every descriptor, and which directories were asked."""
         self._services.clear()
 
     async def _fetch(
@@ -110,7 +108,7 @@ class Descriptors:
     ) -> Descriptor:
         """Ask one responsible directory after the other, in random order.
 
-        Where one is silent, the next is asked beside it; the first descriptor that is right ends the others.
+        While one is silent, the next is asked beside it; the first valid descriptor ends the other requests.
         """
         place = await self._find_place(identity)
         if place.blinded != service.blinded:
@@ -183,17 +181,17 @@ class Descriptors:
 
 
 class _Fetch:
-    """What came of asking for one descriptor."""
+    """The outcome of requests for one descriptor."""
 
     def __init__(self) -> None:
         self.descriptor: Descriptor | None = None
-        self.verdict: OnionServiceError | None = None  # where the descriptor is right, and our key is not
+        self.verdict: OnionServiceError | None = None  # the descriptor is valid, our key is not
         self.failures: list[TorkitError] = []
 
     async def run(
         self, ask: Callable[[], Awaitable[Descriptor]], everybody: trio.CancelScope, is_over: trio.Event
     ) -> None:
-        """Ask one directory; a descriptor ends the wait for `everybody`."""
+        """Ask one directory. A descriptor cancels the scope of all requests, `everybody`."""
         try:
             self.descriptor = await ask()
             everybody.cancel()
@@ -207,7 +205,7 @@ class _Fetch:
 
 
 def calendar_of(current: Current) -> Calendar:
-    """Time as services and clients count it by the directory in use. Raises NoDirectory."""
+    """Returns the time periods of onion services, by the directory in use. Raises NoDirectory."""
     consensus = current.directory.consensus
     interval = consensus.fresh_until - consensus.valid_after
     length = length_when_testing(interval) if current.testing else consensus.param("hsdir_interval")
@@ -217,7 +215,7 @@ def calendar_of(current: Current) -> Calendar:
 
 
 async def make_ring(directory: Directory, period: TimePeriod, shared_random: bytes) -> Ring[Relay]:
-    """Every relay that holds descriptors: flag HSDir, HSDir=2, its Ed25519 identity known."""
+    """Returns the ring of all relays that hold descriptors: flag HSDir, HSDir=2, Ed25519 identity known."""
     flags = directory.consensus.relays.flags
     found = []
     for number, place in enumerate(place for place in range(len(directory)) if "HSDir" in flags[place]):
@@ -230,7 +228,7 @@ async def make_ring(directory: Directory, period: TimePeriod, shared_random: byt
 
 
 def _explain(failures: list[TorkitError]) -> TorkitError:
-    """One error for all that failed."""
+    """Returns one error for all these failures."""
     if any(isinstance(error, NotServed) for error in failures) or not failures:
         return OnionServiceError.at(OnionStep.NOT_FOUND)
     if all(isinstance(error, DocumentError) for error in failures):

@@ -50,14 +50,14 @@ class Means(NamedTuple):
 
 
 class Introduction:
-    """`run` it once. What it holds is for it alone."""
+    """One attempt: `run` it once. Its circuit, cookie and keys serve no other attempt."""
 
     def __init__(
         self, means: Means, descriptor: Descriptor, point: IntroductionPoint, unanswered_count: int
     ) -> None:
-        """`unanswered_count` tells how many introductions the service has heard of and not answered."""
-        self.is_cookie_spent = False  # the service may have heard of it
-        self.step: OnionStep | None = None  # that it is at; None while our own circuit is built
+        """`unanswered_count` introductions of this meeting were acknowledged, and not answered."""
+        self.is_cookie_spent = False  # the service may know the cookie
+        self.step: OnionStep | None = None  # of this attempt; None while our own circuit is built
         self._means = means
         self._descriptor = descriptor
         self._point = point
@@ -67,9 +67,9 @@ class Introduction:
         self._is_over = False
 
     async def run(self, rendezvous: RendezvousPoint, scope: trio.CancelScope) -> Circuit:
-        """The rendezvous circuit, joined. Raises what ended the attempt; a fault of the point is noted.
+        """Returns the rendezvous circuit, joined. Raises what ended the attempt, and notes a point's fault.
 
-        What a proof of work takes does not count against `scope`.
+        The deadline of `scope` is put off by the time that a proof of work takes.
         """
         means = self._means
         introduction: Circuit | None = None
@@ -114,7 +114,7 @@ class Introduction:
             wipe(private_key)
 
     async def _prove(self, scope: trio.CancelScope) -> Proof | None:
-        """As much work as the service asks for, as far as we are ready to do it."""
+        """Returns a proof of the work that the service asks for, up to the user's limit; None for no work."""
         failures = self._unanswered_count + self._means.points.unanswered_count(self._point)
         search = self._means.worker.search_for(self._descriptor, failures)
         if search is None:
@@ -130,9 +130,9 @@ class Introduction:
         handshake: ServiceHandshake,
         proof: Proof | None,
     ) -> bytes | None:
-        """Ask the point to pass on where we wait; RENDEZVOUS2, or None where it refuses.
+        """Have the point tell the service where we wait. Returns RENDEZVOUS2's body, None where it refuses.
 
-        RENDEZVOUS2 may overtake the acknowledgement, which then means nothing any more.
+        RENDEZVOUS2 may overtake the acknowledgement, which then does not matter any more.
         """
         header = introduce_header(self._point.auth_key)
         plaintext = introduce_plaintext(
@@ -165,7 +165,7 @@ class Introduction:
             with self._blaming():
                 status = decode_introduce_ack(await acknowledgement.wait())
                 if status is not AckStatus.SUCCESS:
-                    self.is_cookie_spent = False  # it says that it has told nobody
+                    self.is_cookie_spent = False  # the point says that it has told nobody
                     raise PeerError(f"the introduction point refused: {status.name}")
             self._means.note_acknowledged()
         except TorkitError as error:
@@ -184,7 +184,7 @@ class Introduction:
         keys.wipe()
 
     def _sendme_inc(self, rendezvous: Circuit) -> int | None:
-        """In cells, for congestion control where the service and the network do it; else None."""
+        """Returns the cells of a SENDME where service and network do congestion control, else None."""
         return self._descriptor.sendme_inc if rendezvous.can_congestion_control else None
 
     @contextmanager
@@ -207,7 +207,7 @@ class Introduction:
 
 @contextmanager
 def suspended(scope: trio.CancelScope) -> Iterator[None]:
-    """Have the deadline of `scope` wait for the block."""
+    """Put off the deadline of `scope` by the time that the block takes."""
     left, scope.deadline = scope.deadline - trio.current_time(), inf
     try:
         yield
@@ -225,7 +225,7 @@ def _extensions(sendme_inc: int | None, proof: Proof | None) -> dict[int, bytes]
 
 
 def _link_specifiers(circuit: Circuit) -> bytes:
-    """Where the last relay of `circuit` is, and who it is."""
+    """Returns the addresses and identities of the last relay of `circuit`."""
     relay = circuit.path[-1]
     return encode_link_specifiers(
         or_addresses(relay), rsa_identity=relay.identity, ed25519_identity=relay.ed25519_identity

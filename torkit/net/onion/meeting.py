@@ -4,17 +4,17 @@
     we, to an introduction point      INTRODUCE1 ->              <- INTRODUCE_ACK
     the rendezvous point              <- RENDEZVOUS2, from the service
 
-Cookie and keys are made before anything is sent, and a message may come only once we have sent what it
-answers: whatever else comes ends its circuit.
+Cookie and keys are made before anything is sent. A message may come only after the message that it answers;
+any other ends its circuit.
 
-An attempt has its own introduction circuit and keys. One that fails is followed by another at once, through
-another point. One that is silent is left to go on, and after PATIENCE another begins beside it, at another
-rendezvous point: an acknowledgement says only that the point still knows the service, which may be gone. The
-first that joins ends all others. (C tor waits three build timeouts, 181 s while none is learnt.)
+An attempt has its own introduction circuit and keys. When one fails, another begins at once, through another
+point. While one is silent, it goes on, and after PATIENCE another begins beside it, at another rendezvous
+point: an acknowledgement says only that the point still knows the service, and the service may be gone. The
+first attempt that joins ends all others. (C tor waits three build timeouts, 181 s while none is learnt.)
 
-Where every point has failed, and a newer descriptor names no others, all are tried again after a rest: a
-service that has lost its circuits makes them anew, at the same points. (C tor then fails, and passes these
-points over for two minutes.)
+When every point has failed, and a newer descriptor names no others, all are tried again after a rest: a
+service that has lost its circuits builds new ones to the same points. (C tor then fails, and does not use
+these points for two minutes.)
 """
 
 import logging
@@ -39,21 +39,20 @@ from torkit.net.onion.rendezvous import RendezvousPoint
 from torkit.net.onion.stems import Stems
 from torkit.net.onion.work import Worker
 
-# Implementation limits: seconds until another attempt begins beside one that is silent, and until an attempt
-# has failed; seconds of rest before points that have failed are tried again, half to one and a half of each
-# (a service that is down is so told of within half a minute); attempts for one meeting, and how many of them
-# may fail by no fault of a point's.
-PATIENCE = 15.0
+# Implementation limits. Seconds:
+PATIENCE = 15.0  # until another attempt begins beside one that is silent
 ATTEMPT_TIMEOUT = 60.0
-RESTS = (1.0, 4.0, 10.0)
+RESTS = (1.0, 4.0, 10.0)  # before failed points are tried again, each times 0.5 to 1.5
+
+# For one meeting:
 MAX_ATTEMPTS = 48
-MAX_OTHER_FAILURES = 12
+MAX_OTHER_FAILURES = 12  # attempts that failed without a fault of their point
 
 logger = logging.getLogger(__name__)
 
 
 class Meeting:
-    """Made for one service, by its identity key, and one isolation; `run` it once."""
+    """Meets the service with this identity key, for one isolation; `run` it once."""
 
     def __init__(
         self,
@@ -85,20 +84,20 @@ class Meeting:
         self._joined: Circuit | None = None
         self._count = 0  # attempts
         self._failure: TorkitError | None = None  # the last attempt's
-        self._failed_step: OnionStep | None = None  # where; None where our own circuits fail
-        self._other_failure_count = 0  # which were no point's fault
+        self._failed_step: OnionStep | None = None  # of that attempt; None where our own circuit failed
+        self._other_failure_count = 0  # attempts that failed without a fault of their point
         self._was_acknowledged = False  # any introduction
-        self._unanswered_count = 0  # introductions that were acknowledged, and nobody came
+        self._unanswered_count = 0  # introductions that were acknowledged, and the service did not come
         self._under_way: set[bytes] = set()  # auth-keys of points that are being tried
         self._has_changed = trio.Event()
         self._scope = trio.CancelScope()
         self._working_count = 0  # attempts that make a proof of work
         self._work_began = 0.0
-        self._left = 0.0  # seconds until the deadline, then
+        self._left = 0.0  # seconds that were left until the deadline when the work began
         self._nursery: trio.Nursery  # while it runs
 
     async def run(self, give_up_at: float) -> Circuit:
-        """A circuit that has joined with the service's; the caller closes it.
+        """Returns a circuit that has joined with the service's; the caller closes it.
 
         Proofs of work put `give_up_at` off by as long as they take. Raises OnionServiceError, with the step
         that failed, NoDirectory, NoPath, NoGuard, or what made every circuit fail.
@@ -126,7 +125,7 @@ class Meeting:
         raise error or self._explain()
 
     async def _try_until_joined(self) -> None:
-        """Begin attempts; whichever joins cancels this. Returns when there is nothing left to try."""
+        """Begin attempts. The one that joins cancels this; else it returns when nothing is left to try."""
         self._spare = self._prepare()  # while the descriptor is fetched
         self._descriptor = await self._descriptors.get(self._identity, self._client_key)
         work = self._descriptor.proof_of_work
@@ -148,7 +147,7 @@ class Meeting:
         return self._count < MAX_ATTEMPTS and self._other_failure_count < MAX_OTHER_FAILURES
 
     async def _wait_for_change(self) -> None:
-        """Until an attempt has failed, or is silent for too long."""
+        """Wait until an attempt has failed, or has been silent for PATIENCE."""
         self._has_changed = trio.Event()
         failure_count = self._other_failure_count
         while True:
@@ -158,14 +157,14 @@ class Meeting:
                 break
         if patience.cancelled_caught and self._was_acknowledged:
             self._unanswered_count += 1
-            await self._fetch_anew()  # the service may have begun anew, elsewhere
+            await self._fetch_anew()  # the service may have new points
         if self._other_failure_count > failure_count:
             await trio.sleep(rest(failure_count, self._rng))
 
     # --- points -----------------------------------------------------------------------------------
 
     async def _choose_point(self) -> IntroductionPoint | None:
-        """The next one at random; None where none is left. Those of a newer descriptor count as well."""
+        """Returns one of the usable points at random; None where a newer descriptor has none, either."""
         usable = self._usable_points()
         if not usable:
             await self._fetch_anew()
@@ -178,11 +177,11 @@ class Meeting:
         return [point for point in points if point.auth_key not in self._under_way]
 
     async def _rest(self) -> bool:
-        """Let the service come back to its points, where they have failed; whether any may be tried again."""
+        """Rest while the service comes back to failed points. Returns whether any may be tried again."""
         assert self._descriptor is not None
         if self._rest_count == len(RESTS) or not self._points.may_come_back(self._descriptor.points):
             return False
-        if self._count:  # else it is not this meeting that they failed in
+        if self._count:  # else the points failed in an earlier meeting, and have rested
             await trio.sleep(RESTS[self._rest_count] * self._rng.uniform(0.5, 1.5))
         self._rest_count += 1
         self._has_fetched_anew = False
@@ -191,7 +190,7 @@ class Meeting:
         return True
 
     async def _fetch_anew(self) -> None:
-        """Ask another directory for a newer descriptor, once."""
+        """Ask another directory for a newer descriptor, once until the next rest."""
         if self._has_fetched_anew:
             return
         self._has_fetched_anew = True
@@ -219,15 +218,15 @@ class Meeting:
             with trio.fail_after(ATTEMPT_TIMEOUT) as scope:
                 circuit = await attempt.run(rendezvous, scope)
         except trio.TooSlowError:
-            if attempt.step is OnionStep.INTRODUCTION:  # it, or the service behind it, was silent
+            if attempt.step is OnionStep.INTRODUCTION:  # the point, or the service behind it, was silent
                 self._points.note(point, PointFailure.TIMED_OUT, trio.current_time())
             self._note_failure(TimedOut(f"no answer within {ATTEMPT_TIMEOUT:g} s"), attempt.step)
-            rendezvous.close()  # it may be what was silent
+            rendezvous.close()  # the rendezvous point may have been the silent one
         except TorkitError as error:
             logger.info("an introduction to the onion service failed: %s", error)
             self._note_failure(error, attempt.step)
             if isinstance(error, NotPossible):
-                self._count = MAX_ATTEMPTS  # nothing fits the next one either
+                self._count = MAX_ATTEMPTS  # no path fits the next attempt, either
         else:
             if self._joined is None:
                 self._joined = circuit
@@ -248,7 +247,7 @@ class Meeting:
             self._other_failure_count += 1
 
     def _prepare(self) -> RendezvousPoint:
-        """One that nobody waits at, and that no service has heard of: it may still be being made."""
+        """Returns a rendezvous point that no attempt uses and no service knows. It may not be ready yet."""
         spare, self._spare = self._spare, None
         if spare is not None and not spare.has_failed:
             return spare
@@ -261,7 +260,7 @@ class Meeting:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """While a proof of work is made, which the meeting waits for however long it takes."""
+        """Put off the meeting's deadline by the time that a proof of work takes: the block."""
         if not self._working_count:
             self._work_began = trio.current_time()
             self._left, self._scope.deadline = self._scope.deadline - self._work_began, inf
@@ -275,7 +274,7 @@ class Meeting:
                 self._scope.deadline = trio.current_time() + self._left
 
     def _explain(self) -> TorkitError:
-        """Which step failed, where no attempt has joined."""
+        """Returns the error that says which step failed, when no attempt has joined."""
         if isinstance(self._failure, NotPossible):
             return self._failure
         if self._descriptor is None:

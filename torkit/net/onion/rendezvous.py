@@ -1,4 +1,4 @@
-"""Where we wait for an onion service: a circuit to a relay of our choice, which has our cookie."""
+"""A rendezvous point: a circuit to a relay of our choice, which keeps our cookie until the service comes."""
 
 import os
 from collections.abc import Hashable
@@ -14,7 +14,7 @@ from torkit.proto.setup_padding import Machine, SetupPadding
 
 
 class RendezvousPoint:
-    """The cookie is made with it, before anything is sent, and nobody else has had it."""
+    """Makes its cookie, before anything is sent: nobody else has had the cookie."""
 
     def __init__(self) -> None:
         self.cookie = os.urandom(COOKIE_LEN)
@@ -46,20 +46,20 @@ class RendezvousPoint:
 
     @property
     def has_failed(self) -> bool:
-        """Whether nobody can be met here any more."""
+        """Whether no service can come here any more."""
         if self._circuit is not None:
             return self._circuit.error is not None
         return self._error is not None or self._is_closed
 
     async def wait(self) -> Circuit:
-        """Its circuit. Raises what made it fail."""
+        """Returns the circuit when it is ready. Raises what made it fail."""
         await self._is_over.wait()
         if self._circuit is None:
             raise self._error or TimedOut("the rendezvous point was given up")
         return self._circuit
 
     def take(self) -> Circuit:
-        """Its circuit, which is the caller's from now on."""
+        """Returns the circuit; the caller closes it from now on."""
         assert self._circuit is not None
         circuit, self._circuit = self._circuit, None
         return circuit

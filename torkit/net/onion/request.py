@@ -1,4 +1,4 @@
-"""One stream to an onion service that somebody asks for. (To others: net/circuits/request.py.)"""
+"""One stream to an onion service, tried until the service answers. (To exits: net/circuits/request.py.)"""
 
 from collections.abc import Hashable
 
@@ -14,7 +14,7 @@ from torkit.net.onion.services import Key, OnionServices
 
 
 class OnionRequest:
-    """Who wants it, and which service. Ask it for one stream, not for more."""
+    """Knows which stream is wanted, of which service. Serves for one stream only."""
 
     def __init__(self, services: OnionServices, host: str, port: int, *, isolation: Hashable = None) -> None:
         """Raises OnionServiceError (ADDRESS) where `host` is no onion address."""
@@ -29,7 +29,7 @@ class OnionRequest:
             self._journal.tell(StreamNew(self.id))
 
     def begin(self) -> Stream | None:
-        """Make the first attempt at once: a stream not answered yet, or None where no circuit has joined."""
+        """Make the first attempt at once. Returns an unanswered stream, or None without a joined circuit."""
         circuit = self._services.find(self._key)
         if circuit is None:
             return None
@@ -51,7 +51,7 @@ class OnionRequest:
                     self._note_failure(circuit, stream.failure)
             while True:
                 circuit, worked = await self._services.acquire(self._key, give_up_at)
-                give_up_at += worked  # however long a proof of work takes: it is what the service asks for
+                give_up_at += worked  # the service asks for the work, so its time does not count
                 stream = self._begin(circuit)
                 try:
                     with trio.fail_at(give_up_at):
@@ -73,7 +73,7 @@ class OnionRequest:
         return circuit.begin_service(self._port, self.id)
 
     def _note_failure(self, circuit: Circuit, failure: StreamClosed) -> None:
-        """Raise what is the service's answer. Else its circuit has failed, and the service is met again."""
+        """Raise where the service has answered, or at MAX_FAILURES. Else close the circuit, to meet again."""
         if failure.reason not in BROKEN_CIRCUIT:
             circuit.watch.note_used()
             if failure.reason is EndReason.DONE:  # as C tor's services answer

@@ -1,7 +1,7 @@
-"""Stems that are built ahead: who asks for an onion service waits for one hop, not for four.
+"""Stems that are built ahead: a request for an onion service waits for one hop, not for four.
 
-Three, as C tor, from the start on: guards shall not see who is about to use onion services. Each becomes a
-circuit for one purpose and one service, so that no isolations share one.
+Three are built from the start on, so that a guard cannot tell which clients use onion services (as C tor).
+Each becomes a circuit for one purpose and one service, so that no two isolations share one.
 """
 
 import logging
@@ -22,9 +22,9 @@ from torkit.net.circuits.pool import Circuits
 from torkit.net.circuits.purpose import Ahead
 from torkit.net.circuits.spares import MAX_SPARES, SPARE_RETRY
 
-# Implementation limits, as C tor; seconds between two that are built, which what is waited for goes before.
+# Implementation limits (as C tor). Circuits that somebody waits for are built first, between two stems.
 RESERVE_COUNT = 3
-PACE = 1.0
+PACE = 1.0  # seconds between two
 
 _ONIONS = 0  # stands for onion services among the ports that are expected
 
@@ -38,7 +38,7 @@ class _Stem(NamedTuple):
 
 
 class Reserve:
-    """Run `keep` in a task. Nothing is built before `expect` was called, nor an hour after it was last."""
+    """Run `keep` in a task. It builds from the first `expect` on, until an hour after the last."""
 
     def __init__(
         self,
@@ -56,12 +56,12 @@ class Reserve:
         self._is_short = trio.Event()
 
     def expect(self) -> None:
-        """Somebody has asked for an onion service: have stems ready for the next."""
+        """Keep stems ready from now on: an onion service was asked for, and others may follow."""
         self._expected.note(_ONIONS, now=trio.current_time(), rng=self._rng)
         self._is_short.set()
 
     def take(self, target: Relay | None) -> Circuit | None:
-        """A stem that is ready, without `target` in it, which the caller closes; None if there is none."""
+        """Returns a ready stem without `target` in it, which the caller closes; None if there is none."""
         self._drop_old()
         for stem in self._stems:
             if target is None or all(relay.identity != target.identity for relay in stem.circuit.path):
@@ -71,7 +71,7 @@ class Reserve:
         return None
 
     async def keep(self) -> None:
-        """Keep RESERVE_COUNT ready while any are expected; never returns."""
+        """Keep RESERVE_COUNT stems ready while requests are expected; never returns."""
         while True:
             self._is_short = trio.Event()
             self._drop_old()
@@ -83,7 +83,7 @@ class Reserve:
                 await self._is_short.wait()
 
     def renew(self) -> None:
-        """For a new identity: have new ones."""
+        """Replace all stems, for a new identity."""
         self._is_short.set()
 
     def close(self) -> None:
@@ -96,9 +96,9 @@ class Reserve:
         return is_expected and count < RESERVE_COUNT and count + len(self._circuits.clean) < MAX_SPARES
 
     async def _build(self) -> bool:
-        """Build one where nobody waits for a turn. Returns whether that went well."""
+        """Build a stem, unless somebody waits for a turn. Returns whether it was built."""
         age = self._circuits.age
-        with suppress(TorkitError):  # whoever needs one now is told why there is none
+        with suppress(TorkitError):  # a request that needs a circuit now tells the user why there is none
             if self._circuits.turns.has_room:
                 circuit = await self._circuits.open(Ahead())
                 circuit.on_end = self._note_end
@@ -111,7 +111,7 @@ class Reserve:
         self._is_short.set()
 
     def _drop_old(self) -> None:
-        """Close those that nobody should have any more."""
+        """Close the stems that are too old to be used."""
         now = trio.current_time()
         for stem in self._stems:
             if stem.expires_at <= now:

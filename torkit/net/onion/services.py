@@ -1,7 +1,7 @@
-"""Circuits that have joined with one of an onion service's.
+"""Circuits that have joined with a circuit of an onion service.
 
-Each is for one service and one isolation. It takes streams for ten minutes from the last one that began, as C
-tor's do, and is closed when none is left.
+Each is for one service and one isolation. It takes new streams until ten minutes after the last one began (as
+C tor), and is closed when no stream is left.
 """
 
 from collections.abc import Hashable
@@ -31,7 +31,8 @@ from torkit.paths.choose import may_go_on
 class Key(NamedTuple):
     """Equal for requests that may share a circuit.
 
-    `identity` counts this client's, as `Need.identity`; `service` is a service's identity key, 32 bytes.
+    `identity` is the number of this client's identity, as `Need.identity`; `service` is the identity key of
+    the service, 32 bytes.
     """
 
     identity: int
@@ -40,7 +41,7 @@ class Key(NamedTuple):
 
 
 class OnionServices:
-    """`find` gives the circuit that has joined, `acquire` waits for one."""
+    """Has the circuits that have joined: `find` looks for one, `acquire` waits for one."""
 
     def __init__(
         self,
@@ -52,8 +53,7 @@ class OnionServices:
         rng: Random,
         nursery: trio.Nursery,
     ) -> None:
-        """`circuits` count identities, `keys` are ours; `worker` makes
-        proofs of work. Circuits expire in `nursery`."""
+        """`circuits` counts identities; `keys` are our client keys. Circuits expire in tasks of `nursery`."""
         self.keys = keys
         self.journal = circuits.journal
         self._stems = stems
@@ -70,7 +70,7 @@ class OnionServices:
 
     @property
     def stems(self) -> Stems:
-        """What its circuits are made of."""
+        """The maker of its circuits, which services of ours share."""
         return self._stems
 
     @property
@@ -91,7 +91,7 @@ class OnionServices:
         return await self._descriptors.get(service, X25519PrivateKey(client_key.secret))
 
     def find(self, key: Key) -> Circuit | None:
-        """The circuit that has joined for `key`, for one stream more."""
+        """Returns the circuit that has joined for `key`, or None. One stream will begin on it."""
         self._circuits.look_at_clock()
         entry = self._entry(key)
         if entry is None:
@@ -100,7 +100,7 @@ class OnionServices:
         return entry.circuit
 
     async def acquire(self, key: Key, give_up_at: float) -> "Met":
-        """The same, waited for; equal requests wait for one meeting. Raises as `Meeting.run`."""
+        """Wait for the circuit of `key`; calls with equal keys share one meeting. Raises as `Meeting.run`."""
         worked = 0.0
         while (circuit := self.find(key)) is None:
             if (meeting := self._meetings.get(key)) is None:
@@ -112,14 +112,14 @@ class OnionServices:
         return Met(circuit, worked)
 
     def forget(self) -> None:
-        """Know nothing of what was before: for a new identity."""
+        """Forget descriptors, failed points and circuits that were let go, for a new identity."""
         self._points.forget()
         self._descriptors.forget()
         self._stems.renew()
 
     def close(self) -> None:
         for entry in list(self._joined.values()):
-            entry.circuit.watch.note_used()  # as C tor, no guard is blamed for what was under way
+            entry.circuit.watch.note_used()  # no guard is blamed for requests under way (as C tor)
             entry.circuit.close("the client ends")
         self._stems.close()
 
@@ -160,9 +160,9 @@ class OnionServices:
         return Met(entry.circuit, meeting.worked)
 
     async def _expire(self, key: Key, entry: "_Entry") -> None:
-        """Close a circuit that takes no new streams once it has had none between two looks.
+        """Close a circuit that takes no new streams, when it has had none at two looks in a row.
 
-        Not at once: a DESTROY would overtake what relays still hold of an upload that has ended.
+        A DESTROY at once would overtake cells of the last upload that relays still hold.
         """
         has_ended = trio.Event()
         entry.circuit.on_end = lambda _: has_ended.set()
@@ -180,7 +180,7 @@ class OnionServices:
 
 
 class Met(NamedTuple):
-    """A circuit that has joined, and how many seconds of waiting for it went into proofs of work."""
+    """A circuit that has joined, and the seconds of the wait that went into proofs of work."""
 
     circuit: Circuit
     worked: float

@@ -1,8 +1,8 @@
-"""Circuits for onion services: to relays that others have named, and to rendezvous points.
+"""Circuits for onion services: to relays that services have named, and to rendezvous points.
 
-Each begins with a stem, guard, vanguards and a middle (torkit/paths/vanguards.py), built ahead (reserve.py)
-or now. Where one cannot be built, another is tried; so what fails behind one that has just been built is the
-fault of whoever was to be reached.
+Each begins with a stem: guard, vanguards and a middle (torkit/paths/vanguards.py), built ahead (reserve.py)
+or now. When a stem cannot be built, another is tried. So a failure behind a stem that was built just now is
+the fault of the relay to be reached.
 """
 
 from collections.abc import Callable, Hashable
@@ -21,8 +21,8 @@ from torkit.net.circuits.purpose import ForOnion, OnionDirectory, Rendezvous
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.onion.reserve import Reserve
 
-# Implementation limits: stems built for one circuit, and circuits tried to one directory: a relay refuses for
-# a minute to connect to one that it has found dead, while others have long found it alive again.
+# Implementation limits: stems tried for one circuit, and circuits tried to one relay. (A relay that has found
+# another dead refuses for a minute to connect to it; by then other relays may have found it alive.)
 STEM_ATTEMPTS = 3
 TARGET_ATTEMPTS = 2
 
@@ -31,7 +31,7 @@ MAX_RELEASED = 256
 
 
 class Stems:
-    """The caller closes what is made here. A `crowd` takes turns with others (circuits/turns.py)."""
+    """Makes circuits, which the caller closes. A `crowd` takes turns with others (circuits/turns.py)."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Stems:
         is_excluded: Callable[[bytes], bool],
         reserve: Reserve | None,
     ) -> None:
-        """`is_excluded` says of which relays, by identity, the user wants no circuit to lead there. Without
+        """`is_excluded` tells, by identity, which relays no circuit may lead to by the user's wish. Without
         `reserve` no stems are built ahead."""
         self.reserve = reserve
         self._circuits = circuits
@@ -55,7 +55,7 @@ class Stems:
         return self._build_times.timeouts
 
     async def to_directory(self, target: Relay) -> Circuit:
-        """A circuit to a directory of onion services. Raises as `build` and `extend`."""
+        """Returns a circuit to a directory of onion services. Raises as `build` and `extend`."""
         if (ready := await self.extend_ready(target)) is not None:
             return ready
         return await self.reach(OnionDirectory(target), target, None)
@@ -63,7 +63,7 @@ class Stems:
     async def reach(
         self, purpose: ForOnion, target: Relay, crowd: Hashable, *, keeps_kh: bool = False
     ) -> Circuit:
-        """A circuit to `target`, by stems of its own. Raises as `build` and `extend`."""
+        """Returns a circuit to `target`, by stems that are built now. Raises as `build` and `extend`."""
         for attempt in range(1, TARGET_ATTEMPTS + 1):
             circuit = await self.build(purpose, crowd)
             try:
@@ -76,14 +76,14 @@ class Stems:
         raise AssertionError("unreachable")
 
     async def to_rendezvous_point(self, crowd: Hashable) -> Circuit:
-        """A circuit to a relay of our choice. Raises as `build`."""
+        """Returns a circuit to a relay of our choice. Raises as `build`."""
         ready = None if self.reserve is None else self.reserve.take(None)
         return ready or await self.build(Rendezvous(), crowd)
 
     async def extend_ready(self, target: Relay) -> Circuit | None:
-        """A stem that was built ahead, with `target` added; None where there is none.
+        """Returns a stem that was built ahead, with `target` added; None where there is none, or it fails.
 
-        Also where that fails: a stem is not as new as one that is built now, so it may be its fault.
+        A failure is not raised: an older stem may be at fault, and not `target`.
         """
         if self.reserve is None or self._is_excluded(target.identity):
             return None
@@ -95,10 +95,9 @@ class Stems:
         return None
 
     async def build(self, purpose: ForOnion, crowd: Hashable) -> Circuit:
-        """A stem for this purpose, or one that needs no more.
+        """Returns a new stem for this purpose.
 
-        Raises NoPath, NoGuard, what ended the last of STEM_ATTEMPTS, CircuitError for a target that is
-        excluded.
+        Raises NoPath, NoGuard, what ended the last of STEM_ATTEMPTS, CircuitError for an excluded target.
         """
         if purpose.target is not None and self._is_excluded(purpose.target.identity):
             raise CircuitError("the last relay would be one that the user excludes")
@@ -111,10 +110,10 @@ class Stems:
         raise AssertionError("unreachable")
 
     async def extend(self, stem: Circuit, target: Relay, *, keeps_kh: bool = False) -> None:
-        """Add a relay that others have named, which is asked for what middle relays are; or close the stem.
+        """Add `target` to the stem, with the handshake of a middle relay; where that fails, close the stem.
 
-        With `keeps_kh`, its KH is kept (Circuit.extend). The next stem for this target has another last one.
-        Raises TimedOut, or what made it fail.
+        With `keeps_kh`, its KH is kept (Circuit.extend). After a failure, the next stem for this target ends
+        at another relay. Raises TimedOut, or what made it fail.
         """
         length = len(stem.path)
         timeouts = self.timeouts
@@ -123,7 +122,7 @@ class Stems:
         try:
             with trio.fail_after(seconds):
                 await stem.extend(target, is_last=False, keeps_kh=keeps_kh)
-            if stem.error is not None:  # it ended in the same read as its last handshake
+            if stem.error is not None:  # its end came in the same read as the handshake's answer
                 raise stem.error
         except BaseException as error:
             stem.close("the last relay could not be added")
@@ -134,9 +133,9 @@ class Stems:
             raise
 
     def let_go(self, circuit: Circuit, late: RelayCommand | None = None) -> None:
-        """Close a circuit that has served; one that is still padded as late as any other. `late` may come.
+        """Close a circuit that has served; a padded one only after MAX_DIRTINESS. `late` may still come.
 
-        As C tor: else its short life would tell what it was for.
+        A short life would tell what the circuit was for (as C tor).
         """
         if circuit.release(late):
             self._released[circuit] = trio.current_time() + MAX_DIRTINESS
@@ -145,7 +144,7 @@ class Stems:
             self._is_due_earlier.set()
 
     async def keep(self) -> None:
-        """Close what was let go when it is due; never returns."""
+        """Close the circuits that were let go, each when it is due; never returns."""
         while True:
             self._is_due_earlier = trio.Event()
             with trio.move_on_at(next(iter(self._released.values()), inf)):
@@ -155,7 +154,7 @@ class Stems:
                     self._close_released(circuit)
 
     def renew(self) -> None:
-        """For a new identity: keep nothing of the old one's."""
+        """Close the circuits that were let go, for a new identity."""
         for circuit in list(self._released):
             self._close_released(circuit)
 

@@ -13,18 +13,18 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """One for a client: it makes one proof at a time, so that one processor is busy at most."""
+    """Makes one proof at a time for one client, so that it keeps one processor busy at most."""
 
     def __init__(self, max_effort: int | None = None) -> None:
-        """`max_effort` is the greatest that the user lets a service ask for; this machine's if not said."""
+        """`max_effort` is the greatest effort that is made, by default what suits this machine (hs.pow)."""
         self._max_effort = max_effort
         self._has_warned = False
         self._turns = trio.CapacityLimiter(1)
 
     def search_for(self, descriptor: Descriptor, failures: int) -> Search | None:
-        """What `run` takes; None where the service asks for no work, or the user lets it ask for none.
+        """Returns the search for `run`; None where the service asks for no work, or the user allows none.
 
-        `failures` counts introductions that the service has not answered: each was too cheap.
+        `failures` counts introductions that the service has not answered: each raises the effort.
         """
         params = descriptor.proof_of_work
         if params is None:
@@ -47,7 +47,7 @@ class Worker:
         return search
 
     async def run(self, search: Search) -> Proof | None:
-        """Search, however long it takes; a cancelled search ends within some milliseconds."""
+        """Returns the proof, however long the search takes. A cancelled search ends within milliseconds."""
         began = trio.current_time()
         try:
             return await run_in_thread(search.run, abandon_on_cancel=True, limiter=self._turns)

@@ -14,7 +14,7 @@ class FrontDoor(Protocol):
 
     @property
     def request(self) -> Request | None:
-        """The client's request, once known: before the first byte, where the connection itself tells."""
+        """The client's request once it is known: before the first byte, if the connection tells it."""
 
     def receive_data(self, data: bytes) -> Request | None:
         """Take the client's next bytes. Returns its request when that is complete.
@@ -31,7 +31,7 @@ class FrontDoor(Protocol):
         """The bytes behind the client's request: the first ones for the stream."""
 
     def give_up(self) -> None:
-        """Queue the refusal of a client that took too long, one that it can read now."""
+        """Queue a refusal for a client that took too long, in a form that it can read at this point."""
 
     def encode_grant(self) -> bytes:
         """Returns the answer to a CONNECT whose stream is connected."""
@@ -40,4 +40,4 @@ class FrontDoor(Protocol):
         """Returns the answer to a look-up. Raises UsageError where the protocol has no room for it."""
 
     def encode_refusal(self, error: TorkitError) -> bytes:
-        """Returns the answer to a request that failed with `error`. Without one, a reset has to tell."""
+        """Returns the answer to a request that failed with `error`. Empty where only a reset can tell."""
