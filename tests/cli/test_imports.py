@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-# What every command imports first, and what is not counted: typer's own imports and trio's.
+# What every command imports first, and what is not counted: typer's own imports and trio's. Under Python 3.11
+# these bring ipaddress along; torkit needs it under every Python.
 EVERY_START = "torkit.__main__, torkit.cli.app"
-BASE = "typer, trio"
+BASE = "typer, trio, ipaddress"
 
 # Command to the modules that a run of it imports, and what these may add to typer's and trio's own imports.
 # The client, its proxy and its pipe are imported when a command runs, hence named here.
