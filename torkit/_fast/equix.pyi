@@ -1,4 +1,4 @@
-"""Equi-X, the puzzle of proof of work: solved, and solutions verified."""
+"""Solves Equi-X, the puzzle of proof of work, and verifies solutions."""
 
 from typing import final
 

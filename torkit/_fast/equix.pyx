@@ -1,17 +1,17 @@
-"""Equi-X, the puzzle of proof of work: solved, and solutions verified. What it is used for is hs/pow.py's.
+"""Solves Equi-X, the puzzle of proof of work, and verifies solutions. (Used by hs/pow.py.)
 
 A challenge gives a hash function, HashX, of numbers of 16 bits. A solution is eight numbers, the leaves of
 a binary tree whose nodes are sums of hashes, modulo 2^64:
 
-    the sum of two neighbours has          15 zeros below
+    the sum of two neighbours has          15 low bits zero
     the sum of two such sums               30
     the sum of all                         60
 
-and in each node the left half is not above the right, both read as little-endian integers. Then each set
-of eight counts once. A solution is the eight numbers in little-endian bytes.
+In each node the left half is not greater than the right half, both read as little-endian integers, so that
+each set of eight counts once. A solution is encoded as its eight numbers, in little-endian bytes.
 
-The solver makes the tree from its leaves. Of 2^16 values, grouped by their low STEP_BITS bits, every pair of
-which the sum has zeros there goes on, without these bits: some 2^16 again, three times.
+The solver makes the tree from its leaves, in three steps. Each groups some 2^16 values by their low STEP_BITS
+bits. Pairs whose sum has zeros there become the values of the next step, without these bits.
 """
 
 import hashlib
@@ -48,29 +48,29 @@ cdef extern from "hashx_compiler.h" nogil:
     void hashx_code_free(hashx_code* code)
     void hashx_compile(hashx_code* code, const hashx_program* program)
 
-# Specification constants. Equi-X has no specification but its author's description, which has no section numbers.
+# Specification constants. Equi-X is specified by its author's description only, without section numbers.
 cdef enum:
     NUMBER_COUNT = 1 << 16        # numbers that can be leaves
     SOLUTION_NUMBERS = 8
-    STEP_BITS = 15                # of a sum, that each of the first two steps makes zero; the last, twice as many
+    STEP_BITS = 15                # low bits that each of the first two steps makes zero; the last makes twice as many
 
 SOLUTION_LEN = 2 * SOLUTION_NUMBERS
 HASHX_SALT = b"HashX v1"
 
 # Implementation limits.
 cdef enum:
-    # 2^16 are expected, with a standard deviation of 2^8, and of 2^9 and more in the second step. What is
-    # more is lost, and costs a solution or two.
+    # 2^16 are expected, with a standard deviation of 2^8 in the first step, and more than 2^9 in the second.
+    # Pairs beyond this limit are dropped, which costs a solution or two.
     MAX_PAIRS = NUMBER_COUNT + 4096
     MAX_SOLUTIONS = 16            # two are expected
-    HASHES_PER_LOOK = 256         # between two looks whether the solver is cancelled
+    HASHES_PER_LOOK = 256         # until the solver looks again whether it is cancelled
 
 cdef enum:
     GROUPS = 1 << STEP_BITS
-    POSITION_BITS = 17            # hold MAX_PAIRS
+    POSITION_BITS = 17            # enough for MAX_PAIRS
 
-# What is left of a value in the second and in the third step, and beside it, in the low bits, what it is
-# the sum of: two numbers, or the positions of two pairs.
+# An item has a value in its high bits and the value's name in these low bits: in the first step the number that
+# was hashed, in the second two numbers, in the third the positions of two pairs.
 cdef enum:
     FIRST_NAME_BITS = 16
     SECOND_NAME_BITS = 32
@@ -78,19 +78,19 @@ cdef enum:
 
 
 cdef struct Tables:
-    uint16_t keys[MAX_PAIRS]      # the low bits of the values that come next
-    uint64_t items[MAX_PAIRS]     # what is left of these, and their names
-    uint64_t groups[MAX_PAIRS]    # items, those of the same key one after the other
-    uint64_t pairs[MAX_PAIRS]     # the same of the second step, where the third's names are positions
-    int starts[GROUPS + 2]        # where in groups or pairs the items of a key begin
+    uint16_t keys[MAX_PAIRS]      # the low STEP_BITS bits of the next step's values
+    uint64_t items[MAX_PAIRS]     # the other bits of these values, with their names
+    uint64_t groups[MAX_PAIRS]    # items in the order of their keys
+    uint64_t pairs[MAX_PAIRS]     # the same for the second step: positions in it are names in the third
+    int starts[GROUPS + 2]        # where the items of a key begin in groups or pairs
     uint64_t solutions[MAX_SOLUTIONS][2]
 
 
 @cython.final
 cdef class HashX:
-    """The hash function of a seed. For one thread at a time.
+    """The hash function of a seed. One thread at a time may use it.
 
-    It is compiled where the machine and the system allow that. `portable` has it interpreted.
+    It is compiled where machine and system allow that, and interpreted elsewhere, and with `portable`.
     """
 
     cdef hashx_program program
@@ -106,7 +106,7 @@ cdef class HashX:
 
     @property
     def is_compiled(self):
-        """Returns whether programs are compiled: the hashes are the same, and come 20 times as fast."""
+        """Returns whether programs are compiled. That makes the same hashes 20 times as fast."""
         return self.code.pages != NULL
 
     def make(self, bytes seed not None):
@@ -119,18 +119,18 @@ cdef class HashX:
 
     @property
     def program_bytes(self):
-        """The program: for each instruction its number, dst, src, a zero, and a constant of the machine's order."""
+        """The program: for each instruction its number, dst, src, a zero, and a constant in the machine's order."""
         return (<const char*>self.program.code)[:HASHX_LEN * sizeof(hashx_instruction)]
 
     def hash(self, uint64_t number):
-        """The hash of a number. Raises UsageError before a seed has given a function."""
+        """Returns the hash of a number. Raises UsageError before a seed has given a function."""
         if not self.is_made:
             raise UsageError("no seed has given a function yet")
         return hashx_hash(&self.program, self.code.compiled, number)
 
 
 def verify(bytes challenge not None, bytes solution not None):
-    """Returns whether `solution`, 16 bytes, solves the challenge. One that gives no program has no solution."""
+    """Returns whether `solution`, 16 bytes, solves the challenge. A challenge without a program has none."""
     if len(solution) != SOLUTION_LEN:
         raise UsageError(f"a solution is {SOLUTION_LEN} bytes, not {len(solution)}")
     cdef int width, at
@@ -139,7 +139,7 @@ def verify(bytes challenge not None, bytes solution not None):
             left, right = solution[at:at + width], solution[at + width:at + 2 * width]
             if int.from_bytes(left, "little") > int.from_bytes(right, "little"):
                 return False
-    cdef HashX function = HashX(portable=True)  # eight hashes are not worth compiling
+    cdef HashX function = HashX(portable=True)  # for eight hashes compiling would take longer
     if not function.make(challenge):
         return False
     cdef uint64_t[SOLUTION_NUMBERS] sums
@@ -158,7 +158,7 @@ def verify(bytes challenge not None, bytes solution not None):
 
 @cython.final
 cdef class Solver:
-    """Solves challenges, in a thread that need not hold the GIL, until any other cancels it. Holds 2 MB."""
+    """Solves challenges without the GIL, until another thread cancels it. Holds 2 MB."""
 
     cdef HashX function
     cdef Tables* tables
@@ -176,7 +176,7 @@ cdef class Solver:
 
     @property
     def is_compiled(self):
-        """As HashX's."""
+        """Returns whether the hash function is compiled, as `HashX.is_compiled`."""
         return self.function.is_compiled
 
     @property
@@ -184,13 +184,13 @@ cdef class Solver:
         return self.cancelled
 
     def cancel(self):
-        """End what another thread solves, within some hundred hashes, and refuse to solve more."""
+        """Have `solve` in another thread end within some hundred hashes, and solve nothing from now on."""
         self.cancelled = True
 
     def solve(self, bytes challenge not None):
-        """All solutions of the challenge, some two; none where the solver is cancelled.
+        """Returns all solutions of the challenge, some two; none where the solver is cancelled.
 
-        Returns None where the challenge gives no program. Raises UsageError where another thread is solving.
+        Returns None where the challenge gives no program. Raises UsageError while another thread is solving.
         """
         if self.is_solving:
             raise UsageError("the solver is at work in another thread")
@@ -242,7 +242,7 @@ cdef void group(Tables* tables, int count, uint64_t* groups) noexcept nogil:
         tables.starts[tables.keys[i] + 2] += 1
     for key in range(2, GROUPS + 2):
         tables.starts[key] += tables.starts[key - 1]
-    for i in range(count):  # starts[key + 1] moves from the group's start to its end, where the next starts
+    for i in range(count):  # starts[key + 1] moves from the start of the group of `key` to the start of the next
         key = tables.keys[i] + 1
         groups[tables.starts[key]] = tables.items[i]
         tables.starts[key] += 1
@@ -261,7 +261,7 @@ cdef int pair(Tables* tables, const uint64_t* groups, int step) noexcept nogil:
         for a in range(tables.starts[key], tables.starts[key + 1]):
             for b in range(a if other == key else tables.starts[other], tables.starts[other + 1]):
                 total = (groups[a] >> name_bits) + (groups[b] >> name_bits)
-                total += key != 0  # what the low bits, which the items have no more, carried
+                total += key != 0  # the carry of the low bits, which the items lack
                 if step == 1:
                     tables.items[count] = total >> STEP_BITS << SECOND_NAME_BITS
                     tables.items[count] |= node(<uint16_t>groups[a], <uint16_t>groups[b], 16)
@@ -281,12 +281,12 @@ cdef int pair(Tables* tables, const uint64_t* groups, int step) noexcept nogil:
 
 
 cdef inline uint64_t half(const uint64_t* pairs, uint64_t item) noexcept nogil:
-    """The four numbers of an item of the third step."""
+    """Returns the four numbers of an item of the third step."""
     cdef uint64_t positions = item & ((<uint64_t>1 << THIRD_NAME_BITS) - 1)
     cdef uint64_t a = positions >> POSITION_BITS, b = positions & ((1 << POSITION_BITS) - 1)
     return node(<uint32_t>pairs[a], <uint32_t>pairs[b], 32)
 
 
 cdef inline uint64_t node(uint64_t one, uint64_t other, int bits) noexcept nogil:
-    """Two halves of `bits` bits in the order that a solution has them: the greater above, so behind."""
+    """Returns two halves of `bits` bits as a solution has them: the greater in the high bits, so behind."""
     return max(one, other) << bits | min(one, other)

@@ -81,11 +81,11 @@ cdef extern from "openssl/bio.h":
 cdef extern from "openssl/crypto.h" nogil:
     unsigned long OpenSSL_version_num()
 
-# What the peer may still have us do that brings no data.
+# How much work without data the peer may still cause.
 cdef struct Budget:
-    Bucket records                # TLS records, against the bytes in them
+    Bucket records                # TLS records; bytes of data allow more
     Bucket messages               # of handshakes, also after the handshake
-    uint8_t last_message          # its type
+    uint8_t last_message          # the type of the last
 
 # Ciphertext until the socket takes it.
 cdef struct Outgoing:
@@ -99,11 +99,11 @@ cdef class Tls:
     cdef SSL* ssl
     cdef Outgoing outgoing
     cdef int descriptor
-    cdef readonly bint has_ended  # the peer has ended the connection; all it sent was received
-    cdef bint has_more            # the last read did not take all that libssl holds
+    cdef readonly bint has_ended  # the peer has ended the connection, and all its bytes were received
+    cdef bint has_more            # the last read has left bytes in libssl
     cdef Budget budget
-    cdef readonly bint is_blocked # the socket did not take all of the last `send`
-    cdef object failure           # to be raised once what came before it was received
+    cdef readonly bint is_blocked # the socket did not take everything at the last `send`
+    cdef object failure           # for the next read to raise, which has no good bytes before it any more
 
     cdef Py_ssize_t waiting(self) noexcept
     cdef void forget(self) noexcept

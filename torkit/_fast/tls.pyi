@@ -1,4 +1,4 @@
-"""TLS over a non-blocking socket: one call decrypts all that it holds, one sends all that is sealed."""
+"""TLS over a non-blocking socket: one call decrypts what is at hand, one sends what is sealed."""
 
 from typing import final
 

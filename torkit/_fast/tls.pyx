@@ -1,12 +1,12 @@
-"""TLS over a non-blocking socket: one call decrypts all that it holds, one sends all that is sealed.
+"""TLS over a non-blocking socket: one call decrypts everything at hand, one sends everything that is sealed.
 
-The standard library's ssl needs a call, and some microseconds, for each record; relays write records of 4 KiB.
-Nor can it be told to send the ClientHello of C tor's clients.
-The socket is the caller's, who waits for it and closes it; nothing here blocks.
+Python's ssl needs a call, and some microseconds, for each record, and relays write records of 4 KiB. It cannot
+send the ClientHello of C tor's clients, either.
+The caller waits for the socket and closes it; nothing here blocks.
 
-Nor does a peer keep us busy for nothing. libssl handles records without data as long as they come, in one call
-that holds the interpreter. So its callback counts every record and every message of a handshake, and has it stop
-where the peer is beyond its budget.
+A peer cannot keep us busy without sending data. libssl handles records without data as long as they come, in one
+call that holds the interpreter. So its callback counts every record and every message of a handshake, and stops
+libssl when the peer is beyond its budget.
 """
 
 cimport cython
@@ -24,14 +24,14 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_NOSIGNAL
     Py_ssize_t send(int descriptor, const void* data, size_t count, int flags)
 
-# Implementation limit, bytes: what one system call may read. A busy relay's burst; larger gains nothing
-# measurable and stays resident.
+# Implementation limit, bytes: what one system call may read. A busy relay's burst; a larger buffer gains nothing
+# measurable, and its memory stays resident.
 cdef size_t READ_LEN = 131072
 
-# Implementation limits: the records and messages of a handshake that a peer may send at once, and those a second
-# beside. A record is earned by this many bytes: one for each single cell (514 bytes) leaves more than it takes.
-# A message costs up to 35 us, a record without data 1 us, so either brim is some 4 ms of work.
-# Honest relays send some ten messages of a handshake, and after it at most a KeyUpdate in gigabytes.
+# Implementation limits: how many records, and messages of a handshake, a peer may send at once (BRIM), and how
+# many more each second (RATE). EARNING_LEN bytes of data allow one record more, so records of one cell, 514 bytes,
+# never use the budget up. A message costs up to 35 us, a record without data 1 us: either brim is some 4 ms of
+# work. Honest relays send some ten messages of a handshake, and later at most one KeyUpdate in gigabytes.
 cdef double RECORDS_BRIM = 4096
 cdef double RECORDS_RATE = 256
 cdef double EARNING_LEN = 128
@@ -41,12 +41,12 @@ cdef double MESSAGES_RATE = 1
 # Implementation limit: records of one read; a full buffer of single cells has 255.
 cdef int READ_RECORDS = 256
 
-# Where records end, in bytes of what is sent at once: C tor keeps that in chunks which hold so many, and a write of
-# its takes 32 cells at most. Whoever watches the line sees the lengths of records.
+# Records end at multiples of these in the bytes of one `send`: an observer of the line sees the lengths of records.
+# (C tor holds bytes to send in chunks of CHUNK_LEN, and writes 32 cells at most at a time.)
 cdef size_t CHUNK_LEN = 4048
 cdef size_t WRITE_LEN = 32 * CELL_LEN
 
-# What C tor 0.4.9's clients offer, in their order: tests/network/test_client_hello.py compares.
+# The offers of C tor 0.4.9's clients, in their order: tests/network/test_client_hello.py compares.
 cdef bytes CIPHERSUITES = b"TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
 cdef bytes CIPHERS = b":".join([
     b"ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -72,13 +72,13 @@ cdef BIO_METHOD* into_outgoing = NULL
 
 
 cdef void clear_errors() noexcept:
-    """libssl looks at what others have left in this thread's queue; clearing it costs more than looking."""
+    """Clear this thread's queue of errors, in which libssl would find those of others. Looking first is cheaper."""
     if ERR_peek_error():
         ERR_clear_error()
 
 
 cdef SSL_CTX* the_context() except NULL:
-    """Verifies nothing: the CERTS cell that follows ties the certificate to the relay (proto/certs.py)."""
+    """Returns a context that verifies nothing: the CERTS cell ties the certificate to the relay (proto/certs.py)."""
     global context
     if context == NULL:
         fresh = SSL_CTX_new(TLS_client_method())
@@ -95,9 +95,9 @@ cdef SSL_CTX* the_context() except NULL:
             raise ChannelError("this OpenSSL lacks what TLS to relays needs")
         SSL_CTX_set_session_cache_mode(fresh, SSL_SESS_CACHE_OFF)
         SSL_CTX_set_options(fresh, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_TLSEXT_PADDING)
-        # An end without a goodbye is an end: cells and circuits have their own.
+        # An end without close_notify is an end: cells and circuits tell cuts by themselves.
         SSL_CTX_set_options(fresh, SSL_OP_IGNORE_UNEXPECTED_EOF)
-        # A record without data ends the call, where libssl's buffer holds no other.
+        # SSL_read returns after a record without data, unless libssl's buffer holds another record.
         SSL_CTX_clear_mode(fresh, SSL_MODE_AUTO_RETRY)
         SSL_CTX_set_verify(fresh, SSL_VERIFY_NONE, NULL)
         SSL_CTX_set_read_ahead(fresh, 1)
@@ -108,7 +108,7 @@ cdef SSL_CTX* the_context() except NULL:
 
 cdef void count_record(int is_sent, int version, int kind, const void* data, size_t length, SSL* ssl,
                        void* argument) noexcept nogil:
-    """libssl's message callback: told the header of each record, and each message of a handshake."""
+    """libssl's message callback: it gets the header of each record, and each message of a handshake."""
     cdef Budget* budget = <Budget*>argument
     if is_sent:
         return
@@ -118,12 +118,14 @@ cdef void count_record(int is_sent, int version, int kind, const void* data, siz
         budget.messages.left -= 1
         budget.last_message = (<const uint8_t*>data)[0]
     if is_over(budget):
-        SSL_set_shutdown(ssl, SSL_RECEIVED_SHUTDOWN)  # libssl throws away what it holds, and returns
+        SSL_set_shutdown(ssl, SSL_RECEIVED_SHUTDOWN)  # libssl drops its buffer, and returns
 
 
 cdef BIO_METHOD* the_method() except NULL:
-    """Of a BIO that appends to an `Outgoing`. libssl's own memory BIO fills with zeros what it grows by, and all it
-    has at each reset: 0.2 s for each GiB sent."""
+    """Returns the methods of a BIO that appends to an `Outgoing`.
+
+    libssl's own memory BIO clears its memory when it grows and at each reset: 0.2 s for each GiB sent.
+    """
     global into_outgoing
     if into_outgoing == NULL:
         fresh = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "outgoing")
@@ -147,7 +149,7 @@ cdef int append(BIO* bio, const char* data, int count) noexcept:
 
 
 cdef long control(BIO* bio, int what, long number, void* value) noexcept:
-    return what == BIO_CTRL_FLUSH  # there is nothing to flush, and nothing else that libssl needs to have done
+    return what == BIO_CTRL_FLUSH  # nothing is to be flushed, and libssl needs no other control
 
 
 cdef bint is_over(const Budget* budget) noexcept nogil:
@@ -156,7 +158,7 @@ cdef bint is_over(const Budget* budget) noexcept nogil:
 
 @cython.final
 cdef class Tls:
-    """The client's side. Raises ChannelError where the peer breaks TLS, ChannelClosed where the socket fails."""
+    """The client's end. Raises ChannelError where the peer breaks TLS, ChannelClosed where the socket fails."""
 
     def __cinit__(self, int descriptor, bytes server_name not None):
         self.descriptor = descriptor
@@ -183,7 +185,7 @@ cdef class Tls:
         release(&self.outgoing.data, &self.outgoing.capacity)
 
     def do_handshake(self):
-        """Go on with the handshake. Returns whether it is done. What it has to say waits for `send`."""
+        """Go on with the handshake. Returns whether it is done. Its messages to the peer wait for `send`."""
         self.check_open()
         clear_errors()
         cdef int result = SSL_do_handshake(self.ssl)
@@ -195,7 +197,7 @@ cdef class Tls:
         return False
 
     def peer_certificate(self):
-        """The peer's certificate, DER; b"" if it showed none."""
+        """Returns the peer's certificate, DER; b"" if it sent none."""
         cdef X509* certificate = SSL_get1_peer_certificate(self.ssl)
         if certificate == NULL:
             return b""
@@ -207,7 +209,7 @@ cdef class Tls:
         return encoded
 
     def receive(self, uint8_t[::1] buffer not None):
-        """Decrypt what is at hand into `buffer`. Returns how many bytes that was: 0 for none, or after the end."""
+        """Decrypt what is at hand into `buffer`. Returns the number of bytes: 0 for none, and after the end."""
         return self.receive_into(&buffer[0], buffer.shape[0]) if buffer.shape[0] else 0
 
     cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1:
@@ -239,20 +241,20 @@ cdef class Tls:
         except (ChannelClosed, ChannelError) as error:
             if not count:
                 raise
-            self.failure = error  # what came before it was received in good order
+            self.failure = error  # the next call raises it: the bytes before it are good
         return count
 
     cdef Py_ssize_t waiting(self) noexcept:
-        """Bytes left to send, be they TLS's own, such as an answer to a key update."""
+        """Returns how many bytes are left to send, those of TLS itself included, as the answer to a KeyUpdate."""
         return self.outgoing.length - self.outgoing.sent
 
     cdef void forget(self) noexcept:
-        """Throw away what waits to be sent, if anything does: the connection ends, or the memory is needed."""
+        """Drop the bytes that wait to be sent: the connection ends, or the memory is needed."""
         release(&self.outgoing.data, &self.outgoing.capacity)
         self.outgoing.length = self.outgoing.sent = 0
 
     def send(self, const uint8_t[::1] data not None):
-        """Encrypt `data` and send what the socket takes. Returns whether that was all."""
+        """Encrypt `data` and send what the socket takes. Returns whether it has taken everything."""
         return self.send_from(&data[0] if data.shape[0] else NULL, data.shape[0])
 
     cdef bint send_from(self, const uint8_t* data, size_t length) except -1:
@@ -292,7 +294,7 @@ cdef class Tls:
         return 0
 
     cdef int settle(self, double now, size_t count) except -1:
-        """After a call of libssl that has read `count` bytes: raise for a peer beyond its budget, else go on."""
+        """After a call of libssl that has read `count` bytes: raise if the peer is beyond its budget, else refill it."""
         self.check_budget()
         fill(&self.budget.records, now, RECORDS_RATE, count / EARNING_LEN, RECORDS_BRIM)
         fill(&self.budget.messages, now, MESSAGES_RATE, 0, MESSAGES_BRIM)
@@ -306,7 +308,7 @@ cdef class Tls:
         return 0
 
     cdef int fail(self, int result, str during) except -1:
-        """After a call that did not succeed: 0 if it waits for the socket, 1 at the end; else raises."""
+        """Returns 0 if a failed call of libssl waits for the socket, 1 at the end of the connection. Else raises."""
         cdef int number = errno
         cdef int kind = SSL_get_error(self.ssl, result)
         if kind == SSL_ERROR_WANT_READ:
@@ -316,17 +318,17 @@ cdef class Tls:
         if kind == SSL_ERROR_SYSCALL:
             raise ChannelClosed(f"the connection to the relay broke: {strerror(number).decode()}")
         cdef const char* reason = ERR_reason_error_string(ERR_peek_error())
-        clear_errors()  # Python's ssl would take them for its own
+        clear_errors()  # Python's ssl, in the same thread, would find them
         raise ChannelError(f"{during}: {reason.decode() if reason != NULL else 'unknown'}")
 
 
 cdef size_t record_room(size_t done) noexcept:
-    """How much the next record may hold."""
+    """Returns how many bytes the next record may hold."""
     return min(CHUNK_LEN - done % CHUNK_LEN, WRITE_LEN - done % WRITE_LEN)
 
 
 cdef str name_of(int message):
-    """A message of a handshake by its name, if it is one that may come after it."""
+    """Returns the name of a message that may come after the handshake; "handshake" for any other."""
     if message == SSL3_MT_KEY_UPDATE:
         return "KeyUpdate"
     if message == SSL3_MT_NEWSESSION_TICKET:
