@@ -13,9 +13,11 @@ import trio
 from torkit.config import Network, StrPath
 from torkit.directory.consensus import Consensus, Preamble
 from torkit.directory.directory import CountryOf, Directory
+from torkit.errors import UsageError
 from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.linked import LinkedCircuit
 from torkit.net.circuit.stream import Stream
-from torkit.net.circuits.purpose import Path
+from torkit.net.circuits.purpose import ExitByLegs, Path
 from torkit.net.circuits.request import Request, Resolved, settle
 from torkit.net.circuits.spares import SPARE_COUNT
 from torkit.net.journal import Events
@@ -212,6 +214,17 @@ class Tor:
         if path is None:
             return await self._parts.acquire_unshared()
         return await self._parts.builder.build_through(path)
+
+    async def build_linked_circuit(self, port: int = 443) -> LinkedCircuit:
+        """Returns two circuits to one exit for `port`, linked as for downloads; the caller closes it.
+
+        Raises UsageError where the client was opened without linked circuits, NotPossible where the consensus
+        switches them off, and as `build_circuit`.
+        """
+        self._parts.check_open()
+        if self._parts.sets is None:
+            raise UsageError("this client links no circuits")
+        return await self._parts.sets.build(ExitByLegs(port))
 
     async def onion_descriptor(self, address: str, client_key: "ClientKey | None" = None) -> "Descriptor":
         """Returns the verified descriptor of an onion service, from its directories, or as it was kept.

@@ -37,6 +37,24 @@ class CircuitsLinked(NamedTuple):
 
     circuit: int
     legs: tuple[int, ...]
+    rtts: tuple[float, ...]  # seconds that linking took, for each leg
+
+
+class LegCarried(NamedTuple):
+    """What one circuit of a set has carried: counted messages, and its last delay in seconds."""
+
+    circuit: int
+    sent: int
+    received: int
+    rtt: float
+
+
+class SetEnded(NamedTuple):
+    """A set of linked circuits has ended; `legs` are those it had not lost before. Each leg ends, too."""
+
+    circuit: int
+    reason: str
+    legs: tuple[LegCarried, ...]
 
 
 class CircuitEnded(NamedTuple):
@@ -116,6 +134,7 @@ Event = (
     | CircuitExtended
     | CircuitBuilt
     | CircuitsLinked
+    | SetEnded
     | CircuitEnded
     | StreamNew
     | StreamAttached

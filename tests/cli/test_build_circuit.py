@@ -9,7 +9,7 @@ import pytest
 import trio
 from fake_tor import FakeTor, as_tor
 
-from torkit.cli.build_circuit import build
+from torkit.cli.build_circuit import build, build_linked
 from torkit.paths.text import path_from_json, path_to_json
 
 
@@ -77,3 +77,18 @@ async def test_people_get_a_row_for_each_hop(capsys: pytest.CaptureFixture[str])
         assert relay.nickname in row
         assert f"{relay.address}:{relay.or_port}" in row
         assert "100.0 ms" in row
+
+
+async def test_a_set_is_one_line_with_the_delay_of_each_leg(capsys: pytest.CaptureFixture[str]) -> None:
+    tor = FakeTor()
+    await build_linked(as_tor(tor), count=2, for_people=False)
+    first, _ = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [leg["rtt"] for leg in first["legs"]] == [0.2, 0.3]
+    assert [len(leg["path"]) for leg in first["legs"]] == [3, 3]
+    assert [one.is_closed for one in tor.sets] == [True, True]
+
+
+async def test_people_get_a_row_below_each_leg_when_it_was_linked(capsys: pytest.CaptureFixture[str]) -> None:
+    await build_linked(as_tor(FakeTor()), count=1, for_people=True)
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split() for row in rows[3::4]] == [["linked", "200.0", "ms"], ["linked", "300.0", "ms"]]

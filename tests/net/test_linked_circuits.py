@@ -12,11 +12,13 @@ from waiting import until
 
 from torkit._fast.cells import RelayCommand
 from torkit.errors import CircuitClosed, CircuitError
+from torkit.events import CircuitsLinked, SetEnded
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.linked import LegLinked, LinkedCircuit, link_leg
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
 from torkit.net.circuit.tunnel import Tunnel
+from torkit.net.journal import Journal
 
 NONCE = bytes(range(32))
 EXIT = 3  # hop
@@ -55,9 +57,9 @@ async def linking() -> AsyncIterator[tuple[Circuit, Circuit, LinkingExit]]:
         second.close()
 
 
-async def linked(first: Circuit, second: Circuit) -> LinkedCircuit:
+async def linked(first: Circuit, second: Circuit, journal: Journal | None = None) -> LinkedCircuit:
     legs = [await link_leg(one, NONCE) for one in (first, second)]
-    return LinkedCircuit(legs, CircuitSettings())
+    return LinkedCircuit(legs, CircuitSettings(journal=journal))
 
 
 async def test_an_exit_links_two_circuits_and_is_told_that_we_know() -> None:
@@ -70,13 +72,29 @@ async def test_an_exit_links_two_circuits_and_is_told_that_we_know() -> None:
         assert not pair.sends_early
 
 
+async def test_listeners_hear_of_a_set_and_of_what_each_leg_has_carried() -> None:
+    async with linking() as (first, second, _):
+        heard: list[object] = []
+        journal = Journal()
+        journal.add(heard.append)
+        pair = await linked(first, second, journal)
+        await pair.begin("web.test", 80).wait_connected()
+        pair.close("the test ends")
+        (made,) = (one for one in heard if isinstance(one, CircuitsLinked))
+        (ended,) = (one for one in heard if isinstance(one, SetEnded))
+        assert (made.circuit, made.legs) == (pair.id, (first.id, second.id))
+        assert [leg.circuit for leg in ended.legs] == [first.id, second.id]
+        assert sorted((leg.sent, leg.received) for leg in ended.legs) == [(0, 0), (1, 1)]
+        assert all(rtt > 0 for rtt in (*made.rtts, *(leg.rtt for leg in ended.legs)))
+        assert ended.reason == "the circuit was closed here: the test ends"
+
+
 async def test_streams_of_a_set_come_by_either_leg() -> None:
     async with linking() as (first, second, _):
         pair = await linked(first, second)
         stream = pair.begin("web.test", 80)
         await stream.wait_connected()
-        legs = {one.core.id: (sent, received) for one, sent, received in pair.carried()}
-        assert sorted(legs.values()) == [(0, 0), (1, 1)]
+        assert sorted((one.sent, one.received) for one in pair.carried()) == [(0, 0), (1, 1)]
         assert first.stream_count == second.stream_count == 0  # a leg has none of its own
 
 
@@ -117,7 +135,7 @@ async def test_with_a_leg_that_was_used_everything_ends() -> None:
         await stream.wait_connected()
         ended = trio.Event()
         pair.on_end = lambda _: ended.set()
-        used = next(one for one, sent, _ in pair.carried() if sent)
+        used = next(leg for leg, one in zip(pair.legs, pair.carried(), strict=True) if one.sent)
         far = next(far for far, _ in exit_.told if far.circ_id == used.core.id)
         far.destroy()
         await ended.wait()
@@ -135,7 +153,7 @@ async def test_a_leg_that_carried_nothing_is_lost_alone() -> None:
         pair = await linked(first, second)
         stream = pair.begin("web.test", 80)
         await stream.wait_connected()
-        idle = next(one for one, sent, _ in pair.carried() if not sent)
+        idle = next(leg for leg, one in zip(pair.legs, pair.carried(), strict=True) if not one.sent)
         next(far for far, _ in exit_.told if far.circ_id == idle.core.id).destroy()
         await until(lambda: idle.error is not None)
         assert pair.error is None

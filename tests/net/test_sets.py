@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from torkit.errors import CircuitClosed, NoPath, TorkitError
+from torkit.errors import CircuitClosed, NoPath, NotPossible, TorkitError
 from torkit.learnt.path_bias import UNWATCHED
 from torkit.learnt.predicted_ports import PredictedPorts
 from torkit.net.circuits.purpose import ExitByLegs
@@ -99,6 +99,16 @@ async def test_a_set_is_given_up_after_some_legs(autojump_clock: trio.testing.Mo
         with pytest.raises(CircuitClosed):
             await sets.build(ExitByLegs(443))
         assert len(builder.launched) == 2 + 3
+
+
+async def test_no_set_is_built_against_the_consensus() -> None:
+    async with trio.open_nursery() as nursery:
+        builder = Builder(CircuitClosed("a relay closed the circuit"))
+        sets = sets_of(builder, Circuits(), nursery)
+        sets._current.param = lambda name: 0 if name == "cfx_enabled" else default_param(name)  # type: ignore[method-assign]  # a stand-in's
+        with pytest.raises(NotPossible):
+            await sets.build(ExitByLegs(443))
+        assert builder.launched == []
 
 
 async def test_where_there_is_no_path_no_further_leg_is_tried(autojump_clock: trio.testing.MockClock) -> None:

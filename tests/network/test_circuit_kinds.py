@@ -41,6 +41,20 @@ def test_build_circuit_says_how_each_hop_was_made(
         assert all(0 < hop["seconds"] < 30 for hop in json.loads(line)["path"])
 
 
+def test_build_circuit_links_two_circuits_to_one_exit(shell: Shell) -> None:
+    result = shell.run("torkit build-circuit --linked --count 2")
+    assert result.returncode == 0, result
+    for line in result.stdout.splitlines():
+        legs = json.loads(line)["legs"]
+        (guard, middle, exit_), (other_guard, other_middle, same_exit) = (
+            [hop["fingerprint"] for hop in leg["path"]] for leg in legs
+        )
+        assert exit_ == same_exit
+        assert guard != other_guard
+        assert middle != other_middle
+        assert all(0 < leg["rtt"] < 30 for leg in legs)
+
+
 @pytest.mark.parametrize("cgo", ["all", "off"])  # test_socks_traffic.py does as much with the default
 def test_64_mib_each_way(shell: Shell, web_server: WebServer, tmp_path: Path, cgo: str) -> None:
     url = f"http://web.test:{web_server.port}"

@@ -115,7 +115,7 @@ async def test_a_download_comes_by_both_legs(
         download = Download(stream)
         await download.receive(16 * MIB)
         assert download.digest.hexdigest() == sha256_of(16 * MIB)
-        assert all(received > 100 for _, _, received in pair.carried())
+        assert all(one.received > 100 for one in pair.carried())
     for command in ("LINK", "LINKED_ACK"):  # with half of the nonce; relays link circuits of their own, too
         asked = [lines(logs, f"a CONFLUX_{command} for set {one[:8].hex().upper()}") for one in random]
         assert asked.count(2) >= 3  # and one more is linked once the first is in use

@@ -16,6 +16,7 @@ from torkit.client import Tor
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.errors import EndReason, StreamClosed
+from torkit.events import LegCarried
 from torkit.net.circuit.circuit import HopInfo
 from torkit.net.journal import Listener
 from torkit.net.monitor.status import Status
@@ -38,6 +39,20 @@ class FakeCircuit:
     @property
     def hops(self) -> tuple[HopInfo, ...]:
         return (HopInfo("ntor", "tor1", "fixed", 100, 0.1),) * len(self.path)
+
+    def close(self, why: str = "") -> None:
+        self.is_closed = True
+
+
+@dataclass(eq=False)
+class FakeSet:
+    """Two circuits that were linked, in 0.2 and 0.3 s."""
+
+    legs: tuple[FakeCircuit, FakeCircuit]
+    is_closed: bool = False
+
+    def carried(self) -> tuple[LegCarried, ...]:
+        return LegCarried(1, 0, 0, 0.2), LegCarried(2, 0, 0, 0.3)
 
     def close(self, why: str = "") -> None:
         self.is_closed = True
@@ -112,6 +127,7 @@ class FakeTor:
     asked: list[tuple[object, ...]] = field(default_factory=list)
     paths: list[tuple[Relay, ...] | None] = field(default_factory=list)  # that streams were to take
     circuits: list[FakeCircuit] = field(default_factory=list)
+    sets: list[FakeSet] = field(default_factory=list)
     identities: int = 1
 
     @property
@@ -190,6 +206,11 @@ class FakeTor:
         await self._answer_as_told()
         self.circuits.append(FakeCircuit(path or self.choose_path(Constraints())))
         return self.circuits[-1]
+
+    async def build_linked_circuit(self) -> FakeSet:
+        await self._answer_as_told()
+        self.sets.append(FakeSet((FakeCircuit(self.choose_path(Constraints())),) * 2))
+        return self.sets[-1]
 
     async def _answer_as_told(self) -> None:
         if self.is_silent:

@@ -173,11 +173,15 @@ cdef class LinkedSet(Tunnel):
             leg.rtt = rtt
 
     def carried(self, Circuit circuit not None):
-        """Counted cells that a leg has carried, (sent, received). Raises UsageError for a circuit that is no leg."""
-        cdef Leg leg = self.leg_of(circuit)
-        if leg is None:
-            raise UsageError("the circuit is no leg of this set")
-        return leg.cells_sent, leg.cells_received
+        """Counted cells that a leg has carried, also one that is lost, and its delay: (sent, received, seconds).
+
+        Raises UsageError for a circuit that is no leg.
+        """
+        cdef Leg leg
+        for leg in self.legs:
+            if leg.circuit is circuit:
+                return leg.cells_sent, leg.cells_received, leg.rtt
+        raise UsageError("the circuit is no leg of this set")
 
     def end(self):
         """End the set and every stream. The caller closes the circuits."""

@@ -110,8 +110,8 @@ class Parts:
         self.state.add(self.build_times, is_watched=is_lasting)
         self.builder = Builder(self.channels, self.paths, self.current, rng, nursery, self.build_times)
         self.circuits = Circuits(self.builder, PredictedPorts(self.current.param), rng, nursery)
-        sets = Sets(self.circuits, self.builder, self.current, nursery) if settings.conflux else None
-        self.spares = Spares(self.circuits, self.build_times, self.current, sets)
+        self.sets = Sets(self.circuits, self.builder, self.current, nursery) if settings.conflux else None
+        self.spares = Spares(self.circuits, self.build_times, self.current, self.sets)
         self.reserve: Reserve | None = None
         if is_lasting:
             expected = PredictedPorts(self.current.param)

@@ -16,7 +16,7 @@ import trio
 from torkit._fast.cells import RelayCommand
 from torkit._fast.conflux import LinkedSet, link
 from torkit.errors import CircuitClosed, CircuitError, TorkitError
-from torkit.events import CircuitsLinked
+from torkit.events import CircuitsLinked, LegCarried, SetEnded
 from torkit.net.circuit.tunnel import Tunnel
 from torkit.proto.conflux import Wish, encode_link, judge_linked
 
@@ -78,16 +78,16 @@ class LinkedCircuit(Tunnel):
         numbers = tuple(one.id for one in circuits)
         logger.info("circuit %d is made of circuits %s, linked", self.id, " and ".join(map(str, numbers)))
         if self.journal.is_heard:
-            self.journal.tell(CircuitsLinked(self.id, numbers))
+            self.journal.tell(CircuitsLinked(self.id, numbers, tuple(leg.rtt for leg in legs)))
 
     def __repr__(self) -> str:
         state = "open" if self.error is None else f"ended: {self.error}"
-        legs = ", ".join(f"{one.id} carried {sent} + {received}" for one, sent, received in self.carried())
+        legs = ", ".join(f"{one.circuit} carried {one.sent} + {one.received}" for one in self.carried())
         return f"<LinkedCircuit {self.id} of {legs or 'no legs'}, {self.stream_count} streams, {state}>"
 
-    def carried(self) -> list[tuple[Circuit, int, int]]:
-        """Each leg that has not ended, and how many counted messages it has carried, sent and received."""
-        return [(one, *self._core.carried(one.core)) for one in self.legs if one.error is None]
+    def carried(self) -> tuple[LegCarried, ...]:
+        """Returns what each leg has carried that was not lost alone."""
+        return tuple(LegCarried(one.id, *self._core.carried(one.core)) for one in self.legs)
 
     @property
     def paths(self) -> tuple[tuple[Relay, ...], ...]:
@@ -126,6 +126,8 @@ class LinkedCircuit(Tunnel):
         if self.error is not None:
             return
         self.error = error
+        if self.journal.is_heard:
+            self.journal.tell(SetEnded(self.id, str(error), self.carried()))
         self._core.end()
         for leg in self.legs:
             leg.close(why)

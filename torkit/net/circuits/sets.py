@@ -77,7 +77,12 @@ class Sets:
             self._circuits.is_short.set()
 
     async def build(self, purpose: ExitByLegs) -> LinkedCircuit:
-        """Build and link two circuits to one exit. Raises what ended the last attempt at a leg."""
+        """Build and link two circuits to one exit.
+
+        Raises what ended the last attempt at a leg; NotPossible where the consensus switches sets off.
+        """
+        if not self._current.param("cfx_enabled"):
+            raise NotPossible("the consensus allows no linked circuits")
         set_ = _Set(self._builder, purpose, LEGS + self._current.param("cfx_max_unlinked_leg_retry"))
         choices = [set_.choose(number) for number in range(LEGS)]  # before anything is sent
         try:
