@@ -13,7 +13,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # as pytest's `pythonpath` does
 with atheris.instrument_imports(
-    include=["torkit.directory", "torkit.hs", "torkit.proto", "h11", "fuzz.linked"]
+    include=["torkit.directory", "torkit.hs", "torkit.proto", "h11", "fuzz.linked", "fuzz.linked_due"]
 ):
     from fuzz.targets import TARGETS, mutate, run
 

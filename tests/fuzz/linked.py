@@ -1,7 +1,7 @@
 """Stories of two linked circuits: what an exit and a user do, a line each, and what must come of every step.
 
 The compiled core is one side; the other is an exit made of the layers of `fakes`, and a model in plain Python
-of what is due (proposal 329). After each step both must say the same: events, streams, queues, SENDMEs and
+of what is due (linked_due.py). After each step both must say the same: events, streams, queues, SENDMEs and
 numbers. A line that makes no sense is passed over, so that any change of a story is a story. LEG is 0 or 1;
 STREAM is 0 to 3, and anything else is one that nobody has opened, or `none` for the circuit itself.
 
@@ -20,11 +20,22 @@ STREAM is 0 to 3, and anything else is one that nobody has opened, or `none` for
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from random import Random
 
 from fakes import RelayCell, encode_cell, encode_versions
 from fakes.layers import CgoLayer, Tor1Layer
+from fuzz.linked_due import (
+    CELL_LEN,
+    COUNTED,
+    FOR_STREAMS,
+    INCREMENT,
+    LAST,
+    NAMES,
+    WINDOW,
+    Due,
+    DueLeg,
+    DueStream,
+)
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.channel import Channel
@@ -34,220 +45,6 @@ from torkit._fast.events import Acknowledged, CircuitFailed, ControlCell, Event,
 from torkit._fast.memory import held
 from torkit._fast.onion import Layer, LayerKind
 from torkit._fast.stream import Stream
-
-LAST = 1  # index of the exit: circuits here have two hops
-WINDOW, INCREMENT = 62, 31  # DATA cells, of each leg at its start
-CELL_LEN = 514
-# Numbers of the implementation that show: a message that waits takes so many bytes more than its body, ...
-WAITING_LEN = 24
-# ... bytes of a set that may wait, from where on SENDMEs are held back, and until when.
-QUEUED_MAX, HOLD_ABOVE, RELEASE_BELOW = 8 << 20, 2 << 20, 1 << 20
-
-FOR_STREAMS = {1, 2, 3, 4, 11, 12, 13, 43, 44}
-COUNTED = FOR_STREAMS - {RelayCommand.BEGIN_DIR}
-KNOWN = {*range(1, 16), *range(19, 23), *range(32, 45)}
-NAMES = {command.name.lower(): command.value for command in RelayCommand}
-
-
-# --- what is due -----------------------------------------------------------------------------------
-
-
-@dataclass
-class DueStream:
-    id: int
-    is_resolve: bool
-    state: str = "connecting"
-    connected_is_due: bool = False
-    data: bytearray = field(default_factory=bytearray)  # arrived, and not taken
-    arrived: int = 0
-    bound: int = 1 << 64
-    is_xoff: bool = False
-    is_blocked: bool = False
-
-
-@dataclass
-class DueLeg:
-    index: int
-    is_over: bool = False
-    received: int = 0  # the number of the last counted cell
-    cells_received: int = 0
-    sent: int = 0  # so for what goes
-    cells_sent: int = 0
-    in_flight: int = 0
-    tags: int = 0  # SENDMEs that may come
-    window: int = WINDOW
-    rtt: float = 0.1
-    has_switched: bool = False
-    unacknowledged: int = 0
-    held: int = 0
-    sendmes: int = 0  # that the exit has had to get
-    waiting: deque[tuple[int, int, int, bytes]] = field(default_factory=deque)
-
-
-class Due:
-    """What of each cell is due. `events` are those of the step."""
-
-    def __init__(self, *, is_cgo: bool) -> None:
-        self.is_cgo = is_cgo
-        self.all = [DueLeg(0), DueLeg(1, rtt=0.2)]
-        self.legs = list(self.all)
-        self.current: DueLeg | None = None
-        self.streams: dict[int, DueStream] = {}  # by id, until the peer's END
-        self.blocked: list[DueStream] = []
-        self.delivered = self.queued = 0
-        self.is_over = False
-        self.events: list[tuple[object, ...]] = []
-        self.readable: set[int] = set()
-
-    def fail_leg(self, leg: DueLeg) -> None:
-        if not leg.is_over:
-            self.events.append(("failed", leg.index))
-            self.lose(leg)
-
-    def lose(self, leg: DueLeg) -> None:
-        leg.is_over = True
-        if self.is_over or leg not in self.legs:
-            return
-        if leg.sent or leg.received or leg is self.current or len(self.legs) == 1:
-            self.finish()
-        else:
-            self.legs.remove(leg)
-
-    def finish(self) -> None:
-        self.is_over = True
-        for stream in self.streams.values():
-            stream.state = "ended"
-        self.streams.clear()
-        self.blocked.clear()
-        self.queued = 0
-
-    def fail(self) -> None:
-        if not self.is_over:
-            self.finish()
-            self.fail_leg(self.legs[0])
-
-    def arrive(self, leg: DueLeg, hop: int, command: int, stream_id: int, body: bytes) -> None:
-        if leg.is_over:
-            return
-        if self.is_cgo and hop == LAST and command not in KNOWN:
-            self.fail_leg(leg)
-        elif self.is_over or leg not in self.legs or (command == RelayCommand.DROP and stream_id == 0):
-            return
-        elif hop != LAST:
-            self.fail()
-        elif command == RelayCommand.CONFLUX_SWITCH and stream_id == 0:
-            if len(body) < 4 or leg.has_switched:
-                self.fail()
-            else:
-                leg.received += struct.unpack_from(">I", body)[0]
-                leg.has_switched = True
-        elif command not in COUNTED:
-            self.fail()
-        else:
-            self._arrive_counted(leg, command, stream_id, body)
-
-    def sendme(self, leg: DueLeg, *, is_right: bool) -> None:
-        if leg.is_over or self.is_over or leg not in self.legs:
-            return
-        if not leg.tags or not is_right:
-            self.fail_leg(leg)
-            return
-        self.events.append(("acknowledged", leg.index, leg.in_flight))
-        leg.tags -= 1
-        leg.in_flight -= INCREMENT
-        for stream in self.blocked:
-            if stream.is_blocked:
-                stream.is_blocked = False
-                self.events.append(("writable", stream.id))
-        self.blocked.clear()
-
-    def _arrive_counted(self, leg: DueLeg, command: int, stream_id: int, body: bytes) -> None:
-        leg.received += 1
-        leg.cells_received += 1
-        leg.has_switched = False
-        if command == RelayCommand.DATA:
-            leg.unacknowledged += 1
-            if leg.unacknowledged == INCREMENT:
-                leg.unacknowledged = 0
-                leg.held += 1
-                if (self.queued <= HOLD_ABOVE and leg.held == 1) or leg.received == self.delivered + 1:
-                    self._let_go(leg)
-        if leg.received <= self.delivered:
-            self.fail()
-        elif leg.received == self.delivered + 1:
-            self.delivered += 1
-            self._deliver(command, stream_id, body)
-            if not self.is_over:
-                self._deliver_waiting()
-        else:
-            leg.waiting.append((leg.received, command, stream_id, body))
-            self.queued += _space_of(body)
-            if self.queued > QUEUED_MAX:
-                self.fail()
-
-    def _let_go(self, leg: DueLeg) -> None:
-        leg.sendmes += leg.held
-        leg.held = 0
-
-    def _deliver_waiting(self) -> None:
-        has_moved = self.queued > 0
-        while has_moved and not self.is_over:
-            has_moved = False
-            for leg in self.legs:
-                while leg.waiting and leg.waiting[0][0] == self.delivered + 1:
-                    has_moved = True
-                    self.delivered += 1
-                    _, command, stream_id, body = leg.waiting.popleft()
-                    self._deliver(command, stream_id, body)
-                    if self.is_over:
-                        return
-                    self.queued -= _space_of(body)
-                if leg.waiting and leg.waiting[0][0] <= self.delivered:
-                    self.fail()
-                    return
-            if self.queued <= RELEASE_BELOW:
-                for leg in self.legs:
-                    self._let_go(leg)
-
-    def _deliver(self, command: int, stream_id: int, body: bytes) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self.fail()
-        elif command == RelayCommand.DATA:
-            self._deliver_data(stream, body)
-        elif not self._is_allowed(stream, command):
-            self.fail()
-        else:
-            is_heard = stream.state != "half open"
-            if command == RelayCommand.CONNECTED:
-                stream.connected_is_due = False
-                stream.state = "open" if is_heard else stream.state
-            elif command in (RelayCommand.END, RelayCommand.RESOLVED):
-                del self.streams[stream_id]
-                stream.state = "ended" if is_heard else stream.state
-            elif command in (RelayCommand.XOFF, RelayCommand.XON) and stream.is_resolve:
-                is_heard = False
-            if is_heard:
-                self.events.append(("message", command, stream_id, body))
-
-    def _deliver_data(self, stream: DueStream, body: bytes) -> None:
-        is_early = stream.is_resolve or stream.state == "connecting" or stream.connected_is_due
-        if is_early or stream.arrived + len(body) > stream.bound:
-            self.fail()
-        elif stream.state == "open":
-            stream.data += body
-            stream.arrived += len(body)
-            self.readable.add(stream.id)
-
-    def _is_allowed(self, stream: DueStream, command: int) -> bool:
-        if command == RelayCommand.CONNECTED:
-            return not stream.is_resolve and (stream.state == "connecting" or stream.connected_is_due)
-        return command != RelayCommand.RESOLVED or stream.is_resolve
-
-
-def _space_of(body: bytes) -> int:
-    return WAITING_LEN + -(-len(body) // 8) * 8
-
 
 # --- the exit --------------------------------------------------------------------------------------
 
@@ -730,112 +527,3 @@ def check_story(text: bytes) -> None:
     story.run(lines)
     story.end()
     assert held() == before
-
-
-def random_story(rng: Random, length: int) -> bytes:
-    """A story in which most is legal: else it would soon be over."""
-    lines = [*(["kind cgo"] if rng.random() < 0.2 else []), *(["fills"] if rng.random() < 0.5 else [])]
-    opened: dict[str, str] = {}  # streams that the exit has not ended, and what it may send for them
-    for _ in range(length):
-        leg, name = rng.randrange(2), rng.choice("0123")
-        if rng.random() < 0.03:
-            lines.append(_oddity(rng, leg, name))
-        elif name not in opened:
-            opened[name] = rng.choice(["connected", "connected", "connected", "resolved"])
-            lines.append(f"{'resolve' if opened[name] == 'resolved' else 'open'} {name}")
-        elif rng.random() < 0.5:
-            command = opened[name]
-            if command == "connected":
-                opened[name] = "data"
-            elif command == "data" and rng.random() < 0.3:
-                command = rng.choice(["xon", "xoff", "xon", "end"])
-            if command in ("end", "resolved"):
-                opened[name] = "nothing"
-            if command != "nothing":
-                lines.append(f"cell {leg} {command} {name} {rng.choice([0, 1, 7, 100, 488, 498])}")
-        else:
-            lines.append(
-                rng.choice(
-                    [
-                        f"many {leg} {name} {rng.choice([1, 5, 31, 62])}"
-                        if opened[name] == "data"
-                        else f"take {name} 9",
-                        f"put {name} {rng.choice([1, 500, 5000, 20_000])}",
-                        f"take {name} {rng.choice([1, 500, 60_000])}",
-                        f"sendme {leg} 0" if rng.random() < 0.3 else f"rtt {leg} {rng.randrange(300)}",
-                        f"hold {leg}",
-                        f"release {leg} {rng.choice([1, 2, 50, 99_999])}",
-                        f"window {leg} {rng.randrange(200)}",
-                        f"reads {rng.choice([600, 5000, 99_999])}",
-                        f"tell {name} {rng.choice(['xoff', 'xon'])}",
-                        f"close {name}",
-                        f"bound {name} {rng.randrange(3_000, 60_000)}"
-                        if rng.random() < 0.2
-                        else f"hold {leg}",
-                    ]
-                )
-            )
-    return "\n".join(lines).encode()
-
-
-def _oddity(rng: Random, leg: int, name: str) -> str:
-    return rng.choice(
-        [
-            f"tell {name} {rng.choice(list(NAMES))}",
-            f"drop {leg}",
-            "finish 0",
-            f"cell {leg} {rng.choice(list(NAMES))} {name} 9",
-            f"raw {leg} {rng.randrange(2)} {rng.randrange(256)} {rng.choice(['0', '1', 'none', 'x'])} 9",
-            f"raw {leg} 1 {rng.choice(list(NAMES))} {name} {rng.randrange(499)}",
-            f"switch {leg} {rng.randrange(4)} {rng.choice([0, 3, 4, 400])}",
-            f"sendme {leg} {rng.randrange(4)}",
-            *(f"{verb} {leg}" for verb in ("flip", "early", "long", "destroy")),
-        ]
-    )
-
-
-STORY = b"""open 0
-cell 0 connected 0 8
-put 0 3000
-cell 0 data 0 100
-cell 1 data 0 498
-hold 0
-cell 0 data 0 7
-cell 1 data 0 7
-many 1 0 40
-release 0 1
-take 0 600
-fills
-put 0 60000
-sendme 0 0
-sendme 1 0
-rtt 1 10
-put 0 900
-open 1
-cell 1 xoff 0 1
-put 0 1
-cell 0 xon 0 5
-cell 1 connected 1 4
-window 0 3
-reads 600
-tell 1 xoff
-bound 1 900
-cell 0 data 1 400
-raw 0 1 drop none 20
-resolve 2
-cell 1 resolved 2 10
-close 1
-cell 1 data 1 9
-cell 0 end 1 1
-switch 1 1 4
-raw 1 1 data 0 9
-cell 0 end 0 1
-close 0
-sendme 0 1
-long 1
-early 1
-flip 1
-destroy 0
-drop 0
-finish 0
-"""

@@ -16,7 +16,8 @@ from random import Random
 
 import h11
 import network_docs as nd
-from fuzz.linked import STORY, check_story
+from fuzz.linked import check_story
+from fuzz.linked_stories import STORY
 from hs.making import Service, services
 
 from torkit._fast.keys import X25519PrivateKey

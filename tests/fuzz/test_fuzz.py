@@ -10,7 +10,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fuzz.linked import check_story, random_story
+from fuzz.linked import check_story
+from fuzz.linked_stories import random_story
 from fuzz.targets import TARGETS, mutate, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
