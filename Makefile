@@ -6,7 +6,7 @@ STUBS := $(patsubst torkit/_fast/%.pyi,torkit._fast.%,$(wildcard torkit/_fast/*.
 CORPORA := $(HOME)/.cache/torkit-fuzz
 export PYTHON
 
-.PHONY: setup demo test test-newest test-setup lint typecheck fuzz sanitize bench bench-setup docs wheel clean
+.PHONY: setup demo test test-newest test-setup unit lint typecheck fuzz sanitize bench bench-setup docs wheel clean
 
 setup:
 	@scripts/setup
@@ -19,6 +19,9 @@ test: test-setup lint typecheck
 
 test-newest:
 	@scripts/test-newest
+
+unit: setup
+	@scripts/unit
 
 test-setup:
 	@scripts/setup --tests
