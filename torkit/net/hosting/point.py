@@ -3,19 +3,21 @@
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
+from math import inf
 
 import trio
 
 from torkit._fast.cells import RelayCommand
 from torkit._fast.keys import wipe
 from torkit.directory.directory import Relay, supports
-from torkit.errors import TimedOut, TorkitError
+from torkit.errors import CircuitError, TimedOut, TorkitError
 from torkit.hs.descriptor import IntroductionPoint
 from torkit.hs.keys import KEY_LEN, SecretKey
 from torkit.hs.replay import ReplayCache
 from torkit.hs.service_handshake import PointHandshake
 from torkit.hs.service_messages import DosLimits, decode_intro_established, encode_establish_intro
-from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.circuit import Circuit, Reply
 from torkit.net.circuits.purpose import ServiceIntroduction
 from torkit.net.contact import or_addresses
 from torkit.net.onion.stems import Stems
@@ -24,8 +26,10 @@ from torkit.proto.messages import LinkSpecifierType
 # As C tor: how often a lost circuit to the same point is tried again.
 RETRIES = 3
 
-# Implementation limit, seconds: before each of these.
+# Implementation limits, seconds: the rests before each of these; how long a circuit has to stand until it is
+# tried as often again, lest a relay that takes us and drops us at once has us build circuits for ever.
 RESTS = (0.0, 1.0, 5.0)
+STEADY = 300.0
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +92,14 @@ class Point:
         failures = 0
         try:
             while True:
+                stands_since = inf
                 try:
                     await self._establish(stems, limits)
-                    failures = 0
+                    stands_since = trio.current_time()
                     await self._wait_for_end(has_changed)
                 except TorkitError as error:
+                    if trio.current_time() - stands_since >= STEADY:
+                        failures = 0
                     failures += 1
                     logger.info("introduction point %s: %s", self.relay.nickname, error)
                     if failures > RETRIES or (failures > 1 and not self.was_established):
@@ -112,10 +119,12 @@ class Point:
         body = encode_establish_intro(self._auth_key, kh, limits if may_ask else None)
         wipe(kh)
         try:
+            answer = circuit.expect(RelayCommand.INTRO_ESTABLISHED)
+            # Clients may know the point already: what they send can come in the same read as its answer.
+            circuit.hear(RelayCommand.INTRODUCE2, partial(self._on_introduce, circuit, answer))
+            circuit.tell(RelayCommand.ESTABLISH_INTRO, body)
             with trio.fail_after(stems.timeouts.use):
-                decode_intro_established(
-                    await circuit.ask(RelayCommand.ESTABLISH_INTRO, body, RelayCommand.INTRO_ESTABLISHED)
-                )
+                decode_intro_established(await answer.wait())
         except trio.TooSlowError:
             circuit.close("the introduction point is silent")
             raise TimedOut("the introduction point did not answer in time") from None
@@ -128,7 +137,6 @@ class Point:
         assert circuit is not None
         has_ended = trio.Event()
         circuit.on_end = lambda _: has_ended.set()
-        circuit.hear(RelayCommand.INTRODUCE2, self._on_introduce)
         circuit.watch.note_use()
         circuit.watch.note_used()
         self.is_established = self.was_established = True
@@ -139,7 +147,10 @@ class Point:
         assert circuit.error is not None
         raise circuit.error
 
-    def _on_introduce(self, body: bytes) -> None:
+    def _on_introduce(self, circuit: Circuit, answer: Reply, body: bytes) -> None:
+        if answer.body is None:
+            circuit.fail(CircuitError("INTRODUCE2 arrived before INTRO_ESTABLISHED"))
+            return
         self.introduction_count += 1
         if self.introduction_count >= self._max_introductions:
             self.wears_out.set()
