@@ -76,7 +76,7 @@ directives = {
 }
 
 
-class InstallData(Distribution().get_command_class("install_data")):  # type: ignore[misc]
+class InstallData(Distribution().get_command_class("install_data")):  # type: ignore[misc]  # a base known at run time
     """Puts completions for shells beside the manual pages."""
 
     def run(self) -> None:

@@ -23,7 +23,7 @@ class Turns(trio.abc.Instrument):
     def __init__(self) -> None:
         pump = Pump.current()
         self._core = pump._core
-        pump._core = self  # type: ignore[assignment]
+        pump._core = self  # type: ignore[assignment]  # in the core's place
         self._scheduled = -1
         with suppress(OSError):
             self._scheduled = os.open(SCHEDULED, os.O_RDONLY)

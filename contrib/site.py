@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from torkit.cli.manual import FIXED_SPACE, Block, Span, read_page  # noqa: E402
+from torkit.cli.manual import FIXED_SPACE, Block, Span, read_page  # noqa: E402  # needs the path above
 
 # Documents that stand elsewhere: path in the repository, and name as a page.
 DOCUMENTS = {

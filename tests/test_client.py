@@ -443,10 +443,14 @@ async def test_a_closed_client_says_so(tmp_path: Path) -> None:
 
 async def test_what_the_caller_raises_comes_out_as_it_was(tmp_path: Path) -> None:
     async with serve_network() as network:
-        with pytest.raises(NoPath):  # noqa: PT012
+
+        async def choose_in_vain() -> None:
             async with open_tor(network=network.config, data_dir=tmp_path) as tor:
                 await tor.wait_ready()
                 tor.choose_path(Constraints(port=25))
+
+        with pytest.raises(NoPath):
+            await choose_in_vain()
 
 
 async def test_a_given_consensus_is_used(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -20,7 +21,7 @@ from torkit.cli.manual import as_text, find_page
 ROOT = Path(__file__).parents[2]
 
 
-def load_generator() -> object:
+def load_generator() -> Any:
     spec = importlib.util.spec_from_file_location("completions", ROOT / "contrib" / "completions.py")
     assert spec is not None
     assert spec.loader is not None
@@ -29,14 +30,14 @@ def load_generator() -> object:
     return module
 
 
-def paths(command: object = None, path: tuple[str, ...] = ()) -> Iterator[str]:
+def paths(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[str]:
     """Every command, such as "socks" and "onion keygen"; "" is torkit itself."""
     command = command or typer.main.get_command(app)
     yield " ".join(path)
     if hasattr(command, "list_commands"):
-        context = typer.Context(command)  # type: ignore[arg-type]
+        context = typer.Context(command)
         for name in command.list_commands(context):
-            yield from paths(command.get_command(context, name), (*path, name))  # type: ignore[attr-defined]
+            yield from paths(command.get_command(context, name), (*path, name))
 
 
 COMMANDS = list(paths())
@@ -65,7 +66,7 @@ BEGUN = {
 @pytest.fixture(scope="module")
 def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("share")
-    load_generator().write_completions(directory)  # type: ignore[attr-defined]
+    load_generator().write_completions(directory)
     return directory
 
 

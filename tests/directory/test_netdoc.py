@@ -140,14 +140,14 @@ def test_times_round_trip(seconds: int) -> None:
     ["2022-13-01 00:00:00", "2022-02-30 00:00:00", "2022-01-01 24:00:00", "x y", "٢022-01-01 00:00:00"],
 )
 def test_times_that_are_none(text: Any) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):  # noqa: PT011  # of any words: Item.decode has better ones
         decode_time(*text.split())
 
 
 def test_values_at_their_edges() -> None:
     assert decode_int("-5", -5, 5) == -5
     for bad in ("", "-", "+1", "1_0", " 1", "6", "٣", "99999999999"):
-        with pytest.raises(ValueError):  # noqa: PT011
+        with pytest.raises(ValueError):  # noqa: PT011  # of any words: Item.decode has better ones
             decode_int(bad, -5, 5)
     assert decode_base64("AAEC", 3) == decode_base64("AAEC", 3) == bytes([0, 1, 2])
     assert decode_base64("AA", 1) == decode_base64("AA==", 1) == b"\0"
@@ -192,5 +192,5 @@ def test_protocols_are_flags_not_a_ladder() -> None:
     ],
 )
 def test_protocols_that_are_none(text: Any) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):  # noqa: PT011  # of any words: Item.decode has better ones
         decode_protocols(text)

@@ -23,14 +23,14 @@ def enc_key(number: int = 1) -> bytes:
     return X25519PrivateKey(bytes([number]) * 32).public_key
 
 
-def read(service: Service, text: bytes, **changes: object) -> Descriptor:
-    given = {
+def read(service: Service, text: bytes, **changes: Any) -> Descriptor:
+    given: dict[str, Any] = {
         "blinded": service.blinded,
         "subcredential": service.subcredential,
         "now": service.now,
         "sendme_inc": 31,
     }
-    return decode_descriptor(text, **(given | changes))  # type: ignore[arg-type]
+    return decode_descriptor(text, **(given | changes))
 
 
 def test_real_descriptors_are_read_as_c_tor_made_them() -> None:
@@ -140,14 +140,13 @@ def test_items_out_of_order_are_refused(service: Service) -> None:
 
 
 def test_a_certificate_of_another_kind_signer_or_key_is_refused(service: Service) -> None:
-    right = {"by_blinded": True}
     for cert in (
         service.cert(9, service.signing_key, by_blinded=True),
         service.cert(8, service.signing_key),  # by itself
         service.cert(8, service.signing_key, by_blinded=True, names_signer=False),
         service.cert(8, service.signing_key, by_blinded=True, signer=b"s" * 32),
         service.cert(8, service.signing_key, by_blinded=True, key_type=3),
-        service.cert(8, b"z" * 32, **right),  # type: ignore[arg-type]
+        service.cert(8, b"z" * 32, by_blinded=True),
     ):
         text = service.outer(service.first(HEADER), cert=f"descriptor-signing-key-cert\n{cert}")
         with pytest.raises(DocumentError):

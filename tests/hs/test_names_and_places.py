@@ -3,6 +3,7 @@ network)."""
 
 import base64
 import hashlib
+from typing import Any
 
 import pytest
 from hs.making import VECTORS, services
@@ -27,7 +28,7 @@ ORDER_2 = (2**255 - 20).to_bytes(32, "little")
 NEUTRAL = b"\x01" + bytes(31)
 
 
-def calendar_of(network: dict) -> Calendar:  # type: ignore[type-arg]
+def calendar_of(network: dict[str, Any]) -> Calendar:
     values = (network["srv_current"], network["srv_previous"])
     current, previous = (bytes.fromhex(value) if value else None for value in values)
     interval = network["voting_interval_s"]

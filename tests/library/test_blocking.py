@@ -100,7 +100,7 @@ def test_isolation_is_by_value_and_by_object(tor: blocking.Tor, network: Running
 
 def test_http_client_connects_through_it(tor: blocking.Tor) -> None:
     connection = http.client.HTTPConnection("web.test", 80, timeout=30)
-    connection._create_connection = tor.create_connection  # type: ignore[attr-defined]
+    connection._create_connection = tor.create_connection  # type: ignore[attr-defined]  # as docs/library.md
     connection.request("GET", "/page")
     assert connection.getresponse().read() == PAGE
     connection.close()
@@ -122,7 +122,7 @@ def test_urllib3_connects_through_it(tor: blocking.Tor, monkeypatch: pytest.Monk
 @contextmanager
 def serving(handle: Callable[[Any], None]) -> Iterator[int]:
     class Server(TargetServer):
-        class handler(socketserver.BaseRequestHandler):  # noqa: N801
+        class handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 handle(self.request)
 

@@ -39,7 +39,7 @@ def test_dir_shows_the_public_names_and_no_others() -> None:
     for name in shown:
         assert getattr(torkit, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'TYPE'"):
-        torkit.TYPE  # noqa: B018
+        _ = torkit.TYPE
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -21,9 +21,9 @@ aiohttp = pytest.importorskip("aiohttp")
 httpx = pytest.importorskip("httpx")
 requests = pytest.importorskip("requests")
 
-from torkit import aiohttp as torkit_aiohttp  # noqa: E402
-from torkit import httpx as torkit_httpx  # noqa: E402
-from torkit import requests as torkit_requests  # noqa: E402
+from torkit import aiohttp as torkit_aiohttp  # noqa: E402  # imports aiohttp
+from torkit import httpx as torkit_httpx  # noqa: E402  # imports httpx
+from torkit import requests as torkit_requests  # noqa: E402  # imports requests
 
 URL = "http://web.test/page"
 TLS_URL = "https://web.test/page"

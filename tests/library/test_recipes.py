@@ -31,7 +31,7 @@ PRINTS = {
 
 
 class ExampleServer(WebServer):
-    class handler(WebServer.handler):  # noqa: N801
+    class handler(WebServer.handler):
         def do_GET(self) -> None:
             self._reply(ROOT_PAGE)
 
@@ -40,7 +40,7 @@ def tls_server(directory: Path, kind: type[WebServer]) -> WebServer:
     """One that speaks TLS; `directory/web.test.pem` is what to believe."""
     context, _ = tls_contexts(directory)
 
-    class TlsServer(kind):  # type: ignore[misc,valid-type]
+    class TlsServer(kind):  # type: ignore[misc,valid-type]  # a base known at run time
         def finish_request(self, request: Any, client_address: Any) -> None:
             with context.wrap_socket(request, server_side=True) as tls:
                 super().finish_request(tls, client_address)

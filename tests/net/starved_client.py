@@ -83,7 +83,7 @@ async def main(*arguments: str) -> None:
     allocator.set_fault(-1, False)
     [relay] = fresh_relays(1)
     pump = Pump.current()
-    pump._core = Starved(pump._core, allocator)  # type: ignore[assignment]
+    pump._core = Starved(pump._core, allocator)  # type: ignore[assignment]  # in its place
     number, faults, failed = int(first), 0, 1
     async with serve(relay), trio.open_nursery() as nursery:
         channel = await connect(relay)

@@ -61,7 +61,8 @@ async def dns_server(tor: FakeTor, automap: Automap | None) -> AsyncIterator[Ask
     asker = Asker(sock.getsockname())
     listener = DnsListener(sock, partial(check_destination, allow_internal=False), automap)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(serve_proxy, [listener], upstream=Upstream(tor.request, tor.resolve)))  # type: ignore[arg-type]
+        upstream = Upstream(tor.request, tor.resolve)  # type: ignore[arg-type]  # a FakeTor's requests
+        nursery.start_soon(partial(serve_proxy, [listener], upstream=upstream))
         with asker.socket:
             yield asker
         nursery.cancel_scope.cancel()

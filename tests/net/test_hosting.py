@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,10 @@ async def a_server() -> AsyncIterator[trio.SocketListener]:
     [server] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with server:
         yield server
+
+
+def is_told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
+    return what in caplog.text
 
 
 def ends(far: FarClient) -> list[int]:
@@ -206,7 +211,7 @@ async def test_introductions_that_are_none_are_dropped(
             (lambda body: bytes(20) + b"\2\0\x20" + bytes(32) + body[55:], "for another service"),
         ):
             net.introduce(descriptor, edit=edit)
-            await until(lambda why=why: why in caplog.text)  # type: ignore[misc]
+            await until(partial(is_told, caplog, why))
         far = await net.meet(descriptor)
         far.begin(80)
         await service.accept()
@@ -344,7 +349,7 @@ async def test_a_key_gives_the_address_and_clients_may_be_few(tmp_path: Path) ->
             assert other.address != service.address
         for ports in ([], [0], [70000], ["80"]):
             with pytest.raises(UsageError):
-                async with tor.serve_onion(ports):  # type: ignore[arg-type]
+                async with tor.serve_onion(ports):  # type: ignore[arg-type]  # as an untyped program may
                     pass
 
 
@@ -371,7 +376,7 @@ async def test_clients_that_have_worked_are_met_and_those_that_pretend_are_not(
             (b"\2" + encode_proof(proof)[1:], "version 2"),
         ):
             net.introduce(descriptor, extensions={kind: wrong})
-            await until(lambda why=why: why in caplog.text)  # type: ignore[misc]
+            await until(partial(is_told, caplog, why))
         assert service.client_count == 2
 
 

@@ -155,7 +155,7 @@ async def test_expired_certificates_are_refused(relay: FakeRelay) -> None:
 
 async def test_the_cells_of_another_relay_behind_this_relays_tls_are_refused() -> None:
     relay, other = fresh_relays(2)
-    relay.make_certs = other.make_certs  # type: ignore[method-assign]
+    relay.make_certs = other.make_certs  # type: ignore[method-assign]  # an impostor's
     async with serve_relay(relay) as address:
         with pytest.raises(ChannelError):
             await Channel.connect(*address, rsa=other.rsa_identity, ed25519=other.ed_identity, rng=Random())

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trio
 from fakes import FakeCircuit
-from net.test_onion_meeting import MIDDLE, SECOND, Home, a_home
-from net.test_onion_meeting import RENDEZVOUS as POINT
+from onion_home import MIDDLE, SECOND, Home, a_home
+from onion_home import RENDEZVOUS as POINT
 from onion_service import Introduction
 from served import PLAIN
 from setup_padder import ERR, INTRODUCTION, RENDEZVOUS, START, STOP, SetupPadder, say
@@ -42,7 +42,7 @@ async def test_both_circuits_are_padded_by_their_second_relay() -> None:
             order.append(f"machine {machine}")
             ask(circuit, machine)
 
-        home.service.on_introduce, padder.answer = introduce, answer  # type: ignore[method-assign]
+        home.service.on_introduce, padder.on_start = introduce, answer
         circuit = await home.meet()
         await until(lambda: len(home.open_circuits) == 1)
         assert circuit.error is None
@@ -86,7 +86,7 @@ async def test_an_acknowledgement_may_come_once_while_a_circuit_is_only_padded(i
 
 async def test_a_relay_that_refuses_to_pad_is_not_waited_for() -> None:
     async with a_padded_home() as (home, padder):
-        padder.answer = lambda circuit, machine: say(circuit, START, machine, response=ERR)  # type: ignore[method-assign]
+        padder.on_start = lambda circuit, machine: say(circuit, START, machine, response=ERR)
         circuit = await home.meet()
         await until(lambda: len(home.open_circuits) == 1)
         assert circuit.error is None
@@ -113,7 +113,7 @@ async def test_who_was_not_asked_to_pad_must_not_say_so(hop: int) -> None:
             else:
                 answer(circuit, machine)
 
-        padder.answer = lie_at_first  # type: ignore[method-assign]
+        padder.on_start = lie_at_first
         await home.meet()
         await until(lambda: len(home.open_circuits) == 1)
         assert any(isinstance(one.error, CircuitError) for one in home.circuits)

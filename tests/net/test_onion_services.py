@@ -12,7 +12,7 @@ import network_docs as nd
 import pytest
 import trio
 from fakes import FakeStream
-from net.test_onion_meeting import GUARD, RENDEZVOUS, SECOND, SERVICE, Home, a_home
+from onion_home import GUARD, RENDEZVOUS, SECOND, SERVICE, Home, a_home
 from served import authorities, doc_of
 from trio.testing import MockClock
 

@@ -248,7 +248,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def test_trio_has_its_turn_while_every_look_finds_an_event(clock: Clock) -> None:
     pump = Pump()
     core = FloodedCore(Slow(clock, 0.0))
-    pump._core = core  # type: ignore[assignment]
+    pump._core = core  # type: ignore[assignment]  # a stand-in
     before = clock.now
     pump.before_io_wait(60.0)
     assert core.turns > 1
@@ -261,7 +261,7 @@ async def test_a_handler_that_keeps_all_others_waiting_is_named(
     pump = Pump()
     assert pump.stalled_seconds == 0
     for seconds, expected in ((STALL - 0.1, 0), (STALL + 0.2, 1)):
-        pump._core = FloodedCore(Slow(clock, seconds))  # type: ignore[assignment]
+        pump._core = FloodedCore(Slow(clock, seconds))  # type: ignore[assignment]  # a stand-in
         pump.before_io_wait(0.0)
         pump.after_io_wait(0.0)
         assert len(caplog.records) == expected
@@ -290,7 +290,7 @@ async def test_a_machine_that_stood_still_while_we_slept_is_nobodys_stall_but_kn
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pump = Pump()
-    pump._core = SimpleNamespace(run=lambda *_: [], ended_for_memory=0)  # type: ignore[assignment]
+    pump._core = SimpleNamespace(run=lambda *_: [], ended_for_memory=0)  # type: ignore[assignment]  # idle
     pump.before_io_wait(5.0)
     clock.now += 5.2
     pump.after_io_wait(5.0)

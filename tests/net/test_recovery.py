@@ -80,8 +80,8 @@ def silence(network: ServedNetwork) -> None:
     """Let nothing come or go any more on the connections there are; new ones work."""
     for relay in network.relays.values():
         for link in relay.links:
-            link.receive = lambda data: b""  # type: ignore[method-assign]
-            link.take = lambda: b""  # type: ignore[method-assign]
+            link.receive = lambda data: b""  # type: ignore[method-assign]  # deaf
+            link.take = lambda: b""  # type: ignore[method-assign]  # and mute
 
 
 def cut(network: ServedNetwork) -> None:

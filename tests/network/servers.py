@@ -79,7 +79,7 @@ class TargetServer(socketserver.ThreadingTCPServer):
 class WebServer(TargetServer):
     """GET /page, GET /bytes/N; POST and PUT reply with the SHA-256, in hex, of what was uploaded."""
 
-    class handler(http.server.BaseHTTPRequestHandler):  # noqa: N801
+    class handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -106,7 +106,7 @@ class WebServer(TargetServer):
                 left -= len(data)
             self._reply(digest.hexdigest().encode())
 
-        do_PUT = do_POST  # noqa: N815
+        do_PUT = do_POST
 
         def _reply(self, body: bytes) -> None:
             self.send_response(200)
@@ -132,7 +132,7 @@ class FilesServer(TargetServer):
             connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
 
-    class handler(http.server.SimpleHTTPRequestHandler):  # noqa: N801
+    class handler(http.server.SimpleHTTPRequestHandler):
         server: "FilesServer"
 
         def __init__(self, request: Any, client_address: Any, server: "FilesServer") -> None:
@@ -145,7 +145,7 @@ class FilesServer(TargetServer):
 class EchoServer(TargetServer):
     """Sends back whatever it gets, until end of file."""
 
-    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+    class handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             while data := self.request.recv(1 << 16):
                 self.request.sendall(data)
@@ -154,7 +154,7 @@ class EchoServer(TargetServer):
 class BannerServer(TargetServer):
     """Sends BANNER and closes at once."""
 
-    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+    class handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             self.request.sendall(BANNER)
 
@@ -167,7 +167,7 @@ class TlsServer(TargetServer):
         self.context, _ = tls_contexts(directory)
         self.authority = directory / "web.test.pem"
 
-    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+    class handler(socketserver.BaseRequestHandler):
         server: "TlsServer"
 
         def handle(self) -> None:
@@ -180,7 +180,7 @@ class TlsServer(TargetServer):
 class SilentServer(TargetServer):
     """Reads everything, never says a word, and closes only when its peer does."""
 
-    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+    class handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             while self.request.recv(1 << 16):
                 pass
@@ -204,7 +204,7 @@ class SinkServer(TargetServer):
         self.gate.set()
         super().__exit__(*_)
 
-    class handler(socketserver.BaseRequestHandler):  # noqa: N801
+    class handler(socketserver.BaseRequestHandler):
         server: "SinkServer"
 
         def setup(self) -> None:

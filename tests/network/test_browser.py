@@ -31,7 +31,7 @@ class Site(FilesServer):
         self.net = net
         self.carriers: list[str] = []
 
-    class handler(FilesServer.handler):  # noqa: N801
+    class handler(FilesServer.handler):
         server: "Site"
 
         def do_GET(self) -> None:

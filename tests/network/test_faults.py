@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,13 +163,15 @@ def test_every_relay_is_lost_in_turn_under_load(
     def successes() -> int:
         return sum(status == 0 for status, _ in outcomes())
 
+    def go_on(before: int) -> bool:
+        return successes() > before + 2
+
     with ExitStack() as stack:
         clients = [(stack.enter_context(faulty_shell.running(client(n))), client(n)) for n in range(3)]
         wait_until(successes, 30, "a download")
         for relay in list(net.relays):
             with _killed(net, relay.nickname):
-                before = successes()
-                wait_until(lambda: successes() > before + 2, 90, f"downloads without {relay.nickname}")  # noqa: B023
+                wait_until(partial(go_on, successes()), 90, f"downloads without {relay.nickname}")
         stop.touch()
         for process, line in clients:
             faulty_shell.finish(process, line, timeout=140)

@@ -152,6 +152,10 @@ def test_a_signal_brings_a_new_identity_and_ends_nothing(
     shell: Shell, proxy: Proxy, carrier_server: CarrierServer
 ) -> None:
     said = "new identity: "
+
+    def is_said_more_than(number: int) -> bool:
+        return proxy.log.read_text().count(said) > number
+
     with open_through(proxy, "web.test", carrier_server.port) as download:
         download.sendall(b"GET /endless HTTP/1.0\r\n\r\n")
         carrier_server.carriers.get(timeout=30)
@@ -162,7 +166,7 @@ def test_a_signal_brings_a_new_identity_and_ends_nothing(
             if len(carriers) > 1:
                 break
             assert shell.run(f"kill -USR1 {proxy.pid}").returncode == 0
-            wait_until(lambda: proxy.log.read_text().count(said) > number, 10, "the new identity")  # noqa: B023
+            wait_until(partial(is_said_more_than, number), 10, "the new identity")
         assert len(carriers) > 1
         assert said in proxy.log.read_text()
         for _ in range(10):

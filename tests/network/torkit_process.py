@@ -238,7 +238,7 @@ class CarrierServer(TargetServer):
         self.net = net
         self.carriers: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    class handler(http.server.BaseHTTPRequestHandler):  # noqa: N801
+    class handler(http.server.BaseHTTPRequestHandler):
         server: "CarrierServer"
 
         def do_GET(self) -> None:

@@ -32,7 +32,7 @@ class Draws(Random):
         self.values = list(values)
         self.limits: list[int] = []
 
-    def randrange(self, stop: int) -> int:  # type: ignore[override]
+    def randrange(self, stop: int) -> int:  # type: ignore[override]  # the only way it is called
         self.limits.append(stop)
         return self.values.pop(0)
 

@@ -5,7 +5,7 @@
     service.descriptor()                               what a client would have read of it
 
 Written from rend-spec-v3 over hashlib and `cryptography`, sharing nothing with torkit but the numbers of
-messages. Replace `on_introduce` or `on_cookie` to break a rule;
+messages. Replace `descriptor`, `on_introduce` or `on_cookie` to break a rule;
 `introductions` and `cookies` are what it has seen.
 """
 
@@ -60,6 +60,7 @@ class OnionService:
         self.cookies: dict[bytes, tuple[FakeCircuit, int]] = {}
         self.sendme_inc: int | None = None
         self.work: ProofOfWork | None = None
+        self.descriptor: Callable[[], Descriptor] = self.honest_descriptor
         self.on_introduce: Callable[[Introduction], object] = self.accept
         self.on_cookie: Callable[[FakeCircuit, int], object] = self.establish
         self.subcredential = SUBCREDENTIAL
@@ -67,7 +68,7 @@ class OnionService:
         for number, point in enumerate(points):
             point.on_unknown = self._introduce_at(number)
 
-    def descriptor(self) -> Descriptor:
+    def honest_descriptor(self) -> Descriptor:
         return Descriptor(
             BLINDED,
             self.subcredential,

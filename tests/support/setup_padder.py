@@ -3,8 +3,10 @@
     padder = SetupPadder()
     padder.pad_at(relay)            that relay answers PADDING_NEGOTIATE, whatever else it did with messages
 
-`asked` are the circuits by machine; replace `answer` to break a rule.
+`asked` are the circuits by machine; replace `on_start` to break a rule.
 """
+
+from collections.abc import Callable
 
 from fakes import FakeCircuit, FakeRelay, RelayCell
 
@@ -23,6 +25,7 @@ class SetupPadder:
         self.dropped: list[tuple[FakeCircuit, int]] = []  # the client's DROP cells: (circuit, hop)
         self.drops = dict(DROPS)
         self.stops = True  # an introduction's padding comes to its end
+        self.on_start: Callable[[FakeCircuit, int], object] = self.answer
 
     def pad_at(self, relay: FakeRelay) -> None:
         other = relay.on_unknown
@@ -35,7 +38,7 @@ class SetupPadder:
             assert (number, cell.stream_id) == (2, 0)
             assert cell.body == bytes([0, START, machine, 0, 0, 0, 0, 1])
             self.asked[machine].append(circuit)
-            self.answer(circuit, machine)
+            self.on_start(circuit, machine)
 
         relay.on_unknown = receive
         relay.on_drop = lambda circuit, number, _: self.dropped.append((circuit, number))

@@ -18,7 +18,10 @@ from torkit.errors import TorkitError
 
 
 class _Commands(TyperGroup):
-    """The commands, each imported when it is asked for."""
+    """The commands, each imported when it is asked for.
+
+    Typer vendors its parser, whose types it does not export: the marks below are for these.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

@@ -68,7 +68,7 @@ def with_options(argument: str, read: Callable[..., Any]) -> Callable[[Command],
 
         parameters = [*own, *(one for one in added if one not in own)]
         parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in parameters]
-        run.__signature__ = signature(command).replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__signature__ = signature(command).replace(parameters=parameters)  # type: ignore[attr-defined]  # for Typer
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         return run
 

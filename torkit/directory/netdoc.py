@@ -389,8 +389,6 @@ class Protocols:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Protocols) and self._versions == other._versions
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         return f"<Protocols {self}>"
 

@@ -101,7 +101,7 @@ def is_kept(path: str, environment: Mapping[str, str]) -> bool:
         os.path.join(runtime, environment.get("WAYLAND_DISPLAY", "wayland-0")),
     }
     folder, name = os.path.split(path)
-    return path in kept or name == "S.gpg-agent" or folder == "/tmp/.X11-unix"  # noqa: S108
+    return path in kept or name == "S.gpg-agent" or folder == "/tmp/.X11-unix"  # noqa: S108  # the X server's
 
 
 def with_our_hosts_line(nsswitch: str) -> str:

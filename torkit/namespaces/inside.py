@@ -80,7 +80,7 @@ def _prepare(environment: Mapping[str, str], parent: socket.socket) -> Sockets:
 
 def _execute(command: Sequence[str], environment: Mapping[str, str], parent: socket.socket) -> None:
     try:
-        os.execvpe(command[0], list(command), dict(environment))  # noqa: S606
+        os.execvpe(command[0], list(command), dict(environment))  # noqa: S606  # the user's own
     except OSError as error:
         status = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         send(parent, error=f"{command[0]}: {error.strerror}", status=status)
