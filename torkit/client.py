@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torkit.net.hosting.serve import OnionListener, Ports
     from torkit.net.journal import Listener
     from torkit.net.monitor.status import Status
+    from torkit.net.onion.look import Look
     from torkit.net.onion.request import OnionRequest
 
 
@@ -234,6 +235,16 @@ class Tor:
         """
         self._parts.check_open()
         return await self._parts.onion_services().descriptor(address, client_key)
+
+    def look_at_onion(self, address: str, client_key: "ClientKey | None" = None) -> "Look":
+        """Returns what asks an onion service's directories one by one and meets it, to see how it stands.
+
+        `client_key` is used with this service from now on. Raises OnionServiceError (ADDRESS), UsageError.
+        """
+        from torkit.net.onion.look import Look
+
+        self._parts.check_open()
+        return Look(self._parts.onion_services(), address, client_key)
 
     @asynccontextmanager
     async def serve_onion(

@@ -97,6 +97,18 @@ async def test_beside_a_directory_that_is_silent_the_next_is_asked(autojump_cloc
     assert caught.value.step is OnionStep.NOT_FOUND
 
 
+async def test_one_directory_is_asked_by_itself() -> None:
+    asked = Asked(NotServed("the directory answered 404"))
+    descriptors = Descriptors(current_of(directory_of(20)), asked, random.Random(1))
+    replicas = await descriptors.directories(IDENTITY)
+    assert [len(relays) for relays in replicas] == [3, 3]
+    for number, relay in enumerate(relay for relays in replicas for relay in relays):
+        for _ in range(2):  # however often it was asked
+            with pytest.raises(NotServed):
+                await descriptors.ask(relay, IDENTITY, None)
+        assert asked.relays[2 * number :] == [relay.nickname] * 2
+
+
 # --- Directories that lie, or are behind -----------------------------------------------------------------
 
 
@@ -113,7 +125,7 @@ class Directories:
 
         async def find_place(descriptors: Descriptors, identity: bytes) -> _Place:
             ends = int(self.service.now) + 3600
-            return _Place(TimePeriod(1440, 1), ends, self.service.blinded, [one for one in relays if one])
+            return _Place(TimePeriod(1440, 1), ends, self.service.blinded, [[one for one in relays if one]])
 
         async def fetch(circuit: object, blinded: bytes, limit: int) -> bytes:
             self.asked += 1

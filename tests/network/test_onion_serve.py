@@ -1,10 +1,12 @@
 """Onion services of torkit's on a private network of real relays: C tor's client and torkit's reach them."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from network.private_network import RunningTestnet
@@ -56,6 +58,28 @@ def test_clients_of_c_tor_and_of_torkit_get_the_same_bytes(
             assert refused.stdout == b""
     lines = [f"{proxy.curl()} http://{served}/page"] * 5
     assert [result.stdout for result in shell.run_at_once(lines)] == [PAGE] * 5
+
+
+def test_a_look_at_a_service_finds_it_at_every_directory(shell: Shell, served: str) -> None:
+    def look() -> list[dict[str, Any]]:
+        result = shell.run(f"torkit onion check {served}", timeout=130)
+        assert result.returncode == 0, result
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def directories() -> list[dict[str, Any]]:
+        return [row for row in looks[-1] if row["kind"] == "directory"]
+
+    looks = [look()]
+    while not all("revision" in row for row in directories()):  # some may not have been given it yet
+        assert len(looks) < 5, looks
+        looks.append(look())
+    assert {row["replica"] for row in directories()} == {1, 2}
+    found, meeting = looks[-1][len(directories()) :]
+    assert found["kind"] == "descriptor"
+    assert found["revision"] == max(row["revision"] for row in directories())
+    assert len(found["introduction_points"]) == 3
+    assert meeting["kind"] == "meeting"
+    assert meeting["seconds"] > 0
 
 
 def test_a_service_moves_from_c_tor_to_torkit_and_back(

@@ -16,7 +16,7 @@ def say(message: str) -> None:
 
     progress.erase()
     for line in message.splitlines():
-        stderr.say(f"torkit: {_printable(line)}")
+        stderr.say(f"torkit: {printable(line)}")
 
 
 def speak_for_python() -> None:
@@ -38,7 +38,7 @@ def speak_for_loggers(verbosity: int) -> None:
     logging.basicConfig(handlers=[Voice()], format="%(message)s", level=level)
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
     """Without what moves a terminal's cursor or colours it: a peer or a file may have written this."""
     return "".join(char if char.isprintable() else "?" for char in line)
 

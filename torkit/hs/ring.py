@@ -40,15 +40,22 @@ class Ring(Generic[Node]):
 
     def responsible(self, blinded: bytes, *, replicas: int, spread: int) -> list[Node]:
         """Returns the directories of all replicas: `spread` for each, from its index upwards, none twice."""
-        chosen: dict[int, None] = {}
+        chosen = self.by_replica(blinded, replicas=replicas, spread=spread)
+        return [node for nodes in chosen for node in nodes]
+
+    def by_replica(self, blinded: bytes, *, replicas: int, spread: int) -> list[list[Node]]:
+        """Returns the same, a list for each replica."""
+        taken: set[int] = set()
+        chosen: list[list[Node]] = []
         for replica in range(1, replicas + 1):
             first = bisect_left(self._indexes, service_index(blinded, replica, self._period))
-            left = spread
+            nodes: list[Node] = []
             for step in range(len(self._nodes)):
                 place = (first + step) % len(self._nodes)
-                if left == 0:
+                if len(nodes) == spread:
                     break
-                if place not in chosen:
-                    chosen[place] = None
-                    left -= 1
-        return [self._nodes[place] for place in chosen]
+                if place not in taken:
+                    taken.add(place)
+                    nodes.append(self._nodes[place])
+            chosen.append(nodes)
+        return chosen

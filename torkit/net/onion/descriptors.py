@@ -47,7 +47,7 @@ class _Place(NamedTuple):
     period: TimePeriod
     ends: int  # Unix time
     blinded: bytes
-    directories: list[Relay]
+    directories: list[list[Relay]]  # of each replica
 
 
 class _Service:
@@ -94,6 +94,22 @@ class Descriptors:
                 service.descriptor = await self._fetch(service, identity, client_key)
             return service.descriptor
 
+    async def directories(self, identity: bytes) -> list[list[Relay]]:
+        """Returns the directories that clients ask for a service's descriptor now, of each replica.
+
+        Raises NoDirectory.
+        """
+        return (await self._find_place(identity)).directories
+
+    async def ask(self, relay: Relay, identity: bytes, client_key: X25519PrivateKey | None) -> Descriptor:
+        """Returns the descriptor that one directory has of a service; it is not kept.
+
+        Raises OnionServiceError (NO_KEY, WRONG_KEY), NotServed where it has none, DocumentError, or what made
+        the circuit fail.
+        """
+        place = await self._find_place(identity)
+        return await self._ask(relay, identity, place.blinded, client_key, 0)
+
     def note_met(self, identity: bytes) -> None:
         """Note that the service was reached: if it cannot be later, every directory may be asked again."""
         if (service := self._services.get(identity)) is not None:
@@ -115,7 +131,8 @@ class Descriptors:
             service.blinded, service.greatest_revision = place.blinded, 0
         fetch = _Fetch()
         async with trio.open_nursery() as nursery:
-            for relay in self._rng.sample(place.directories, len(place.directories)):
+            directories = [relay for relays in place.directories for relay in relays]
+            for relay in self._rng.sample(directories, len(directories)):
                 key = (relay.identity, place.blinded)
                 requery_after = REQUERY_AFTER_TESTING if self._current.testing else REQUERY_AFTER
                 if trio.current_time() - service.asked.get(key, -requery_after) < requery_after:
@@ -172,7 +189,7 @@ class Descriptors:
             ring = await make_ring(directory, calendar.period, calendar.shared_random)
             self._ring = (directory, calendar.period, ring)
         ring = self._ring[2]
-        chosen = ring.responsible(
+        chosen = ring.by_replica(
             blinded,
             replicas=consensus.param("hsdir_n_replicas"),
             spread=consensus.param("hsdir_spread_fetch"),

@@ -74,6 +74,11 @@ class OnionServices:
         return self._stems
 
     @property
+    def descriptors(self) -> Descriptors:
+        """Returns what fetches and keeps descriptors."""
+        return self._descriptors
+
+    @property
     def identity(self) -> int:
         """How many identities this client has had."""
         return self._circuits.identity
