@@ -1,9 +1,9 @@
-"""Fixtures for pytest: a private Tor network of real relays, a client of it, a SOCKS proxy into it.
+"""Fixtures for pytest: a private Tor network of real relays, a client of it, onion services, a SOCKS proxy.
 
 pytest loads this file wherever torkit is installed, so that it imports nothing else until a test asks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torkit.client import Tor
     from torkit.in_thread import ClientThread
     from torkit.testnet.in_thread import RunningTestnet
+
+PUBLISH_TIMEOUT = 60.0  # seconds
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +61,27 @@ def tor(_torkit_client: "tuple[ClientThread, Tor]") -> "blocking.Tor":
     from torkit.blocking import Tor
 
     return Tor(*_torkit_client).isolated()
+
+
+@pytest.fixture
+def tor_onion(tor: "blocking.Tor") -> "Iterator[Callable[..., str]]":
+    """Publishes servers of this machine as onion services of `tor_network`, each until the test ends.
+
+    `tor_onion(8080)` returns an address in .onion, new each time, whose port 80 leads to 127.0.0.1:8080;
+    `tor_onion(8080, at=443)` has it at another port. Returns once clients can find the service.
+    """
+    from contextlib import ExitStack
+
+    from torkit.net.hosting.forward import Target
+
+    with ExitStack() as services:
+
+        def publish(port: int, *, at: int = 80) -> str:
+            service = services.enter_context(tor.serve_onion({at: Target("127.0.0.1", port)}))
+            service.wait_published(PUBLISH_TIMEOUT)
+            return service.address
+
+        yield publish
 
 
 @pytest.fixture(scope="session")

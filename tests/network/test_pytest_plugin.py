@@ -33,7 +33,7 @@ def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     [program] = [block for block in blocks if "import pytest" in block]
     ended = run_pytest(tmp_path, program)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "3 passed" in ended.stdout
+    assert "4 passed" in ended.stdout
 
 
 def test_whoever_does_not_ask_pays_nothing(tmp_path: Path) -> None:
