@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
+from onion_network import onion_network
+from waiting import until
 
-from torkit.cli.onion_serve import parse_limits, parse_ports
+from torkit.cli.onion_ports import parse_limits, parse_ports
+from torkit.cli.onion_serve import serve_one
+from torkit.cli.onion_services import MAX_FILE_LEN, read_services
 from torkit.errors import StorageError, UsageError
-from torkit.hs.address import encode_address
+from torkit.hs.address import encode_address, parse_address
 from torkit.hs.client_auth import encode_authorized_client
 from torkit.hs.keyfiles import HOSTNAME_FILE, KEY_FILE, PUBLIC_FILE
 from torkit.hs.service_messages import DosLimits
@@ -135,3 +140,98 @@ def test_a_broken_line_for_a_client_opens_the_service_to_nobody(tmp_path: Path) 
 def test_an_address_is_that_of_its_key(tmp_path: Path) -> None:
     key = make_key(tmp_path / "service")
     assert (tmp_path / "service" / HOSTNAME_FILE).read_text() == encode_address(key.public) + "\n"
+
+
+# --- Several services in one process ---------------------------------------------------------------------
+
+SERVICES = """
+[web]
+ports = ["80:127.0.0.1:8080", "443:unix:/run/web"]
+key = "keys/web"
+pow = true
+intro-limit = "25:200"
+
+[chat]
+ports = ["5222"]
+"""
+
+
+def test_a_file_names_several_services(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    key = make_key(tmp_path / "keys" / "web")
+    file = tmp_path / "services.toml"
+    file.write_text(SERVICES)
+    web, chat = read_services(file)
+    assert (web.name, chat.name) == ("web", "chat")
+    assert web.targets == {80: Target("127.0.0.1", 8080), 443: Target("/run/web")}
+    assert chat.targets == {5222: Target("127.0.0.1", 5222)}
+    assert web.key is not None
+    assert web.key.public == key.public  # from where the file is
+    assert chat.key is None
+    assert web.wishes.limits == DosLimits(25, 200)
+    assert (web.wishes.proof_of_work, chat.wishes.proof_of_work) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "names 0 services"),
+        ("[web", "services.toml"),
+        ("web = 80", r"\[web\] is no table"),
+        ("[web]", "wants ports"),
+        ("[web]\nports = []", "wants ports"),
+        ("[web]\nports = [80]", "wants ports"),
+        ('[web]\nports = ["x"]', r"\[web\] 'x' begins with no port"),
+        ('[web]\nports = ["80"]\npow = 1', "pow is true or false"),
+        ('[web]\nports = ["80"]\nkey = 1', "key is a text"),
+        ('[web]\nports = ["80"]\nintro-limit = "1"', "intro-limit"),
+        ('[web]\nports = ["80"]\nprot = 1', "'prot', which is unknown"),
+        ('["\\u001b"]\nports = ["80"]', "cannot be printed"),
+        ("".join(f'[s{n}]\nports = ["80"]\n' for n in range(65)), "names 65 services"),
+        ("#" * (MAX_FILE_LEN + 1), "more than"),
+    ],
+)
+def test_a_file_that_names_no_services_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "services.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=why):
+        read_services(file)
+
+
+def test_one_key_serves_once_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    make_key(tmp_path / "key")
+    file = tmp_path / "services.toml"
+    with pytest.raises(StorageError):
+        read_services(file)
+    one = '[{}]\nports = ["80"]\nkey = "{}"\n'
+    file.write_text(one.format("a", "key") + one.format("b", "./key"))
+    with pytest.raises(UsageError, match="the same key"):
+        read_services(file)
+    file.write_text(one.format("a", "nothing"))
+    with pytest.raises(StorageError, match="no such file"):
+        read_services(file)
+    for arguments in (["80"], ["--pow"], ["--key", "key"], ["--intro-limit", "1:1"]):
+        refused = torkit("serve", "--services", str(file), *arguments)
+        assert refused.returncode == 2
+        assert "neither ports nor" in refused.stderr
+    assert torkit("serve").returncode == 2
+
+
+async def test_each_service_is_told_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "services.toml"
+    file.write_text('[one]\nports = ["80"]\n[two]\nports = ["81"]\n')
+    out = ""
+    async with onion_network(tmp_path / "data") as (tor, _), trio.open_nursery() as nursery:
+        for service in read_services(file):
+            nursery.start_soon(serve_one, tor, service)
+
+        def has_told() -> bool:
+            nonlocal out
+            out += capsys.readouterr().out
+            return out.count("\n") == 2
+
+        await until(has_told)
+        nursery.cancel_scope.cancel()
+    told = dict(line.split("\t") for line in out.splitlines())
+    assert told.keys() == {"one", "two"}
+    assert all(parse_address(address) for address in told.values())
