@@ -83,7 +83,7 @@ async def test_a_proxy_ends_with_its_last_client_and_its_ready_file_before_that(
                 await trio.testing.wait_all_tasks_blocked()
                 assert not ready_file.exists()
                 with pytest.raises(ConnectionRefusedError):
-                    socket.create_connection(address)
+                    await trio.to_thread.run_sync(socket.create_connection, address)
                 assert nursery.child_tasks
             with trio.fail_after(10):
                 while nursery.child_tasks:

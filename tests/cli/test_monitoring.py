@@ -1,6 +1,7 @@
 """`--metrics`: where it may be, and what it serves."""
 
 import json
+import signal
 import socket
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,32 @@ async def test_a_start_is_no_health_and_the_place_is_in_the_ready_line(tmp_path:
                 assert json.loads(ready_file.read_text())["metrics"] == f"unix:{tmp_path}/metrics"
                 assert await _get(unix, "/healthz") == (200, b"circuits work\n")
                 nursery.cancel_scope.cancel()
+
+
+async def test_a_proxy_that_is_ending_is_not_healthy(tmp_path: Path) -> None:
+    proxy = Place("proxy", "127.0.0.1", 0)
+    with listening(proxy) as sock, listening(proxy) as told, socket.socket() as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(
+                    serve,
+                    as_tor(FakeTor(is_silent=True)),
+                    [(proxy, sock)],
+                    path=None,
+                    isolation=ISOLATION,
+                    ready_file=None,
+                    grace=30,
+                    metrics=(proxy, told),
+                )
+            )
+            await trio.testing.wait_all_tasks_blocked()
+            client.connect(sock.getsockname())
+            client.sendall(b"\x05\x01\x00\x05\x01\x00\x03\x08web.test\x00\x50")
+            await trio.testing.wait_all_tasks_blocked()
+            signal.raise_signal(signal.SIGTERM)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await _get(told, "/healthz") == (503, b"ending\n")
+            nursery.cancel_scope.cancel()
 
 
 async def _get(server: socket.socket, path: str) -> tuple[int, bytes]:

@@ -8,7 +8,9 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from fake_tor import FakeAnswer, FakeTor
+from waiting import until
 
 from torkit.errors import EndReason, NoPath, StreamClosed
 from torkit.net.proxy import dns as dns_module
@@ -27,11 +29,11 @@ class Asker:
 
     def __init__(self, server: tuple[str, int]) -> None:
         self.socket = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._server = server
+        self.server = server
         self._number = 0
 
     async def send(self, packet: bytes) -> None:
-        await self.socket.sendto(packet, self._server)
+        await self.socket.sendto(packet, self.server)
 
     async def ask(self, name: str, asked: int) -> tuple[int, list[bytes]]:
         """Returns the answer's code, and the data of its records."""
@@ -55,14 +57,16 @@ class Asker:
 
 
 @asynccontextmanager
-async def dns_server(tor: FakeTor, automap: Automap | None) -> AsyncIterator[Asker]:
+async def dns_server(
+    tor: FakeTor, automap: Automap | None, is_ending: trio.Event | None = None
+) -> AsyncIterator[Asker]:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("127.0.0.1", 0))
     asker = Asker(sock.getsockname())
     listener = DnsListener(sock, partial(check_destination, allow_internal=False), automap)
     async with trio.open_nursery() as nursery:
         upstream = Upstream(tor.request, tor.resolve)  # type: ignore[arg-type]  # a FakeTor's requests
-        nursery.start_soon(partial(serve_proxy, [listener], upstream=upstream))
+        nursery.start_soon(partial(serve_proxy, [listener], upstream=upstream, is_ending=is_ending))
         with asker.socket:
             yield asker
         nursery.cancel_scope.cancel()
@@ -162,3 +166,27 @@ async def test_look_ups_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -
             await asker.send(struct.pack(">HHHHHH", number, 0, 1, 0, 0, 0) + question)
         assert await asker.ask("localhost", A) == (NOERROR, [bytes([127, 0, 0, 1])])
     assert len(tor.asked) == 2
+
+
+async def test_questions_that_have_come_are_answered_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    tor, is_ending, goes_on = FakeTor(answers=[FakeAnswer("ipv4", "192.0.2.1")]), trio.Event(), trio.Event()
+    monkeypatch.setattr(tor, "_answer_as_told", goes_on.wait)
+    count = dns_module.READ_PER_TURN + 7
+    async with dns_server(tor, None, is_ending) as asker:
+        await trio.testing.wait_all_tasks_blocked()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
+            program.connect(asker.server)
+            for number in range(count):
+                program.send(struct.pack(">HHHHHH", number, 0, 1, 0, 0, 0) + b"\x03web\x04test\0\0\x01\0\x01")
+            is_ending.set()
+            await until(lambda: len(tor.asked) == count)
+            await trio.testing.wait_all_tasks_blocked()
+            program.send(bytes(12))  # there is still somebody; but nobody new is answered
+            goes_on.set()
+            await trio.testing.wait_all_tasks_blocked()
+            program.settimeout(10)
+            numbers = {struct.unpack_from(">H", program.recv(4096))[0] for _ in range(count)}
+            assert numbers == set(range(count))
+            program.send(bytes(12))
+            with pytest.raises(ConnectionRefusedError):
+                program.recv(4096)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +142,11 @@ class Proxy:
     address: str
     pid: int
     log: Path
+    ended_by: list[int] = field(default_factory=list)  # signals that a test has sent, but for SIGTERM
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        self.ended_by.append(signal.SIGKILL)
 
     @property
     def port(self) -> int:
@@ -184,9 +189,10 @@ def running_proxy(
         assert process.poll() is None, log.read_text()
         ready = json.loads(ready_file.read_text())
         assert ready["pid"] == process.pid
-        yield Proxy(ready["socks"], process.pid, log)
+        proxy = Proxy(ready["socks"], process.pid, log)
+        yield proxy
         process.terminate()
-        assert process.wait(STOP_DEADLINE) == 0
+        assert process.wait(STOP_DEADLINE) == -sum(proxy.ended_by)
         assert not re.search("Traceback|internal", log.read_text()), log.read_text()
     finally:
         process.kill()

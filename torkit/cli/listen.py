@@ -175,13 +175,14 @@ def listeners_of(
             listeners.append(DnsListener(sock, check, automap, place.isolation))
             continue
         to_trio = trio.socket.from_stdlib_socket(sock)
+        is_lent = place.descriptor is not None
         if place.kind == "trans":
             assert automap is not None
-            listeners.append(transparent_listener(to_trio, automap, place.isolation))
+            listeners.append(transparent_listener(to_trio, automap, place.isolation, lent=is_lent))
         else:
             asks = place.kind == "auth"
             make_door = partial(_any_protocol, asks_credentials=asks)
-            listeners.append(StreamListener(to_trio, make_door, place.isolation))
+            listeners.append(StreamListener(to_trio, make_door, place.isolation, lent=is_lent))
     return listeners
 
 

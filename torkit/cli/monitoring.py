@@ -17,6 +17,8 @@ from torkit.errors import TorkitError, UsageError
 if TYPE_CHECKING:
     import socket
 
+    import trio
+
     from torkit.client import Tor
     from torkit.net.circuit.circuit import Circuit
     from torkit.net.monitor.pages import Answer, Page
@@ -53,9 +55,17 @@ def parse_metrics(text: str, *, allow_remote: bool) -> Place:
 
 
 async def serve_metrics(
-    tor: "Tor", tally: "Tally", build: "Callable[[], Awaitable[Circuit]]", place: Place, sock: "socket.socket"
+    tor: "Tor",
+    tally: "Tally",
+    build: "Callable[[], Awaitable[Circuit]]",
+    place: Place,
+    sock: "socket.socket",
+    is_ending: "trio.Event",
 ) -> None:
-    """Serve both pages until cancelled. `build` is for looking whether circuits can be built."""
+    """Serve both pages until cancelled. `build` is for looking whether circuits can be built.
+
+    A proxy that is ending is not healthy: balancers should send it nobody.
+    """
     import trio
 
     from torkit.net.monitor.exposition import CONTENT_TYPE, exposition
@@ -68,6 +78,8 @@ async def serve_metrics(
         return Answer(200, exposition(tor.status(), tally), CONTENT_TYPE)
 
     async def healthz() -> "Answer":
+        if is_ending.is_set():
+            return Answer(503, b"ending\n")
         if not tor.progress.is_done:
             return Answer(503, f"{tor.progress.summary}\n".encode())
         if await health.is_healthy():

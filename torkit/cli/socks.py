@@ -247,7 +247,7 @@ async def serve(
         if metrics is not None:
             tally = Tally()
             tor.listen(tally.note)
-            nursery.start_soon(serve_metrics, tor, tally, build, *metrics)
+            nursery.start_soon(serve_metrics, tor, tally, build, *metrics, is_ending)
         manager = Manager(os.environ)
         nursery.start_soon(manager.keep_told, is_ending)
         said = ""

@@ -19,6 +19,7 @@ class Deadlines(Generic[T]):
         self._expire = expire
         self._waiting: dict[T, float] = {}
         self._is_needed = trio.Event()
+        self._is_hurried = trio.Event()
 
     def add(self, one: T) -> None:
         self._waiting[one] = trio.current_time() + self._timeout
@@ -26,6 +27,15 @@ class Deadlines(Generic[T]):
 
     def discard(self, one: T) -> None:
         self._waiting.pop(one, None)
+
+    def hurry(self, timeout: float) -> None:
+        """Give everybody, from now on, no more than `timeout` seconds."""
+        self._timeout = timeout
+        at = trio.current_time() + timeout
+        for one, was in self._waiting.items():
+            self._waiting[one] = min(was, at)
+        self._is_hurried.set()
+        self._is_hurried = trio.Event()
 
     @property
     def oldest(self) -> T | None:
@@ -41,7 +51,8 @@ class Deadlines(Generic[T]):
                     del self._waiting[one]
                     self._expire(one)
                 else:
-                    await trio.sleep_until(at)
+                    with trio.move_on_at(at):
+                        await self._is_hurried.wait()
 
 
 @contextmanager

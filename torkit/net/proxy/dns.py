@@ -10,8 +10,11 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+import trio
+
 from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import EndReason, InternalError, PeerError, StreamClosed, TorkitError, UsageError
+from torkit.net.link.pump import log_fault
 from torkit.net.proxy.deadlines import deadline
 from torkit.net.proxy.isolation import Isolation, Origin
 from torkit.net.proxy.shared import CONNECT_TIMEOUT, Proxy
@@ -58,6 +61,7 @@ class DnsListener:
         self._automap = automap
         self._isolation = isolation  # its own, else the proxy's
         self._lookups = 0
+        self._is_idle = trio.Event()  # once no look-up is under way, where somebody waits for that
 
     def open(self, proxy: Proxy) -> None:
         self._proxy = proxy
@@ -66,18 +70,37 @@ class DnsListener:
     def watch(self, is_wanted: bool) -> None:
         """Do nothing: a question needs no room."""
 
+    async def finish(self) -> None:
+        """Answer the questions that have come, and close."""
+        try:
+            while not self._read():
+                await trio.lowlevel.checkpoint()
+            assert self._source is not None
+            self._proxy.pump.watch_reading(self._source, False)
+            while self._lookups:
+                self._is_idle = trio.Event()
+                await self._is_idle.wait()
+        except Exception as error:
+            log_fault(InternalError.ending("a listener", error))
+        finally:
+            self.close()
+
     def close(self) -> None:
         if self._source is not None:
             self._proxy.pump.remove(self._source)
+            self._source = None
         self._socket.close()
 
     def on_local(self, event: LocalEvent) -> None:
-        """Read questions and answer them."""
+        self._read()
+
+    def _read(self) -> bool:
+        """Read questions and answer them. Returns whether none is left."""
         for _ in range(READ_PER_TURN):
             try:
                 packet, sender = self._socket.recvfrom(READ_SIZE)
             except BlockingIOError:
-                return
+                return True
             except OSError:
                 continue  # an earlier answer could not be delivered
             try:
@@ -85,6 +108,7 @@ class DnsListener:
             except PeerError:
                 continue
             self._serve(query, sender)
+        return False
 
     def on_fault(self, error: InternalError) -> None:
         """Go on after a fault of ours: the next question may fare better."""
@@ -135,6 +159,8 @@ class DnsListener:
             code, found = await self._resolve(asked, host, sender)
         finally:
             self._lookups -= 1
+            if not self._lookups:
+                self._is_idle.set()
         self._answer(query, sender, code, found)
 
     async def _resolve(self, asked: Type, host: str, sender: Any) -> tuple[Code, Found]:

@@ -77,10 +77,9 @@ class Limits:
         if not had_room:
             self._on_room(self.has_room)
 
-    def close_silent(self) -> None:
-        """Make clients leave that have not said what they want."""
-        while (client := self._silent.oldest) is not None:
-            client.close()
+    def hurry(self, seconds: float) -> None:
+        """Give clients no more than that to say what they want, from now on."""
+        self._silent.hurry(seconds)
 
     async def wait_empty(self) -> None:
         """Wait until the last client has left."""

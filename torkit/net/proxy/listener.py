@@ -4,17 +4,20 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from errno import EINVAL
 from math import inf
 
 import trio
 
 from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
+from torkit.net.link.pump import log_fault
 from torkit.net.proxy.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
 from torkit.net.proxy.client import Client
 from torkit.net.proxy.doors import FrontDoor
 from torkit.net.proxy.farewell import AT_ONCE
 from torkit.net.proxy.isolation import Isolation, Origin
+from torkit.net.proxy.last_call import refuse_newcomers
 from torkit.net.proxy.shared import Proxy
 from torkit.net.shortage import OUT_OF_RESOURCES
 
@@ -22,6 +25,7 @@ from torkit.net.shortage import OUT_OF_RESOURCES
 ACCEPTED_PER_TURN = 64  # clients accepted before earlier clients have their turn
 ACCEPT_RETRY = 0.1  # seconds until the next try, where the system has no descriptor left
 ACCEPT_WARNING = 60.0  # seconds between two warnings of such a shortage
+LAST_CALL_INTERVAL = 0.05  # seconds between two looks for clients, once no new ones are let in
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +33,24 @@ logger = logging.getLogger(__name__)
 class StreamListener:
     """Owns `listener`, a socket that listens.
 
-    `make_door` makes the front door of each accepted socket, or None, which resets the connection.
+    `make_door` makes the front door of each accepted socket, or None, which resets the connection. A socket
+    that is `lent` stays open elsewhere, at a service manager's, for whoever listens next.
     """
 
     _proxy: Proxy
     _source: Local | None = None
+    _is_ending = False
 
     def __init__(
         self,
         listener: trio.socket.SocketType,
         make_door: Callable[[socket.socket], FrontDoor | None],
         isolation: Isolation | None = None,
+        *,
+        lent: bool = False,
     ) -> None:
         self._listener = listener
+        self._is_lent = lent
         # A second descriptor of the same socket, for the pump to watch.
         self._socket = socket.fromfd(listener.fileno(), listener.family, socket.SOCK_STREAM)
         self._is_unix = listener.family == socket.AF_UNIX
@@ -61,18 +70,23 @@ class StreamListener:
         self._proxy.pump.watch_reading(self._source, is_wanted)
 
     def on_local(self, event: LocalEvent) -> None:
-        """Accept the clients that wait."""
+        self._accept()
+
+    def _accept(self) -> bool:
+        """Accept clients that wait. Returns whether nobody waits any more."""
         for _ in range(ACCEPTED_PER_TURN):
             if not self._proxy.limits.has_room:
-                return
+                return False
             try:
                 accepted, address = self._socket.accept()
             except BlockingIOError:
-                return
+                return True
             except OSError as error:
+                if error.errno == EINVAL:  # a Unix socket after its last call
+                    return True
                 if error.errno in OUT_OF_RESOURCES:
                     self._wait_for_resources(error)
-                    return
+                    return False
                 continue  # that client has left again
             accepted.setblocking(False)
             if not self._is_unix:
@@ -86,6 +100,28 @@ class StreamListener:
             client = "" if self._is_unix else address[0]
             isolation = self._isolation or self._proxy.isolation
             Client(self._proxy, accepted, Origin(client, self._address, isolation), door).start()
+        return False
+
+    async def finish(self) -> None:
+        """Let in nobody new, accept who has been connected already, and close.
+
+        The clients of a socket that is lent wait for who listens next.
+        """
+        self._is_ending = True
+        try:
+            if self._is_lent:
+                return
+            self.watch(False)
+            until = trio.current_time() + refuse_newcomers(self._socket)
+            while True:
+                now = trio.current_time()
+                if self._accept() and now >= until:
+                    return
+                await trio.sleep(LAST_CALL_INTERVAL)
+        except Exception as error:
+            log_fault(InternalError.ending("a listener", error))
+        finally:
+            self.close()
 
     def on_fault(self, error: InternalError) -> None:
         """Go on after a fault of ours: the next client may fare better."""
@@ -97,12 +133,13 @@ class StreamListener:
             self._warned_at = trio.current_time()
             reason = os.strerror(error.errno or 0)
             logger.warning("no client can be accepted now, others wait: %s", reason)
-        self.watch(False)
-        self._proxy.nursery.start_soon(self._try_later)
+        if not self._is_ending:
+            self.watch(False)
+            self._proxy.nursery.start_soon(self._try_later)
 
     async def _try_later(self) -> None:
         await trio.sleep(ACCEPT_RETRY)
-        if self._source is not None:
+        if self._source is not None and not self._is_ending:
             self.watch(self._proxy.limits.has_room)
 
     def close(self) -> None:

@@ -24,16 +24,22 @@ from torkit.proto.request import Request
 # Seconds for a whole request. net/circuits/request.py gives up earlier, since it knows why.
 CONNECT_TIMEOUT = STREAM_TIMEOUT + 30.0
 
+# Seconds for clients to say what they want, once the proxy ends: a request may be on its way.
+PATIENCE = 2.0
+
 logger = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
-    """A source of requests. A proxy opens it once at most, and closes it once in any case."""
+    """A source of requests. A proxy opens it once at most, and closes or finishes it in any case."""
 
     def open(self, proxy: "Proxy") -> None: ...
 
     def watch(self, is_wanted: bool) -> None:
         """Accept clients, or let them wait until there is room."""
+
+    async def finish(self) -> None:
+        """Serve whoever has come already, let in nobody new, and close."""
 
     def close(self) -> None: ...
 
@@ -83,9 +89,12 @@ class Proxy:
                 client.look()
 
     async def drain(self) -> None:
-        """Accept no client any more, and wait until all that have said what they want have left."""
-        self._close_listeners()
-        self.limits.close_silent()
+        """Let in no new client, and wait until the last one has left. Who says nothing has PATIENCE."""
+        listeners, self._listeners = self._listeners, []
+        self.limits.hurry(PATIENCE)
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(listener.finish)
         if count := len(self.limits.clients):
             logger.info("no client is accepted any more, %d are served to their end", count)
         await self.limits.wait_empty()

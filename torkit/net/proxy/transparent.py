@@ -46,7 +46,11 @@ class Redirected:
 
 
 def transparent_listener(
-    listener: trio.socket.SocketType, automap: Automap, isolation: Isolation | None = None
+    listener: trio.socket.SocketType,
+    automap: Automap,
+    isolation: Isolation | None = None,
+    *,
+    lent: bool = False,
 ) -> StreamListener:
     """Returns a source for connections redirected to `listener`. A made-up address stands for its name."""
 
@@ -60,7 +64,7 @@ def transparent_listener(
         name = automap.name_of(address)
         return None if name is None else Redirected(name, port)
 
-    return StreamListener(listener, make_door, isolation)
+    return StreamListener(listener, make_door, isolation, lent=lent)
 
 
 Target = tuple[IPv4Address | IPv6Address, int]
