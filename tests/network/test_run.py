@@ -126,6 +126,16 @@ def test_stdin_arguments_and_directory_are_the_commands(shell: Shell, tmp_path: 
     assert shell.run(line, stdin=b"given\n").stdout == b"given\n%b\n-x a b\n" % bytes(tmp_path)
 
 
+def test_without_a_command_it_is_the_users_shell(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "shell").write_text('#!/bin/sh\necho "$# arguments: $all_proxy"\ncat\n')
+    (tmp_path / "shell").chmod(0o755)
+    result = shell.run(f"SHELL={tmp_path}/shell torkit run", stdin=b"typed\n")
+    assert result.stdout == b"0 arguments: http://127.0.0.1:9150\ntyped\n"
+    assert (
+        shell.run("env -u SHELL torkit run", stdin=b"echo /bin/sh, as $0").stdout == b"/bin/sh, as /bin/sh\n"
+    )
+
+
 def test_proxies_outside_are_no_longer_in_the_environment(shell: Shell) -> None:
     result = shell.run(
         "http_proxy=http://192.0.2.9:3128 RSYNC_PROXY=192.0.2.9:1 ALL_PROXY=x torkit run -- env"
