@@ -9,14 +9,14 @@ clients themselves say. C tor's client, with its defaults, gets the same request
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
 
 import trio
 
-from bench.load import FAILURES, Route, fetch
+from bench.load import Route, fetch_many
 from bench.processes import (
     Client,
     allow_many_files,
@@ -42,25 +42,9 @@ DEADLINE = 300.0  # seconds for IDENTITIES
 SETTLE = 2.0  # seconds before memory is looked at
 
 
-async def ask_all(route: Route, isolations: list[str], at_once: int) -> int:
+async def ask_all(route: Route, isolations: Sequence[str], at_once: int) -> int:
     """A small answer for each of these; how many came."""
-    answered = 0
-    waiting = iter(isolations)
-
-    async def work() -> None:
-        nonlocal answered
-        for isolation in waiting:
-            try:
-                await fetch(route, 1, isolation)
-            except FAILURES:
-                continue
-            answered += 1
-
-    with trio.move_on_after(DEADLINE):
-        async with trio.open_nursery() as nursery:
-            for _ in range(at_once):
-                nursery.start_soon(work)
-    return answered
+    return await fetch_many(route, 1, isolations, at_once=at_once, deadline=DEADLINE)
 
 
 async def used_circuits_of_torkit(data_dir: Path) -> int:

@@ -212,7 +212,7 @@ class Bench:
 
     async def crowd(self, count: int, rounds: int, deadline: float) -> list[Line]:
         async def work(route: Route, isolation: str) -> int:
-            return await fetch_many(route, count, STREAM_LEN, isolation, deadline=deadline)
+            return await fetch_many(route, STREAM_LEN, [isolation] * count, at_once=count, deadline=deadline)
 
         ours, theirs = await self.turns(rounds, work, *self.clients)
         self.note_point(count, STREAM_LEN, ours, theirs)

@@ -115,22 +115,26 @@ async def send(route: Route, length: int, isolation: str = "") -> None:
         await stream.upload(length)
 
 
-async def fetch_many(route: Route, count: int, length: int, isolation: str, *, deadline: float) -> int:
-    """`count` streams at once, all on one circuit; how many brought all their bytes within `deadline`."""
+async def fetch_many(
+    route: Route, length: int, isolations: Sequence[str], *, at_once: int, deadline: float
+) -> int:
+    """A stream for each isolation, `at_once` at a time; how many brought all bytes within `deadline`."""
     succeeded = 0
+    waiting = iter(isolations)
 
-    async def one() -> None:
+    async def work() -> None:
         nonlocal succeeded
-        try:
-            await fetch(route, length, isolation)
-        except FAILURES:
-            return
-        succeeded += 1
+        for isolation in waiting:
+            try:
+                await fetch(route, length, isolation)
+            except FAILURES:
+                continue
+            succeeded += 1
 
     with trio.move_on_after(deadline):
         async with trio.open_nursery() as nursery:
-            for _ in range(count):
-                nursery.start_soon(one)
+            for _ in range(at_once):
+                nursery.start_soon(work)
     return succeeded
 
 

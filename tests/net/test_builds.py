@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 from fakes import FakeCircuit, RelayCell, answer_extend2, ignore
-from pool import WEB_ONLY, failing_at_first, learnt_enough, open_pool
+from pool import WEB_ONLY, Pool, failing_at_first, learnt_enough, open_pool
 from served import (
     CONGESTION_CONTROL,
     Arrivals,
@@ -39,17 +39,22 @@ async def test_a_failing_build_is_repeated_on_another_path() -> None:
         assert len(pool.fakes[0].circuits) == BUILD_ATTEMPTS
 
 
+def draw_each_exit_three_times(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> list[Relay]:
+    draws: list[Relay] = []
+
+    def choose(purpose: object, excluded: Collection[bytes]) -> Choice:
+        draws.append(pool.exits[len(draws) // 3])
+        return Choice((*pool.path[:2], draws[-1]), pool.guard)
+
+    monkeypatch.setattr(pool, "choose", choose)
+    return draws
+
+
 async def test_a_step_that_failed_is_not_tried_again_for_that_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with open_pool() as pool:
-        draws: list[Relay] = []
-
-        def choose(purpose: object, excluded: Collection[bytes]) -> Choice:
-            draws.append(pool.exits[len(draws) // 3])  # the same three times
-            return Choice((*pool.path[:2], draws[-1]), pool.guard)
-
-        monkeypatch.setattr(pool, "choose", choose)
+        draws = draw_each_exit_three_times(pool, monkeypatch)
         pool.fakes[1].on_extend2 = failing_at_first(1)
         assert (await pool.acquire()).path[-1] == pool.exits[1]
         assert len(pool.fakes[0].circuits) == 2
@@ -60,13 +65,7 @@ async def test_a_relay_that_could_not_extend_to_an_onion_services_directory_is_p
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with open_pool() as pool:
-        draws: list[Relay] = []
-
-        def choose(purpose: object, excluded: Collection[bytes]) -> Choice:
-            draws.append(pool.exits[len(draws) // 3])  # the same three times
-            return Choice((*pool.path[:2], draws[-1]), pool.guard)
-
-        monkeypatch.setattr(pool, "choose", choose)
+        draws = draw_each_exit_three_times(pool, monkeypatch)
         (target,) = fresh_relays(1)
         pool.fakes[2].on_extend2 = failing_at_first(1 << 30)
         pool.fakes[3].known = [target]

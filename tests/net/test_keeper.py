@@ -237,12 +237,17 @@ def first_guard(guards: Guards, directory: Directory) -> RelayDoc:
     return next(doc for doc in DOCS if doc.identity == guards.primary[0].identity)
 
 
+def new_guards(service: DirectoryService) -> tuple[Guards, RelayDoc]:
+    """Guards of a client that has kept none, and the first of them."""
+    guards = Guards()
+    return guards, first_guard(guards, Directory(parse_consensus(service.consensus), {}))
+
+
 async def test_a_directory_source_cannot_choose_the_guard_by_leaving_one_microdesc_out(
     tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
 ) -> None:
     """All other guards could have been used, and the next one was."""
-    guards = Guards()
-    guard = first_guard(guards, Directory(parse_consensus(service.consensus), {}))
+    guards, guard = new_guards(service)
     hostile = signed_service(DOCS, signers)
     hostile.hold([doc for doc in DOCS if doc is not guard])
     async with keeping(tmp_path, signers, [hostile, service], guards=guards) as started:
@@ -256,8 +261,7 @@ async def test_a_directory_source_cannot_choose_the_guard_by_leaving_one_microde
 async def test_a_guards_microdesc_that_nobody_has_is_named_and_waited_for(
     tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
 ) -> None:
-    guards = Guards()
-    guard = first_guard(guards, Directory(parse_consensus(service.consensus), {}))
+    guards, guard = new_guards(service)
     everything = dict(service.microdescs)
     service.hold([doc for doc in DOCS if doc is not guard])
     async with keeping(tmp_path, signers, [service], guards=guards) as started:
@@ -272,8 +276,7 @@ async def test_a_guards_microdesc_that_nobody_has_is_named_and_waited_for(
 async def test_a_guards_microdesc_missing_from_the_cache_is_fetched_before_anything_else(
     tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
 ) -> None:
-    guards = Guards()
-    guard = first_guard(guards, Directory(parse_consensus(service.consensus), {}))
+    guards, guard = new_guards(service)
     incomplete = signed_service(DOCS, signers)
     incomplete.hold([doc for doc in DOCS if doc is not guard])
     await fill_cache(tmp_path, signers, incomplete)

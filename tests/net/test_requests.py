@@ -15,7 +15,7 @@ from fakes import (
     ignore,
 )
 from served import Arrivals, serve_network
-from served_tor import exit_of, exits_of, expire, refuse_by_policy, served_tor, until_replaced
+from served_tor import exit_of, exits_of, expire, refuse_by_policy, refuse_once, served_tor, until_replaced
 
 from torkit._fast.cells import RelayCommand
 from torkit.client import open_tor
@@ -36,17 +36,7 @@ from torkit.proto.padding import Padding
 
 async def test_a_stream_refused_for_the_exits_fault_is_tried_at_another(tmp_path: Path) -> None:
     async with served_tor(tmp_path) as (tor, network):
-        refused: list[FakeStream] = []
-
-        def refuse_once(stream: FakeStream) -> None:
-            if refused:
-                answer_begin(stream)
-            else:
-                refused.append(stream)
-                stream.end(EndReason.EXITPOLICY)
-
-        for exit_relay in exits_of(network):
-            exit_relay.on_begin = refuse_once
+        refused = refuse_once(network)
         stream = await tor.connect("web.test", 80)
         assert refused[0].hop.relay.rsa_identity != stream.path[-1].identity
 
@@ -107,17 +97,7 @@ async def test_a_stream_is_begun_at_once_only_where_a_circuit_is_ready(tmp_path:
 async def test_a_first_attempt_that_an_exit_refused_goes_on_at_another(tmp_path: Path) -> None:
     async with served_tor(tmp_path) as (tor, network):
         await tor.connect("web.test", 80)
-        refused: list[FakeStream] = []
-
-        def refuse_once(stream: FakeStream) -> None:
-            if refused:
-                answer_begin(stream)
-            else:
-                refused.append(stream)
-                stream.end(EndReason.EXITPOLICY)
-
-        for exit_relay in exits_of(network):
-            exit_relay.on_begin = refuse_once
+        refuse_once(network)
         request = tor.request("web.test", 80)
         begun = await failed(request.begin())
         stream = await request.connect()

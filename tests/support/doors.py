@@ -6,11 +6,9 @@ with running_network(tmp_path) as network:
     network.exits["mute.test"] = ignore        what they do in place of that
 """
 
-import queue
 import ssl
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -27,6 +25,7 @@ from served import ServedNetwork, serve_network
 
 from torkit.config import Network
 from torkit.errors import EndReason
+from torkit.testnet.in_thread import kept_open
 
 HOST = "127.0.0.1"
 NAMES = ("web.test", "example.com")  # of the server that speaks TLS
@@ -118,35 +117,17 @@ def write_network(network: Network, path: Path) -> Path:
 
 @contextmanager
 def running_network(directory: Path, *, exits: int = 2) -> Iterator[RunningNetwork]:
-    ready: queue.SimpleQueue[RunningNetwork | BaseException] = queue.SimpleQueue()
-    finished = trio.Event()
-    tokens: list[trio.lowlevel.TrioToken] = []
-
-    async def keep() -> None:
-        tokens.append(trio.lowlevel.current_trio_token())
-        async with serve_network(exits=exits, ports="1-65535") as served, trio.open_nursery() as nursery:
-            running = RunningNetwork(write_network(served.config, directory / "network.toml"))
-            running._serve(nursery, served)
-            ready.put(running)
-            await finished.wait()
-            nursery.cancel_scope.cancel()
-
-    def run() -> None:
-        try:
-            trio.run(keep)
-        except BaseException as error:
-            ready.put(error)
-
-    thread = threading.Thread(target=run, name="scripted network")
-    thread.start()
-    network = ready.get()
-    if isinstance(network, BaseException):
-        raise network
-    try:
+    with kept_open(_serve_network(directory, exits), "scripted network") as (network, _):
         yield network
-    finally:
-        tokens[0].run_sync_soon(finished.set)
-        thread.join()
+
+
+@asynccontextmanager
+async def _serve_network(directory: Path, exits: int) -> AsyncIterator[RunningNetwork]:
+    async with serve_network(exits=exits, ports="1-65535") as served, trio.open_nursery() as nursery:
+        running = RunningNetwork(write_network(served.config, directory / "network.toml"))
+        running._serve(nursery, served)
+        yield running
+        nursery.cancel_scope.cancel()
 
 
 @cache

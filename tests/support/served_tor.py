@@ -11,6 +11,7 @@ import trio.testing
 from fakes import (
     FakeRelay,
     FakeStream,
+    answer_begin,
 )
 from network_docs import HOUR
 from served import ServedNetwork, authorities, serve_network, signed_service
@@ -47,6 +48,22 @@ def exit_of(network: ServedNetwork, stream: Stream) -> FakeRelay:
 
 def refuse_by_policy(stream: FakeStream, address: str = "203.0.113.5") -> None:
     stream.end(EndReason.EXITPOLICY, ip_address(address).packed + bytes(4))
+
+
+def refuse_once(network: ServedNetwork) -> list[FakeStream]:
+    """Have the next stream refused by its exit's policy. Returns a list, which it is put into then."""
+    refused: list[FakeStream] = []
+
+    def refuse(stream: FakeStream) -> None:
+        if refused:
+            answer_begin(stream)
+        else:
+            refused.append(stream)
+            stream.end(EndReason.EXITPOLICY)
+
+    for fake in exits_of(network):
+        fake.on_begin = refuse
+    return refused
 
 
 def expire(network: ServedNetwork) -> None:

@@ -1,16 +1,18 @@
-"""A private network kept by a trio run in another thread, for tests and programs of every kind."""
+"""A private network kept open by a trio run in another thread, for tests and programs of every kind."""
 
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 from torkit.testnet.model import Options, Relay
 from torkit.testnet.network import Testnet, run_testnet
+
+T = TypeVar("T")
 
 
 class RunningTestnet:
@@ -55,12 +57,24 @@ class RunningTestnet:
 @contextmanager
 def running_testnet(directory: Path, options: Options | None = None) -> Iterator[RunningTestnet]:
     """As `run_testnet`, without trio. Raises as it does."""
-    ready: queue.SimpleQueue[RunningTestnet | BaseException] = queue.SimpleQueue()
+    with kept_open(run_testnet(directory, options), "testnet") as (net, token):
+        yield RunningTestnet(net, token)
+
+
+@contextmanager
+def kept_open(
+    context: AbstractAsyncContextManager[T], name: str
+) -> Iterator[tuple[T, trio.lowlevel.TrioToken]]:
+    """The value of `context`, and the token of the trio run that keeps it open in a thread of this name.
+
+    Raises as `context` does when it is entered.
+    """
+    ready: queue.SimpleQueue[tuple[T, trio.lowlevel.TrioToken] | BaseException] = queue.SimpleQueue()
     finished = trio.Event()
 
     async def keep() -> None:
-        async with run_testnet(directory, options) as net:
-            ready.put(RunningTestnet(net, trio.lowlevel.current_trio_token()))
+        async with context as value:
+            ready.put((value, trio.lowlevel.current_trio_token()))
             await finished.wait()
 
     def run() -> None:
@@ -69,13 +83,13 @@ def running_testnet(directory: Path, options: Options | None = None) -> Iterator
         except BaseException as error:
             ready.put(error)
 
-    thread = threading.Thread(target=run, name="testnet")
+    thread = threading.Thread(target=run, name=name)
     thread.start()
-    net = ready.get()
-    if isinstance(net, BaseException):
-        raise net
+    opened = ready.get()
+    if isinstance(opened, BaseException):
+        raise opened
     try:
-        yield net
+        yield opened
     finally:
-        net._token.run_sync_soon(finished.set)
+        opened[1].run_sync_soon(finished.set)
         thread.join()
