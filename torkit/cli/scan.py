@@ -81,7 +81,8 @@ def scan(
     selection: Selection,
 ) -> None:
     if probe[0] == "report":
-        return run_report(context, probe[1:])
+        run_report(context, probe[1:])
+        return
     options: Options = context.obj
     index, count = parse_shard(shard)
     if not rate >= MIN_RATE:

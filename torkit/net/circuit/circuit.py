@@ -411,18 +411,21 @@ class Circuit(Tunnel):
             try:
                 reason = messages.decode_truncated(body)
             except CircuitError as error:
-                return self.fail(error)
+                self.fail(error)
+                return
             message = f"hop {hop + 2} is gone, says hop {hop + 1}: {reason.sentence} ({reason.name})"
-            return self.fail(CircuitClosed(message, reason=reason, hop=hop + 2))
+            self.fail(CircuitClosed(message, reason=reason, hop=hop + 2))
+            return
         if self._padding is not None and self._padding.takes(hop, command):
-            return self._hear_padding(self._padding, body)
+            self._hear_padding(self._padding, body)
+            return
         if hop != self._core.hop_count - 1:
-            return self.fail(
-                CircuitError(f"relay command {command} arrived from hop {hop + 1}, not the last")
-            )
+            self.fail(CircuitError(f"relay command {command} arrived from hop {hop + 1}, not the last"))
+            return
         if command not in _RELAY_COMMANDS:
-            return self.fail(CircuitError(f"relay command {command} arrived, which is unknown"))
-        return self._on_reply(RelayCommand(command), body)
+            self.fail(CircuitError(f"relay command {command} arrived, which is unknown"))
+            return
+        self._on_reply(RelayCommand(command), body)
 
     def on_begin(self, core: CoreStream, body: bytes) -> None:
         """The client that we have let in begins a stream."""
@@ -436,12 +439,13 @@ class Circuit(Tunnel):
     def _on_reply(self, command: Command | RelayCommand, body: bytes) -> None:
         # Compared by identity: a Command and a RelayCommand of the same number are equal.
         if self._heard is not None and self._heard[0] is command:
-            return self._heard[1](body)
+            self._heard[1](body)
+            return
         if self._reply is None or self._reply.command is not command or self._reply.body is not None:
-            return self.fail(CircuitError(f"{command.name} arrived, which nobody waits for"))
+            self.fail(CircuitError(f"{command.name} arrived, which nobody waits for"))
+            return
         self._reply.body = body
         self._reply.has_come.set()
-        return None
 
 
 @cache

@@ -66,30 +66,33 @@ class Client:
         """Read what the client sends. Bytes behind its request wait until the exit has answered."""
         if self._door.request is not None:
             if self._has_more:
-                return self.close()
+                self.close()
+                return
             self._has_more = True
             self._proxy.pump.watch_reading(self._source, False)
-            return None
+            return
         try:
             data = self._socket.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
-            return None
+            return
         except OSError:
-            return self.close()
+            self.close()
+            return
         try:
             request = self._door.receive_data(data) if data else None
         except TorkitError as error:
             self._proxy.journal.note_refusal("a client", error)
             self._answer = self._door.data_to_send()
-            return self._part(b"")
+            self._part(b"")
+            return
         self._answer = self._door.data_to_send()
         if not data:
-            return self._part(b"")
+            self._part(b"")
+            return
         if request is not None:
             self._serve(request)
         if self._answer and not self._send(b""):
-            return self.close()
-        return None
+            self.close()
 
     def give_up_handshake(self) -> None:
         """Refuse a client that has taken too long to say what it wants."""
@@ -102,27 +105,31 @@ class Client:
         try:
             self._proxy.leaks.check(request)
             if request.command is Command.RESOLVE and request.is_address:
-                return self._tell(request.host)
+                self._tell(request.host)
+                return
             self._isolation = self._origin.key(request)
             if not request.is_connection:
-                return self._work(self._look_up, request)
+                self._work(self._look_up, request)
+                return
             ask = self._proxy.upstream.request
             self._requested = ask(request.host, request.port, isolation=self._isolation)
             self._proxy.leaks.note(request)
             if request.command is Command.FORWARD:
                 self._has_more = True
                 self._proxy.pump.watch_reading(self._source, False)
-                return self._work(self._forward, self._requested, request)
+                self._work(self._forward, self._requested, request)
+                return
             stream = self._requested.begin()
         except TorkitError as error:
-            return self._refuse(error)
+            self._refuse(error)
+            return
         if stream is None:
-            return self._work(self._connect, self._requested)
+            self._work(self._connect, self._requested)
+            return
         self._stream = stream
         self._sent_early = stream.put(self._door.trailing_data)
         stream.watcher = self
         self._proxy.attempts.add(self)
-        return None
 
     # --- connecting -------------------------------------------------------------------------------
 
@@ -159,11 +166,13 @@ class Client:
                 with deadline(CONNECT_TIMEOUT, "a connection"):
                     stream = await requested.connect()
             except TorkitError as error:
-                return self._refuse(error)
+                self._refuse(error)
+                return
             if isinstance(stream, Stream):
-                return self._carry(stream)
+                self._carry(stream)
+                return
             self._far = stream
-            return await self._relay(stream)
+            await self._relay(stream)
 
     async def _look_up(self, request: Request) -> None:
         with self._guarded():
@@ -200,18 +209,22 @@ class Client:
                 await forward(door, self._socket, stream)
             except TorkitError as error:
                 if door.has_answered:
-                    return self.close()
-                return self._refuse(error)
+                    self.close()
+                    return
+                self._refuse(error)
+                return
             except OSError:
-                return self.close()
-            return self._part(b"")
+                self.close()
+                return
+            self._part(b"")
 
     async def _relay(self, far: "ViaStream") -> None:
         """Carry between the client and another proxy."""
         from torkit.net.proxy.relay import relay
 
         if not self._send(self._door.encode_grant()):
-            return self.close()
+            self.close()
+            return
         self._has_more = True
         self._proxy.pump.watch_reading(self._source, False)
         is_whole = True
@@ -221,11 +234,13 @@ class Client:
             self._proxy.journal.note_cut(error)
             is_whole = False
         except OSError:
-            return self.close()
+            self.close()
+            return
         self._close_stream()
         if not self._source.is_watched:
-            return self.close()
-        return self._bid_farewell(None, is_whole=is_whole)
+            self.close()
+            return
+        self._bid_farewell(None, is_whole=is_whole)
 
     # --- carrying ---------------------------------------------------------------------------------
 
@@ -234,21 +249,22 @@ class Client:
         self._requested = None
         # In a write of its own: ncat before 7.94 loses what arrives together with the reply.
         if not self._send(self._door.encode_grant()):
-            return self.close()
+            self.close()
+            return
         self._proxy.journal.note_connected(stream)
         self._carrier = Carrier(self._proxy, self._socket, self._source, stream, self._end)
         self._carrier.start(self._door.trailing_data[self._sent_early :])
-        return None
 
     def _end(self, failure: Exception | None) -> None:
         """Go on to the farewell: the carrier is done, or has failed by `failure`."""
         assert self._stream is not None
         self._proxy.journal.note_over(self._stream, failure)
         if isinstance(failure, OSError) or not self._source.is_watched:
-            return self.close()
+            self.close()
+            return
         if not self._stream.has_ended:  # by a fault of ours
             self._close_stream()
-        return self._bid_farewell(self._stream, is_whole=failure is None)
+        self._bid_farewell(self._stream, is_whole=failure is None)
 
     def look(self) -> None:
         """Close if the client has gone. An idle socket reports nothing, so we ask."""
@@ -277,8 +293,9 @@ class Client:
         self._proxy.journal.note_refusal(what, error)
         refusal = self._door.encode_refusal(error)
         if not refusal:
-            return self.close()
-        return self._part(refusal)
+            self.close()
+            return
+        self._part(refusal)
 
     def _send(self, data: bytes) -> bool:
         """Send a few bytes without waiting, behind what is still unsent. Returns whether all were accepted.
@@ -296,8 +313,9 @@ class Client:
         """Send the last bytes, and let the client read them."""
         self._close_stream()
         if not self._source.is_watched or ((self._answer or last_words) and not self._send(last_words)):
-            return self.close()
-        return self._bid_farewell(None, is_whole=True)
+            self.close()
+            return
+        self._bid_farewell(None, is_whole=True)
 
     def _bid_farewell(self, stream: Stream | None, *, is_whole: bool) -> None:
         self._proxy.limits.note_request(self)

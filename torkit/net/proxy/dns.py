@@ -117,17 +117,19 @@ class DnsListener:
 
     def _serve(self, query: Query, sender: Any) -> None:
         if query.type is None:
-            return self._answer(query, sender, Code.NOTIMP)
+            self._answer(query, sender, Code.NOTIMP)
+            return
         try:
             host, found = self._find(query, query.type)
         except UsageError:
-            return self._answer(query, sender, Code.NXDOMAIN)
+            self._answer(query, sender, Code.NXDOMAIN)
+            return
         if found is not None:
-            return self._answer(query, sender, Code.NOERROR, found)
+            self._answer(query, sender, Code.NOERROR, found)
+            return
         if self._lookups < MAX_LOOKUPS:
             self._lookups += 1
             self._proxy.nursery.start_soon(self._look_up, query, query.type, host, sender)
-        return None
 
     def _find(self, query: Query, asked: Type) -> tuple[str, Found | None]:
         """Returns an answer, or the host to look up. Raises UsageError where there is no such name."""

@@ -153,20 +153,22 @@ class Farewell:
 
     def on_local(self, event: LocalEvent) -> None:
         if event is LocalEvent.WRITABLE:
-            return self.push()
+            self.push()
+            return
         if event is LocalEvent.BROKEN:
-            return self._close()
+            self._close()
+            return
         try:
             if self._socket.recv(READ_SIZE):
-                return None
+                return
         except (BlockingIOError, InterruptedError):
-            return None
+            return
         except OSError:
-            return self._close()
+            self._close()
+            return
         self._has_ended = True
         self._pump.watch_reading(self._source, False)
         self.look()
-        return None
 
     def on_fault(self, error: InternalError) -> None:
         self.give_up()
