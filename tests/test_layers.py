@@ -270,6 +270,11 @@ def test_no_file_is_too_long() -> None:
     assert {name for name, length in lengths.items() if length > MAX_LINES} == set()
 
 
+@pytest.mark.parametrize(("name", "limit"), [("torkit/client.py", 300), ("ARCHITECTURE.md", 150)])
+def test_the_librarys_face_and_the_map_stay_short(name: str, limit: int) -> None:
+    assert (ROOT / name).read_text().count("\n") <= limit
+
+
 def test_no_file_of_tests_is_too_long() -> None:
     lengths = {path.name: path.read_text().count("\n") for path in (ROOT / "tests").rglob("*.py")}
     assert {name for name, length in lengths.items() if length > 1000} == set()

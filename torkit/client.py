@@ -13,11 +13,10 @@ import trio
 from torkit.config import Network, StrPath
 from torkit.directory.consensus import Consensus, Preamble
 from torkit.directory.directory import CountryOf, Directory
-from torkit.errors import UsageError
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.linked import LinkedCircuit
 from torkit.net.circuit.stream import Stream
-from torkit.net.circuits.purpose import ExitByLegs, Path
+from torkit.net.circuits.purpose import Path
 from torkit.net.circuits.request import Request, Resolved, settle
 from torkit.net.circuits.spares import SPARE_COUNT
 from torkit.net.journal import Events
@@ -43,12 +42,12 @@ if TYPE_CHECKING:
 
 
 class Tor:
-    """A client of one network; made by `open_tor`."""
+    """A client of `network`, which keeps cache and guards in `data_dir`; made by `open_tor`."""
 
     def __init__(self, network: Network, parts: Parts, apart: object = None) -> None:
         """`apart` keeps the streams of this object on circuits of their own."""
         self.network = network
-        self.data_dir = parts.data_dir  # of cache and state
+        self.data_dir = parts.data_dir
         self._parts = parts
         self._apart = apart
 
@@ -58,17 +57,11 @@ class Tor:
         return f"<Tor: {self.progress.summary}, {directory}, {self._parts.circuits!r}>"
 
     def isolated(self) -> "Tor":
-        """Returns a view of this client whose requests share no circuit with another object's.
-
-        Directory, guards and identity are common, and it ends with this client.
-        """
+        """Returns a view of this client, which ends with it. Its requests share no circuit with another's."""
         return Tor(self.network, self._parts, apart=object())
 
     async def wait_ready(self) -> None:
-        """Wait until circuits can be built, without a deadline. Calls before that raise NoDirectory.
-
-        Raises NoDirectory, or what made the directory servers fail.
-        """
+        """Wait until circuits can be built, as long as it takes. Raises what made directory servers fail."""
         self._parts.check_open()
         await self._parts.wait_ready()
 
@@ -78,17 +71,11 @@ class Tor:
         return self._parts.journal.progress.now
 
     def progress_changes(self) -> Changes:
-        """Returns an iterator: the progress now and whenever it has changed, the newest only.
-
-        It ends when the first circuit has been built: for `spare_circuits`, or for a request.
-        """
+        """Returns an iterator over the progress, now and as it changes, until a first circuit is built."""
         return self._parts.journal.progress.changes()
 
     def events(self) -> Events:
-        """Returns an endless asynchronous iterator over all events from now on: records of torkit.events.
-
-        It listens until it is dropped. No record names a destination.
-        """
+        """Returns an endless iterator over events (torkit.events) from now on. They name no destination."""
         return self._parts.journal.events()
 
     def listen(self, listener: "Listener") -> None:
@@ -109,8 +96,7 @@ class Tor:
     async def download_consensus(self, flavor: str = "microdesc", held: Preamble | None = None) -> Consensus:
         """Returns a live consensus, `microdesc` or `ns`, fetched now; the directory does not use it.
 
-        With `held`, one of this flavor, only what has changed since is asked for.
-        Raises DocumentError, and as `wait_ready`.
+        With `held`, one of this flavor, changes are asked for. Raises DocumentError, and as `wait_ready`.
         """
         self._parts.check_open()
         return await self._parts.keeper.download(flavor, held)
@@ -125,8 +111,7 @@ class Tor:
     ) -> "Request | OnionRequest":
         """Returns a request for a stream, or without a port for a look-up, that has not begun yet.
 
-        Raises UsageError for what no exit can reach or where the client is closed, and NoPath where the exit
-        of `path` does not allow it.
+        Raises UsageError for what no exit can reach, NoPath where the exit of `path` does not allow it.
         """
         self._parts.check_open()
         if self._apart is not None:
@@ -163,13 +148,10 @@ class Tor:
         caller's. Raises as `connect` does, StreamClosed where the stream ends within the handshake, and
         ssl.SSLError where the handshake fails. A stream that is cut off raises trio.BrokenResourceError.
         """
-        import ssl
-
         from torkit.net.secured import shake_hands
 
-        context = ssl_context or ssl.create_default_context()
         stream = await self.connect(host, port, isolation=isolation, path=path)
-        return await shake_hands(stream, context, server_hostname or host)
+        return await shake_hands(stream, ssl_context, server_hostname or host)
 
     async def resolve(
         self, host: str, *, isolation: Hashable = None, path: Path | None = None
@@ -223,9 +205,7 @@ class Tor:
         switches them off, and as `build_circuit`.
         """
         self._parts.check_open()
-        if self._parts.sets is None:
-            raise UsageError("this client links no circuits")
-        return await self._parts.sets.build(ExitByLegs(port))
+        return await self._parts.build_linked(port)
 
     async def onion_descriptor(self, address: str, client_key: "ClientKey | None" = None) -> "Descriptor":
         """Returns the verified descriptor of an onion service, from its directories, or as it was kept.
@@ -241,10 +221,8 @@ class Tor:
 
         `client_key` is used with this service from now on. Raises OnionServiceError (ADDRESS), UsageError.
         """
-        from torkit.net.onion.look import Look
-
         self._parts.check_open()
-        return Look(self._parts.onion_services(), address, client_key)
+        return self._parts.look_at_onion(address, client_key)
 
     @asynccontextmanager
     async def serve_onion(
@@ -295,10 +273,8 @@ async def open_tor(
     consensus: verified, and used in place of the cached or a fetched one.
     restrictions: their `entries`, `exits` and `exclude` hold for every path.
     country_of: for restrictions by country, such as torkit.directory.geoip.country_of on a file.
-    max_memory: bytes that may wait in all queues of this process, by default a quarter of the machine's
-        memory; over that, whoever holds most is ended.
-    pow_max_effort: of the proof of work that an onion service may ask for, by default some 40 s
-        (torkit.hs.pow.max_effort).
+    max_memory: bytes that may wait in this process, by default a quarter of the machine's memory.
+    pow_max_effort: of a proof of work for an onion service; by default some 40 s (torkit.hs.pow.max_effort).
     vanguards: FULL makes circuits for onion services one relay longer, and the guard harder to find.
 
     Opening waits for files only. Closing sends what has been sealed, for CLOSE_TIMEOUT, 2 s, at most; a

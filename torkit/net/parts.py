@@ -19,11 +19,12 @@ from torkit.learnt.build_times import BuildTimes
 from torkit.learnt.predicted_ports import PredictedPorts
 from torkit.learnt.refusals import Refusals
 from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.linked import LinkedCircuit
 from torkit.net.circuits.build import Builder
 from torkit.net.circuits.guards import GuardKeeper
 from torkit.net.circuits.paths import Paths
 from torkit.net.circuits.pool import Circuits
-from torkit.net.circuits.purpose import LOOK_UP, Need, Path
+from torkit.net.circuits.purpose import LOOK_UP, ExitByLegs, Need, Path
 from torkit.net.circuits.request import STREAM_TIMEOUT, Request
 from torkit.net.circuits.sets import Sets
 from torkit.net.circuits.spares import Spares
@@ -43,9 +44,11 @@ from torkit.proto.padding import Padding
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from torkit.hs.client_auth import ClientKey
     from torkit.hs.keys import SecretKey
     from torkit.net.hosting.means import Wishes
     from torkit.net.hosting.serve import OnionListener, Ports
+    from torkit.net.onion.look import Look
     from torkit.net.onion.request import OnionRequest
     from torkit.net.onion.services import OnionServices
 
@@ -153,6 +156,12 @@ class Parts:
             )
         return self.onions
 
+    def look_at_onion(self, address: str, client_key: "ClientKey | None") -> "Look":
+        """Returns what asks an onion service's directories, and meets it. Raises as `Look`."""
+        from torkit.net.onion.look import Look
+
+        return Look(self.onion_services(), address, client_key)
+
     def serve(
         self, ports: "Ports", key: "SecretKey | None", wishes: "Wishes | None"
     ) -> "AbstractAsyncContextManager[OnionListener]":
@@ -189,6 +198,12 @@ class Parts:
         circuit = await self.circuits.acquire(need, trio.current_time() + STREAM_TIMEOUT)
         assert isinstance(circuit, Circuit)
         return circuit
+
+    async def build_linked(self, port: int) -> LinkedCircuit:
+        """Returns two linked circuits to an exit for `port`. Raises UsageError; and as `Sets.build`."""
+        if self.sets is None:
+            raise UsageError("this client links no circuits")
+        return await self.sets.build(ExitByLegs(port))
 
     def renew(self) -> None:
         """From now on, have nothing new share anything with what was before."""

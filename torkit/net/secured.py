@@ -111,13 +111,13 @@ async def secure(stream: trio.abc.Stream, host: str, context: ssl.SSLContext | N
     return Secured(tls)
 
 
-async def shake_hands(stream: Stream, context: ssl.SSLContext, host: str) -> "trio.SSLStream[Stream]":
+async def shake_hands(stream: Stream, context: ssl.SSLContext | None, host: str) -> "trio.SSLStream[Stream]":
     """Returns a TLS stream over `stream`, which is closed where the handshake fails. Has no deadline.
 
-    Raises ssl.SSLError, and as `stream` does.
+    `context` is Python's default one where it is None. Raises ssl.SSLError, and as `stream` does.
     """
-    tls = trio.SSLStream(stream, context, server_hostname=host)
     try:
+        tls = trio.SSLStream(stream, context or ssl.create_default_context(), server_hostname=host)
         await tls.do_handshake()
     except BaseException as error:
         stream.close()
