@@ -12,6 +12,7 @@ from torkit.params import PARAMETERS, parameter
 from torkit.proto.flow import (
     RELAY_DATA_LEN_MAX,
     RELAY_DATA_LEN_MIN,
+    XOFF,
     XOFF_CREDIT_MAX,
     CongestionParams,
     DrainWatch,
@@ -462,7 +463,7 @@ def test_xoff_goes_out_when_the_queue_stays_over_the_limit_past_the_grace() -> N
     assert watch.queued(XOFF_LIMIT, 0.0) is None  # at the limit, not over
     assert watch.queued(XOFF_LIMIT + 1, 1.0) is None  # over: the grace begins
     assert watch.queued(XOFF_LIMIT + 2, 1.005) is None  # the grace lasts 5 ms
-    assert watch.queued(XOFF_LIMIT + 3, 1.005001) == Xoff()
+    assert watch.queued(XOFF_LIMIT + 3, 1.005001) is XOFF
     assert watch.queued(XOFF_LIMIT + 4, 9.0) is None  # one is enough
 
 
@@ -491,14 +492,14 @@ def test_reader_that_catches_up_begins_the_grace_anew() -> None:
     watch.queued(XOFF_LIMIT + 1, 1.0)
     watch.drained(XOFF_LIMIT + 1, 0, 1.004)
     assert watch.queued(XOFF_LIMIT + 1, 2.0) is None
-    assert watch.queued(XOFF_LIMIT + 1, 2.006) == Xoff()
+    assert watch.queued(XOFF_LIMIT + 1, 2.006) is XOFF
 
 
 def stopped_watch() -> DrainWatch:
     """A queue of 300000 bytes, XOFF sent, the stop-watch running since 1.0."""
     watch = make_watch()
     watch.queued(300_000, 1.0)
-    assert watch.queued(300_000, 1.1) == Xoff()
+    assert watch.queued(300_000, 1.1) is XOFF
     return watch
 
 
@@ -512,7 +513,7 @@ def test_xon_follows_once_the_queue_is_empty_with_the_rate_it_drained_at() -> No
 def test_xon_has_no_rate_before_enough_bytes_were_drained() -> None:
     watch = make_watch()
     watch.queued(XOFF_LIMIT + 1, 1.0)
-    assert watch.queued(XOFF_LIMIT + 1, 1.1) == Xoff()
+    assert watch.queued(XOFF_LIMIT + 1, 1.1) is XOFF
     assert watch.drained(XOFF_LIMIT + 1, 0, 2.0) == Xon(0)
 
 
@@ -528,7 +529,7 @@ def test_rate_from_before_an_xoff_is_not_told_after_it() -> None:
     watch.drained(250_000, 50_000, 2.0)
     assert watch.drained(50_000, 0, 2.2) == Xon(250)
     watch.queued(XOFF_LIMIT + 1, 3.0)
-    assert watch.queued(XOFF_LIMIT + 1, 4.0) == Xoff()
+    assert watch.queued(XOFF_LIMIT + 1, 4.0) is XOFF
     assert watch.drained(XOFF_LIMIT + 1, 0, 5.0) == Xon(0)
 
 
@@ -552,7 +553,7 @@ def test_rates_are_averaged() -> None:
 def test_changed_rate_is_advised(rate: int, answer: Xon | None) -> None:
     watch = make_watch()
     watch.queued(1_000_005, 0.0)
-    assert watch.queued(1_000_005, 0.5) == Xoff()
+    assert watch.queued(1_000_005, 0.5) is XOFF
     assert watch.drained(1_000_000, 5, 1.0) is None
     assert watch.drained(5, 0, 1.0) == Xon(1000)
     watch.queued(2_000_000, 2.0)

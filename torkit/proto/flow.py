@@ -153,8 +153,11 @@ class StreamParams(NamedTuple):
         )
 
 
-class Xoff(NamedTuple):
-    """Send XOFF."""
+class Xoff:
+    """Send XOFF. There is one of it, which unlike an empty tuple is true."""
+
+
+XOFF = Xoff()
 
 
 class Xon(NamedTuple):
@@ -199,7 +202,7 @@ class DrainWatch:
                 self._over_since = None
                 self.xoff_sent = True
                 self.rate = 0  # whatever it was, it was wrong
-                return Xoff()
+                return XOFF
         if length > DRAIN_BURST_CELLS * RELAY_DATA_LEN_MIN:
             self._measure(length, at)
         return None
