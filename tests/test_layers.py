@@ -275,6 +275,18 @@ def test_the_librarys_face_and_the_map_stay_short(name: str, limit: int) -> None
     assert (ROOT / name).read_text().count("\n") <= limit
 
 
+def test_a_mark_that_silences_a_checker_says_why() -> None:
+    files = [path for room in ("torkit", "tests", "bench", "contrib") for path in (ROOT / room).rglob("*.py")]
+    marks = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in (*files, ROOT / "setup.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"# (?:noqa|type: ignore)\b", line) and "# (?:" not in line
+    ]
+    assert len(marks) > 20
+    assert [one for one in marks if not re.search(r"(?:noqa: [A-Z]+\d+|ignore\[[a-z,-]+\])  # \w", one)] == []
+
+
 def test_no_file_of_tests_is_too_long() -> None:
     lengths = {path.name: path.read_text().count("\n") for path in (ROOT / "tests").rglob("*.py")}
     assert {name for name, length in lengths.items() if length > 1000} == set()

@@ -18,29 +18,26 @@ from torkit.errors import TorkitError
 
 
 class _Commands(TyperGroup):
-    """The commands, each imported when it is asked for.
-
-    Typer vendors its parser, whose types it does not export: the marks below are for these.
-    """
+    """The commands, each imported when it is asked for."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands = dict.fromkeys(LESSONS)  # type: ignore[assignment]  # their names, for near misses
 
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # Typer exports no such type
         try:
             return super().invoke(ctx)
         except typer.TyperException as error:
             # Typer's parser leaves some of its errors without the command that they are of.
             if getattr(error, "ctx", self) is None and ctx.invoked_subcommand in LESSONS:
                 command = self.get_command(ctx, ctx.invoked_subcommand)
-                error.ctx = typer.Context(command, parent=ctx, info_name=ctx.invoked_subcommand)  # type: ignore[attr-defined]
+                error.ctx = typer.Context(command, parent=ctx, info_name=ctx.invoked_subcommand)  # type: ignore[attr-defined]  # Typer exports no such type
             raise
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # Typer exports no such type
         return list(LESSONS)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]  # Typer exports no such type
         if cmd_name not in LESSONS:
             return None
         command = typer.main.get_command(import_module(f"torkit.cli.{cmd_name.replace('-', '_')}").app)
