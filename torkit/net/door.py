@@ -14,11 +14,10 @@ from weakref import WeakSet
 
 import trio
 
-from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError
 from torkit.net.circuit.stream import Stream
 from torkit.net.descriptors import READ_SIZE
-from torkit.net.ferry import Ferry
+from torkit.net.ferry import SocketFerry
 from torkit.net.link.pump import Pump
 from torkit.net.proxy.carrier import KEEPALIVE_INTERVAL
 from torkit.net.proxy.sockdiag import SockDiag
@@ -78,7 +77,7 @@ class Door:
             passage.sock.close()
 
 
-class Passage(Ferry):
+class Passage(SocketFerry):
     """Owns our end of one pair, and its stream."""
 
     waits_for_sink = True
@@ -88,19 +87,8 @@ class Passage(Ferry):
         self._door = door
         self._number = theirs.fileno()
         self._theirs = _identity(self._number)
-        self._has_ended = False  # whether the program has ended its direction
         self._local = door.pump.add_local(ours.fileno(), self, is_pipe=True)
-        super().__init__(door.pump, stream, ours.fileno, self._local, self._local, self._close)
-
-    def on_local(self, event: LocalEvent) -> None:
-        """Act on an event of our end. The core reports an end after it has read everything before it."""
-        if event is LocalEvent.WRITABLE:
-            self.on_change()
-        elif event is LocalEvent.ENDED:
-            self._has_ended = True
-            self.look()
-        else:
-            self._finish(self._local.failure or ConnectionResetError())
+        super().__init__(door.pump, stream, ours.fileno, self._local, self._close)
 
     def look(self) -> None:
         """Close if the program has closed its end. One that has only ended its direction still reads."""

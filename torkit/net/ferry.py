@@ -8,7 +8,7 @@ door.py.
 from collections.abc import Callable
 from typing import ClassVar
 
-from torkit._fast.sources import Local
+from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
 from torkit.net.circuit.stream import Stream
 from torkit.net.link.pump import Pump
@@ -75,3 +75,35 @@ class Ferry:
             self._is_over = True
             self._stream.watcher = None
             self._end(failure)
+
+
+class SocketFerry(Ferry):
+    """A ferry of a program's socket, which is sink and source.
+
+    A program that has ended its own direction still reads, until it closes the socket: `look` finds that out.
+    """
+
+    def __init__(
+        self,
+        pump: Pump,
+        stream: Stream,
+        fileno: Callable[[], int],
+        local: Local,
+        end: Callable[[Exception | None], None],
+    ) -> None:
+        super().__init__(pump, stream, fileno, local, local, end)
+        self._has_ended = False  # whether the program has ended its direction
+
+    def on_local(self, event: LocalEvent) -> None:
+        """Act on an event of the socket. The core reports an end after it has read everything before it."""
+        if event is LocalEvent.WRITABLE:
+            self.on_change()
+        elif event is LocalEvent.ENDED:
+            self._has_ended = True
+            self.look()
+        else:
+            self._finish(self._sink.failure or ConnectionResetError())
+
+    def look(self) -> None:
+        """Finish if the program has closed its socket. Called now and then: an idle socket tells nothing."""
+        raise NotImplementedError

@@ -12,9 +12,9 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from torkit._fast.sources import Local, LocalEvent
+from torkit._fast.sources import Local
 from torkit.net.circuit.stream import Stream
-from torkit.net.ferry import Ferry
+from torkit.net.ferry import SocketFerry
 from torkit.net.link.pump import Pump
 from torkit.net.proxy.sockdiag import SockDiag
 
@@ -30,7 +30,7 @@ class Home(Protocol):
     kernel: SockDiag
 
 
-class Carrier(Ferry):
+class Carrier(SocketFerry):
     """The pump tells it what the socket does. At its end the stream may still hold bytes for the client."""
 
     waits_for_sink = False  # farewell.py delivers what is left
@@ -43,21 +43,10 @@ class Carrier(Ferry):
         stream: Stream,
         end: Callable[[Exception | None], None],
     ) -> None:
-        super().__init__(home.pump, stream, sock.fileno, source, source, end)
+        super().__init__(home.pump, stream, sock.fileno, source, end)
         self._socket = sock
         self._kernel = home.kernel
-        self._has_ended = False  # the client, its direction
         source.owner = self
-
-    def on_local(self, event: LocalEvent) -> None:
-        """Handle what the client's socket did."""
-        if event is LocalEvent.WRITABLE:
-            self.on_change()
-        elif event is LocalEvent.ENDED:
-            self._has_ended = True
-            self.look()
-        else:
-            self._finish(self._sink.failure or ConnectionResetError())
 
     def look(self) -> None:
         """Close if the client has gone. An idle socket tells nothing by itself.
