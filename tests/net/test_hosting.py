@@ -245,6 +245,23 @@ async def test_a_point_that_is_lost_is_taken_again_with_its_keys(tmp_path: Path)
         assert service.client_count == 1
 
 
+async def test_clients_are_met_while_every_point_is_lost_in_turn(tmp_path: Path) -> None:
+    """By another point at once, and by the one that was lost as soon as it is taken again."""
+    async with onion_network(tmp_path) as (tor, net), tor.serve_onion([80]) as service:
+        await service.wait_published()
+        await until(lambda: len(net.descriptor(service.address).points) == 3)
+        descriptor = net.descriptor(service.address)
+        for number, point in enumerate(descriptor.points):
+            circuit, _ = net.points[point.auth_key]
+            circuit.destroy()
+            circuit.link.on_output()
+            await net.meet(descriptor, point=descriptor.points[number - 1])
+            taken_again = partial(lambda auth_key: net.established.count(auth_key) == 2, point.auth_key)
+            await until(taken_again)
+            await net.meet(descriptor, point=point)
+        assert service.client_count == 2 * len(descriptor.points)
+
+
 async def test_a_client_that_comes_in_the_same_read_as_the_points_answer_is_met(tmp_path: Path) -> None:
     """Clients know a point that is taken again: one may come before our task has seen that it is taken."""
     async with listening(tmp_path) as (service, net):
