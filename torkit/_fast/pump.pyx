@@ -435,7 +435,7 @@ cdef class Pump:
         """Have an upload go on once the peer's rate allows more, where the rate holds it."""
         cdef itimerspec timer
         cdef double at = local.stream.next_feed_at
-        if local.stream.rate == 0 or at <= monotonic():
+        if not local.stream.waits_for_rate:
             return 0
         if not local.is_paced:
             local.is_paced = True

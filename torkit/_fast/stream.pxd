@@ -36,6 +36,7 @@ cdef class Stream(Entry):
     cdef readonly bint is_xoff    # the peer asked us to pause
     cdef Py_ssize_t rate          # bytes a second that the peer wants at most of what the core feeds, or 0
     cdef double next_feed_at      # seconds, monotonic: by that rate
+    cdef bint waits_for_rate      # the last feed stopped short for it; a look at the clock may say no more
     cdef double data_is_due_until # half-open without windows: seconds, monotonic
     cdef int package_window       # DATA cells we may still send
     cdef int deliver_window       # DATA cells the peer may still send

@@ -142,13 +142,17 @@ cdef class Stream(Entry):
     cdef Py_ssize_t feed_from(self, const uint8_t* data, Py_ssize_t count) except -1:
         """As put_from, within the peer's rate: at once at most what it allows in a second (as C tor)."""
         cdef double now
-        cdef Py_ssize_t sealed
+        cdef Py_ssize_t sealed, allowed
         if self.rate == 0:
+            self.waits_for_rate = False
             return self.put_from(data, count)
         now = monotonic()
-        if now < self.next_feed_at:
+        self.waits_for_rate = now < self.next_feed_at
+        if self.waits_for_rate:
             return 0
-        sealed = self.put_from(data, min(count, self.rate))
+        allowed = min(count, self.rate)
+        sealed = self.put_from(data, allowed)
+        self.waits_for_rate = sealed == allowed < count
         self.next_feed_at = max(self.next_feed_at, now) + <double>sealed / self.rate
         return sealed
 
