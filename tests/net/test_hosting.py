@@ -29,7 +29,7 @@ from torkit.net.hosting import point as standing
 from torkit.net.hosting import service as hosted
 from torkit.net.hosting.forward import Target
 from torkit.net.hosting.means import Wishes
-from torkit.net.hosting.point import RETRIES
+from torkit.net.hosting.point import LAUNCH_PERIOD, MAX_LAUNCHES, RETRIES, Launches
 from torkit.net.hosting.serve import OnionListener
 from torkit.net.onion.descriptors import calendar_of
 
@@ -332,6 +332,36 @@ async def test_a_point_that_is_lost_again_and_again_is_replaced(
 
             await until(lambda: auth_key not in named() and len(named()) == 3)
             assert net.established.count(auth_key) == 1 + RETRIES
+
+
+async def test_points_that_all_end_at_once_cost_a_bounded_number_of_circuits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(standing, "RESTS", (0.0,) * RETRIES)
+    async with onion_network(tmp_path) as (tor, net):
+
+        def establish(circuit: FakeCircuit, number: int) -> None:
+            net.establish(circuit, number)
+            circuit.destroy()
+
+        net.on_establish = establish
+        async with tor.serve_onion([80]):
+            await until(lambda: len(net.established) == MAX_LAUNCHES)
+            await until(lambda: "end too often" in caplog.text)
+        assert len(net.established) == MAX_LAUNCHES
+
+
+async def test_circuits_that_were_not_built_are_not_counted(autojump_clock: trio.testing.MockClock) -> None:
+    launches = Launches()
+    first = await launches.take()
+    for _ in range(MAX_LAUNCHES - 1):
+        await launches.take()
+    launches.give_back(first)
+    await launches.take()
+    assert trio.current_time() == first
+    await trio.sleep(1)
+    assert await launches.take() == first + LAUNCH_PERIOD
+    launches.give_back(first)  # it is long forgotten
 
 
 async def test_a_point_that_refuses_is_replaced(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torkit.hs.keys import KEY_LEN, SecretKey, subcredential
 from torkit.hs.publication import Publication, encode_descriptor
 from torkit.hs.revision import revision_counter
 from torkit.net.hosting.means import Means, Wishes
-from torkit.net.hosting.point import Point
+from torkit.net.hosting.point import Launches, Point
 from torkit.net.hosting.upload import Upload
 from torkit.net.onion.descriptors import make_ring
 from torkit.paths.introduction import choose_introduction_point
@@ -50,6 +50,7 @@ class Edition:
         wishes: Wishes,
         key: SecretKey,
         stand: Stand,
+        launches: Launches,
         *,
         asked: Callable[[], ProofOfWork | None],
         hear: Callable[["Edition", Point, bytes], None],
@@ -67,6 +68,7 @@ class Edition:
         wipe(seed)
         self._means = means
         self._wishes = wishes
+        self._launches = launches
         self._asked = asked
         self._hear = hear
         self._published = published
@@ -119,7 +121,7 @@ class Edition:
     async def _keep_point(self, point: Point, scope: trio.CancelScope, over: trio.Event) -> None:
         try:
             with scope:
-                await point.keep(self._means.stems, self._wishes.limits, self.note_change)
+                await point.keep(self._means.stems, self._wishes.limits, self._launches, self.note_change)
         except TorkitError as error:
             self._failed[point.relay.identity] = trio.current_time()
             logger.info("introduction point %s is given up: %s", point.relay.nickname, error)

@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from math import inf
 
@@ -31,7 +33,43 @@ RETRIES = 3
 RESTS = (0.0, 1.0, 5.0)
 STEADY = 300.0
 
+# As C tor: circuits to introduction points that one service has made within so many seconds.
+MAX_LAUNCHES = 28
+LAUNCH_PERIOD = 300.0
+
 logger = logging.getLogger(__name__)
+
+
+class Launches:
+    """Bounds the circuits to introduction points of one service.
+
+    Else whoever can end them, a guard or a point, could have a service build as many as it takes to find out
+    where it is. Circuits that could not be built do not count, so that an interruption costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._made: deque[float] = deque()  # when, the earliest first
+        self._told_until = -inf
+
+    async def take(self) -> float:
+        """Wait until a circuit may be built. Returns what `give_back` takes."""
+        while True:
+            now = trio.current_time()
+            while self._made and now >= self._made[0] + LAUNCH_PERIOD:
+                self._made.popleft()
+            if len(self._made) < MAX_LAUNCHES:
+                self._made.append(now)
+                return now
+            until = self._made[0] + LAUNCH_PERIOD
+            if until > self._told_until:
+                self._told_until = until
+                logger.warning("circuits to introduction points end too often: none for %.0f s", until - now)
+            await trio.sleep_until(until)
+
+    def give_back(self, launch: float) -> None:
+        """Count a circuit no more, since it was not built."""
+        with suppress(ValueError):  # it is no more counted anyway
+            self._made.remove(launch)
 
 
 class Point:
@@ -84,7 +122,9 @@ class Point:
             tuple(specifiers), relay.ntor_onion_key, self.auth_key, self.handshake.public_key
         )
 
-    async def keep(self, stems: Stems, limits: DosLimits | None, has_changed: Callable[[], None]) -> None:
+    async def keep(
+        self, stems: Stems, limits: DosLimits | None, launches: Launches, has_changed: Callable[[], None]
+    ) -> None:
         """Stand there until that cannot be made or has been lost too often; `has_changed` tells of either.
 
         Raises what made the last attempt fail.
@@ -94,7 +134,7 @@ class Point:
             while True:
                 stands_since = inf
                 try:
-                    await self._establish(stems, limits)
+                    await self._establish(stems, limits, launches)
                     stands_since = trio.current_time()
                     await self._wait_for_end(has_changed)
                 except TorkitError as error:
@@ -111,8 +151,13 @@ class Point:
                 self._circuit.close("the introduction point is given up")
             has_changed()
 
-    async def _establish(self, stems: Stems, limits: DosLimits | None) -> None:
-        circuit = await stems.reach(ServiceIntroduction(self.relay), self.relay, self, keeps_kh=True)
+    async def _establish(self, stems: Stems, limits: DosLimits | None, launches: Launches) -> None:
+        launch = await launches.take()
+        try:
+            circuit = await stems.reach(ServiceIntroduction(self.relay), self.relay, self, keeps_kh=True)
+        except BaseException:
+            launches.give_back(launch)
+            raise
         kh, circuit.kh = circuit.kh, b""
         self._circuit = circuit
         may_ask = supports(self.relay, "HSIntro", 5)

@@ -22,7 +22,7 @@ from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.hosting.edition import Edition
 from torkit.net.hosting.means import Means, Wishes
 from torkit.net.hosting.meeting import meet
-from torkit.net.hosting.point import Point
+from torkit.net.hosting.point import Launches, Point
 from torkit.net.onion.descriptors import calendar_of
 from torkit.proto.messages import decode_begin_service
 
@@ -73,6 +73,7 @@ class OnionService:
         self._wishes = wishes
         self._take = take
         self._editions: list[Edition] = []
+        self._launches = Launches()
         self._has_directory = trio.Event()  # a new one
         self._puzzle = Puzzle(time.time(), os.urandom, means.rng) if wishes.proof_of_work else None
         self._unread: OrderedDict[Point, deque[_Introduction]] = OrderedDict()  # whose turn it is, first
@@ -130,6 +131,7 @@ class OnionService:
                         self._wishes,
                         self._key,
                         stand,
+                        self._launches,
                         asked=self._asked,
                         hear=self._hear,
                         published=self._note_published,
