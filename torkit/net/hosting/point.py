@@ -44,7 +44,7 @@ class Launches:
     """Bounds the circuits to introduction points of one service.
 
     Else whoever can end them, a guard or a point, could have a service build as many as it takes to find out
-    where it is. Circuits that could not be built do not count, so that an interruption costs nothing.
+    where it is. Circuits that could not be built do not count.
     """
 
     def __init__(self) -> None:
