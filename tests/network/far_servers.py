@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from network.servers import HOST
+from network.servers import HOST, free_port
 from network.torkit_process import wait_until
 
 
@@ -32,12 +32,6 @@ def process_listening(command: Sequence[str | Path], port: int, log: Path) -> It
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -84,6 +78,7 @@ def git_server(directory: Path, log: Path) -> Iterator[int]:
         "git",
         "daemon",
         "--export-all",
+        "--reuseaddr",
         f"--listen={HOST}",
         f"--base-path={directory}",
         f"--port={port}",

@@ -29,7 +29,7 @@ import network_docs
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fakes import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell, ignore
-from network.servers import HOST
+from network.servers import HOST, free_port
 from network.tracing import STRACE, peers_in
 from network_docs import HOUR, RelayDoc, consensus, consensus_diff
 from served import DirectoryService, authorities, doc_of, fresh_relays, serve
@@ -300,8 +300,7 @@ async def running(
     """What is seen of a client, the port of its proxy, and its process, which is traced in a wide network."""
     async with _network(valid_after, lifetime, is_wide=is_wide, of_exits=of_exits) as network:
         seen, dir_authorities, fallback_dir = network
-        with socket.create_server((HOST, 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         line = client(directory, dir_authorities, fallback_dir, port)
         if is_wide:  # -D: the client is our child, and strace its own
             line = [*STRACE.replace("strace ", "strace -D ").split(), str(directory / TRACE), *line]

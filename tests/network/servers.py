@@ -219,3 +219,16 @@ class SinkServer(TargetServer):
                 length += len(data)
                 self.server._closing.wait(self.server.pause)
             self.server.uploads.put((length, digest.hexdigest()))
+
+
+def free_port() -> int:
+    """A port for a program that cannot say which one it got, and that sets SO_REUSEADDR, as nearly all do.
+
+    A silent socket keeps it from everybody else until this process ends.
+    """
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind((HOST, 0))
+    port: int = keeper.getsockname()[1]
+    keeper.detach()
+    return port

@@ -25,6 +25,7 @@ from network.servers import (
     TlsServer,
     WebServer,
     blocks,
+    free_port,
     sha256_of,
 )
 from network.torkit_process import Proxy, Result, Shell, skip_without, wait_until
@@ -213,9 +214,7 @@ def test_both_directions_at_once(shell: Shell, echo_server: EchoServer) -> None:
 
 @skip_without("socat")
 def test_below_socat_whose_pipe_is_a_socket_pair(shell: Shell, web_server: WebServer) -> None:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     line = f"socat TCP-LISTEN:{port},bind={HOST},reuseaddr EXEC:'torkit connect web.test {web_server.port}'"
     with shell.running(line):
         results: list[Result] = []

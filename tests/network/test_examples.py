@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import pytest
 from confined import skip_where_forbidden
 from network.private_network import RunningTestnet
-from network.servers import HOST, PAGE, BannerServer, TlsServer, WebServer
+from network.servers import HOST, PAGE, BannerServer, TlsServer, WebServer, free_port
 from network.torkit_process import Shell, missing, skip_without
 
 from torkit.cli.countries import GEOIP_DIRS
@@ -167,12 +166,6 @@ def stand_ins(
         (r"--country (?:de|is)", "--country '??'"),
         (r"--from old-consensus --certs certs --at \S+", f"--from old-consensus --certs certs --at {now}"),
     ]
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

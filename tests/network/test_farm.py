@@ -11,12 +11,13 @@ import subprocess
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 from fakes import FakeStream
+from network.servers import free_port
 from network.torkit_process import Proxy, Shell, running_proxy, skip_without, wait_until
 from served import serve_network
 from served_shell import shell_on
@@ -30,13 +31,6 @@ ANSWER = b"HTTP/1.0 200 Yes\r\nContent-Length: %d\r\n\r\n%s" % (len(PAGE), PAGE)
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 DEADLINE = 60.0
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Farm:

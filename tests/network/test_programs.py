@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from network.far_servers import make_repository
-from network.servers import HOST, PAGE, FilesServer, WebServer, sha256_of
+from network.servers import HOST, PAGE, FilesServer, WebServer, free_port, sha256_of
 from network.torkit_process import Proxy, Shell, skip_without, wait_until
 
 pytestmark = pytest.mark.network
@@ -25,8 +25,7 @@ LENGTH = 3 << 20  # bytes of what is more than a page
 def privoxy(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address. It sends requests behind the SOCKS request, before the answer (forward-socks5t)."""
     directory = tmp_path_factory.mktemp("privoxy")
-    with socket.create_server((HOST, 0)) as free:
-        address = f"{HOST}:{free.getsockname()[1]}"
+    address = f"{HOST}:{free_port()}"
     config = directory / "config"
     config.write_text(
         f"listen-address {address}\nconfdir /etc/privoxy\nlogdir {directory}\ntoggle 0\n"
