@@ -210,8 +210,8 @@ def test_data_waits_for_the_leg_of_least_delay() -> None:
     pair.exchange()
     switches = [(leg, body) for leg, command, _, body in pair.log if command == RelayCommand.CONFLUX_SWITCH]
     assert switches == [(0, struct.pack(">I", 125))]
-    assert pair.set.carried(pair.legs[0])[:2] == (124, 1)
-    assert pair.set.carried(pair.legs[1])[:2] == (125, 0)
+    assert pair.set.carried(pair.legs[0]) == (124, 1, 0.05)
+    assert pair.set.carried(pair.legs[1]) == (125, 0, 0.1)
 
 
 def test_a_set_that_fills_goes_by_any_leg_with_room() -> None:
@@ -298,7 +298,7 @@ def test_a_leg_that_was_lost_is_never_chosen() -> None:
     assert stream.put(bytes(1000 * DATA_LEN)) == 124 * CELL
     pair.exchange()
     assert {leg for leg, _ in pair.commands()} == {0}
-    assert pair.set.carried(pair.legs[1])[:2] == (0, 0)  # as it was lost
+    assert pair.set.carried(pair.legs[1]) == (0, 0, 0.3)  # as it was lost
     assert cell(pair, 0, RelayCommand.CONFLUX_LINK)  # its owner is told by the leg that is left
     assert (pair.set.has_ended, pair.legs[0].has_ended) == (True, True)
 
