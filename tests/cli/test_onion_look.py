@@ -20,7 +20,7 @@ from torkit.hs.address import encode_address, parse_address
 from torkit.hs.client_auth import ClientKey, encode_client_key
 from torkit.hs.descriptor import Descriptor, IntroductionPoint, ProofOfWork
 from torkit.hs.keys import SecretKey
-from torkit.net.onion.look import Answer, Meeting
+from torkit.net.onion.look import Answer, Met
 from torkit.proto.messages import LinkSpecifierType
 
 RELAY = relay_of(fresh_relays(1)[0])
@@ -49,7 +49,7 @@ def descriptor(revision: int, effort: int | None = None) -> Descriptor:
 class FakeLook:
     """A service of which three directories tell, and which comes or does not."""
 
-    def __init__(self, end: Meeting | TorkitError, effort: int | None = None) -> None:
+    def __init__(self, end: Met | TorkitError, effort: int | None = None) -> None:
         self._end = end
         self._answers = [
             Answer(1, RELAY, 0.25, descriptor(7, effort)),
@@ -62,7 +62,7 @@ class FakeLook:
             note(answer)
         return self._answers
 
-    async def meet(self) -> Meeting:
+    async def meet(self) -> Met:
         if isinstance(self._end, TorkitError):
             raise self._end
         return self._end
@@ -74,7 +74,7 @@ async def printed(look: Any, capsys: pytest.CaptureFixture[str], *, for_people: 
 
 
 async def test_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = await printed(FakeLook(Meeting(1.5, 0.5)), capsys, for_people=False)
+    lines = await printed(FakeLook(Met(1.5, 0.5)), capsys, for_people=False)
     first, second, third, found, meeting = [json.loads(line) for line in lines]
     fingerprint = RELAY.identity.hex().upper()
     assert first == {
@@ -98,7 +98,7 @@ async def test_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     ("effort", "asked"), [(None, "no proof of work"), (0, "for nothing yet"), (9, "effort 9")]
 )
 async def test_lines_for_people(effort: int | None, asked: str, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = await printed(FakeLook(Meeting(1.5, 0.5), effort), capsys, for_people=True)
+    lines = await printed(FakeLook(Met(1.5, 0.5), effort), capsys, for_people=True)
     assert lines[0] == "directory   fake                 replica 1   0.25 s  revision 7"
     assert lines[1].endswith("the directory answered 404?[2J")  # nothing of theirs moves the cursor
     assert lines[3] == "descriptor  revision 7, valid for 180 minutes"

@@ -18,7 +18,7 @@ from torkit.errors import StorageError, TorkitError
 if TYPE_CHECKING:
     from torkit.hs.client_auth import ClientKey
     from torkit.hs.descriptor import Descriptor, IntroductionPoint
-    from torkit.net.onion.look import Answer, Look, Meeting
+    from torkit.net.onion.look import Answer, Look, Met
 
 Address = Annotated[str, typer.Argument(metavar="ADDRESS", help="56 characters and .onion.")]
 Key = Annotated[
@@ -76,7 +76,7 @@ class Report:
                 "directory",
                 f"{relay.nickname:<19}  replica {answer.replica}  {answer.seconds:5.2f} s  {said}",
             )
-            return None
+            return
         row: dict[str, object] = {
             "replica": answer.replica,
             "nickname": relay.nickname,
@@ -87,21 +87,21 @@ class Report:
             row["error"] = str(answer.failure)
         else:
             row["revision"] = descriptor.revision
-        return self._print("directory", row)
+        self._print("directory", row)
 
     def note_descriptor(self, descriptor: "Descriptor") -> None:
         """The newest."""
         if not self._for_people:
-            return self._print("descriptor", to_json(descriptor))
+            self._print("descriptor", to_json(descriptor))
+            return
         work = descriptor.proof_of_work
         asked = "no" if work is None else f"effort {work.effort}" if work.effort else "for nothing yet"
         self._say("descriptor", f"revision {descriptor.revision}, valid for {descriptor.lifetime} minutes")
         self._say("asks for", f"{asked} proof of work")
         for point in descriptor.points:
             self._say("point", _place_of(point))
-        return None
 
-    def note_meeting(self, meeting: "Meeting") -> None:
+    def note_meeting(self, meeting: "Met") -> None:
         """The service has come."""
         if self._for_people:
             worked = f", {meeting.worked:.2f} s of them for a proof of work" if meeting.worked else ""

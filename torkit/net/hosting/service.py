@@ -154,10 +154,10 @@ class OnionService:
     def _hear(self, edition: Edition, point: Point, body: bytes) -> None:
         unread = self._unread.setdefault(point, deque())
         if len(unread) == MAX_UNREAD:
-            return self._note_refused("too many wait")
+            self._note_refused("too many wait")
+            return
         unread.append(_Introduction(trio.current_time(), edition, body))
         self._has_unread.set()
-        return None
 
     async def _read(self) -> None:
         """Open introductions one by one, each point's in its turn."""

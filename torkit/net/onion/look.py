@@ -33,7 +33,7 @@ class Answer(NamedTuple):
     failure: TorkitError | None = None
 
 
-class Meeting(NamedTuple):
+class Met(NamedTuple):
     """A meeting that has joined: its seconds, and how many of these went into a proof of work."""
 
     seconds: float
@@ -84,10 +84,10 @@ class Look:
                     nursery.start_soon(ask, replica, relay)
         return answers
 
-    async def meet(self) -> Meeting:
+    async def meet(self) -> Met:
         """Meet the service on circuits of its own, and begin no stream. Raises as `Tor.connect`."""
         started = trio.current_time()
         key = Key(self._services.identity, object(), self._identity)
         circuit, worked = await self._services.acquire(key, started + STREAM_TIMEOUT)
         circuit.close()
-        return Meeting(trio.current_time() - started, worked)
+        return Met(trio.current_time() - started, worked)
