@@ -61,7 +61,7 @@ class Tor:
         return Tor(self.network, self._parts, apart=object())
 
     async def wait_ready(self) -> None:
-        """Wait until circuits can be built, as long as it takes. Raises what made directory servers fail."""
+        """Wait until circuits can be built, however long. Raises NoDirectory, or what made servers fail."""
         self._parts.check_open()
         await self._parts.wait_ready()
 

@@ -36,13 +36,13 @@ def parse_ports(texts: list[str]) -> "dict[int, Target]":
 
 
 def parse_limits(text: str) -> "DosLimits":
-    """What `--intro-limit` says. Raises UsageError."""
+    """What `--intro-limit`, or a file's `intro-limit`, says. Raises UsageError."""
     from torkit.hs.service_messages import MAX_DOS_LIMIT, DosLimits
 
     rate, _, burst = text.partition(":")
     numbers = [int(part) if part.isascii() and part.isdigit() else -1 for part in (rate, burst)]
     if not 1 <= numbers[0] <= numbers[1] <= MAX_DOS_LIMIT:
-        raise UsageError(f"--intro-limit takes RATE:BURST, such as 25:200, not {text!r}")
+        raise UsageError(f"intro-limit takes RATE:BURST, such as 25:200, not {text!r}")
     return DosLimits(*numbers)
 
 
