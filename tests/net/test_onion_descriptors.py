@@ -15,23 +15,24 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import split_microdescs
 from torkit.errors import CircuitClosed, NotServed, OnionServiceError, OnionStep, TimedOut, TorkitError
-from torkit.hs.calendar import TimePeriod
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.current import Current
 from torkit.net.onion import descriptors as module
-from torkit.net.onion.descriptors import PATIENCE, Descriptors, _Place
+from torkit.net.onion.descriptors import PATIENCE, Descriptors, _Place, calendar_of
 
 IDENTITY = bytes.fromhex(VECTORS["cases"][0]["services"][0]["identity_public_key"])
 HSDIR = "Fast Guard HSDir Running Stable V2Dir Valid"
 
 
-def directory_of(count: int, protocols: str = "HSDir=2") -> Directory:
+def directory_of(
+    count: int, protocols: str = "HSDir=2", valid_after: int = nd.NOW - nd.HOUR // 2
+) -> Directory:
     docs = [
         nd.RelayDoc(f"r{n}", bytes([n]) * 20, f"10.{n}.1.1", flags=HSDIR, protocols=protocols)
         for n in range(1, count + 1)
     ]
     microdescs = split_microdescs(nd.microdescs(docs))
-    consensus = parse_consensus(nd.consensus(docs, nd.authorities(1)))
+    consensus = parse_consensus(nd.consensus(docs, nd.authorities(1), valid_after=valid_after))
     return Directory(consensus, {digest: text for digest, text, _ in microdescs})
 
 
@@ -124,8 +125,8 @@ class Directories:
         relays = [directory.relay_at(place) for place in range(6)]
 
         async def find_place(descriptors: Descriptors, identity: bytes) -> _Place:
-            ends = int(self.service.now) + 3600
-            return _Place(TimePeriod(1440, 1), ends, self.service.blinded, [[one for one in relays if one]])
+            period = calendar_of(self.current).period
+            return _Place(period, self.service.blinded, [[one for one in relays if one]])
 
         async def fetch(circuit: object, blinded: bytes, limit: int) -> bytes:
             self.asked += 1
@@ -135,9 +136,9 @@ class Directories:
         monkeypatch.setattr(module, "fetch_onion_descriptor", fetch)
         monkeypatch.setattr(module, "subcredential", lambda identity, blinded: self.service.subcredential)
         monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: self.service.now))
-        current = current_of(directory)
-        current.testing = True  # a directory may be asked again after 5 s
-        self.descriptors = Descriptors(current, self._build, random.Random(1))
+        self.current = current_of(directory)
+        self.current.testing = True  # a directory may be asked again after 5 s
+        self.descriptors = Descriptors(self.current, self._build, random.Random(1))
 
     async def _build(self, relay: Relay) -> Any:
         return SimpleNamespace(close=lambda: None)
@@ -157,6 +158,21 @@ async def test_a_descriptor_older_than_one_seen_is_not_taken(
     assert (await directories.descriptors.get(IDENTITY)).revision == 9
     assert (await directories.descriptors.get(IDENTITY, anew=True)).revision == 9
     assert directories.asked == 3  # the next directory was asked
+
+
+async def test_a_descriptor_serves_until_a_newer_consensus_begins_another_period(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Clients go by a consensus for hours; those who asked again meanwhile would be told by the seventh time
+    that there is no service, since every directory was asked."""
+    directories = Directories(monkeypatch, [made(7), made(8)])
+    for _ in range(7):
+        assert (await directories.descriptors.get(IDENTITY)).revision == 7
+        directories.service.now += 3 * nd.HOUR
+    assert directories.asked == 1
+    directories.current.use(directory_of(6, valid_after=nd.NOW + 24 * nd.HOUR))
+    assert (await directories.descriptors.get(IDENTITY)).revision == 8
+    assert directories.asked == 2
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,6 @@ class Calendar(NamedTuple):
         return self._period_at(self.valid_after)
 
     @property
-    def period_ends(self) -> int:
-        """When the period in force ends, Unix time."""
-        return self._end_of(self.period)
-
-    @property
     def shared_random(self) -> bytes:
         """The value by which clients look for descriptors now; the disaster value if the network has none."""
         value = self.random_current if self._is_between_period_and_random else self.random_previous

@@ -45,7 +45,6 @@ class _Place(NamedTuple):
     """The directories that are responsible for a service now."""
 
     period: TimePeriod
-    ends: int  # Unix time
     blinded: bytes
     directories: list[list[Relay]]  # of each replica
 
@@ -57,7 +56,7 @@ class _Service:
         self.lock = trio.Lock()  # one request at a time
         self.asked: dict[tuple[bytes, bytes], float] = {}  # (directory, blinded key): when
         self.descriptor: Descriptor | None = None
-        self.expires = 0.0  # Unix time
+        self.period: TimePeriod | None = None  # of the descriptor
         self.blinded = b""
         self.greatest_revision = 0  # seen for this blinded key
 
@@ -90,7 +89,8 @@ class Descriptors:
         if len(self._services) > MAX_SERVICES:
             del self._services[next(iter(self._services))]
         async with service.lock:
-            if anew or service.descriptor is None or service.expires <= time.time():
+            is_current = service.period == calendar_of(self._current).period
+            if anew or service.descriptor is None or not is_current:
                 service.descriptor = await self._fetch(service, identity, client_key)
             return service.descriptor
 
@@ -147,7 +147,7 @@ class Descriptors:
                     await is_over.wait()
         if fetch.descriptor is not None:
             service.greatest_revision = fetch.descriptor.revision
-            service.expires = place.ends
+            service.period = place.period
             return fetch.descriptor
         service.asked.clear()  # the next request begins anew
         raise fetch.verdict or _explain(fetch.failures)
@@ -194,7 +194,7 @@ class Descriptors:
             replicas=consensus.param("hsdir_n_replicas"),
             spread=consensus.param("hsdir_spread_fetch"),
         )
-        return _Place(calendar.period, calendar.period_ends, blinded, chosen)
+        return _Place(calendar.period, blinded, chosen)
 
 
 class _Fetch:
