@@ -67,6 +67,9 @@ def test_a_request_may_come_in_any_pieces_and_with_data_behind_it() -> None:
         ("PROPFIND http://[::1]:8080/x HTTP/1.1", ["Host: [::1]:8080"], b"PROPFIND /x HTTP/1.1"),
         ("GET http://web.test:81/ HTTP/1.0", [], b"GET / HTTP/1.1\r\nHost: web.test:81"),
         ("GET http://[::1]/ HTTP/1.0", ["Accept: */*"], b"GET / HTTP/1.1\r\nHost: [::1]"),
+        ("OPTIONS http://web.test:81 HTTP/1.1", ["Host: web.test:81"], b"OPTIONS * HTTP/1.1"),
+        ("OPTIONS http://web.test/ HTTP/1.1", ["Host: web.test"], b"OPTIONS / HTTP/1.1"),
+        ("OPTIONS http://web.test?q HTTP/1.1", ["Host: web.test"], b"OPTIONS /?q HTTP/1.1"),
     ],
 )
 def test_an_absolute_form_becomes_a_path(line: str, fields: list[str], sent: bytes) -> None:
@@ -161,7 +164,7 @@ def test_a_request_that_could_be_read_in_two_ways_is_refused(shape: str) -> None
 @pytest.mark.parametrize("piece", [b"X: y\r\n", b"a"])
 def test_header_fields_have_an_end(piece: bytes) -> None:
     data = b"GET http://a.test/ HTTP/1.1\r\n" + piece * (MAX_HEAD_LEN // len(piece) + 1)
-    assert refused(data).startswith(b"HTTP/1.1 431 ")
+    assert refused(data).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,14 @@ def test_header_fields_have_an_end(piece: bytes) -> None:
 )
 def test_what_is_not_served_is_told_in_the_words_that_programs_search_for(data: bytes) -> None:
     assert refused(data).startswith(b"HTTP/1.0 501 Tor is not an HTTP Proxy\r\n")
+
+
+@pytest.mark.parametrize("data", [b"GET\n", b"GET\r\n", b"HEAD /\n", b"GET / HTTP/1.0\n\n", b"GET /\r\n\r\n"])
+def test_what_is_no_request_is_told_at_once_in_the_words_that_programs_search_for(data: bytes) -> None:
+    """Electrum to 4.3 looked so for a Tor, and other wallets do."""
+    answer = refused(data)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"Tor is not an HTTP Proxy" in answer
 
 
 @given(

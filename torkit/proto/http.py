@@ -48,9 +48,14 @@ HOP_BY_HOP = {
     *(b"proxy-authenticate", b"proxy-authorization", b"x-tor-stream-isolation"),
 }
 
-# Programs search the answer to a request that is for no proxy for C tor's status line, which tells of a Tor.
-NO_PROXY = b"HTTP/1.0 501 Tor is not an HTTP Proxy"
+# Programs that look for a Tor search for these words of C tor's, in the answer to a request that is for no
+# proxy, or to what is no request: there, they are in the body.
+PHRASE = "Tor is not an HTTP Proxy"
+NO_PROXY = f"HTTP/1.0 501 {PHRASE}".encode()
+REMARK = f"(Programs that look for a Tor search for: {PHRASE})"
 
+# The first line of what is no HTTP/1. Some programs that look for a Tor send no more than `GET\n`.
+_NO_REQUEST_LINE = re.compile(rb"(?![^\r\n]* HTTP/[0-9]\.[0-9][\r\n])[^\r\n]*[\r\n]")
 _BAD_LINE_END = re.compile(rb"\r(?!\n|$)|(?<!\r)\n|\r\n[ \t]|\x00")
 _LENGTHS = re.compile(rb"\r\n(?:content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
 _TARGET_HOST = re.compile(rb"[^ ]* (?:[A-Za-z][A-Za-z0-9+.-]*://)?([^/?#: ]*)")
@@ -64,7 +69,7 @@ class Target(NamedTuple):
     host: str
     port: int
     authority: bytes = b""  # of an absolute form, as it was written
-    path: bytes = b""  # the same, and its query
+    path: bytes = b""  # the same, and its query; empty where it has neither
 
 
 class Http:
@@ -94,8 +99,10 @@ class Http:
         lines, end, rest = self._received.partition(b"\r\n\r\n")
         if len(lines) > MAX_HEAD_LEN:
             raise self._refuse(
-                431, PeerError(f"a request has more than {MAX_HEAD_LEN} bytes of header fields")
+                400, PeerError(f"a request has more than {MAX_HEAD_LEN} bytes of header fields")
             )
+        if _NO_REQUEST_LINE.match(self._received):
+            raise self._refuse(400, PeerError(NO_REQUEST))
         if _BAD_LINE_END.search(lines):
             raise self._refuse(
                 400, PeerError("a request has lines that do not end in CRLF, or go on in the next")
@@ -169,7 +176,9 @@ class Http:
         headers = forwarded(event.headers.raw_items())
         if b"host" not in fields:  # HTTP/1.0 does without
             headers.insert(0, (b"Host", target.authority))
-        self.head = h11.Request(method=event.method, target=target.path, headers=headers)
+        # Without a path, OPTIONS asks the server about itself. RFC 9112, section 3.2.4.
+        path = target.path or (b"*" if event.method == b"OPTIONS" else b"/")
+        self.head = h11.Request(method=event.method, target=path, headers=headers)
         return self._request(Command.FORWARD, target, isolation)
 
     def _request(self, command: Command, target: Target, isolation: Hashable) -> Request:
@@ -232,9 +241,9 @@ def _absolute(text: bytes) -> Target:
     authority = _AUTHORITY.fullmatch(found[2])
     if authority is None or not 0 < int(authority[2] or 80) <= 65_535:
         raise PeerError("the URL of a request has no host, a user, or a port that is none")
-    path = found[3] or b"/"
+    path = found[3] or b""
     host, port = authority[1].strip(b"[]").decode(), int(authority[2] or 80)
-    return Target(host, port, authority[0], path if path[:1] == b"/" else b"/" + path)
+    return Target(host, port, authority[0], b"/" + path if path[:1] == b"?" else path)
 
 
 def _check_hosts(event: "h11.Request", target: Target, default_port: int) -> None:
@@ -297,7 +306,8 @@ def encode_error(status: int, error: TorkitError) -> bytes:
     """Returns an answer for people, and for programs by its status and Proxy-Status."""
     from http import HTTPStatus
 
-    body = "".join(f"{line}\n" for line in (error, error.hint) if line).encode()
+    remark = REMARK if status == HTTPStatus.BAD_REQUEST else None
+    body = "".join(f"{line}\n" for line in (error, error.hint, remark) if line).encode()
     status_line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
     lines = [
         NO_PROXY if status == HTTPStatus.NOT_IMPLEMENTED else status_line,
