@@ -394,6 +394,23 @@ def test_what_is_in_run_later_is_not_there_and_services_never_are(tmp_path: Path
     assert told == [ENDED]
 
 
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_the_umask_is_the_commands_and_what_covers_files_does_not_heed_it(umask: int) -> None:
+    """Under 077 nobody but root could look into /run."""
+    told = confine(
+        python(
+            f"""
+            import os, stat
+            assert os.umask(0) == {umask}
+            assert stat.S_IMODE(os.stat("/run").st_mode) == 0o755
+            assert stat.S_IMODE(os.stat("/etc/resolv.conf").st_mode) == 0o444
+            """
+        ),
+        umask=umask,
+    )
+    assert told == [ENDED]
+
+
 def test_the_agent_that_holds_keys_can_be_connected_to(tmp_path: Path) -> None:
     path = tmp_path / "agent"
     with socket.socket(socket.AF_UNIX) as agent:

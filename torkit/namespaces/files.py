@@ -53,6 +53,7 @@ def cover_files(bound: Iterable[str], environment: Mapping[str, str]) -> None:
 def _replace_run(environment: Mapping[str, str]) -> None:
     copy = f"{SCAFFOLD}{RUN}"
     os.mkdir(copy)
+    os.chmod(copy, 0o755)  # noqa: S103  # as the system's own, whatever the umask
     for name in _entries(RUN):
         path, place = f"{RUN}/{name}", f"{copy}/{name}"
         if os.path.islink(path):
