@@ -197,7 +197,7 @@ def start(script: str, **settings: Any) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def watching(data_dir: Path) -> Iterator[Terminal]:
+def watching(data_dir: Path, *, has_keys: bool = True) -> Iterator[Terminal]:
     near, far = pty.openpty()
     os.set_inheritable(far, True)
     script = (
@@ -207,7 +207,7 @@ def watching(data_dir: Path) -> Iterator[Terminal]:
         "except BaseException as error: sys.exit(report(error))\n"
     )
     set_size(near, 24, 80)
-    process = start(script, stdin=far, stdout=far, stderr=far)
+    process = start(script, stdin=far if has_keys else subprocess.DEVNULL, stdout=far, stderr=far)
     os.close(far)
     try:
         yield Terminal(process, near)
@@ -260,6 +260,15 @@ def test_a_signal_leaves_the_terminal_as_it_was(data_dir: Path, number: int) -> 
         terminal.wait_for(b"circuits  3")
         os.kill(terminal.process.pid, number)
         assert terminal.wait_end() == 128 + number
+        assert terminal.shown.endswith(b"\x1b[?25h\x1b[?1049l")
+
+
+def test_without_a_keyboard_it_is_drawn_until_a_signal(data_dir: Path) -> None:
+    """It was a fault of ours: /dev/null has no settings of a terminal, and always something to read."""
+    with watching(data_dir, has_keys=False) as terminal:
+        terminal.wait_for(b"/s)")
+        os.kill(terminal.process.pid, signal.SIGTERM)
+        assert terminal.wait_end() == 128 + signal.SIGTERM
         assert terminal.shown.endswith(b"\x1b[?25h\x1b[?1049l")
 
 

@@ -54,7 +54,7 @@ def status(
     """
     options: Options = context.obj
     path = status_socket(options)
-    if watch and sys.stdout.isatty() and not as_json:
+    if watch and sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not as_json:
         watch_on_terminal(path)
     elif watch:
         while True:
@@ -162,7 +162,7 @@ def watch_on_terminal(path: Path) -> None:
     """Draw a moment each second, and when the terminal changes its size, until q. Raises as `ask`."""
     moment, looked_at = ask(path), time.monotonic()  # before the screen is taken
     before, seconds = None, INTERVAL
-    with whole_screen() as wake:
+    with whole_screen() as ends:
         while True:
             size = os.get_terminal_size(sys.stdout.fileno())
             lines = to_lines(moment, size.columns or 80, before, seconds)[: (size.lines or LINES_ELSEWHERE)]
@@ -170,8 +170,8 @@ def watch_on_terminal(path: Path) -> None:
             sys.stdout.write(f"{HOME}{drawn}{ERASE_LINE}{ERASE_BELOW}")
             sys.stdout.flush()
             left = looked_at + INTERVAL - time.monotonic()
-            if left > 0 and has_event(wake, left):
-                if is_left(wake):
+            if left > 0 and has_event(ends, left):
+                if is_left(ends):
                     return
                 continue
             now = time.monotonic()
@@ -179,42 +179,44 @@ def watch_on_terminal(path: Path) -> None:
             moment, looked_at = ask(path), now
 
 
-def has_event(wake: int, seconds: float) -> bool:
+def has_event(ends: list[int], seconds: float) -> bool:
     """Wait for a key, a signal, or so long."""
-    return bool(select.select([sys.stdin, wake], [], [], seconds)[0])
+    return bool(select.select(ends, [], [], seconds)[0])
 
 
-def is_left(wake: int) -> bool:
+def is_left(ends: list[int]) -> bool:
     """Read what has come. Returns whether somebody wants to leave."""
-    for descriptor in select.select([sys.stdin, wake], [], [], 0)[0]:
-        data = os.read(descriptor if descriptor == wake else sys.stdin.fileno(), 100)
-        if descriptor != wake and (not data or b"q" in data.lower()):
+    for descriptor in select.select(ends, [], [], 0)[0]:
+        data = os.read(descriptor, 100)
+        if descriptor != ends[0] and (not data or b"q" in data.lower()):
             return True
     return False
 
 
 @contextmanager
-def whole_screen() -> Iterator[int]:
+def whole_screen() -> Iterator[list[int]]:
     """The terminal without echo, and its other screen; as it was at the end, however that comes.
 
-    Gives a descriptor that is readable after a change of size.
+    Gives a descriptor that is readable after a change of size, and the keyboard where stdin is one.
     """
-    keyboard = sys.stdin.fileno()
+    keyboards = [sys.stdin.fileno()] if sys.stdin.isatty() else []
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = termios.tcgetattr(keyboard)
+    before = [termios.tcgetattr(keyboard) for keyboard in keyboards]
     handlers = {signal.SIGWINCH: _do_nothing, signal.SIGTERM: _leave, signal.SIGHUP: _leave}
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     try:
-        tty.setcbreak(keyboard)
+        for keyboard in keyboards:
+            tty.setcbreak(keyboard)
         sys.stdout.write(FULL_SCREEN)
-        yield reader
+        yield [reader, *keyboards]
     finally:
         sys.stdout.write(LEAVE_SCREEN)
         sys.stdout.flush()
-        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+        for keyboard, settings in zip(keyboards, before, strict=True):
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, settings)
         signal.set_wakeup_fd(-1)
         os.close(reader)
         os.close(writer)
