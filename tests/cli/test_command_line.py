@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def test_what_a_library_warns_of_is_said_in_the_voice_of_all_else() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "torkit: two lines\n")
+
+
+def test_names_of_files_are_printed_byte_for_byte() -> None:
+    program = (
+        "import os, sys; from torkit.cli import app as cli\n"
+        "cli.run_command_line = lambda _: print(os.fsdecode(b'/tmp/\\xff'))\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-X", "utf8", "-c", program]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"/tmp/\xff\n", b"")
 
 
 def in_a_bare_environment(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -229,6 +241,23 @@ def test_closed_standard_descriptors_do_no_harm(closed: str) -> None:
     writes = closed.startswith("2") or closed == "<&-"
     assert torkit("--help", shell=f'"$@" {closed}').returncode == (0 if writes else 1)
     assert torkit("connect", "x", shell=f'"$@" {closed}').returncode == 2
+
+
+def nobody_reads() -> int:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["version"], 0), (["connect", "x"], 2), ([], 2)])
+@pytest.mark.parametrize("opened", [lambda: os.open("/dev/full", os.O_WRONLY), nobody_reads])
+def test_what_cannot_be_said_changes_no_status(
+    opened: Callable[[], int], arguments: list[str], status: int
+) -> None:
+    """That of help without a command was 1, after a trace."""
+    with open(opened(), "wb") as stderr:
+        command = [sys.executable, "-m", "torkit", *arguments]
+        assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=stderr).returncode == status
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,13 @@ def told(sock: socket.socket) -> list[str]:
             return lines
 
 
+def test_a_name_is_told_byte_for_byte(manager_socket: tuple[str, socket.socket]) -> None:
+    """It was a fault of ours where a Unix socket's name is no UTF-8, once the proxy was ready."""
+    name, sock = manager_socket
+    Manager({"NOTIFY_SOCKET": name}).tell("STATUS=ready on unix:" + os.fsdecode(b"/run/s\xff"))
+    assert sock.recv(100) == b"STATUS=ready on unix:/run/s\xff"
+
+
 async def test_a_start_its_readiness_and_its_end_are_told(
     manager_socket: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

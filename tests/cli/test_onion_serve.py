@@ -29,13 +29,13 @@ def torkit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_ports_and_what_is_behind_them() -> None:
     assert parse_ports(
-        ["80:127.0.0.1:8080", "443:[::1]:8443", "22", "25:2525", "7:unix:/run/s", "9:localhost:9"]
+        ["80:127.0.0.1:8080", "443:[::1]:8443", "22", "25:2525", "7:unix:/run/s\udcff", "9:localhost:9"]
     ) == {
         80: Target("127.0.0.1", 8080),
         443: Target("::1", 8443),
         22: Target("127.0.0.1", 22),
         25: Target("127.0.0.1", 2525),
-        7: Target("/run/s"),
+        7: Target("/run/s\udcff"),
         9: Target("127.0.0.1", 9),
     }
     assert [str(target) for target in parse_ports(["1:[::1]:2", "3:4", "5:unix:/x"]).values()] == [

@@ -25,6 +25,7 @@ ME = Credentials(b"me", b"a:b@c")
         ("me:a:b@c@127.0.0.1:9150", Proxy(("127.0.0.1", 9150), ME)),
         ("me:a:b@c@unix:/run/a@b", Proxy("/run/a@b", ME)),
         ("me@9150", Proxy(("127.0.0.1", 9150), Credentials(b"me", b""))),
+        ("m\udcff:\udcfe@9150", Proxy(("127.0.0.1", 9150), Credentials(b"m\xff", b"\xfe"))),  # no UTF-8
     ],
 )
 def test_ways_to_name_a_proxy(text: str, proxy: Proxy) -> None:

@@ -1,7 +1,6 @@
 """Failures, in words and as exit statuses."""
 
 import signal
-import sys
 
 import typer
 
@@ -79,7 +78,9 @@ def report(error: BaseException) -> int:
         case typer.TyperException():
             message = error.format_message()
             if "\n" in message:  # the whole help text, for a line without a command
-                print(message, file=sys.stderr)
+                from torkit.net.descriptors import stderr
+
+                stderr.say(message)
             else:
                 context = getattr(error, "ctx", None)
                 say(message[:1].lower() + message[1:].rstrip("."))

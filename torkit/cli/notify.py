@@ -43,7 +43,7 @@ class Manager:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
-                sock.sendto("\n".join(assignments).encode(), self._address)
+                sock.sendto(os.fsencode("\n".join(assignments)), self._address)
         except OSError as error:
             logger.info("the service manager is not told %s: %s", assignments[0], error.strerror or error)
 

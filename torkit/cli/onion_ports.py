@@ -1,5 +1,6 @@
 """What an onion service offers, as an operator writes it: ports, what is behind them, limits."""
 
+import os
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def parse_ports(texts: list[str]) -> "dict[int, Target]":
             targets[port] = Target("127.0.0.1", port)
         elif where.startswith("unix:"):
             path = where.removeprefix("unix:")
-            if not path or len(path.encode()) > 107:
+            if not path or len(os.fsencode(path)) > 107:
                 raise UsageError(f"{text!r}: unix: wants a path of 107 bytes at most", hint=HOW_TO_NAME)
             targets[port] = Target(path)
         else:

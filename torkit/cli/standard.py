@@ -36,6 +36,8 @@ def open_standard_descriptors() -> None:
                     line_buffering=file.line_buffering,
                 ),
             )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are written as they are
 
 
 class _PatientFile(io.FileIO):

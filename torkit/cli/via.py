@@ -1,5 +1,6 @@
 """`--via`: a proxy that runs already, instead of a client of one's own."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -91,7 +92,7 @@ def parse_via(text: str, *, allow_remote: bool) -> Proxy:
     credentials = None
     if at:
         user, _, password = before.partition(":")
-        credentials = Credentials(user.encode(), password.encode())
+        credentials = Credentials(os.fsencode(user), os.fsencode(password))
         if not user or max(map(len, credentials)) > MAX_CREDENTIAL_LEN:
             raise UsageError(f"--via: a user has 1 to {MAX_CREDENTIAL_LEN} bytes, a password as many at most")
     if where.startswith("unix:"):
