@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
-from raw_tls import TLS_1_2, RawPeer, raw_server
 from served import fresh_relays
 
 from torkit._fast.cells import Command
+from torkit.testing.relay.raw_tls import TLS_1_2, RawPeer, raw_server
 
 SECONDS = 2.0  # for which what has no bound is sent
 CELL_LEN = 514

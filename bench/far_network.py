@@ -14,13 +14,13 @@ from random import Random
 
 import network_docs as nd
 import trio
-from fakes import FakeStream
 from served import DirectoryService, authorities, doc_of, fresh_relays, serve, signed_service
 
 from torkit.directory.authorities import parse_certificates
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.microdesc import Microdescs
+from torkit.testing.relay import FakeStream
 
 STREAM_LEN = 64 << 20  # bytes: more than a run brings
 NAMES = ("middle", "guard0", "guard1", "guard2", "exit0", "exit1")

@@ -12,11 +12,6 @@ import network_docs
 import pytest
 import trio
 import trio.testing
-from fakes import (
-    answer_begin,
-    answer_versions,
-    http_response,
-)
 from served import Arrivals, authorities, serve_network, signed_service
 from served_tor import exits_of, expire, served_tor, until_replaced
 
@@ -42,6 +37,11 @@ from torkit.paths.constraints import Constraints
 from torkit.paths.guards import RETRY_SCHEDULE
 from torkit.proto.destination import is_onion
 from torkit.proto.padding import Padding
+from torkit.testing.relay import (
+    answer_begin,
+    answer_versions,
+    http_response,
+)
 
 
 async def test_a_stream_goes_through_guard_middle_and_exit(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import trio
-from fakes import FakeStream, answer_begin
 from pool import open_pool
 from served import ServedNetwork, serve_network
 
@@ -38,6 +37,7 @@ from torkit.net.circuits.build import build_circuit
 from torkit.net.circuits.purpose import OnionDirectory
 from torkit.net.journal import MAX_WAITING, Events, Journal, trace
 from torkit.net.progress import Phase
+from torkit.testing.relay import FakeStream, answer_begin
 
 HOST = "secret.test"
 

@@ -1,6 +1,6 @@
 """The scriptable relay against a minimal client half: what other tests lean on, checked once.
 
-The client here is the least that can talk to `fakes.py`: ntor and tor1 layers, no windows, no checks
+The client here is the least that can talk to them: ntor and tor1 layers, no windows, no checks
 beyond those under test.
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import reference
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -22,7 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fake_tor import FakeTor
-from fakes import (
+
+from torkit._fast.cells import Command, RelayCommand
+from torkit.client import Tor
+from torkit.testing.relay import (
     CC_REQUEST,
     CELL_BODY_LEN,
     NTOR,
@@ -52,11 +54,9 @@ from fakes import (
     kdf_rfc5869,
     kdf_tor,
     make_chain,
+    reference,
     serve_relay,
 )
-
-from torkit._fast.cells import Command, RelayCommand
-from torkit.client import Tor
 
 CIRC_ID = 0x80000001
 NTOR_V3_VECTOR = {  # proposal 332, "Test vectors"
@@ -244,10 +244,11 @@ def test_certificates_form_the_chain_of_tor_spec() -> None:
 
 
 def test_link_handshake_comes_in_order_however_its_bytes_are_cut() -> None:
-    link = FakeRelay().link()
+    relay = FakeRelay()
+    link = relay.link()
     versions = encode_versions([4, 5])
     assert all(link.receive(versions[i : i + 1]) == b"" for i in range(len(versions) - 1))
-    client = Client(link.relay)
+    client = Client(relay)
     client.open()
     assert client.cells == []
     assert client.link.version == 5

@@ -48,6 +48,8 @@ ROOMS = {
     "torkit.aiohttp": {"aio", "socket_errors"},
     "torkit.pytest": {"blocking", "client", "in_thread", "net", "testnet"},
     "torkit.testnet": {"files"},
+    # The second opinion: it takes the numbers of commands from cells, and nobody imports it.
+    "torkit.testing": {"_fast"},
     "torkit.targets": set[str](),
     # A client of its own, of net's parts: without guards and state. proto: whom an exit may be asked for.
     "torkit.scan": {"net", "paths", "directory", "config", "proto", "targets"},
@@ -78,7 +80,7 @@ SHELL = {
     *("torkit.cli", "torkit.scan"),
 }
 OUTSIDE = {
-    "trio": SHELL | {"torkit.httpx", "torkit.pytest"},
+    "trio": SHELL | {"torkit.httpx", "torkit.pytest", "torkit.testing.relay.tls"},
     "httpx": {"torkit.httpx"},
     "httpcore": {"torkit.httpx"},
     "requests": {"torkit.requests"},
@@ -93,13 +95,13 @@ OUTSIDE = {
     },
     "matplotlib": {"torkit.scan.plots"},
     "nacl": {"torkit.hs.keys"},
-    "cryptography": set[str](),  # of tests only: it brings another OpenSSL, and costs a start 30 ms
+    "cryptography": {"torkit.testing"},  # of tests only: it brings another OpenSSL, and costs a start 30 ms
 }
 
 TOUCHES_THE_SYSTEM = SHELL | {
     *("torkit.directory.cache", "torkit.config", "torkit.files", "torkit.namespaces"),
     *("torkit.socket_errors", "torkit.blocking", "torkit.aio"),
-    *("torkit.httpx", "torkit.requests", "torkit.aiohttp", "torkit.pytest"),
+    *("torkit.httpx", "torkit.requests", "torkit.aiohttp", "torkit.pytest", "torkit.testing"),
 }
 OPERATING_SYSTEM = {
     *("asyncio", "ctypes", "fcntl", "glob", "io", "mmap", "multiprocessing", "os", "pathlib", "resource"),
@@ -237,6 +239,18 @@ def test_imports_keep_the_rules(path: Path) -> None:
 )
 def test_a_broken_rule_is_seen(importer: str, imported: str) -> None:
     assert broken_rule(Import(importer, imported, frozenset(), ""))
+
+
+def test_the_second_opinion_takes_the_numbers_of_commands_and_nothing_else() -> None:
+    taken = {
+        (one.imported, name)
+        for path in MODULES
+        if is_in(module_name(path), {"torkit.testing"})
+        for one in imports_of(path)
+        if one.imported.startswith("torkit.") and not is_in(one.imported, {"torkit.testing"})
+        for name in one.names or {"all of it"}
+    }
+    assert taken == {("torkit._fast.cells", "Command"), ("torkit._fast.cells", "RelayCommand")}
 
 
 def test_every_room_of_net_has_its_rules() -> None:

@@ -7,12 +7,12 @@ import pytest
 import trio
 import trio.testing
 from cli.shelf import Shelf
-from fakes import FakeStream, answer_begin, ignore
 from served import serve_circuit
 
 from torkit.cli.failures import WRONG_USAGE
 from torkit.cli.ping import Report, histogram, measure, summary
 from torkit.errors import EndReason, TorkitError
+from torkit.testing.relay import FakeStream, answer_begin, ignore
 
 WEB = ("web.test", 80)
 

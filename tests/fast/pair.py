@@ -7,13 +7,13 @@ import struct
 from collections.abc import Sequence
 from functools import partial
 
-from fakes import FakeCircuit, RelayCell, ignore
 from fast.talk import CONGESTION_CONTROL, Talk
 
 from torkit._fast.cells import RelayCommand
 from torkit._fast.conflux import LinkedSet, link
 from torkit._fast.events import Event
 from torkit._fast.stream import Stream
+from torkit.testing.relay import FakeCircuit, RelayCell, ignore
 
 LAST = 2  # index of the exit
 

@@ -20,7 +20,6 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
-from fakes import FakeStream
 from fast.pair import Pair
 from fast.talk import CGO, CONGESTION_CONTROL, WINDOWS, Talk, fresh_relays
 
@@ -29,6 +28,7 @@ from torkit._fast.circuit import Circuit
 from torkit._fast.events import ChannelFailed, CircuitFailed
 from torkit._fast.stream import Stream
 from torkit._fast.tunnel import Tunnel
+from torkit.testing.relay import FakeStream
 
 HOPS = {"windows": WINDOWS, "congestion": CONGESTION_CONTROL, "cgo": CGO}
 DOWN = bytes(range(256)) * 128  # 32 KiB: SENDMEs of the stream, and of a circuit under congestion control

@@ -1,28 +1,15 @@
-"""A circuit through scripted relays, in memory: the compiled core on one side, the fakes on the other.
+"""A circuit through scripted relays, in memory: the compiled core on one side, scripted relays on the other.
 
 Talk(3)                                 three hops with fixed windows
 Talk(hops=[WINDOWS, WINDOWS, CGO])      a mixture: what each relay lists, and so gets
 Talk(hops=[CGO] * 3, cgo=Cgo.EXIT)      what the default makes of three whole relays
 """
 
-import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address
-
-from fakes import (
-    FULL,
-    WITHOUT_CGO,
-    WITHOUT_NTOR_V3,
-    FakeCircuit,
-    FakeHop,
-    FakeRelay,
-    FakeStream,
-    OnionServiceLayer,
-    make_chain,
-)
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.channel import Channel
@@ -33,6 +20,18 @@ from torkit._fast.stream import Stream
 from torkit.errors import CircuitError
 from torkit.proto import cells, messages
 from torkit.proto.circuit import Cgo, HopHandshake, NewHop
+from torkit.testing.relay import (
+    FULL,
+    WITHOUT_CGO,
+    WITHOUT_NTOR_V3,
+    FakeCircuit,
+    FakeHop,
+    FakeRelay,
+    FakeStream,
+    OnionServiceLayer,
+    fresh,
+    make_chain,
+)
 
 RNG = random.Random(20261122)
 
@@ -51,10 +50,7 @@ def _keys() -> list[FakeRelay]:
 
 def fresh_relays(count: int) -> list[FakeRelay]:
     """Scripted relays that nobody has spoken to."""
-    relays = [copy.copy(relay) for relay in _keys()[:count]]
-    for relay in relays:
-        relay.known, relay.links, relay.circuits, relay.complaints = relays, [], [], []
-    return relays
+    return fresh(_keys()[:count])
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import CELL_BODY_LEN, TAG_LEN, CgoDirection
 
 from torkit._fast.cells import Command
 from torkit._fast.cgo import CgoLayer
 from torkit.errors import UsageError
+from torkit.testing.relay import reference
+from torkit.testing.relay.reference import CELL_BODY_LEN, TAG_LEN, CgoDirection
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "cgo.json").read_text())
 RELAY, RELAY_EARLY = Command.RELAY, Command.RELAY_EARLY

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from itertools import product
 
 import pytest
-from fakes import NTOR, NTOR_V3, FakeCircuit
 from fast.talk import CGO, CONGESTION_CONTROL, WINDOWS, Talk, failure_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from torkit._fast.onion import Layer, LayerKind
 from torkit._fast.stream import Stream
 from torkit.errors import UsageError
 from torkit.proto.circuit import Cgo
+from torkit.testing.relay import NTOR, NTOR_V3, FakeCircuit
 
 DATA_LEN = 488  # bytes in a DATA cell of format v1
 OTHER_LEN = 490  # in a message without stream id

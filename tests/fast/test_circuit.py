@@ -9,7 +9,6 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
-from fakes import FakeCircuit, FakeHop, FakeStream, Tor1Layer
 from fast.talk import CGO, CONGESTION_CONTROL, WINDOWS, Talk, failure_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from torkit._fast.events import ChannelFailed, ControlCell, Message, Readable, W
 from torkit._fast.onion import Layer, LayerKind
 from torkit._fast.stream import Stream
 from torkit.errors import UsageError
+from torkit.testing.relay import FakeCircuit, FakeHop, FakeStream, Tor1Layer
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from fakes import ignore
 from fast.pair import LAST, Pair
 from fast.talk import CGO, CONGESTION_CONTROL, WINDOWS, Talk, failure_of
 
@@ -15,6 +14,7 @@ from torkit._fast.conflux import LinkedSet, link
 from torkit._fast.events import Acknowledged, CircuitFailed, Event, Message, Readable, Writable
 from torkit.errors import UsageError
 from torkit.proto import messages
+from torkit.testing.relay import ignore
 
 KINDS = [CONGESTION_CONTROL, CGO]
 DATA_LEN = 488  # fits both formats

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from time import monotonic
 
 import pytest
-from fakes import CC_RESPONSE, FakeStream
 from fast.talk import CGO, CONGESTION_CONTROL, CWND, WINDOWS, Talk, failure_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from torkit._fast.events import Acknowledged, Message, Readable, Writable
 from torkit._fast.stream import Stream
 from torkit.errors import CircuitError, UsageError
 from torkit.proto.circuit import Cgo
+from torkit.testing.relay import CC_RESPONSE, FakeStream
 
 AT_EXIT = [WINDOWS, WINDOWS, CONGESTION_CONTROL]
 WITH_CGO = [WINDOWS, WINDOWS, CGO]

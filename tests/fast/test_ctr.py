@@ -8,10 +8,10 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import CELL_BODY_LEN
 
 from torkit._fast.ctr import CtrStream
 from torkit.errors import UsageError
+from torkit.testing.relay.reference import CELL_BODY_LEN
 
 # Every machine runs both: the processor's instructions, where it has them, and the portable way.
 both_ways = pytest.mark.parametrize("portable", [False, True], ids=["native", "portable"])

@@ -1,7 +1,6 @@
 """The core as an onion service: streams that a client begins, DATA behind BEGIN, ends on either side."""
 
 import pytest
-from fakes import FakeCircuit, FakeStream
 from fast.talk import Talk, failure_of
 
 from torkit._fast.cells import RelayCommand
@@ -9,6 +8,7 @@ from torkit._fast.circuit import Circuit
 from torkit._fast.events import Message, Readable
 from torkit._fast.stream import Stream
 from torkit.errors import UsageError
+from torkit.testing.relay import FakeCircuit, FakeStream
 
 CLIENT = 4  # the hop behind the rendezvous point, counted from 1
 NO_GRACE = 0.0

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import reference
-from fakes import FakeCircuit, OnionServiceLayer, RelayCell
 from fast.talk import CGO, CONGESTION_CONTROL, WINDOWS, Talk, failure_of, fresh_relays
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +14,7 @@ from torkit._fast.circuit import Circuit
 from torkit._fast.events import Acknowledged, Message
 from torkit._fast.onion import TOR1_ONION_KEYS_LEN, Layer, LayerKind
 from torkit.errors import UsageError
+from torkit.testing.relay import FakeCircuit, OnionServiceLayer, RelayCell, reference
 
 BOTH = pytest.mark.parametrize("cc", [False, True], ids=["windows", "congestion control"])
 STEMS = pytest.mark.parametrize(

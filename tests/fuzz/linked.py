@@ -1,9 +1,9 @@
 """Stories of two linked circuits: what an exit and a user do, a line each, and what must come of every step.
 
-The compiled core is one side; the other is an exit made of the layers of `fakes`, and a model in plain Python
-of what is due (linked_due.py). After each step both must say the same: events, streams, queues, SENDMEs and
-numbers. A line that makes no sense is passed over, so that any change of a story is a story. LEG is 0 or 1;
-STREAM is 0 to 3, and anything else is one that nobody has opened, or `none` for the circuit itself.
+The compiled core is one side; the other is an exit made of the scripted relay's layers, and a model in plain
+Python of what is due (linked_due.py). After each step both must say the same: events, streams, queues,
+SENDMEs and numbers. A line that makes no sense is passed over, so that any change of a story is a story. LEG
+is 0 or 1; STREAM is 0 to 3, and anything else is one that nobody has opened, `none` the circuit itself.
 
     kind cgo | fills                         anywhere: the exit's layer is CGO; data goes by any leg with room
     open STREAM | resolve STREAM             the user's: BEGIN, RESOLVE
@@ -22,8 +22,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
 
-from fakes import RelayCell, encode_cell, encode_versions
-from fakes.layers import CgoLayer, Tor1Layer
 from fuzz.linked_due import (
     CELL_LEN,
     COUNTED,
@@ -45,6 +43,8 @@ from torkit._fast.events import Acknowledged, CircuitFailed, ControlCell, Event,
 from torkit._fast.memory import held
 from torkit._fast.onion import Layer, LayerKind
 from torkit._fast.stream import Stream
+from torkit.testing.relay import RelayCell, encode_cell, encode_versions
+from torkit.testing.relay.layers import CgoLayer, Tor1Layer
 
 # --- the exit --------------------------------------------------------------------------------------
 

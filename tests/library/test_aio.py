@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from doors import RunningNetwork, tls_contexts
-from fakes import ignore
 from library.test_blocking import sent_and, serving
 from network.servers import PAGE
 from waiting import wait_until
 
 from torkit import aio
 from torkit.errors import EndReason, StreamClosed, UsageError
+from torkit.testing.relay import ignore
 
 GET = b"GET /page HTTP/1.0\r\n\r\n"
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 from doors import HOST, RunningNetwork
-from fakes import FakeStream, answer_begin
 
 import torkit
 from torkit import aio, blocking
 from torkit.errors import EndReason, NotPossible, TorkitError, UsageError
 from torkit.net.dir import keeper, servers
+from torkit.testing.relay import FakeStream, answer_begin
 
 aiohttp = pytest.importorskip("aiohttp")
 httpx = pytest.importorskip("httpx")

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import urllib3.connection
 from doors import HOST, RunningNetwork, tls_contexts
-from fakes import FakeStream, ignore
 from network.servers import PAGE, SinkServer, TargetServer
 from waiting import wait_until
 
@@ -29,6 +28,7 @@ from torkit import blocking
 from torkit.errors import EndReason, NoDirectory, StreamClosed, TorkitError, UsageError
 from torkit.net import door
 from torkit.socket_errors import os_error
+from torkit.testing.relay import FakeStream, ignore
 
 GET = b"GET /page HTTP/1.0\r\n\r\n"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 from doors import tls_contexts
-from fakes import FakeStream, answer_begin
 from served import FarStream, serve_network
 
 import torkit
 from torkit.config import chosen_data_dir, load_network
 from torkit.errors import StreamClosed, UsageError
+from torkit.testing.relay import FakeStream, answer_begin
 
 IDENT, PRINT = "AB" * 20, "cd" * 20
 NETWORK_FILE = f"authorities = ['alone v3ident={IDENT} 127.0.0.1:1 {PRINT}']\ntesting = true\n"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import trio
 from doors import RunningNetwork, tls_contexts
-from fakes import FakeStream, answer_begin, ignore
 from library.test_recipes import tls_server
 from network.servers import PAGE, WebServer
 
 import torkit
 from torkit import aio, blocking
 from torkit.errors import EndReason, StreamClosed, TorkitError
+from torkit.testing.relay import FakeStream, answer_begin, ignore
 
 aiohttp = pytest.importorskip("aiohttp")
 httpx = pytest.importorskip("httpx")

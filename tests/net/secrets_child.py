@@ -12,7 +12,6 @@ from random import Random
 from typing import Any
 
 import trio
-from fakes import FakeRelay
 from served import relay_of
 
 import torkit.net.circuit.circuit
@@ -25,6 +24,7 @@ from torkit.net.link.channel import Channel
 from torkit.proto import ntor
 from torkit.proto.cells import HASH_LEN
 from torkit.proto.flow import PathKind
+from torkit.testing.relay import FakeRelay
 
 MASK = 0xAA
 

@@ -15,13 +15,13 @@ from random import Random
 from typing import Any
 
 import trio
-from fakes import FakeRelay
 from fast.starved import load_allocator
 from served import build, connect, fresh_relays, open_stream, serve
 
 from torkit.errors import TorkitError
 from torkit.net.link.channel import Channel
 from torkit.net.link.pump import Pump
+from torkit.testing.relay import FakeRelay
 
 DOWN = Random(1).randbytes(300_000)  # bytes: several reads and SENDMEs
 UP = Random(2).randbytes(100_000)

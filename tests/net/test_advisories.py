@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from fakes import ignore
 from served import far_end, open_stream, serve_circuit
 from waiting import until
 
 from torkit._fast.cells import RelayCommand
 from torkit.errors import CircuitError
+from torkit.testing.relay import ignore
 
 
 async def test_a_circuit_that_is_closed_again_from_within_its_own_end_ends_once() -> None:

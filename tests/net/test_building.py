@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from fakes import FakeRelay, answer_extend2, ignore
 from pool import directory_of, failing_at_first, learnt_enough, open_pool
 from served import Arrivals, relay_of
 
@@ -17,6 +16,7 @@ from torkit.net.circuits.pool import AFTER_REST_ATTEMPTS, BUILD_ATTEMPTS
 from torkit.net.circuits.request import STREAM_TIMEOUT
 from torkit.net.circuits.spares import SPARE_RETRY
 from torkit.net.circuits.turns import MAX_PENDING, RESTS, Turns, rest
+from torkit.testing.relay import FakeRelay, answer_extend2, ignore
 
 
 def under_way(fake: FakeRelay) -> int:

@@ -7,7 +7,6 @@ from random import Random
 import pytest
 import trio
 import trio.testing
-from fakes import FakeCircuit, RelayCell, answer_extend2, ignore
 from pool import WEB_ONLY, Pool, failing_at_first, learnt_enough, open_pool
 from served import (
     CONGESTION_CONTROL,
@@ -28,6 +27,7 @@ from torkit.net.circuits.pool import BUILD_ATTEMPTS
 from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.onion.stems import Stems
 from torkit.params import parameter
+from torkit.testing.relay import FakeCircuit, RelayCell, answer_extend2, ignore
 
 # --- Builds that fail ----------------------------------------------------------------------------------
 

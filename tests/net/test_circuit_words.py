@@ -10,7 +10,6 @@ from random import Random
 import pytest
 import trio
 import trio.testing
-from fakes import FakeCircuit, RelayCell, ignore
 from served import ServedNetwork, fresh_relays, relay_of, serve, serve_network
 from waiting import until
 
@@ -23,6 +22,7 @@ from torkit.net.circuits.purpose import Path as Relays
 from torkit.net.circuits.words import names_of
 from torkit.net.link.channels import Channels
 from torkit.proto.padding import Padding
+from torkit.testing.relay import FakeCircuit, RelayCell, ignore
 
 NAMES = ("one", "two", "three")
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import trio
 import trio.testing
-from fakes import answer_extend2
 from pool import WEB_ONLY, Pool, directory_of, open_pool, settle
 from served import (
     ACCEPT_ALL,
@@ -20,6 +19,7 @@ from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuits.pool import WORN_GRACE
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.circuits.spares import EXPIRY_CHECK, SPARE_COUNT
+from torkit.testing.relay import answer_extend2
 
 # --- Who shares ----------------------------------------------------------------------------------------
 

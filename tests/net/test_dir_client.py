@@ -11,7 +11,6 @@ from hashlib import sha3_256
 import network_docs
 import pytest
 import trio
-from fakes import FakeStream, answer_begin_dir, http_response, ignore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from network_docs import HOUR
@@ -44,6 +43,7 @@ from torkit.net.dir.fetch import (
     fetch_consensus,
     fetch_microdescs,
 )
+from torkit.testing.relay import FakeStream, answer_begin_dir, http_response, ignore
 
 LIMIT = 1 << 20
 BODY = b"network-status-version 3 microdesc\n" * 100

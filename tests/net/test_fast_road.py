@@ -16,7 +16,6 @@ import pytest
 import trio
 import trio.testing
 from ends import Ends, open_ends, waiting_in
-from fakes import WITHOUT_CGO, FakeStream
 from served import PLAIN, open_stream, serve_circuit
 from waiting import until_by_the_wall
 
@@ -25,6 +24,7 @@ from torkit.net import pipe as pipe_module
 from torkit.net.circuit.stream import Stream
 from torkit.net.link.pump import Pump
 from torkit.net.pipe import pipe
+from torkit.testing.relay import WITHOUT_CGO, FakeStream
 
 BODY = bytes(range(256)) * 4096  # 1 MiB: four times what the windows of a stream let through at once
 PROTOCOLS = pytest.mark.parametrize("protocols", [PLAIN, WITHOUT_CGO], ids=["windows", "congestion control"])

@@ -7,7 +7,6 @@ from random import Random
 import pytest
 import trio
 import trio.testing
-from fakes import FakeCircuit, FakeLink, FakeStream, RelayCell, answer_extend2, ignore
 from pool import failing_at_first, open_pool, settle
 from served import (
     Arrivals,
@@ -23,6 +22,7 @@ from torkit.net.circuits.pool import WORN_GRACE
 from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.circuits.spares import EXPIRY_CHECK
 from torkit.net.link.pump import STALL, Pump
+from torkit.testing.relay import FakeCircuit, FakeLink, FakeStream, RelayCell, answer_extend2, ignore
 
 # --- Guards --------------------------------------------------------------------------------------------
 

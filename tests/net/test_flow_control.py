@@ -11,7 +11,16 @@ import pytest
 import trio
 import trio.testing
 from clocks import HastyClock
-from fakes import (
+from served import Arrivals, fresh_relays, open_stream, relay_of, serve_channel
+
+from torkit._fast.cells import RelayCommand
+from torkit.directory.netdoc import decode_protocols
+from torkit.errors import CircuitError, DestroyReason, EndReason
+from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.settings import CircuitSettings
+from torkit.net.circuit.stream import Stream, StreamBroken
+from torkit.net.link.channel import Channel
+from torkit.testing.relay import (
     CC_RESPONSE,
     FULL,
     WITHOUT_CGO,
@@ -22,15 +31,6 @@ from fakes import (
     answer_begin,
     answer_resolve,
 )
-from served import Arrivals, fresh_relays, open_stream, relay_of, serve_channel
-
-from torkit._fast.cells import RelayCommand
-from torkit.directory.netdoc import decode_protocols
-from torkit.errors import CircuitError, DestroyReason, EndReason
-from torkit.net.circuit.circuit import Circuit
-from torkit.net.circuit.settings import CircuitSettings
-from torkit.net.circuit.stream import Stream, StreamBroken
-from torkit.net.link.channel import Channel
 
 # Small, for speed: XOFF takes 10 cells.
 LIMIT_CELLS = 10

@@ -3,7 +3,6 @@
 import pytest
 import trio
 import trio.testing
-from fakes import CONNECTFAILED, FakeCircuit, RelayCell, answer_create, answer_extend2
 from served import (
     CONGESTION_CONTROL,
     Arrivals,
@@ -21,6 +20,7 @@ from torkit.errors import ChannelClosed, CircuitClosed, CircuitError, DestroyRea
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
+from torkit.testing.relay import CONNECTFAILED, FakeCircuit, RelayCell, answer_create, answer_extend2
 
 
 async def failure_of(circuit: Circuit) -> TorkitError:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from fakes import FakeCircuit, http_response
 from onion_network import FarClient, OnionNetwork, onion_network
 from waiting import until
 
@@ -32,6 +31,7 @@ from torkit.net.hosting.means import Wishes
 from torkit.net.hosting.point import LAUNCH_PERIOD, MAX_LAUNCHES, RETRIES, Launches
 from torkit.net.hosting.serve import OnionListener
 from torkit.net.onion.descriptors import calendar_of
+from torkit.testing.relay import FakeCircuit, http_response
 
 LOGGER = "torkit.net.hosting.service"
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 import trio.testing
-from fakes import FakeCircuit, FakeStream, RelayCell, answer_begin, answer_extend2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proxied import CONNECT, GREETING, ScriptedTor, proxy_for
@@ -25,6 +24,7 @@ from torkit.net.proxy.listener import StreamListener
 from torkit.net.proxy.upstream import Upstream
 from torkit.proto.first_byte import AnyProtocol
 from torkit.proto.request import Command, Request
+from torkit.testing.relay import FakeCircuit, FakeStream, RelayCell, answer_begin, answer_extend2
 
 
 class Asked(NamedTuple):

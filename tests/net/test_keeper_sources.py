@@ -7,7 +7,6 @@ import network_docs
 import pytest
 import trio
 import trio.testing
-from fakes import FakeStream, answer_begin_dir, http_response, ignore
 from keeping import (
     CONSENSUS_PATH,
     DOCS,
@@ -27,6 +26,7 @@ from served import DirectoryService, signed_service
 from torkit.errors import NoDirectory
 from torkit.net.dir.keeper import MISSING_RETRY
 from torkit.net.dir.servers import STAGGER
+from torkit.testing.relay import FakeStream, answer_begin_dir, http_response, ignore
 
 # --- Sources -------------------------------------------------------------------------------------------
 

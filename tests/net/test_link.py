@@ -9,17 +9,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from fakes import (
-    FakeLink,
-    FakeRelay,
-    answer_versions,
-    encode_certs,
-    encode_netinfo,
-    encode_versions,
-    ignore,
-    make_ed_certificate,
-    serve_relay,
-)
 from served import (
     Arrivals,
     build,
@@ -39,6 +28,17 @@ from torkit.net.contact import DirectoryServer
 from torkit.net.link.channel import CONNECT_TIMEOUT, Channel
 from torkit.net.link.channels import MAX_AGE, Channels
 from torkit.proto.padding import IDLE_TIMEOUT, IDLE_TIMEOUT_SPREAD, Padding
+from torkit.testing.relay import (
+    FakeLink,
+    FakeRelay,
+    answer_versions,
+    encode_certs,
+    encode_netinfo,
+    encode_versions,
+    ignore,
+    make_ed_certificate,
+    serve_relay,
+)
 
 Certs = list[tuple[int, bytes]]
 

@@ -8,13 +8,13 @@ from random import Random
 import pytest
 import trio
 import trio.testing
-from fakes import FakeRelay
 from served import Arrivals, build, fresh_relays, open_stream, relay_of, serve
 
 from torkit._fast.cells import Command
 from torkit.net.link.channel import Channel
 from torkit.net.link.channels import Channels
 from torkit.proto.padding import KEEPALIVE, Padding
+from torkit.testing.relay import FakeRelay
 
 EVERY_2_S = {"nf_ito_low": 2000, "nf_ito_high": 2000}
 

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from fakes import FakeCircuit, FakeRelay, RelayCell
 from served import CONGESTION_CONTROL, build, fresh_relays, serve_channel
 from waiting import until
 
@@ -19,6 +18,7 @@ from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
 from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.journal import Journal
+from torkit.testing.relay import FakeCircuit, FakeRelay, RelayCell
 
 NONCE = bytes(range(32))
 EXIT = 3  # hop

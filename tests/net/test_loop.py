@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from fakes import encode_cell
 from served import (
     build,
     connect,
@@ -24,6 +23,7 @@ from torkit.client import open_tor
 from torkit.errors import InternalError, StreamClosed
 from torkit.net.link.pump import LocalOwner, Pump
 from torkit.proto.padding import Padding
+from torkit.testing.relay import encode_cell
 
 
 def run_out_of_memory(*_: object) -> None:

@@ -10,9 +10,7 @@ from random import Random
 
 import pytest
 import trio
-from fakes import FakeStream
 from fast.talk import CONGESTION_CONTROL, Talk, failure_of
-from raw_tls import RawPeer, raw_server
 from served import CONGESTION_CONTROL as RELAY_WITH_CC
 from served import build, fresh_relays, open_stream, relay_of, serve_channel
 
@@ -25,6 +23,8 @@ from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
 from torkit.net.link.channel import Channel
 from torkit.net.memory import FLOOR, LEAST, MOST, default_limit, limit_memory
+from torkit.testing.relay import FakeStream
+from torkit.testing.relay.raw_tls import RawPeer, raw_server
 
 CELL_DATA_LEN = 498
 LARGE = 450 * CELL_DATA_LEN  # bytes: under the window of one stream

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from fakes import FakeCircuit
 from onion_home import a_home, failure_of
 from onion_service import Introduction
 from trio.testing import MockClock
@@ -12,6 +11,7 @@ from trio.testing import MockClock
 from torkit._fast.cells import RelayCommand
 from torkit.errors import CircuitError, EndReason, OnionStep
 from torkit.net.onion.meeting import MAX_ATTEMPTS
+from torkit.testing.relay import FakeCircuit
 
 
 async def test_a_rendezvous_point_that_speaks_before_it_is_asked_loses_its_circuit(

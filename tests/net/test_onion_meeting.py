@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import trio
-from fakes import ignore
 from onion_home import POINTS, RENDEZVOUS, SERVICE, a_home, failure_of
 from onion_service import Introduction, OnionService
 from served import fresh_relays, relay_of
@@ -17,6 +16,7 @@ from torkit.errors import CircuitClosed, CircuitError, OnionStep, TimedOut
 from torkit.hs.introduction import PointFailure
 from torkit.net.circuits.request import STREAM_TIMEOUT
 from torkit.net.onion.meeting import MAX_ATTEMPTS, MAX_OTHER_FAILURES, PATIENCE, RESTS
+from torkit.testing.relay import ignore
 
 
 def batched(items: list[Introduction], count: int) -> list[list[Introduction]]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import trio
-from fakes import FakeCircuit
 from onion_home import MIDDLE, SECOND, Home, a_home
 from onion_home import RENDEZVOUS as POINT
 from onion_service import Introduction
@@ -17,6 +16,7 @@ from waiting import until
 from torkit.errors import CircuitError
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.onion.stems import MAX_RELEASED, Stems
+from torkit.testing.relay import FakeCircuit
 
 
 @asynccontextmanager

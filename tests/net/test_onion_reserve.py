@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from random import Random
 
 import trio
-from fakes import FakeRelay
 from pool import Pool, learnt_enough, open_pool
 from served import fresh_relays, relay_of
 from trio.testing import MockClock
@@ -16,6 +15,7 @@ from torkit.learnt.predicted_ports import PredictedPorts
 from torkit.net.circuits.spares import SPARE_RETRY
 from torkit.net.onion.reserve import PACE, RESERVE_COUNT, Reserve
 from torkit.net.onion.stems import Stems
+from torkit.testing.relay import FakeRelay
 
 
 class Home:

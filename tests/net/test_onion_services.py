@@ -11,7 +11,6 @@ from typing import Any
 import network_docs as nd
 import pytest
 import trio
-from fakes import FakeStream
 from onion_home import GUARD, RENDEZVOUS, SECOND, SERVICE, Home, a_home
 from served import authorities, doc_of
 from trio.testing import MockClock
@@ -37,6 +36,7 @@ from torkit.net.onion.meeting import RESTS
 from torkit.net.onion.request import OnionRequest
 from torkit.net.onion.services import OnionServices
 from torkit.net.onion.work import Worker
+from torkit.testing.relay import FakeStream
 
 ADDRESS = encode_address(bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"))
 

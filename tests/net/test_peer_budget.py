@@ -12,9 +12,7 @@ from random import Random
 
 import pytest
 import trio
-from fakes import FakeRelay
 from fast.talk import CONGESTION_CONTROL, Talk
-from raw_tls import TLS_1_2, RawPeer, raw_server
 from served import fresh_relays
 
 from torkit._fast.cells import Command, RelayCommand
@@ -25,6 +23,8 @@ from torkit._fast.tls import Tls
 from torkit.errors import ChannelError, TorkitError
 from torkit.net.link.channel import Channel
 from torkit.net.link.tls import TlsConnection
+from torkit.testing.relay import FakeRelay
+from torkit.testing.relay.raw_tls import TLS_1_2, RawPeer, raw_server
 
 SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from fakes import FakeStream, ignore
 from proxied import CONNECT, CONNECT_ADDRESS, GREETING, ScriptedTor, proxy_for, receive_all
 from served import ServedNetwork, serve_network
 
@@ -16,6 +15,7 @@ from torkit._fast.sources import LocalEvent
 from torkit.client import Tor, open_tor
 from torkit.errors import EndReason, Retry, StreamClosed
 from torkit.net.proxy import listener, serve_socks
+from torkit.testing.relay import FakeStream, ignore
 
 PUBLIC = bytes([203, 0, 113, 5])
 INTERNAL = bytes([10, 0, 0, 7])

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import trio
-from fakes import FakeRelay, FakeStream, answer_begin
 from served import build, connect, fresh_relays, serve
 
 from torkit._fast.sources import LocalEvent
@@ -20,6 +19,7 @@ from torkit.net.link import pump
 from torkit.net.link.pump import STALL, Pump, Stalls
 from torkit.net.proxy.carrier import Carrier
 from torkit.net.proxy.sockdiag import SockDiag
+from torkit.testing.relay import FakeRelay, FakeStream, answer_begin
 
 logger = logging.getLogger("tests")
 

@@ -7,13 +7,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from fakes import (
-    FakeCircuit,
-    FakeStream,
-    answer_begin,
-    answer_extend2,
-    ignore,
-)
 from served import Arrivals, serve_network
 from served_tor import exit_of, exits_of, expire, refuse_by_policy, refuse_once, served_tor, until_replaced
 
@@ -32,6 +25,13 @@ from torkit.net.circuits.purpose import ExitTo, Need
 from torkit.net.circuits.request import ATTEMPT_TIMEOUTS, MAX_FAILURES, STREAM_TIMEOUT
 from torkit.paths.constraints import Constraints
 from torkit.proto.padding import Padding
+from torkit.testing.relay import (
+    FakeCircuit,
+    FakeStream,
+    answer_begin,
+    answer_extend2,
+    ignore,
+)
 
 
 async def test_a_stream_refused_for_the_exits_fault_is_tried_at_another(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from fakes import FULL
 from hs.making import VECTORS
 from served import CONGESTION_CONTROL, PLAIN, fresh_relays, serve
+
+from torkit.testing.relay import FULL
 
 CHILD = Path(__file__).with_name("secrets_child.py")
 MASK = 0xAA

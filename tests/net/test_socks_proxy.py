@@ -12,7 +12,6 @@ import pytest
 import trio
 import trio.testing
 from fake_tor import FakeAnswer
-from fakes import ignore
 from proxied import (
     CONNECT,
     CONNECT_ADDRESS,
@@ -28,6 +27,7 @@ from proxied import (
 
 from torkit.errors import EndReason, NoPath, StreamClosed
 from torkit.net.proxy import farewell, limits, listener, shared
+from torkit.testing.relay import ignore
 
 
 @pytest.fixture(params=[True, False], ids=["ready", "not ready"], autouse=True)

@@ -7,7 +7,6 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 import trio
 import trio.testing
-from fakes import FakeRelay, FakeStream, ignore
 from served import (
     CONGESTION_CONTROL,
     PLAIN,
@@ -25,6 +24,7 @@ from torkit._fast.cells import RelayCommand
 from torkit.errors import CircuitError, EndReason, StreamClosed, UsageError
 from torkit.net.circuit.stream import Stream, StreamBroken
 from torkit.proto.messages import Answer, ResolvedError
+from torkit.testing.relay import FakeRelay, FakeStream, ignore
 
 CELL = 498  # bytes of data in a full cell
 STREAM_WINDOW = 500  # cells

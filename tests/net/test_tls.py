@@ -11,11 +11,11 @@ from random import SystemRandom
 import pytest
 import trio
 import trio.testing
-from fakes import FakeRelay, WatchedStream
 from served import fresh_relays
 
 from torkit.errors import ChannelClosed, ChannelError
 from torkit.net.link.tls import TlsConnection, random_server_name
+from torkit.testing.relay import FakeRelay, WatchedStream
 
 BUFFER = bytearray(1 << 17)  # what one read brings, for one reader at a time
 

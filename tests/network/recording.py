@@ -28,7 +28,6 @@ from typing import NamedTuple
 import network_docs
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fakes import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell, ignore
 from network.servers import HOST, free_port
 from network.tracing import STRACE, peers_in
 from network_docs import HOUR, RelayDoc, consensus, consensus_diff
@@ -36,6 +35,7 @@ from served import DirectoryService, authorities, doc_of, fresh_relays, serve
 
 from torkit._fast.cells import RelayCommand
 from torkit.hs.address import encode_address
+from torkit.testing.relay import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell, RelayState, ignore
 
 DEADLINE = 100.0  # seconds for all that one client is asked for; 7 pass where nothing else runs
 POLL_INTERVAL = 0.02
@@ -158,7 +158,7 @@ class Recording:
         """Those that are open."""
         return [stream for circuit in self.circuits(3) for stream in circuit.streams.values()]
 
-    def name_of(self, relay: FakeRelay) -> str:
+    def name_of(self, relay: RelayState) -> str:
         return next(name for name, one in self.relays.items() if one is relay)
 
 
@@ -256,7 +256,7 @@ async def guards_in_turn(client: Client, directory: Path, now: int) -> tuple[lis
         for _ in range(2):
             async with await ask(port, CONNECT, NAME, 80):
                 pass
-            guard = seen.messages(RelayCommand.BEGIN)[-1].circuit.hops[0].relay
+            guard = seen.relays[seen.name_of(seen.messages(RelayCommand.BEGIN)[-1].circuit.hops[0].relay)]
             used.append(seen.name_of(guard))
             guard.on_versions = FakeLink.close
             for link in guard.links:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from fakes import FakeCircuit, FakeRelay, FakeStream, http_response
 from network.recording import (
     ANSWER_LEN,
     CONNECT,
@@ -32,6 +31,7 @@ from torkit.hs.address import encode_address
 from torkit.hs.calendar import RUN_INTERVALS, Calendar
 from torkit.hs.keys import SecretKey, subcredential
 from torkit.hs.publication import Publication, encode_descriptor
+from torkit.testing.relay import FakeCircuit, FakeRelay, FakeStream, http_response
 
 PORT = 80
 STEMS = 3  # that either client builds ahead

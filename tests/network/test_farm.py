@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from fakes import FakeStream
 from network.servers import free_port
 from network.torkit_process import Proxy, Shell, running_proxy, skip_without, wait_until
 from served import serve_network
 from served_shell import shell_on
+
+from torkit.testing.relay import FakeStream
 
 # HAProxy takes a process for dead whose answers are late; beside other tests they are.
 pytestmark = [pytest.mark.network, pytest.mark.alone, skip_without("haproxy")]

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import pytest
 import trio
-from fakes import NTOR, NTOR_V3, RELAY_CRYPT_CGO, FakeHop, FakeLink, decode_extend2, encode_extensions
 from network.recording import (
     ANSWER_LEN,
     CELL_LEN,
@@ -32,6 +31,15 @@ from network.recording import (
 from network.torkit_process import skip_without
 
 from torkit._fast.cells import Command, RelayCommand
+from torkit.testing.relay import (
+    NTOR,
+    NTOR_V3,
+    RELAY_CRYPT_CGO,
+    FakeHop,
+    FakeLink,
+    decode_extend2,
+    encode_extensions,
+)
 
 pytestmark = pytest.mark.network
 
@@ -195,7 +203,9 @@ def test_records_end_after_4048_bytes_and_after_32_cells(alike: Alike) -> None:
 
     def observe(seen: Recording) -> tuple[bool, bool]:
         at, full, longer = 0, 0, 0
-        for length in seen.records(seen.messages(RelayCommand.BEGIN)[1].circuit.link):
+        link = seen.messages(RelayCommand.BEGIN)[1].circuit.link
+        assert isinstance(link, FakeLink)
+        for length in seen.records(link):
             room = min(4048 - at % 4048, 32 * CELL_LEN - at % (32 * CELL_LEN))
             full += length == room
             longer += length > room

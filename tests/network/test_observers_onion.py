@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import NTOR, FakeCircuit
 from network.recording_onion import STEMS, Onion, record_onion
 from network.test_observers import record_both
 from network.torkit_process import skip_without
 from setup_padder import NEGOTIATE
 
 from torkit._fast.cells import RelayCommand
+from torkit.testing.relay import NTOR, FakeCircuit
 
 pytestmark = [pytest.mark.network, skip_without("tor", "strace")]
 

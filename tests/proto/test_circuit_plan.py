@@ -10,7 +10,11 @@ from itertools import product
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from fakes import (
+
+from torkit._fast.onion import CGO_KEYS_LEN, TOR1_KEYS_LEN, LayerKind
+from torkit.errors import CircuitError
+from torkit.proto.circuit import Cgo, HopHandshake, NewHop
+from torkit.testing.relay import (
     CC_REQUEST,
     CC_RESPONSE,
     NTOR,
@@ -22,10 +26,6 @@ from fakes import (
     answer_handshake_ntor_v3,
     decode_extensions,
 )
-
-from torkit._fast.onion import CGO_KEYS_LEN, TOR1_KEYS_LEN, LayerKind
-from torkit.errors import CircuitError
-from torkit.proto.circuit import Cgo, HopHandshake, NewHop
 
 # What is asked: a handshake type and, with ntor-v3, its extensions.
 Asked = tuple[int, dict[int, bytes] | None]

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import trio
 from campaigns import FAST, scan, scanned_network, unit_of
-from fakes import FakeStream, ignore
 
 from torkit.directory.positions import Position
 from torkit.errors import EndReason
 from torkit.scan import campaign as campaigns
 from torkit.scan.probes import OnStream
+from torkit.testing.relay import FakeStream, ignore
 
 TARGET = "web.test:80"
 

@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from fakes import FakeStream
 from served import ServedNetwork, serve_network
 
 from torkit.config import Network
 from torkit.errors import EndReason
+from torkit.testing.relay import FakeStream
 from torkit.testnet.in_thread import kept_open
 
 HOST = "127.0.0.1"

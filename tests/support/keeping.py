@@ -13,7 +13,6 @@ import pytest
 import trio
 import trio.testing
 import waiting
-from fakes import FakeRelay
 from network_docs import HOUR, TestAuthority
 from served import DirectoryService, authorities, fresh_relays, serve, signed_service, source_of
 
@@ -26,6 +25,7 @@ from torkit.net.dir.keeper import DirectoryKeeper
 from torkit.net.dir.servers import Sources
 from torkit.net.link.channels import Channels
 from torkit.paths.guards import Guards
+from torkit.testing.relay import FakeRelay
 
 DOCS = network_docs.relays(30)
 MINUTE = 60

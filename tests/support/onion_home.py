@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import trio
-from fakes import FakeCircuit, FakeRelay, ignore
 from onion_service import OnionService
 from served import PLAIN, build, fresh_relays, serve_channel
 
@@ -23,6 +22,7 @@ from torkit.net.circuits.request import STREAM_TIMEOUT
 from torkit.net.link.channel import Channel
 from torkit.net.onion.meeting import Meeting
 from torkit.net.onion.work import Worker
+from torkit.testing.relay import FakeCircuit, FakeRelay, ignore
 
 GUARD, SECOND, MIDDLE, RENDEZVOUS, SERVICE = range(5)
 POINTS = range(5, 8)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from fakes import FakeCircuit, FakeHop, FakeRelay, FakeStream, OnionServiceLayer, RelayCell, http_response
 from served import PLAIN, ServedNetwork, authorities, serve_network, signed_service
 from waiting import until
 
@@ -34,6 +33,15 @@ from torkit.hs.keys import blind, subcredential
 from torkit.hs.messages import decode_rendezvous2, introduce_header, introduce_plaintext
 from torkit.net.onion.descriptors import calendar_of
 from torkit.proto.messages import encode_link_specifiers
+from torkit.testing.relay import (
+    FakeCircuit,
+    FakeHop,
+    FakeRelay,
+    FakeStream,
+    OnionServiceLayer,
+    RelayCell,
+    http_response,
+)
 
 PROTOCOLS = f"{PLAIN} HSDir=2 HSIntro=4-5 HSRend=1-2"
 
@@ -147,7 +155,9 @@ class OnionNetwork:
     # --- a client ---------------------------------------------------------------------------------
 
     def relay_of(self, circuit: FakeCircuit, number: int) -> FakeRelay:
-        return circuit.hops[number - 1].relay
+        relay = circuit.hops[number - 1].relay
+        assert isinstance(relay, FakeRelay)
+        return relay
 
     def introduce(
         self,

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from fakes import FakeCircuit, FakeHop, FakeRelay, OnionServiceLayer, RelayCell, aes_ctr
 
 from torkit._fast.cells import RelayCommand
 from torkit.hs.descriptor import Descriptor, IntroductionPoint, ProofOfWork
+from torkit.testing.relay import FakeCircuit, FakeHop, FakeRelay, OnionServiceLayer, RelayCell, aes_ctr
 
 PROTOID = b"tor-hs-ntor-curve25519-sha3-256-1"
 BLINDED, SUBCREDENTIAL = b"b" * 32, b"s" * 32

@@ -11,7 +11,6 @@ from typing import Any
 import network_docs
 import trio
 import trio.testing
-from fakes import FakeCircuit, FakeRelay, RelayCell, answer_extend2
 from served import (
     ACCEPT_ALL,
     authorities,
@@ -49,6 +48,7 @@ from torkit.net.link.channels import Channels
 from torkit.params import parameter
 from torkit.paths.choose import may_go_on
 from torkit.proto.padding import Padding
+from torkit.testing.relay import FakeCircuit, FakeRelay, RelayCell, answer_extend2
 
 WEB_ONLY = PortPolicy(True, ((80, 80), (443, 443)))
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import trio
 from fake_tor import FakeTor
-from fakes import FakeRelay, FakeStream, answer_begin
 from served import serve_circuit
 
 from torkit.errors import EndReason, TimedOut
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.stream import Stream
 from torkit.net.proxy import serve_socks
+from torkit.testing.relay import FakeRelay, FakeStream, answer_begin
 
 GREETING = b"\x05\x01\x00"
 CONNECT = b"\x05\x01\x00\x03\x08web.test\x00\x50"

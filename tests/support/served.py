@@ -6,7 +6,6 @@ async with serve_channel(relays[0]) as channel:            a link, its tasks run
 async with serve_network(tmp_path) as network: ...         a signed directory of relays that can be used
 """
 
-import copy
 import operator
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -21,7 +20,6 @@ from typing import Any
 import network_docs
 import trio
 import trio.testing
-from fakes import FakeCircuit, FakeRelay, FakeStream, http_response, make_chain, serve_relay
 from network_docs import HOUR, RelayDoc, TestAuthority, bare64
 
 from torkit.config import Authority, Fallback, Network
@@ -33,6 +31,15 @@ from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import Stream, StreamHost
 from torkit.net.contact import DirectoryServer
 from torkit.net.link.channel import Channel
+from torkit.testing.relay import (
+    FakeCircuit,
+    FakeRelay,
+    FakeStream,
+    fresh,
+    http_response,
+    make_chain,
+    serve_relay,
+)
 
 ACCEPT_ALL = PortPolicy(True, ((1, 65535),))
 
@@ -48,10 +55,7 @@ def _keys(count: int) -> list[FakeRelay]:
 
 def fresh_relays(count: int) -> list[FakeRelay]:
     """Scripted relays that know each other and that nobody has spoken to."""
-    relays = [copy.copy(relay) for relay in _keys(count)]
-    for relay in relays:
-        relay.known, relay.links, relay.circuits, relay.complaints, relay.hosts = relays, [], [], [], {}
-    return relays
+    return fresh(_keys(count))
 
 
 def relay_of(fake: FakeRelay, **changes: Any) -> Relay:

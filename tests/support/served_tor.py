@@ -8,11 +8,6 @@ from pathlib import Path
 
 import trio
 import trio.testing
-from fakes import (
-    FakeRelay,
-    FakeStream,
-    answer_begin,
-)
 from network_docs import HOUR
 from served import ServedNetwork, authorities, serve_network, signed_service
 
@@ -23,6 +18,11 @@ from torkit.errors import (
 )
 from torkit.net.circuit.stream import Stream
 from torkit.proto.padding import Padding
+from torkit.testing.relay import (
+    FakeRelay,
+    FakeStream,
+    answer_begin,
+)
 
 
 @asynccontextmanager

@@ -8,9 +8,8 @@
 
 from collections.abc import Callable
 
-from fakes import FakeCircuit, FakeRelay, RelayCell
-
 from torkit._fast.cells import RelayCommand
+from torkit.testing.relay import FakeCircuit, FakeRelay, RelayCell
 
 NEGOTIATE, NEGOTIATED = 41, 42
 INTRODUCTION, RENDEZVOUS = 0, 1  # machines

@@ -20,9 +20,10 @@ from ctypes.util import find_library
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from fakes import FakeLink, FakeRelay
 
 from torkit._fast.cells import Command
+from torkit.testing.relay.link import FakeLink
+from torkit.testing.relay.relay import FakeRelay
 
 _LIBRARY = find_library("ssl") or "libssl.so.3"
 _PEM = 1  # SSL_FILETYPE_PEM

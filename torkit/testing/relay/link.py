@@ -5,23 +5,21 @@ from __future__ import annotations
 import ipaddress
 import os
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torkit._fast.cells import Command
-
-from .cells import CELL_BODY_LEN, PADDING_LINK, encode_cell, encode_versions, ignore
-from .certificates import encode_certs
-from .circuit import FakeCircuit
-
-if TYPE_CHECKING:
-    from .relay import FakeRelay
+from torkit.testing.relay.cells import CELL_BODY_LEN, PADDING_LINK, encode_cell, ignore
+from torkit.testing.relay.certificates import encode_certs
+from torkit.testing.relay.circuit import FakeCircuit
+from torkit.testing.relay.faults import Level, Passage, let_pass, pieces
+from torkit.testing.relay.state import RelayState
 
 
 class FakeLink:
     """One connection: framing, the link handshake, and the table of circuits."""
 
-    def __init__(self, relay: FakeRelay) -> None:
+    def __init__(self, relay: RelayState) -> None:
         self.relay = relay
         self.version: int | None = None
         self.circuits: dict[int, FakeCircuit] = {}
@@ -29,15 +27,21 @@ class FakeLink:
         self.closed = False
         self.abrupt = False
         self.on_output: Callable[[], object] = ignore  # called when there is something to write, or a close
+        self.delayed: list[tuple[float, Callable[[], object]]] = []  # seconds, and what to call then
+        self.on_delay: Callable[[float, Callable[[], object]], object] = lambda *one: self.delayed.append(one)
         self._input = bytearray()
         self._output = bytearray()
+        self.sent_count = self.received_count = 0  # bytes, whatever became of them
 
     def receive(self, data: bytes) -> bytes:
         """Bytes from the client in any cut; what the relay says to that."""
-        self._input += data
-        while not self.closed and (cell := self._next_cell()) is not None:
-            self._handle(*cell)
+        self.hear(data)
         return self.take()
+
+    def hear(self, data: bytes) -> None:
+        """The same, but what the relay says waits until it is taken."""
+        start, self.received_count = self.received_count, self.received_count + len(data)
+        self._let_pass(False, start, data, self._hear)
 
     def take(self) -> bytes:
         """What waits to be sent, after a test had the relay speak unasked."""
@@ -47,11 +51,19 @@ class FakeLink:
 
     def push(self, data: bytes) -> None:
         """Queue bytes for the client as they are."""
-        self._output += data
-        self.on_output()
+        start, self.sent_count = self.sent_count, self.sent_count + len(data)
+        self._let_pass(True, start, data, self._queue)
 
     def send_cell(self, circ_id: int, command: int, body: bytes = b"") -> None:
-        self.push(encode_cell(circ_id, command, body))
+        def push(body: bytes) -> None:
+            self.push(encode_cell(circ_id, command, body))
+
+        self._let_cell_pass(True, circ_id, command, body, push)
+
+    def send_versions(self, versions: Sequence[int]) -> None:
+        """The first cell, with its 2-byte circuit id."""
+        body = struct.pack(f">{len(versions)}H", *versions)
+        self._let_cell_pass(True, 0, Command.VERSIONS, body, self._push_versions)
 
     def close(self, *, abrupt: bool = False) -> None:
         """End the connection once the output is written; `abrupt` leaves out TLS's own goodbye."""
@@ -59,9 +71,44 @@ class FakeLink:
         self.abrupt = abrupt
         self.on_output()
 
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call this so much later; where the link has no clock, that is for whoever reads `delayed`."""
+        self.on_delay(seconds, call)
+
     def complain(self, why: str) -> None:
         self.relay.complaints.append(why)
         self.close()
+
+    def _let_pass(self, is_sent: bool, start: int, data: bytes, go: Callable[[bytes], object]) -> None:
+        faults = self.relay.faults
+        if not faults:
+            go(data)
+            return
+        for at, piece in pieces(faults, start, data):
+            let_pass(faults, Passage(is_sent, Level.BYTES, None, at, piece, self, None, self, go))
+
+    def _let_cell_pass(
+        self, is_sent: bool, circ_id: int, command: int, body: bytes, go: Callable[[bytes], object]
+    ) -> None:
+        if not self.relay.faults:
+            go(body)
+            return
+        circuit = self.circuits.get(circ_id)
+        one = Passage(is_sent, Level.CELL, command, 0, body, self, circuit, self, go)
+        let_pass(self.relay.faults, one)
+
+    def _queue(self, data: bytes) -> None:
+        self._output += data
+        self.on_output()
+
+    def _push_versions(self, body: bytes) -> None:
+        self.push(struct.pack(">HBH", 0, Command.VERSIONS, len(body)) + body)
+
+    def _hear(self, data: bytes) -> None:
+        self._input += data
+        while not self.closed and (cell := self._next_cell()) is not None:
+            circ_id, command, body = cell
+            self._let_cell_pass(False, circ_id, command, body, partial(self._handle, circ_id, command))
 
     def _next_cell(self) -> tuple[int, int, bytes] | None:
         circ_id_len = 2 if self.version is None else 4  # VERSIONS alone has short ids
@@ -96,7 +143,7 @@ class FakeLink:
             circuit = self.circuits.pop(circ_id)
             circuit.closed = True
             for hop in circuit.hops:
-                hop.relay.on_destroy(circuit, body[0])
+                hop.relay.on_destroy(circuit, int.from_bytes(body[:1], "big"))
         elif command == Command.NETINFO:
             if body[:4] != bytes(4):
                 self.relay.complaints.append("a client's NETINFO carries a timestamp")
@@ -137,13 +184,13 @@ class FakeLink:
 def answer_versions(link: FakeLink) -> None:
     """VERSIONS, CERTS, AUTH_CHALLENGE, NETINFO. tor-spec, "Negotiating and initializing connections"."""
     relay = link.relay
-    link.push(encode_versions(relay.link_versions))
+    link.send_versions(relay.link_versions)
     link.send_cell(0, Command.CERTS, encode_certs(relay.edit_certs(relay.make_certs())))
     link.send_cell(0, Command.AUTH_CHALLENGE, os.urandom(32) + struct.pack(">HH", 1, 3))
     link.send_cell(0, Command.NETINFO, encode_netinfo(relay))
 
 
-def encode_netinfo(relay: FakeRelay) -> bytes:
+def encode_netinfo(relay: RelayState) -> bytes:
     """tor-spec, "NETINFO cells": the time, the client's address as seen, one address of our own."""
     ours = ipaddress.ip_address(relay.address[0]).packed
     client = b"\x04\x04" + ipaddress.ip_address("127.0.0.1").packed

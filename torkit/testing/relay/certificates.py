@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import NoDigestInfo
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from .handshakes import public_bytes
+from torkit.testing.relay.handshakes import public_bytes
 
 
 def make_x509(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, *, name: str, now: float) -> bytes:

@@ -1,4 +1,4 @@
-"""A scriptable Tor relay for tests: the server's side of the link, circuit and stream protocols.
+"""A scripted Tor relay for tests: the server's side of links, circuits and streams. It misbehaves on command.
 
 Plain Python over hashlib and `cryptography`, written from the specifications and sharing nothing with
 torkit but the command numbers, so that each side checks the other; CGO is the oracle's (reference.py).
@@ -12,8 +12,16 @@ Slow and obvious is right here.
 A circuit is one `FakeCircuit` with all its hops in memory: EXTEND2 finds the next `FakeRelay` among those
 that `make_chain` introduced to each other, and every hop keeps its own onion layer and windows. Hops count
 from 1. Whatever arrives is answered by the handler of the relay it reached: `relay.on_begin`,
-`relay.on_data`, ... whose default is the function `answer_begin`, `answer_data`, ... below. To misbehave,
-replace one, or reach in and send something:
+`relay.on_data`, ... whose default is the function `answer_begin`, ... below.
+
+To misbehave, name a step and say what happens there (faults.py has all the verbs):
+
+    relay.sending(Command.CREATED2).drop()                              the answer never comes
+    relay.sending(RelayCommand.DATA, nth=3).duplicate()                 the third comes twice
+    relay.receiving(RelayCommand.BEGIN).delay(30)                       is heard half a minute late
+    relay.sending(byte=1500).close(abrupt=True)                         the connection is cut there
+
+Or replace a handler, or reach in and send something:
 
     relay.on_begin = ignore                                             never answers
     relay.on_begin = lambda stream: stream.end(4)                       refuses
@@ -31,7 +39,15 @@ What the *client* does wrong is answered as a relay would (DESTROY, closed link)
 `relay.complaints`, which a test of an honest client asserts to be empty.
 """
 
-from .cells import (
+try:
+    from torkit.testing.relay.certificates import encode_certs, make_ed_certificate
+except ImportError as error:
+    raise ImportError(
+        "torkit.testing needs cryptography 47 or newer: pip install 'torkit[testing]'"
+    ) from error
+
+from torkit._fast.cells import Command, RelayCommand
+from torkit.testing.relay.cells import (
     CC_REQUEST,
     CC_RESPONSE,
     CELL_BODY_LEN,
@@ -50,9 +66,17 @@ from .cells import (
     encode_versions,
     ignore,
 )
-from .certificates import encode_certs, make_ed_certificate
-from .circuit import FakeCircuit, FakeHop, answer_create, answer_extend2, decode_extend2
-from .handshakes import (
+from torkit.testing.relay.circuit import (
+    FakeCircuit,
+    FakeHop,
+    FakeStream,
+    answer_begin,
+    answer_begin_dir,
+    answer_resolve,
+    http_response,
+)
+from torkit.testing.relay.faults import Fault
+from torkit.testing.relay.handshakes import (
     answer_handshake_ntor,
     answer_handshake_ntor_v3,
     decode_extensions,
@@ -60,11 +84,19 @@ from .handshakes import (
     kdf_rfc5869,
     kdf_tor,
 )
-from .layers import CgoLayer, OnionServiceLayer, Tor1Layer, aes_ctr
-from .link import FakeLink, answer_versions, encode_netinfo
-from .relay import Agreement, FakeRelay, make_chain
-from .stream import FakeStream, answer_begin, answer_begin_dir, answer_resolve, http_response
-from .tls import WatchedStream, serve_relay
+from torkit.testing.relay.layers import CgoLayer, OnionServiceLayer, Tor1Layer, aes_ctr
+from torkit.testing.relay.link import FakeLink, answer_versions, encode_netinfo
+from torkit.testing.relay.relay import (
+    Agreement,
+    FakeRelay,
+    answer_create,
+    answer_extend2,
+    decode_extend2,
+    fresh,
+    make_chain,
+)
+from torkit.testing.relay.state import RelayState
+from torkit.testing.relay.tls import WatchedStream, serve_relay
 
 __all__ = [
     "CC_REQUEST",
@@ -81,14 +113,18 @@ __all__ = [
     "WITHOUT_NTOR_V3",
     "Agreement",
     "CgoLayer",
+    "Command",
     "FakeCircuit",
     "FakeHop",
     "FakeLink",
     "FakeRelay",
     "FakeStream",
+    "Fault",
     "HandshakeRefusedError",
     "OnionServiceLayer",
     "RelayCell",
+    "RelayCommand",
+    "RelayState",
     "Tor1Layer",
     "WatchedStream",
     "aes_ctr",
@@ -107,6 +143,7 @@ __all__ = [
     "encode_extensions",
     "encode_netinfo",
     "encode_versions",
+    "fresh",
     "http_response",
     "ignore",
     "kdf_rfc5869",

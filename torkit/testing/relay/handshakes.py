@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from .cells import HandshakeRefusedError
-from .layers import Tor1Layer, aes_ctr
+from torkit.testing.relay.cells import HandshakeRefusedError
+from torkit.testing.relay.layers import Tor1Layer, aes_ctr
 
 
 def public_bytes(key: X25519PrivateKey | Ed25519PrivateKey) -> bytes:

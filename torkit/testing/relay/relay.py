@@ -1,42 +1,48 @@
-"""The keys of one relay and its way to answer."""
+"""A relay, and its default answers to handshakes."""
 
-import hashlib
-import ssl
-import tempfile
-import time
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from .cells import (
+from torkit._fast.cells import Command, RelayCommand
+from torkit.testing.relay.cells import (
     CC_REQUEST,
     CC_RESPONSE,
-    FULL,
+    CONNECTFAILED,
     NTOR,
     NTOR_V3,
+    OR_IDENTITY,
+    PROTOCOL,
     RELAY_CRYPT_CGO,
     SUBPROTO_REQUEST,
     HandshakeRefusedError,
     RelayCell,
     ignore,
 )
-from .certificates import make_ed_certificate, make_rsa_crosscert, make_x509
-from .circuit import FakeCircuit, FakeHop, answer_create, answer_extend2, answer_sendme_due, answer_truncate
-from .handshakes import (
+from torkit.testing.relay.circuit import (
+    FakeCircuit,
+    FakeHop,
+    FakeStream,
+    answer_begin,
+    answer_begin_dir,
+    answer_resolve,
+    answer_sendme_due,
+    answer_stream_sendme_due,
+    answer_truncate,
+)
+from torkit.testing.relay.handshakes import (
+    answer_handshake_fast,
     answer_handshake_ntor,
     answer_handshake_ntor_v3,
     decode_extensions,
     encode_extensions,
-    public_bytes,
 )
-from .layers import CgoLayer, Tor1Layer
-from .link import FakeLink, answer_versions
-from .stream import FakeStream, answer_begin, answer_begin_dir, answer_resolve, answer_stream_sendme_due
+from torkit.testing.relay.layers import CgoLayer, Tor1Layer
+from torkit.testing.relay.link import FakeLink, answer_versions
+from torkit.testing.relay.state import RelayState
 
 
 @dataclass(frozen=True)
@@ -48,45 +54,25 @@ class Agreement:
     cgo: bool = False
 
 
-class FakeRelay:
+class FakeRelay(RelayState):
     """The keys of one relay and its way to answer. Holds no connection itself: see `link`.
 
     `now` dates the certificates. Every `on_*` attribute is a handler and may be replaced.
     """
 
     def __init__(self, *, address: tuple[str, int] = ("127.0.0.1", 9001), now: float | None = None) -> None:
-        self.address = address
-        self.now = time.time() if now is None else now
-        self.rsa_key = rsa.generate_private_key(65537, 1024)
-        self.ed_key = Ed25519PrivateKey.generate()
-        self.ed_signing_key = Ed25519PrivateKey.generate()
-        self.onion_key = X25519PrivateKey.generate()
-        self.tls_key = ec.generate_private_key(ec.SECP256R1())
-        self.tls_certificate = make_x509(self.tls_key, name="www.fake.example", now=self.now)
-
-        rsa_public = self.rsa_key.public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1)
-        self.rsa_identity = hashlib.sha1(rsa_public).digest()
-        self.ed_identity = public_bytes(self.ed_key)
-        self.ntor_onion_key = public_bytes(self.onion_key)
-
-        self.link_versions: tuple[int, ...] = (3, 4, 5)
-        self.protocols = FULL
-        self.cc_sendme_inc = 31  # DATA cells to a SENDME under congestion control
-        self.cc_cwnd = 1000  # cells; the fake's congestion window never moves
-        self.cc_xoff_client = 500  # cells of 488 bytes that a client must have had for each XOFF
+        super().__init__(address=address, now=now)
         self.known: list[FakeRelay] = []  # the relays that EXTEND2 can reach from here
-        self.hosts: dict[str, list[str]] = {}  # what RESOLVE answers
-
         self.links: list[FakeLink] = []
         self.circuits: list[FakeCircuit] = []  # every circuit with a hop here, closed ones too
-        self.complaints: list[str] = []
 
-        # For those who watch: called for what each read from a socket brings, for each cell of our links, and
-        # each that a hop of their circuits recognized.
+        # For those who watch: called for what each read from a socket brings, for each cell of our links,
+        # each that a hop of their circuits recognized, and each message that leaves a hop of ours, with the
+        # number of that hop, command, stream id and body.
         self.on_wire: Callable[[FakeLink, bytes], object] = ignore
         self.on_link_cell: Callable[[FakeLink, int, int, bytes], object] = ignore
         self.on_relay_cell: Callable[[FakeCircuit, int, RelayCell], object] = ignore
-
+        self.on_sent: Callable[[FakeCircuit, int, int, int, bytes], object] = ignore
         # The answers. Typed loosely so that a test's lambda may return anything.
         self.edit_certs: Callable[[list[tuple[int, bytes]]], list[tuple[int, bytes]]] = lambda certs: certs
         self.edit_extensions: Callable[[list[tuple[int, bytes]]], list[tuple[int, bytes]]] = (
@@ -109,33 +95,12 @@ class FakeRelay:
         self.on_end: Callable[[FakeStream, bytes], object] = ignore
         self.on_stream_sendme_due: Callable[[FakeStream], object] = answer_stream_sendme_due
         self.on_resolve: Callable[[FakeCircuit, int, int, str], object] = answer_resolve
-        self.directory: Callable[[bytes], bytes] | None = None  # a whole HTTP request to a whole answer
 
     def link(self) -> "FakeLink":
         """A new connection from a client, after TLS."""
         link = FakeLink(self)
         self.links.append(link)
         return link
-
-    def make_certs(self) -> list[tuple[int, bytes]]:
-        """The certificates of a CERTS cell, (type, bytes), before `edit_certs`. tor-spec, "CERTS cells"."""
-        expires = self.now + 30 * 86400
-        signing = public_bytes(self.ed_signing_key)
-        tls_digest = hashlib.sha256(self.tls_certificate).digest()
-        return [
-            (2, make_x509(self.rsa_key, name="www.identity.example", now=self.now)),
-            (4, make_ed_certificate(4, 1, signing, signer=self.ed_key, expires=expires, with_signer=True)),
-            (5, make_ed_certificate(5, 3, tls_digest, signer=self.ed_signing_key, expires=expires)),
-            (7, make_rsa_crosscert(self.ed_identity, signer=self.rsa_key, expires=expires)),
-        ]
-
-    def supports(self, name: str, version: int) -> bool:
-        """Whether `protocols` list a subprotocol's version. tor-spec, "Subprotocol versioning"."""
-        ranges = dict(entry.split("=") for entry in self.protocols.split()).get(name, "")
-        for low, _, high in (part.partition("-") for part in ranges.split(",") if part):
-            if int(low) <= version <= int(high or low):
-                return True
-        return False
 
     def answer_extensions(self, message: bytes) -> "Agreement":
         """What comes of a client's ntor-v3 message. Proposal 324, "How to negotiate"; proposal 346."""
@@ -180,16 +145,6 @@ class FakeRelay:
             hop.use_congestion_control()
         return reply, hop
 
-    def ssl_context(self) -> ssl.SSLContext:
-        """A server's context with this relay's TLS certificate."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        key = self.tls_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        with tempfile.TemporaryDirectory() as directory:  # load_cert_chain reads files only
-            file = Path(directory, "chain.pem")
-            file.write_bytes(key + ssl.DER_cert_to_PEM_cert(self.tls_certificate).encode())
-            context.load_cert_chain(file)
-        return context
-
 
 def make_chain(count: int = 3, *, now: float | None = None) -> list[FakeRelay]:
     """Relays that all know each other, with addresses 127.0.0.1 to 127.0.0.`count`."""
@@ -197,3 +152,79 @@ def make_chain(count: int = 3, *, now: float | None = None) -> list[FakeRelay]:
     for relay in relays:
         relay.known = relays
     return relays
+
+
+def fresh(relays: Iterable[FakeRelay]) -> list[FakeRelay]:
+    """The same relays as new ones, to whom nobody has spoken: their keys take a while to make."""
+    relays = [copy(relay) for relay in relays]
+    for relay in relays:
+        relay.known = relays
+        relay.links, relay.circuits, relay.complaints, relay.faults, relay.hosts = [], [], [], [], {}
+    return relays
+
+
+def answer_create(circuit: FakeCircuit, command: int, body: bytes) -> None:
+    """CREATED_FAST or CREATED2; DESTROY where the handshake is not for this relay."""
+    relay = circuit.link.relay
+    assert isinstance(relay, FakeRelay)
+    try:
+        if command == Command.CREATE_FAST:
+            reply, keys = answer_handshake_fast(body)
+            circuit.hops.append(FakeHop(relay, Tor1Layer(keys)))
+            circuit.link.send_cell(circuit.circ_id, Command.CREATED_FAST, reply)
+            return
+        handshake_type, length = struct.unpack_from(">HH", body)
+        reply, hop = relay.handshake(handshake_type, body[4 : 4 + length])
+    except (HandshakeRefusedError, struct.error) as error:
+        relay.complaints.append(str(error))
+        circuit.destroy(PROTOCOL)
+        return
+    circuit.hops.append(hop)
+    circuit.link.send_cell(circuit.circ_id, Command.CREATED2, struct.pack(">H", len(reply)) + reply)
+
+
+def decode_extend2(body: bytes) -> tuple[list[tuple[int, bytes]], int, bytes]:
+    """Link specifiers, handshake type and data. tor-spec, "EXTEND and EXTENDED cells"."""
+    specifiers, at = [], 1
+    for _ in range(body[0]):
+        kind, length = body[at], body[at + 1]
+        specifiers.append((kind, body[at + 2 : at + 2 + length]))
+        at += 2 + length
+    handshake_type, length = struct.unpack_from(">HH", body, at)
+    if len(body) != at + 4 + length:
+        raise HandshakeRefusedError("EXTEND2 is longer or shorter than it says")
+    return specifiers, handshake_type, body[at + 4 :]
+
+
+def answer_extend2(circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
+    """Play the next hop in memory: EXTENDED2, or DESTROY as today's relays do."""
+    relay = circuit.hops[number - 1].relay
+    assert isinstance(relay, FakeRelay)
+    if not cell.early:
+        circuit.complain(number, "EXTEND2 outside RELAY_EARLY")
+        return
+    if number != len(circuit.hops):
+        circuit.complain(number, "EXTEND2 to a hop that is not the last")
+        return
+    try:
+        specifiers, handshake_type, data = decode_extend2(cell.body)
+    except (HandshakeRefusedError, IndexError, struct.error) as error:
+        circuit.complain(number, f"EXTEND2: {error}")
+        return
+    named = dict(specifiers)
+    target = next((r for r in relay.known if r.rsa_identity == named.get(2)), None)
+    if target is None:
+        circuit.destroy(CONNECTFAILED)
+        return
+    if named.get(3, target.ed_identity) != target.ed_identity:
+        circuit.destroy(OR_IDENTITY)
+        return
+    try:
+        reply, hop = target.handshake(handshake_type, data)
+    except HandshakeRefusedError as error:
+        target.complaints.append(str(error))
+        circuit.destroy(PROTOCOL)
+        return
+    circuit.hops.append(hop)
+    target.circuits.append(circuit)
+    circuit.send(number, RelayCommand.EXTENDED2, 0, struct.pack(">H", len(reply)) + reply)

@@ -1,11 +1,11 @@
-"""A relay behind TLS on loopback."""
+"""A relay behind TLS on loopback. `raw_tls.py` has what Python's ssl cannot send."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
-from .relay import FakeRelay
+from torkit.testing.relay.relay import FakeRelay
 
 
 class WatchedStream(trio.abc.Stream):
@@ -59,11 +59,16 @@ async def serve_relay(relay: FakeRelay) -> AsyncIterator[tuple[str, int]]:
                 if link.closed:
                     nursery.cancel_scope.cancel()
 
+        async def delayed(seconds: float, call: Callable[[], object]) -> None:
+            await trio.sleep(seconds)
+            call()
+
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(write)
+                link.on_delay = lambda seconds, call: nursery.start_soon(delayed, seconds, call)
                 while data := await stream.receive_some(65536):
-                    link.push(link.receive(bytes(data)))
+                    link.hear(bytes(data))
                 nursery.cancel_scope.cancel()
             if not link.abrupt:
                 await stream.aclose()

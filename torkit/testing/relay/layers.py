@@ -4,12 +4,19 @@ import hashlib
 import os
 import struct
 
-import reference
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
-from .cells import CELL_BODY_LEN, OTHER_COMMANDS, RELAY_BODY_LEN, RELAY_HEADER_LEN, STREAM_COMMANDS, RelayCell
+from torkit.testing.relay import reference
+from torkit.testing.relay.cells import (
+    CELL_BODY_LEN,
+    OTHER_COMMANDS,
+    RELAY_BODY_LEN,
+    RELAY_HEADER_LEN,
+    STREAM_COMMANDS,
+    RelayCell,
+)
 
 
 def aes_ctr(key: bytes) -> CipherContext:
