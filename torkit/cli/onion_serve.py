@@ -7,7 +7,7 @@ import typer
 
 from torkit.cli.failures import OK
 from torkit.cli.options import Options
-from torkit.cli.running import open_client, run
+from torkit.cli.running import open_client, protect_keys, run
 from torkit.cli.voice import say
 from torkit.errors import UsageError
 
@@ -93,12 +93,30 @@ async def serve_one(tor: "Tor", service: "Service") -> None:
         await trio.sleep_forever()
 
 
-def new(directory: Directory) -> None:
+def new(
+    context: typer.Context,
+    directory: Directory,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WISH", help="What the address begins with; each character takes 32 times as long."
+        ),
+    ] = None,
+) -> None:
     """Make the key of a service in a new directory, and print its address."""
     from torkit.hs.address import encode_address
-    from torkit.net.hosting.keys import make_key
+    from torkit.net.hosting.keys import check_is_new, make_key
 
-    print(encode_address(make_key(directory).public))
+    key = None
+    if prefix is not None:
+        from torkit.cli.onion_prefix import find_key
+        from torkit.hs.prefix import Prefix
+
+        wish = Prefix(prefix)
+        check_is_new(directory)
+        protect_keys(context.obj)
+        key = find_key(wish)
+    print(encode_address(make_key(directory, key).public))
 
 
 def address(directory: Directory) -> None:

@@ -76,7 +76,7 @@ class _Lines:
         line = to_json(progress) if self._as_json else to_line(progress)
         if line != self._said:
             _say(line)
-        elif not self._as_json and seconds >= self._said_at + max(REPEATED_AFTER, seconds / 4):
+        elif not self._as_json and is_due(self._said_at, seconds):
             _say(f"torkit: waiting for {int(seconds)} s: {line.removeprefix('torkit: ')}")
         else:
             return
@@ -99,6 +99,26 @@ class _Bar:
             _say(line)
             self._said = line
         _draw("" if progress.is_done else to_bar(progress, seconds, terminal_width(sys.stderr)))
+
+
+class Work:
+    """A command's own work: a bar on a terminal, and elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._said_at = 0.0  # seconds of work
+
+    def show(self, percent: int, seconds: float, text: str) -> None:
+        """Tell how far it has come. May be called at any time."""
+        if has_bar():
+            _draw(_line_of_bar(percent, seconds, text, terminal_width(sys.stderr)))
+        elif is_due(self._said_at, seconds):
+            _say(f"torkit: {percent}%, {int(seconds)} s: {text}")
+            self._said_at = seconds
+
+
+def is_due(said_at: float, seconds: float) -> bool:
+    """Returns whether to say again what was said after `said_at` of by now `seconds`."""
+    return seconds >= said_at + max(REPEATED_AFTER, seconds / 4)
 
 
 def to_json(progress: "Progress") -> str:

@@ -12,6 +12,7 @@ from nacl.bindings import (
     crypto_core_ed25519_scalar_reduce,
     crypto_scalarmult_ed25519_base_noclamp,
     crypto_scalarmult_ed25519_noclamp,
+    crypto_sign_seed_keypair,
 )
 
 from torkit._fast.keys import wipe
@@ -64,6 +65,11 @@ def subcredential(identity: bytes, blinded: bytes) -> bytes:
     """Returns a value, 32 bytes, that needs the address to compute. rend-spec-v3, "Credentials"."""
     credential = hashlib.sha3_256(b"credential" + identity).digest()
     return hashlib.sha3_256(b"subcredential" + credential + blinded).digest()
+
+
+def public_key_of(seed: bytes) -> bytes:
+    """Returns the public key, 32 bytes, of a seed, 32 random bytes: that of `SecretKey.from_seed`, sooner."""
+    return bytes(crypto_sign_seed_keypair(seed)[0])
 
 
 class SecretKey:

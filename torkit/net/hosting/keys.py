@@ -3,6 +3,7 @@
 It can be moved between the two programs, either way, as long as one of them runs at a time.
 """
 
+import errno
 import os
 from pathlib import Path
 
@@ -40,12 +41,24 @@ def new_key() -> SecretKey:
         wipe(seed)
 
 
-def make_key(directory: Path) -> SecretKey:
-    """Make a key, and its files in `directory`, which nobody else may read. Raises StorageError.
+def check_is_new(directory: Path) -> None:
+    """Raise StorageError where `make_key` is going to: a file of a key is there, or nothing can be made."""
+    for name in (KEY_FILE, PUBLIC_FILE, HOSTNAME_FILE):
+        if os.path.lexists(directory / name):
+            raise StorageError(f"{directory / name}: {os.strerror(errno.EEXIST)}")
+    place = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise StorageError(f"{place}: {os.strerror(errno.ENOTDIR)}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StorageError(f"{place}: {os.strerror(errno.EACCES)}")
 
-    Nothing that is there is overwritten.
+
+def make_key(directory: Path, key: SecretKey | None = None) -> SecretKey:
+    """Make the files of a key, or of a new one, in `directory`, which nobody else may read.
+
+    Nothing that is there is overwritten. Raises StorageError.
     """
-    key = new_key()
+    key = key or new_key()
     files = {
         KEY_FILE: encode_secret_file(key),
         PUBLIC_FILE: encode_public_file(key),
