@@ -51,12 +51,15 @@ ROOMS = {
     # The second opinion: it takes the numbers of commands from cells, and nobody imports it.
     "torkit.testing": {"_fast"},
     "torkit.targets": set[str](),
+    "torkit.sizes": set[str](),
+    # net: threads, where the system may be short of them.
+    "torkit.share": {"net", "sizes"},
     # A client of its own, of net's parts: without guards and state. proto: whom an exit may be asked for.
     "torkit.scan": {"net", "paths", "directory", "config", "proto", "targets"},
     # proto: what a user may choose about handshakes.
     "torkit.cli": {
         *("client", "net", "paths", "directory", "testnet", "config", "proto", "files", "_fast", "hs"),
-        *("namespaces", "scan", "targets"),
+        *("namespaces", "scan", "share", "sizes", "targets"),
     },
     "torkit.__main__": {"cli"},
     "torkit": {"aio", "blocking", "client", "config", "directory", "events", "net", "paths"},
@@ -77,7 +80,7 @@ NET_ROOMS = {
 # Who may import what from elsewhere.
 SHELL = {
     *("torkit.net", "torkit.opening", "torkit.client", "torkit.in_thread", "torkit.testnet"),
-    *("torkit.cli", "torkit.scan"),
+    *("torkit.cli", "torkit.scan", "torkit.share"),
 }
 OUTSIDE = {
     "trio": SHELL | {"torkit.httpx", "torkit.pytest", "torkit.testing.relay.tls"},
@@ -94,6 +97,9 @@ OUTSIDE = {
         "torkit.scan.probes",
     },
     "matplotlib": {"torkit.scan.plots"},
+    "hypercorn": {"torkit.share.server"},
+    "starlette": {"torkit.share.app"},
+    "python_multipart": {"torkit.share.form"},
     "nacl": {"torkit.hs.keys"},
     "cryptography": {"torkit.testing"},  # of tests only: it brings another OpenSSL, and costs a start 30 ms
 }

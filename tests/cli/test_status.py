@@ -21,10 +21,11 @@ import trio.testing
 from fake_tor import FakeTor, as_tor
 
 from torkit.cli.monitoring import STATUS_SOCKET, serve_status
-from torkit.cli.status import ask, to_age, to_lines, to_size
+from torkit.cli.status import ask, to_age, to_lines
 from torkit.errors import NotPossible, PeerError
 from torkit.net.monitor.status import CircuitStatus, GuardStatus, Status
 from torkit.net.progress import Phase, Progress
+from torkit.sizes import to_size
 
 PATH = ("guard1", "middle2", "exit1")
 STATUS = Status(

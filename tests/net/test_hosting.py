@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -165,6 +165,7 @@ async def test_a_client_that_ends_is_an_end_of_file_and_one_that_is_cut_off_a_re
         far = await net.meet(net.descriptor(service.address))
         theirs = far.begin(80, b"all there is")
         async with await server.accept() as connection:
+            assert service.connection_count == 1
             theirs.end(EndReason.DONE)
             far.flush()
             assert await connection.receive_some() == b"all there is"
@@ -174,9 +175,56 @@ async def test_a_client_that_ends_is_an_end_of_file_and_one_that_is_cut_off_a_re
             assert await cut.receive_some() == b"and then"
             far.circuit.destroy()
             far.flush()
+            assert service.cut_count == 0
             with pytest.raises(trio.BrokenResourceError):
                 await cut.receive_some()
         await until(lambda: service.client_count == 0)
+        assert (service.connection_count, service.cut_count) == (0, 1)
+
+
+async def test_a_client_that_leaves_before_it_has_all_is_counted(tmp_path: Path) -> None:
+    """It ends with MISC, as clients do, while the server still has something to say."""
+    async with (
+        a_server() as server,
+        onion_network(tmp_path) as (tor, net),
+        forwarding(tor, server) as service,
+    ):
+        far = await net.meet(net.descriptor(service.address))
+        theirs = far.begin(80, b"request")
+        async with await server.accept() as connection:
+            await connection.send_all(b"answer")
+            await until(lambda: theirs.received == b"answer")
+            theirs.end(EndReason.MISC)
+            far.flush()
+            await until(lambda: service.connection_count == 0)
+            assert service.cut_count == 0
+        theirs = far.begin(80, b"request")
+        async with await server.accept() as connection, trio.open_nursery() as nursery:
+
+            async def send_on() -> None:
+                with suppress(trio.BrokenResourceError):
+                    while True:
+                        await connection.send_all(bytes(1 << 20))
+
+            nursery.start_soon(send_on)
+            await until(lambda: theirs.received)
+            theirs.end(EndReason.MISC)
+            far.flush()
+            await until(lambda: service.connection_count == 0)
+            assert service.cut_count == 1
+            nursery.cancel_scope.cancel()
+
+
+async def test_connections_beyond_what_a_service_may_have_are_refused(tmp_path: Path) -> None:
+    async with a_server() as server, onion_network(tmp_path) as (tor, net):
+        targets = {80: Target(*server.socket.getsockname())}
+        async with tor.serve_onion(targets, None, Wishes(max_connections=1)) as service:
+            await service.wait_published()
+            far = await net.meet(net.descriptor(service.address))
+            far.begin(80)
+            async with await server.accept():
+                far.begin(80)
+                await until(lambda: ends(far) == [EndReason.RESOURCELIMIT])
 
 
 async def test_a_replay_is_met_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""`--max-memory`, of the commands that carry streams."""
+"""Sizes that users name; `--max-memory`, of the commands that carry streams."""
 
 import re
 from typing import Annotated
@@ -19,11 +19,11 @@ MaxMemory = Annotated[
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def parse_size(text: str | None) -> int | None:
+def parse_size(text: str | None, option: str = "--max-memory") -> int | None:
     """Returns bytes; None where nothing is named. Raises UsageError."""
     if text is None:
         return None
     match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
-        raise UsageError(f"--max-memory: {text!r} is no size", hint="write it like 256M or 1G")
+        raise UsageError(f"{option}: {text!r} is no size", hint="write it like 256M or 1G")
     return int(match[1]) * _UNITS[match[2].upper()]

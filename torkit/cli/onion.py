@@ -8,6 +8,7 @@ import typer
 
 from torkit.cli.onion_look import Address, check, descriptor
 from torkit.cli.onion_serve import address, new, serve
+from torkit.cli.onion_share import share
 from torkit.cli.options import command_app
 from torkit.cli.teaching import LESSONS
 from torkit.cli.voice import say
@@ -16,6 +17,7 @@ from torkit.errors import StorageError
 app = command_app(no_args_is_help=True, help=LESSONS["onion"].summary)
 
 app.command()(serve)
+app.command()(share)
 app.command()(new)
 app.command()(address)
 app.command()(check)

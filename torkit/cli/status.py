@@ -21,6 +21,7 @@ from torkit.cli.monitoring import STATUS_PAGE, status_socket
 from torkit.cli.options import Options, command_app
 from torkit.cli.table import Table, terminal_width
 from torkit.errors import NotPossible, PeerError
+from torkit.sizes import to_size
 
 app = command_app()
 
@@ -138,14 +139,6 @@ def to_lines(
             for one in busiest
         ]
     return lines
-
-
-def to_size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def to_age(seconds: float) -> str:

@@ -58,7 +58,7 @@ GROUPS = {
     },
     "Onion services": {
         "onion": Lesson(
-            "Run an onion service, look at one, make keys.",
+            "Run an onion service, share files, look at one, make keys.",
             "torkit onion serve 80:127.0.0.1:8080",
         ),
     },

@@ -24,10 +24,9 @@ from torkit.net.descriptors import READ_SIZE
 from torkit.net.ferry import Ferry
 from torkit.net.link.pump import Pump
 
-# Implementation limits: seconds until a server has accepted; connections at once; seconds that a server which
-# has all may go on sending what nobody reads.
+# Implementation limits: seconds until a server has accepted; seconds that a server which has all may go on
+# sending what nobody reads.
 CONNECT_TIMEOUT = 15.0
-MAX_CONNECTIONS = 8192
 LINGER_TIMEOUT = 2.0
 
 REPORT_INTERVAL = 60.0  # seconds between warnings of one target
@@ -60,13 +59,18 @@ class Target(NamedTuple):
 
 
 class Forwarder:
-    """`take` is what an OnionService calls. Connections are carried in tasks of `nursery`."""
+    """`take` is what an OnionService calls. Connections are carried in tasks of `nursery`.
 
-    def __init__(self, targets: Mapping[int, Target], nursery: trio.Nursery) -> None:
-        """`targets` by the port that clients ask for."""
+    `count` is how many there are; `cut_count` how many have ended while the client may have lacked something.
+    """
+
+    def __init__(self, targets: Mapping[int, Target], nursery: trio.Nursery, max_count: int) -> None:
+        """`targets` by the port that clients ask for; `max_count` of connections at once."""
         self._targets = targets
         self._nursery = nursery
-        self._count = 0
+        self._max_count = max_count
+        self.count = 0
+        self.cut_count = 0
         self._warned_at: dict[Target, float] = {}
 
     def take(self, stream: Stream, port: int) -> None:
@@ -74,10 +78,10 @@ class Forwarder:
         target = self._targets.get(port)
         if target is None:
             stream.close(EndReason.DONE)
-        elif self._count >= MAX_CONNECTIONS:
+        elif self.count >= self._max_count:
             stream.close(EndReason.RESOURCELIMIT)
         else:
-            self._count += 1
+            self.count += 1
             self._nursery.start_soon(self._carry, stream, target)
 
     async def _carry(self, stream: Stream, target: Target) -> None:
@@ -91,10 +95,12 @@ class Forwarder:
                 return
             with sock:
                 stream.accept()
-                await _Delivery(stream, sock).run()
+                delivery = _Delivery(stream, sock)
+                await delivery.run()
+                self.cut_count += delivery.is_cut
         finally:
             stream.close()
-            self._count -= 1
+            self.count -= 1
 
     def _warn(self, target: Target, why: str) -> None:
         now = trio.current_time()
@@ -147,6 +153,17 @@ class _Delivery(Ferry):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         else:
             await self._say_goodbye()
+
+    @property
+    def is_cut(self) -> bool:
+        """Returns whether the client ended, or was lost, while it may have lacked what the server sent."""
+        if self._server_has_ended:
+            return False
+        if self._stream.circuit.error is not None:
+            return True
+        with suppress(OSError):
+            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return False
 
     async def _say_goodbye(self) -> None:
         """The end of file; a server that goes on sending is read for a while, or the kernel would reset."""

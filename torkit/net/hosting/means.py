@@ -30,10 +30,12 @@ class Wishes(NamedTuple):
     """An operator's. `clients` are the X25519 keys, 32 bytes each, of those who may come; none is everybody.
 
     `limits` is what introduction points are asked to hold clients to. With `proof_of_work`, clients are asked
-    to work for being met while too many come. `max_streams` is of one client's circuit at once.
+    to work for being met while too many come. `max_streams` is of one client's circuit at once,
+    `max_connections` of all streams at once that are carried to servers.
     """
 
     clients: Sequence[bytes] = ()
     limits: DosLimits | None = None
     proof_of_work: bool = False
     max_streams: int = 1000
+    max_connections: int = 8192

@@ -20,9 +20,10 @@ Ports = Iterable[int] | Mapping[int, Target]
 class OnionListener(trio.abc.Listener[Stream]):
     """Made by `Tor.serve_onion`. `address` is known at once; clients can come after `wait_published`."""
 
-    def __init__(self, service: OnionService, incoming: Incoming) -> None:
+    def __init__(self, service: OnionService, incoming: Incoming, forwarder: Forwarder) -> None:
         self._service = service
         self._incoming = incoming
+        self._forwarder = forwarder
         self.address = service.address
 
     def __repr__(self) -> str:
@@ -37,6 +38,16 @@ class OnionListener(trio.abc.Listener[Stream]):
     def client_count(self) -> int:
         """Clients that have joined: their circuits."""
         return self._service.client_count
+
+    @property
+    def connection_count(self) -> int:
+        """Streams that are carried to servers now."""
+        return self._forwarder.count
+
+    @property
+    def cut_count(self) -> int:
+        """Of these, so far, how many ended while the client may have lacked what the server had sent."""
+        return self._forwarder.cut_count
 
     async def wait_published(self) -> None:
         """Until clients can find the service. Has no deadline."""
@@ -62,7 +73,7 @@ async def serve(
         raise UsageError("an onion service has one port at least, each between 1 and 65535")
     async with trio.open_nursery() as nursery:
         incoming = Incoming(numbers - targets.keys())
-        forwarder = Forwarder(targets, nursery)
+        forwarder = Forwarder(targets, nursery, wishes.max_connections)
 
         def take(stream: Stream, port: int) -> None:
             (forwarder if port in targets else incoming).take(stream, port)
@@ -70,7 +81,7 @@ async def serve(
         service = OnionService(means, key or new_key(), wishes, take)
         nursery.start_soon(service.run)
         try:
-            yield OnionListener(service, incoming)
+            yield OnionListener(service, incoming, forwarder)
         finally:
             await incoming.aclose()
             nursery.cancel_scope.cancel()
