@@ -13,6 +13,12 @@ SMUGGLING = {
         "POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length: 1", "content-length: 1"
     ),
     "a list of lengths": request("POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length: 1, 2"),
+    "a list of equal lengths": request(
+        "POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length: 1, 1"
+    ),
+    "chunks in HTTP/1.0": request(
+        "POST http://a.test/ HTTP/1.0", "Host: a.test", "Transfer-Encoding: chunked"
+    ),
     "length and chunks": request(
         "POST http://a.test/ HTTP/1.1", "Host: a.test", "Content-Length: 1", "Transfer-Encoding: chunked"
     ),

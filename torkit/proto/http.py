@@ -58,6 +58,7 @@ REMARK = f"(Programs that look for a Tor search for: {PHRASE})"
 _NO_REQUEST_LINE = re.compile(rb"(?![^\r\n]* HTTP/[0-9]\.[0-9][\r\n])[^\r\n]*[\r\n]")
 _BAD_LINE_END = re.compile(rb"\r(?!\n|$)|(?<!\r)\n|\r\n[ \t]|\x00")
 _LENGTHS = re.compile(rb"\r\n(?:content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
+_LISTED_LENGTHS = re.compile(rb"\r\ncontent-length[ \t]*:[^\r]*,", re.IGNORECASE)
 _TARGET_HOST = re.compile(rb"[^ ]* (?:[A-Za-z][A-Za-z0-9+.-]*://)?([^/?#: ]*)")
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([/?][^#]*)?")
@@ -109,7 +110,7 @@ class Http:
             )
         if not end:
             return None
-        if len(_LENGTHS.findall(lines)) > 1:
+        if len(_LENGTHS.findall(lines)) > 1 or _LISTED_LENGTHS.search(lines):
             raise self._refuse(400, PeerError("a request says twice how long it is"))
         self._received, self.trailing_data = b"", rest
         self.request = self._read(lines + end)
@@ -157,6 +158,8 @@ class Http:
         import h11
 
         fields = [name for name, _ in event.headers]
+        if event.http_version == b"1.0" and b"transfer-encoding" in fields:  # RFC 9112, section 6.1
+            raise PeerError("a request in HTTP/1.0, which knows no chunks, has some")
         isolation = tuple(value for name, value in event.headers if name in ISOLATING) or None
         if event.method == b"CONNECT":
             target = _authority(event.target)
