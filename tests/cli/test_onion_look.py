@@ -107,6 +107,14 @@ async def test_lines_for_people(effort: int | None, asked: str, capsys: pytest.C
     assert lines[6] == "meeting     joined in 1.50 s, 0.50 s of them for a proof of work"
 
 
+async def test_lines_fit_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for room in (40, 80):
+        await look_at(FakeLook(Met(1.5, 0.5)), Report(for_people=True, room=room))  # type: ignore[arg-type]  # a fake
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= room
+        assert " ".join(" ".join(line[12:] for line in lines).split()).count("replica 1") == 2
+
+
 async def test_a_service_that_does_not_come_is_told_and_is_the_commands_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import sys
 from ipaddress import IPv4Address
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from torkit.cli.options import Options
 from torkit.cli.progress import erase
 from torkit.cli.running import open_client, run
+from torkit.cli.table import labelled, terminal_width
 from torkit.cli.voice import printable
 from torkit.errors import StorageError, TorkitError
 
@@ -35,7 +37,7 @@ def check(
     """Ask each directory for a service's descriptor, and meet the service once."""
     options: Options = context.obj
     client_key = None if key is None else read_key(key)
-    report = Report(for_people=sys.stdout.isatty() and not as_json)
+    report = Report(for_people=sys.stdout.isatty() and not as_json, room=terminal_width(sys.stdout))
 
     async def command() -> None:
         async with open_client(options) as tor:
@@ -62,10 +64,11 @@ async def look_at(look: "Look", report: "Report") -> None:
 
 
 class Report:
-    """Tells what was seen: JSON lines, or lines for people."""
+    """Tells what was seen: JSON lines, or lines for people, of at most `room` characters."""
 
-    def __init__(self, for_people: bool) -> None:
+    def __init__(self, for_people: bool, room: float = inf) -> None:
         self._for_people = for_people
+        self._room = room
 
     def note_answer(self, answer: "Answer") -> None:
         """What one directory has."""
@@ -116,7 +119,7 @@ class Report:
             self._print("meeting", {"error": str(error)})
 
     def _say(self, kind: str, text: str) -> None:
-        print(printable(f"{kind:<10}  {text}"), flush=True)
+        print(labelled(f"{kind:<10}  ", printable(text), self._room), flush=True)
 
     def _print(self, kind: str, row: dict[str, Any]) -> None:
         print(json.dumps({"kind": kind, **row}), flush=True)

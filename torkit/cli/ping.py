@@ -23,7 +23,7 @@ from torkit.cli.options import Options, command_app, seconds
 from torkit.cli.paths import parse_path
 from torkit.cli.progress import erase
 from torkit.cli.running import open_client, run
-from torkit.cli.table import terminal_width
+from torkit.cli.table import labelled, terminal_width
 from torkit.cli.teaching import LESSONS
 from torkit.cli.voice import say
 from torkit.errors import StreamClosed, TimedOut, TorkitError, UsageError
@@ -143,7 +143,10 @@ class Report:
     def finish(self) -> None:
         if self._for_people:
             for kind, values in self._measured.items():
-                print("\n".join(["", summary(kind, values, self._lost.get(kind, 0)), *histogram(values)]))
+                told = labelled(
+                    "", summary(kind, values, self._lost.get(kind, 0)), terminal_width(sys.stdout)
+                )
+                print("\n".join(["", told, *histogram(values)]))
 
 
 def summary(kind: str, values: Sequence[float], lost: int) -> str:
