@@ -239,6 +239,17 @@ async def test_lasting_silence_is_told_in_time(
         assert len(home.service.introductions) <= MAX_ATTEMPTS
 
 
+async def test_a_service_that_was_silent_is_asked_again_by_the_next_request(patient_clock: MockClock) -> None:
+    """Its points have answered: only they are passed over for two minutes who have not."""
+    async with a_home() as home:
+        home.service.on_introduce = Introduction.acknowledge
+        assert (await failure_of(home)).step is OnionStep.RENDEZVOUS
+        tried = [one.point for one in home.service.introductions]
+        assert sorted(tried) == [0, 1, 2]  # none twice
+        home.service.on_introduce = home.service.accept
+        await home.meet()
+
+
 async def test_the_service_may_come_before_its_points_acknowledgement() -> None:
     async with a_home() as home:
         home.service.on_introduce = home.service.meet

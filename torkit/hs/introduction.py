@@ -74,8 +74,12 @@ class PointFailure(Enum):
     """Why an introduction failed."""
 
     REFUSED = "refused"  # the point said so, or broke a rule
-    TIMED_OUT = "timed out"  # the point, or the service behind it, was silent
+    TIMED_OUT = "timed out"  # the point was silent
+    UNANSWERED = "unanswered"  # the point has passed it on, and the service did not come
     UNREACHABLE = "unreachable"  # the circuit to the point could not be made, or ended
+
+
+_SILENCE = (PointFailure.TIMED_OUT, PointFailure.UNANSWERED)
 
 
 class Points:
@@ -92,7 +96,7 @@ class Points:
             del self._failures[next(iter(self._failures))]
 
     def usable(self, points: Iterable[IntroductionPoint], now: float) -> list[IntroductionPoint]:
-        """Returns the `points` that may be tried."""
+        """Returns the `points` that may be tried, those behind which a service was silent among them."""
         self._failures = {
             key: entry for key, entry in self._failures.items() if now - entry[0] < FAILURE_MEMORY
         }
@@ -101,7 +105,7 @@ class Points:
     def may_come_back(self, points: Iterable[IntroductionPoint]) -> bool:
         """Returns whether any of `points` has failed, and not by silence."""
         entries = [self._failures.get(point.auth_key) for point in points]
-        return any(entry is not None and entry[1] is not PointFailure.TIMED_OUT for entry in entries)
+        return any(entry is not None and entry[1] not in _SILENCE for entry in entries)
 
     def forgive(self, points: Iterable[IntroductionPoint]) -> None:
         """Allow the points that have failed, and not by silence, to be tried again."""
@@ -127,4 +131,6 @@ class Points:
 
     def _has_failed(self, point: IntroductionPoint) -> bool:
         entry = self._failures.get(point.auth_key)
-        return entry is not None and (entry[1] is not PointFailure.UNREACHABLE or entry[2] >= MAX_UNREACHABLE)
+        if entry is None or entry[1] is PointFailure.UNANSWERED:
+            return False
+        return entry[1] is not PointFailure.UNREACHABLE or entry[2] >= MAX_UNREACHABLE

@@ -57,6 +57,7 @@ class Introduction:
     ) -> None:
         """`unanswered_count` introductions of this meeting were acknowledged, and not answered."""
         self.is_cookie_spent = False  # the service may know the cookie
+        self.was_acknowledged = False  # the point says that it has told the service
         self.step: OnionStep | None = None  # of this attempt; None while our own circuit is built
         self._means = means
         self._descriptor = descriptor
@@ -167,6 +168,7 @@ class Introduction:
                 if status is not AckStatus.SUCCESS:
                     self.is_cookie_spent = False  # the point says that it has told nobody
                     raise PeerError(f"the introduction point refused: {status.name}")
+            self.was_acknowledged = True
             self._means.note_acknowledged()
         except TorkitError as error:
             self._refusal = error

@@ -14,7 +14,8 @@ first attempt that joins ends all others. (C tor waits three build timeouts, 181
 
 When every point has failed, and a newer descriptor names no others, all are tried again after a rest: a
 service that has lost its circuits builds new ones to the same points. (C tor then fails, and does not use
-these points for two minutes.)
+these points for two minutes. So does torkit with points that were silent themselves; where the service was,
+its points have answered, and the next request asks them again.)
 """
 
 import logging
@@ -89,6 +90,7 @@ class Meeting:
         self._was_acknowledged = False  # any introduction
         self._unanswered_count = 0  # introductions that were acknowledged, and the service did not come
         self._under_way: set[bytes] = set()  # auth-keys of points that are being tried
+        self._unanswered: set[bytes] = set()  # and of those behind which the service was silent
         self._has_changed = trio.Event()
         self._scope = trio.CancelScope()
         self._working_count = 0  # attempts that make a proof of work
@@ -174,7 +176,7 @@ class Meeting:
     def _usable_points(self) -> list[IntroductionPoint]:
         assert self._descriptor is not None
         points = self._points.usable(self._descriptor.points, trio.current_time())
-        return [point for point in points if point.auth_key not in self._under_way]
+        return [point for point in points if point.auth_key not in self._under_way | self._unanswered]
 
     async def _rest(self) -> bool:
         """Rest while the service comes back to failed points. Returns whether any may be tried again."""
@@ -218,7 +220,10 @@ class Meeting:
             with trio.fail_after(ATTEMPT_TIMEOUT) as scope:
                 circuit = await attempt.run(rendezvous, scope)
         except trio.TooSlowError:
-            if attempt.step is OnionStep.INTRODUCTION:  # the point, or the service behind it, was silent
+            if attempt.was_acknowledged:
+                self._points.note(point, PointFailure.UNANSWERED, trio.current_time())
+                self._unanswered.add(point.auth_key)
+            elif attempt.step is OnionStep.INTRODUCTION:
                 self._points.note(point, PointFailure.TIMED_OUT, trio.current_time())
             self._note_failure(TimedOut(f"no answer within {ATTEMPT_TIMEOUT:g} s"), attempt.step)
             rendezvous.close()  # the rendezvous point may have been the silent one
