@@ -115,6 +115,19 @@ async def test_points_that_failed_in_an_earlier_meeting_are_tried_once_no_other_
         assert home.fetched[:2] == [False, True]  # not before a newer descriptor was asked for
 
 
+async def test_points_that_were_slow_once_are_tried_again() -> None:
+    """Where a whole network is slow for a moment, each of them is; the second time it is passed over."""
+    async with a_home() as home:
+        points = [home.service.point(number - POINTS[0]) for number in POINTS]
+        for point in points:
+            home.points.note(point, PointFailure.TIMED_OUT, trio.current_time())
+        await home.meet()
+        assert home.fetched == [False]
+        for point in points:
+            home.points.note(point, PointFailure.TIMED_OUT, trio.current_time())
+        assert (await failure_of(home)).step is OnionStep.INTRODUCTION_TIMEOUT
+
+
 async def test_the_last_of_many_points_that_is_alive_is_found(patient_clock: MockClock) -> None:
     async with a_home() as home:
         service = home.service

@@ -15,9 +15,10 @@ from torkit.proto.messages import LinkSpecifierType
 
 FAILURE_MEMORY = 120.0  # seconds for which a failure is remembered (as C tor)
 
-# Implementation limits: failures to reach a point until it is not tried again, and points remembered. (C tor:
-# 5 failures; but there a relay on the way may be the reason, for which Stems tries another way first.)
-MAX_UNREACHABLE = 2
+# Implementation limits: how often a point may be unreachable or silent before it is passed over, and points
+# remembered. (C tor: five times unreachable, but there a relay on the way may be the reason, for which Stems
+# tries another way first; and once silent, but an extension that takes too long does not count there.)
+MAX_FAILED = 2
 MAX_FAILURES = 1000
 
 _NAME = "an introduction point"
@@ -133,4 +134,4 @@ class Points:
         entry = self._failures.get(point.auth_key)
         if entry is None or entry[1] is PointFailure.UNANSWERED:
             return False
-        return entry[1] is not PointFailure.UNREACHABLE or entry[2] >= MAX_UNREACHABLE
+        return entry[1] is PointFailure.REFUSED or entry[2] >= MAX_FAILED
