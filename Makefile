@@ -6,7 +6,7 @@ STUBS := $(patsubst torkit/_fast/%.pyi,torkit._fast.%,$(wildcard torkit/_fast/*.
 CORPORA := $(HOME)/.cache/torkit-fuzz
 export PYTHON
 
-.PHONY: setup demo test test-newest test-setup unit lint typecheck fuzz sanitize bench bench-setup docs wheel clean
+.PHONY: setup demo test test-newest test-setup unit lint typecheck fuzz adversity sanitize bench bench-setup docs wheel clean
 
 setup:
 	@scripts/setup
@@ -38,6 +38,9 @@ fuzz: test-setup
 	@mkdir -p $(CORPORA) && cd tests && for name in $$(../$(BIN)/python -m fuzz); do \
 		echo "fuzz: $$name" >&2; \
 		../$(BIN)/python -m fuzz $$name $(CORPORA)/$$name -max_total_time=60 -verbosity=0 || exit 1; done
+
+adversity: setup
+	@TORKIT_ADVERSITY=all $(BIN)/pytest -q tests/net/test_adversity.py tests/net/test_onion_adversity.py tests/net/test_directory_adversity.py
 
 sanitize: setup
 	@scripts/sanitize

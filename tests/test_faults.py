@@ -70,6 +70,14 @@ def test_what_is_late_comes_when_its_time_has_come() -> None:
     assert told.stream.take() == b"two"
 
 
+def test_a_lie_ends_where_its_cell_does() -> None:
+    told = Told()
+    told.exit.sending(RelayCommand.DATA, nth=2).lie(lambda body: body * 1000)
+    assert told.tell() == b"one" + (b"two" * 1000)[:498] + b"three"
+    told.guard.sending(Command.RELAY).lie(lambda body: body + b"beyond")
+    assert told.tell() == b"onetwothree"
+
+
 def test_a_step_on_every_message_or_on_one_circuit() -> None:
     told = Told()
     other = told.talk.circuit()
@@ -100,6 +108,18 @@ def test_a_hop_that_has_fallen_silent_is_silent_on_that_circuit_alone() -> None:
     told.talk.far_stream(other, stream).data(b"still here")
     told.talk.exchange()
     assert stream.take() == b"still here"
+
+
+def test_a_connection_that_has_fallen_silent_is_read_cell_by_cell_when_it_hears_again() -> None:
+    told = Told()
+    told.guard.receiving(Command.RELAY_EARLY).stall()
+    told.stream.put(b"x" * 5000)
+    for at in range(0, len(data := told.talk.core.data_to_send()), 300):
+        told.talk.link.receive(data[at : at + 300])
+    assert told.far.received == b""
+    told.guard.faults.clear()
+    other = told.talk.circuit()
+    assert told.talk.stream(other).is_open
 
 
 def test_destroy_in_the_place_of_a_message() -> None:

@@ -148,6 +148,16 @@ def test_policy_at_the_edges_of_its_ranges() -> None:
     assert not decode_policy("accept 1-65535").rejects_all
 
 
+@pytest.mark.parametrize("kind", ["accept", "reject"])
+@pytest.mark.parametrize(
+    "ports", ["0", "0-1", "0-65535", "1-0", "80,0", "80,79", "80,80", "1-", "-1", "65536"]
+)
+def test_no_policy_speaks_of_port_0_or_goes_back(kind: str, ports: str) -> None:
+    """tor#41292."""
+    with pytest.raises(ValueError, match=r"."):
+        decode_policy(f"{kind} {ports}")
+
+
 # What is kept.
 
 

@@ -102,7 +102,8 @@ class Fault:
         self._seen = 0
         self._verb: Callable[[Passage], object] | None = None
         self._held: Passage | None = None  # until the next one of its lane has passed
-        self._silent: list[object] = []  # lanes and links on which nothing passes any more
+        self._silent: list[object] = []  # lanes on which nothing passes any more
+        self._ended: list[Connection] = []
 
     def __repr__(self) -> str:
         where = f"byte {self.byte}" if self._step is None else self._step.name
@@ -184,7 +185,7 @@ class Fault:
         """The connection ends in its place; `abrupt` leaves out TLS's own goodbye."""
 
         def end(one: Passage) -> None:
-            self._silent.append(one.link)
+            self._ended.append(one.link)
             one.link.close(abrupt=abrupt)
 
         return self._does(end)
@@ -205,7 +206,7 @@ class Fault:
         """Whether it has dealt with this one; else that is another's, or goes its way."""
         if self._verb is None or one.is_sent != self._is_sent:
             return False
-        if one.link in self._silent or (one.lane in self._silent and one.level is self._level):
+        if one.link in self._ended or (one.lane in self._silent and one.level is self._level):
             return True
         if self._held is not None and one.level is self._level and one.lane == self._held.lane:
             held, self._held = self._held, None

@@ -56,7 +56,7 @@ class FakeLink:
 
     def send_cell(self, circ_id: int, command: int, body: bytes = b"") -> None:
         def push(body: bytes) -> None:
-            self.push(encode_cell(circ_id, command, body))
+            self.push(encode_cell(circ_id, command, body if command >= 128 else body[:CELL_BODY_LEN]))
 
         self._let_cell_pass(True, circ_id, command, body, push)
 
