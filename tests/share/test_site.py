@@ -6,6 +6,7 @@ import socket
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("python_multipart")
 
 from torkit.share import app as app_module
+from torkit.share import server as server_module
 from torkit.share.app import Downloads, Site, Uploads
 from torkit.share.inbox import Inbox
 from torkit.share.server import serving
@@ -129,8 +131,10 @@ async def test_a_file_comes_whole_or_in_ranges(place: Path) -> None:
             part = await client.get("/large", headers={"range": f"bytes={asked}", "if-range": etag})
             assert (part.status_code, part.content) == (206, DATA[start:end])
             assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{LARGE}"
-        other = await client.get("/large", headers={"range": "bytes=1-", "if-range": '"other"'})
-        assert (other.status_code, len(other.content)) == (200, LARGE)
+        changed = formatdate((place / "large").stat().st_mtime, usegmt=True)  # which is told to nobody
+        for guess in ('"other"', changed):
+            other = await client.get("/large", headers={"range": "bytes=1-", "if-range": guess})
+            assert (other.status_code, len(other.content)) == (200, LARGE)
         several = await client.get("/large", headers={"range": "bytes=0-1,5-6"})
         assert (several.status_code, len(several.content)) == (200, LARGE)
         beyond = await client.get("/large", headers={"range": f"bytes={LARGE}-"})
@@ -264,6 +268,8 @@ async def test_a_file_that_ends_early_is_cut_and_one_that_grows_is_not(place: Pa
             assert site.transfers.news.pop().endswith(", then cut")
         (place / "large").write_bytes(DATA)
         assert await get_while("/large", grow) == DATA
+        await until(lambda: not site.transfers.active)
+        assert list(site.transfers.news) == ["large: 4.0 MiB of 4.0 MiB, sent"]
 
 
 async def test_a_file_that_is_replaced_meanwhile_comes_as_it_was(place: Path) -> None:
@@ -286,6 +292,32 @@ async def test_a_visitor_who_leaves_has_not_got_all(place: Path, target: str) ->
         await until(lambda: not site.transfers.active)
         assert site.transfers.news.pop().endswith(", then cut")
         assert not site.whole.is_set()
+    tree.close()
+
+
+async def test_connections_that_are_left_take_nothing(place: Path) -> None:
+    tree = Tree(place)
+    before = len(os.listdir("/proc/self/fd"))
+    async with serving(Downloads(tree, Transfers(), once=False)) as path:
+        for request in (b"", b"GET /la", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+            for _ in range(50):
+                with trio.socket.socket(socket.AF_UNIX) as sock:
+                    await sock.connect(str(path))
+                    await sock.send(request)
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 2)  # the listener, and this look
+    tree.close()
+
+
+async def test_a_visitor_who_takes_nothing_is_given_up(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "STALL_TIMEOUT", 0.1)
+    tree = Tree(place)
+    site = Downloads(tree, Transfers(), once=True)
+    async with serving(site) as path:
+        with trio.socket.socket(socket.AF_UNIX) as sock:
+            await sock.connect(str(path))
+            await sock.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: site.transfers.news)
+            assert site.transfers.news[0].endswith(", then cut")
     tree.close()
 
 

@@ -95,7 +95,7 @@ class Site:
             try:
                 answer = await self._choose(Request(scope, receive))
             except (Refused, OSError, OutOfResources) as error:
-                answer = _sorry(error)
+                answer = self._sorry(error)
             await answer(scope, receive, send)
         except (Cut, ClientDisconnect, OSError) as error:
             logger.info("an answer was cut: %s", error)
@@ -120,6 +120,20 @@ class Site:
             raise Refused(404, "There is nothing of this name.")
         *names, last = [os.fsdecode(name) for name in unquote_to_bytes(path[1:]).split(b"/")]
         return await self.choose(request, [*names, last] if last else names, is_directory=not last)
+
+    def _sorry(self, error: Exception) -> Answer:
+        """The page for a request that cannot be answered."""
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, Refused):
+            status, text = error.status, str(error)
+        elif number in (errno.EACCES, errno.EPERM):
+            status, text = 403, "This cannot be read."
+        elif number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            status, text = 404, "There is nothing of this name."
+        else:
+            self.transfers.tell(f"a request fails: {getattr(error, 'strerror', None) or error}")
+            status, text = 503, "This is not possible now."
+        return _page(pages.sorry("Sorry", text), status)
 
     async def choose(self, request: Request, names: list[str], *, is_directory: bool) -> Answer:
         """The answer to one request for what is at `names`. Raises Refused, OSError."""
@@ -219,10 +233,12 @@ class _FileAnswer:
             os.close(self._found.handle)
 
     async def _send(self, scope: Scope, receive: Receive, sending: "_Sending") -> None:
+        etag = self._site.etag(self._found.status)
         # The descriptor's own name: the file is the one that was looked at, whatever has its path by now.
         response = FileResponse(
             f"/proc/self/fd/{self._found.handle}",
-            headers={"etag": self._site.etag(self._found.status)},
+            # An If-Range that guesses when the file was changed must not be told that it is right.
+            headers={"etag": etag, "last-modified": etag},
             media_type="application/octet-stream",
             filename=pages.to_text(self._path[-1]),
             stat_result=self._found.status,
@@ -332,7 +348,7 @@ class Uploads(Site):
             with trio.move_on_after(DRAIN_TIMEOUT):
                 async for _ in body:
                     pass
-            raise _refusal(error) from error
+            raise self._refusal(error) from error
         for one in form.received:
             self.transfers.tell(f"{pages.to_text(one.name)}: {to_size(one.size)}, received")
         if not form.received:
@@ -340,6 +356,15 @@ class Uploads(Site):
         if self._once:
             self.whole.set()
         return _page(pages.thanks(form.received))
+
+    def _refusal(self, error: Exception) -> Refused:
+        """What a visitor is told of an upload that failed."""
+        if isinstance(error, BadForm):
+            return Refused(400, f"{str(error).capitalize()}.")
+        if isinstance(error, InboxFull):
+            return Refused(413, f"{str(error).capitalize()}.")
+        self.transfers.tell(f"an upload cannot be stored: {getattr(error, 'strerror', None) or error}")
+        return Refused(507, "This cannot be stored now.")
 
     async def _read(self, form: Form, body: Any, transfer: Transfer) -> None:
         while True:
@@ -354,38 +379,12 @@ class Uploads(Site):
             transfer.done += len(data)
 
 
-def _refusal(error: Exception) -> Refused:
-    """What a visitor is told of an upload that failed."""
-    if isinstance(error, BadForm):
-        return Refused(400, f"{str(error).capitalize()}.")
-    if isinstance(error, InboxFull):
-        return Refused(413, f"{str(error).capitalize()}.")
-    logger.warning("an upload cannot be stored: %s", getattr(error, "strerror", error))
-    return Refused(507, "This cannot be stored now.")
-
-
 # --- of all answers --------------------------------------------------------------------------------------
 
 
 def _page(text: str, status: int = 200) -> Answer:
     page: Answer = HTMLResponse(text, status, {"cache-control": "no-store"})
     return page
-
-
-def _sorry(error: Exception) -> Answer:
-    """The page for a request that cannot be answered."""
-    if isinstance(error, Refused):
-        status, text = error.status, str(error)
-    elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
-        status, text = 403, "This cannot be read."
-    elif isinstance(error, OSError) and error.errno in (
-        *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
-    ):
-        status, text = 404, "There is nothing of this name."
-    else:
-        logger.warning("a request fails: %s", getattr(error, "strerror", None) or error)
-        status, text = 503, "This is not possible now."
-    return _page(pages.sorry("Sorry", text), status)
 
 
 def _with_headers(send: Send) -> Send:

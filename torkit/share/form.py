@@ -1,11 +1,15 @@
 """An upload as browsers send it, multipart/form-data: its files go to an inbox as they come. RFC 7578."""
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from torkit.share.inbox import Arrival, Inbox
+
+# What is wrong with a form is told to whoever has sent it, and nobody else.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 # Implementation limits, of one upload.
 MAX_FILES = 1000

@@ -103,8 +103,9 @@ class _Visitor(trio.abc.HalfCloseableStream):
         try:
             with trio.fail_after(STALL_TIMEOUT):
                 await self._stream.send_all(data)
-        except trio.TooSlowError:
-            raise trio.BrokenResourceError("the visitor takes nothing") from None
+        except (trio.BrokenResourceError, trio.TooSlowError) as error:
+            self._scope.cancel()  # or Hypercorn would take the rest of the answer for nobody
+            raise trio.BrokenResourceError("the visitor takes nothing") from error
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
