@@ -349,6 +349,28 @@ async def test_one_file_is_fetched_once(place: Path) -> None:
         await until(site.whole.is_set)
 
 
+async def test_a_download_that_was_cut_may_go_on_where_it_was(place: Path) -> None:
+    tree = Tree(place / "large")
+    site = Downloads(tree, Transfers(), once=True)
+    async with serving(site) as path:
+        with trio.socket.socket(socket.AF_UNIX) as sock:
+            await sock.connect(str(path))
+            stream = trio.SocketStream(sock)
+            await stream.send_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            got = b""
+            while len(got) < LARGE // 2:
+                got += await stream.receive_some()
+        await until(lambda: not site.transfers.active)
+        assert not site.whole.is_set()
+        start = len(got.partition(b"\r\n\r\n")[2])
+        rest = await raw(
+            path, b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\nRange: bytes=%d-\r\n\r\n" % start
+        )
+        assert rest.endswith(DATA[start:])
+        await until(site.whole.is_set)
+    tree.close()
+
+
 async def test_a_directory_is_fetched_once_when_all_of_it_is(place: Path) -> None:
     async with downloads(place / "sub dir", once=True) as (client, site):
         (place / "sub dir" / "empty").touch()

@@ -91,7 +91,8 @@ def share(
             many = "1 file" if summary.files == 1 else f"{summary.files} files"
             say(f"{path}: {many}, {to_size(summary.size)}")
             if summary.hidden:
-                say(f"{summary.hidden} of the names begin with a dot: they are shared, too")
+                names = "1 name begins" if summary.hidden == 1 else f"{summary.hidden} names begin"
+                say(f"{names} with a dot, and what it names is shared, too")
             site = Downloads(tree, transfers, once=once)
         else:
             assert receive is not None
@@ -154,7 +155,7 @@ async def show_transfers(transfers: "Transfers") -> None:
     """Show what is under way, and say what has ended."""
     import trio
 
-    view, began = progress.Work(), 0.0
+    view, began = progress.Work(), trio.current_time()
     while True:
         await trio.sleep(progress.TICK)
         say_news(transfers)

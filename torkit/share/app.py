@@ -150,7 +150,7 @@ class Downloads(Site):
         super().__init__(transfers, once=once)
         self._tree = tree
         self._secret = os.urandom(32)  # or an ETag would tell when a file was changed
-        self._fetched: dict[tuple[str, ...], tuple[bytes, Pieces]] = {}
+        self._fetched: dict[tuple[str, ...], tuple[str, Pieces]] = {}
 
     async def choose(self, request: Request, names: list[str], *, is_directory: bool) -> Answer:
         if not is_directory:
@@ -175,16 +175,17 @@ class Downloads(Site):
         identity = f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode()
         return f'"{hmac.new(self._secret, identity, hashlib.sha256).hexdigest()[:32]}"'
 
-    async def note_fetched(self, path: tuple[str, ...], found: Found, start: int, end: int) -> None:
-        """Note bytes of one file, from `start` up to `end`, that have been sent."""
-        if not self._once:
-            return
-        version = self.etag(found.status).encode()
-        if path not in self._fetched or self._fetched[path][0] != version:
-            self._fetched[path] = version, Pieces()
-        pieces = self._fetched[path][1]
-        pieces.add(start, end)
-        if not pieces.is_whole(found.status.st_size):
+    def note_sent(self, path: tuple[str, ...], found: Found, start: int, end: int) -> None:
+        """Note bytes of one file, from `start` up to `end`. Whoever lacks some asks for them again."""
+        if self._once:
+            version = self.etag(found.status)
+            if path not in self._fetched or self._fetched[path][0] != version:
+                self._fetched[path] = version, Pieces()
+            self._fetched[path][1].add(start, end)
+
+    async def check_whole(self, path: tuple[str, ...], found: Found) -> None:
+        """Set `whole` if everything has been sent, now that what somebody asked for of one file has been."""
+        if not self._once or not self._fetched[path][1].is_whole(found.status.st_size):
             return
         if not self._tree.is_directory or await run_in_thread(self._has_all):
             self.whole.set()
@@ -192,7 +193,7 @@ class Downloads(Site):
     def _has_all(self) -> bool:
         nothing = Pieces()
         return all(
-            self._fetched.get(path, (b"", nothing))[1].is_whole(size) for path, size in self._tree.walk()
+            self._fetched.get(path, ("", nothing))[1].is_whole(size) for path, size in self._tree.walk()
         )
 
     async def _zip(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -243,11 +244,15 @@ class _FileAnswer:
             filename=pages.to_text(self._path[-1]),
             stat_result=self._found.status,
         )
-        await response(_with_one_range(scope), _hear_nothing, sending)
+        try:
+            await response(_with_one_range(scope), _hear_nothing, sending)
+        finally:
+            if sending.transfer is not None:
+                end = sending.start + sending.transfer.done
+                self._site.note_sent(self._path, self._found, sending.start, end)
         if sending.transfer is not None:
             self._site.transfers.tell(f"{sending.transfer}, sent")
-            start = sending.start
-            await self._site.note_fetched(self._path, self._found, start, start + sending.transfer.done)
+            await self._site.check_whole(self._path, self._found)
 
     def begin(self, stack: ExitStack, total: int) -> Transfer:
         name = pages.to_text("/".join(self._path))
@@ -327,14 +332,14 @@ class Uploads(Site):
             raise Refused(503, "Too many send files at once. Please come again in a while.")
         self._upload_count += 1
         try:
-            return await self._receive(request)
+            async with aclosing(request.stream()) as body:
+                return await self._receive(request, body)
         finally:
             self._upload_count -= 1
 
-    async def _receive(self, request: Request) -> Answer:
+    async def _receive(self, request: Request, body: AsyncGenerator[bytes]) -> Answer:
         told = request.headers.get("content-length", "")
         length = int(told) if told.isascii() and told.isdigit() else None
-        body = request.stream()
         try:
             if length is not None and length > self._inbox.left + FORM_ALLOWANCE:
                 raise InboxFull("there is no room for so much")
@@ -366,7 +371,7 @@ class Uploads(Site):
         self.transfers.tell(f"an upload cannot be stored: {getattr(error, 'strerror', None) or error}")
         return Refused(507, "This cannot be stored now.")
 
-    async def _read(self, form: Form, body: Any, transfer: Transfer) -> None:
+    async def _read(self, form: Form, body: AsyncGenerator[bytes], transfer: Transfer) -> None:
         while True:
             with trio.move_on_after(IDLE_TIMEOUT) as waiting:
                 data = await anext(body, None)
