@@ -56,6 +56,12 @@ def test_a_directory_that_others_may_write_to_is_closed_to_them(
     assert mode_of(tmp_path) == mended
 
 
+def test_a_file_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        make_private_directory(tmp_path / "file")
+
+
 def test_a_directory_that_users_share_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     with pytest.raises(StorageError, match="shared"):

@@ -110,7 +110,7 @@ def load_network(path: StrPath | None) -> Network:
         with path.open("rb") as file:
             text = file.read(MAX_NETWORK_FILE_LEN + 1)
         if len(text) > MAX_NETWORK_FILE_LEN:
-            raise UsageError(f"{path}: more than {MAX_NETWORK_FILE_LEN} bytes")
+            raise ValueError(f"more than {MAX_NETWORK_FILE_LEN} bytes")
         table = tomllib.loads(text.decode("utf-8"))
     except OSError as error:
         hint = None

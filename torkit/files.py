@@ -5,6 +5,7 @@ The system's errors are raised as they are (OSError); a file that is not as it s
 
 import os
 import stat
+from errno import ENOTDIR
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,8 @@ def make_private_directory(path: Path) -> None:
     One that others may write to is closed to them. Raises StorageError for another user's, and for a shared
     one.
     """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
     missing = takewhile(lambda parent: not parent.exists(), path.parents)
     for directory in reversed([path, *missing]):
         directory.mkdir(mode=0o700, exist_ok=True)
