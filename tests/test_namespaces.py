@@ -342,6 +342,44 @@ def test_services_of_the_host_cannot_be_reached(
     assert told == [ENDED]
 
 
+def mounting(source: Path, place: Path, flags: str) -> list[str]:
+    """A host where `source` is mounted at `place`, too."""
+    return ["unshare", flags, "sh", "-c", f'mount --bind {source} {place} && exec "$@"', "sh"]
+
+
+@pytest.mark.parametrize("what", ["its directory", "a directory above", "itself", "itself, of another host"])
+def test_a_service_of_the_host_cannot_be_reached_where_its_socket_is_mounted_too(
+    what: str, tmp_path: Path
+) -> None:
+    """As a container is lent the socket of its engine."""
+    folder, elsewhere = tmp_path / "a b" / "c", tmp_path / "else where"
+    folder.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(folder / "s"))
+        service.listen()
+        if what.startswith("itself"):
+            elsewhere.touch()
+            source, path = folder / "s", elsewhere
+        else:
+            elsewhere.mkdir()
+            source = folder if what == "its directory" else folder.parent
+            path = elsewhere / (folder / "s").relative_to(source)
+        quoted = (Path(f"'{source}'"), Path(f"'{elsewhere}'"))
+        told = confine(
+            python(
+                f"""
+                import socket, stat, os
+                try:
+                    socket.socket(socket.AF_UNIX).connect({str(path)!r})
+                except ConnectionRefusedError:
+                    raise SystemExit(3)
+                """
+            ),
+            within=mounting(*quoted, "-Urmn" if "host" in what else "-Urm"),
+        )
+    assert told == [{"code": 3}]
+
+
 only_who_may_write_to_run = pytest.mark.skipif(not os.access("/run", os.W_OK), reason="it is the system's")
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -56,14 +56,20 @@ while True:
 
 
 def confine(
-    command: list[str], *, environment: Mapping[str, str] = os.environ, **settings: Any
+    command: list[str],
+    *,
+    environment: Mapping[str, str] = os.environ,
+    within: Sequence[str] = (),
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     """Run `command` in namespaces of its own; returns what reached its network, and its exit code last.
+
+    `within` is the beginning of a command that makes the host which `command` is confined on.
 
     Skips the test where the system forbids namespaces.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _PARENT, *command],
+        [*within, sys.executable, "-c", _PARENT, *command],
         stdout=subprocess.PIPE,
         env=dict(environment),
         timeout=30,

@@ -2,17 +2,20 @@
 
 A network namespace holds what has an address or an abstract name. A Unix socket with a path is a file,
 and whoever has bound it has the host's network and may do a program's bidding: a resolver's cache, a
-message bus, Docker, a shared ssh connection. So every path that somebody has bound is covered, but for
-those that programs cannot do without, and that connect nowhere by themselves.
+message bus, Docker, a shared ssh connection. So every path that somebody has bound is covered, wherever it is
+mounted, and every socket that is itself a mount, as containers are lent them; but for those that programs
+cannot do without, and that connect nowhere by themselves.
 
 A cover goes where its file is made anew outside, as by a daemon that restarts. So /run, where daemons of the
 system are found, is a directory of our own: what was there is in it but for known services, and nothing new.
 """
 
 import os
+import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from errno import EACCES, ENOENT
+from typing import NamedTuple
 
 from torkit.namespaces.kernel import MS_BIND, MS_NODEV, MS_NOSUID, MS_REC, mount, unmount
 
@@ -29,7 +32,8 @@ RUN = "/run"
 # nsswitch.conf.
 SERVICES = ("avahi-daemon", "containerd", "dbus", "nscd", "podman")
 
-# A service in another network namespace than ours, as a container is lent it, is not seen to listen.
+# A service in another network namespace than ours, as a container is lent it, is not seen to listen. Most of
+# their sockets are mounts; these are in a directory that is one.
 LENT = ("/run/systemd/resolve/io.systemd.Resolve", "/run/systemd/resolve/io.systemd.Resolve.Monitor")
 
 
@@ -38,13 +42,15 @@ def cover_files(bound: Iterable[str], environment: Mapping[str, str]) -> None:
 
     Raises OSError.
     """
+    mounts = list(_mounts())
+    covered = {*bound, *LENT, *aliases(bound, mounts), *(one.place for one in mounts)}
     mount("tmpfs", SCAFFOLD, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
     _replace_run(environment)
     _cover("/etc/resolv.conf", _make("resolv.conf", RESOLV_CONF))
     if (nsswitch := _read("/etc/nsswitch.conf")) is not None:
         _cover("/etc/nsswitch.conf", _make("nsswitch.conf", with_our_hosts_line(nsswitch)))
     nothing = _make("nothing", "")
-    for path in {*bound, *LENT}:
+    for path in covered:
         if not is_kept(path, environment) and _is_socket(path):
             _cover(path, nothing)
     unmount(SCAFFOLD)
@@ -92,6 +98,51 @@ def bound_paths() -> set[str]:
     relative = {path for path in paths if not path.startswith("/")}
     folders = {_folder_of(pid) for pid in _entries("/proc") if pid.isdecimal()} if relative else set()
     return paths - relative | {os.path.join(folder, path) for folder in folders for path in relative}
+
+
+class Mount(NamedTuple):
+    """One mount: `root` of the file system `device` is at `place`. proc_pid_mountinfo(5)."""
+
+    device: str
+    root: str
+    place: str
+
+
+def _mounts() -> Iterator[Mount]:
+    for line in (_read("/proc/self/mountinfo") or "").splitlines():
+        device, root, place = (_OCTAL.sub(_char_of, field) for field in line.split()[2:5])
+        yield Mount(device, root, place)
+
+
+_OCTAL = re.compile(r"\\([0-7]{3})")  # of a space, a tab, a newline or a backslash
+
+
+def _char_of(found: re.Match[str]) -> str:
+    return chr(int(found[1], 8))
+
+
+def aliases(paths: Iterable[str], mounts: Sequence[Mount]) -> set[str]:
+    """Returns other paths of the same files: what is mounted in two places has two names."""
+    found = set()
+    for path in map(os.path.realpath, paths):
+        around = [one for one in reversed(mounts) if _below(one.place, path) is not None]
+        home = max(around, key=lambda one: len(one.place), default=None)  # of equal ones the last
+        if home is None:
+            continue
+        inner = os.path.join(home.root, _below(home.place, path) or "")
+        for one in mounts:
+            rest = _below(one.root, inner)
+            if one.device == home.device and rest is not None:
+                found.add(os.path.join(one.place, rest) if rest else one.place)
+    return found
+
+
+def _below(folder: str, path: str) -> str | None:
+    """Returns the rest of `path` below `folder`, empty where they are one; None where it is elsewhere."""
+    if path == folder:
+        return ""
+    start = folder.rstrip("/") + "/"
+    return path[len(start) :] if path.startswith(start) else None
 
 
 def is_kept(path: str, environment: Mapping[str, str]) -> bool:
