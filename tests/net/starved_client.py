@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 import trio
+import trio.testing
 from fast.starved import load_allocator
 from served import build, connect, fresh_relays, open_stream, serve
 
@@ -96,6 +97,7 @@ async def main(*arguments: str) -> None:
             _, failed = allocator.count()
             allocator.set_fault(-1, False)
             assert is_whole or failed
+            await trio.testing.wait_all_tasks_blocked()  # the end of a link may be told a turn later
             if channel.error is not None:
                 channel = await connect(relay)
                 nursery.start_soon(channel.run)

@@ -1,7 +1,10 @@
 """What has arrived for a client of the proxy is delivered, however late it reads and its stream ends."""
 
+import fcntl
 import gc
 import socket
+import termios
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +33,16 @@ async def late_client(proxy: Proxy, tor: ScriptedTor) -> tuple[trio.SocketStream
     client, peer = await proxy.open(tor)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, FEW)
     return client, peer
+
+
+async def until_its_socket_is_full(client: trio.SocketStream) -> None:
+    """Wait until the kernel takes no more: into the rest of a window it puts bytes by a timer only."""
+    taken, since = b"", time.monotonic()
+    while time.monotonic() - since < 1:
+        now = fcntl.ioctl(client.socket.fileno(), termios.FIONREAD, bytes(4))
+        if now != taken:
+            taken, since = now, time.monotonic()
+        await trio.testing.wait_all_tasks_blocked(0.05)
 
 
 async def receive_until_reset(client: trio.SocketStream) -> bytes:
@@ -145,6 +158,7 @@ async def test_client_that_never_reads_is_reset_in_the_end(
         client, peer = await late_client(proxy, tor)
         await peer.send_all(BODY)
         await peer.end(reason)
+        await until_its_socket_is_full(client)
         for seconds in (1, DELIVERY_TIMEOUT - 1):
             await trio.testing.wait_all_tasks_blocked(0.1)
             mock_clock.jump(seconds)

@@ -353,7 +353,7 @@ NO_METHOD = b"\x05\xff"
         ),
         (b"\x05\x01\x00\x05\x01\x00\x03\x00\x00\x50", b"\x05\x00\x05\x02\x00\x01" + bytes(6)),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", NO_METHOD),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", b""),  # the beginning of an HTTP request, which never ended
+        (b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
     ],
 )
 def test_garbage_is_answered_and_closed(proxy: Proxy, garbage: bytes, answer: bytes) -> None:
@@ -363,7 +363,7 @@ def test_garbage_is_answered_and_closed(proxy: Proxy, garbage: bytes, answer: by
         received = b""
         while data := client.recv(1 << 16):
             received += data
-    assert received == answer
+    assert received.partition(b"Content-Type")[0] == answer
 
 
 def test_garbage_without_an_end_is_closed(proxy: Proxy) -> None:

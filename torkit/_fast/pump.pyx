@@ -111,7 +111,7 @@ cdef class Pump:
         link.tls = tls
         link.channel = channel
         link.has_more = True  # the last flight of a handshake may have brought data with it
-        self.add(link, tls.descriptor, EPOLLIN)
+        self.add(link, tls.incoming.descriptor, EPOLLIN)
         self.links.append(link)
         return link
 

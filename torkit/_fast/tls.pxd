@@ -21,7 +21,6 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_ERROR_WANT_READ
     int SSL_ERROR_ZERO_RETURN
     int SSL_ERROR_SYSCALL
-    int BIO_NOCLOSE
     int SSL_SESS_CACHE_OFF
     long SSL_MODE_AUTO_RETRY
     int SSL_RECEIVED_SHUTDOWN
@@ -46,8 +45,6 @@ cdef extern from "openssl/ssl.h" nogil:
     unsigned long SSL_CTX_set_options(SSL_CTX* context, unsigned long options)
     long SSL_CTX_clear_mode(SSL_CTX* context, long mode)
     void SSL_CTX_set_verify(SSL_CTX* context, int mode, void* callback)
-    void SSL_CTX_set_read_ahead(SSL_CTX* context, int yes)
-    void SSL_CTX_set_default_read_buffer_len(SSL_CTX* context, size_t length)
 
     SSL* SSL_new(SSL_CTX* context)
     void SSL_free(SSL* ssl)
@@ -61,20 +58,23 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_do_handshake(SSL* ssl)
     int SSL_read_ex(SSL* ssl, void* data, size_t count, size_t* got)
     int SSL_write_ex(SSL* ssl, const void* data, size_t count, size_t* sent)
-    int SSL_has_pending(const SSL* ssl)
+    int SSL_pending(const SSL* ssl)
     int SSL_get_error(const SSL* ssl, int result)
     X509* SSL_get1_peer_certificate(const SSL* ssl)
 
     int BIO_TYPE_SOURCE_SINK
     int BIO_CTRL_FLUSH
+    int BIO_CTRL_EOF
     BIO* BIO_new(const BIO_METHOD* method)
-    BIO* BIO_new_socket(int descriptor, int close)
+    void BIO_set_retry_read(BIO* bio)
+    void BIO_clear_retry_flags(BIO* bio)
     BIO_METHOD* BIO_meth_new(int kind, const char* name)
     void BIO_set_data(BIO* bio, void* data)
     void* BIO_get_data(BIO* bio)
     void BIO_free(BIO* bio)
 
 cdef extern from "openssl/bio.h":
+    int BIO_meth_set_read(BIO_METHOD* method, int (*read)(BIO* bio, char* data, int count) noexcept)
     int BIO_meth_set_write(BIO_METHOD* method, int (*write)(BIO* bio, const char* data, int count) noexcept)
     int BIO_meth_set_ctrl(BIO_METHOD* method, long (*ctrl)(BIO* bio, int what, long number, void* value) noexcept)
 
@@ -87,6 +87,15 @@ cdef struct Budget:
     Bucket messages               # of handshakes, also after the handshake
     uint8_t last_message          # the type of the last
 
+# The socket, and ciphertext that was read ahead of libssl.
+cdef struct Incoming:
+    int descriptor                # of both ways; -1 once it is closed
+    bint reads_ahead              # this call reads as much as one system call brings
+    bint has_read                 # it has had that system call
+    bint has_ended                # the peer sends no more
+    const uint8_t* data
+    Py_ssize_t length             # 0 between calls
+
 # Ciphertext until the socket takes it.
 cdef struct Outgoing:
     uint8_t* data
@@ -97,8 +106,8 @@ cdef struct Outgoing:
 @cython.final
 cdef class Tls:
     cdef SSL* ssl
+    cdef Incoming incoming
     cdef Outgoing outgoing
-    cdef int descriptor
     cdef readonly bint has_ended  # the peer has ended the connection, and all its bytes were received
     cdef bint has_more            # the last read has left bytes in libssl
     cdef Budget budget

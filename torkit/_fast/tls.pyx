@@ -22,11 +22,17 @@ from torkit.errors import ChannelClosed, ChannelError
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_NOSIGNAL
+    Py_ssize_t recv(int descriptor, void* data, size_t count, int flags)
     Py_ssize_t send(int descriptor, const void* data, size_t count, int flags)
 
-# Implementation limit, bytes: what one system call may read. A busy relay's burst; a larger buffer gains nothing
-# measurable, and its memory stays resident.
-cdef size_t READ_LEN = 131072
+cdef enum:
+    RECORD_MAX = 16384            # bytes of data in one record. (RFC 8446, 5.1)
+    # Implementation limit, bytes: what one system call reads ahead of libssl. A busy relay's burst; a larger buffer
+    # gains nothing measurable, and its memory stays resident.
+    READ_LEN = 131072 - RECORD_MAX
+
+# Read ahead by one call of `receive_into`, which takes everything. Only the holder of the interpreter's lock reads.
+cdef uint8_t[READ_LEN] read_ahead
 
 # Implementation limits: how many records, and messages of a handshake, a peer may send at once (BRIM), and how
 # many more each second (RATE). EARNING_LEN bytes of data allow one record more, so records of one cell, 514 bytes,
@@ -38,7 +44,7 @@ cdef double EARNING_LEN = 128
 cdef double MESSAGES_BRIM = 64
 cdef double MESSAGES_RATE = 1
 
-# Implementation limit: records of one read; a full buffer of single cells has 255.
+# Implementation limit: records of one read that takes them from the socket one by one.
 cdef int READ_RECORDS = 256
 
 # Records end at multiples of these in the bytes of one `send`: an observer of the line sees the lengths of records.
@@ -68,6 +74,7 @@ cdef bytes GROUPS = b"P-256:X25519:P-224"
 cdef bytes GROUPS_SINCE_3_5 = b"?*X25519MLKEM768 / ?SecP256r1MLKEM768 / *P-256:?X25519:P-224"
 
 cdef SSL_CTX* context = NULL
+cdef BIO_METHOD* of_incoming = NULL
 cdef BIO_METHOD* into_outgoing = NULL
 
 
@@ -97,11 +104,9 @@ cdef SSL_CTX* the_context() except NULL:
         SSL_CTX_set_options(fresh, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_TLSEXT_PADDING)
         # An end without close_notify is an end: cells and circuits tell cuts by themselves.
         SSL_CTX_set_options(fresh, SSL_OP_IGNORE_UNEXPECTED_EOF)
-        # SSL_read returns after a record without data, unless libssl's buffer holds another record.
+        # SSL_read returns after a record without data.
         SSL_CTX_clear_mode(fresh, SSL_MODE_AUTO_RETRY)
         SSL_CTX_set_verify(fresh, SSL_VERIFY_NONE, NULL)
-        SSL_CTX_set_read_ahead(fresh, 1)
-        SSL_CTX_set_default_read_buffer_len(fresh, READ_LEN)
         context = fresh
     return context
 
@@ -121,20 +126,68 @@ cdef void count_record(int is_sent, int version, int kind, const void* data, siz
         SSL_set_shutdown(ssl, SSL_RECEIVED_SHUTDOWN)  # libssl drops its buffer, and returns
 
 
-cdef BIO_METHOD* the_method() except NULL:
-    """Returns the methods of a BIO that appends to an `Outgoing`.
+cdef int make_methods() except -1:
+    """Make the methods of a BIO that reads from an `Incoming`, and of one that appends to an `Outgoing`.
 
+    libssl's own read-ahead moves its whole buffer for each record: a quarter of a download's CPU on a busy machine.
     libssl's own memory BIO clears its memory when it grows and at each reset: 0.2 s for each GiB sent.
     """
-    global into_outgoing
+    global of_incoming, into_outgoing
+    if of_incoming == NULL:
+        fresh = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "incoming")
+        if fresh == NULL:
+            raise MemoryError
+        BIO_meth_set_read(fresh, take)
+        BIO_meth_set_ctrl(fresh, control_incoming)
+        of_incoming = fresh
     if into_outgoing == NULL:
         fresh = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "outgoing")
         if fresh == NULL:
             raise MemoryError
         BIO_meth_set_write(fresh, append)
-        BIO_meth_set_ctrl(fresh, control)
+        BIO_meth_set_ctrl(fresh, control_outgoing)
         into_outgoing = fresh
-    return into_outgoing
+    return 0
+
+
+cdef int take(BIO* bio, char* data, int count) noexcept:
+    """Give libssl bytes that were read ahead, else bytes of the socket. Returns how many."""
+    cdef Incoming* incoming = <Incoming*>BIO_get_data(bio)
+    cdef Py_ssize_t got
+    BIO_clear_retry_flags(bio)
+    if incoming.length == 0:
+        if incoming.has_read:  # what has come since waits for the next call, as the other links do
+            BIO_set_retry_read(bio)
+            return -1
+        if incoming.reads_ahead:
+            got = receive_from(incoming, read_ahead, READ_LEN)
+        else:
+            got = receive_from(incoming, <uint8_t*>data, count)
+        if got < 0 and errno == EAGAIN:
+            BIO_set_retry_read(bio)
+        if got <= 0 or not incoming.reads_ahead:
+            return got
+        incoming.has_read = True
+        incoming.data = read_ahead
+        incoming.length = got
+    count = min(<Py_ssize_t>count, incoming.length)
+    memcpy(data, incoming.data, count)
+    incoming.data += count
+    incoming.length -= count
+    return count
+
+
+cdef Py_ssize_t receive_from(Incoming* incoming, uint8_t* data, size_t count) noexcept:
+    """Returns as recv() does."""
+    cdef Py_ssize_t got = recv(incoming.descriptor, data, count, 0)
+    while got < 0 and errno == EINTR:
+        got = recv(incoming.descriptor, data, count, 0)
+    incoming.has_ended = got == 0
+    return got
+
+
+cdef long control_incoming(BIO* bio, int what, long number, void* value) noexcept:
+    return what == BIO_CTRL_EOF and (<Incoming*>BIO_get_data(bio)).has_ended
 
 
 cdef int append(BIO* bio, const char* data, int count) noexcept:
@@ -148,7 +201,7 @@ cdef int append(BIO* bio, const char* data, int count) noexcept:
     return count
 
 
-cdef long control(BIO* bio, int what, long number, void* value) noexcept:
+cdef long control_outgoing(BIO* bio, int what, long number, void* value) noexcept:
     return what == BIO_CTRL_FLUSH  # nothing is to be flushed, and libssl needs no other control
 
 
@@ -161,14 +214,16 @@ cdef class Tls:
     """The client's end. Raises ChannelError where the peer breaks TLS, ChannelClosed where the socket fails."""
 
     def __cinit__(self, int descriptor, bytes server_name not None):
-        self.descriptor = descriptor
+        self.incoming.descriptor = descriptor
         self.ssl = SSL_new(the_context())
-        cdef BIO* outgoing = BIO_new(the_method())
-        cdef BIO* incoming = BIO_new_socket(descriptor, BIO_NOCLOSE)
+        make_methods()
+        cdef BIO* incoming = BIO_new(of_incoming)
+        cdef BIO* outgoing = BIO_new(into_outgoing)
         if self.ssl == NULL or incoming == NULL or outgoing == NULL:
             BIO_free(incoming)
             BIO_free(outgoing)
             raise MemoryError
+        BIO_set_data(incoming, &self.incoming)
         BIO_set_data(outgoing, &self.outgoing)
         SSL_set_bio(self.ssl, incoming, outgoing)
         if SSL_set_tlsext_host_name(self.ssl, PyBytes_AS_STRING(server_name)) != 1:
@@ -187,6 +242,7 @@ cdef class Tls:
     def do_handshake(self):
         """Go on with the handshake. Returns whether it is done. Its messages to the peer wait for `send`."""
         self.check_open()
+        self.incoming.reads_ahead = False
         clear_errors()
         cdef int result = SSL_do_handshake(self.ssl)
         self.settle(monotonic(), 0)
@@ -213,6 +269,7 @@ cdef class Tls:
         return self.receive_into(&buffer[0], buffer.shape[0]) if buffer.shape[0] else 0
 
     cdef Py_ssize_t receive_into(self, uint8_t* buffer, size_t room) except -1:
+        cdef Incoming* incoming = &self.incoming
         cdef size_t count = 0
         cdef size_t got = 0
         cdef int records = 0
@@ -220,28 +277,32 @@ cdef class Tls:
         self.check_open()
         if self.failure is not None:
             raise self.failure
-        self.has_more = False
+        incoming.has_read = False
+        # Into so much room goes everything that is read, with a record of which libssl has the first part already.
+        incoming.reads_ahead = room >= READ_LEN + RECORD_MAX
         try:
-            while not self.has_ended:
-                if count == room or records == READ_RECORDS:
-                    self.has_more = True
-                    break
+            while not self.has_ended and count < room and (records < READ_RECORDS or incoming.length):
                 clear_errors()
                 result = SSL_read_ex(self.ssl, &buffer[count], room - count, &got)
                 if result == 1:
                     count += got
                     records += 1
-                    if not SSL_has_pending(self.ssl):
+                    if incoming.has_read and not incoming.length and not SSL_pending(self.ssl):
                         break
                 else:
                     self.check_budget()
                     self.has_ended = self.fail(result, "TLS from the relay is broken")
-                    break
+                    if not incoming.length:
+                        break
             self.settle(monotonic(), count)
+            self.has_more = not self.has_ended and SSL_pending(self.ssl) > 0
         except (ChannelClosed, ChannelError) as error:
             if not count:
                 raise
             self.failure = error  # the next call raises it: the bytes before it are good
+        finally:
+            incoming.reads_ahead = incoming.has_read = False
+            incoming.length = 0  # none but where the connection is at its end
         return count
 
     cdef Py_ssize_t waiting(self) noexcept:
@@ -272,7 +333,7 @@ cdef class Tls:
         cdef Outgoing* outgoing = &self.outgoing
         cdef Py_ssize_t taken
         while outgoing.sent < outgoing.length:
-            taken = send(self.descriptor, outgoing.data + outgoing.sent, outgoing.length - outgoing.sent, MSG_NOSIGNAL)
+            taken = send(self.incoming.descriptor, outgoing.data + outgoing.sent, outgoing.length - outgoing.sent, MSG_NOSIGNAL)
             if taken >= 0:
                 outgoing.sent += taken
             elif errno == EAGAIN:
@@ -286,10 +347,10 @@ cdef class Tls:
 
     def close(self):
         """Touch the socket no more: its number may soon be another's."""
-        self.descriptor = -1
+        self.incoming.descriptor = -1
 
     cdef int check_open(self) except -1:
-        if self.descriptor < 0:
+        if self.incoming.descriptor < 0:
             raise ChannelClosed("the connection to the relay was closed here")
         return 0
 
