@@ -103,7 +103,8 @@ class _Visitor(trio.abc.HalfCloseableStream):
         try:
             with trio.fail_after(STALL_TIMEOUT):
                 await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.TooSlowError) as error:
+        except (trio.BrokenResourceError, trio.BusyResourceError, trio.TooSlowError) as error:
+            # Busy is what Hypercorn has begun to close.
             self._scope.cancel()  # or Hypercorn would take the rest of the answer for nobody
             raise trio.BrokenResourceError("the visitor takes nothing") from error
 
