@@ -107,6 +107,14 @@ async def test_a_sendme_with_another_tag_ends_the_circuit_whatever_its_layers(
         assert channel.error is None
 
 
+async def test_a_sendme_that_ends_within_its_tag_says_so() -> None:
+    async with serve_circuit(3) as (circuit, relays):
+        relays[2].sending(RelayCommand.SENDME, nth=2).cut(22)
+        stream, _ = await open_stream(circuit, relays[2])
+        with pytest.raises(trio.BrokenResourceError, match="19 bytes of a tag of 20"):
+            await stream.send_all(bytes(498 * 2000))
+
+
 @pytest.mark.parametrize("protocols", [PLAIN, FULL], ids=["ntor", "ntor-v3"])
 @pytest.mark.parametrize("step", [Command.CREATED2, RelayCommand.EXTENDED2])
 async def test_an_answer_to_a_handshake_that_lies_about_its_length_ends_the_circuit(

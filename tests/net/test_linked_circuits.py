@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -18,7 +18,7 @@ from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
 from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.journal import Journal
-from torkit.testing.relay import FakeCircuit, FakeRelay, RelayCell
+from torkit.testing.relay import FakeCircuit, FakeRelay, Fault, RelayCell
 
 NONCE = bytes(range(32))
 EXIT = 3  # hop
@@ -28,6 +28,7 @@ class LinkingExit:
     """Answers LINK, and has what else it was told in `told`, as (circuit, command)."""
 
     def __init__(self, relay: FakeRelay) -> None:
+        self.relay = relay
         self.told: list[tuple[FakeCircuit, int]] = []
         self.answer: Callable[[bytes], bytes | None] = lambda body: body[:49] + b"\1"
         relay.on_unknown = self.receive
@@ -115,6 +116,31 @@ async def test_a_wrong_answer_ends_the_circuit(answer: Callable[[bytes], bytes])
             await link_leg(first, NONCE)
         assert first.error is not None
         assert exit_.count(RelayCommand.CONFLUX_LINKED_ACK) == 0
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        lambda answer: answer.duplicate(),
+        lambda answer: answer.cut(),
+        lambda answer: answer.cut(0),
+        lambda answer: answer.cut(49),
+        lambda answer: answer.corrupt(),
+        lambda answer: answer.lie(lambda body: b"\xff" * len(body)),
+        lambda answer: answer.destroy(),
+    ],
+)
+async def test_a_leg_whose_answer_goes_wrong_ends_and_the_other_goes_on(
+    story: Callable[[Fault], Fault],
+) -> None:
+    async with linking() as (first, second, exit_):
+        wrong = story(exit_.relay.sending(RelayCommand.CONFLUX_LINKED))
+        with suppress(CircuitError, CircuitClosed):
+            await link_leg(first, NONCE)
+        await until(lambda: first.error is not None)
+        assert wrong.count == 1
+        await link_leg(second, NONCE)
+        assert second.error is None
 
 
 async def test_linked_unasked_or_twice_ends_the_circuit() -> None:

@@ -308,8 +308,10 @@ cdef class Circuit(Tunnel):
             return self.fail(events, "a circuit SENDME acknowledges more than was sent")
         if length < SENDME_HEADER_LEN or body[0] != SENDME_VERSION:
             return self.fail(events, "a circuit SENDME is not authenticated (version 1 is required)")
-        if load16(body + 1) != tag_len or length < SENDME_HEADER_LEN + tag_len:
+        if load16(body + 1) != tag_len:
             return self.fail(events, f"a circuit SENDME has a tag of {load16(body + 1)} bytes, not {tag_len}")
+        if length < SENDME_HEADER_LEN + tag_len:
+            return self.fail(events, f"a circuit SENDME has {length - SENDME_HEADER_LEN} bytes of a tag of {tag_len}")
         cdef Tag* expected = &hop.tags[hop.first_tag]
         if CRYPTO_memcmp(expected.bytes, body + SENDME_HEADER_LEN, tag_len) != 0:
             return self.fail(events, "a circuit SENDME carries a wrong tag")
