@@ -26,6 +26,7 @@ from torkit.testnet import (
     verify,
 )
 from torkit.testnet.processes import tor_processes
+from torkit.testnet.torrc import common_torrc
 
 
 async def _eventually(condition: Callable[[], bool]) -> None:
@@ -111,6 +112,21 @@ async def test_killed_owner_leaves_no_process_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
+@pytest.mark.network
+def test_tor_reads_the_name_of_any_directory(tmp_path: Path) -> None:
+    """A number sign began a comment: tor took another directory, or none."""
+    directory = tmp_path / 'a b#c "d" \\e'
+    directory.mkdir()
+    torrc = directory / "torrc"
+    named = [
+        line for line in common_torrc(directory, [], "notice") if line.startswith(("DataDirectory", "Log"))
+    ]
+    torrc.write_text("\n".join([*named, "SocksPort 0", "DisableNetwork 1", ""]))
+    command = ["tor", "--defaults-torrc", "/dev/null", "-f", str(torrc), "--dump-config", "short"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert set(named) <= set(told.splitlines())  # quoted where they have to be, as tor writes them
+
+
 async def test_torrc_line_tor_refuses_is_reported_in_tors_words(tmp_path: Path) -> None:
     with pytest.raises(NotPossible, match=r"exit1.*NoSuchOption"):
         async with run_testnet(tmp_path, Options(torrc={"exit1": ["NoSuchOption 1"]})):

@@ -123,16 +123,18 @@ def _char_of(found: re.Match[str]) -> str:
 
 def aliases(paths: Iterable[str], mounts: Sequence[Mount]) -> set[str]:
     """Returns other paths of the same files: what is mounted in two places has two names."""
+    visible = {one.place: one for one in mounts}  # of two at one place the last hides the first
     found = set()
     for path in map(os.path.realpath, paths):
-        around = [one for one in reversed(mounts) if _below(one.place, path) is not None]
-        home = max(around, key=lambda one: len(one.place), default=None)  # of equal ones the last
+        place = path
+        while place not in visible and place != "/":
+            place = os.path.dirname(place)
+        home = visible.get(place)
         if home is None:
             continue
-        inner = os.path.join(home.root, _below(home.place, path) or "")
+        inner = os.path.join(home.root, _below(place, path) or "")
         for one in mounts:
-            rest = _below(one.root, inner)
-            if one.device == home.device and rest is not None:
+            if one.device == home.device and (rest := _below(one.root, inner)) is not None:
                 found.add(os.path.join(one.place, rest) if rest else one.place)
     return found
 

@@ -1,6 +1,7 @@
 """The directory of a network: its owner, and files that appear only when complete."""
 
 import fcntl
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ def owner(directory: Path) -> int | None:
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write a text file that appears only when complete."""
     try:
-        replace_file(path, "".join(f"{line}\n" for line in lines).encode(), mode=0o666)
+        replace_file(path, os.fsencode("".join(f"{line}\n" for line in lines)), mode=0o666)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 

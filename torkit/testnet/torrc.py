@@ -7,11 +7,17 @@ from pathlib import Path
 from torkit.testnet.model import Options, Relay
 
 
+def quoted(value: object) -> str:
+    """Returns a value as tor reads it whole: a directory's name may hold what begins a comment."""
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def common_torrc(directory: Path, authorities: Sequence[Relay], log_level: str) -> list[str]:
     return [
         "TestingTorNetwork 1",
-        f"DataDirectory {directory / 'data'}",
-        f"Log {log_level} file {directory / 'log'}",
+        f"DataDirectory {quoted(directory / 'data')}",
+        f"Log {quoted(f'{log_level} file {directory}/log')}",
         f"__OwningControllerProcess {os.getpid()}",
         # A network of loopback addresses has no countries; reading the maps costs each process half a second.
         "GeoIPFile /dev/null",
@@ -45,7 +51,7 @@ def relay_torrc(
         "AssumeReachable 1",
         "ShutdownWaitLength 0",
         "PathsNeededToBuildCircuits 0.67",
-        f"ServerDNSResolvConfFile {directory / 'resolv.conf'}",
+        f"ServerDNSResolvConfFile {quoted(directory / 'resolv.conf')}",
         "ServerDNSAllowBrokenConfig 1",
         "ServerDNSDetectHijacking 0",
         "ServerDNSTestAddresses",
@@ -67,7 +73,7 @@ def relay_torrc(
             f"V3AuthVoteDelay {delay}",
             f"V3AuthDistDelay {delay}",
             "V3AuthNIntervalsValid 2",
-            f"V3BandwidthsFile {directory / 'bandwidths'}",
+            f"V3BandwidthsFile {quoted(directory / 'bandwidths')}",
             "TestingDirAuthVoteGuard *",
             "TestingDirAuthVoteHSDir *",
             "TestingMinExitFlagThreshold 0",
