@@ -1,6 +1,8 @@
 """Faults on command at a scripted relay, in memory: every verb at each of the three levels."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,6 +209,13 @@ def test_a_cell_of_the_link_that_never_comes() -> None:
 def test_a_story_that_makes_no_sense_is_refused(wrong: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         wrong(fresh(Talk(1).relays)[0])
+
+
+def test_without_what_it_computes_with_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['cryptography'] = None; import torkit.testing.relay"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert "pip install 'torkit[testing]'" in ended.stderr
 
 
 def test_the_examples_of_the_page_run() -> None:
