@@ -6,7 +6,7 @@ STUBS := $(patsubst torkit/_fast/%.pyi,torkit._fast.%,$(wildcard torkit/_fast/*.
 CORPORA := $(HOME)/.cache/torkit-fuzz
 export PYTHON
 
-.PHONY: setup demo test test-newest test-setup unit lint typecheck fuzz adversity sanitize bench bench-setup docs wheel clean
+.PHONY: setup demo test test-newest test-setup unit lint typecheck soak fuzz adversity sanitize bench bench-setup docs wheel clean
 
 setup:
 	@scripts/setup
@@ -33,6 +33,9 @@ lint: setup
 typecheck: setup
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --concise $(STUBS)
+
+soak: test-setup
+	@$(BIN)/pytest -q -rP -p no:cacheprovider tests/network/soak_*.py
 
 fuzz: test-setup
 	@mkdir -p $(CORPORA) && cd tests && for name in $$(../$(BIN)/python -m fuzz); do \
