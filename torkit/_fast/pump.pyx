@@ -222,7 +222,7 @@ cdef class Pump:
         InternalError where an exception has ended the owner's source.
         Then, if a byte has moved in the last `linger` seconds, wait for more, `seconds` at most or until the
         descriptor `other` is readable; not at all where `other` is -1. However much there is to move, `other` has
-        its turn after `turn` seconds.
+        its turn after `turn` seconds, or twice that where it may only be readable because this pump is.
         """
         cdef list found = self.found
         cdef double now = monotonic()
@@ -260,10 +260,11 @@ cdef class Pump:
             with nogil:
                 ready = ppoll(polled, 2, &timeout, NULL)
             if is_others_turn:
-                # It may be trio's epoll, which watches ours. Just now nothing of ours was ready.
-                if polled[1].revents:
+                # It may be trio's epoll, which watches ours: where both are ready the next round tells, once.
+                if polled[1].revents and (not polled[0].revents or now >= turn_ends_at + turn):
                     return self.take_found()
-                turn_ends_at = now + turn
+                if not polled[1].revents:
+                    turn_ends_at = now + turn
             # A signal is for Python to see; a timeout and the other descriptor are for the caller. But for the
             # time of its turn, what moves bytes comes first.
             elif ready <= 0 or not polled[0].revents:
