@@ -368,7 +368,7 @@ def test_a_sendme_that_says_less_than_its_tag_ends_the_circuit() -> None:
         hop, RelayCommand.SENDME, 0, b"\x01\x00\x10" + tag[:15]
     )
     pair.stream.put(bytes(DATA_LEN * 31))
-    pair.assert_only_the_circuit_fails("tag of 16 bytes, not 16")
+    pair.assert_only_the_circuit_fails("15 bytes of a tag of 16")
 
 
 @BOTH
