@@ -28,11 +28,12 @@ from torkit._fast.tls import Tls
 from torkit.errors import InternalError, trace
 
 # Implementation limits, seconds. LINGER: how long after the last byte the pump still waits in trio's place. A
-# relay's bursts come every 10 ms, but for the pauses of congestion control.
+# relay's bursts come every 10 ms, but for the pauses of congestion control. A nearer deadline is left to
+# trio, and so is never missed.
 LINGER = 0.1
 
 # After so long, or twice that, trio's sockets, deadlines and signals have their turn, however much there is
-# to move. A deadline that is nearer is left to trio, and so is not missed.
+# to move.
 TURN = 0.015
 
 # How often in a row the core may lack the memory even to tell what has ended for lack of memory.
@@ -160,7 +161,7 @@ class Pump(trio.abc.Instrument):
         other, has_runnable = self._inside
         while True:
             try:
-                found = self._core.run(other if left > TURN else -1, left, LINGER, TURN)
+                found = self._core.run(other if left > LINGER else -1, left, LINGER, TURN)
                 self._failed_turns = 0
             except MemoryError:
                 self._failed_turns += 1
