@@ -129,7 +129,7 @@ cdef void count_record(int is_sent, int version, int kind, const void* data, siz
 cdef int make_methods() except -1:
     """Make the methods of a BIO that reads from an `Incoming`, and of one that appends to an `Outgoing`.
 
-    libssl's own read-ahead moves its whole buffer for each record: a quarter of a download's CPU on a busy machine.
+    libssl's own read-ahead moves its whole buffer for each record: a third of a download's CPU.
     libssl's own memory BIO clears its memory when it grows and at each reset: 0.2 s for each GiB sent.
     """
     global of_incoming, into_outgoing
