@@ -20,6 +20,7 @@ from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import PATH_DRAWS, build_circuit, build_directory_circuit
 from torkit.net.circuits.pool import WORN_GRACE
 from torkit.net.circuits.purpose import AskDirectory
+from torkit.net.circuits.request import STREAM_TIMEOUT
 from torkit.net.circuits.spares import EXPIRY_CHECK
 from torkit.net.link.pump import STALL, Pump
 from torkit.testing.relay import FakeCircuit, FakeLink, FakeStream, RelayCell, answer_extend2, ignore
@@ -280,11 +281,11 @@ async def test_paths_that_were_given_do_not_count() -> None:
         assert pool.counts.to_json() == {}
 
 
-async def test_a_guard_that_is_dropped_gets_no_circuit() -> None:
+async def test_a_guard_that_is_dropped_gets_no_circuit(patient_clock: trio.testing.MockClock) -> None:
     async with open_pool() as pool:
         pool.counts.is_disabled = True
         with pytest.raises(TimedOut, match="used no more"):
-            await pool.acquire("a", 80, give_up_at=trio.current_time() + 0.5)
+            await pool.acquire("a", 80, give_up_at=trio.current_time() + STREAM_TIMEOUT)
 
 
 @pytest.mark.parametrize("answers", [True, False])
