@@ -162,7 +162,14 @@ def test_the_program_alone_teaches_every_command_in_whole_sentences() -> None:
         assert f"$ {lesson.example}\n" in shown.stdout
     assert torkit().stderr == shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 80
-    assert not [line for line in torkit("help", "testnet").stdout.splitlines()[1:] if line.endswith("...")]
+
+
+@pytest.mark.parametrize("group", ["cache", "onion", "testnet"])
+def test_a_group_describes_each_of_its_commands_whole(group: str) -> None:
+    lines = torkit(group, "--help").stdout.splitlines()
+    commands = lines[lines.index("Commands:") + 1 : lines.index("", lines.index("Commands:"))]
+    assert commands
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands), lines
 
 
 def test_version_is_a_command_too() -> None:
@@ -241,6 +248,18 @@ def test_closed_standard_descriptors_do_no_harm(closed: str) -> None:
     writes = closed.startswith("2") or closed == "<&-"
     assert torkit("--help", shell=f'"$@" {closed}').returncode == (0 if writes else 1)
     assert torkit("connect", "x", shell=f'"$@" {closed}').returncode == 2
+
+
+@pytest.mark.parametrize(("closed", "is_said"), [("<&-", True), (">&-", True), ("2>&-", False)])
+def test_closed_standard_descriptors_without_a_null_device_are_one_line(closed: str, is_said: bool) -> None:
+    start = "import os; os.devnull = '/no/device'; from torkit.cli.app import main; main()"
+    result = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", start, "version"],
+        capture_output=True,
+        text=True,
+    )
+    said = "torkit: /no/device: No such file or directory\n" if is_said else ""
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", said)
 
 
 def nobody_reads() -> int:

@@ -106,7 +106,10 @@ def torkit(
 
 def main() -> NoReturn:
     """The `torkit` program."""
-    open_standard_descriptors()
+    try:
+        open_standard_descriptors()
+    except OSError as error:  # there is no null device
+        sys.exit(report(error))
     speak_for_python()
     sys.exit(run_command_line(sys.argv[1:]))
 

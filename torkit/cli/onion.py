@@ -29,7 +29,10 @@ def keygen(
     name: Address,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the client's secret key goes.")],
 ) -> None:
-    """Make a client's key for a service: write the secret one, print the line for the service."""
+    """Make a client's key for a service that knows its clients.
+
+    The secret key goes to a file; the line for the service is printed.
+    """
     from torkit._fast.keys import X25519PrivateKey
     from torkit.hs.address import parse_address
     from torkit.hs.client_auth import ClientKey, encode_authorized_client, encode_client_key

@@ -34,7 +34,7 @@ def check(
     key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on a terminal, too.")] = False,
 ) -> None:
-    """Ask each directory for a service's descriptor, and meet the service once."""
+    """Ask each directory for a descriptor; meet the service once."""
     options: Options = context.obj
     client_key = None if key is None else read_key(key)
     report = Report(for_people=sys.stdout.isatty() and not as_json, room=terminal_width(sys.stdout))
@@ -141,7 +141,7 @@ def descriptor(
     name: Address,
     key: Key = None,
 ) -> None:
-    """Fetch a service's descriptor, check all of it, and print it as JSON."""
+    """Fetch a service's descriptor, check it whole, and print JSON."""
     options: Options = context.obj
     client_key = None if key is None else read_key(key)
 

@@ -55,7 +55,10 @@ def serve(
         typer.Option(metavar="FILE", help="Run the services that a TOML file names, instead of one."),
     ] = None,
 ) -> None:
-    """Run an onion service; print its address once clients can find it."""
+    """Run an onion service.
+
+    Its address is printed once clients can find it.
+    """
     from torkit.cli.onion_services import make_service, read_services
 
     options: Options = context.obj
@@ -103,7 +106,7 @@ def new(
         ),
     ] = None,
 ) -> None:
-    """Make the key of a service in a new directory, and print its address."""
+    """Make a service's key in a new directory; print its address."""
     from torkit.hs.address import encode_address
     from torkit.net.hosting.keys import check_is_new, make_key
 

@@ -59,7 +59,10 @@ def share(
         ),
     ] = None,
 ) -> None:
-    """Share files as a page, or take uploads, until stopped; print its address once it can be found."""
+    """Share files as a page, or take uploads, until stopped.
+
+    The address of the page is printed once it can be found.
+    """
     from torkit.cli.onion_services import make_service
 
     options: Options = context.obj
