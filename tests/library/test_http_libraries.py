@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import trio
 from doors import RunningNetwork, tls_contexts
-from library.test_recipes import tls_server
-from network.servers import PAGE, WebServer
+from network.servers import PAGE, WebServer, tls_server
 
 import torkit
 from torkit import aio, blocking

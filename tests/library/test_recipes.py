@@ -7,12 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from doors import RunningNetwork, tls_contexts
+from doors import RunningNetwork
 from library.test_blocking import serving
-from network.servers import WebServer
+from network.servers import WebServer, tls_server
 
 ROOT = Path(__file__).parents[2]
 ROOT_PAGE = b"an example\n"
@@ -34,19 +33,6 @@ class ExampleServer(WebServer):
     class handler(WebServer.handler):
         def do_GET(self) -> None:
             self._reply(ROOT_PAGE)
-
-
-def tls_server(directory: Path, kind: type[WebServer]) -> WebServer:
-    """One that speaks TLS; `directory/web.test.pem` is what to believe."""
-    context, _ = tls_contexts(directory)
-
-    class TlsServer(kind):  # type: ignore[misc,valid-type]  # a base known at run time
-        def finish_request(self, request: Any, client_address: Any) -> None:
-            with context.wrap_socket(request, server_side=True) as tls:
-                super().finish_request(tls, client_address)
-                tls.unwrap()
-
-    return TlsServer()
 
 
 @pytest.fixture(scope="module")

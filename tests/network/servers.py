@@ -177,6 +177,19 @@ class TlsServer(TargetServer):
                 tls.unwrap()
 
 
+def tls_server(directory: Path, kind: type[WebServer]) -> WebServer:
+    """One that speaks TLS; `directory/web.test.pem` is what to believe."""
+    context, _ = tls_contexts(directory)
+
+    class OverTls(kind):  # type: ignore[misc,valid-type]  # a base known at run time
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            with context.wrap_socket(request, server_side=True) as tls:
+                super().finish_request(tls, client_address)
+                tls.unwrap()
+
+    return OverTls()
+
+
 class SilentServer(TargetServer):
     """Reads everything, never says a word, and closes only when its peer does."""
 

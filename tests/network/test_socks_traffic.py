@@ -4,7 +4,7 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,15 @@ import pytest
 import trio
 from network.private_network import RunningTestnet
 from network.servers import BANNER, HOST, PAGE, BannerServer, SinkServer, WebServer, blocks, sha256_of
-from network.torkit_process import CarrierServer, Proxy, Shell, open_through, skip_without, wait_until
+from network.torkit_process import (
+    CarrierServer,
+    Proxy,
+    Shell,
+    open_through,
+    running_proxy,
+    skip_without,
+    wait_until,
+)
 
 from torkit.client import Tor, open_tor
 from torkit.config import load_network
@@ -137,14 +145,21 @@ def test_program_that_takes_us_for_an_http_proxy_is_told(shell: Shell, proxy: Pr
 # --- isolation ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def single(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """It links no circuits: who begins on a single one, with no linked one ready, moves to one later."""
+    with running_proxy(shell, tmp_path_factory.mktemp("single"), options=["--conflux", "off"]) as running:
+        yield running
+
+
 def test_equal_credentials_use_one_exit_and_different_ones_spread(
-    shell: Shell, proxy: Proxy, carrier_server: CarrierServer
+    shell: Shell, single: Proxy, carrier_server: CarrierServer
 ) -> None:
     url = f"http://web.test:{carrier_server.port}/carrier"
-    of_alice = [shell.run(f"{proxy.curl('alice:1')} {url}").stdout for _ in range(6)]
+    of_alice = [shell.run(f"{single.curl('alice:1')} {url}").stdout for _ in range(6)]
     assert len(set(of_alice)) == 1, of_alice
     # Every identity has a circuit of its own; that all twelve end at one of three exits is a matter of 3^-11.
-    of_many = shell.run_at_once([f"{proxy.curl(f'alice:{n}')} {url}" for n in range(12)])
+    of_many = shell.run_at_once([f"{single.curl(f'alice:{n}')} {url}" for n in range(12)])
     assert len({result.stdout for result in of_many}) > 1
 
 
@@ -426,11 +441,11 @@ def test_causes_are_told_apart_in_http(shell: Shell, proxy: Proxy) -> None:
 
 
 def test_credentials_in_http_say_who_shares_a_circuit(
-    shell: Shell, proxy: Proxy, carrier_server: CarrierServer
+    shell: Shell, single: Proxy, carrier_server: CarrierServer
 ) -> None:
     def carriers(users: list[str]) -> set[bytes]:
         url = f"http://web.test:{carrier_server.port}/carrier"
-        lines = [f"curl -sS -x http://{user}:x@{proxy.address} {url}" for user in users]
+        lines = [f"curl -sS -x http://{user}:x@{single.address} {url}" for user in users]
         return {shell.run(line).stdout for line in lines}
 
     assert len(carriers(["one"] * 6)) == 1
