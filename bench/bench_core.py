@@ -25,6 +25,7 @@ from torkit._fast.channel import Channel
 from torkit._fast.events import Message, Readable
 from torkit._fast.onion import CGO_KEYS_LEN, TOR1_DIGEST_LEN, TOR1_KEY_LEN, TOR1_KEYS_LEN, Layer, LayerKind
 from torkit._fast.stream import Stream
+from torkit.proto.flow import ClockGuard, CongestionParams, Vegas
 
 CELL_BODY_LEN = 509
 CELL_LEN = 514
@@ -34,7 +35,8 @@ DATA_LEN = {LayerKind.TOR1: 498, LayerKind.CGO: 488}
 
 CIRC_ID = 0x80000001
 SENDME_INC = 31  # cells: what today's relays negotiate
-WINDOW = 1 << 30  # cells: never full, since nobody acknowledges here
+WINDOW = (1 << 31) - 1  # cells: never full, since nobody acknowledges here
+CONGESTION = CongestionParams.from_params({})._replace(cwnd_init=WINDOW, cwnd_max=WINDOW)
 READ_CELLS = 255  # a TLS read of 128 KiB
 READS = 4  # in one round
 PUTS, PUT_LEN = 8, 65_536  # in one round; bytes of one read from a SOCKS client
@@ -98,7 +100,8 @@ class Talk:
         for number, kind in enumerate(kinds):
             keys_len = TOR1_KEYS_LEN if kind == LayerKind.TOR1 else CGO_KEYS_LEN
             keys = bytes((7 * i + number) % 256 for i in range(keys_len))
-            self.circuit.add_hop(Layer(kind, keys), WINDOW, SENDME_INC, has_congestion_control=True)
+            vegas = Vegas(CONGESTION, increment=SENDME_INC, clock=ClockGuard())
+            self.circuit.add_hop(Layer(kind, keys), vegas=vegas)
             self._relays.append(Tor1Relay(keys) if kind == LayerKind.TOR1 else CgoRelay(keys))
         self.stream: Stream = self.circuit.open_stream(len(kinds) - 1)
         self.data_len = DATA_LEN[kinds[-1]]

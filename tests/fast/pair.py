@@ -48,6 +48,12 @@ class Pair:
     def far(self, leg: int) -> FakeCircuit:
         return self.talks[leg].far_end(self.legs[leg])
 
+    def measure(self, leg: int, rtt: float) -> None:
+        """Have a leg's congestion control measure this, in seconds, as at a SENDME. It is smoothed."""
+        vegas = self.legs[leg].vegas(LAST)
+        assert vegas is not None
+        vegas.acknowledge(rtt, in_flight=0, blocked=False)
+
     def exchange(self) -> list[Event]:
         return [event for talk in self.talks for event in talk.exchange()]
 

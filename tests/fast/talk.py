@@ -20,6 +20,7 @@ from torkit._fast.stream import Stream
 from torkit.errors import CircuitError
 from torkit.proto import cells, messages
 from torkit.proto.circuit import Cgo, HopHandshake, NewHop
+from torkit.proto.flow import ClockGuard, CongestionParams, Vegas
 from torkit.testing.relay import (
     FULL,
     WITHOUT_CGO,
@@ -40,7 +41,16 @@ WINDOWS = WITHOUT_NTOR_V3  # tor1 with fixed windows
 CONGESTION_CONTROL = WITHOUT_CGO  # tor1
 CGO = FULL
 
-CWND = 124  # cells: the window of a hop with congestion control, until a test moves it
+CWND = 124  # cells: the window of a hop with congestion control, unless a test gives other parameters
+DEFAULTS = CongestionParams.from_params({})
+
+
+def still(window: int) -> CongestionParams:
+    """Congestion control whose window, in cells, stays as it is."""
+    return DEFAULTS._replace(cwnd_init=window, cwnd_min=window, cwnd_max=window)
+
+
+STILL = still(CWND)
 
 
 @cache
@@ -80,14 +90,26 @@ class HandshakeRelay:
 
 
 class Talk:
-    """One channel with circuits; `exchange` moves bytes until both sides are quiet."""
+    """One channel with circuits; `exchange` moves bytes until both sides are quiet.
 
-    def __init__(self, hop_count: int = 3, *, hops: Sequence[str] = (), cgo: Cgo = Cgo.ALL) -> None:
+    `congestion` is what moves the windows of hops with congestion control, by `clock`.
+    """
+
+    def __init__(
+        self,
+        hop_count: int = 3,
+        *,
+        hops: Sequence[str] = (),
+        cgo: Cgo = Cgo.ALL,
+        congestion: CongestionParams = STILL,
+    ) -> None:
         hops = hops or [WINDOWS] * hop_count
         self.relays: list[FakeRelay] = fresh_relays(len(hops))
         for relay, protocols in zip(self.relays, hops, strict=True):
             relay.protocols = protocols
         self.cgo = cgo
+        self.congestion = congestion
+        self.clock = ClockGuard()
         self.made: list[NewHop] = []  # the hops of the circuit made last
         self.link = self.relays[0].link()
         self.core = Channel()
@@ -145,12 +167,12 @@ class Talk:
                 reply = messages.decode_extended2(extended.body)
             hop = handshake.finish(reply)
             layer = Layer(hop.layer, hop.keys)
-            if hop.sendme_inc is None:
-                circuit.add_hop(layer)
-            else:
-                circuit.add_hop(layer, CWND, hop.sendme_inc, has_congestion_control=True)
+            circuit.add_hop(layer, vegas=None if hop.sendme_inc is None else self._vegas(hop.sendme_inc))
             self.made.append(hop)
         return circuit
+
+    def _vegas(self, increment: int) -> Vegas:
+        return Vegas(self.congestion, increment=increment, clock=self.clock)
 
     def join(self, circuit: Circuit, service: FakeRelay, *, has_congestion_control: bool = False) -> None:
         """Put an onion service behind the last hop, as a rendezvous point does."""
@@ -158,11 +180,8 @@ class Talk:
         hop = FakeHop(service, OnionServiceLayer(keys))
         if has_congestion_control:
             hop.use_congestion_control()
-            circuit.add_hop(
-                Layer(LayerKind.TOR1_ONION, keys), CWND, hop.sendme_inc, has_congestion_control=True
-            )
-        else:
-            circuit.add_hop(Layer(LayerKind.TOR1_ONION, keys))
+        vegas = self._vegas(hop.sendme_inc) if has_congestion_control else None
+        circuit.add_hop(Layer(LayerKind.TOR1_ONION, keys), vegas=vegas)
         self.far_end(circuit).hops.append(hop)
 
     def stream(self, circuit: Circuit, target: bytes = b"web.test:80\0") -> Stream:

@@ -11,7 +11,7 @@ from fast.talk import CGO, CONGESTION_CONTROL, WINDOWS, Talk, failure_of
 from torkit._fast.cells import RelayCommand
 from torkit._fast.circuit import Circuit
 from torkit._fast.conflux import LinkedSet, link
-from torkit._fast.events import Acknowledged, CircuitFailed, Event, Message, Readable, Writable
+from torkit._fast.events import CircuitFailed, Event, Message, Readable, Writable
 from torkit.errors import UsageError
 from torkit.proto import messages
 from torkit.testing.relay import ignore
@@ -205,12 +205,12 @@ def test_data_waits_for_the_leg_of_least_delay() -> None:
     assert accepted == 124 * CELL  # its window
     pair.exchange()
     assert set(pair.commands()) == {(1, RelayCommand.BEGIN), (1, RelayCommand.DATA)}
-    pair.set.set_rtt(pair.legs[0], 0.05)
+    pair.measure(0, 0.05)
     assert stream.put(data) == 124 * CELL
+    assert pair.set.carried(pair.legs[0]) == (124, 1, 0.05)
     pair.exchange()
     switches = [(leg, body) for leg, command, _, body in pair.log if command == RelayCommand.CONFLUX_SWITCH]
     assert switches == [(0, struct.pack(">I", 125))]
-    assert pair.set.carried(pair.legs[0]) == (124, 1, 0.05)
     assert pair.set.carried(pair.legs[1]) == (125, 0, 0.1)
 
 
@@ -229,8 +229,8 @@ def test_the_numbers_of_what_is_sent_are_told_at_every_switch() -> None:
     stream = pair.connected()
     order: list[tuple[int, bytes]] = []
     for turn in range(40):
-        pair.set.set_rtt(pair.legs[turn % 3 == 0], 0.01)
-        pair.set.set_rtt(pair.legs[turn % 3 != 0], 0.02)
+        pair.measure(int(turn % 3 == 0), 0.01)
+        pair.measure(int(turn % 3 != 0), 0.02)
         data = bytes([turn]) * (1 + turn)
         assert stream.put(data) == len(data)
         pair.exchange()
@@ -257,11 +257,13 @@ def test_what_is_no_data_waits_for_no_window() -> None:
 
 
 def test_a_sendme_on_either_leg_lets_streams_try_again() -> None:
-    pair = Pair(fills=True)
+    linking = (0.1, 0.2)
+    pair = Pair(fills=True, rtts=linking)
     stream = pair.connected()
     stream.put(bytes(1000 * DATA_LEN))
     events = pair.exchange()
-    assert {type(event) for event in events} == {Acknowledged, Writable}
+    assert {type(event) for event in events} == {Writable}
+    assert not {pair.set.carried(leg)[2] for leg in pair.legs} & {0, *linking}
 
 
 # --- the end ---------------------------------------------------------------------------------------
@@ -291,14 +293,13 @@ def test_a_leg_that_has_carried_nothing_ends_alone() -> None:
 
 
 def test_a_leg_that_was_lost_is_never_chosen() -> None:
-    pair = Pair(rtts=(0.1, 0.3))
-    stream = pair.connected()
+    pair = Pair(rtts=(0.3, 0.1))
     pair.talks[1].core.close_circuit(pair.legs[1])
-    pair.set.set_rtt(pair.legs[1], 0.01)
+    stream = pair.connected()
     assert stream.put(bytes(1000 * DATA_LEN)) == 124 * CELL
     pair.exchange()
     assert {leg for leg, _ in pair.commands()} == {0}
-    assert pair.set.carried(pair.legs[1]) == (0, 0, 0.3)  # as it was lost
+    assert pair.set.carried(pair.legs[1]) == (0, 0, 0.1)  # as it was lost
     assert cell(pair, 0, RelayCommand.CONFLUX_LINK)  # its owner is told by the leg that is left
     assert (pair.set.has_ended, pair.legs[0].has_ended) == (True, True)
 

@@ -1,20 +1,31 @@
-"""Circuits under congestion control: windows moved from outside, and streams that have none."""
+"""Circuits under congestion control: windows that move at SENDMEs, and streams that have none."""
 
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
 import pytest
-from fast.talk import CGO, CONGESTION_CONTROL, CWND, WINDOWS, Talk, failure_of
+from fast.talk import (
+    CGO,
+    CONGESTION_CONTROL,
+    CWND,
+    DEFAULTS,
+    STILL,
+    WINDOWS,
+    Talk,
+    failure_of,
+    still,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torkit._fast.cells import RelayCommand
 from torkit._fast.circuit import Circuit
-from torkit._fast.events import Acknowledged, Message, Readable, Writable
+from torkit._fast.events import Message, Readable, Writable
 from torkit._fast.stream import Stream
-from torkit.errors import CircuitError, UsageError
+from torkit.errors import CircuitError
 from torkit.proto.circuit import Cgo
+from torkit.proto.flow import ClockGuard, CongestionParams, Vegas
 from torkit.testing.relay import CC_RESPONSE, FakeStream
 
 AT_EXIT = [WINDOWS, WINDOWS, CONGESTION_CONTROL]
@@ -26,26 +37,45 @@ END_MISC = b"\x01"
 
 
 class Held:
-    """A circuit through a relay that keeps its SENDMEs until the test says so."""
+    """A circuit through a relay that keeps its SENDMEs until the test says so. Time stands still."""
 
-    def __init__(self, hops: list[str]) -> None:
-        self.talk = Talk(hops=hops)
+    def __init__(self, hops: list[str], congestion: CongestionParams = STILL, increment: int = 31) -> None:
+        self.talk = Talk(hops=hops, congestion=congestion)
+        self.talk.clock.set_to = 1.0
+        self.talk.relays[2].cc_sendme_inc = increment
         self.due: deque[bytes] = deque()
         self.talk.relays[2].on_sendme_due = lambda far, hop, tag: self.due.append(tag)
         self.circuit = self.talk.circuit()
         self.stream = self.talk.stream(self.circuit)
         self.data_len = DATA_LEN[hops[2]]
 
-    def fill(self, stream: Stream | None = None) -> int:
-        """Put as much as will go: so many cells."""
-        accepted = (stream or self.stream).put(bytes(2000 * self.data_len))
+    @property
+    def vegas(self) -> Vegas:
+        return vegas_of(self.circuit, 2)
+
+    def wait(self, usec: int) -> None:
+        self.talk.clock.set_to += usec / 1e6
+
+    def put(self, count: int, stream: Stream | None = None) -> int:
+        """Put so many cells; how many of them will go."""
+        accepted = (stream or self.stream).put(bytes(count * self.data_len))
         self.talk.exchange()
         return accepted // self.data_len
+
+    def fill(self, stream: Stream | None = None) -> int:
+        """Put as much as will go: so many cells."""
+        return self.put(2000, stream)
 
     def acknowledge(self) -> list[object]:
         """The oldest SENDME that is due; what it does here."""
         self.talk.far_end(self.circuit).sendme(3, self.due.popleft())
         return list(self.talk.exchange())
+
+
+def vegas_of(circuit: Circuit, hop: int) -> Vegas:
+    vegas = circuit.vegas(hop)
+    assert vegas is not None
+    return vegas
 
 
 # --- Our window ----------------------------------------------------------------------------------------
@@ -56,64 +86,88 @@ def test_put_stops_at_the_window_and_a_sendme_makes_room_for_one_increment(hops:
     held = Held(hops)
     assert held.fill() == CWND
     assert held.fill() == 0
-    acknowledged, writable = held.acknowledge()
-    assert isinstance(acknowledged, Acknowledged)
-    assert acknowledged.circuit is held.circuit
-    assert acknowledged.hop == 2
-    assert acknowledged.in_flight == CWND  # before the SENDME
-    assert acknowledged.rtt > 0
+    held.wait(250_000)
+    (writable,) = held.acknowledge()
     assert isinstance(writable, Writable)
     assert writable.stream is held.stream
+    assert held.vegas.rtt.ewma == 250_000
     assert held.fill() == 31
     assert held.talk.complaints == []
 
 
-def test_the_round_trip_is_that_of_the_cell_acknowledged_by_the_monotonic_clock() -> None:
+def test_the_round_trip_is_that_of_the_cell_acknowledged() -> None:
     held = Held(AT_EXIT)
-    sealed = [monotonic()]
     for _ in range(2):
-        held.stream.put(bytes(498 * 31))
-        sealed.append(monotonic())
+        held.wait(1_000_000)
+        assert held.put(31) == 31
+    held.wait(3_000_000)
+    held.acknowledge()
+    assert held.vegas.rtt.ewma == 4_000_000
+    held.wait(500_000)
+    held.acknowledge()
+    assert held.vegas.rtt.ewma == (2 * 3_500_000 + 4_000_000) // 3  # N is 2 in slow start
+    assert held.vegas.rtt.maximum == 4_000_000
+
+
+def test_the_round_trip_is_by_the_monotonic_clock() -> None:
+    held = Held(AT_EXIT)
+    held.talk.clock.set_to = 0.0
+    before = monotonic()
+    held.stream.put(bytes(498 * 31))
+    sealed = monotonic()
     held.talk.exchange()
-    far = held.talk.far_end(held.circuit)
-    far.sendme(3, held.due.popleft())
-    far.sendme(3, held.due.popleft())
+    held.talk.far_end(held.circuit).sendme(3, held.due.popleft())
     read_at = monotonic()
-    events = [event for event in held.talk.exchange() if isinstance(event, Acknowledged)]
-    for event, before, after in zip(events, sealed, sealed[1:], strict=False):
-        assert read_at - after <= event.rtt <= monotonic() - before
-    assert [event.in_flight for event in events] == [62, 31]
+    held.talk.exchange()
+    rtt = held.vegas.rtt.ewma / 1e6
+    assert read_at - sealed - 1e-6 <= rtt <= monotonic() - before + 1e-6
 
 
 def test_a_larger_window_takes_more_at_once() -> None:
-    held = Held(AT_EXIT)
+    held = Held(AT_EXIT, DEFAULTS._replace(cwnd_inc_pct_ss=161))
     assert held.fill() == CWND
-    held.circuit.set_window(2, CWND + 50)
-    assert held.fill() == 50
+    held.wait(100_000)
+    held.acknowledge()
+    assert held.vegas.window == CWND + 50
+    assert held.fill() == 50 + 31
     assert held.fill() == 0
 
 
+@pytest.mark.parametrize(("in_flight", "room"), [(CWND, 31 + 31), (CWND - 1, 32)])
+def test_what_was_in_flight_before_the_sendme_says_whether_the_window_was_full(
+    in_flight: int, room: int
+) -> None:
+    held = Held(AT_EXIT, DEFAULTS._replace(cwnd_full_gap=0, cwnd_inc_pct_ss=100))
+    assert held.put(in_flight) == in_flight
+    held.wait(100_000)
+    held.acknowledge()
+    assert held.fill() == room
+
+
 def test_below_what_is_in_flight_a_window_takes_nothing_until_enough_is_acknowledged() -> None:
-    held = Held(AT_EXIT)
+    held = Held(AT_EXIT, DEFAULTS._replace(cwnd_min=31, ss_max=62, alpha=0))
     assert held.fill() == CWND
-    held.circuit.set_window(2, 62)
+    held.wait(100_000)
     for _ in range(2):
         held.acknowledge()
+        assert held.vegas.window == 62
         assert held.fill() == 0
     held.acknowledge()
     assert held.fill() == 31
     assert held.talk.complaints == []
 
 
-def test_the_owner_hears_of_a_sendme_before_the_streams_do() -> None:
-    """So a window that the owner moves counts for what the streams send next."""
-    held = Held(AT_EXIT)
+def test_the_window_has_moved_when_the_streams_hear_of_a_sendme() -> None:
+    """So it counts for what they send next."""
+    held = Held(AT_EXIT, DEFAULTS._replace(cwnd_inc_pct_ss=100))
     others = [held.talk.stream(held.circuit) for _ in range(2)]
     held.fill()
     assert [held.fill(other) for other in others] == [0, 0]
+    held.wait(100_000)
     events = held.acknowledge()
-    assert [type(event) for event in events] == [Acknowledged, Writable, Writable, Writable]
+    assert [type(event) for event in events] == [Writable, Writable, Writable]
     assert [event.stream for event in events if isinstance(event, Writable)] == [held.stream, *others]
+    assert held.fill() == 31 + 31
 
 
 def test_a_window_stays_full_for_many_rounds() -> None:
@@ -125,24 +179,57 @@ def test_a_window_stays_full_for_many_rounds() -> None:
     assert held.talk.complaints == []
 
 
-@settings(max_examples=40, deadline=None)
-@given(steps=st.lists(st.tuples(st.integers(31, 2000), st.integers(0, 70)), max_size=20))
-def test_sendmes_are_expected_in_order_however_the_window_moves(steps: list[tuple[int, int]]) -> None:
-    held = Held(AT_EXIT)
-    for window, sendmes in steps:
-        held.circuit.set_window(2, window)
-        held.fill()
-        for _ in range(min(sendmes, len(held.due))):
-            (acknowledged, *_) = held.acknowledge()
-            assert isinstance(acknowledged, Acknowledged)
+# Round trips of every kind: none measured, usual ones, a jump of the clock.
+WAITS = st.one_of(st.just(0), st.integers(1, 400_000), st.integers(1, 100_000_000_000))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    increment=st.sampled_from([30, 31, 32]),
+    window=st.integers(1, 300),
+    queue=st.tuples(*[st.integers(0, 120)] * 4),
+    steps=st.lists(st.tuples(st.integers(0, 300), st.lists(WAITS, max_size=5)), max_size=20),
+)
+def test_a_hops_window_is_that_of_its_congestion_control_alone(
+    increment: int, window: int, queue: tuple[int, ...], steps: list[tuple[int, list[int]]]
+) -> None:
+    """Whatever is sent, and whenever it is acknowledged: SENDMEs are expected in order, too."""
+    alpha, beta, gamma, delta = queue
+    params = DEFAULTS._replace(
+        cwnd_init=window, cwnd_min=31, alpha=alpha, beta=beta, gamma=gamma, delta=delta
+    )
+    held = Held(AT_EXIT, params, increment)
+    clock = ClockGuard()
+    alone = Vegas(params, increment=increment, clock=clock)
+    sealed_at: deque[float] = deque()
+    in_flight = 0
+    for count, waits in steps:
+        accepted = held.put(count)
+        assert accepted == max(0, min(count, alone.window - in_flight))
+        for _ in range(accepted):
+            in_flight += 1
+            if in_flight % increment == 0:
+                sealed_at.append(held.talk.clock.set_to)
+        for wait in waits[: len(sealed_at)]:
+            held.wait(wait)
+            rtt = held.talk.clock.set_to - sealed_at.popleft()
+            alone.acknowledge(rtt, in_flight=in_flight, blocked=False)
+            in_flight -= increment
+            held.acknowledge()
+            assert state_of(held.vegas) == state_of(alone)
+            assert held.talk.clock.is_stalled == clock.is_stalled
     assert not held.circuit.has_ended
+    assert held.talk.complaints == []
 
 
-@pytest.mark.parametrize("hop", [-1, 0, 1, 3])
-def test_only_a_hop_with_congestion_control_has_a_window_to_move(hop: int) -> None:
-    circuit = Talk(hops=AT_EXIT).circuit()
-    with pytest.raises(UsageError, match="no window to move"):
-        circuit.set_window(hop, 200)
+def state_of(vegas: Vegas) -> tuple[int, ...]:
+    rtt = vegas.rtt
+    return (vegas.window, vegas.in_slow_start, vegas.is_full, rtt.ewma, rtt.minimum, rtt.maximum)
+
+
+@pytest.mark.parametrize("hop", [0, 1])
+def test_a_hop_with_fixed_windows_has_no_congestion_control(hop: int) -> None:
+    assert Talk(hops=AT_EXIT).circuit().vegas(hop) is None
 
 
 @pytest.mark.parametrize("sendme_inc", [30, 31, 32])
@@ -173,8 +260,11 @@ def test_each_hop_has_an_increment_and_a_window_of_its_own() -> None:
         talk.exchange()
         far.streams[stream.id].write(bytes(498 * 100))
         assert stream.put(bytes(498 * 100)) == 498 * 100
-        acknowledged = [event.hop for event in talk.exchange() if isinstance(event, Acknowledged)]
-        assert acknowledged == [hop] * (100 // sendme_inc)
+        assert [type(event) for event in talk.exchange()] == [Readable]
+        assert [vegas_of(circuit, number).rtt.ewma > 0 for number in range(3)] == [
+            number <= hop for number in range(3)
+        ]
+        assert stream.put(bytes(498 * 200)) == 498 * (CWND - 100 % sendme_inc)
         assert stream.take() == bytes(498 * 100)
     assert [hop.sendmes_received for hop in far.hops] == [3, 3, 3]
     assert talk.complaints == []
@@ -184,9 +274,8 @@ def test_each_hop_has_an_increment_and_a_window_of_its_own() -> None:
 
 
 def test_no_stream_window_stops_either_side() -> None:
-    talk = Talk(hops=AT_EXIT)
+    talk = Talk(hops=AT_EXIT, congestion=still(2000))
     circuit = talk.circuit()
-    circuit.set_window(2, 2000)
     stream = talk.stream(circuit)
     far = talk.far_stream(circuit, stream)
     assert stream.put(bytes(498 * 800)) == 498 * 800  # stream windows are of 500 cells

@@ -121,7 +121,8 @@ def test_the_keys_of_one_hop_are_for_one_hop() -> None:
     [
         lambda circuit: circuit.acknowledged(7),
         lambda circuit: circuit.acknowledged(-1),
-        lambda circuit: circuit.set_window(7, 100),
+        lambda circuit: circuit.vegas(7),
+        lambda circuit: circuit.vegas(-1),
         lambda circuit: circuit.open_stream(7),
         lambda circuit: circuit.send(-1, 2, 0, b""),
     ],

@@ -8,7 +8,7 @@ is 0 or 1; STREAM is 0 to 3, and anything else is one that nobody has opened, `n
     kind cgo | fills                         anywhere: the exit's layer is CGO; data goes by any leg with room
     open STREAM | resolve STREAM             the user's: BEGIN, RESOLVE
     put STREAM COUNT | take STREAM COUNT | close STREAM | bound STREAM COUNT | tell STREAM COMMAND
-    rtt LEG MSEC | window LEG CELLS | drop LEG | finish
+    wait MSEC | drop LEG | finish
     cell LEG COMMAND STREAM LEN              the exit's, with the number that is its turn
     many LEG STREAM COUNT                    so many full DATA cells, as `cell`
     raw LEG HOP COMMAND STREAM LEN           with whatever number that leg is at
@@ -28,18 +28,20 @@ from fuzz.linked_due import (
     FOR_STREAMS,
     INCREMENT,
     LAST,
+    LINKING_TIMES,
     NAMES,
-    WINDOW,
     Due,
     DueLeg,
     DueStream,
+    make_clock,
+    make_vegas,
 )
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.channel import Channel
 from torkit._fast.circuit import Circuit
 from torkit._fast.conflux import link
-from torkit._fast.events import Acknowledged, CircuitFailed, ControlCell, Event, Message, Readable, Writable
+from torkit._fast.events import CircuitFailed, ControlCell, Event, Message, Readable, Writable
 from torkit._fast.memory import held
 from torkit._fast.onion import Layer, LayerKind
 from torkit._fast.stream import Stream
@@ -122,6 +124,7 @@ class Story:
         rng = Random(1)
         self.fills = fills
         self.due = Due(is_cgo=is_cgo)
+        self.clock = make_clock()
         self.cores: list[Channel] = []
         self.circuits: list[Circuit] = []
         self.far: list[Far] = []
@@ -134,12 +137,12 @@ class Story:
             circuit.add_hop(Layer(LayerKind.TOR1, guard))
             keys = rng.randbytes(160 if is_cgo else 72)
             kind = LayerKind.CGO if is_cgo else LayerKind.TOR1
-            circuit.add_hop(Layer(kind, keys), WINDOW, INCREMENT, has_congestion_control=True)
+            circuit.add_hop(Layer(kind, keys), vegas=make_vegas(self.clock))
             exit_layer = CgoLayer(keys) if is_cgo else Tor1Layer(keys)
             self.cores.append(core)
             self.far.append(Far(circuit.id, [Tor1Layer(guard), exit_layer]))
             self.circuits.append(circuit)
-        self.set = link(self.circuits, [leg.rtt for leg in self.due.all], fills)
+        self.set = link(self.circuits, LINKING_TIMES, fills)
         self.room = 488 if is_cgo else 498
         self.streams: dict[str, tuple[Stream, DueStream]] = {}
         self.last_sent = self.last_received = 0  # numbers of counted cells: the exit's, ours
@@ -225,7 +228,7 @@ class Story:
         legs = self.due.legs
         if not self.fills:
             legs = [min(legs, key=lambda leg: leg.rtt)]
-        return [leg for leg in legs if leg.in_flight < leg.window]
+        return [leg for leg in legs if leg.has_room]
 
     def _expect_data(self, stream: DueStream, data: bytes) -> int:
         """What was accepted goes in order, each cell by a leg with room. Returns how many cells that were."""
@@ -236,7 +239,8 @@ class Story:
             assert leg in eligible
             assert leg.rtt == min(one.rtt for one in eligible)
             leg.in_flight += 1
-            leg.tags += leg.in_flight % INCREMENT == 0
+            if leg.in_flight % INCREMENT == 0:
+                leg.sealed_at.append(self.due.clock.set_to)
         assert b"".join(body for _, _, _, body in cells) == data
         return len(cells)
 
@@ -294,14 +298,9 @@ class Story:
             self.set.send(LAST, command, stream.id, b"\0")
             self._expect_sent(command, stream.id)
 
-    def _do_rtt(self, leg: int, msec: int) -> None:
-        self.set.set_rtt(self.circuits[leg], msec / 1000)
-        if self.due.all[leg] in self.due.legs:
-            self.due.all[leg].rtt = msec / 1000
-
-    def _do_window(self, leg: int, count: int) -> None:
-        self.circuits[leg].set_window(LAST, count % 200)
-        self.due.all[leg].window = count % 200
+    def _do_wait(self, msec: int) -> None:
+        self.due.clock.set_to += msec / 1000
+        self.clock.set_to = self.due.clock.set_to
 
     def _do_drop(self, leg: int) -> None:
         self.cores[leg].close_circuit(self.circuits[leg])
@@ -445,9 +444,6 @@ class Story:
             return ("message", event.command, event.stream_id, event.body)
         if isinstance(event, CircuitFailed):
             return ("failed", self.circuits.index(event.circuit))
-        if isinstance(event, Acknowledged):
-            assert event.hop == LAST
-            return ("acknowledged", self.circuits.index(event.circuit), event.in_flight)
         if isinstance(event, Writable):
             return ("writable", self._due_of(event.stream).id)
         assert isinstance(event, ControlCell)
@@ -467,7 +463,7 @@ class Story:
         for far, leg, circuit in zip(self.far, due.all, self.circuits, strict=True):
             if not leg.is_over and not due.is_over:
                 assert far.sendmes == leg.sendmes
-                assert self.set.carried(circuit)[:2] == (leg.cells_sent, leg.cells_received)
+                assert self.set.carried(circuit) == (leg.cells_sent, leg.cells_received, leg.rtt)
             assert far.sendmes <= leg.sendmes
         if due.is_over:
             for channel, circuit, leg in zip(self.cores, self.circuits, due.all, strict=True):
@@ -500,8 +496,7 @@ SHAPES = {
     "close": ["stream"],
     "bound": ["stream", "count"],
     "tell": ["stream", "command"],
-    "rtt": ["leg", "count"],
-    "window": ["leg", "count"],
+    "wait": ["count"],
     "drop": ["leg"],
     "finish": ["count"],
     "cell": ["leg", "command", "stream", "count"],

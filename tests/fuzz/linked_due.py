@@ -5,9 +5,24 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from torkit._fast.cells import RelayCommand
+from torkit.proto.flow import ClockGuard, CongestionParams, Vegas
 
 LAST = 1  # index of the exit: circuits here have two hops
-WINDOW, INCREMENT = 62, 31  # DATA cells, of each leg at its start
+INCREMENT = 31  # DATA cells
+LINKING_TIMES = (0.1, 0.2)  # seconds
+# Congestion control whose windows move soon and far.
+PARAMS = CongestionParams.from_params({})._replace(
+    cwnd_init=62,
+    cwnd_min=31,
+    cwnd_max=200,
+    cwnd_inc=7,
+    ss_max=150,
+    cwnd_full_gap=0,
+    alpha=5,
+    beta=10,
+    gamma=15,
+    delta=20,
+)
 CELL_LEN = 514
 # Numbers of the implementation that show: a message that waits takes so many bytes more than its body, ...
 WAITING_LEN = 24
@@ -18,6 +33,16 @@ FOR_STREAMS = {1, 2, 3, 4, 11, 12, 13, 43, 44}
 COUNTED = FOR_STREAMS - {RelayCommand.BEGIN_DIR}
 KNOWN = {*range(1, 16), *range(19, 23), *range(32, 45)}
 NAMES = {command.name.lower(): command.value for command in RelayCommand}
+
+
+def make_clock() -> ClockGuard:
+    clock = ClockGuard()
+    clock.set_to = 1.0
+    return clock
+
+
+def make_vegas(clock: ClockGuard) -> Vegas:
+    return Vegas(PARAMS, increment=INCREMENT, clock=clock)
 
 
 @dataclass
@@ -36,20 +61,29 @@ class DueStream:
 @dataclass
 class DueLeg:
     index: int
+    vegas: Vegas
     is_over: bool = False
     received: int = 0  # the number of the last counted cell
     cells_received: int = 0
     sent: int = 0  # so for what goes
     cells_sent: int = 0
     in_flight: int = 0
-    tags: int = 0  # SENDMEs that may come
-    window: int = WINDOW
-    rtt: float = 0.1
+    sealed_at: deque[float] = field(default_factory=deque)  # of the cells for which SENDMEs may come
     has_switched: bool = False
     unacknowledged: int = 0
     held: int = 0
     sendmes: int = 0  # that the exit has had to get
     waiting: deque[tuple[int, int, int, bytes]] = field(default_factory=deque)
+
+    @property
+    def rtt(self) -> float:
+        """Seconds."""
+        measured = self.vegas.rtt.ewma
+        return measured / 1e6 if measured else LINKING_TIMES[self.index]
+
+    @property
+    def has_room(self) -> bool:
+        return self.in_flight < self.vegas.window
 
 
 class Due:
@@ -57,7 +91,8 @@ class Due:
 
     def __init__(self, *, is_cgo: bool) -> None:
         self.is_cgo = is_cgo
-        self.all = [DueLeg(0), DueLeg(1, rtt=0.2)]
+        self.clock = make_clock()
+        self.all = [DueLeg(index, make_vegas(self.clock)) for index in (0, 1)]
         self.legs = list(self.all)
         self.current: DueLeg | None = None
         self.streams: dict[int, DueStream] = {}  # by id, until the peer's END
@@ -117,11 +152,11 @@ class Due:
     def sendme(self, leg: DueLeg, *, is_right: bool) -> None:
         if leg.is_over or self.is_over or leg not in self.legs:
             return
-        if not leg.tags or not is_right:
+        if not leg.sealed_at or not is_right:
             self.fail_leg(leg)
             return
-        self.events.append(("acknowledged", leg.index, leg.in_flight))
-        leg.tags -= 1
+        rtt = self.clock.set_to - leg.sealed_at.popleft()
+        leg.vegas.acknowledge(rtt, in_flight=leg.in_flight, blocked=False)
         leg.in_flight -= INCREMENT
         for stream in self.blocked:
             if stream.is_blocked:

@@ -35,10 +35,10 @@ def random_story(rng: Random, length: int) -> bytes:
                         else f"take {name} 9",
                         f"put {name} {rng.choice([1, 500, 5000, 20_000])}",
                         f"take {name} {rng.choice([1, 500, 60_000])}",
-                        f"sendme {leg} 0" if rng.random() < 0.3 else f"rtt {leg} {rng.randrange(300)}",
+                        f"sendme {leg} 0" if rng.random() < 0.3 else f"wait {rng.randrange(300)}",
                         f"hold {leg}",
                         f"release {leg} {rng.choice([1, 2, 50, 99_999])}",
-                        f"window {leg} {rng.randrange(200)}",
+                        f"sendme {leg} 0",
                         f"reads {rng.choice([600, 5000, 99_999])}",
                         f"tell {name} {rng.choice(['xoff', 'xon'])}",
                         f"close {name}",
@@ -82,14 +82,17 @@ fills
 put 0 60000
 sendme 0 0
 sendme 1 0
-rtt 1 10
+wait 10
+sendme 1 0
 put 0 900
 open 1
 cell 1 xoff 0 1
 put 0 1
 cell 0 xon 0 5
 cell 1 connected 1 4
-window 0 3
+wait 900
+sendme 0 0
+put 0 60000
 reads 600
 tell 1 xoff
 bound 1 900

@@ -3,17 +3,21 @@
 The clock is trio's mock clock, which stands still until a test moves it.
 """
 
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 import trio
 import trio.testing
 from clocks import HastyClock
 from served import Arrivals, fresh_relays, open_stream, relay_of, serve_channel
+from waiting import until
 
-from torkit._fast.cells import RelayCommand
+from torkit._fast.cells import Command, RelayCommand
 from torkit.directory.netdoc import decode_protocols
 from torkit.errors import CircuitError, DestroyReason, EndReason
 from torkit.net.circuit.circuit import Circuit
@@ -31,6 +35,7 @@ from torkit.testing.relay import (
     answer_begin,
     answer_resolve,
 )
+from torkit.testing.relay.raw_tls import RawPeer, raw_server
 
 # Small, for speed: XOFF takes 10 cells.
 LIMIT_CELLS = 10
@@ -369,6 +374,58 @@ async def test_the_window_grows_while_it_is_full() -> None:
                 served.far.circuit.sendme(2, held.pop(0))
                 await served.settle()
                 assert served.far.hop.data_received == 124 + round_ * (31 + 31)
+            nursery.cancel_scope.cancel()
+
+
+async def test_congestion_control_knows_at_each_sendme_whether_the_relay_takes_too_little() -> None:
+    [relay] = fresh_relays(1)
+    is_blocked, may_read, is_unblocked = (threading.Event() for _ in range(3))
+
+    def play(peer: RawPeer) -> None:
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        peer.shake_hands()
+        link = peer.open_link()
+        due: list[tuple[FakeCircuit, bytes]] = []
+        relay.on_sendme_due = lambda circuit, hop, tag: due.append((circuit, tag))
+        relay.on_begin_dir = lambda stream: stream.connected()
+        while len(due) < 2:
+            peer.send(peer.records(link.receive(peer.receive())))
+        for may_acknowledge, (circuit, tag) in zip((is_blocked, is_unblocked), due, strict=True):
+            assert may_acknowledge.wait(60)
+            circuit.sendme(1, tag)
+            peer.send(peer.records(link.take()))
+            assert may_read.wait(60)
+            while not is_unblocked.wait(0):
+                link.receive(peer.receive())
+        peer.wait_closed()
+
+    with raw_server(relay, play) as address:
+        async with trio.open_nursery() as nursery:
+            channel = await Channel.connect(
+                *address, rsa=relay.rsa_identity, ed25519=relay.ed_identity, rng=Random()
+            )
+            nursery.start_soon(channel.run)
+            channel._tls._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+            circuit = channel.open_circuit(8, CircuitSettings())
+            await circuit.create(relay_of(relay, protocols=decode_protocols(WITHOUT_CGO)), is_last=True)
+            vegas = circuit.core.vegas(0)
+            assert vegas is not None
+            stream = circuit.begin_directory()
+            await stream.wait_connected()
+            await stream.send_all(bytes(498 * 62))
+            for _ in range(400):
+                channel.send_control(
+                    0, Command.VPADDING, bytes(16_000)
+                )  # 6 MB: no buffer of a socket has so much room
+            await until(lambda: channel.is_congested)
+            is_blocked.set()
+            await until(lambda: vegas.rtt.maximum)
+            assert (vegas.is_blocked, vegas.in_slow_start) == (True, False)
+            may_read.set()
+            await until(lambda: not channel.is_congested)
+            is_unblocked.set()
+            channel.send_control(0, Command.VPADDING, b"")  # so that the peer looks
+            await until(lambda: not vegas.is_blocked)
             nursery.cancel_scope.cancel()
 
 

@@ -100,6 +100,7 @@ cdef class Outbox:
     cdef Py_ssize_t capacity
     cdef Py_ssize_t length
     cdef EVP_CIPHER_CTX* padding  # keystream for the padding of relay cells
+    cdef bint is_congested        # the relay takes cells more slowly than they are sealed: the last send left some
     cdef int broken               # circuits of this channel that broke off and whose owners have to be told
 
     cdef uint8_t* reserve(self, Py_ssize_t count) noexcept

@@ -7,6 +7,7 @@ from torkit._fast.cells cimport Outbox
 from torkit._fast.onion cimport Layer, TAG_LEN_MAX
 from torkit._fast.stream cimport Stream
 from torkit._fast.tunnel cimport Breakage, Relayed, Tunnel
+from torkit._fast.vegas cimport Vegas
 
 # Specification constants (tor-spec, "Relay cells" and "Flow control"; proposal 340 for format v1).
 cdef enum:
@@ -25,14 +26,14 @@ cdef enum:
 # What a SENDME must carry, and when the cell that causes it was sealed.
 cdef struct Tag:
     uint8_t[TAG_LEN_MAX] bytes
-    double sealed_at              # seconds, monotonic
+    double sealed_at              # seconds, by the clock of congestion control
 
 # One hop: its layer and the flow of DATA cells between it and us.
 @cython.final
 cdef class Hop:
     cdef Layer layer
-    cdef bint has_congestion_control   # its window moves, its streams have XON and XOFF, no windows
-    cdef int window               # DATA cells that may be in flight to the hop
+    cdef Vegas vegas              # congestion control; None where windows are fixed, also those of streams
+    cdef int fixed_window         # DATA cells that may be in flight to the hop, without it
     cdef int increment            # DATA cells that one circuit-level SENDME acknowledges
     cdef int in_flight            # sent and not acknowledged
     cdef int unacknowledged       # received since our last SENDME
@@ -42,6 +43,10 @@ cdef class Hop:
     cdef int tags_len
     cdef int first_tag
     cdef int tag_count
+
+    # Returns whether the window lets one more DATA cell go.
+    cdef inline bint has_room(self) noexcept:
+        return self.in_flight < (self.fixed_window if self.vegas is None else self.vegas.window)
 
     cdef bint count_data(self) noexcept
     cdef bint push_tag(self, const uint8_t* tag) noexcept
@@ -65,8 +70,7 @@ cdef class Circuit(Tunnel):
     cdef int receive_begin(self, Relayed* message, list events) except -1
     cdef int sweep(self) except -1
     cdef int receive_stream_sendme(self, Stream stream, list events) except -1
-    cdef int receive_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* body, Py_ssize_t length,
-                                    list events) except -1
+    cdef int receive_circuit_sendme(self, Hop hop, const uint8_t* body, Py_ssize_t length, list events) except -1
     cdef Py_ssize_t seal_run(self, int hop_index, Hop hop, Stream stream, const uint8_t* data,
                              Py_ssize_t count) except -1
     cdef bint originate(self, int hop_index, uint8_t command, uint16_t stream_id, const uint8_t* data,

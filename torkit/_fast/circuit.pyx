@@ -7,24 +7,26 @@ Flow of DATA cells (tor-spec, "Flow control"), both ways alike: the receiver ack
 `increment` cells of a hop with a circuit-level SENDME that carries a tag of the last of them, which only
 somebody who decrypted it can know; the sender keeps at most `window` unacknowledged. We acknowledge on
 arrival, so a slow reader never holds its neighbours back: its own stream is held by the stream's
-window, and that window bounds its queue. Where a hop has congestion control, its window is moved from
-outside at every SENDME (proto/flow.py), and its streams are held by XON and XOFF instead of windows.
+window, and that window bounds its queue. Where a hop has congestion control, its window is moved at every
+SENDME (vegas.pyx), and its streams are held by XON and XOFF instead of windows.
 
 A hop's kind of layer decides the format of its relay cells: v0 with both kinds of tor1, v1 with CGO.
 """
 
 cimport cython
+from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from torkit._fast.cells cimport CELL_BODY_LEN, Command, RelayCommand, load16, monotonic, store16
 from torkit._fast.cgo cimport CGO_TAG_LEN
-from torkit._fast.events cimport Acknowledged, CircuitFailed, Message, Writable
+from torkit._fast.events cimport CircuitFailed, Message, Writable
 from torkit._fast.factory cimport check_maker, make
 from torkit._fast.onion cimport LayerKind
 from torkit._fast.openssl cimport CRYPTO_memcmp
 from torkit._fast.stream cimport STREAM_WINDOW_INCREMENT, STREAM_WINDOW_START, StreamState
 from torkit._fast.tunnel cimport MAX_STREAMS, Relayed, is_for_streams, name_of
+from torkit._fast.vegas cimport Vegas
 
 from torkit.errors import CircuitClosed, CircuitError, DestroyReason, UsageError
 
@@ -69,7 +71,8 @@ cdef class Hop:
             self.first_tag = 0
         cdef Tag* entry = &self.tags[(self.first_tag + self.tag_count) % self.tags_len]
         memcpy(entry.bytes, tag, self.layer.tag_len)
-        entry.sealed_at = monotonic()
+        if self.vegas is not None:
+            entry.sealed_at = self.vegas.clock.now()
         self.tag_count += 1
         return True
 
@@ -92,19 +95,20 @@ cdef class Circuit(Tunnel):
     def hop_count(self):
         return len(self.hops)
 
-    def add_hop(self, Layer layer not None, int window=CIRCUIT_WINDOW_START,
-                int increment=CIRCUIT_WINDOW_INCREMENT, bint has_congestion_control=False):
+    def add_hop(self, Layer layer not None, int window=CIRCUIT_WINDOW_START, Vegas vegas=None):
         """Extend by one hop whose handshake has succeeded.
 
-        `window` and `increment`, in DATA cells, are those of fixed windows or the first of congestion
-        control and what was negotiated for one SENDME. CGO requires congestion control: stream SENDMEs
-        cannot be expressed in its cells.
+        `window`, in DATA cells, is for fixed windows; with congestion control `vegas` has the window, and
+        what was negotiated for one SENDME. CGO requires congestion control: stream SENDMEs cannot be
+        expressed in its cells.
         """
+        cdef int64_t increment = CIRCUIT_WINDOW_INCREMENT if vegas is None else vegas.increment
+        cdef int64_t first = window if vegas is None else vegas.window
         if len(self.hops) == MAX_HOPS:
             raise UsageError(f"a circuit has at most {MAX_HOPS} hops")
-        if increment < 1 or window < increment:
-            raise UsageError(f"a window of {window} cells cannot be acknowledged {increment} at a time")
-        if layer.kind == LayerKind.CGO and not has_congestion_control:
+        if increment < 1 or first < increment:
+            raise UsageError(f"a window of {first} cells cannot be acknowledged {increment} at a time")
+        if layer.kind == LayerKind.CGO and vegas is None:
             raise UsageError("a CGO hop needs congestion control")
         if layer.is_shared:
             raise UsageError("the keys of one hop are for one hop")
@@ -112,16 +116,16 @@ cdef class Circuit(Tunnel):
         cdef Hop hop = Hop.__new__(Hop)
         layer.is_shared = True
         hop.layer = layer
-        hop.has_congestion_control = has_congestion_control
-        hop.window = window
-        hop.increment = increment
+        hop.vegas = vegas
+        hop.fixed_window = window
+        hop.increment = <int>increment
         self.hops.append(hop)
 
-    def set_window(self, int hop, int window):
-        """Move the window of a hop with congestion control. Streams may try again without being told."""
-        if not 0 <= hop < len(self.hops) or not (<Hop>self.hops[hop]).has_congestion_control:
-            raise UsageError(f"hop {hop} has no window to move")
-        (<Hop>self.hops[hop]).window = window
+    def vegas(self, int hop):
+        """Returns the congestion control of a hop; None where its windows are fixed."""
+        if not 0 <= hop < len(self.hops):
+            raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
+        return (<Hop>self.hops[hop]).vegas
 
     def let_in(self, int hop):
         """Let the client behind `hop` open streams by BEGIN: we are the onion service that it has joined with.
@@ -151,7 +155,7 @@ cdef class Circuit(Tunnel):
     cdef bint has_windows(self, int hop) except -1:
         if not 0 <= hop < len(self.hops):
             raise UsageError(f"no hop {hop} on a circuit of {len(self.hops)}")
-        return not (<Hop>self.hops[hop]).has_congestion_control
+        return (<Hop>self.hops[hop]).vegas is None
 
     def end(self):
         """End the circuit and every stream. Queued bytes stay."""
@@ -227,7 +231,7 @@ cdef class Circuit(Tunnel):
             return self.tunnel.arrive(self, <int>i, &message, tag, read_serial, events)
         if message.stream_id == 0:
             if message.command == RelayCommand.SENDME:
-                return self.receive_circuit_sendme(<int>i, hop, message.data, message.length, events)
+                return self.receive_circuit_sendme(hop, message.data, message.length, events)
             return self.deliver_message(<int>i, message.command, 0, None, message.data[:message.length], events)
         if message.command == RelayCommand.BEGIN and i == self.client_hop:
             return self.receive_begin(&message, events)
@@ -301,8 +305,7 @@ cdef class Circuit(Tunnel):
             events.append(Writable(stream))
         return 0
 
-    cdef int receive_circuit_sendme(self, int hop_index, Hop hop, const uint8_t* body, Py_ssize_t length,
-                                    list events) except -1:
+    cdef int receive_circuit_sendme(self, Hop hop, const uint8_t* body, Py_ssize_t length, list events) except -1:
         cdef int tag_len = hop.layer.tag_len
         if hop.tag_count == 0:
             return self.fail(events, "a circuit SENDME acknowledges more than was sent")
@@ -317,8 +320,8 @@ cdef class Circuit(Tunnel):
             return self.fail(events, "a circuit SENDME carries a wrong tag")
         hop.first_tag = (hop.first_tag + 1) % hop.tags_len
         hop.tag_count -= 1
-        if hop.has_congestion_control:
-            events.append(Acknowledged(self, hop_index, monotonic() - expected.sealed_at, hop.in_flight))
+        if hop.vegas is not None:
+            hop.vegas.acknowledge(hop.vegas.clock.now() - expected.sealed_at, hop.in_flight, self.outbox.is_congested)
         hop.in_flight -= hop.increment
         return self.unblock(events) if self.tunnel is None else self.tunnel.unblock(events)
 
@@ -352,8 +355,7 @@ cdef class Circuit(Tunnel):
         cdef Py_ssize_t sealed = 0
         cdef Py_ssize_t room = data_len_max(hop.layer.kind)
         cdef Py_ssize_t piece
-        while (sealed < count and hop.in_flight < hop.window
-                and (stream.package_window > 0 or not stream.has_windows)):
+        while sealed < count and hop.has_room() and (stream.package_window > 0 or not stream.has_windows):
             piece = min(count - sealed, room)
             if not self.originate(hop_index, RelayCommand.DATA, stream.id, data + sealed, piece, tag):
                 return sealed

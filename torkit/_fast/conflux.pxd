@@ -25,7 +25,7 @@ cdef struct Early:
 cdef class Leg:
     cdef Circuit circuit
     cdef Hop hop                  # the last, which is the exit
-    cdef double rtt               # seconds
+    cdef double linking_time      # seconds: its round-trip time, until one is measured
     # The numbers of the last counted cell each way. Cells that went by other legs count, once a SWITCH has told.
     cdef uint64_t sent
     cdef uint64_t received
@@ -51,7 +51,7 @@ cdef class Leg:
     cdef void let_go(self) noexcept
     cdef void forget(self) noexcept
     cdef bint has_been_used(self) noexcept
-    cdef bint is_ready(self) noexcept
+    cdef double rtt(self) noexcept
 
 @cython.final
 cdef class LinkedSet(Tunnel):

@@ -14,7 +14,7 @@ far ahead are held back until the gap has closed. The leg that the gap is on is 
 """
 
 cimport cython
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
 from torkit._fast.cells cimport RelayCommand, load32, store32
@@ -112,9 +112,10 @@ cdef class Leg:
         """Returns whether something may be lost with it."""
         return self.sent > 0 or self.received > 0
 
-    cdef bint is_ready(self) noexcept:
-        """Returns whether its window has room for a DATA cell."""
-        return self.hop.in_flight < self.hop.window
+    cdef double rtt(self) noexcept:
+        """Returns its round-trip time, in seconds: by congestion control, once that has measured one."""
+        cdef int64_t measured = self.hop.vegas.rtt.ewma
+        return measured / 1e6 if measured else self.linking_time
 
 
 def link(circuits, rtts, bint fills):
@@ -133,7 +134,7 @@ def link(circuits, rtts, bint fills):
     for circuit, rtt in zip(circuits, rtts):
         if circuit is None or circuit.is_over or circuit.streams.used or circuit.tunnel is not None:
             raise UsageError("a leg is a circuit that is open, without streams, and no other set's")
-        if not circuit.hops or not (<Hop>circuit.hops[len(circuit.hops) - 1]).has_congestion_control:
+        if not circuit.hops or (<Hop>circuit.hops[len(circuit.hops) - 1]).vegas is None:
             raise UsageError("the last hop of a leg has congestion control")
         if linked.legs and len(circuit.hops) - 1 != linked.hop or linked.leg_of(circuit) is not None:
             raise UsageError("legs are different circuits of one length")
@@ -141,7 +142,7 @@ def link(circuits, rtts, bint fills):
         leg = Leg.__new__(Leg)
         leg.circuit = circuit
         leg.hop = <Hop>circuit.hops[len(circuit.hops) - 1]
-        leg.rtt = rtt
+        leg.linking_time = rtt
         linked.hop = <int>len(circuit.hops) - 1
         linked.legs.append(leg)
     for leg in linked.legs:
@@ -166,12 +167,6 @@ cdef class LinkedSet(Tunnel):
         """Bytes that have come early and wait."""
         return self.queued
 
-    def set_rtt(self, Circuit circuit not None, double rtt):
-        """Note that a leg's delay has been measured anew, in seconds."""
-        cdef Leg leg = self.leg_of(circuit)
-        if leg is not None:
-            leg.rtt = rtt
-
     def carried(self, Circuit circuit not None):
         """Counted cells that a leg has carried, also one that is lost, and its delay: (sent, received, seconds).
 
@@ -180,7 +175,7 @@ cdef class LinkedSet(Tunnel):
         cdef Leg leg
         for leg in self.legs:
             if leg.circuit is circuit:
-                return leg.cells_sent, leg.cells_received, leg.rtt
+                return leg.cells_sent, leg.cells_received, leg.rtt()
         raise UsageError("the circuit is no leg of this set")
 
     def end(self):
@@ -227,7 +222,7 @@ cdef class LinkedSet(Tunnel):
             return self.fail(events, f"{name_of(message.command)} arrived from hop {hop_index + 1} of "
                                             "linked circuits")
         if message.command == RelayCommand.SENDME and message.stream_id == 0:
-            return leg.circuit.receive_circuit_sendme(hop_index, leg.hop, message.data, message.length, events)
+            return leg.circuit.receive_circuit_sendme(leg.hop, message.data, message.length, events)
         if message.command == RelayCommand.CONFLUX_SWITCH and message.stream_id == 0:
             if message.length < SWITCH_LEN or leg.has_switched:
                 return self.fail(events, "CONFLUX_SWITCH arrived where none may come")
@@ -319,11 +314,11 @@ cdef class LinkedSet(Tunnel):
         cdef Leg leg
         cdef Leg best = None
         for leg in self.legs:
-            if not leg.is_lost and (best is None or leg.rtt < best.rtt) and (not self.fills or leg.is_ready()):
+            if not leg.is_lost and (best is None or leg.rtt() < best.rtt()) and (not self.fills or leg.hop.has_room()):
                 best = leg
         if best is not None and self.current is not None and self.current.sent - best.sent > SWITCH_MAX:
             best = self.current
-        return best if best is not None and best.is_ready() else None
+        return best if best is not None and best.hop.has_room() else None
 
     cdef bint switch_to(self, Leg leg) except -1:
         """Let the next counted cell go by a leg. False where the set has ended."""

@@ -14,13 +14,6 @@ cdef class Writable(Event):
     cdef readonly object stream
 
 @cython.final
-cdef class Acknowledged(Event):
-    cdef readonly object circuit
-    cdef readonly int hop
-    cdef readonly double rtt
-    cdef readonly int in_flight
-
-@cython.final
 cdef class Message(Event):
     cdef readonly object circuit
     cdef readonly int hop

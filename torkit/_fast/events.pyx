@@ -24,20 +24,6 @@ cdef class Writable(Event):
 
 
 @cython.final
-cdef class Acknowledged(Event):
-    """A circuit-level SENDME from a `hop` with congestion control: move its window now.
-
-    `rtt` is in seconds, from sealing the cell that caused it; `in_flight` counts cells before it.
-    """
-
-    def __cinit__(self, circuit, int hop, double rtt, int in_flight):
-        self.circuit = circuit
-        self.hop = hop
-        self.rtt = rtt
-        self.in_flight = in_flight
-
-
-@cython.final
 cdef class Message(Event):
     """A relay message that is not bulk data, from `hop` (0 is the guard) of `circuit`.
 

@@ -370,10 +370,9 @@ cdef class Pump:
 
     cdef int receive(self, Link link, int reads, list found) except -1:
         """Carry a relay's bytes, up to the streams' sinks."""
-        cdef Py_ssize_t count
+        cdef Py_ssize_t count, sealed
         cdef int i
         cdef list events
-        cdef Py_ssize_t sealed
         for i in range(reads):
             if link.answers > ANSWERS_MAX:
                 link.has_more = False
@@ -588,6 +587,7 @@ cdef class Pump:
             link.channel.last_active = monotonic()
         is_sent = link.tls.send_from(link.channel.outbox.cells, length)
         link.channel.outbox.clear()
+        link.channel.outbox.is_congested = not is_sent
         if is_sent and link.answers:
             link.has_more = link.has_more or link.answers > ANSWERS_MAX
             link.answers = 0

@@ -26,7 +26,7 @@ class Source:
 class Link(Source):
     tell_when_sent: bool
     @property
-    def is_blocked(self) -> bool: ...
+    def is_congested(self) -> bool: ...
 
 @final
 class Local(Source):

@@ -36,9 +36,9 @@ cdef class Source:
 @cython.final
 cdef class Link(Source):
     @property
-    def is_blocked(self):
+    def is_congested(self):
         """Whether the relay takes cells more slowly than we seal them."""
-        return self.tls.is_blocked
+        return self.channel.outbox.is_congested
 
 
 @cython.final

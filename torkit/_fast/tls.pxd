@@ -111,7 +111,7 @@ cdef class Tls:
     cdef readonly bint has_ended  # the peer has ended the connection, and all its bytes were received
     cdef bint has_more            # the last read has left bytes in libssl
     cdef Budget budget
-    cdef readonly bint is_blocked # the socket did not take everything at the last `send`
+    cdef bint is_blocked          # the last `send` left something, and the socket has had no room since
     cdef object failure           # for the next read to raise, which has no good bytes before it any more
 
     cdef Py_ssize_t waiting(self) noexcept

@@ -3,11 +3,18 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from torkit._fast.cells cimport monotonic
+
 @cython.final
 cdef class ClockGuard:
     cdef readonly bint is_stalled
+    cdef public double set_to     # seconds: the time, where a test says so; 0 for the system's
 
     cpdef bint accepts(self, int64_t rtt, int64_t baseline) noexcept
+
+    # Seconds, monotonic.
+    cdef inline double now(self) noexcept:
+        return self.set_to or monotonic()
 
 @cython.final
 cdef class RoundTripTime:
@@ -26,7 +33,7 @@ cdef class Vegas:
     cdef readonly bint is_full
     cdef readonly bint is_blocked
     cdef readonly RoundTripTime rtt
-    cdef ClockGuard clock
+    cdef ClockGuard clock             # also of the times that `rtt` is made of
     cdef int64_t sendmes_to_update
     cdef int64_t sendmes_to_window
 
@@ -37,6 +44,7 @@ cdef class Vegas:
     cdef bint cwnd_full_per_cwnd
     cdef int64_t alpha, beta, gamma, delta
 
+    cpdef void acknowledge(self, double rtt, int64_t in_flight, bint blocked) noexcept
     cdef void update_rtt(self, int64_t rtt) noexcept
     cdef void update_blocked(self, bint blocked) noexcept
     cdef void update_window(self, int64_t in_flight) noexcept

@@ -1,7 +1,7 @@
 """The arithmetic of congestion control, done once per SENDME: TOR_VEGAS and the round-trip times it needs.
 
-Times are arguments, in microseconds unless noted; 0 stands for "none yet". proto/flow.py has the parameters and
-their ranges. Proposal 324.
+Round-trip times are arguments, in microseconds unless noted; 0 stands for "none yet". proto/flow.py has the
+parameters and their ranges, circuit.pyx the hops that call. Proposal 324.
 """
 
 cimport cython
@@ -22,7 +22,10 @@ cpdef int64_t n_ewma(int64_t current, int64_t previous, int64_t n) noexcept:
 
 @cython.final
 cdef class ClockGuard:
-    """Judges whether the clock can be believed; one for all circuits of a process. 2.1.1, [CLOCK_HEURISTICS]."""
+    """Tells the time, and whether it can be believed; one for all circuits of a process.
+
+    2.1.1, [CLOCK_HEURISTICS].
+    """
 
     cpdef bint accepts(self, int64_t rtt, int64_t baseline) noexcept:
         """Judge one RTT, usec, beside the smoothed RTT; `baseline` is 0 where there is none to trust yet."""
@@ -106,7 +109,7 @@ cdef class Vegas:
         self.clock = clock
         self.sendmes_to_update = self.update_interval()
 
-    def acknowledge(self, double rtt, *, int64_t in_flight, bint blocked):
+    cpdef void acknowledge(self, double rtt, int64_t in_flight, bint blocked) noexcept:
         """The step of the algorithm for one SENDME.
 
         `rtt` is in seconds, from sending the cell that caused it; `in_flight` counts cells sent and not

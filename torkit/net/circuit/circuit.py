@@ -54,8 +54,6 @@ class CircuitHost(Protocol):
     address: tuple[str, int]
     error: TorkitError | None
 
-    @property
-    def is_congested(self) -> bool: ...
     def send_control(self, circ_id: int, command: Command, body: bytes) -> None: ...
     def note_use(self, use: Use) -> None: ...
     def close_circuit(self, core: CoreCircuit) -> None: ...
@@ -86,13 +84,11 @@ class Circuit(Tunnel):
         self.began_at = trio.current_time()
         self.is_told = False  # whether a line has told that it was built, and another tells how it ends
         self.linked: Tunnel | None = None  # the set of which it is a leg
-        self.on_rtt: Callable[[float], None] | None = None  # told its round-trip time, in seconds
         self.kh = b""  # what we and an introduction point know, for whoever asked for it, to wipe
         self._take: Callable[[Stream, bytes], None] | None = None  # streams that the far end begins
         self._heard: tuple[RelayCommand, Callable[[bytes], None]] | None = None
         self._core: CoreCircuit = core
         self._channel = channel
-        self._vegas: list[flow.Vegas | None] = []
         self._reply: Reply | None = None
         self._padding: SetupPadding | None = None
         if self.journal.is_heard:
@@ -131,7 +127,6 @@ class Circuit(Tunnel):
             handshake.wipe()
         self._core.add_hop(_layer_of(LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN)))
         keys.wipe()
-        self._vegas.append(None)
 
     async def create(self, relay: Relay, *, is_last: bool = False) -> None:
         """Make the first hop with its onion key. tor-spec, "CREATE and CREATED cells"."""
@@ -218,8 +213,7 @@ class Circuit(Tunnel):
         else:
             params = flow.CongestionParams.from_params(self._settings.params, path)
             vegas = flow.Vegas(params, increment=sendme_inc, clock=self._settings.clock)
-            self._core.add_hop(layer, vegas.window, sendme_inc, has_congestion_control=True)
-        self._vegas.append(vegas)
+            self._core.add_hop(layer, vegas=vegas)
         return vegas
 
     def join(self, keys: bytes, sendme_inc: int | None, path: flow.PathKind) -> None:
@@ -322,7 +316,7 @@ class Circuit(Tunnel):
 
     @property
     def _has_xoff(self) -> bool:
-        return self._vegas[self._hop] is not None
+        return self._core.vegas(self._hop) is not None
 
     def _note_streams(self) -> None:
         if self._core.hop_count > 1:
@@ -339,7 +333,7 @@ class Circuit(Tunnel):
         grows by what we acknowledge: in slow start times a percentage, until cc_ss_max; beyond that, by at
         most cc_cwnd_inc for each SENDME of ours (proposal 324).
         """
-        vegas = self._vegas[core.hop]
+        vegas = self._core.vegas(core.hop)
         assert vegas is not None
         params = self._settings.params
         acknowledged = self._core.acknowledged(core.hop)
@@ -397,14 +391,6 @@ class Circuit(Tunnel):
         elif command in _LINK_COMMANDS:
             self._on_reply(Command(command), body)
         # An unknown link command is ignored (as by C tor).
-
-    def on_acknowledged(self, hop: int, rtt: float, in_flight: int) -> None:
-        vegas = self._vegas[hop]
-        assert vegas is not None
-        vegas.acknowledge(rtt, in_flight=in_flight, blocked=self._channel.is_congested)
-        self._core.set_window(hop, vegas.window)
-        if self.on_rtt is not None:
-            self.on_rtt(vegas.rtt.ewma / 1e6)
 
     def on_message(self, hop: int, command: int, body: bytes) -> None:
         if command == RelayCommand.TRUNCATED:

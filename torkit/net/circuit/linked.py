@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -74,7 +73,6 @@ class LinkedCircuit(Tunnel):
         for circuit in circuits:
             circuit.linked = self
             circuit.on_end = self._on_leg_end
-            circuit.on_rtt = partial(core.set_rtt, circuit.core)
         numbers = tuple(one.id for one in circuits)
         logger.info("circuit %d is made of circuits %s, linked", self.id, " and ".join(map(str, numbers)))
         if self.journal.is_heard:

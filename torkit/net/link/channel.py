@@ -17,7 +17,6 @@ from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.channel import Channel as CoreChannel
 from torkit._fast.circuit import Circuit as CoreCircuit
 from torkit._fast.events import (
-    Acknowledged,
     ChannelFailed,
     CircuitFailed,
     ControlCell,
@@ -80,7 +79,6 @@ class Channel:
             Readable: _on_readable,
             Writable: _on_writable,
             Message: _on_message,
-            Acknowledged: _on_acknowledged,
             ControlCell: self._on_control_cell,
             CircuitFailed: _on_circuit_failed,
             ChannelFailed: self._on_channel_failed,
@@ -189,7 +187,7 @@ class Channel:
     @property
     def is_congested(self) -> bool:
         """Returns whether the relay takes cells more slowly than we seal them."""
-        return self._link is not None and self._link.is_blocked
+        return self._link is not None and self._link.is_congested
 
     @property
     def circuits(self) -> list[Circuit]:
@@ -299,10 +297,6 @@ def _on_message(event: Message) -> None:
         owner.on_message(event.command, event.body)
     elif event.command == RelayCommand.BEGIN:
         event.circuit.owner.on_begin(event.stream, event.body)
-
-
-def _on_acknowledged(event: Acknowledged) -> None:
-    event.circuit.owner.on_acknowledged(event.hop, event.rtt, event.in_flight)
 
 
 def _on_circuit_failed(event: CircuitFailed) -> None:
