@@ -18,6 +18,7 @@ from typing import Any
 
 import trio
 
+from bench import exitmap
 from bench.bench_identities import free_port
 from bench.processes import (
     cpu_of,
@@ -42,6 +43,7 @@ SHAPE = Options(authorities=3, exits=24, middles=3)
 RELAY_COUNT = SHAPE.authorities + SHAPE.exits + SHAPE.middles
 AT_ONCE = 128
 TIMES = 16  # that each exit is looked at in one round
+TIMES_BY_EXITMAP = AT_ONCE // SHAPE.exits  # all at once
 ROUNDS = 3
 DEADLINE = 120.0  # seconds, of one round
 
@@ -178,7 +180,8 @@ async def child(*arguments: object) -> dict[str, float]:
 async def lines(rounds: int = ROUNDS) -> list[Line]:
     let_python_keep_bytecode()
     ours: list[dict[str, float]] = []
-    theirs: list[dict[str, float]] = []
+    by_stem: list[dict[str, float]] = []
+    by_exitmap: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="torkit-bench-") as directory:
         scratch = Path(directory)
         async with run_testnet(options=SHAPE) as net, running_far_end() as port:
@@ -186,6 +189,8 @@ async def lines(rounds: int = ROUNDS) -> list[Line]:
             unit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
             control = await free_port()
             c_tor = await start_c_tor(net, scratch, [f"ControlPort {control}"])
+            if (program := exitmap.program()) is not None:
+                await exitmap.prepare(net, scratch / "exitmap")
             for number in range(rounds):
                 say(f"a scan of {SHAPE.exits} exits, {TIMES} times each, round {number + 1}")
                 ours.append(await child("torkit", unit, net.network_file, port))
@@ -193,13 +198,25 @@ async def lines(rounds: int = ROUNDS) -> list[Line]:
                 their = await child("stem", unit, net.network_file, port, control, c_tor.socks[1])
                 their["cpu"] += cpu_of(c_tor.pid) - before
                 their["memory"] += c_tor.peak_memory()
-                theirs.append(their)
-    done = all(one["ok"] == one["count"] for one in ours)
+                by_stem.append(their)
+                if program is not None:
+                    their = await exitmap.scan(program, scratch / "exitmap", port, TIMES_BY_EXITMAP)
+                    by_exitmap.append({**their, "count": SHAPE.exits * TIMES_BY_EXITMAP})
     note = (
         f"{SHAPE.exits} exits of {RELAY_COUNT} relays, each {TIMES} times, "
-        f"{AT_ONCE} circuits at once; ok: {_share(ours)} of ours, {_share(theirs)} of theirs"
+        f"{AT_ONCE} circuits at once; ok: {_share(ours)} of ours, {_share(by_stem)} of theirs"
     )
+    found = beside(ours, by_stem, "C tor + stem", note)
+    if by_exitmap:
+        note = (
+            f"exitmap looks {TIMES_BY_EXITMAP} times at each exit, all at once, by two hops; "
+            f"what it takes to start is not counted; ok: {_share(by_exitmap)}"
+        )
+        found += beside(ours, by_exitmap, "exitmap", note)
+    return found
 
+
+def beside(ours: list[dict[str, float]], theirs: list[dict[str, float]], peer: str, note: str) -> list[Line]:
     def each(found: list[dict[str, float]], name: str) -> list[float]:
         return [one[name] for one in found]
 
@@ -207,9 +224,8 @@ async def lines(rounds: int = ROUNDS) -> list[Line]:
         return [1000 * one["cpu"] / max(one["ok"], 1) for one in found]
 
     def speed(found: list[dict[str, float]]) -> list[float]:
-        return [one["ok"] / one["seconds"] for one in found]
+        return [max(one["ok"], 1) / one["seconds"] for one in found]
 
-    peer = "C tor + stem"
     cpu = compare(
         "scan, CPU per probe, start included", "ms", per_probe(ours), per_probe(theirs), peer, bar=0.1
     )
@@ -219,7 +235,7 @@ async def lines(rounds: int = ROUNDS) -> list[Line]:
     memory = compare("scan, most memory", "MiB", each(ours, "memory"), each(theirs, "memory"), peer)
     memory.bar, memory.ratio = 64.0, None
     for line in (cpu, speeds, memory):
-        line.is_done = done
+        line.is_done = all(one["ok"] == one["count"] for one in ours)
     return [cpu, speeds, memory]
 
 
