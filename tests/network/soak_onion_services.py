@@ -9,20 +9,28 @@ import pytest
 from network.private_network import RunningTestnet, running_testnet
 from network.servers import WebServer
 from network.soaking import (
+    PUBLISHED_WITHIN,
     Client,
     Visitor,
     at,
     c_tor_client,
+    c_tor_service,
+    describe,
     torkit_client,
     torkit_service,
     wait_points,
 )
-from network.torkit_process import Shell, make_shell
+from network.test_onion import wait_published
+from network.torkit_process import Shell, make_shell, wait_until
 
+from torkit.hs.calendar import Calendar, length_when_testing
 from torkit.testnet import Options
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
 
+SHORTEST_INTERVAL = 10  # seconds between consensuses; a period is four minutes then
+TURNS = 2
+MIN_VISITS = 30  # of each client, so that none has stood still
 MANY = 14  # middle relays: three can die and hardly anybody's vanguards are all among them
 
 
@@ -38,9 +46,10 @@ class Ground:
 
 
 @contextmanager
-def a_ground(directory: Path, *, middles: int = 6) -> Iterator[Ground]:
+def a_ground(directory: Path, *, interval: int = 1800, middles: int = 6) -> Iterator[Ground]:
     with ExitStack() as stack:
-        net = stack.enter_context(running_testnet(directory / "net", Options(middles=middles)))
+        options = Options(voting_interval=interval, middles=middles)
+        net = stack.enter_context(running_testnet(directory / "net", options))
         shell = make_shell(net, directory)
         assert shell.run(f"torkit onion new {directory}/key").returncode == 0
         clients = [
@@ -48,6 +57,44 @@ def a_ground(directory: Path, *, middles: int = 6) -> Iterator[Ground]:
             c_tor_client(net, shell, directory / "c-tor"),
         ]
         yield Ground(net, shell, directory / "key", clients)
+
+
+def test_no_request_fails_while_two_periods_turn(tmp_path: Path, web_server: WebServer) -> None:
+    """Of torkit's client, to services of both programs. Clients take new identities all the time, and so
+    fetch descriptors.
+
+    C tor's client is only looked at: in the seconds of a turn it has failed at C tor's own service, too.
+    """
+    with a_ground(tmp_path, interval=SHORTEST_INTERVAL) as ground, ExitStack() as stack:
+        stack.enter_context(c_tor_service(ground.net, tmp_path / "theirs", web_server.port))
+        theirs = (tmp_path / "theirs" / "hostname").read_text().strip()
+        stack.enter_context(torkit_service(ground.shell, ground.key, web_server.port))
+        wait_published(ground.shell, theirs)
+        of_torkit, of_c_tor = ground.clients
+        visitors = {
+            "torkit's client, C tor's service": Visitor(of_torkit, theirs),
+            "torkit's client, torkit's service": Visitor(of_torkit, ground.address),
+            "C tor's client, torkit's service": Visitor(of_c_tor, ground.address),
+            "C tor's client, C tor's service": Visitor(of_c_tor, theirs),
+        }
+        with ExitStack() as visits:
+            for visitor in visitors.values():
+                visits.enter_context(visitor)
+            periods = {_period()}
+            while len(periods) < 1 + TURNS:
+                time.sleep(1)
+                periods.add(_period())
+            time.sleep(4 * SHORTEST_INTERVAL)  # by then every client has a consensus of the last period
+        for what, visitor in visitors.items():
+            print(f"{what}: {visitor}")
+            assert len(visitor.visits) > MIN_VISITS
+        ours = [visitor for what, visitor in visitors.items() if what.startswith("torkit's client")]
+        assert all(visit.is_served for visitor in ours for visit in visitor.visits)
+
+
+def _period() -> int:
+    length = length_when_testing(SHORTEST_INTERVAL)
+    return Calendar(int(time.time()), SHORTEST_INTERVAL, length).period.number
 
 
 def test_every_introduction_point_of_ours_is_killed_in_turn(tmp_path: Path, web_server: WebServer) -> None:
@@ -82,6 +129,41 @@ def test_a_service_that_is_killed_and_back_is_met_by_clients_that_go_on(
             process.wait()
         with torkit_service(ground.shell, ground.key, web_server.port):
             _check_served_from_now_on(visitors)
+
+
+def test_a_service_moves_between_the_programs_while_clients_go_on(
+    tmp_path: Path, web_server: WebServer
+) -> None:
+    """Each is ended before the other begins, with the same directory."""
+    with a_ground(tmp_path) as ground, ExitStack() as stack:
+        known: set[object] = {None}
+        visitors: list[Visitor] = []
+        with c_tor_service(ground.net, ground.key, web_server.port) as process:
+            _wait_published_anew(ground, known)
+            visitors += [stack.enter_context(Visitor(client, ground.address)) for client in ground.clients]
+            _check_served_from_now_on(visitors)
+            process.terminate()
+            assert process.wait(20) == 0
+        with torkit_service(ground.shell, ground.key, web_server.port) as process:
+            _wait_published_anew(ground, known)
+            _check_served_from_now_on(visitors)
+            process.terminate()
+            assert process.wait(20) == 0
+        with c_tor_service(ground.net, ground.key, web_server.port):
+            _wait_published_anew(ground, known)
+            _check_served_from_now_on(visitors)
+
+
+def _wait_published_anew(ground: Ground, known: set[object]) -> None:
+    """Until a descriptor is signed by a key that was not known before: each start of a service makes one."""
+
+    def is_anew() -> bool:
+        key = describe(ground.shell, ground.address).get("signing_key")
+        is_new = key not in known
+        known.add(key)
+        return is_new
+
+    wait_until(is_anew, PUBLISHED_WITHIN, "another descriptor")
 
 
 def _check_served_from_now_on(visitors: Sequence[Visitor]) -> None:
