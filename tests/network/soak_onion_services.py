@@ -63,7 +63,8 @@ def test_no_request_fails_while_two_periods_turn(tmp_path: Path, web_server: Web
     """Of torkit's client, to services of both programs. Clients take new identities all the time, and so
     fetch descriptors.
 
-    C tor's client is only looked at: in the seconds of a turn it has failed at C tor's own service, too.
+    C tor's client is only looked at: what it asked for in the old period it decrypts as one of the new, and
+    fails, at C tor's own service, too.
     """
     with a_ground(tmp_path, interval=SHORTEST_INTERVAL) as ground, ExitStack() as stack:
         stack.enter_context(c_tor_service(ground.net, tmp_path / "theirs", web_server.port))
