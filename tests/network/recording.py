@@ -41,6 +41,7 @@ DEADLINE = 100.0  # seconds for all that one client is asked for; 7 pass where n
 POLL_INTERVAL = 0.02
 
 LEGS = 6  # that C tor's client links before anybody asks
+EXITS = 2  # circuits to exits that it builds ahead, where it links none
 QUIET = 2.0  # seconds; C tor looks each second whether one more circuit is wanted
 
 # All that relays can do but to link circuits, which exits of few recordings can.
@@ -246,6 +247,30 @@ async def sets_ahead(client: Client, directory: Path, now: int) -> list[list[int
         before = await legs_of_each(LEGS)
         async with await ask(port, CONNECT, NAME, 80):
             return [before, await legs_of_each(LEGS + 2)]
+
+
+async def exits_ahead(client: Client, directory: Path, now: int) -> list[int]:
+    """How many circuits to exits there are before anybody asks for a stream, and once one goes by one of
+    them; when there are as many as C tor builds, and no more have come for a while.
+
+    Raises trio.TooSlowError where there are fewer.
+    """
+    async with running(client, directory, now - HOUR // 2, 3 * HOUR) as (seen, port, _):
+
+        def to_exits() -> int:
+            return sum(seen.name_of(one.hops[2].relay).startswith("exit") for one in seen.circuits(3))
+
+        async def count_of(least: int) -> int:
+            await wait_until(lambda: to_exits() >= least)
+            count = -1
+            while count != to_exits():
+                count = to_exits()
+                await trio.sleep(QUIET)
+            return count
+
+        before = await count_of(EXITS)
+        async with await ask(port, CONNECT, NAME, 80):
+            return [before, await count_of(EXITS + 1)]
 
 
 async def guards_in_turn(client: Client, directory: Path, now: int) -> tuple[list[str], list[str]]:

@@ -21,6 +21,7 @@ from network.recording import (
     HopCell,
     Recording,
     c_tor,
+    exits_ahead,
     guards_in_turn,
     record,
     record_widely,
@@ -556,6 +557,13 @@ def test_three_sets_of_two_circuits_are_linked_ahead_and_another_once_one_is_use
 ) -> None:
     ours, theirs = record_both(sets_ahead, tmp_path_factory)
     assert ours == theirs == [[2] * 3, [2] * 4]
+
+
+def test_two_circuits_to_exits_are_built_ahead_and_another_once_one_is_used(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    ours, theirs = record_both(exits_ahead, tmp_path_factory)
+    assert ours == theirs == [2, 3]
 
 
 def test_the_next_guard_is_the_one_that_was_sampled_next(tmp_path_factory: pytest.TempPathFactory) -> None:
