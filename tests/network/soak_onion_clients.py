@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from network.private_network import RunningTestnet, running_testnet
 from network.servers import WebServer
 from network.soaking import (
+    MANY,
     Client,
     c_tor_service,
     describe,
@@ -23,34 +25,24 @@ from network.soaking import (
     wait_points,
 )
 from network.test_onion import wait_published
-from network.torkit_process import Shell, make_shell, missing
+from network.torkit_process import Shell, make_shell, skip_without
 
 from torkit.hs.address import encode_address
 from torkit.testnet import Options
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
 
-MANY = 14  # middle relays: three can die and hardly anybody's vanguards are all among them
 AUTHORITIES = "auth1,auth2,auth3"
 
 
-class Home:
-    """A network with a service of C tor's, and torkit's client, which has met it."""
+class Home(NamedTuple):
+    """A network with a service of C tor's (`service` is its process), which torkit's client has met."""
 
-    def __init__(
-        self,
-        net: RunningTestnet,
-        shell: Shell,
-        client: Client,
-        address: str,
-        service: subprocess.Popen[bytes],
-    ) -> None:
-        """`service` is its process."""
-        self.net = net
-        self.shell = shell
-        self.client = client
-        self.address = address
-        self.service = service
+    net: RunningTestnet
+    shell: Shell
+    client: Client
+    address: str
+    service: subprocess.Popen[bytes]
 
     def visit(self, what: str) -> int | None:
         """Returns the SOCKS reply where the service was not met."""
@@ -114,7 +106,7 @@ def test_a_service_that_does_not_come_is_told(tmp_path: Path, web_server: WebSer
 # --- OnionBalance -------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(bool(missing("onionbalance")), reason="not installed: onionbalance")
+@skip_without("onionbalance")
 def test_a_service_behind_onionbalance_is_reached(tmp_path: Path, web_server: WebServer) -> None:
     """Its descriptor is signed by a front end, and its points belong to two others.
 

@@ -9,6 +9,7 @@ import pytest
 from network.private_network import RunningTestnet, running_testnet
 from network.servers import WebServer
 from network.soaking import (
+    MANY,
     PUBLISHED_WITHIN,
     Client,
     Visitor,
@@ -31,7 +32,6 @@ pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
 SHORTEST_INTERVAL = 10  # seconds between consensuses; a period is four minutes then
 TURNS = 2
 MIN_VISITS = 30  # of each client, so that none has stood still
-MANY = 14  # middle relays: three can die and hardly anybody's vanguards are all among them
 
 
 class Ground:

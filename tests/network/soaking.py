@@ -25,6 +25,7 @@ from torkit.testnet.torrc import common_torrc
 PAUSE = 1.0  # seconds between two requests of a visitor
 RENEWED_EVERY = 5  # requests, after which a visitor's client takes a new identity
 MAX_VISIT = 170.0  # seconds that a request may take: torkit gives up after 120, C tor's clients, too
+MANY = 14  # middle relays: three can die and hardly anybody's vanguards are all among them
 PUBLISHED_WITHIN = 330.0  # seconds: C tor's services make no circuit to a point for 300 when they had made 28
 
 
