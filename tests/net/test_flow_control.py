@@ -413,10 +413,8 @@ async def test_congestion_control_knows_at_each_sendme_whether_the_relay_takes_t
             stream = circuit.begin_directory()
             await stream.wait_connected()
             await stream.send_all(bytes(498 * 62))
-            for _ in range(400):
-                channel.send_control(
-                    0, Command.VPADDING, bytes(16_000)
-                )  # 6 MB: no buffer of a socket has so much room
+            for _ in range(400):  # 6 MB: no buffer of a socket has so much room
+                channel.send_control(0, Command.VPADDING, bytes(16_000))
             await until(lambda: channel.is_congested)
             is_blocked.set()
             await until(lambda: vegas.rtt.maximum)
