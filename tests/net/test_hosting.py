@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from onion_network import FarClient, OnionNetwork, onion_network
+from onion_network import PROTOCOLS, FarClient, OnionNetwork, onion_network
+from setup_padder import NEGOTIATE
 from waiting import until
 
 from torkit._fast.cells import RelayCommand
@@ -31,7 +32,7 @@ from torkit.net.hosting.means import Wishes
 from torkit.net.hosting.point import LAUNCH_PERIOD, MAX_LAUNCHES, RETRIES, Launches
 from torkit.net.hosting.serve import OnionListener
 from torkit.net.onion.descriptors import calendar_of
-from torkit.testing.relay import FakeCircuit, http_response
+from torkit.testing.relay import FakeCircuit, RelayCell, http_response
 
 LOGGER = "torkit.net.hosting.service"
 
@@ -96,6 +97,38 @@ async def test_both_replicas_of_both_periods_are_published(tmp_path: Path) -> No
     async with listening(tmp_path) as (_, net):
         await until(lambda: all(len(texts) == 2 for texts in net.uploads.values()))
         assert len({text for texts in net.uploads.values() for text in texts}) == 2
+
+
+async def test_points_and_meetings_are_behind_three_relays_and_not_padded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard, vanguard, middle; the machines of padding are for clients' circuits."""
+    monkeypatch.setattr("onion_network.PROTOCOLS", f"{PROTOCOLS} Padding=2")
+    async with onion_network(tmp_path) as (tor, net):
+        padded: list[FakeCircuit] = []
+        for relay in net.relays.values():
+            relay.on_unknown = partial(_hear_padding, padded, relay.on_unknown)
+        async with tor.serve_onion([80]) as service:
+            await service.wait_published()
+            await until(lambda: len(net.points) == 6)
+            assert [number for _, number in net.points.values()] == [4] * 6
+            far = await net.meet(net.descriptor(service.address))
+            far.begin(80)
+            await service.accept()
+            assert far.number - 1 == 4  # the client's hop is behind it
+        assert padded == []
+
+
+def _hear_padding(
+    padded: list[FakeCircuit],
+    before: Callable[[FakeCircuit, int, RelayCell], object],
+    circuit: FakeCircuit,
+    number: int,
+    cell: RelayCell,
+) -> None:
+    if cell.command in (NEGOTIATE, RelayCommand.DROP):
+        padded.append(circuit)
+    before(circuit, number, cell)
 
 
 async def test_a_directory_that_fails_is_asked_again(tmp_path: Path) -> None:
