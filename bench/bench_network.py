@@ -356,7 +356,7 @@ async def starts(bench: Bench, net: Testnet, scratch: Path) -> list[Line]:
     port = bench.routes[bench.c_tor].port
     (scratch / "starts").mkdir()
     warm = await start_c_tor(net, scratch / "starts")
-    torrc = _torrc_of(net, warm)
+    torrc = torrc_of(net, warm)
     os.kill(warm.pid, signal.SIGTERM)  # it keeps its state
     await trio.to_thread.run_sync(os.waitid, os.P_PID, warm.pid, os.WEXITED | os.WNOWAIT)
     connect = [*torkit_command(net, scratch / "starts/torkit"), "connect", f"web.test:{port}"]
@@ -368,7 +368,7 @@ async def starts(bench: Bench, net: Testnet, scratch: Path) -> list[Line]:
     return [compare("process start to first byte, warm cache", "seconds", ours, theirs, "C tor", bar=0.62)]
 
 
-def _torrc_of(net: Testnet, client: Client) -> Path:
+def torrc_of(net: Testnet, client: Client) -> Path:
     port_line = f"SocksPort {client.socks[0]}:{client.socks[1]}\n"
     [found] = [path for path in net.directory.glob("tor/client-*/torrc") if port_line in path.read_text()]
     return found

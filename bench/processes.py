@@ -55,12 +55,11 @@ def json_on_ethernet(module: str, *options: str, acknowledges_at_once: bool = Fa
 
 
 @dataclass(frozen=True)
-class Client:
-    """A SOCKS proxy that is measured: torkit, or C tor's client."""
+class Program:
+    """A process that is measured: torkit, or C tor."""
 
     name: str
     pid: int
-    socks: tuple[str, int]
 
     def cpu(self) -> float:
         """CPU seconds of all its threads, also of those that have ended."""
@@ -83,6 +82,13 @@ class Client:
         )
         assert found is not None
         return int(found[1]) / 1024
+
+
+@dataclass(frozen=True)
+class Client(Program):
+    """A SOCKS proxy that is measured: torkit, or C tor's client."""
+
+    socks: tuple[str, int]
 
 
 def cpu_of(pid: int) -> float:
