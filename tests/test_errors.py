@@ -11,6 +11,7 @@ from torkit.errors import (
     Retry,
     StreamClosed,
     TorkitError,
+    trace,
 )
 
 # Whether the same call may succeed: a class of errors that is not here has not been thought about.
@@ -74,3 +75,18 @@ def test_a_reason_of_tomorrow_is_one_that_says_nothing() -> None:
 def test_an_error_with_its_hint_is_one_line() -> None:
     assert TorkitError("it failed", hint="do that").with_hint == "it failed; do that"
     assert TorkitError("it failed").with_hint == "it failed"
+
+
+def raise_the_one_of(group: ExceptionGroup[Exception]) -> None:
+    try:
+        raise group
+    except ExceptionGroup:
+        raise group.exceptions[0] from None
+
+
+def test_the_trace_of_what_was_taken_out_of_its_group_ends() -> None:
+    """Python makes a circle of the two; it was a RecursionError, in the place of what had happened."""
+    with pytest.raises(KeyError) as caught:
+        raise_the_one_of(ExceptionGroup("", [KeyError("web.test")]))
+    lines = trace(caught.value).splitlines()
+    assert [line for line in lines if line.endswith(" at")] == ["ExceptionGroup at", "KeyError at"]

@@ -31,6 +31,7 @@ ROOMS = {
     "torkit.config": {"public_network", "files"},
     "torkit.events": set[str](),
     "torkit.namespaces": set[str](),
+    "torkit.sandbox": {"namespaces"},
     "torkit.net": {
         *("events", "_fast", "proto", "files", "directory", "hs", "paths", "learnt"),
     },
@@ -59,7 +60,7 @@ ROOMS = {
     # proto: what a user may choose about handshakes.
     "torkit.cli": {
         *("client", "net", "paths", "directory", "testnet", "config", "proto", "files", "_fast", "hs"),
-        *("namespaces", "scan", "share", "sizes", "targets"),
+        *("namespaces", "sandbox", "scan", "share", "sizes", "targets"),
     },
     "torkit.__main__": {"cli"},
     "torkit": {"aio", "blocking", "client", "config", "directory", "events", "net", "paths"},
@@ -105,7 +106,7 @@ OUTSIDE = {
 }
 
 TOUCHES_THE_SYSTEM = SHELL | {
-    *("torkit.directory.cache", "torkit.config", "torkit.files", "torkit.namespaces"),
+    *("torkit.directory.cache", "torkit.config", "torkit.files", "torkit.namespaces", "torkit.sandbox"),
     *("torkit.socket_errors", "torkit.blocking", "torkit.aio"),
     *("torkit.httpx", "torkit.requests", "torkit.aiohttp", "torkit.pytest", "torkit.testing"),
 }

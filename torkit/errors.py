@@ -34,6 +34,7 @@ An exception is chosen by whose fault it is and what the caller can do next. Mes
 expected and what was seen; never keys, never the user's destination.
 """
 
+from collections.abc import Iterator
 from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
@@ -422,10 +423,17 @@ def trace(error: BaseException) -> str:
 
     It has no text of an exception: that may name a destination.
     """
+    return "\n".join(_trace(error, set()))
+
+
+def _trace(error: BaseException, told: set[int]) -> Iterator[str]:
+    """Each exception once, since who takes one out of a group and raises it makes a circle of the two."""
     from traceback import format_tb
 
-    inner = [error.__cause__ or error.__context__, *getattr(error, "exceptions", ())]
-    parts = [trace(one) for one in inner if one is not None]
+    told.add(id(error))
+    for inner in (error.__cause__ or error.__context__, *getattr(error, "exceptions", ())):
+        if inner is not None and id(inner) not in told:
+            yield from _trace(inner, told)
     if error.__traceback__ is not None:
-        parts += [f"{type(error).__name__} at", *map(str.rstrip, format_tb(error.__traceback__))]
-    return "\n".join(parts)
+        yield f"{type(error).__name__} at"
+        yield from map(str.rstrip, format_tb(error.__traceback__))

@@ -20,7 +20,7 @@ import trio
 import trio.testing
 from fake_tor import FakeTor, as_tor
 
-from torkit.cli.monitoring import STATUS_SOCKET, serve_status
+from torkit.cli.monitoring import STATUS_SOCKET, serve_status, status_listener
 from torkit.cli.status import ask, to_age, to_lines
 from torkit.errors import NotPossible, PeerError
 from torkit.net.monitor.status import CircuitStatus, GuardStatus, Status
@@ -93,10 +93,16 @@ def told_tor(data_dir: Path) -> Any:
     return as_tor(tor)
 
 
+async def serve_status_of(tor: Any) -> None:
+    with status_listener(tor.data_dir) as sock:
+        if sock is not None:
+            await serve_status(tor, sock)
+
+
 async def test_a_proxy_answers_its_owner_and_its_socket_goes_with_it(tmp_path: Path) -> None:
     path = tmp_path / STATUS_SOCKET
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_status, told_tor(tmp_path))
+        nursery.start_soon(serve_status_of, told_tor(tmp_path))
         await trio.testing.wait_all_tasks_blocked()
         assert path.stat().st_mode & 0o777 == 0o600
         moment = await trio.to_thread.run_sync(ask, path)
@@ -112,7 +118,7 @@ async def test_what_a_killed_proxy_has_left_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(NotPossible, match="no proxy answers"):
         ask(path)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_status, told_tor(tmp_path))
+        nursery.start_soon(serve_status_of, told_tor(tmp_path))
         await trio.testing.wait_all_tasks_blocked()
         assert (await trio.to_thread.run_sync(ask, path))["relays"] == 9
         nursery.cancel_scope.cancel()
@@ -123,9 +129,9 @@ async def test_a_second_proxy_leaves_the_socket_to_the_first_and_goes_on(
 ) -> None:
     caplog.set_level("INFO")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_status, told_tor(tmp_path))
+        nursery.start_soon(serve_status_of, told_tor(tmp_path))
         await trio.testing.wait_all_tasks_blocked()
-        await serve_status(told_tor(tmp_path))
+        await serve_status_of(told_tor(tmp_path))
         assert "torkit status cannot ask this proxy: cannot listen on unix:" in caplog.text
         assert (await trio.to_thread.run_sync(ask, tmp_path / STATUS_SOCKET))["relays"] == 9
         nursery.cancel_scope.cancel()
@@ -137,7 +143,7 @@ async def test_a_directory_whose_name_is_too_long_for_a_socket_ends_no_proxy(
     caplog.set_level("INFO")
     directory = tmp_path / ("x" * 120)
     directory.mkdir()
-    await serve_status(told_tor(directory))
+    await serve_status_of(told_tor(directory))
     assert "too long" in caplog.text
     with pytest.raises(NotPossible, match="too long"):
         ask(directory / STATUS_SOCKET)
@@ -226,9 +232,8 @@ def set_size(terminal: int, lines: int, columns: int) -> None:
 def data_dir(tmp_path: Path) -> Iterator[Path]:
     """That of a proxy which answers, in another process, so that this one may wait."""
     script = (
-        "import trio; from pathlib import Path; from cli.test_status import told_tor\n"
-        "from torkit.cli.monitoring import serve_status\n"
-        f"trio.run(serve_status, told_tor(Path({str(tmp_path)!r})))\n"
+        "import trio; from pathlib import Path; from cli.test_status import serve_status_of, told_tor\n"
+        f"trio.run(serve_status_of, told_tor(Path({str(tmp_path)!r})))\n"
     )
     with start(script) as process:
         deadline = time.monotonic() + 30

@@ -14,6 +14,7 @@ from network.private_network import RunningTestnet, running_testnet
 from network.servers import PAGE, EchoServer, WebServer, sha256_of
 from network.torkit_process import Proxy, Shell, make_shell, missing, running_proxy, skip_without, wait_until
 
+from torkit.sandbox import can_be_closed
 from torkit.testnet import Options
 
 pytestmark = pytest.mark.network
@@ -228,6 +229,25 @@ def test_a_service_with_proof_of_work_is_reached(onion_shell: Shell, working_oni
     assert descriptor["proof_of_work"]["effort"] == 0
     result = onion_shell.run(f"torkit connect {address}:80", stdin=b"GET /page HTTP/1.0\r\n\r\n", timeout=130)
     assert result.stdout.endswith(PAGE), result
+
+
+@pytest.mark.skipif(not can_be_closed(), reason="this kernel, or machine, has no sandbox")
+def test_a_proxy_in_a_sandbox_reaches_services_and_is_asked_and_ends_as_any(
+    onion_shell: Shell, working_onion: Path, web_server: WebServer, tmp_path: Path
+) -> None:
+    """What meets services is imported late, and what works for them is compiled while it runs."""
+    shell = onion_shell.with_data_dir(tmp_path / "data")
+    address = (working_onion / "hostname").read_text().strip()
+    with running_proxy(shell, shell.data_dir / "proxy", options=["--sandbox", "--metrics", "0"]) as proxy:
+        state = Path(f"/proc/{proxy.pid}/status").read_text()
+        assert "\nNoNewPrivs:\t1\nSeccomp:\t2\n" in state
+        for host in (f"web.test:{web_server.port}", address):
+            assert shell.run(f"{proxy.curl()} http://{host}/page", timeout=120).stdout == PAGE
+        ready = json.loads((shell.data_dir / "proxy" / "ready.json").read_text())
+        assert shell.run(f"curl -sf http://{ready['metrics']}/healthz").stdout == b"circuits work\n"
+        assert shell.run("torkit status").stdout.startswith(b"start     100%, done")
+    assert not (shell.data_dir / "proxy" / "ready.json").exists()
+    assert not (shell.data_dir / "status.sock").exists()
 
 
 def test_32_mib_each_way_are_equal(

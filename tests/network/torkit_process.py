@@ -172,7 +172,7 @@ def running_proxy(
     shell: Shell, directory: Path, global_options: Sequence[str] = (), options: Sequence[str] = ()
 ) -> Iterator[Proxy]:
     """Run `torkit socks`; at the end SIGTERM must end it in order, without a traceback until then."""
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(exist_ok=True, parents=True)
     ready_file, log = directory / "ready.json", directory / "stderr"
     arguments = ["socks", "--listen", f"{HOST}:0", "--ready-file", str(ready_file)]
     with log.open("wb") as stderr:

@@ -4,7 +4,7 @@
     options      options of several commands, and what their values mean
     paths, targets, countries, documents     what arguments name: relays, destinations, countries, files
     running      runs what is asynchronous
-    ending, monitoring, notify     how a service ends, and what it tells of itself
+    ending, monitoring, notify, sandbox     how a service ends, what it tells of itself, what it gives up
     failures     errors as words and exit statuses
     standard     stdin, stdout, stderr
     voice, progress, table, teaching, manual     what people see

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,8 +100,20 @@ def status_socket(options: Options) -> Path:
     return data_dir(load_network(options.network), options.data_dir) / STATUS_SOCKET
 
 
-async def serve_status(tor: "Tor") -> None:
-    """Answer `torkit status` until cancelled; where another proxy does so already, say that."""
+@contextmanager
+def status_listener(directory: Path) -> "Iterator[socket.socket | None]":
+    """The socket that `torkit status` asks; None where another proxy has it already, or none can be made."""
+    with ExitStack() as stack:
+        sock = None
+        try:
+            sock = stack.enter_context(listening(Place("unix", str(directory / STATUS_SOCKET))))
+        except TorkitError as error:
+            logger.info("torkit status cannot ask this proxy: %s", error)
+        yield sock
+
+
+async def serve_status(tor: "Tor", sock: "socket.socket") -> None:
+    """Answer `torkit status` until cancelled."""
     import trio
 
     from torkit.net.monitor.pages import Answer, serve_pages
@@ -108,10 +121,5 @@ async def serve_status(tor: "Tor") -> None:
     async def page() -> "Answer":
         return Answer(200, json.dumps(tor.status().to_json()).encode(), "application/json")
 
-    try:
-        with listening(Place("unix", str(tor.data_dir / STATUS_SOCKET))) as sock:
-            await serve_pages(
-                [trio.SocketListener(trio.socket.from_stdlib_socket(sock))], {STATUS_PAGE: page}
-            )
-    except TorkitError as error:
-        logger.info("torkit status cannot ask this proxy: %s", error)
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    await serve_pages([listener], {STATUS_PAGE: page})

@@ -22,6 +22,7 @@ class Manager:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._address: str | bytes | None = None
+        self._held: socket.socket | None = None
         self.watchdog = inf
         name = environment.get("NOTIFY_SOCKET", "")
         if name.startswith("/"):
@@ -36,14 +37,33 @@ class Manager:
             with suppress(ValueError):
                 self.watchdog = int(environment.get("WATCHDOG_USEC", "")) / 1e6 or inf
 
+    def hold(self) -> None:
+        """Open the socket now, and keep it: a sandbox opens none later."""
+        if self._address is None:
+            return
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            sock.connect(self._address)
+        except OSError as error:
+            sock.close()
+            logger.warning("the service manager is told nothing: %s", error.strerror or error)
+            self._address = None
+            return
+        sock.setblocking(False)
+        self._held = sock
+
     def tell(self, *assignments: str) -> None:
         """Tell it these, such as `READY=1`. Never waits; what it does not take is lost."""
         if self._address is None:
             return
+        message = os.fsencode("\n".join(assignments))
         try:
+            if self._held is not None:
+                self._held.send(message)
+                return
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
-                sock.sendto(os.fsencode("\n".join(assignments)), self._address)
+                sock.sendto(message, self._address)
         except OSError as error:
             logger.info("the service manager is not told %s: %s", assignments[0], error.strerror or error)
 

@@ -77,13 +77,17 @@ def run(
 async def open_client(
     options: Options,
     *,
+    network: "Network | None" = None,
     is_service: bool = False,
     spare_circuits: int = 0,
     consensus: bytes | None = None,
     as_json: bool = False,
     settings: ClientSettings = DEFAULT,
 ) -> "AsyncIterator[Tor]":
-    """The client that the global options describe; how far it has come is shown, perhaps `as_json`."""
+    """The client that the global options describe; how far it has come is shown, perhaps `as_json`.
+
+    `network` is theirs where it has been read already.
+    """
     import trio
 
     from torkit.client import open_tor
@@ -97,7 +101,7 @@ async def open_client(
     except ValueError:
         raise UsageError(f"--cgo takes exit, all or off, not {options.cgo!r}") from None
     protect_keys(options)
-    network = await read_network(options)
+    network = network or await read_network(options)
     async with (
         open_tor(
             network=network,

@@ -24,12 +24,13 @@ from torkit.cli.identities import (
     parse_rotate,
 )
 from torkit.cli.listen import Place, listeners_of, listening, parse_places
-from torkit.cli.monitoring import Metrics, parse_metrics, serve_metrics, serve_status
+from torkit.cli.monitoring import Metrics, parse_metrics, serve_metrics, serve_status, status_listener
 from torkit.cli.notify import Manager
 from torkit.cli.options import ConfluxName, Options, command_app
 from torkit.cli.paths import read_path
 from torkit.cli.progress import to_json
-from torkit.cli.running import open_client, run
+from torkit.cli.running import open_client, read_network, run
+from torkit.cli.sandbox import SandboxOption, check_ready_file, close_sandbox
 from torkit.cli.voice import say
 from torkit.errors import NotPossible, StorageError
 from torkit.files import is_replaceable, remove_file
@@ -88,11 +89,14 @@ def socks(
     grace: Grace = GRACE,
     exit_with_parent: ExitWithParent = False,
     metrics: Metrics = None,
+    sandbox: SandboxOption = False,
     conflux: ConfluxName = "auto",
     *,
     settings: ClientSettings,
 ) -> None:
     """Serve SOCKS4a, SOCKS5 and HTTP to programs on this machine."""
+    from torkit.config import data_dir, load_network
+
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before `serve` there is no identity to be changed
     parent = os.getppid()
     options: Options = context.obj
@@ -102,6 +106,10 @@ def socks(
         listen or ["127.0.0.1:9150"], allow_remote=allow_remote, isolate=isolation, rotate=rotation
     )
     metrics_place = None if metrics is None else parse_metrics(metrics, allow_remote=allow_remote)
+    early_network = None
+    if sandbox:
+        early_network = load_network(options.network)  # in no thread, which would stay outside
+        check_ready_file(ready_file, data_dir(early_network, options.data_dir))
     if ready_file is not None:
         forget_ready_file(ready_file)
 
@@ -124,15 +132,24 @@ def socks(
                 nursery.start_soon(end_with_parent, parent)
             opened = [(place, stack.enter_context(listening(place))) for place in places]
             told = metrics_place and (metrics_place, stack.enter_context(listening(metrics_place)))
+            network = early_network or await read_network(options)
+            directory = data_dir(network, options.data_dir)
+            status = stack.enter_context(status_listener(directory))
+            manager = Manager(os.environ)
+            if sandbox:
+                manager.hold()
+                close_sandbox(directory, settings.geoip)
             tor = await stack.enter_async_context(
                 open_client(
                     options,
+                    network=network,
                     is_service=True,
                     spare_circuits=SPARE_COUNT if path is None else 0,
                     settings=settings,
                 )
             )
-            nursery.start_soon(serve_status, tor)
+            if status is not None:
+                nursery.start_soon(serve_status, tor, status)
             await serve(
                 tor,
                 opened,
@@ -145,6 +162,7 @@ def socks(
                 max_clients=max_clients,
                 grace=grace,
                 metrics=told,
+                manager=manager,
             )
             # As where a signal ends us at once: connections to relays end, and no DESTROY comes before. (As
             # C tor's clients end.)
@@ -188,6 +206,7 @@ async def serve(
     max_clients: int = MAX_DESCRIPTORS,
     grace: float = 0,
     metrics: "tuple[Place, socket.socket] | None" = None,
+    manager: Manager | None = None,
 ) -> None:
     """Serve until cancelled, and say when a circuit has been built, through `path` if there is one.
 
@@ -248,7 +267,7 @@ async def serve(
             tally = Tally()
             tor.listen(tally.note)
             nursery.start_soon(serve_metrics, tor, tally, build, *metrics, is_ending)
-        manager = Manager(os.environ)
+        manager = manager or Manager(os.environ)
         nursery.start_soon(manager.keep_told, is_ending)
         said = ""
         async for progress in tor.progress_changes():

@@ -6,6 +6,7 @@
     network.py    a network of nothing but ourselves: routes, redirection, listeners
     files.py      what must not tell names or reach out otherwise: resolv.conf, sockets of the host
     calls.py      system calls that would pass by all this
+    bpf.py        programs that judge system calls
     kernel.py     system calls that Python does not have
     obstacles.py  what forbids it, and how to allow it
 

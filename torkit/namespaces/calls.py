@@ -11,6 +11,16 @@ from collections.abc import Iterator
 from socket import AF_INET, AF_INET6, AF_NETLINK, AF_UNIX
 from typing import NamedTuple
 
+from torkit.namespaces.bpf import (
+    ALLOW,
+    LOAD_ARCHITECTURE,
+    LOAD_NUMBER,
+    Step,
+    fail,
+    keep,
+    load_argument,
+    when,
+)
 from torkit.namespaces.kernel import filter_calls
 
 FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
@@ -39,45 +49,26 @@ KINDS = {
 }
 SYS_SOCKET = 1  # what socketcall(2) is to do
 
-Step = tuple[int, int, int, int]
-
-LOAD, AND, EQUAL, GIVE = 0x20, 0x54, 0x15, 0x06  # BPF_LD|W|ABS, BPF_ALU|AND|K, BPF_JMP|JEQ|K, BPF_RET|K
-
-# Offsets in struct seccomp_data of <linux/seccomp.h>
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # of the argument the lower half
-
-ALLOW: Step = (GIVE, 0, 0, 0x7FFF_0000)  # SECCOMP_RET_ALLOW
-
 
 def forbid_calls() -> None:
     """Forbid calls to this process and all that it becomes or starts. Machines not in KINDS get no filter."""
-    filter_calls([(LOAD, 0, 0, ARCHITECTURE), *_all_kinds(), ALLOW])
+    filter_calls([LOAD_ARCHITECTURE, *_all_kinds(), ALLOW])
 
 
 def _all_kinds() -> Iterator[Step]:
     for calls in KINDS.values():
-        yield from _when(calls.architecture, *_one_kind(calls))
+        yield from when(calls.architecture, *_one_kind(calls))
 
 
 def _one_kind(calls: Calls) -> Iterator[Step]:
-    yield (LOAD, 0, 0, NUMBER)
-    yield (AND, 0, 0, ~X32 & 0xFFFF_FFFF)
+    yield LOAD_NUMBER
+    yield keep(~X32 & 0xFFFF_FFFF)
     for number in (IO_URING_SETUP, calls.request_key):
-        yield from _when(number, _fail(errno.ENOSYS))
-    unknown = _fail(errno.EAFNOSUPPORT)
-    first_argument = (LOAD, 0, 0, FIRST_ARGUMENT)
+        yield from when(number, fail(errno.ENOSYS))
+    unknown = fail(errno.EAFNOSUPPORT)
+    first_argument = load_argument(0)
     if calls.socketcall is not None:
-        yield from _when(calls.socketcall, first_argument, *_when(SYS_SOCKET, unknown), ALLOW)
-    served = [step for family in FAMILIES for step in _when(family, ALLOW)]
-    yield from _when(calls.socket, first_argument, *served, unknown)
+        yield from when(calls.socketcall, first_argument, *when(SYS_SOCKET, unknown), ALLOW)
+    served = [step for family in FAMILIES for step in when(family, ALLOW)]
+    yield from when(calls.socket, first_argument, *served, unknown)
     yield ALLOW
-
-
-def _when(value: int, *steps: Step) -> Iterator[Step]:
-    """`steps` where the value at hand is `value`; else what comes behind them."""
-    yield (EQUAL, 0, len(steps), value)
-    yield from steps
-
-
-def _fail(number: int) -> Step:
-    return (GIVE, 0, 0, 0x0005_0000 | number)  # SECCOMP_RET_ERRNO

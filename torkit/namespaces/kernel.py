@@ -72,7 +72,23 @@ def give_up_capabilities() -> None:
         if is_held and number not in CAPABILITIES.values():
             _check(_prctl(PR_CAPBSET_DROP, number))
         number += 1
+    forbid_new_privileges()
+
+
+def forbid_new_privileges() -> None:
+    """Let this process, and all that it becomes or starts, never have more rights than now. prctl(2)."""
     _check(_prctl(PR_SET_NO_NEW_PRIVS, 1))
+
+
+def call(number: int, *arguments: int | ctypes.Structure | None) -> int:
+    """Make the system call of this number; a structure is passed by its address. syscall(2)."""
+    given = (
+        ctypes.byref(one) if isinstance(one, ctypes.Structure) else ctypes.c_long(one or 0)
+        for one in arguments
+    )
+    status = int(_libc.syscall(ctypes.c_long(number), *given))
+    _check(status)
+    return status
 
 
 class _Instruction(ctypes.Structure):
@@ -95,7 +111,7 @@ class _Program(ctypes.Structure):
 def filter_calls(steps: Sequence[tuple[int, int, int, int]]) -> None:
     """Have a program of BPF judge each call of this process and of all that it becomes or starts. seccomp(2).
 
-    Needs `give_up_capabilities` before.
+    Needs `forbid_new_privileges` before. Threads that run already are not judged.
     """
     instructions = (_Instruction * len(steps))(*(_Instruction(*step) for step in steps))
     program = _Program(len(steps), instructions)

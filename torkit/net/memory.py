@@ -16,7 +16,7 @@ MOST = 2 << 30
 # Implementation limit, bytes: with less, one stream has no full speed beside a directory answer.
 FLOOR = 16 << 20
 
-_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def limit_memory(count: int | None = None) -> None:
@@ -26,7 +26,7 @@ def limit_memory(count: int | None = None) -> None:
     set_limit(default_limit() if count is None else count)
 
 
-def default_limit(group_limit: Path = _GROUP_LIMIT) -> int:
+def default_limit(group_limit: Path = GROUP_LIMIT) -> int:
     """Returns the limit where the user names none."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):  # no such group, or "max"
