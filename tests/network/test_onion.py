@@ -238,6 +238,7 @@ def test_a_proxy_in_a_sandbox_reaches_services_and_is_asked_and_ends_as_any(
     """What meets services is imported late, and what works for them is compiled while it runs."""
     shell = onion_shell.with_data_dir(tmp_path / "data")
     address = (working_onion / "hostname").read_text().strip()
+    wait_published(onion_shell, address)
     with running_proxy(shell, shell.data_dir / "proxy", options=["--sandbox", "--metrics", "0"]) as proxy:
         state = Path(f"/proc/{proxy.pid}/status").read_text()
         assert "\nNoNewPrivs:\t1\nSeccomp:\t2\n" in state
