@@ -12,6 +12,7 @@ from errno import EACCES, EAFNOSUPPORT, ENOSYS, EOPNOTSUPP, EPERM
 from pathlib import Path
 
 import pytest
+from confined import only_with_a_sandbox
 
 from torkit import sandbox
 from torkit.errors import NotPossible
@@ -19,11 +20,6 @@ from torkit.sandbox import landlock
 from torkit.sandbox.calls import JUDGED, PLAIN
 
 MACHINE = os.uname().machine
-
-
-only_with_a_sandbox = pytest.mark.skipif(
-    not sandbox.can_be_closed(), reason="this kernel, or machine, has no sandbox"
-)
 
 # `refused` tries something; what it raises is the answer, and a process that goes on has been refused.
 PROLOGUE = """

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import trio
+from confined import only_with_a_sandbox
 from network.torkit_process import START_DEADLINE, STOP_DEADLINE, Shell, skip_without, wait_until
 from served import serve_network
 from served_shell import shell_on
 
 from torkit.cli.failures import FAILED, WRONG_USAGE
-from torkit.sandbox import can_be_closed
 
-pytestmark = pytest.mark.skipif(not can_be_closed(), reason="this kernel, or machine, has no sandbox")
+pytestmark = only_with_a_sandbox
 
 
 def state_of(pid: int) -> dict[str, str]:

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confined import confine
+from confined import confine, only_with_a_sandbox
 from network.far_servers import ssh_server
 from network.private_network import RunningTestnet, running_testnet
 from network.servers import PAGE, EchoServer, WebServer, sha256_of
 from network.torkit_process import Proxy, Shell, make_shell, missing, running_proxy, skip_without, wait_until
 
-from torkit.sandbox import can_be_closed
 from torkit.testnet import Options
 
 pytestmark = pytest.mark.network
@@ -231,7 +230,7 @@ def test_a_service_with_proof_of_work_is_reached(onion_shell: Shell, working_oni
     assert result.stdout.endswith(PAGE), result
 
 
-@pytest.mark.skipif(not can_be_closed(), reason="this kernel, or machine, has no sandbox")
+@only_with_a_sandbox
 def test_a_proxy_in_a_sandbox_reaches_services_and_is_asked_and_ends_as_any(
     onion_shell: Shell, working_onion: Path, web_server: WebServer, tmp_path: Path
 ) -> None:

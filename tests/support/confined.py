@@ -1,4 +1,4 @@
-"""Programs in namespaces of their own, with the test as their network. No Tor, and no tests here."""
+"""Programs in namespaces of their own, with the test as their network; where a sandbox can be. No Tor."""
 
 import json
 import os
@@ -9,6 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+
+from torkit.sandbox import can_be_closed
+
+only_with_a_sandbox = pytest.mark.skipif(
+    not can_be_closed(), reason="this kernel, or machine, has no sandbox (Landlock since Linux 6.2)"
+)
 
 # In a process of its own, since only one without threads may fork: what arrives is told, line by line.
 _PARENT = """
