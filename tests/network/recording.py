@@ -37,7 +37,7 @@ from torkit._fast.cells import RelayCommand
 from torkit.hs.address import encode_address
 from torkit.testing.relay import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell, RelayState, ignore
 
-DEADLINE = 100.0  # seconds for all that one client is asked for; 7 pass where nothing else runs
+DEADLINE = 100.0  # seconds for all that one client is asked for; 4 pass where nothing else runs
 POLL_INTERVAL = 0.02
 
 LEGS = 6  # that C tor's client links before anybody asks
@@ -334,6 +334,11 @@ async def running(
         try:
             with trio.fail_after(DEADLINE):
                 yield seen, port, process
+        except trio.TooSlowError as error:
+            for name in "stderr", "log":
+                with suppress(FileNotFoundError):
+                    error.add_note((directory / name).read_text())
+            raise
         finally:
             process.kill()
             process.wait()

@@ -103,32 +103,34 @@ class Tor1Layer:
 # --- Counter Galois Onion. Proposal 359; POLYVAL is RFC 8452, section 3 ---------------------------------
 
 TAG_LEN = 16
-FIELD = 1 << 128 | 1 << 127 | 1 << 126 | 1 << 121 | 1
+ONES = int.from_bytes(b"\1" * 255)  # the lowest bit of each byte of a spread product
+DIGITS = int.from_bytes(b"0" * 255)
+STEP = 121  # the polynomial is x^128 + x^127 + x^126 + x^121 + 1
 
 
 def xor(a: bytes, b: bytes) -> bytes:
     return bytes(x ^ y for x, y in zip(a, b, strict=True))
 
 
-def dot(a: int, b: int) -> int:
-    """a * b * x^-128: multiply, then divide by x 128 times."""
-    product = 0
-    for i in range(128):
-        if a >> i & 1:
-            product ^= b << i
-    for _ in range(128):
-        if product & 1:
-            product ^= FIELD
-        product >>= 1
-    return product
+def spread(a: int) -> int:
+    """A byte for each bit: in a product of two such, no sum of bits runs into the next byte."""
+    return int.from_bytes(f"{a:b}".encode()) & ONES
+
+
+def divided(a: int, bits: int) -> int:
+    """a * x^-bits: what the polynomial has to be added for to clear the low bits, at most STEP of them."""
+    low = a & (1 << bits) - 1
+    return (a ^ low ^ low << STEP ^ low << 126 ^ low << 127 ^ low << 128) >> bits
 
 
 def polyval(key: bytes, data: bytes) -> bytes:
     """POLYVAL of `data`, filled up with zeros to whole blocks."""
-    h = int.from_bytes(key, "little")
+    h = spread(int.from_bytes(key, "little"))
     state = 0
     for at in range(0, len(data), 16):
-        state = dot(state ^ int.from_bytes(data[at : at + 16], "little"), h)
+        state ^= int.from_bytes(data[at : at + 16], "little")
+        product = int((spread(state) * h & ONES | DIGITS).to_bytes(255), 2)
+        state = divided(divided(product, STEP), 128 - STEP)
     return state.to_bytes(16, "little")
 
 
