@@ -12,6 +12,7 @@ A wide network has three more relays for the middle, which can do CGO, and idle 
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -202,7 +203,7 @@ async def record(client: Client, directory: Path, now: int) -> Recording:
     The consensus is about to expire, so that whoever has it asks for a newer one at once, and gets a diff.
     """
     async with running(client, directory, now - 3 * HOUR + 300, 3 * HOUR) as (seen, port, process):
-        await _use(seen, port)
+        await _use(seen, port, process)
         process.terminate()
         await wait_until(lambda: all(link.closed for one in seen.relays.values() for link in one.links))
         await wait_until(lambda: process.poll() is not None)
@@ -431,9 +432,10 @@ def answer_request(stream: FakeStream, _: bytes) -> None:
 # --- What the clients are asked for --------------------------------------------------------------------
 
 
-async def _use(seen: Recording, port: int) -> None:
-    """A download that the server ends; an upload that the client ends; names looked up while another stream,
-    on which the client has sent already, waits for its answer; a circuit cut off.
+async def _use(seen: Recording, port: int, process: subprocess.Popen[bytes]) -> None:
+    """A download that the server ends; an upload that the client ends, and finds all there at its first read;
+    names looked up while another stream, on which the client has sent already, waits for its answer; a
+    circuit cut off.
 
     Before the newer consensus is asked for, relays end what circuits of one hop the bootstrap has left.
     """
@@ -448,7 +450,9 @@ async def _use(seen: Recording, port: int) -> None:
             received += data
         assert len(received) == ANSWER_LEN
     async with await ask(port, CONNECT, NAME, 443) as stream:
+        process.send_signal(signal.SIGSTOP)
         await stream.send_all(UPLOAD)
+        process.send_signal(signal.SIGCONT)
         await wait_until(lambda: any(one.received == UPLOAD for one in seen.streams()))
     await wait_until(lambda: any(one.hop == 3 for one in seen.messages(RelayCommand.END)))
     async with await _request(port, CONNECT, LATE_NAME, 80, EARLY):
@@ -473,8 +477,11 @@ async def _use_widely(seen: Recording, port: int, socket_path: Path) -> None:
         pass  # it is there
     async with await trio.open_unix_socket(socket_path) as stream:
         await _send_request(stream, CONNECT, NAME, 80, SLOW_REQUEST)
-        await wait_until(lambda: seen.messages(RelayCommand.XOFF))
+        await wait_until(lambda: any(one.received == SLOW_REQUEST for one in seen.streams()))
         (far,) = (one for one in seen.streams() if one.received == SLOW_REQUEST)
+        while not seen.messages(RelayCommand.XOFF):  # which needs data that comes when it is late already
+            far.write(bytes(1))
+            await trio.sleep(POLL_INTERVAL)
         far.write(REQUEST)  # which waits for XON
         far.finish()
         received = b""
