@@ -17,6 +17,8 @@ from setuptools import Distribution, Extension, setup
 DEBUG = os.environ.get("TORKIT_DEBUG") == "1"  # bounds checks and line tracing back on
 SANITIZE = os.environ.get("TORKIT_SANITIZE") == "1"  # AddressSanitizer and UBSan
 
+JOBS = os.cpu_count() or 1
+
 HEADERS = [str(header) for header in Path("torkit/_fast").glob("*.h")]
 
 # What a bug in the core should meet. Each line is used where the compiler and the linker take all of it.
@@ -89,7 +91,8 @@ class InstallData(Distribution().get_command_class("install_data")):  # type: ig
 
 
 setup(
-    ext_modules=cythonize(extensions, compiler_directives=directives),
+    ext_modules=cythonize(extensions, compiler_directives=directives, nthreads=JOBS),
+    options={"build_ext": {"parallel": JOBS}},
     data_files=[("share/man/man1", sorted(map(str, Path("man").glob("*.1"))))],
     cmdclass={"install_data": InstallData},
 )
