@@ -258,6 +258,7 @@ async def open_tor(
     max_memory: int | None = None,
     pow_max_effort: int | None = None,
     vanguards: VanguardMode = VanguardMode.LITE,
+    shared_cache: StrPath | None = None,
 ) -> AsyncIterator[Tor]:
     """A client that fetches its documents in the background. It is closed, with its circuits, at the end.
 
@@ -276,6 +277,8 @@ async def open_tor(
     max_memory: bytes that may wait in this process, by default a quarter of the machine's memory.
     pow_max_effort: of a proof of work for an onion service; by default some 40 s (torkit.hs.pow.max_effort).
     vanguards: FULL makes circuits for onion services one relay longer, and the guard harder to find.
+    shared_cache: where several clients keep consensus and microdescriptors: one fetches what is due, all use
+    it. Who may not write there fetches only what nobody else did. Guards stay in `data_dir`.
 
     Opening waits for files only. Closing sends what has been sealed, for CLOSE_TIMEOUT, 2 s, at most; a
     stream that is open is cut off, unless `Tor.settle` has waited for it.
@@ -285,16 +288,9 @@ async def open_tor(
     `consensus`. Cancels the caller's block and raises InternalError where a fault of ours has ended every
     connection. One exception of the caller's block comes out as it is.
     """
+    wanted = restrictions or Constraints()
     settings = Settings(
-        cgo=cgo,
-        padding=padding,
-        spare_circuits=spare_circuits,
-        conflux=conflux,
-        consensus=consensus,
-        restrictions=restrictions or Constraints(),
-        country_of=country_of,
-        pow_max_effort=pow_max_effort,
-        vanguards=vanguards,
+        cgo, padding, spare_circuits, conflux, consensus, wanted, country_of, pow_max_effort, vanguards
     )
-    async with open_parts(network, data_dir, max_memory, settings) as (chosen, parts):
+    async with open_parts(network, data_dir, shared_cache, max_memory, settings) as (chosen, parts):
         yield Tor(chosen, parts)

@@ -242,8 +242,11 @@ def data_dir(network: Network, explicit: StrPath | None) -> Path:
     return path
 
 
-def make_data_dir(path: Path) -> None:
-    """Make a directory for its owner alone, where it is not there yet.
+SHARED_CACHE = ("shared cache", "--shared-cache")  # how errors call one, and the option that names it
+
+
+def make_data_dir(path: Path, what: str = "data directory", option: str = "--data-dir") -> None:
+    """Make a directory for its owner alone, where it is not there yet. An error calls it by `what`.
 
     Raises StorageError, also for one that is there and another user's.
     """
@@ -251,8 +254,8 @@ def make_data_dir(path: Path) -> None:
         make_private_directory(path)
     except OSError as error:
         raise StorageError(
-            f"data directory {path}: {error.strerror or error}",
-            hint="choose a directory that can be written, with --data-dir",
+            f"{what} {path}: {error.strerror or error}",
+            hint=f"choose a directory that can be written, with {option}",
         ) from error
 
 

@@ -4,11 +4,12 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import SystemRandom
 
 import trio
 
-from torkit.config import Network, StrPath, chosen_data_dir, chosen_network
+from torkit.config import SHARED_CACHE, Network, StrPath, chosen_data_dir, chosen_network, make_data_dir
 from torkit.directory.cache import Cache
 from torkit.errors import InternalError, UsageError
 from torkit.net.contact import DirectoryServer
@@ -24,7 +25,11 @@ from torkit.paths.constraints import country_in
 
 @asynccontextmanager
 async def open_parts(
-    named: Network | StrPath | None, data_dir: StrPath | None, max_memory: int | None, settings: Settings
+    named: Network | StrPath | None,
+    data_dir: StrPath | None,
+    shared_cache: StrPath | None,
+    max_memory: int | None,
+    settings: Settings,
 ) -> AsyncIterator[tuple[Network, Parts]]:
     """The network, and the parts of a client of it, running until the block ends. Raises as `open_tor`."""
     if not trio.lowlevel.in_trio_task():
@@ -37,6 +42,10 @@ async def open_parts(
     else:  # in a thread: the file may be a pipe that nobody writes to
         network = await run_in_thread(chosen_network, named, abandon_on_cancel=True)
     cache = Cache(chosen_data_dir(network, data_dir))
+    documents = cache
+    if shared_cache is not None:
+        make_data_dir(Path(shared_cache), *SHARED_CACHE)
+        documents = Cache(Path(shared_cache))
     limit_memory(max_memory)
     rng = SystemRandom()
     restrictions = settings.restrictions._replace(distinct_subnets=network.distinct_subnets)
@@ -49,6 +58,7 @@ async def open_parts(
             parts = Parts(
                 nursery,
                 cache,
+                documents,
                 rng,
                 _directory_servers(network),
                 voters=network.voters,

@@ -79,7 +79,10 @@ def running_farm(shell: Shell, tmp_path: Path) -> Iterator[Farm]:
                 running_proxy(
                     shell.with_data_dir(tmp_path / f"data{n}"),
                     tmp_path / f"proxy{n}",
-                    options=["--metrics", f"{HOST}:{page}", "--grace", "30"],
+                    options=[
+                        *("--metrics", f"{HOST}:{page}", "--grace", "30"),
+                        *("--shared-cache", str(tmp_path / "directory")),
+                    ],
                 )
             )
             for n, page in enumerate(pages)
@@ -131,6 +134,8 @@ async def on_farm(use: Callable[[Farm, Shell], None], place: Path) -> None:
         for name in ("exit0", "exit1"):
             network.relays[name].on_data = answer
         await trio.to_thread.run_sync(use_one, shell_on(network, place))
+    kinds = [path.split("/")[2] for path in network.service.requests]
+    assert kinds == ["status-vote", "keys", "micro"], "the directory was not fetched once for both"
 
 
 def see_identities_and_a_kill(farm: Farm, shell: Shell) -> None:

@@ -59,6 +59,7 @@ async def keeping(
     given: Consensus | None = None,
     authority_count: int = 0,
     guards: Guards | None = None,
+    is_cache_shared: bool = False,
 ) -> AsyncIterator[Started]:
     """A keeper that runs, and one relay for each of `services`, asked in this order.
 
@@ -85,6 +86,7 @@ async def keeping(
                 authorities={one.v3ident: one.nickname for one in signers},
                 sources=ask,
                 cache=Cache(data_dir),
+                is_cache_shared=is_cache_shared,
                 channels=Channels(nursery, Random()),
                 settings=CircuitSettings,
                 rng=Eager(),

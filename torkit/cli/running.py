@@ -4,6 +4,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -82,6 +83,7 @@ async def open_client(
     spare_circuits: int = 0,
     consensus: bytes | None = None,
     as_json: bool = False,
+    shared_cache: Path | None = None,
     settings: ClientSettings = DEFAULT,
 ) -> "AsyncIterator[Tor]":
     """The client that the global options describe; how far it has come is shown, perhaps `as_json`.
@@ -116,6 +118,7 @@ async def open_client(
             max_memory=settings.max_memory,
             pow_max_effort=settings.pow_max_effort,
             vanguards=settings.vanguards or VanguardMode.LITE,
+            shared_cache=shared_cache,
         ) as tor,
         trio.open_nursery() as nursery,
     ):

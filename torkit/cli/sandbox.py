@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,11 +36,14 @@ def check_ready_file(ready_file: Path | None, data_dir: Path) -> None:
         )
 
 
-def close_sandbox(data_dir: Path, geoip: Path | None) -> None:
-    """Close the sandbox around this process, which has no thread yet. Raises NotPossible."""
+def close_sandbox(changeable: Sequence[Path], geoip: Path | None) -> None:
+    """Close the sandbox around this process, which has no thread yet; it changes files here only.
+
+    Raises NotPossible.
+    """
     from torkit import sandbox
 
-    sandbox.close(readable=_readable(geoip), changeable=[data_dir])
+    sandbox.close(readable=_readable(geoip), changeable=changeable)
 
 
 def _readable(geoip: Path | None) -> Iterator[Path]:

@@ -90,12 +90,20 @@ def socks(
     exit_with_parent: ExitWithParent = False,
     metrics: Metrics = None,
     sandbox: SandboxOption = False,
+    shared_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the directory of the network in DIR for several proxies: one fetches it, the others "
+            "read it. Guards stay in the data directory.",
+        ),
+    ] = None,
     conflux: ConfluxName = "auto",
     *,
     settings: ClientSettings,
 ) -> None:
     """Serve SOCKS4a, SOCKS5 and HTTP to programs on this machine."""
-    from torkit.config import data_dir, load_network
+    from torkit.config import SHARED_CACHE, data_dir, load_network, make_data_dir
 
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # before `serve` there is no identity to be changed
     parent = os.getppid()
@@ -138,13 +146,16 @@ def socks(
             manager = Manager(os.environ)
             if sandbox:
                 manager.hold()
-                close_sandbox(directory, settings.geoip)
+                if shared_cache is not None:
+                    make_data_dir(shared_cache, *SHARED_CACHE)
+                close_sandbox([directory, *filter(None, [shared_cache])], settings.geoip)
             tor = await stack.enter_async_context(
                 open_client(
                     options,
                     network=network,
                     is_service=True,
                     spare_circuits=SPARE_COUNT if path is None else 0,
+                    shared_cache=shared_cache,
                     settings=settings,
                 )
             )

@@ -13,7 +13,7 @@ import os
 import select
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EACCES, EDQUOT, EINVAL, ENOLCK, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EROFS
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +44,9 @@ NO_LOCKS = frozenset({EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP})
 
 _T = TypeVar("_T")
 
+# Of each file of documents its inode, its length and when it was written; None where there is none.
+Version = tuple[tuple[int, int, int] | None, ...]
+
 
 class Cache:
     """One data directory, which must exist. Other processes may use it at the same time.
@@ -59,6 +62,22 @@ class Cache:
     def directory(self) -> Path:
         """Where it is."""
         return self._directory
+
+    @property
+    def is_writable(self) -> bool:
+        """Returns whether this process may replace files in it, as far as the system tells."""
+        return os.access(self._directory, os.W_OK)
+
+    def version(self) -> Version:
+        """Returns what is another after any document was replaced."""
+        return tuple(map(self._file_version, (CERTIFICATES, MICRODESCS, CONSENSUS)))
+
+    def _file_version(self, name: str) -> tuple[int, int, int] | None:
+        path = self._directory / name
+        with _storage_errors(path), suppress(FileNotFoundError):
+            found = path.stat()
+            return found.st_ino, found.st_size, found.st_mtime_ns
+        return None
 
     def load_consensus(self) -> Preamble | None:
         """Returns the consensus last kept, unverified."""

@@ -72,12 +72,16 @@ class Settings(NamedTuple):
 
 
 class Parts:
-    """`servers` are the directory servers that the network names; `state` and `guards` are those kept."""
+    """`servers` are the directory servers that the network names; `state` and `guards` are those kept.
+
+    `cache` keeps the state. `documents` keeps the directory: the same one, or one that clients share.
+    """
 
     def __init__(
         self,
         nursery: trio.Nursery,
         cache: Cache,
+        documents: Cache,
         rng: Random,
         servers: Sources,
         *,
@@ -122,7 +126,8 @@ class Parts:
         self.keeper = DirectoryKeeper(
             authorities=voters,
             sources=lambda directory: servers.shuffled(self.guards.contacts(directory), rng),
-            cache=cache,
+            cache=documents,
+            is_cache_shared=documents is not cache,
             channels=self.channels,
             settings=self.current.circuit_settings,
             rng=rng,

@@ -34,19 +34,17 @@ from torkit.errors import (
     NoDirectory,
     NothingNewer,
     NotServed,
-    OutOfResources,
-    StorageError,
     TorkitError,
 )
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.guards import UNTOLD, GuardTry
 from torkit.net.clock import CLOCK_CHECK, ClockWatch
 from torkit.net.current import Current
+from torkit.net.dir.kept import KeptDocuments
 from torkit.net.dir.servers import Asked, DirectoryServers, Sources, next_backoff
 from torkit.net.dir.steps import in_steps
 from torkit.net.link.channels import Channels
 from torkit.net.progress import Phase, diagnose
-from torkit.net.shortage import run_in_thread
 from torkit.paths.choose import prepare
 from torkit.paths.guards import missing_microdescs
 
@@ -86,6 +84,7 @@ class DirectoryKeeper:
         authorities: dict[bytes, str],
         sources: Callable[[Directory | None], Sources],
         cache: Cache,
+        is_cache_shared: bool = False,
         channels: Channels,
         settings: Callable[[], CircuitSettings],
         rng: Random,
@@ -98,8 +97,9 @@ class DirectoryKeeper:
     ) -> None:
         """`settings` are for circuits to directories, `country_of` is for the directories that are made.
 
-        `current` gets each directory that may be used. `first_hop` gives the handle of a circuit's first hop,
-        by identity. `missing_guards` names the guards without whose microdescriptors a directory
+        With `is_cache_shared`, other processes fetch as well, and keep it in `cache`, which may be theirs to
+        write. `current` gets each directory that may be used. `first_hop` gives the handle of a circuit's
+        first hop, by identity. `missing_guards` names the guards without whose microdescriptors a directory
         may not be used; `agree_on_guards` is awaited before the first of them is asked for microdescriptors.
         With `consensus`, a document from elsewhere, that one is verified and used, and never replaced.
         """
@@ -111,6 +111,8 @@ class DirectoryKeeper:
         self._authorities = authorities
         self._cache = cache
         self._progress = self._current.journal.progress
+        self._kept = KeptDocuments(cache, self._progress, is_shared=is_cache_shared)
+        self._awaited: int | None = None  # when a consensus is valid that was kept without what it lists
         self._servers = DirectoryServers(channels, lambda: sources(self._newest), settings, rng, first_hop)
         self._rng = rng
         self._given = consensus
@@ -213,10 +215,11 @@ class DirectoryKeeper:
 
     async def _advance(self) -> float:
         """Fetch a fresh consensus and its microdescriptors. Returns the seconds until the next round."""
-        now = time.time()
         if self._given is not None:
-            await self._use_given(self._given, now)
-        elif self._newest is None or now >= self._refresh_at or not is_live(self._newest.consensus, now):
+            await self._use_given(self._given, time.time())
+        elif await self._kept.has_news() and await self._load():
+            return CLOCK_CHECK
+        elif self._is_due(time.time()):
             try:
                 await self._fetch_consensus()
             except TorkitError as failure:
@@ -243,6 +246,10 @@ class DirectoryKeeper:
             return inf
         wait = max(self._refresh_at - time.time(), 1.0)
         return min(wait, MISSING_RETRY) if self._newest and self._newest.missing else wait
+
+    def _is_due(self, now: float) -> bool:
+        """Returns whether a newer consensus is to be fetched."""
+        return self._newest is None or now >= self._refresh_at or not is_live(self._newest.consensus, now)
 
     def _say(self, what: str, error: TorkitError, *, is_shown: bool = False) -> None:
         """Log what went wrong: as a warning where it is news and shown nowhere else."""
@@ -272,6 +279,8 @@ class DirectoryKeeper:
             with trio.move_on_after(min(remaining, CLOCK_CHECK)):
                 await is_hurried.wait()
             self._servers.close_worn()
+            if self._given is None and await self._kept.has_news():
+                return
             if watch.has_jumped():
                 self._servers.forget()
                 self._backoff = 0.0
@@ -279,39 +288,41 @@ class DirectoryKeeper:
 
     # --- the cache --------------------------------------------------------------------------------
 
-    async def _load(self) -> None:
-        try:
-            certificates, microdescs, consensus = await run_in_thread(self._read_cache)
-        except (StorageError, OutOfResources) as error:
-            self._do_without_cache("the cache is not used", error)
-            return
-        self._certificates = certificates or ()
+    async def _load(self) -> bool:
+        """Use what is kept, where it is newer than what is at hand or has what is missing there.
+
+        Returns whether that has to wait: another process has just kept a newer consensus, and is about to
+        keep its microdescriptors.
+        """
+        certificates, microdescs, consensus = await self._kept.read()
+        newest = self._newest
+        is_newer = consensus is not None and (
+            newest is None or consensus.valid_after > newest.consensus.valid_after
+        )
+        if newest is not None and not is_newer and not newest.missing:
+            return False
+        held = {(one.identity, one.signing_key_digest): one for one in self._certificates + certificates}
+        self._certificates = tuple(held.values())
         if microdescs is not None:
             with suppress(DocumentError):  # damaged: they are fetched anew
-                self._microdescs = await in_steps(Microdescs.decode_in_steps(microdescs))
-        if consensus is None or self._given is not None:
-            return
+                self._microdescs.merge(await in_steps(Microdescs.decode_in_steps(microdescs)))
+        if newest is not None and not is_newer:
+            await self._join(newest.renewed())
+        if consensus is None or not is_newer or self._given is not None:
+            return False
         try:
             verified = await self._verify(
                 consensus, self._certificates, time.time(), least=Liveness.REASONABLE
             )
+            is_new = self._awaited != consensus.valid_after
+            self._awaited = consensus.valid_after
+            if newest is not None and is_new and Directory(verified, self._microdescs).missing:
+                self._kept.read_again()
+                return True
             await self._adopt(verified)
         except (NoDirectory, DocumentError) as error:
             logger.info("the cached consensus is not used: %s", error)
-
-    def _read_cache(self) -> tuple[tuple[AuthorityCertificate, ...] | None, bytes | None, Preamble | None]:
-        """Read certificates, the text of microdescriptors, a consensus. In a thread: the disk may be slow."""
-        return self._cache.load_certificates(), self._cache.read_microdescs(), self._cache.load_consensus()
-
-    async def _save(self, save: Callable[..., None], *args: object) -> None:
-        try:
-            await run_in_thread(save, *args)
-        except (StorageError, OutOfResources) as error:
-            self._do_without_cache("the cache could not be written", error)
-
-    def _do_without_cache(self, what: str, error: TorkitError) -> None:
-        logger.warning("%s: %s", what, "; ".join(filter(None, (str(error), error.hint))))
-        self._progress.block(error)
+        return False
 
     # --- the network ------------------------------------------------------------------------------
 
@@ -334,13 +345,13 @@ class DirectoryKeeper:
 
     async def _keep(self, consensus: Consensus, certificates: tuple[AuthorityCertificate, ...]) -> None:
         await self._keep_certificates(certificates)
-        await self._save(self._cache.save_consensus, consensus)
+        await self._kept.save(self._cache.save_consensus, consensus)
         await self._adopt(consensus)
 
     async def _keep_certificates(self, certificates: tuple[AuthorityCertificate, ...]) -> None:
         if certificates != self._certificates:
             self._certificates = certificates
-            await self._save(self._cache.save_certificates, certificates)
+            await self._kept.save(self._cache.save_certificates, certificates)
 
     async def _use_given(self, consensus: Preamble, now: float) -> None:
         if self._newest is None:
@@ -481,9 +492,12 @@ class DirectoryKeeper:
             )
         lifetime = consensus.fresh_until - consensus.valid_after
         earliest = consensus.fresh_until + 0.75 * lifetime
+        window = max(consensus.valid_until - earliest, 0)
         # At random, so that clients do not all come to the caches together, and do not differ in when they
-        # come. dir-spec, "Downloading network-status documents".
-        self._refresh_at = earliest + self._rng.random() * max(consensus.valid_until - earliest, 0) * 7 / 8
+        # come. dir-spec, "Downloading network-status documents". Who reads what others fetch is after them.
+        self._refresh_at = earliest + window * (
+            self._rng.random() * 7 / 8 if self._kept.is_ours else 7 / 8 + self._rng.random() / 16
+        )
         self._said = None
         await self._join(Directory(consensus, self._microdescs, self._country_of))
 
@@ -560,6 +574,6 @@ class DirectoryKeeper:
         )
         now = time.time()
         self._microdescs.mark_listed(directory.consensus.relays.digests, now)
-        await self._save(self._cache.save_microdescs, self._microdescs, now)
+        await self._kept.save(self._cache.save_microdescs, self._microdescs, now)
         if have_more_come:
             await self._join(directory.renewed())
