@@ -51,6 +51,10 @@ APT = (
     " | tar -xO ./file"
 )
 URL = "http://web.test:{web}/file"
+ARES = (
+    '{python} -c \'import sys; from curl_cffi import Curl, requests; assert b"c-ares" in Curl().version();'
+    f' sys.stdout.buffer.write(requests.get("{URL}"%s).content)\''
+)
 SPEAK = "printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | {} | sed '1,/^\\r$/d'"
 
 RECIPES = {
@@ -71,6 +75,7 @@ RECIPES = {
         f"aria2c -q --no-conf --all-proxy=http://{{proxy}} -d {{out}} {URL} && cat {{out}}/file",
         "aria2c",
     ),
+    "a libcurl built with c-ares": Recipe(ARES % "", ARES % ', proxy="http://{proxy}"', ""),
     "git by http": Recipe(
         "git clone -q http://web.test:{web}/r.git {out}/r && cat {out}/r/file",
         "git -c http.proxy=http://{proxy} clone -q http://web.test:{web}/r.git {out}/r && cat {out}/r/file",
