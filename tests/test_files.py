@@ -11,6 +11,7 @@ import pytest
 from torkit.errors import StorageError
 from torkit.files import (
     is_replaceable,
+    make_file,
     make_private_directory,
     read_file,
     remove_file,
@@ -137,6 +138,19 @@ def test_what_could_not_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         replace_file(tmp_path / "file", b"data", mode=0o666)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_is_made_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    make_file(path, b"first", mode=0o600)
+    assert (path.read_bytes(), mode_of(path)) == (b"first", 0o600)
+    with pytest.raises(FileExistsError):
+        make_file(path, b"second", mode=0o600)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(FileExistsError):
+        make_file(tmp_path / "link", b"second", mode=0o600)
+    assert path.read_bytes() == b"first"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_files_have_the_mode_that_was_asked_for(tmp_path: Path) -> None:

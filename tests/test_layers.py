@@ -56,7 +56,7 @@ ROOMS = {
     # net: threads, where the system may be short of them.
     "torkit.share": {"net", "sizes"},
     # A client of its own, of net's parts: without guards and state. proto: whom an exit may be asked for.
-    "torkit.scan": {"net", "paths", "directory", "config", "proto", "targets"},
+    "torkit.scan": {"net", "paths", "directory", "config", "proto", "targets", "files"},
     # proto: what a user may choose about handshakes.
     "torkit.cli": {
         *("client", "net", "paths", "directory", "testnet", "config", "proto", "files", "_fast", "hs"),

@@ -5,6 +5,8 @@ The system's errors are raised as they are (OSError); a file that is not as it s
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from errno import ENOTDIR
 from itertools import takewhile
 from pathlib import Path
@@ -84,19 +86,53 @@ def replace_file(path: Path, data: bytes, *, mode: int, unfinished: Path | None 
     directory, or under one that nobody can guess.
     """
     if unfinished is None:
-        unfinished = path.with_name(f".torkit-{os.urandom(16).hex()}")
-    handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        unfinished = _unguessable(path)
+    with _written(unfinished, data, mode) as identity:
+        os.replace(unfinished, path)
+    return identity
+
+
+def make_file(path: Path, data: bytes, *, mode: int) -> None:
+    """Put a file where nothing is, complete or not at all. `mode` is subject to the umask.
+
+    Raises FileExistsError.
+    """
+    unfinished = _unguessable(path)
+    with _written(unfinished, data, mode), ExitStack() as undo:
+        os.link(unfinished, path, follow_symlinks=False)
+        undo.callback(path.unlink)
+        unfinished.unlink()
+        undo.pop_all()
+
+
+def sync_directory(path: Path) -> None:
+    """Put its names on the disk: which files were made, renamed and removed."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unguessable(path: Path) -> Path:
+    """A name beside `path` that nobody can have planted anything under."""
+    return path.with_name(f".torkit-{os.urandom(16).hex()}")
+
+
+@contextmanager
+def _written(path: Path, data: bytes, mode: int) -> Iterator[FileIdentity]:
+    """Make a file and put it on the disk; it is removed where that fails, or the block."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(handle)
             found = os.fstat(handle)
-        os.replace(unfinished, path)
+        yield FileIdentity(found.st_dev, found.st_ino)
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
-    return FileIdentity(found.st_dev, found.st_ino)
 
 
 def remove_file(path: Path, identity: FileIdentity) -> None:

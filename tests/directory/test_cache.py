@@ -11,8 +11,6 @@ import stat
 import subprocess
 import sys
 import threading
-import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -21,6 +19,7 @@ from typing import Any
 
 import network_docs as nd
 import pytest
+from children import start_child, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -58,26 +57,6 @@ def fill(directory: Path) -> Cache:
 def load_all(cache: Cache) -> tuple[object, ...]:
     """What is kept, whatever it is; raises nothing."""
     return cache.load_consensus(), cache.load_certificates(), cache.load_microdescs(), cache.load_state()
-
-
-def start_child(act: Callable[[], None]) -> int:
-    """Do something in a process of its own; its number."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, idle here
-        pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return pid
-
-
-def wait_for(pid: int) -> int:
-    """A child's exit status, or the negative number of the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_empty_directory_has_nothing(tmp_path: Path) -> None:

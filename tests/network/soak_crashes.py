@@ -1,7 +1,7 @@
 """A start that is killed, or refused by the disk, at each call that changes a file; and the start after it.
 
 strace stops the real program, on scripted relays: at the first call of a kind, the second, and so on, until a
-start comes to its end. `make test` has the same for whatever saves one file (tests/directory/test_cache.py).
+start comes to its end. `make test` has the same for whatever saves one file (tests/test_saves.py).
 """
 
 import json

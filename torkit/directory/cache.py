@@ -23,7 +23,7 @@ from torkit.directory.consensus import MAX_CONSENSUS_LEN, Preamble, read_preambl
 from torkit.directory.microdesc import MAX_MICRODESCS_LEN, Microdescs
 from torkit.directory.steps import Steps
 from torkit.errors import DocumentError, StorageError
-from torkit.files import read_file, replace_file
+from torkit.files import read_file, replace_file, sync_directory
 
 CONSENSUS = "consensus-microdesc"
 CERTIFICATES = "certificates"
@@ -194,11 +194,7 @@ class Cache:
         with _storage_errors(path):
             unfinished.unlink(missing_ok=True)
             replace_file(path, text, mode=0o600, unfinished=unfinished)
-            directory = os.open(self._directory, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_directory(self._directory)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -215,7 +211,8 @@ class Cache:
                     )
             yield
         finally:
-            os.close(handle)  # which gives the lock back
+            with _storage_errors(path):
+                os.close(handle)  # which gives the lock back
 
 
 def _give_way(steps: Steps[_T]) -> _T:

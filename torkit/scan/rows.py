@@ -141,7 +141,11 @@ class RowFile:
         self._end += len(line)
 
     def close(self) -> None:
-        os.close(self._file)
+        """Raises StorageError where what was written did not get to the disk, as network file systems say."""
+        try:
+            os.close(self._file)
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error.strerror or error}") from error
 
 
 def _end_of_lines(file: int) -> int:

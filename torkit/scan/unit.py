@@ -19,6 +19,7 @@ from torkit.directory.microdesc import MAX_MICRODESCS_LEN, Microdescs
 from torkit.directory.steps import complete
 from torkit.directory.trust import Liveness, verify
 from torkit.errors import DocumentError, NoDirectory, StorageError, UsageError
+from torkit.files import sync_directory
 
 DIGEST = "digest"  # the file that names it; written last
 DIGEST_LEN = 32  # hexadecimal digits, of SHA-256
@@ -56,7 +57,9 @@ def export(directory: Directory, certificates: bytes, place: Path) -> Path:
         _write(unfinished / CERTIFICATES, certificates)
         _write(unfinished / MICRODESCS, b"".join(_texts(directory)))
         _write(unfinished / DIGEST, f"{digest}\n".encode())
+        sync_directory(unfinished)
         unfinished.rename(target)
+        sync_directory(place)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if target.exists():  # another process was faster

@@ -62,8 +62,8 @@ class Inbox:
     def _try_out(self) -> None:
         """As Arrival does it: some file systems have no links."""
         names = [f".torkit-{os.urandom(16).hex()}" for _ in range(2)]
-        os.close(_make(names[0], self._handle))
         try:
+            os.close(_make(names[0], self._handle))
             _link(names[0], names[1], self._handle)
         finally:
             for name in names:
@@ -118,9 +118,11 @@ class Arrival:
     def _remove(self) -> None:
         """Close it, and take away the name that it had while it came."""
         assert self._handle is not None
-        os.close(self._handle)
-        self._handle = None
-        os.unlink(self._unfinished, dir_fd=self._directory)
+        handle, self._handle = self._handle, None  # closed, whatever `close` says
+        try:
+            os.close(handle)
+        finally:
+            os.unlink(self._unfinished, dir_fd=self._directory)
 
     def _count(self, count: int) -> None:
         if count > 0:

@@ -5,11 +5,12 @@ It can be moved between the two programs, either way, as long as one of them run
 
 import errno
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from torkit._fast.keys import wipe
 from torkit.errors import StorageError
-from torkit.files import make_private_directory, read_file
+from torkit.files import make_file, make_private_directory, read_file, sync_directory
 from torkit.hs.address import encode_address
 from torkit.hs.client_auth import MAX_LINE_LEN, decode_authorized_client
 from torkit.hs.keyfiles import (
@@ -56,7 +57,7 @@ def check_is_new(directory: Path) -> None:
 def make_key(directory: Path, key: SecretKey | None = None) -> SecretKey:
     """Make the files of a key, or of a new one, in `directory`, which nobody else may read.
 
-    Nothing that is there is overwritten. Raises StorageError.
+    Nothing that is there is overwritten, and where it fails no file of the key is left. Raises StorageError.
     """
     key = key or new_key()
     files = {
@@ -67,14 +68,15 @@ def make_key(directory: Path, key: SecretKey | None = None) -> SecretKey:
     try:
         make_private_directory(directory)
         directory.chmod(0o700)
-        for name, data in files.items():
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with open(os.open(directory / name, flags, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        with ExitStack() as made:
+            for name, data in files.items():
+                make_file(directory / name, data, mode=0o600)
+                made.callback((directory / name).unlink)
+            sync_directory(directory)
+            made.pop_all()
     except OSError as error:
-        raise StorageError(f"{error.filename or directory}: {error.strerror}") from error
+        named = error.filename2 or error.filename or directory
+        raise StorageError(f"{named}: {error.strerror}") from error
     finally:
         wipe(files[KEY_FILE])
     return key
