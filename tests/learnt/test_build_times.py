@@ -1,6 +1,6 @@
 """Timeouts of circuits against numbers worked out by hand, and how they are learnt, kept and forgotten."""
 
-from collections import deque
+from collections import Counter
 from math import inf
 from random import Random
 from typing import Any
@@ -14,6 +14,7 @@ from torkit.learnt.build_times import (
     MAX_TIMES,
     BuildTimes,
     Timeouts,
+    Times,
     fit_pareto,
     pareto_quantile,
 )
@@ -41,7 +42,7 @@ def learnt(times: list[float], param: Param = default_param) -> BuildTimes:
 
 def test_one_mode_and_its_alpha() -> None:
     """Bins 100..109 (twice) and 400..409: Xm = 105 with one mode; alpha = 3 / (2*0 + ln(402/105))."""
-    xm, alpha = fit_pareto(deque([101, 107, 402]), 1)
+    xm, alpha = fit_pareto(Times([101, 107, 402]), 1)
     assert xm == 105
     # ln(107/105) = 0.018868..., ln(402/105) = 1.342492...: 101 counts as 105.
     assert alpha == pytest.approx(3 / (0.0188683 + 1.3424916), rel=1e-5)
@@ -49,11 +50,20 @@ def test_one_mode_and_its_alpha() -> None:
 
 def test_several_modes_are_averaged_each_as_often_as_it_came() -> None:
     """105 three times and 205 once among the modes: (3*105 + 1*205) / 4 = 130."""
-    assert fit_pareto(deque([100, 102, 109, 200, 305]), 2)[0] == 130
+    assert fit_pareto(Times([100, 102, 109, 200, 305]), 2)[0] == 130
 
 
 def test_of_bins_equally_common_the_earlier_count() -> None:
-    assert fit_pareto(deque([900, 500, 100, 700]), 2)[0] == (105 + 505) / 2
+    assert fit_pareto(Times([900, 500, 100, 700]), 2)[0] == (105 + 505) / 2
+
+
+def test_the_last_thousand_are_counted_and_in_order() -> None:
+    rng = Random(7)
+    times = [rng.randrange(1, 3000) for _ in range(MAX_TIMES + 500)]
+    kept = Times(times)
+    assert kept.by_length == sorted(times[500:])
+    assert kept.bins == Counter(time // 10 * 10 + 5 for time in times[500:])
+    assert 0 not in kept.bins.values()
 
 
 def test_quantiles() -> None:
@@ -64,7 +74,7 @@ def test_quantiles() -> None:
 
 
 def test_equal_times_have_no_tail() -> None:
-    assert fit_pareto(deque([100] * 5), 10) == (105, inf)
+    assert fit_pareto(Times([100] * 5), 10) == (105, inf)
 
 
 # --- Timeouts ------------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ would shrink.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from heapq import nsmallest
 from math import exp, inf, log
 from random import Random
 from typing import Any, NamedTuple
@@ -48,13 +50,38 @@ class Timeouts(NamedTuple):
 INITIAL = Timeouts(60.0, 60.0)
 
 
+class Times:
+    """The last MAX_TIMES build times, in ms, kept so that an estimate looks at few of them."""
+
+    def __init__(self, times: Iterable[int] = ()) -> None:
+        self.by_length: list[int] = []
+        self.bins: Counter[int] = Counter()  # how many there are, by the middle of their bin
+        self._by_age: deque[int] = deque()  # oldest first
+        for time in times:
+            self.add(time)
+
+    def add(self, time: int) -> None:
+        if len(self._by_age) == MAX_TIMES:
+            self._forget(self._by_age.popleft())
+        self._by_age.append(time)
+        insort(self.by_length, time)
+        self.bins[_middle(time)] += 1
+
+    def _forget(self, time: int) -> None:
+        del self.by_length[bisect_left(self.by_length, time)]
+        middle = _middle(time)
+        self.bins[middle] -= 1
+        if not self.bins[middle]:
+            del self.bins[middle]
+
+
 class BuildTimes:
     """Callers tell with `note_*` how builds went; `timeouts` follows. `to_state` is for the state file."""
 
     def __init__(self, param: Param = default_param) -> None:
         self.has_changed = False  # since the state was last kept
         self._param = param
-        self._times: deque[int] = deque(maxlen=MAX_TIMES)  # ms, oldest first
+        self._times = Times()
         self._recent: deque[bool] = deque()  # whether each of the last circuits timed out
         self._backoff = 1  # of the initial timeout, doubled by every reset that did not help
         self._timeouts: Timeouts | None = None  # once computed
@@ -74,18 +101,17 @@ class BuildTimes:
         }
         if counts:
             size = min(sum(counts.values()), MAX_TIMES)
-            times._times.extend(rng.sample(list(counts), size, counts=list(counts.values())))
+            times._times = Times(rng.sample(list(counts), size, counts=list(counts.values())))
         return times
 
     def to_state(self) -> dict[str, Any]:
         """Returns JSON values: the count of each bin, by its middle in ms."""
-        bins = Counter(_middle(time) for time in self._times)
-        return {"build_times": {str(middle): count for middle, count in sorted(bins.items())}}
+        return {"build_times": {str(middle): count for middle, count in sorted(self._times.bins.items())}}
 
     @property
     def is_learning(self) -> bool:
         """Returns whether more circuits should be built to learn from."""
-        return not self._is_disabled and len(self._times) < self._min_count
+        return not self._is_disabled and len(self._times.by_length) < self._min_count
 
     @property
     def idle_timeout(self) -> int:
@@ -95,7 +121,7 @@ class BuildTimes:
     @property
     def timeouts(self) -> Timeouts:
         """The timeouts in force now."""
-        if self._is_disabled or len(self._times) < self._min_count:
+        if self._is_disabled or len(self._times.by_length) < self._min_count:
             waiting = self._initial * self._backoff / 1000
             return Timeouts(waiting, waiting)
         if self._timeouts is None:
@@ -110,7 +136,7 @@ class BuildTimes:
         milliseconds = round(1000 * seconds)
         if self._is_disabled or milliseconds > 2000 * self.timeouts.close + CLOCK_SLACK:
             return
-        self._times.append(max(milliseconds, 1))
+        self._times.add(max(milliseconds, 1))
         self._timeouts = None
         self.has_changed = True
 
@@ -127,7 +153,7 @@ class BuildTimes:
         if sum(self._recent) >= self._param("cbtmaxtimeouts"):
             self._backoff = 2 * self._backoff if 1000 * self.timeouts.use >= self._initial else 1
             self._backoff = min(self._backoff, INT32_MAX // self._initial)
-            self._times.clear()
+            self._times = Times()
             self._recent.clear()
             self._timeouts = None
             self.has_changed = True
@@ -137,7 +163,7 @@ class BuildTimes:
         xm, alpha = fit_pareto(self._times, self._param("cbtnummodes"))
         use_percent = self._param("cbtquantile")
         close_percent = max(self._param("cbtclosequantile"), use_percent)
-        longest = max(self._times)
+        longest = self._times.by_length[-1]
         use = min(pareto_quantile(xm, alpha, use_percent / 100), longest)
         close = min(pareto_quantile(xm, alpha, close_percent / 100), 2 * longest)
         use = max(use, self._param("cbtmintimeout"))
@@ -157,13 +183,13 @@ class BuildTimes:
         return max(self._param("cbtinitialtimeout"), self._param("cbtmintimeout"))
 
 
-def fit_pareto(times: deque[int], mode_count: int) -> tuple[float, float]:
+def fit_pareto(times: Times, mode_count: int) -> tuple[float, float]:
     """Returns Xm in ms and alpha; alpha is infinite where no time is above Xm. "Parameter estimation"."""
-    bins = Counter(_middle(time) for time in times)
-    modes = sorted(bins.items(), key=lambda item: (-item[1], item[0]))[:mode_count]
+    modes = nsmallest(mode_count, times.bins.items(), key=lambda item: (-item[1], item[0]))
     xm = sum(middle * count for middle, count in modes) / sum(count for _, count in modes)
-    excess = sum(log(max(xm, time)) for time in times) - len(times) * log(xm)
-    return xm, len(times) / excess if excess > 1e-9 else inf
+    above = times.by_length[bisect_right(times.by_length, xm) :]
+    excess = sum(map(log, above)) - len(above) * log(xm)
+    return xm, len(times.by_length) / excess if excess > 1e-9 else inf
 
 
 def pareto_quantile(xm: float, alpha: float, fraction: float) -> float:
