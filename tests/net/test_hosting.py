@@ -629,3 +629,19 @@ async def test_the_end_of_a_service_closes_what_it_had(tmp_path: Path) -> None:
         with pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
         await until(lambda: far.circuit.circ_id not in far.circuit.link.circuits)
+
+
+async def test_the_end_of_a_service_is_a_reset_to_its_server_and_no_good_end_to_its_client(
+    tmp_path: Path,
+) -> None:
+    async with a_server() as server, onion_network(tmp_path) as (tor, net):
+        async with forwarding(tor, server) as service:
+            far = await net.meet(net.descriptor(service.address))
+            far.begin(80, b"half of it")
+            cut = await server.accept()
+            assert await cut.receive_some() == b"half of it"
+        async with cut:
+            with pytest.raises(trio.BrokenResourceError):
+                await cut.receive_some()
+        await until(lambda: far.circuit.circ_id not in far.circuit.link.circuits)
+        assert EndReason.DONE not in ends(far)

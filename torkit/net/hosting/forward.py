@@ -4,6 +4,7 @@ the server refuses           the client learns why (END with its reason)
 the server ends              all that it has sent is on its way before END with DONE
 the client ends              the server gets all that has come, then the end of file
 the client's circuit fails   the server gets a reset: no cut looks like an end
+the service ends             the server gets a reset, too; the client, END with MISC and DESTROY
 """
 
 import errno
@@ -141,6 +142,9 @@ class _Delivery(Ferry):
         try:
             self.start()
             await self._is_done.wait()
+        except trio.Cancelled:  # the service ends
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            raise
         finally:
             self._stream.watcher = None
             self._stream.hold()
