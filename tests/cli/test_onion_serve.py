@@ -187,6 +187,12 @@ def test_a_file_names_several_services(tmp_path: Path) -> None:
         ('[web]\nports = ["80"]\nintro-limit = "1"', "intro-limit"),
         ('[web]\nports = ["80"]\nprot = 1', "'prot', which is unknown"),
         ('["\\u001b"]\nports = ["80"]', "cannot be printed"),
+        ('[""]\nports = ["80"]', "cannot be printed"),
+        ('[web]\nports = ["80"]\nkey = "a\\u0000b"', "no name of a directory"),
+        ('[web]\nports = ["80:unix:a\\u0000b"]', "unix: wants a path"),
+        (f'[web]\nports = ["80"]\nintro-limit = "{"9" * 5000}:1"', "RATE:BURST"),
+        (f"web = {'9' * 5000}", "a number is too long"),
+        (f"web = {'[' * 100_000}", "brackets are too deep"),
         ("".join(f'[s{n}]\nports = ["80"]\n' for n in range(65)), "names 65 services"),
         ("#" * (MAX_FILE_LEN + 1), "more than"),
     ],
@@ -209,6 +215,9 @@ def test_one_key_serves_once_and_a_missing_one_is_an_error(tmp_path: Path) -> No
         read_services(file)
     file.write_text(one.format("a", "nothing"))
     with pytest.raises(StorageError, match="no such file"):
+        read_services(file)
+    file.write_text(one.format("a", "x" * 5000))
+    with pytest.raises(StorageError, match="File name too long"):
         read_services(file)
     for arguments in (["80"], ["--pow"], ["--key", "key"], ["--intro-limit", "1:1"]):
         refused = torkit("serve", "--services", str(file), *arguments)

@@ -28,7 +28,7 @@ def parse_ports(texts: list[str]) -> "dict[int, Target]":
             targets[port] = Target("127.0.0.1", port)
         elif where.startswith("unix:"):
             path = where.removeprefix("unix:")
-            if not path or len(os.fsencode(path)) > 107:
+            if not path or "\0" in path or len(os.fsencode(path)) > 107:
                 raise UsageError(f"{text!r}: unix: wants a path of 107 bytes at most", hint=HOW_TO_NAME)
             targets[port] = Target(path)
         else:
@@ -41,7 +41,9 @@ def parse_limits(text: str) -> "DosLimits":
     from torkit.hs.service_messages import MAX_DOS_LIMIT, DosLimits
 
     rate, _, burst = text.partition(":")
-    numbers = [int(part) if part.isascii() and part.isdigit() else -1 for part in (rate, burst)]
+    numbers = [
+        int(part) if part.isascii() and part.isdigit() and len(part) <= 10 else -1 for part in (rate, burst)
+    ]
     if not 1 <= numbers[0] <= numbers[1] <= MAX_DOS_LIMIT:
         raise UsageError(f"intro-limit takes RATE:BURST, such as 25:200, not {text!r}")
     return DosLimits(*numbers)

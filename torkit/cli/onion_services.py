@@ -46,8 +46,11 @@ def make_service(
     secret: SecretKey | None = None
     clients: list[bytes] = []
     if key is not None:
-        secret = load_key(key)
-        clients = load_clients(key if key.is_dir() else key.parent)
+        try:
+            secret = load_key(key)
+            clients = load_clients(key if key.is_dir() else key.parent)
+        except OSError as error:
+            raise StorageError(f"{key}: {error.strerror}") from error
     return Service(name, targets, secret, Wishes(clients, limits, proof_of_work=has_pow))
 
 
@@ -64,6 +67,8 @@ def read_services(file: Path) -> list[Service]:
         tables = tomllib.loads(text.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file}: {error}") from error
+    except (ValueError, RecursionError) as error:  # what Python's int and stack do not take
+        raise UsageError(f"{file}: a number is too long, or brackets are too deep") from error
     if not 1 <= len(tables) <= MAX_SERVICES:
         raise UsageError(f"{file} names {len(tables)} services: 1 to {MAX_SERVICES} are possible")
     services = []
@@ -81,7 +86,7 @@ def read_services(file: Path) -> list[Service]:
 def _read_service(place: Path, name: str, table: Any) -> Service:
     if not isinstance(table, dict):
         raise UsageError("is no table: a service is [NAME], and its lines")
-    if not name.isprintable():
+    if not (name and name.isprintable()):
         raise UsageError("has a name that cannot be printed")
     entries = dict(table)
     ports = entries.pop("ports", None)
@@ -91,6 +96,8 @@ def _read_service(place: Path, name: str, table: Any) -> Service:
     for what, value in (("key", key), ("intro-limit", intro_limit)):
         if value is not None and not isinstance(value, str):
             raise UsageError(f"{what} is a text in quotes")
+    if key is not None and "\0" in key:
+        raise UsageError("key is no name of a directory")
     has_pow = entries.pop("pow", False)
     if not isinstance(has_pow, bool):
         raise UsageError("pow is true or false")
