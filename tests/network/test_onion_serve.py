@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 from network.private_network import RunningTestnet
 from network.servers import PAGE, EchoServer, WebServer, sha256_of
-from network.torkit_process import Proxy, Shell, wait_until
+from network.torkit_process import Proxy, Shell, open_through, wait_until
 
 pytestmark = pytest.mark.network
 
@@ -107,3 +110,44 @@ def test_a_service_moves_from_c_tor_to_torkit_and_back(
     wait_until(
         lambda: shell.run(fetch, stdin=request, timeout=130).stdout.endswith(PAGE), 120, "C tor to take over"
     )
+
+
+def hang_up(process: subprocess.Popen[bytes]) -> bytes:
+    """Send SIGHUP; gives the line by which it is answered."""
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if b"was read again" in line or b"go on as they were" in line:
+            return line
+    raise AssertionError("it has ended")
+
+
+def test_services_change_by_a_hangup_and_the_streams_of_another_go_on(
+    shell: Shell, proxy: Proxy, web_server: WebServer, echo_server: EchoServer, tmp_path: Path
+) -> None:
+    """The new one has the key of the old one: directories take its descriptor as the newer."""
+    address = shell.run(f"torkit onion new {tmp_path}/key").stdout.decode().strip()
+    file = tmp_path / "services.toml"
+    stays = f'[stays]\nports = ["{echo_server.port}"]\n'
+    file.write_text(f'{stays}[old]\nports = ["80:9"]\nkey = "key"\n')
+    with shell.with_data_dir(tmp_path / "data").running(
+        f"exec torkit onion serve --services {file}"
+    ) as process:
+        assert process.stdout is not None
+        told = dict(process.stdout.readline().decode().split() for _ in range(2))
+        assert told["old"] == address
+        with open_through(proxy, told["stays"], echo_server.port) as stream:
+            stream.sendall(b"before")
+            assert stream.recv(6, socket.MSG_WAITALL) == b"before"
+            file.write_text(f'{stays}[new]\nports = ["80:{web_server.port}"]\nkey = "key"\n')
+            assert hang_up(process).endswith(b"; ended: old; begun: new\n")
+            assert process.stdout.readline().decode().split() == ["new", address]
+            assert shell.run(f"{proxy.curl()} http://{address}/page", timeout=130).stdout == PAGE
+            file.write_text(stays + "[new]")
+            assert b"[new] wants ports" in hang_up(process)
+            stream.sendall(b"after")
+            assert stream.recv(5, socket.MSG_WAITALL) == b"after"
+            assert shell.run(f"{proxy.curl()} http://{address}/page", timeout=130).stdout == PAGE
+        process.terminate()
+        assert process.wait(20) == 0
+        assert process.stdout.read() == b""

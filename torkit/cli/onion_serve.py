@@ -1,5 +1,6 @@
 """`torkit onion serve`, `new` and `address`: onion services that we run."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +53,10 @@ def serve(
     ] = None,
     services: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Run the services that a TOML file names, instead of one."),
+        typer.Option(
+            metavar="FILE",
+            help="Run the services that a TOML file names, instead of one; SIGHUP has it read again.",
+        ),
     ] = None,
 ) -> None:
     """Run an onion service.
@@ -71,14 +75,20 @@ def serve(
     else:
         wanted = read_services(services)
 
+    reload = None
+    if services is not None:
+        from torkit.cli.onion_reload import Reload
+
+        reload = Reload(services)
+
     async def command() -> None:
-        import trio
+        async with open_client(options, is_service=True) as tor:
+            if reload is None:
+                await serve_one(tor, wanted[0])
+            else:
+                await reload.run(wanted, partial(serve_one, tor))
 
-        async with open_client(options, is_service=True) as tor, trio.open_nursery() as nursery:
-            for service in wanted:
-                nursery.start_soon(serve_one, tor, service)
-
-    run(command, options, on_sigterm=OK)
+    run(command, options, on_sigterm=OK, on_hangup=None if reload is None else reload.note_hangup)
 
 
 async def serve_one(tor: "Tor", service: "Service") -> None:

@@ -27,11 +27,16 @@ GC_THRESHOLD = 50_000
 
 
 def run(
-    command: Callable[[], Awaitable[None]], options: Options, *, on_sigterm: int = 128 + signal.SIGTERM
+    command: Callable[[], Awaitable[None]],
+    options: Options,
+    *,
+    on_sigterm: int = 128 + signal.SIGTERM,
+    on_hangup: Callable[[], bool] | None = None,
 ) -> None:
     """Run a command's asynchronous part; a signal cancels it, so that streams end and files are whole.
 
-    Raises typer.Exit with 128 and the signal's number, or `on_sigterm`.
+    `on_hangup` is called at a SIGHUP, which cancels nothing where that returns True. Raises typer.Exit with
+    128 and the signal's number, or `on_sigterm`.
     """
     import gc
 
@@ -50,7 +55,11 @@ def run(
     async def cancel_on_signal(scope: trio.CancelScope, task_status: "trio.TaskStatus[None]") -> None:
         with trio.open_signal_receiver(*ending) as signals:
             task_status.started()
-            received.append(await anext(signals))
+            async for number in signals:
+                if number == signal.SIGHUP and on_hangup is not None and on_hangup():
+                    continue
+                received.append(number)
+                break
         # A second signal finds the handlers as they were, and ends us without ceremony.
         scope.cancel()
 
