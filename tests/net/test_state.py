@@ -13,8 +13,9 @@ import trio
 import trio.testing
 from served import serve_network
 from served_tor import served_tor
+from waiting import until
 
-from torkit.client import open_tor
+from torkit.client import Tor, open_tor
 from torkit.directory.cache import Cache
 from torkit.errors import (
     NoDirectory,
@@ -205,3 +206,28 @@ async def test_a_guard_of_an_older_state_is_kept(tmp_path: Path) -> None:
         async with open_tor(network=network.config, data_dir=tmp_path) as tor:
             await tor.wait_ready()
             assert (await tor.connect("web.test", 80)).path[0].fingerprint == old
+
+
+@pytest.mark.parametrize("days", [-365, 365])
+async def test_a_start_by_a_clock_that_is_a_year_off_costs_the_next_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    caplog.set_level("INFO")
+    now = time.time
+
+    async def connect(tor: Tor) -> str:
+        await tor.wait_ready()
+        return (await tor.connect("web.test", 80)).path[0].fingerprint
+
+    async with serve_network(guards=3) as network:
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            guard = await connect(tor)
+        files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda: now() + days * 86400)
+            async with open_tor(network=network.config, data_dir=tmp_path):
+                await until(lambda: "cannot be brought up to date" in caplog.text)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+        async with open_tor(network=network.config, data_dir=tmp_path) as tor:
+            assert await connect(tor) == guard
+    assert "is the clock of this computer right?" in caplog.text

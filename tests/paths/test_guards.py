@@ -14,7 +14,6 @@ from network_docs import RelayDoc
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.microdesc import Microdescs
-from torkit.directory.netdoc import encode_time
 from torkit.directory.positions import Position
 from torkit.errors import NoDirectory, NoGuard, NoPath
 from torkit.params import default_param
@@ -878,13 +877,6 @@ def test_what_a_newer_version_keeps_of_a_guard_is_kept() -> None:
     guards, complaints = Guards.from_state({"guards": [entry]}, now=NOW, rng=Random(1))
     assert complaints == []
     assert guards.to_state() == {"guards": [entry]}
-
-
-def test_dates_of_the_future_are_of_today() -> None:
-    later = encode_time(NOW + 500 * DAY).replace(" ", "T")
-    entry = {"fingerprint": "AB" * 20, "sampled_on": later, "confirmed_on": later}
-    guards, _ = Guards.from_state({"guards": [entry]}, now=NOW, rng=Random(1))
-    assert (guards.sample[0].sampled_on, guards.sample[0].confirmed_on) == (NOW, NOW)
 
 
 @pytest.mark.parametrize(

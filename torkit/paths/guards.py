@@ -70,6 +70,9 @@ class Verdict(Enum):
     BETTER_FIRST = "a better one is worth a try"
 
 
+DATES = ("sampled_on", "confirmed_on", "unlisted_since", "failing_since", "last_tried")
+
+
 class Guard:
     """One sampled guard; times in seconds since the epoch.
 
@@ -112,13 +115,20 @@ class Guard:
             guard.sampled_on = guard.confirmed_on = _randomized(
                 now, DAY * default_param("guard-lifetime-days") / 10, rng
             )
-        for name in ("sampled_on", "confirmed_on", "unlisted_since", "failing_since", "last_tried"):
+        for name in DATES:
             date = kept.pop(name, None)
             if date is not None:
-                setattr(guard, name, min(decode_date(date), now))
+                setattr(guard, name, decode_date(date))
         if guard.failing_since is not None:
             guard.reachability = Reachability.NO
         return guard
+
+    def bring_back(self, now: float) -> bool:
+        """Set dates after `now`, of a clock that was ahead, to `now`. Returns whether there was any."""
+        ahead = [name for name in DATES if (getattr(self, name) or now) > now]
+        for name in ahead:
+            setattr(self, name, now)
+        return bool(ahead)
 
     def to_json(self) -> dict[str, Any]:
         dates = {
@@ -448,6 +458,8 @@ class Guards:
         )
         self._choose_instance()
         if liveness(directory.consensus, now) > Liveness.UNTIMELY:  # else our clock may be wrong
+            for guard in self.sample:
+                self.has_changed = guard.bring_back(now) or self.has_changed
             self._note_listed({relays.identities[place] for place in self._possible}, now, rng)
             kept = [guard for guard in self.sample if not self._has_expired(guard, now)]
             if len(kept) < len(self.sample):

@@ -14,11 +14,13 @@ which outlive identities: an attacker that could have them drawn anew would find
 
 from collections.abc import Mapping
 from contextlib import suppress
+from math import inf
 from random import Random
 from typing import Any
 
 from torkit.directory.directory import Directory, Relay, supports
 from torkit.directory.netdoc import decode_fingerprint
+from torkit.directory.trust import Liveness, liveness
 from torkit.errors import DocumentError, NoPath
 from torkit.params import Param
 from torkit.paths.choose import PickGuard, draw_middle
@@ -92,12 +94,16 @@ class Vanguards:
 
     def _update(self, directory: Directory, name: str, now: float) -> None:
         """Drop relays that have served their time or lost their flags; draw new ones in their places."""
-        relays, kept = directory.consensus.relays, self._expires[name]
+        relays, kept, param = directory.consensus.relays, self._expires[name], directory.consensus.param
+        is_clock_right = liveness(directory.consensus, now) > Liveness.UNTIMELY
+        latest = now + self._bounds(param, name)[1] if is_clock_right else inf
         for identity, expires in list(kept.items()):
             place = relays.index_of(identity)
             if expires <= now or place is None or not relays.flags[place] >= FLAGS:
                 del kept[identity]
-        param = directory.consensus.param
+            elif expires > latest:  # drawn while the clock was ahead
+                kept[identity] = latest
+                self.has_changed = True
         while len(kept) < param(f"guard-hs-{name}-number"):
             relay = draw_middle(directory, self._constraints, kept, self._rng)
             kept[relay.identity] = now + self._lifetime(param, name)
@@ -105,9 +111,14 @@ class Vanguards:
 
     def _lifetime(self, param: Param, name: str) -> float:
         """Returns seconds, the greater of two uniform draws, so that an attacker waits long."""
+        bounds = self._bounds(param, name)
+        return max(self._rng.uniform(*bounds), self._rng.uniform(*bounds))
+
+    @staticmethod
+    def _bounds(param: Param, name: str) -> tuple[int, int]:
+        """Seconds that a relay of a set serves, at least and at most."""
         low = param(f"guard-hs-{name}-lifetime-min")
-        high = max(low, param(f"guard-hs-{name}-lifetime-max"))
-        return max(self._rng.uniform(low, high), self._rng.uniform(low, high))
+        return low, max(low, param(f"guard-hs-{name}-lifetime-max"))
 
 
 def choose_stem(
