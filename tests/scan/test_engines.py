@@ -188,6 +188,15 @@ def test_kubernetes_index_gives_the_shard(played: dict[str, str]) -> None:
     assert words[words.index("--resume") + 1] == "/campaign/rows-3.jsonl"
 
 
+def test_kubernetes_takes_the_job() -> None:
+    yaml, kubernetes = pytest.importorskip("yaml"), pytest.importorskip("kubernetes_validate")
+    job = yaml.safe_load((DEPLOY / "kubernetes" / "scan-job.yaml").read_text())
+    kubernetes.validate(job, kubernetes.latest_version(), strict=True)
+    job["spec"]["completion"] = job["spec"].pop("completions")
+    with pytest.raises(kubernetes.ValidationError, match="completion"):
+        kubernetes.validate(job, kubernetes.latest_version(), strict=True)
+
+
 def test_the_board_asks_for_metrics_that_there_are() -> None:
     board = json.loads((DEPLOY / "grafana" / "torkit.json").read_text())
     source = (Path(__file__).parents[2] / "torkit/net/monitor/exposition.py").read_text()
