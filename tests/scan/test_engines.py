@@ -28,7 +28,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 DEADLINE = 60.0
 FAST = Limits(at_once=8, rate=1000, per_relay=8)
 SLOW = Limits(at_once=8, rate=3, per_relay=8)  # two thirds of a second for each row of a shard
-SHARDS = 2
+SHARDS = 4
 
 
 def what_stays(rows: list[Row]) -> dict[str, Any]:
