@@ -121,6 +121,15 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_process_has_left_is_removed_by_the_next_export(tmp_path: Path) -> None:
+    left = tmp_path / ".unfinished-1-0123"
+    left.mkdir()
+    (left / "consensus-microdesc").write_bytes(b"network-status-version 3")
+    assert list(tmp_path.iterdir()) == [left]
+    unit = export(some_directory(), CERTIFICATES, tmp_path)
+    assert list(tmp_path.iterdir()) == [unit]
+
+
 def test_a_copy_under_another_name_serves(unit: Path, tmp_path: Path) -> None:
     shutil.copytree(unit, tmp_path / "cache")
     assert load(tmp_path / "cache", VOTERS, nd.NOW).digest == unit.name

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,19 @@ def test_what_is_no_directory_to_write_to_is_refused(tmp_path: Path, monkeypatch
     with pytest.raises(StorageError, match="cannot be stored"):
         Inbox(tmp_path, 1)
     assert list(files_in(tmp_path)) == ["file"]
+
+
+def test_what_a_killed_process_has_left_is_removed_but_no_file_that_comes(tmp_path: Path) -> None:
+    left, other = tmp_path / f".torkit-upload-{'0' * 32}", tmp_path / ".torkit-state"
+    left.write_bytes(b"half")
+    other.write_bytes(b"somebody else's")
+    with closing(Inbox(tmp_path, 1 << 20)) as inbox:
+        assert files_in(tmp_path) == {".torkit-state": b"somebody else's"}
+        arrival = inbox.begin("name")
+        with closing(Inbox(tmp_path, 1 << 20)):
+            arrival.write(b"1")
+            assert arrival.finish() == "name"
+    assert files_in(tmp_path) == {".torkit-state": b"somebody else's", "name": b"1"}
 
 
 def test_a_full_disk_leaves_nothing(inbox: Inbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

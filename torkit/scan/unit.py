@@ -5,8 +5,11 @@ relays and paths: the consensus and those microdescriptors that it lists and tha
 Nothing in it is trusted: signatures, digests and times are checked whenever it is read.
 """
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +26,7 @@ from torkit.files import sync_directory
 
 DIGEST = "digest"  # the file that names it; written last
 DIGEST_LEN = 32  # hexadecimal digits, of SHA-256
+UNFINISHED = ".unfinished-"  # begins the name of a unit that is being written
 
 HOW_TO_EXPORT = "torkit cache export DIR prints the directory that --cache takes"
 
@@ -42,24 +46,25 @@ def freeze(directory: Directory) -> Unit:
 def export(directory: Directory, certificates: bytes, place: Path) -> Path:
     """Write a unit into `place`, under its digest; one that is there already is left as it is.
 
-    Returns its directory, which appears whole or not at all. Raises StorageError.
+    Returns its directory, which appears whole or not at all; what a killed process has left of one goes.
+    Raises StorageError.
     """
     digest = freeze(directory).digest
     target = place / digest
-    unfinished = place / f".unfinished-{os.getpid()}-{digest}"
+    unfinished = place / f"{UNFINISHED}{os.getpid()}-{digest}"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            return target
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        _write(unfinished / CONSENSUS, directory.consensus.text)
-        _write(unfinished / CERTIFICATES, certificates)
-        _write(unfinished / MICRODESCS, b"".join(_texts(directory)))
-        _write(unfinished / DIGEST, f"{digest}\n".encode())
-        sync_directory(unfinished)
-        unfinished.rename(target)
-        sync_directory(place)
+        with _alone_in(place):
+            if target.exists():
+                return target
+            unfinished.mkdir()
+            _write(unfinished / CONSENSUS, directory.consensus.text)
+            _write(unfinished / CERTIFICATES, certificates)
+            _write(unfinished / MICRODESCS, b"".join(_texts(directory)))
+            _write(unfinished / DIGEST, f"{digest}\n".encode())
+            sync_directory(unfinished)
+            unfinished.rename(target)
+            sync_directory(place)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if target.exists():  # another process was faster
@@ -97,6 +102,23 @@ def load(place: Path, authorities: dict[bytes, str], now: float, country_of: Cou
             hint=HOW_TO_EXPORT,
         )
     return unit
+
+
+@contextmanager
+def _alone_in(place: Path) -> Iterator[None]:
+    """Wait until no other process exports to `place`; what is unfinished then is a dead one's, and removed.
+
+    On a file system without locks, several may export at once, and nothing is removed.
+    """
+    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            for left in place.glob(f"{UNFINISHED}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _texts(directory: Directory) -> list[bytes]:

@@ -1,8 +1,10 @@
 """Where uploads go: a directory in which a file appears only when it is whole, and nothing is overwritten.
 
-Until then it has a name that nobody can guess, and is removed where its upload ends before.
+Until then it has a name that nobody can guess, and is removed where its upload ends before. What is left of a
+process that was killed, the next one removes.
 """
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +19,7 @@ MIN_FILE_SIZE = 4096  # bytes that a file counts as at least: it takes a block, 
 FREE_KEPT = 256 << 20  # bytes of the disk that are left for others
 
 UNNAMED = "unnamed"
+UNFINISHED = ".torkit-upload-"  # begins the name of a file that has not come as a whole
 
 
 class InboxFull(Exception):
@@ -35,6 +38,7 @@ class Inbox:
         except OSError as error:
             raise StorageError(f"{directory}: {error.strerror}") from error
         try:
+            self._clear()
             self._try_out()
         except OSError as error:
             self.close()
@@ -59,9 +63,22 @@ class Inbox:
         """Begin a file, which is to have a visitor's `name`. Raises InboxFull, OSError."""
         return Arrival(self, self._handle, to_file_name(name))
 
+    def _clear(self) -> None:
+        """Remove what nobody will finish. While another process has this inbox open, its files come on."""
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another has it, or the file system has no locks
+            pass
+        else:
+            for name in os.listdir(self._handle):
+                if name.startswith(UNFINISHED):
+                    os.unlink(name, dir_fd=self._handle)
+        with suppress(OSError):
+            fcntl.flock(self._handle, fcntl.LOCK_SH)
+
     def _try_out(self) -> None:
         """As Arrival does it: some file systems have no links."""
-        names = [f".torkit-{os.urandom(16).hex()}" for _ in range(2)]
+        names = [_unguessable() for _ in range(2)]
         try:
             os.close(_make(names[0], self._handle))
             _link(names[0], names[1], self._handle)
@@ -81,7 +98,7 @@ class Arrival:
         self.size = 0
         self._counted = 0
         self._count(MIN_FILE_SIZE)
-        self._unfinished = f".torkit-{os.urandom(16).hex()}"
+        self._unfinished = _unguessable()
         self._handle: int | None = None
         try:
             self._handle = _make(self._unfinished, directory)
@@ -132,6 +149,10 @@ class Arrival:
     def _forget(self) -> None:
         self._inbox.taken -= self._counted
         self._counted = 0
+
+
+def _unguessable() -> str:
+    return f"{UNFINISHED}{os.urandom(16).hex()}"
 
 
 def _make(name: str, directory: int) -> int:
