@@ -50,7 +50,10 @@ def test_curl_and_a_browser_see_a_page_and_one_download_ends_it(
     shell: Shell, proxy: Proxy, place: Path, tmp_path: Path
 ) -> None:
     curl = proxy.curl()
-    with sharing(shell.with_data_dir(tmp_path / "data"), f"--once {place}") as (address, process):
+    made = shell.run(f"torkit onion new {tmp_path}/key").stdout.decode().strip()
+    arguments = f"--once --key {tmp_path}/key {place}"
+    with sharing(shell.with_data_dir(tmp_path / "data"), arguments) as (address, process):
+        assert address == f"http://{made}/"
         page = shell.run(f"{curl} -i {address}").stdout.decode()
         assert "holiday" in page
         assert '<a href="./more/">' in page
