@@ -1,7 +1,7 @@
-"""A start that is killed, or refused by the disk, at each call that changes a file; and the start after it.
+"""A start, or a scan, that is killed or refused by the disk at each call that changes a file; and the next.
 
-strace stops the real program, on scripted relays: at the first call of a kind, the second, and so on, until a
-start comes to its end. `make test` has the same for whatever saves one file (tests/test_saves.py).
+strace stops the real program, on scripted relays, at the first call of a kind, the second and so on.
+`make test` has the same for whatever saves one file (tests/test_saves.py).
 """
 
 import json
@@ -10,22 +10,28 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 from errno import EIO, ENOSPC, errorcode
+from itertools import count as numbers
 from pathlib import Path
 
 import pytest
 import trio
+from campaigns import unit_of
 from network.torkit_process import Result, Shell, skip_without
 from served import serve_network
 from served_shell import shell_on
 
-from torkit.cli.failures import FAILED, OK
+from torkit.cli.failures import FAILED, OK, WRONG_USAGE
 from torkit.directory.cache import CERTIFICATES, CONSENSUS, LOCK, MICRODESCS, STATE, UNFINISHED
+from torkit.scan.unit import export
 
 pytestmark = [skip_without("strace"), pytest.mark.timeout(1800)]
 
 FILES = (LOCK, UNFINISHED, STATE, CONSENSUS, CERTIFICATES, MICRODESCS)
 CALLS = ("mkdir", "openat", "write", "fsync", "rename", "unlink", "flock", "close")
 LINE = "torkit build-circuit"
+
+ROW_CALLS = ("openat", "flock", "ftruncate", "pwrite64", "close")
+EXITS = ["exit0", "exit1", "exit2"]
 
 
 def trace(shell: Shell, call: str, more: str = "", output: Path = Path("/dev/null")) -> Result:
@@ -135,3 +141,44 @@ async def test_a_disk_that_fails_at_any_call_loses_nothing(
     seen = await on_relays(tmp_path, is_warm, f"error={errorcode[number]}", calls)
     print(f"{'warm' if is_warm else 'cold'}, {errorcode[number]}: {dict(seen)}")
     assert all(seen[name] for name in ("openat", "write", "fsync", "rename", "unlink", "flock"))
+
+
+# --- a scan, whose rows are added to one file -----------------------------------------------------------
+
+
+def resume_everywhere(shell: Shell, rows: Path, line: str, inject: str) -> Counter[str]:
+    """Stop a scan at each call for its file of rows, and go on with it. Returns how often each stopped."""
+    scan = f"torkit scan --rate 1000 --resume {rows} {line}"
+    stopped: Counter[str] = Counter()
+    for call in ROW_CALLS:
+        for number in numbers(1):
+            rows.unlink(missing_ok=True)
+            options = f"-P {rows} -e trace={call} -e inject={call}:{inject}:when={number}"
+            result = shell.run(f"strace -f -qqq -o /dev/null {options} {scan}", timeout=60)
+            if result.returncode == OK:
+                break  # it makes fewer such calls
+            stopped[call] += 1
+            what = (inject, call, number, result.stderr)
+            if not inject.startswith("signal"):
+                assert result.returncode in (FAILED, WRONG_USAGE), (
+                    what
+                )  # a file that cannot be read is the user's
+                assert str(rows).encode() in result.stderr, what
+            left = rows.read_bytes() if rows.exists() else b""
+            again = shell.run(scan, timeout=60)
+            assert again.returncode == OK, (*what, again.stderr)
+            assert rows.read_bytes().startswith(left[: left.rfind(b"\n") + 1]), what
+            found = sorted(json.loads(row)["nickname"] for row in rows.read_bytes().splitlines())
+            assert found == EXITS, what
+    return stopped
+
+
+@pytest.mark.parametrize("inject", ["signal=SIGKILL", "error=EIO"])
+async def test_a_scan_that_is_stopped_at_any_call_goes_on(tmp_path: Path, inject: str) -> None:
+    async with serve_network(exits=len(EXITS)) as network:
+        unit = export(unit_of(network).directory, network.service.certificates, tmp_path / "units")
+        shell = shell_on(network, tmp_path)
+        line = f"--cache {unit} -- ping"
+        seen = await trio.to_thread.run_sync(resume_everywhere, shell, tmp_path / "rows", line, inject)
+    print(f"scan, {inject}: {dict(seen)}")
+    assert all(seen[name] for name in ROW_CALLS)
