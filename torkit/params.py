@@ -65,6 +65,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "cfx_max_linked_set": Parameter(10, 0, 255),
     "cfx_max_prebuilt_set": Parameter(3, 0, 255),
     "cfx_max_unlinked_leg_retry": Parameter(3, 0, 255),
+    "cfx_max_oooq_bytes": Parameter(INT32_MAX, 0, INT32_MAX),
     # Link padding: padding-spec, "Consensus parameters governing behavior"; ranges as in C tor 0.4.9. In ms,
     # but for the last two: a switch, and seconds.
     "nf_ito_low": Parameter(1500, 0, 60_000),

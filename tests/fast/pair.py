@@ -28,10 +28,11 @@ class Pair:
         fills: bool = False,
         rtts: Sequence[float] = (0.1, 0.2),
         talks: Sequence[Talk] = (),
+        queued_max: int = 1 << 30,
     ) -> None:
         self.talks = list(talks) or [Talk(hops=[kind] * 3) for _ in rtts]
         self.legs = [talk.circuit() for talk in self.talks]
-        self.set: LinkedSet = link(self.legs, rtts, fills)
+        self.set: LinkedSet = link(self.legs, rtts, fills, queued_max)
         self.log: list[tuple[int, int, int, bytes]] = []
         self.sent = [0, 0]  # the exit's, by leg: the number of the last counted message
         self.last = 0

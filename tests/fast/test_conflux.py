@@ -100,15 +100,20 @@ def test_a_leg_that_runs_far_ahead_is_acknowledged_later() -> None:
     assert pair.complaints == []
 
 
-def test_over_the_bound_the_set_ends_once() -> None:
-    pair = Pair()
+@pytest.mark.parametrize(("queued_max", "most"), [(1 << 30, 8 << 20), (100_000, 100_000), (0, 0)])
+def test_over_the_bound_the_set_ends_once(queued_max: int, most: int) -> None:
+    """Ours, or the consensus' where that is less."""
+    pair = Pair(queued_max=queued_max)
     stream = pair.connected()
     pair.held(0, RelayCommand.DATA, stream.id, b"never comes")
     events: list[Event] = []
-    for _ in range((8 << 20) // DATA_LEN + 100):
+    reached = 0
+    for _ in range(most // DATA_LEN + 100):
+        reached = max(reached, pair.set.queued_bytes)
         events += pair.send(1, RelayCommand.DATA, stream.id, bytes(DATA_LEN))
         if pair.set.has_ended:
             break
+    assert most - 2 * DATA_LEN < reached <= most
     assert "before what comes first" in str(failure_of(events))
     assert stream.has_ended
     assert pair.set.queued_bytes == 0

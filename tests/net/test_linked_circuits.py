@@ -58,9 +58,11 @@ async def linking() -> AsyncIterator[tuple[Circuit, Circuit, LinkingExit]]:
         second.close()
 
 
-async def linked(first: Circuit, second: Circuit, journal: Journal | None = None) -> LinkedCircuit:
+async def linked(
+    first: Circuit, second: Circuit, journal: Journal | None = None, **params: int
+) -> LinkedCircuit:
     legs = [await link_leg(one, NONCE) for one in (first, second)]
-    return LinkedCircuit(legs, CircuitSettings(journal=journal))
+    return LinkedCircuit(legs, CircuitSettings(params, journal=journal))
 
 
 async def test_an_exit_links_two_circuits_and_is_told_that_we_know() -> None:
@@ -172,6 +174,21 @@ async def test_with_a_leg_that_was_used_everything_ends() -> None:
         assert isinstance(pair.error, CircuitClosed)
         with pytest.raises(CircuitClosed):
             pair.begin("web.test", 80)
+
+
+async def test_as_much_waits_for_its_turn_as_the_consensus_allows() -> None:
+    async with linking() as (first, second, exit_):
+        pair = await linked(first, second, cfx_max_oooq_bytes=0)
+        stream = pair.begin("web.test", 80)
+        await stream.wait_connected()
+        ended = trio.Event()
+        pair.on_end = lambda _: ended.set()
+        idle = next(leg for leg, one in zip(pair.legs, pair.carried(), strict=True) if not one.sent)
+        far = next(far for far, _ in exit_.told if far.circ_id == idle.core.id)
+        far.send(EXIT, RelayCommand.CONFLUX_SWITCH, 0, struct.pack(">I", 2))
+        far.send(EXIT, RelayCommand.END, 1, b"\1")  # before one that the other leg never brings
+        await ended.wait()
+        assert "before what comes first" in str(pair.error)
 
 
 async def test_a_leg_that_carried_nothing_is_lost_alone() -> None:

@@ -61,6 +61,7 @@ cdef class LinkedSet(Tunnel):
     cdef Leg current              # the leg that the last counted cell went by; None before the first
     cdef uint64_t delivered       # the number of the last message that was delivered
     cdef Py_ssize_t queued        # bytes of the legs' queues in use
+    cdef Py_ssize_t queued_max    # the consensus' limit of them, or QUEUED_MAX
 
     cdef Leg leg_of(self, Tunnel circuit)
     cdef Leg first_leg(self)

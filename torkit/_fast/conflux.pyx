@@ -118,10 +118,11 @@ cdef class Leg:
         return measured / 1e6 if measured else self.linking_time
 
 
-def link(circuits, rtts, bint fills):
+def link(circuits, rtts, bint fills, Py_ssize_t queued_max=QUEUED_MAX):
     """One tunnel over `circuits`, whose last hop has agreed to that on each of them; `rtts` are in seconds.
 
     Data goes by the leg of least delay, and waits where that one has no room; with `fills` it then goes by another.
+    Of what comes early `queued_max` bytes may wait, where that is less than our own limit.
     Raises UsageError for circuits that cannot be legs.
     """
     if len(circuits) != len(rtts) or not circuits:
@@ -129,6 +130,7 @@ def link(circuits, rtts, bint fills):
     make()
     cdef LinkedSet linked = LinkedSet.__new__(LinkedSet)
     linked.fills = fills
+    linked.queued_max = min(queued_max, QUEUED_MAX)
     cdef Circuit circuit
     cdef Leg leg
     for circuit, rtt in zip(circuits, rtts):
@@ -258,7 +260,7 @@ cdef class LinkedSet(Tunnel):
             circuit.break_off()
             return 0
         self.queued += space_of(length)
-        if self.queued > QUEUED_MAX:
+        if self.queued > self.queued_max:
             return self.fail(events, "too much has arrived on linked circuits before what comes first")
         return 0
 

@@ -17,6 +17,7 @@ from torkit._fast.conflux import LinkedSet, link
 from torkit.errors import CircuitClosed, CircuitError, TorkitError
 from torkit.events import CircuitsLinked, LegCarried, SetEnded
 from torkit.net.circuit.tunnel import Tunnel
+from torkit.params import parameter
 from torkit.proto.conflux import Wish, encode_link, judge_linked
 
 if TYPE_CHECKING:
@@ -64,7 +65,12 @@ class LinkedCircuit(Tunnel):
     def __init__(self, legs: Sequence[LegLinked], settings: CircuitSettings) -> None:
         circuits = [leg.circuit for leg in legs]
         # The wish of the leg that was linked last is the one that counts (as C tor).
-        core = link([one.core for one in circuits], [leg.rtt for leg in legs], legs[-1].wish.fills)
+        core = link(
+            [one.core for one in circuits],
+            [leg.rtt for leg in legs],
+            legs[-1].wish.fills,
+            parameter(settings.params, "cfx_max_oooq_bytes"),
+        )
         super().__init__(core, settings, LINKED)
         self._core: LinkedSet = core
         core.owner = self
