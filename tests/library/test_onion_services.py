@@ -21,7 +21,7 @@ async def test_a_blocking_service_hands_out_sockets(tmp_path: Path) -> None:
         open_tor = partial(blocking.open_tor, network=network.config, data_dir=tmp_path, spare_circuits=0)
         tor = await in_thread(open_tor)
         try:
-            net = OnionNetwork(network, tor._tor)
+            net = OnionNetwork(network.relays, tor._tor)
             service = await in_thread(tor.serve_onion, [80])
             await in_thread(service.wait_published, 30)
             with pytest.raises(TimeoutError):
@@ -46,7 +46,7 @@ async def test_a_service_for_asyncio_hands_out_sockets(tmp_path: Path) -> None:
     opened, ended = threading.Event(), threading.Event()
     told: dict[str, Any] = {}
     async with onion_relays() as network:
-        net = OnionNetwork(network)
+        net = OnionNetwork(network.relays)
 
         async def serve() -> None:
             async with (

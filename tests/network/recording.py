@@ -4,10 +4,11 @@ Both clients are SOCKS proxies with a network of their own, and are asked for th
 can do differs, and weights leave no choice of whom to use where:
 
     guard0 to guard2    CGO; never in the middle; directories as well
-    middle              no CGO; the only one in the middle; the only fallback, and an authority
+    middle              no CGO; the only one in the middle; the only fallback, and an authority; IPv6
     exit0, exit1        CGO; accept ports 80 and 443
 
-A wide network has three more relays for the middle, which can do CGO, and idle ones, which nobody uses.
+A wide network has three more relays for the middle, which can do CGO and have an IPv6 address as well, and
+idle ones, which nobody uses.
 """
 
 import json
@@ -379,7 +380,7 @@ async def _network(
             flags = {"g": "Guard", "e": "Exit"}.get(name[0], "")
             policy = "accept 80,443" if flags == "Exit" else None
             doc = doc_of(relay, name, flags=flags, policy=policy)
-            ipv6 = "[2001:db8::7]:9001" if name == "middle" else None
+            ipv6 = None if flags else "[2001:db8::7]:9001"
             docs.append(replace(doc, protocols=relay.protocols, policy6=policy, ipv6=ipv6))
         params = f"{PARAMS} cc_xoff_client={XOFF_LIMIT}" if is_wide else PARAMS
         docs += [_idle(number) for number in range(IDLE_COUNT if is_wide else 0)]

@@ -61,7 +61,9 @@ T = TypeVar("T")
 
 
 def record_both(
-    recorder: Callable[[Client, Path, int], Awaitable[T]], directories: pytest.TempPathFactory
+    recorder: Callable[[Client, Path, int], Awaitable[T]],
+    directories: pytest.TempPathFactory,
+    clients: tuple[Client, Client] = (torkit, c_tor),
 ) -> tuple[T, T]:
     """Of torkit and of C tor's client, made at the same time."""
 
@@ -73,9 +75,9 @@ def record_both(
             made[client] = await recorder(client, directory, now)
 
         async with trio.open_nursery() as nursery:
-            for client in (torkit, c_tor):
+            for client in clients:
                 nursery.start_soon(record_one, client, directories.mktemp("client"))
-        return made[torkit], made[c_tor]
+        return made[clients[0]], made[clients[1]]
 
     return trio.run(record_all)
 

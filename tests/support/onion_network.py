@@ -27,6 +27,7 @@ from torkit._fast.cells import RelayCommand
 from torkit.client import Tor, open_tor
 from torkit.errors import DocumentError
 from torkit.hs.address import parse_address
+from torkit.hs.calendar import TimePeriod
 from torkit.hs.descriptor import Descriptor, IntroductionPoint, decode_descriptor
 from torkit.hs.handshake import ServiceHandshake
 from torkit.hs.keys import blind, subcredential
@@ -72,11 +73,12 @@ class FarClient:
 class OnionNetwork:
     tor: Tor  # whose time the descriptors are read by
 
-    def __init__(self, network: ServedNetwork, tor: Tor | None = None) -> None:
-        self.relays = network.relays
+    def __init__(self, relays: dict[str, FakeRelay], tor: Tor | None = None) -> None:
+        self.relays = relays
         if tor is not None:
             self.tor = tor
-        self.uploads: dict[str, list[bytes]] = {name: [] for name in network.relays}  # by relay
+        self.period: Callable[[], TimePeriod] = lambda: calendar_of(self.tor._parts.current).period
+        self.uploads: dict[str, list[bytes]] = {name: [] for name in relays}  # by relay
         self.points: dict[bytes, tuple[FakeCircuit, int]] = {}  # by auth-key
         self.established: list[bytes] = []  # auth-keys, each time
         self.met: dict[bytes, FarClient] = {}  # by cookie
@@ -86,7 +88,7 @@ class OnionNetwork:
         self._waiting: dict[
             bytes, Callable[[bytes], bytes]
         ] = {}  # by cookie: from the reply to a layer's keys
-        for name, relay in network.relays.items():
+        for name, relay in relays.items():
             relay.on_unknown = self._hear
             relay.directory = self._directory(name, relay.directory)
 
@@ -96,7 +98,7 @@ class OnionNetwork:
         def answer(request: bytes) -> bytes:
             head, _, body = request.partition(b"\r\n\r\n")
             if head.startswith(b"POST /tor/hs/3/publish HTTP/1.0\r\n"):
-                assert f"Content-Length: {len(body)}\r\n".encode() in head
+                assert f"\r\nContent-Length: {len(body)}\r\n".encode() in head + b"\r\n"
                 return self.on_upload(name, body)
             assert before is not None
             return before(request)
@@ -110,8 +112,7 @@ class OnionNetwork:
     def descriptor(self, address: str, **changes: Any) -> Descriptor:
         """The newest that any directory has for the period in force."""
         identity = parse_address(address)
-        period = calendar_of(self.tor._parts.current).period
-        blinded = blind(identity, period)
+        blinded = blind(identity, self.period())
         reading: dict[str, Any] = {
             "blinded": blinded,
             "subcredential": subcredential(identity, blinded),
@@ -246,6 +247,6 @@ async def onion_network(tmp_path: Path, params: str = "") -> AsyncIterator[tuple
         onion_relays(params) as network,
         open_tor(network=network.config, data_dir=tmp_path, spare_circuits=0) as tor,
     ):
-        net = OnionNetwork(network, tor)
+        net = OnionNetwork(network.relays, tor)
         await tor.wait_ready()
         yield tor, net

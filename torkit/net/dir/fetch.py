@@ -99,10 +99,10 @@ async def fetch_onion_descriptor(circuit: Circuit, blinded: bytes, limit: int) -
 async def publish_onion_descriptor(circuit: Circuit, text: bytes) -> None:
     """Give a descriptor of ours to a directory. Raises NoDirectory where that refuses it, with its reason.
 
-    rend-spec-v3, "Downloading and uploading descriptors".
+    rend-spec-v3, "Downloading and uploading descriptors". (The order of headers is C tor's.)
     """
-    head = f"POST /tor/hs/3/publish HTTP/1.0\r\nContent-Length: {len(text)}\r\n"
-    request = f"{head}Host: {_host(*circuit.last_address)}\r\n\r\n".encode("ascii") + text
+    head = f"POST /tor/hs/3/publish HTTP/1.0\r\nHost: {_host(*circuit.last_address)}\r\n"
+    request = f"{head}Content-Length: {len(text)}\r\n\r\n".encode("ascii") + text
     await _exchange(circuit, request, HEAD_LEN_MAX, ANONYMISED_ENCODINGS)
 
 

@@ -112,12 +112,14 @@ class Point:
         """As the descriptor names it."""
         relay = self.relay
         assert relay.ed25519_identity is not None
-        address, port = next(one for one in or_addresses(relay) if one[0].version == 4)
+        values = {one.version: one.packed + port.to_bytes(2, "big") for one, port in or_addresses(relay)}
         specifiers: list[tuple[int, bytes]] = [
-            (LinkSpecifierType.IPV4, address.packed + port.to_bytes(2, "big")),
+            (LinkSpecifierType.IPV4, values[4]),
             (LinkSpecifierType.LEGACY_ID, relay.identity),
             (LinkSpecifierType.ED25519_ID, relay.ed25519_identity),
         ]
+        if 6 in values:
+            specifiers.append((LinkSpecifierType.IPV6, values[6]))
         return IntroductionPoint(
             tuple(specifiers), relay.ntor_onion_key, self.auth_key, self.handshake.public_key
         )

@@ -57,7 +57,7 @@ class FakeHop:
     sendmes_sent: int = 0
     sendmes_received: int = 0
     expected_tags: deque[bytes] = field(default_factory=deque)
-    kh: bytes = b""  # what follows the layer's keys, where ntor made the hop
+    kh: bytes = b""  # what follows the layer's keys, where ntor or ntor-v3 made the hop
 
     def use_congestion_control(self) -> None:
         """From the first cell on, or not at all."""

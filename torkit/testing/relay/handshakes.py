@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from torkit.testing.relay.cells import HandshakeRefusedError
 from torkit.testing.relay.layers import Tor1Layer, aes_ctr
 
+KH_LEN = 20  # bytes behind a layer's keys, which introduction points are shown to be known
+
 
 def public_bytes(key: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
@@ -67,7 +69,7 @@ def answer_handshake_ntor(
     verify = hmac.digest(protoid + b":verify", secret_input, "sha256")
     auth_input = verify + node_id + onion_public + server_public + client_public + protoid + b"Server"
     auth = hmac.digest(protoid + b":mac", auth_input, "sha256")
-    keys = kdf_rfc5869(key_seed, protoid + b":key_expand", Tor1Layer.KEY_MATERIAL_LEN + 20)
+    keys = kdf_rfc5869(key_seed, protoid + b":key_expand", Tor1Layer.KEY_MATERIAL_LEN + KH_LEN)
     return server_public + auth, keys
 
 

@@ -34,6 +34,7 @@ from torkit.testing.relay.circuit import (
     answer_truncate,
 )
 from torkit.testing.relay.handshakes import (
+    KH_LEN,
     answer_handshake_fast,
     answer_handshake_ntor,
     answer_handshake_ntor_v3,
@@ -139,8 +140,9 @@ class FakeRelay(RelayState):
             data, node_id=self.ed_identity, onion_key=self.onion_key, ephemeral=ephemeral, reply_to=reply_to
         )
         kind = CgoLayer if agreed[0].cgo else Tor1Layer
-        layer = kind(key_stream(kind.KEY_MATERIAL_LEN))
-        hop = FakeHop(self, layer, NTOR_V3, messages[0])
+        keys = key_stream(kind.KEY_MATERIAL_LEN + KH_LEN)
+        layer_keys, kh = keys[: kind.KEY_MATERIAL_LEN], keys[kind.KEY_MATERIAL_LEN :]
+        hop = FakeHop(self, kind(layer_keys), NTOR_V3, messages[0], kh=kh)
         if agreed[0].congestion_control:
             hop.use_congestion_control()
         return reply, hop
