@@ -18,7 +18,7 @@ from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
 from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.journal import Journal
-from torkit.testing.relay import FakeCircuit, FakeRelay, Fault, RelayCell
+from torkit.testing.relay import FakeCircuit, FakeRelay, FakeStream, Fault, RelayCell
 
 NONCE = bytes(range(32))
 EXIT = 3  # hop
@@ -189,6 +189,22 @@ async def test_as_much_waits_for_its_turn_as_the_consensus_allows() -> None:
         far.send(EXIT, RelayCommand.END, 1, b"\1")  # before one that the other leg never brings
         await ended.wait()
         assert "before what comes first" in str(pair.error)
+
+
+async def test_nothing_is_sent_before_a_stream_is_connected() -> None:
+    async with linking() as (first, second, exit_):
+        pair = await linked(first, second)
+        far: list[FakeStream] = []
+        exit_.relay.on_begin = far.append
+        stream = pair.begin("late.test", 80)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, b"early")
+            await until(lambda: far)
+            exit_.relay.on_begin = FakeStream.connected
+            await pair.begin("web.test", 80).wait_connected()
+            assert far[0].received == b""
+            far[0].connected()
+            await until(lambda: far[0].received == b"early")
 
 
 async def test_a_leg_that_carried_nothing_is_lost_alone() -> None:

@@ -131,13 +131,16 @@ class Stream(trio.abc.Stream):
             self._check_open()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of `data`, as fast as the windows let it; it may be sent before CONNECTED arrives.
+        """Send all of `data`, as fast as the windows let it.
 
+        Before CONNECTED arrives nothing is sent by linked circuits (as C tor); by any other, it is.
         While this waits, the channel's reader goes on sealing `data` as windows open (`on_writable`).
         """
         with self._send_guard:
             self._check_open()
             await trio.lowlevel.checkpoint()
+            if not self.circuit.sends_early:
+                await self.wait_connected()
             self._unsent = memoryview(data)
             try:
                 while self._unsent:
