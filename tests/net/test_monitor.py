@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -323,12 +323,17 @@ async def test_where_other_machines_may_ask_any_name_is_good() -> None:
         assert (await ask(address, request)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_who_is_silent_or_leaves_ends_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "REQUEST_TIMEOUT", 0.05)
+@pytest.mark.parametrize("sent", [b"", b"GET /hello HTTP/1.1\r\n"])
+async def test_who_is_silent_or_leaves_ends_nobody_else(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     async with served_pages() as address:
-        assert await ask(address, b"GET /hello HTTP/1.1\r\n") == b""
-        async with await trio.open_tcp_stream(*address):
-            pass
+        with monkeypatch.context() as hurried:
+            hurried.setattr(pages, "REQUEST_TIMEOUT", 0.05)
+            async with await trio.open_tcp_stream(*address) as client:
+                with trio.fail_after(10), suppress(trio.BrokenResourceError):  # `sent` may come too late
+                    await client.send_all(sent)
+                    assert await client.receive_some() == b""
+            async with await trio.open_tcp_stream(*address):
+                pass
         assert (await ask(address, b"GET /hello HTTP/1.1" + LOCAL)).endswith(b"hello\n")
 
 
