@@ -218,9 +218,12 @@ async def time_of_refresh(client: Client, directory: Path, valid_after: int, lif
         return time.time() - valid_after
 
 
-async def sets_ahead(client: Client, directory: Path, now: int) -> list[list[int]]:
+async def sets_ahead(
+    client: Client, directory: Path, now: int
+) -> tuple[list[list[int]], set[tuple[str, ...]]]:
     """How many legs each set of linked circuits has, before anybody asks for a stream, and once one goes by
-    a set; when there are as many as C tor links, and no more have come for a while.
+    a set; when there are as many as C tor links, and no more have come for a while. And what exits were told
+    by the legs, in order: of LINK all but its nonce, of others the command.
 
     Raises trio.TooSlowError where there are fewer.
     """
@@ -248,7 +251,15 @@ async def sets_ahead(client: Client, directory: Path, now: int) -> list[list[int
             seen.relays[name].on_unknown = link
         before = await legs_of_each(LEGS)
         async with await ask(port, CONNECT, NAME, 80):
-            return [before, await legs_of_each(LEGS + 2)]
+            counts = [before, await legs_of_each(LEGS + 2)]
+            told: dict[int, list[str]] = {}
+            for circuit, hop, cell, _ in seen.hop_cells:
+                if hop == 3:
+                    word = RelayCommand(cell.command).name
+                    if cell.command == RelayCommand.CONFLUX_LINK:
+                        word += f" {cell.body[:1].hex()} {cell.body[33:].hex()}"
+                    told.setdefault(id(circuit), []).append(word)
+            return counts, set(map(tuple, told.values()))
 
 
 async def exits_ahead(client: Client, directory: Path, now: int) -> list[int]:

@@ -557,8 +557,12 @@ def test_a_newer_consensus_is_fetched_in_the_time_in_which_c_tor_fetches_it(tmp_
 def test_three_sets_of_two_circuits_are_linked_ahead_and_another_once_one_is_used(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    ours, theirs = record_both(sets_ahead, tmp_path_factory)
-    assert ours == theirs == [[2] * 3, [2] * 4]
+    """Each leg right after its last hop: with no number either way, and the wish for a high throughput."""
+    (ours, told), theirs = record_both(sets_ahead, tmp_path_factory)
+    assert (ours, told) == theirs
+    assert ours == [[2] * 3, [2] * 4]
+    idle = (f"CONFLUX_LINK 01 {bytes(16).hex()}03", "CONFLUX_LINKED_ACK")
+    assert told == {idle, (*idle, "BEGIN")}
 
 
 def test_two_circuits_to_exits_are_built_ahead_and_another_once_one_is_used(
