@@ -123,6 +123,7 @@ class Arrival:
             with suppress(FileExistsError):
                 _link(self._unfinished, name, self._directory)
                 self._remove()
+                os.fsync(self._directory)
                 return name
         raise FileExistsError(17, f"there are {MAX_SAME_NAMES} files of one name")
 
