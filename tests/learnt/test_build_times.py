@@ -1,7 +1,7 @@
 """Timeouts of circuits against numbers worked out by hand, and how they are learnt, kept and forgotten."""
 
 from collections import Counter
-from math import inf
+from math import inf, log
 from random import Random
 from typing import Any
 
@@ -62,6 +62,7 @@ def test_the_last_thousand_are_counted_and_in_order() -> None:
     times = [rng.randrange(1, 3000) for _ in range(MAX_TIMES + 500)]
     kept = Times(times)
     assert kept.by_length == sorted(times[500:])
+    assert kept.logs == [log(time) for time in kept.by_length]
     assert kept.bins == Counter(time // 10 * 10 + 5 for time in times[500:])
     assert 0 not in kept.bins.values()
 

@@ -17,7 +17,6 @@ import re
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from heapq import nsmallest
 from math import exp, inf, log
 from random import Random
 from typing import Any, NamedTuple
@@ -55,20 +54,24 @@ class Times:
 
     def __init__(self, times: Iterable[int] = ()) -> None:
         self.by_length: list[int] = []
+        self.logs: list[float] = []  # of each
         self.bins: Counter[int] = Counter()  # how many there are, by the middle of their bin
         self._by_age: deque[int] = deque()  # oldest first
         for time in times:
             self.add(time)
 
     def add(self, time: int) -> None:
+        time = max(time, 1)  # less has no logarithm
         if len(self._by_age) == MAX_TIMES:
             self._forget(self._by_age.popleft())
         self._by_age.append(time)
         insort(self.by_length, time)
+        insort(self.logs, log(time))
         self.bins[_middle(time)] += 1
 
     def _forget(self, time: int) -> None:
-        del self.by_length[bisect_left(self.by_length, time)]
+        place = bisect_left(self.by_length, time)
+        del self.by_length[place], self.logs[place]
         middle = _middle(time)
         self.bins[middle] -= 1
         if not self.bins[middle]:
@@ -136,7 +139,7 @@ class BuildTimes:
         milliseconds = round(1000 * seconds)
         if self._is_disabled or milliseconds > 2000 * self.timeouts.close + CLOCK_SLACK:
             return
-        self._times.add(max(milliseconds, 1))
+        self._times.add(milliseconds)
         self._timeouts = None
         self.has_changed = True
 
@@ -185,10 +188,10 @@ class BuildTimes:
 
 def fit_pareto(times: Times, mode_count: int) -> tuple[float, float]:
     """Returns Xm in ms and alpha; alpha is infinite where no time is above Xm. "Parameter estimation"."""
-    modes = nsmallest(mode_count, times.bins.items(), key=lambda item: (-item[1], item[0]))
+    modes = sorted(times.bins.items(), key=lambda item: (-item[1], item[0]))[:mode_count]
     xm = sum(middle * count for middle, count in modes) / sum(count for _, count in modes)
-    above = times.by_length[bisect_right(times.by_length, xm) :]
-    excess = sum(map(log, above)) - len(above) * log(xm)
+    above = times.logs[bisect_right(times.by_length, xm) :]
+    excess = sum(above) - len(above) * log(xm)
     return xm, len(times.by_length) / excess if excess > 1e-9 else inf
 
 
