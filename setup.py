@@ -90,9 +90,11 @@ class InstallData(Distribution().get_command_class("install_data")):  # type: ig
         self.outfiles += made.stdout.splitlines()
 
 
-setup(
-    ext_modules=cythonize(extensions, compiler_directives=directives, nthreads=JOBS),
-    options={"build_ext": {"parallel": JOBS}},
-    data_files=[("share/man/man1", sorted(map(str, Path("man").glob("*.1"))))],
-    cmdclass={"install_data": InstallData},
-)
+# The processes that Cython starts import this file, from Python 3.14 on.
+if __name__ == "__main__":
+    setup(
+        ext_modules=cythonize(extensions, compiler_directives=directives, nthreads=JOBS),
+        options={"build_ext": {"parallel": JOBS}},
+        data_files=[("share/man/man1", sorted(map(str, Path("man").glob("*.1"))))],
+        cmdclass={"install_data": InstallData},
+    )
