@@ -1,4 +1,6 @@
-"""Four proxies behind HAProxy, configured as in deploy/: `python -m bench.bench_farm` makes this line alone.
+"""Four proxies behind HAProxy, configured as in deploy/.
+
+    PYTHONPATH=tests/support python -m bench.bench_farm
 
 Identities download by HTTP CONNECT, all at once: through HAProxy, which gives each to one of the proxies by
 its credentials, and in turns with that by the proxies' own ports, which they are spread over evenly.
@@ -13,14 +15,14 @@ from pathlib import Path
 from time import monotonic
 
 import trio
+from haproxy import OWN_PORTS, configured, count_healthy
 
 from bench.bench_identities import made, network
 from bench.load import Route, Stream
-from bench.processes import allow_many_files, let_python_keep_bytecode, running_torkit, say
+from bench.processes import POLL_INTERVAL, allow_many_files, let_python_keep_bytecode, running_torkit, say
 from bench.table import Line, compare, table
 from torkit.testnet.processes import reserved_ports
 
-CONFIG = Path(__file__).parents[1] / "deploy/haproxy/haproxy.cfg"
 HOST = "127.0.0.1"
 PROXIES = 4
 IDENTITIES = 32
@@ -73,16 +75,8 @@ async def running_haproxy(
     scratch: Path, own: Sequence[int], ports: Sequence[int], pages: Sequence[int]
 ) -> AsyncIterator[None]:
     """HAProxy, its `own` three ports for HTTP, SOCKS and its page, before proxies with pages of metrics."""
-    text = CONFIG.read_text()
-    for old, new in [
-        *((f":{old}\n", f":{new}\n") for old, new in zip((3128, 1080, 8404), own, strict=True)),
-        *((f":{9151 + number} ", f":{port} ") for number, port in enumerate(ports)),
-        *((f":{9151 + number}\n", f":{port}\n") for number, port in enumerate(ports)),
-        *((f"port {9161 + number}\n", f"port {page}\n") for number, page in enumerate(pages)),
-    ]:
-        text = text.replace(old, new)
     config = scratch / "haproxy.cfg"
-    config.write_text(text)
+    config.write_text(configured(own, ports, pages))
     process = subprocess.Popen(["haproxy", "-db", "-f", str(config)], stderr=subprocess.DEVNULL)
     try:
         yield
@@ -97,7 +91,7 @@ async def measure() -> list[Line]:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torkit-bench-")))
         say("a private network, and four proxies")
         net, port = await stack.enter_async_context(network(scratch))
-        with reserved_ports([HOST] * (PROXIES + 3)) as ports:
+        with reserved_ports([HOST] * (PROXIES + len(OWN_PORTS))) as ports:
             pages, own = ports[:PROXIES], ports[PROXIES:]
         proxies = [
             await stack.enter_async_context(
@@ -114,7 +108,9 @@ async def measure() -> list[Line]:
             running_haproxy(scratch, own, [proxy.socks[1] for proxy in proxies], pages)
         )
         behind = [Route((HOST, own[0]), port)]
-        await trio.sleep(5)  # HAProxy asks each proxy whether it is well
+        with trio.fail_after(DEADLINE):
+            while await trio.to_thread.run_sync(count_healthy, own[2]) < PROXIES:
+                await trio.sleep(POLL_INTERVAL)
         figures: tuple[list[float], list[float]] = ([], [])
         for number in range(ROUNDS + 1):
             for routes, rates in zip((behind, direct), figures, strict=True):

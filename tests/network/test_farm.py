@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from haproxy import OWN_PORTS, configured, count_healthy
 from network.servers import free_port
 from network.torkit_process import Proxy, Shell, running_proxy, skip_without, wait_until
 from served import serve_network
@@ -30,17 +31,16 @@ HOST = "127.0.0.1"
 PAGE = b"through one of two\n"
 ANSWER = b"HTTP/1.0 200 Yes\r\nContent-Length: %d\r\n\r\n%s" % (len(PAGE), PAGE)
 
-CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 DEADLINE = 60.0
 
 
 class Farm:
     """Two proxies, of which each has a page of metrics, and HAProxy's ports before them."""
 
-    def __init__(self, proxies: list[Proxy], pages: list[int], ports: dict[int, int]) -> None:
+    def __init__(self, proxies: list[Proxy], pages: list[int], own: list[int]) -> None:
         self.proxies = proxies
         self.pages = pages
-        self.http, self.socks, self.page = (ports[port] for port in (3128, 1080, 8404))
+        self.http, self.socks, self.page = own
 
     def streams(self) -> list[int]:
         """How many streams each process was asked for."""
@@ -52,16 +52,6 @@ class Farm:
             assert match is not None
             found.append(int(match[1]))
         return found
-
-    def is_up(self, count: int) -> bool:
-        """Returns whether HAProxy takes `count` processes for healthy."""
-        try:
-            with urllib.request.urlopen(f"http://{HOST}:{self.page}/;csv") as answer:
-                rows = [line.split(",") for line in answer.read().decode().splitlines()]
-        except OSError:
-            return False
-        up = [row for row in rows if row[0] == "http" and row[1] != "BACKEND" and row[17] == "UP"]
-        return len(up) == count
 
 
 def answer(stream: FakeStream, data: bytes) -> None:
@@ -87,26 +77,16 @@ def running_farm(shell: Shell, tmp_path: Path) -> Iterator[Farm]:
             )
             for n, page in enumerate(pages)
         ]
-        ports = {port: free_port() for port in (3128, 1080, 8404)}
-        text = CONFIG.read_text()
-        for old, new in [
-            *((f":{port}\n", f":{chosen}\n") for port, chosen in ports.items()),
-            *((f":{9151 + n}", f":{proxy.port}") for n, proxy in enumerate(proxies)),
-            *((f"port {9161 + n}", f"port {page}") for n, page in enumerate(pages)),
-        ]:
-            assert old in text
-            text = text.replace(old, new)
+        own = [free_port() for _ in OWN_PORTS]
         config = tmp_path / "haproxy.cfg"
-        config.write_text(
-            "".join(line for line in text.splitlines(True) if not re.search("torkit[34]", line))
-        )
+        config.write_text(configured(own, [proxy.port for proxy in proxies], pages))
         haproxy = subprocess.Popen(
             ["haproxy", "-db", "-f", str(config)], env=shell.environment, stderr=subprocess.DEVNULL
         )
         stack.callback(haproxy.wait)
         stack.callback(haproxy.kill)
-        farm = Farm(proxies, pages, ports)
-        wait_until(lambda: farm.is_up(2), DEADLINE, "both proxies to be healthy for HAProxy")
+        farm = Farm(proxies, pages, own)
+        wait_until(lambda: count_healthy(farm.page) == 2, DEADLINE, "both proxies to be healthy for HAProxy")
         yield farm
 
 
@@ -153,7 +133,7 @@ def see_identities_and_a_kill(farm: Farm, shell: Shell) -> None:
                     assert file.read().endswith(PAGE)
         [result] = shell.run_at_once([curl(farm, n)])
         assert result.stdout == PAGE, result.stderr
-    wait_until(lambda: farm.is_up(1), DEADLINE, "HAProxy to see that one is gone")
+    wait_until(lambda: count_healthy(farm.page) == 1, DEADLINE, "HAProxy to see that one is gone")
 
 
 def see_identities_stay(farm: Farm, shell: Shell) -> list[int]:
@@ -182,7 +162,7 @@ def restart_under_load(farm: Farm, shell: Shell) -> None:
     for process, line in started:
         result = shell.finish(process, line, timeout=90)
         assert (result.returncode, result.stdout) == (0, PAGE * 4), result.stderr
-    wait_until(lambda: farm.is_up(1), DEADLINE, "HAProxy to see that one is gone")
+    wait_until(lambda: count_healthy(farm.page) == 1, DEADLINE, "HAProxy to see that one is gone")
 
 
 def curl(farm: Farm, identity: int) -> str:
