@@ -102,10 +102,10 @@ def alike_widely(wide_recordings: tuple[Recording, Recording]) -> Alike:
     return comparing(wide_recordings)
 
 
-def comparing(recordings: tuple[Recording, Recording]) -> Alike:
+def comparing(recordings: tuple[T, T]) -> Callable[[Callable[[T], Any]], Any]:
     """Gives what is observed of torkit, if the same is observed of C tor."""
 
-    def check(observe: Callable[[Recording], Any]) -> Any:
+    def check(observe: Callable[[T], Any]) -> Any:
         ours, theirs = (observe(seen) for seen in recordings)
         assert ours == theirs
         return ours

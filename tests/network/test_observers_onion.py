@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from network.recording_onion import STEMS, Onion, record_onion
-from network.test_observers import record_both
+from network.test_observers import comparing, record_both
 from network.torkit_process import skip_without
 from setup_padder import NEGOTIATE
 
@@ -25,14 +25,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Onion, Onion]:
 
 @pytest.fixture
 def alike(recordings: tuple[Onion, Onion]) -> Alike:
-    """Gives what is observed of torkit, if the same is observed of C tor."""
-
-    def check(observe: Callable[[Onion], Any]) -> Any:
-        ours, theirs = map(observe, recordings)
-        assert ours == theirs
-        return ours
-
-    return check
+    return comparing(recordings)
 
 
 def rendezvous(onion: Onion) -> FakeCircuit:

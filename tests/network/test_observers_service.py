@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from network.recording_service import Hosted, c_tor_service, record_service, torkit_service
-from network.test_observers import record_both
+from network.test_observers import comparing, record_both
 from network.torkit_process import skip_without
 from setup_padder import NEGOTIATE
 
@@ -30,14 +30,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hosted, Hosted
 
 @pytest.fixture
 def alike(recordings: tuple[Hosted, Hosted]) -> Alike:
-    """Gives what is observed of torkit's service, if the same is observed of C tor's."""
-
-    def check(observe: Callable[[Hosted], Any]) -> Any:
-        ours, theirs = map(observe, recordings)
-        assert ours == theirs
-        return ours
-
-    return check
+    return comparing(recordings)
 
 
 def points(hosted: Hosted) -> list[FakeCircuit]:
