@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from served import DirectoryService, signed_service
 
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import read_preamble
+from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.net.clock import CLOCK_CHECK
 from torkit.net.dir.keeper import DirectoryKeeper
@@ -39,18 +41,29 @@ def uses(keeper: DirectoryKeeper, service: DirectoryService) -> Callable[[], boo
     return lambda: keeper.directory is not None and keeper.directory.consensus.text == service.consensus
 
 
+@asynccontextmanager
+async def reading(
+    place: Path, signers: list[TestAuthority], service: DirectoryService
+) -> AsyncIterator[tuple[DirectoryKeeper, Directory]]:
+    """A keeper that uses what `service` has, from a cache that it shares."""
+    await fill_cache(place, signers, service)
+    async with keeping(place, signers, [service], is_cache_shared=True) as reader:
+        yield reader.keeper, await reader.keeper.wait_ready()
+
+
+@pytest.mark.parametrize("is_shared", [True, False], ids=["a shared cache", "one data directory"])
 async def test_what_one_fetches_the_others_use_without_a_request(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, is_shared: bool
 ) -> None:
     first = stale_service(signers)
     other = stale_service(signers)
     await fill_cache(tmp_path, signers, first)
     other.consensus = b""  # and so it cannot be asked
-    async with keeping(tmp_path, signers, [other], is_cache_shared=True) as reader:
+    async with keeping(tmp_path, signers, [other], is_cache_shared=is_shared) as reader:
         await reader.keeper.wait_ready()
         newer = signed_service(CHANGED, signers)
         first.consensus, first.microdescs = newer.consensus, newer.microdescs
-        async with keeping(tmp_path, signers, [first], is_cache_shared=True) as fetcher:
+        async with keeping(tmp_path, signers, [first], is_cache_shared=is_shared) as fetcher:
             await until(uses(fetcher.keeper, newer))
         await until(uses(reader.keeper, newer))
         assert reader.keeper.directory is not None
@@ -63,16 +76,14 @@ async def test_a_consensus_kept_without_its_microdescs_is_waited_for_and_used_wi
     service: DirectoryService,
     clock: trio.testing.MockClock,
 ) -> None:
-    await fill_cache(tmp_path, signers, service)
-    async with keeping(tmp_path, signers, [service], is_cache_shared=True) as reader:
-        old = await reader.keeper.wait_ready()
+    async with reading(tmp_path, signers, service) as (keeper, old):
         newer = signed_service(CHANGED, signers, valid_after=old.consensus.valid_after + 60)
         began = trio.current_time()
         keep_consensus(tmp_path, newer)
         await trio.sleep(CLOCK_CHECK * 1.5)
-        assert reader.keeper.directory is old
+        assert keeper.directory is old
         keep_microdescs(tmp_path, newer)
-        await until(uses(reader.keeper, newer))
+        await until(uses(keeper, newer))
         assert trio.current_time() - began < 3 * CLOCK_CHECK
     assert service.requests == []
 
@@ -83,13 +94,11 @@ async def test_where_they_do_not_come_it_fetches_them_itself(
     service: DirectoryService,
     clock: trio.testing.MockClock,
 ) -> None:
-    await fill_cache(tmp_path, signers, service)
-    async with keeping(tmp_path, signers, [service], is_cache_shared=True) as reader:
-        old = await reader.keeper.wait_ready()
+    async with reading(tmp_path, signers, service) as (keeper, old):
         newer = signed_service(CHANGED, signers, valid_after=old.consensus.valid_after + 60)
         service.microdescs = newer.microdescs
         keep_consensus(tmp_path, newer)
-        await until(uses(reader.keeper, newer))
+        await until(uses(keeper, newer))
     assert CONSENSUS_PATH not in service.requests
 
 
@@ -126,20 +135,18 @@ async def test_a_damaged_or_older_document_is_no_news(
     service: DirectoryService,
     clock: trio.testing.MockClock,
 ) -> None:
-    await fill_cache(tmp_path, signers, service)
-    async with keeping(tmp_path, signers, [service], is_cache_shared=True) as reader:
-        old = await reader.keeper.wait_ready()
+    async with reading(tmp_path, signers, service) as (keeper, old):
         older = signed_service(CHANGED, signers, valid_after=old.consensus.valid_after - 60)
         strangers = network_docs.authorities()[:1]
         forged = signed_service(CHANGED, strangers, valid_after=old.consensus.valid_after + 60)
         for one in (older, forged):
             keep_consensus(tmp_path, one)
             await trio.sleep(2 * CLOCK_CHECK)
-            assert reader.keeper.directory is old
+            assert keeper.directory is old
         (tmp_path / "consensus-microdesc").write_bytes(b"network-status-version 3 mic")
         await trio.sleep(2 * CLOCK_CHECK)
-        assert reader.keeper.directory is old
+        assert keeper.directory is old
         (tmp_path / "consensus-microdesc").unlink()
         await trio.sleep(2 * CLOCK_CHECK)
-        assert reader.keeper.directory is old
+        assert keeper.directory is old
     assert service.requests == []
