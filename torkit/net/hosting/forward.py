@@ -5,6 +5,8 @@ the server ends              all that it has sent is on its way before END with 
 the client ends              the server gets all that has come, then the end of file
 the client's circuit fails   the server gets a reset: no cut looks like an end
 the service ends             the server gets a reset, too; the client, END with MISC and DESTROY
+
+A server at a Unix socket gets the end of file in place of a reset, which such sockets do not know.
 """
 
 import errno
