@@ -7,8 +7,8 @@ can do differs, and weights leave no choice of whom to use where:
     middle              no CGO; the only one in the middle; the only fallback, and an authority; IPv6
     exit0, exit1        CGO; accept ports 80 and 443
 
-A wide network has three more relays for the middle, which can do CGO and have an IPv6 address as well, and
-idle ones, which nobody uses.
+A wide network has three others for the middle, which can do CGO and have an IPv6 address as well (`middle` is
+hardly used there: two circuits may be all that C tor builds), and idle relays, which nobody uses.
 """
 
 import json
@@ -392,7 +392,10 @@ async def _network(
             policy = "accept 80,443" if flags == "Exit" else None
             doc = doc_of(relay, name, flags=flags, policy=policy)
             ipv6 = None if flags else "[2001:db8::7]:9001"
-            docs.append(replace(doc, protocols=relay.protocols, policy6=policy, ipv6=ipv6))
+            bandwidth = 1 if is_wide and name == "middle" else doc.bandwidth
+            docs.append(
+                replace(doc, protocols=relay.protocols, policy6=policy, ipv6=ipv6, bandwidth=bandwidth)
+            )
         params = f"{PARAMS} cc_xoff_client={XOFF_LIMIT}" if is_wide else PARAMS
         docs += [_idle(number) for number in range(IDLE_COUNT if is_wide else 0)]
         old, new = (
