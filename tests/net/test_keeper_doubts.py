@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import network_docs
 import pytest
@@ -12,6 +13,7 @@ import trio.testing
 from keeping import (
     CONSENSUS_PATH,
     DOCS,
+    MINUTE,
     another_flavor,
     bit_flipped,
     certificate_flipped,
@@ -199,6 +201,45 @@ async def test_a_clock_that_is_wrong_by_less_than_a_day_stops_no_start_and_is_to
     (warning,) = (one.message for one in caplog.records if one.levelname == "WARNING")
     assert f" is {abs(hours)} hours {'behind' if hours > 0 else 'ahead of'}" in warning
     assert "set this computer's clock" in warning
+
+
+class Late(Random):
+    """Chooses the latest moment for everything."""
+
+    def random(self) -> float:
+        return 1.0
+
+    def getrandbits(self, k: int, /) -> int:
+        """Shuffles stay shuffles: without this they would be drawn from `random`."""
+        return super().getrandbits(k)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+async def test_a_clock_that_was_ahead_and_is_set_right_is_noticed(
+    tmp_path: Path,
+    signers: list[TestAuthority],
+    clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    """By the wrong clock every source had failed, and was left alone for up to ten minutes."""
+    real_time = time.time
+    services = [signed_service(DOCS, signers) for _ in range(count)]
+    async with keeping(tmp_path, signers, services) as started:
+        keeper = started.keeper
+        keeper._rng = keeper._servers._rng = Late()
+        await keeper.wait_ready()
+        monkeypatch.setattr(time, "time", lambda: real_time() + 50 * HOUR)
+        for service in services:
+            service.clock = -50 * HOUR
+        await until(lambda: keeper.directory is None)
+        await trio.sleep(50 * MINUTE)
+        monkeypatch.setattr(time, "time", real_time)
+        for service in services:
+            service.clock = 0
+        began = trio.current_time()
+        await until(lambda: keeper.directory is not None)
+        assert trio.current_time() - began < 2 * MINUTE
 
 
 async def test_a_clock_is_not_doubted_for_an_old_consensus_that_few_relays_call_new(

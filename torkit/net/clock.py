@@ -1,4 +1,7 @@
-"""Notices that this computer was suspended: its wall clock went on, and the clock of timeouts did not."""
+"""Notices that this computer was suspended: its wall clock went on, and the clock of timeouts did not.
+
+Also that somebody has set the wall clock, ahead or back.
+"""
 
 import time
 
@@ -10,12 +13,16 @@ MIN_JUMP = 100.0  # a smaller jump is a clock being set, or a busy machine (as C
 
 
 class ClockWatch:
-    """Asked now and then. A wall clock that somebody sets ahead looks the same, and does no harm."""
+    """Asked now and then. A wall clock that somebody sets ahead looks like a suspend, and does no harm."""
 
     def __init__(self) -> None:
         self._ahead = time.time() - trio.current_time()
 
-    def has_jumped(self) -> bool:
-        """Returns whether the wall clock has run ahead of the other one since the last call."""
+    def jump(self) -> float:
+        """Returns by how many seconds the wall clock has run ahead of the other one since the last call.
+
+        Less than 0 where it was set back; 0 for less than MIN_JUMP.
+        """
         before, self._ahead = self._ahead, time.time() - trio.current_time()
-        return self._ahead > before + MIN_JUMP
+        jump = self._ahead - before
+        return jump if abs(jump) > MIN_JUMP else 0.0

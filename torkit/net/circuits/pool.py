@@ -275,7 +275,7 @@ class Circuits:
 
     def look_at_clock(self) -> None:
         """Retire all circuits after a suspend: only timeouts would tell that they are dead. (As C tor.)"""
-        if self._clock_watch.has_jumped():
+        if self._clock_watch.jump() > 0:
             logger.info("the clock has jumped: connections and circuits are made anew")
             self._builder.channels.forget_all()
             self._retire_all("the clock has jumped")

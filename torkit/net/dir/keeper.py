@@ -270,8 +270,8 @@ class DirectoryKeeper:
     async def _sleep(self, seconds: float, is_hurried: trio.Event) -> None:
         """Sleep `seconds` of either clock. Looks at the wall clock and at old circuits every CLOCK_CHECK.
 
-        When the wall clock has run ahead, the computer was suspended or its clock was set. Then all that is
-        known of the sources is forgotten, and the caller looks anew at what is due.
+        When the wall clock has jumped, the computer was suspended or its clock was set, ahead or back. Then
+        all that is known of the sources is forgotten, and the caller looks anew at what is due.
         """
         ends_at = trio.current_time() + seconds
         watch = ClockWatch()
@@ -281,7 +281,7 @@ class DirectoryKeeper:
             self._servers.close_worn()
             if self._given is None and await self._kept.has_news():
                 return
-            if watch.has_jumped():
+            if watch.jump():
                 self._servers.forget()
                 self._backoff = 0.0
                 return
