@@ -1,5 +1,6 @@
 """What this machine runs out of ends nobody, and is held against no relay."""
 
+import ast
 import json
 import resource
 import threading
@@ -19,6 +20,7 @@ from waiting import until
 from torkit.client import open_tor
 from torkit.errors import InternalError, OutOfResources
 from torkit.net.circuits import words
+from torkit.net.late import LATE
 from torkit.net.link.pump import Pump
 from torkit.net.shortage import run_in_thread
 
@@ -131,3 +133,35 @@ async def test_an_exception_while_a_circuit_is_built_ends_that_circuit_only(
         async with await tor.connect("web.test", 80):
             pass
     assert "web.test" not in caplog.text
+
+
+ROOT = Path(__file__).parents[2]
+OF_NET = ("circuit", "circuits", "dir", "link", "proxy")
+ROOMS = ("directory", "learnt", "net", *(f"net/{room}" for room in OF_NET), "paths", "proto")
+
+
+def imports_within_functions(path: Path) -> set[str]:
+    """The modules that a file imports when a function of it is called."""
+    functions = (
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    found = (part for function in functions for part in ast.walk(function))
+    names: set[str] = set()
+    for node in found:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module)
+    return names
+
+
+def test_what_a_proxy_may_import_late_is_loaded_once_it_serves() -> None:
+    """An import may fail where no descriptor or memory is left, and the keeper of the directory with it."""
+    files = [file for room in ROOMS for file in sorted((ROOT / "torkit" / room).glob("*.py"))]
+    late = set[str]().union(*map(imports_within_functions, files))
+    of_codecs = {"lzma", "compression", "backports"}
+    contained = {name for name in late if name.startswith(("torkit.net.onion.", "torkit.net.hosting."))}
+    of_the_start = {"trio._core._run"}
+    assert late - of_codecs - contained - of_the_start == set(LATE)

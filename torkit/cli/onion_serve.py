@@ -95,8 +95,11 @@ async def serve_one(tor: "Tor", service: "Service") -> None:
     """Run one service, and tell of it when clients can find it; never returns."""
     import trio
 
+    from torkit.net.late import load_late
+
     async with tor.serve_onion(service.targets, service.key, service.wishes) as listener:
         await listener.wait_published()
+        await load_late()
         whose = f"{service.name}: " if service.name else ""
         for port, target in service.targets.items():
             say(f"{whose}port {port} leads to {target}")

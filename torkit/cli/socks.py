@@ -227,6 +227,7 @@ async def serve(
     """
     import trio
 
+    from torkit.net.late import load_late
     from torkit.net.monitor.tally import Tally
     from torkit.net.proxy import NEVER, serve_proxy
     from torkit.net.proxy.leaks import Leaks
@@ -287,6 +288,7 @@ async def serve(
                 said = line
             manager.tell(f"STATUS={progress.percent}%: {progress.summary}")
         await is_able.wait()
+        await load_late()
         places = [place.at(sock) for place, sock in opened]
         addresses = [place.name for place in places]
         say(f"socks proxy ready on {', '.join(addresses)}")

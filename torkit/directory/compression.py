@@ -123,3 +123,9 @@ _CODECS: dict[str, Callable[[], _Codec]] = {
     "x-zstd": _zstd,
     "x-tor-lzma": _lzma,
 }
+
+
+def load_codecs() -> None:
+    """Import what decompresses, before it is needed."""
+    for codec in set(_CODECS.values()):
+        codec()

@@ -1,9 +1,13 @@
-"""Sets how many bytes may wait in the queues of this process. _fast/memory keeps the account."""
+"""Sets how many bytes may wait in the queues of this process: _fast/memory keeps the account.
+
+Keeps ballast, too, for the moment when the system has no memory left: _fast/ballast.
+"""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
+from torkit._fast import ballast
 from torkit._fast.memory import set_limit
 from torkit.errors import UsageError
 
@@ -15,6 +19,10 @@ MOST = 2 << 30
 
 # Implementation limit, bytes: with less, one stream has no full speed beside a directory answer.
 FLOOR = 16 << 20
+
+# Implementation limit, bytes: what some hundred clients that have been accepted take until they are served,
+# with two threads that are started meanwhile.
+BALLAST = 32 << 20
 
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -32,3 +40,11 @@ def default_limit(group_limit: Path = GROUP_LIMIT) -> int:
     with suppress(OSError, ValueError):  # no such group, or "max"
         memory = min(memory, int(group_limit.read_text()))
     return min(max(memory // SHARE, LEAST), MOST)
+
+
+def keep_ballast() -> None:
+    """Keep ballast for the rest of this process, whose Python allocators then ask for memory through it.
+
+    Not for a library: `torkit socks` and the like own their process.
+    """
+    ballast.keep(BALLAST)

@@ -278,9 +278,7 @@ class DirectoryServers:
         skews = [clock.skew for clock in self._clocks.values() if clock.noted_at >= since]
         if len(skews) < MIN_CLOCKS:
             return None
-        from statistics import median
-
-        return -median(skews)
+        return -sorted(skews)[len(skews) // 2]
 
 
 class _Kept(NamedTuple):

@@ -4,11 +4,12 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from errno import EINVAL
+from errno import EINVAL, ENOMEM
 from math import inf
 
 import trio
 
+from torkit._fast import ballast
 from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
 from torkit.net.link.pump import log_fault
@@ -77,6 +78,10 @@ class StreamListener:
         for _ in range(ACCEPTED_PER_TURN):
             if not self._proxy.limits.has_room:
                 return False
+            if not ballast.is_kept() and self._proxy.limits.clients:
+                # A client that is alone takes what others have left.
+                self._wait_for_resources(ENOMEM)
+                return False
             try:
                 accepted, address = self._socket.accept()
             except BlockingIOError:
@@ -85,7 +90,7 @@ class StreamListener:
                 if error.errno == EINVAL:  # a Unix socket after its last call
                     return True
                 if error.errno in OUT_OF_RESOURCES:
-                    self._wait_for_resources(error)
+                    self._wait_for_resources(error.errno)
                     return False
                 continue  # that client has left again
             accepted.setblocking(False)
@@ -128,11 +133,10 @@ class StreamListener:
         if self._source is None or not self._source.is_watched:
             self._source = self._proxy.pump.add_local(self._socket.fileno(), self)
 
-    def _wait_for_resources(self, error: OSError) -> None:
+    def _wait_for_resources(self, code: int) -> None:
         if trio.current_time() - self._warned_at >= ACCEPT_WARNING:
             self._warned_at = trio.current_time()
-            reason = os.strerror(error.errno or 0)
-            logger.warning("no client can be accepted now, others wait: %s", reason)
+            logger.warning("no client can be accepted now, others wait: %s", os.strerror(code))
         if not self._is_ending:
             self.watch(False)
             self._proxy.nursery.start_soon(self._try_later)
