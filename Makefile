@@ -3,7 +3,6 @@
 
 BIN := .venv/bin
 STUBS := $(patsubst torkit/_fast/%.pyi,torkit._fast.%,$(wildcard torkit/_fast/*.pyi))
-CORPORA := $(HOME)/.cache/torkit-fuzz
 export PYTHON
 
 .PHONY: setup demo test test-newest test-setup unit lint typecheck soak fuzz adversity sanitize bench bench-setup docs wheel clean
@@ -38,9 +37,7 @@ soak: test-setup
 	@$(BIN)/pytest -q -rP -p no:cacheprovider tests/network/soak_*.py
 
 fuzz: test-setup
-	@mkdir -p $(CORPORA) && cd tests && for name in $$(../$(BIN)/python -m fuzz); do \
-		echo "fuzz: $$name" >&2; \
-		../$(BIN)/python -m fuzz $$name $(CORPORA)/$$name -max_total_time=60 -verbosity=0 || exit 1; done
+	@scripts/fuzz
 
 adversity: setup
 	@TORKIT_ADVERSITY=all $(BIN)/pytest -q tests/net/test_adversity.py tests/net/test_onion_adversity.py tests/net/test_directory_adversity.py

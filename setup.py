@@ -15,7 +15,8 @@ from Cython.Build import cythonize
 from setuptools import Distribution, Extension, setup
 
 DEBUG = os.environ.get("TORKIT_DEBUG") == "1"  # bounds checks and line tracing back on
-SANITIZE = os.environ.get("TORKIT_SANITIZE") == "1"  # AddressSanitizer and UBSan
+FUZZ = os.environ.get("TORKIT_FUZZ") == "1"  # as below, and libFuzzer sees which code has run; for clang
+SANITIZE = FUZZ or os.environ.get("TORKIT_SANITIZE") == "1"  # AddressSanitizer and UBSan
 
 JOBS = os.cpu_count() or 1
 
@@ -48,8 +49,11 @@ def is_taken(flags: tuple[str, ...]) -> bool:
 compile_args = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O2", "-g0"]
 link_args = [] if DEBUG or SANITIZE else ["-Wl,--strip-all"]
 if SANITIZE:
-    compile_args += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
-    link_args += ["-fsanitize=address,undefined"]
+    sanitizers = ["-fsanitize=address,undefined"]
+    if FUZZ:
+        sanitizers = ["-fsanitize=address,undefined,fuzzer-no-link", "-fno-sanitize-recover=undefined"]
+    compile_args += [*sanitizers, "-fno-omit-frame-pointer"]
+    link_args += sanitizers
 else:
     taken = [flag for flags in HARDENING if is_taken(flags) for flag in flags]
     compile_args += [flag for flag in taken if not flag.startswith(("-Wl,", "-nostartfiles"))]

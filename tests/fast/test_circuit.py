@@ -507,7 +507,9 @@ def test_a_fixed_cell_before_versions_ends_the_channel() -> None:
         assert [type(event) for event in events] == [ChannelFailed]
 
 
-def test_a_huge_variable_length_cell_ends_the_channel(talk: Talk) -> None:
+@pytest.mark.parametrize("chunk", [1, 6, 1000])
+def test_a_huge_variable_length_cell_ends_the_channel_at_its_header(talk: Talk, chunk: int) -> None:
     huge = bytes([0, 0, 0, 0, Command.CERTS, 0xFF, 0xFF])
-    (event,) = talk.feed(huge + bytes(70_000), chunk=1000)
+    (event,) = talk.feed(huge, chunk=chunk)
     assert isinstance(event, ChannelFailed)
+    assert talk.feed(bytes(70_000)) == []

@@ -12,10 +12,9 @@ from random import Random
 import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # as pytest's `pythonpath` does
-with atheris.instrument_imports(
-    include=["torkit.directory", "torkit.hs", "torkit.proto", "h11", "fuzz.linked", "fuzz.linked_due"]
-):
-    from fuzz.targets import TARGETS, mutate, run
+MODELS = ["fuzz.linked", "fuzz.linked_due", "fuzz.channel", "fuzz.channel_due"]
+with atheris.instrument_imports(include=["torkit.directory", "torkit.hs", "torkit.proto", "h11", *MODELS]):
+    from fuzz.targets import TARGETS, UNRAISABLE, mutate, run
 
 
 def main() -> None:
@@ -25,14 +24,16 @@ def main() -> None:
     name, corpus = sys.argv[1:3]
     target = TARGETS[name]
     Path(corpus).mkdir(exist_ok=True)
-    (Path(corpus) / "valid").write_bytes(target.valid)
+    for number, valid in enumerate((target.valid, *target.others)):
+        (Path(corpus) / f"valid-{number}").write_bytes(valid)
 
     def change(data: bytes, max_size: int, seed: int) -> bytes:
-        """Half of the changes know about lines, half are libFuzzer's own."""
-        if seed % 2:
+        """Half of the changes of a text know about lines, the others are libFuzzer's own."""
+        if target.is_text and seed % 2:
             return mutate(data, Random(seed))[:max_size]
         return bytes(atheris.Mutate(data, max_size))
 
+    sys.unraisablehook = lambda told: UNRAISABLE.append(told.exc_value or told.exc_type())
     options = [f"-max_len={4 * len(target.valid)}", *sys.argv[2:]]
     atheris.Setup([sys.argv[0], *options], lambda data: run(target, data), custom_mutator=change)
     atheris.Fuzz()

@@ -1,7 +1,7 @@
 """What is fuzzed, with something valid, and what must hold of all that is accepted.
 
-Each parser of directory/, those of the proxy's clients, descriptors of onion services layer by layer, and
-stories of linked circuits.
+Each parser of directory/, those of the proxy's clients, descriptors of onion services layer by layer, what
+relays send (peers.py), stories of linked circuits, and of a channel with several circuits.
 """
 
 import gzip
@@ -16,6 +16,9 @@ from random import Random
 
 import h11
 import network_docs as nd
+from fuzz import peers
+from fuzz.channel import check_channel
+from fuzz.channel_stories import STORY as CHANNEL_STORY
 from fuzz.linked import check_story
 from fuzz.linked_stories import STORY
 from hs.making import Service, services
@@ -29,7 +32,7 @@ from torkit.directory.directory import Directory
 from torkit.directory.extra_info import parse_extra_info
 from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdesc, split_microdescs
 from torkit.directory.server_descriptor import parse_server_descriptor
-from torkit.errors import CircuitError, DocumentError, PeerError, TorkitError
+from torkit.errors import ChannelError, CircuitError, DocumentError, PeerError, TorkitError
 from torkit.hs.descriptor import MAX_LIFETIME, MAX_POINTS, decode_descriptor
 from torkit.hs.handshake import ServiceHandshake
 from torkit.hs.introduction import relay_of
@@ -69,6 +72,12 @@ class Target:
     parse: Callable[[bytes], object]
     seal: Callable[[bytes], bytes] = bytes
     refusal: type[Exception] = DocumentError
+    others: tuple[bytes, ...] = ()  # that are valid, too
+    examples: int = 150  # changed ones, that `make test` tries
+
+    @property
+    def is_text(self) -> bool:
+        return b"\0" not in self.valid
 
 
 def check_consensus(text: bytes) -> None:
@@ -235,6 +244,18 @@ TARGETS = {
     "descriptor-first": Target(SERVICE.first(SECOND).encode(), check_descriptor, SERVICE.outer, TorkitError),
     "descriptor-second": Target(SECOND, check_descriptor, SERVICE.descriptor, TorkitError),
     "linked": Target(STORY, check_story),
+    "channel": Target(CHANNEL_STORY, check_channel, examples=20),
+    "cells": Target(peers.LINK, peers.check_cells),
+    "relay": Target(peers.RELAY[0], peers.check_relay, others=(*peers.RELAY[1:],)),
+    "messages": Target(peers.MESSAGE, peers.check_message, refusal=CircuitError),
+    "handshake": Target(peers.HANDSHAKE, peers.check_handshake, refusal=ChannelError),
+    "certs": Target(peers.CERTS, peers.check_certs, peers.seal_certs, ChannelError),
+    "ed25519-cert": Target(peers.ED25519_CERT, peers.check_ed25519_cert, peers.seal_ed25519, ChannelError),
+    "x509": Target(peers.X509, peers.check_x509),
+    "vegas": Target(peers.VEGAS, peers.check_vegas),
+    "stream-flow": Target(peers.STREAM_FLOW, peers.check_stream_flow),
+    "socks": Target(peers.SOCKS5, peers.check_socks, others=(peers.SOCKS4,)),
+    "socks-proxy": Target(peers.PROXY, peers.check_socks_client),
 }
 
 
@@ -244,7 +265,14 @@ def run(target: Target, text: bytes) -> bool:
         target.parse(target.seal(text))
     except target.refusal:
         return False
+    finally:
+        if UNRAISABLE:
+            raise UNRAISABLE.pop()
     return True
+
+
+# What the core's C functions could not raise.
+UNRAISABLE: list[BaseException] = []
 
 
 TOKENS = (

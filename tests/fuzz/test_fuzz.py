@@ -1,6 +1,6 @@
 """Valid documents with changes: parsers accept or raise DocumentError, and what they accept is consistent.
 
-So are stories of linked circuits: whatever an exit and a user do, what comes of it is what is due.
+So are stories of linked circuits, and of a channel: whatever relays and a user do, what comes of it is due.
 """
 
 import importlib.util
@@ -10,6 +10,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from fuzz.channel import check_channel
+from fuzz.channel_stories import random_story as random_channel_story
 from fuzz.linked import check_story
 from fuzz.linked_stories import random_story
 from fuzz.targets import TARGETS, mutate, run
@@ -21,18 +23,22 @@ RUNS = 400  # of the coverage-guided harness here; CONTRIBUTING.md says how to l
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_valid_document_is_accepted(name: str) -> None:
-    assert run(TARGETS[name], TARGETS[name].valid)
+    for valid in (TARGETS[name].valid, *TARGETS[name].others):
+        assert run(TARGETS[name], valid)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(deadline=None, max_examples=150)
-@given(seed=st.integers(0, 2**32), changes=st.integers(1, 4))
-def test_changed_documents(name: str, seed: int, changes: int) -> None:
-    rng = Random(seed)
-    text = TARGETS[name].valid
-    for _ in range(changes):
-        text = mutate(text, rng)
-    run(TARGETS[name], text)
+def test_changed_documents(name: str) -> None:
+    @settings(deadline=None, max_examples=TARGETS[name].examples)
+    @given(seed=st.integers(0, 2**32), changes=st.integers(1, 4))
+    def change(seed: int, changes: int) -> None:
+        rng = Random(seed)
+        text = TARGETS[name].valid
+        for _ in range(changes):
+            text = mutate(text, rng)
+        run(TARGETS[name], text)
+
+    change()
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -46,6 +52,11 @@ def test_random_bytes(name: str, data: bytes) -> None:
 def test_stories_of_linked_circuits_most_of_which_is_legal(seed: int) -> None:
     """Python's own random numbers: a seed that fails is the same story everywhere."""
     check_story(random_story(Random(seed), 60))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stories_of_a_channel_most_of_which_is_legal(seed: int) -> None:
+    check_channel(random_channel_story(Random(seed), 60))
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("atheris"), reason="atheris is not installed")

@@ -36,6 +36,7 @@ static inline void xor_bytes(uint8_t *data, const uint8_t *other, size_t length)
 
 #ifdef __x86_64__
 
+#include <cpuid.h>
 #include <immintrin.h>
 
 #define AES_NI __attribute__((target("aes,ssse3")))
@@ -148,10 +149,17 @@ AES_NI static inline void aes_ni_xor_narrow(const uint8_t *expanded, const uint8
 #define VAES __attribute__((target("vaes,avx512f,avx512bw")))
 #define VAES_BLOCKS 4 /* in a register; AES_NI_LANES registers hold the blocks of a cell */
 
+/* Clang 14 does not know "vaes" by name, so the processor is asked: once, since that takes a virtual machine
+ * microseconds. */
 static inline int aes_ni_is_wide(void)
 {
-    return __builtin_cpu_supports("vaes") && __builtin_cpu_supports("avx512f") &&
-           __builtin_cpu_supports("avx512bw");
+    static int is_wide = -1;
+    unsigned int eax, ebx, ecx, edx;
+
+    if (is_wide < 0)
+        is_wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx & bit_VAES) != 0;
+    return is_wide;
 }
 
 VAES static inline __m512i aes_ni_wide(const uint8_t block[16])

@@ -168,7 +168,7 @@ cdef class Channel:
         while True:
             cell = <uint8_t*>PyByteArray_AS_STRING(self.partial)
             length = self.cell_length(cell, len(self.partial))
-            if length < 0 or len(self.partial) == length:
+            if length < 0 or length > VAR_HEADER_LEN + VAR_BODY_LEN_MAX or len(self.partial) == length:
                 whole = self.partial
                 self.partial = bytearray()
                 self.receive(<uint8_t*>PyByteArray_AS_STRING(whole), len(whole), events)
