@@ -23,10 +23,10 @@ def allocator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("hops", "kind", "step", "least"),
     [
-        ("windows,windows,windows", "plain", 1, 100),
+        ("windows,windows,windows", "plain", 1, 70),
         ("congestion,congestion,cgo", "plain", 2, 20),
         ("windows,windows,windows", "onion", 2, 90),
-        ("congestion,congestion,congestion", "linked", 2, 100),
+        ("congestion,congestion,congestion", "linked", 2, 50),
     ],
 )
 def test_an_allocation_that_fails_ends_one_circuit_or_channel(

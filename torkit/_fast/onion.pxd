@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t
 
 from torkit._fast.cgo cimport CgoState
 from torkit._fast.ctr cimport Ctr
-from torkit._fast.openssl cimport EVP_MD, EVP_MD_CTX
+from torkit._fast.digest cimport Digest
 
 cdef enum:
     TAG_LEN_MAX = 20              # of a SENDME tag: 20 bytes for both kinds of tor1
@@ -26,6 +26,11 @@ cpdef enum:
     TOR1_ONION_KEY_LEN = 32
     TOR1_ONION_KEYS_LEN = 2 * TOR1_ONION_DIGEST_LEN + 2 * TOR1_ONION_KEY_LEN
 
+# One direction of a layer of either kind of tor1.
+cdef struct Tor1State:
+    Ctr cipher                    # Kf, Kb
+    Digest digest                 # Df and every cell sealed for this hop; Db and every cell recognized from it
+
 @cython.final
 cdef class Layer:
     cdef LayerKind kind
@@ -35,15 +40,13 @@ cdef class Layer:
     cdef CgoState* cgo_forward
     cdef CgoState* cgo_backward
     # TOR1 and TOR1_ONION
-    cdef Ctr* forward_cipher                 # Kf
-    cdef Ctr* backward_cipher                # Kb
-    cdef EVP_MD_CTX* forward_digest          # Df and every cell sealed for this hop
-    cdef EVP_MD_CTX* backward_digest         # Db and every cell recognized from this hop
+    cdef Tor1State* tor1_forward
+    cdef Tor1State* tor1_backward
 
-    cdef int set_tor1(self, const uint8_t* df, const EVP_MD* digest, int digest_len, int key_len) except -1
+    cdef int set_tor1(self, const uint8_t* df, int digest_len, int key_len) except -1
     cdef int set_cgo(self, const uint8_t* seeds) except -1
     cdef void wipe(self) noexcept
     cdef int originate(self, uint8_t command, uint8_t* body, uint8_t* tag) noexcept nogil
-    cdef int digest_cell(self, EVP_MD_CTX* running, const uint8_t* body, uint8_t* tag) noexcept nogil
+    cdef int digest_cell(self, Digest* running, const uint8_t* body, uint8_t* tag) noexcept nogil
     cdef int forward(self, uint8_t command, uint8_t* body) noexcept nogil
     cdef int backward(self, uint8_t command, uint8_t* body, bint is_last, uint8_t* tag) noexcept nogil

@@ -19,10 +19,10 @@ from torkit._fast.cgo cimport (
     cgo_init,
 )
 from torkit._fast.ctr cimport ctr_free, ctr_init, ctr_xor
-from torkit._fast.openssl cimport (
-    CRYPTO_memcmp, EVP_DigestFinal_ex, EVP_DigestInit_ex, EVP_DigestUpdate, EVP_MD, EVP_MD_CTX_copy_ex,
-    EVP_MD_CTX_free, EVP_MD_CTX_new, EVP_MD_CTX_reset, EVP_sha1, EVP_sha3_256,
+from torkit._fast.digest cimport (
+    DIGEST_FINAL_LEN, digest_free, digest_init, digest_restore, digest_save, digest_take,
 )
+from torkit._fast.openssl cimport CRYPTO_memcmp
 
 from torkit.errors import UsageError
 
@@ -32,26 +32,11 @@ cdef enum:
     DIGEST_AT = 5
     DIGEST_LEN = 4
 
-cdef enum:
-    FINAL_LEN_MAX = 32            # bytes that a final digest takes: SHA3-256's
 
-
-# Shared by all layers, which use them within one cell, and hold the GIL. Emptied whenever a layer is wiped: a copy
-# tells as much as its original.
-cdef EVP_MD_CTX* scratch_digest = EVP_MD_CTX_new()  # finals are taken from copies
-cdef EVP_MD_CTX* saved_digest = EVP_MD_CTX_new()    # the way back when a cell was not for this hop
-if scratch_digest == NULL or saved_digest == NULL:
-    raise MemoryError
-
-
-cdef EVP_MD_CTX* new_digest(const EVP_MD* kind, const uint8_t* seed, size_t length) except NULL:
-    cdef EVP_MD_CTX* ctx = EVP_MD_CTX_new()
-    if ctx == NULL:
-        raise MemoryError
-    if EVP_DigestInit_ex(ctx, kind, NULL) != 1 or EVP_DigestUpdate(ctx, seed, length) != 1:
-        EVP_MD_CTX_free(ctx)
-        raise MemoryError("libcrypto could not set up a digest")
-    return ctx
+cdef inline void tor1_free(Tor1State* state) noexcept:
+    if state != NULL:
+        ctr_free(&state.cipher)
+        digest_free(&state.digest)
 
 
 @cython.final
@@ -76,23 +61,24 @@ cdef class Layer:
         if kind == LayerKind.CGO:
             self.set_cgo(&keys[0])
         elif kind == LayerKind.TOR1:
-            self.set_tor1(&keys[0], EVP_sha1(), TOR1_DIGEST_LEN, TOR1_KEY_LEN)
+            self.set_tor1(&keys[0], TOR1_DIGEST_LEN, TOR1_KEY_LEN)
         else:
-            self.set_tor1(&keys[0], EVP_sha3_256(), TOR1_ONION_DIGEST_LEN, TOR1_ONION_KEY_LEN)
+            self.set_tor1(&keys[0], TOR1_ONION_DIGEST_LEN, TOR1_ONION_KEY_LEN)
 
-    cdef int set_tor1(self, const uint8_t* df, const EVP_MD* digest, int digest_len, int key_len) except -1:
+    cdef int set_tor1(self, const uint8_t* df, int digest_len, int key_len) except -1:
         cdef const uint8_t* db = df + digest_len
         cdef const uint8_t* kf = db + digest_len
         cdef const uint8_t* kb = kf + key_len
+        cdef bint is_sha3 = self.kind == LayerKind.TOR1_ONION
         self.tag_len = TAG_LEN_MAX  # of SHA3-256 too, of which that is the beginning
-        self.forward_digest = new_digest(digest, df, digest_len)
-        self.backward_digest = new_digest(digest, db, digest_len)
-        self.forward_cipher = <Ctr*>calloc(1, sizeof(Ctr))
-        self.backward_cipher = <Ctr*>calloc(1, sizeof(Ctr))
-        if (self.forward_cipher == NULL or self.backward_cipher == NULL
-                or ctr_init(self.forward_cipher, kf, key_len, False) != 1
-                or ctr_init(self.backward_cipher, kb, key_len, False) != 1):
-            raise MemoryError("libcrypto could not set up AES-CTR")
+        self.tor1_forward = <Tor1State*>calloc(1, sizeof(Tor1State))
+        self.tor1_backward = <Tor1State*>calloc(1, sizeof(Tor1State))
+        if (self.tor1_forward == NULL or self.tor1_backward == NULL
+                or digest_init(&self.tor1_forward.digest, is_sha3, df, digest_len) != 1
+                or digest_init(&self.tor1_backward.digest, is_sha3, db, digest_len) != 1
+                or ctr_init(&self.tor1_forward.cipher, kf, key_len, False) != 1
+                or ctr_init(&self.tor1_backward.cipher, kb, key_len, False) != 1):
+            raise MemoryError("libcrypto could not set up a digest or AES-CTR")
         return 0
 
     cdef int set_cgo(self, const uint8_t* seeds) except -1:
@@ -109,25 +95,17 @@ cdef class Layer:
         self.wipe()
         free(self.cgo_forward)
         free(self.cgo_backward)
-        free(self.forward_cipher)
-        free(self.backward_cipher)
+        free(self.tor1_forward)
+        free(self.tor1_backward)
 
     cdef void wipe(self) noexcept:
         """Overwrite all keys and states. No cell may be given to the layer any more."""
-        # libcrypto cleanses keys and states as it frees them; NULL is fine.
-        EVP_MD_CTX_free(self.forward_digest)
-        EVP_MD_CTX_free(self.backward_digest)
-        EVP_MD_CTX_reset(scratch_digest)
-        EVP_MD_CTX_reset(saved_digest)
-        self.forward_digest = self.backward_digest = NULL
         if self.cgo_forward != NULL:
             cgo_free(self.cgo_forward)
         if self.cgo_backward != NULL:
             cgo_free(self.cgo_backward)
-        if self.forward_cipher != NULL:
-            ctr_free(self.forward_cipher)
-        if self.backward_cipher != NULL:
-            ctr_free(self.backward_cipher)
+        tor1_free(self.tor1_forward)
+        tor1_free(self.tor1_backward)
 
     # The kernels answer 1 for done or recognized, 0 for not recognized, -1 where libcrypto failed.
 
@@ -135,17 +113,15 @@ cdef class Layer:
         """Seal `body`, whose tag or digest field is zero; `tag` gets what a SENDME for it must carry."""
         if self.kind == LayerKind.CGO:
             return cgo_client_originate(self.cgo_forward, command, body, tag)
-        if self.digest_cell(self.forward_digest, body, tag) != 1:
+        if self.digest_cell(&self.tor1_forward.digest, body, tag) != 1:
             return -1
         memcpy(body + DIGEST_AT, tag, DIGEST_LEN)
         return self.forward(command, body)
 
-    cdef int digest_cell(self, EVP_MD_CTX* running, const uint8_t* body, uint8_t* tag) noexcept nogil:
+    cdef int digest_cell(self, Digest* running, const uint8_t* body, uint8_t* tag) noexcept nogil:
         """Have a running digest take in a cell; `tag` gets the beginning of what it is then. 1, or -1."""
-        cdef uint8_t[FINAL_LEN_MAX] final
-        if (EVP_DigestUpdate(running, body, CELL_BODY_LEN) != 1
-                or EVP_MD_CTX_copy_ex(scratch_digest, running) != 1
-                or EVP_DigestFinal_ex(scratch_digest, final, NULL) != 1):
+        cdef uint8_t[DIGEST_FINAL_LEN] final
+        if digest_take(running, body, CELL_BODY_LEN, final) != 1:
             return -1
         memcpy(tag, final, TAG_LEN_MAX)
         return 1
@@ -153,28 +129,28 @@ cdef class Layer:
     cdef int forward(self, uint8_t command, uint8_t* body) noexcept nogil:
         if self.kind == LayerKind.CGO:
             return cgo_client_forward(self.cgo_forward, command, body)
-        return ctr_xor(self.forward_cipher, body, CELL_BODY_LEN)
+        return ctr_xor(&self.tor1_forward.cipher, body, CELL_BODY_LEN)
 
     cdef int backward(self, uint8_t command, uint8_t* body, bint is_last, uint8_t* tag) noexcept nogil:
         """Open one layer. When recognized, `tag` gets what our SENDME for this cell must carry."""
         cdef uint8_t[DIGEST_LEN] digest
         if self.kind == LayerKind.CGO:
             return cgo_client_backward(self.cgo_backward, command, body, tag)
-        if ctr_xor(self.backward_cipher, body, CELL_BODY_LEN) != 1:
+        if ctr_xor(&self.tor1_backward.cipher, body, CELL_BODY_LEN) != 1:
             return -1
         if body[RECOGNIZED_AT] != 0 or body[RECOGNIZED_AT + 1] != 0:
             return 0
         # Slow road, one foreign cell in 65,536: the running digest must not keep a cell that was not
         # for this hop. At the last hop a mismatch ends the circuit, so nothing needs saving there.
-        if not is_last and EVP_MD_CTX_copy_ex(saved_digest, self.backward_digest) != 1:
+        if not is_last and digest_save(&self.tor1_backward.digest) != 1:
             return -1
         memcpy(digest, body + DIGEST_AT, DIGEST_LEN)
         memset(body + DIGEST_AT, 0, DIGEST_LEN)
-        if self.digest_cell(self.backward_digest, body, tag) != 1:
+        if self.digest_cell(&self.tor1_backward.digest, body, tag) != 1:
             return -1
         if CRYPTO_memcmp(digest, tag, DIGEST_LEN) == 0:
             return 1
         memcpy(body + DIGEST_AT, digest, DIGEST_LEN)
-        if not is_last and EVP_MD_CTX_copy_ex(self.backward_digest, saved_digest) != 1:
+        if not is_last and digest_restore(&self.tor1_backward.digest) != 1:
             return -1
         return 0

@@ -3,6 +3,19 @@
 from libc.stdint cimport uint8_t
 from libc.time cimport tm
 
+cdef extern from *:
+    """
+    #define OPENSSL_SUPPRESS_DEPRECATED /* SHA1_*: digest.pyx says why */
+    """
+
+cdef extern from "openssl/sha.h" nogil:
+    ctypedef struct SHA_CTX:
+        pass
+
+    int SHA1_Init(SHA_CTX* ctx)
+    int SHA1_Update(SHA_CTX* ctx, const void* data, size_t length)
+    int SHA1_Final(uint8_t* md, SHA_CTX* ctx)
+
 cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_CIPHER
     ctypedef struct EVP_CIPHER_CTX
@@ -25,7 +38,6 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_CipherUpdate(EVP_CIPHER_CTX* ctx, uint8_t* out, int* outl, const uint8_t* data, int inl)
     int EVP_EncryptUpdate(EVP_CIPHER_CTX* ctx, uint8_t* out, int* outl, const uint8_t* data, int inl)
 
-    const EVP_MD* EVP_sha1()
     const EVP_MD* EVP_sha3_256()
     EVP_MD_CTX* EVP_MD_CTX_new()
     void EVP_MD_CTX_free(EVP_MD_CTX* ctx)
