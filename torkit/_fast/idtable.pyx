@@ -9,7 +9,7 @@ from cpython.list cimport PyList_GET_ITEM
 
 from torkit._fast.factory cimport check_maker
 
-cdef Py_ssize_t SMALLEST = 8
+cdef Py_ssize_t SMALLEST = 2  # most circuits have a stream at a time, or none
 
 
 cdef inline Py_ssize_t home(uint32_t id, Py_ssize_t mask) noexcept nogil:

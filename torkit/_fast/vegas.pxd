@@ -24,6 +24,15 @@ cdef class RoundTripTime:
 
     cdef void take(self, int64_t rtt, int64_t n, int64_t reset_pct) noexcept
 
+# Parameters, as proto/flow.py names them. Each is at most INT32_MAX, so that no product overflows.
+@cython.final
+cdef class Params:
+    cdef int64_t cwnd_max, cwnd_inc, cwnd_inc_pct_ss, cwnd_inc_rate
+    cdef int64_t ewma_cwnd_pct, ewma_max, ewma_ss, rtt_reset_pct
+    cdef int64_t ss_max, ss_cap, cwnd_full_gap, cwnd_full_minpct
+    cdef bint cwnd_full_per_cwnd
+    cdef int64_t alpha, beta, gamma, delta
+
 @cython.final
 cdef class Vegas:
     cdef readonly int64_t increment   # cells, as all windows
@@ -37,12 +46,7 @@ cdef class Vegas:
     cdef int64_t sendmes_to_update
     cdef int64_t sendmes_to_window
 
-    # Parameters, as proto/flow.py names them. Each is at most INT32_MAX, so that no product overflows.
-    cdef int64_t cwnd_max, cwnd_inc, cwnd_inc_pct_ss, cwnd_inc_rate
-    cdef int64_t ewma_cwnd_pct, ewma_max, ewma_ss, rtt_reset_pct
-    cdef int64_t ss_max, ss_cap, cwnd_full_gap, cwnd_full_minpct
-    cdef bint cwnd_full_per_cwnd
-    cdef int64_t alpha, beta, gamma, delta
+    cdef Params params                # of all circuits of this kind
 
     cpdef void acknowledge(self, double rtt, int64_t in_flight, bint blocked) noexcept
     cdef void update_rtt(self, int64_t rtt) noexcept

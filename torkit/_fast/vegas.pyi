@@ -22,6 +22,9 @@ class RoundTripTime:
     def update(self, rtt: int, *, n: int, reset_pct: int | None) -> None: ...
 
 @final
+class Params: ...
+
+@final
 class Vegas:
     def __new__(cls, params: Any, *, increment: int, clock: ClockGuard) -> Vegas: ...
     @property

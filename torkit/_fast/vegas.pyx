@@ -8,6 +8,8 @@ cimport cython
 from libc.math cimport llrint
 from libc.stdint cimport int64_t
 
+from torkit._fast.factory cimport check_maker, make
+
 # Specification constant. 2.1.1, [CLOCK_HEURISTICS].
 cdef int64_t DELTA_DISCREPANCY_RATIO_MAX = 5000
 
@@ -75,6 +77,46 @@ cdef class RoundTripTime:
 
 
 @cython.final
+cdef class Params:
+    def __cinit__(self):
+        check_maker(self)
+
+
+# What was read last, and from what: the circuits of a client share it.
+cdef object last_given = None
+cdef Params last_read = None
+
+
+cdef Params read_params(params):
+    """Returns a CongestionParams of proto/flow.py, read."""
+    global last_given, last_read
+    cdef Params read
+    if params is not last_given:
+        make()
+        read = Params.__new__(Params)
+        read.cwnd_max = params.cwnd_max
+        read.cwnd_inc = params.cwnd_inc
+        read.cwnd_inc_pct_ss = params.cwnd_inc_pct_ss
+        read.cwnd_inc_rate = params.cwnd_inc_rate
+        read.ewma_cwnd_pct = params.ewma_cwnd_pct
+        read.ewma_max = params.ewma_max
+        read.ewma_ss = params.ewma_ss
+        read.rtt_reset_pct = params.rtt_reset_pct
+        read.ss_max = params.ss_max
+        read.ss_cap = params.ss_cap
+        read.cwnd_full_gap = params.cwnd_full_gap
+        read.cwnd_full_minpct = params.cwnd_full_minpct
+        read.cwnd_full_per_cwnd = params.cwnd_full_per_cwnd
+        read.alpha = params.alpha
+        read.beta = params.beta
+        read.gamma = params.gamma
+        read.delta = params.delta
+        last_read = read
+        last_given = params
+    return last_read
+
+
+@cython.final
 cdef class Vegas:
     """TOR_VEGAS; driven by `acknowledge`, once per SENDME. Proposal 324, section 3.3.
 
@@ -86,24 +128,8 @@ cdef class Vegas:
         self.increment = increment
         # cc_cwnd_min "must never be set below cc_sendme_inc"; nor can what was negotiated be above it.
         self.minimum = max(<int64_t>params.cwnd_min, increment)
-        self.cwnd_max = params.cwnd_max
-        self.cwnd_inc = params.cwnd_inc
-        self.cwnd_inc_pct_ss = params.cwnd_inc_pct_ss
-        self.cwnd_inc_rate = params.cwnd_inc_rate
-        self.ewma_cwnd_pct = params.ewma_cwnd_pct
-        self.ewma_max = params.ewma_max
-        self.ewma_ss = params.ewma_ss
-        self.rtt_reset_pct = params.rtt_reset_pct
-        self.ss_max = params.ss_max
-        self.ss_cap = params.ss_cap
-        self.cwnd_full_gap = params.cwnd_full_gap
-        self.cwnd_full_minpct = params.cwnd_full_minpct
-        self.cwnd_full_per_cwnd = params.cwnd_full_per_cwnd
-        self.alpha = params.alpha
-        self.beta = params.beta
-        self.gamma = params.gamma
-        self.delta = params.delta
-        self.window = min(max(<int64_t>params.cwnd_init, self.minimum), self.cwnd_max)
+        self.params = read_params(params)
+        self.window = min(max(<int64_t>params.cwnd_init, self.minimum), self.params.cwnd_max)
         self.in_slow_start = True
         self.rtt = RoundTripTime()
         self.clock = clock
@@ -125,7 +151,7 @@ cdef class Vegas:
 
     cdef void update_rtt(self, int64_t rtt) noexcept:
         cdef bint at_minimum = self.window == self.minimum and not self.in_slow_start
-        self.rtt.take(rtt, self.ewma_count(), self.rtt_reset_pct if at_minimum else -1)
+        self.rtt.take(rtt, self.ewma_count(), self.params.rtt_reset_pct if at_minimum else -1)
 
     cdef void update_blocked(self, bint blocked) noexcept:
         """Look at the window now if the channel has blocked or unblocked, before the interval ends (as C tor)."""
@@ -138,22 +164,22 @@ cdef class Vegas:
         cdef int64_t queue_use = max(0, self.window - bdp)
         cdef bint is_full_over
 
-        if in_flight + self.cwnd_full_gap * self.increment >= self.window:
+        if in_flight + self.params.cwnd_full_gap * self.increment >= self.window:
             self.is_full = True
-        elif 100 * in_flight < self.cwnd_full_minpct * self.window:
+        elif 100 * in_flight < self.params.cwnd_full_minpct * self.window:
             self.is_full = False
 
         if self.in_slow_start:
             self.slow_start(bdp, queue_use)
         elif self.sendmes_to_update == 0:
             self.steady_state(bdp, queue_use)
-        self.window = min(max(self.window, self.minimum), self.cwnd_max)
+        self.window = min(max(self.window, self.minimum), self.params.cwnd_max)
 
         cdef int64_t update_interval = self.update_interval()
         cdef int64_t window_interval = self.sendmes_per_window()
         self.sendmes_to_update = self.sendmes_to_update or update_interval
         self.sendmes_to_window = self.sendmes_to_window or window_interval
-        if self.cwnd_full_per_cwnd:
+        if self.params.cwnd_full_per_cwnd:
             is_full_over = self.sendmes_to_window == window_interval
         else:
             is_full_over = self.sendmes_to_update == update_interval
@@ -162,43 +188,43 @@ cdef class Vegas:
 
     cdef void slow_start(self, int64_t bdp, int64_t queue_use) noexcept:
         cdef int64_t increment
-        if queue_use >= self.gamma or self.is_blocked:
-            self.window = bdp + self.gamma
+        if queue_use >= self.params.gamma or self.is_blocked:
+            self.window = bdp + self.params.gamma
             self.in_slow_start = False
         elif self.is_full:
             increment = self.rfc3742_increment()
             self.window += increment
-            if increment * self.sendmes_per_window() <= self.cwnd_inc * self.cwnd_inc_rate:
+            if increment * self.sendmes_per_window() <= self.params.cwnd_inc * self.params.cwnd_inc_rate:
                 self.in_slow_start = False  # steady state grows as fast
-        if self.window >= self.ss_max:
-            self.window = self.ss_max
+        if self.window >= self.params.ss_max:
+            self.window = self.params.ss_max
             self.in_slow_start = False
 
     cdef void steady_state(self, int64_t bdp, int64_t queue_use) noexcept:
-        if queue_use > self.delta:
-            self.window = bdp + self.delta - self.cwnd_inc
-        elif queue_use > self.beta or self.is_blocked:
-            self.window -= self.cwnd_inc
-        elif self.is_full and queue_use < self.alpha:
-            self.window += self.cwnd_inc
+        if queue_use > self.params.delta:
+            self.window = bdp + self.params.delta - self.params.cwnd_inc
+        elif queue_use > self.params.beta or self.is_blocked:
+            self.window -= self.params.cwnd_inc
+        elif self.is_full and queue_use < self.params.alpha:
+            self.window += self.params.cwnd_inc
 
     cdef int64_t rfc3742_increment(self) noexcept:
         """Returns by how many cells one SENDME of slow start grows the window: rounded, fewer above the cap."""
-        if self.window <= self.ss_cap:
-            return (self.cwnd_inc_pct_ss * self.increment + 50) // 100
-        return max((self.increment * self.ss_cap + self.window) // (2 * self.window), 1)
+        if self.window <= self.params.ss_cap:
+            return (self.params.cwnd_inc_pct_ss * self.increment + 50) // 100
+        return max((self.increment * self.params.ss_cap + self.window) // (2 * self.window), 1)
 
     cdef int64_t ewma_count(self) noexcept:
         """Returns N of the smoothing. 2.1.2, [N_EWMA_SMOOTHING]."""
         if self.in_slow_start:
-            return max(self.ewma_ss, 2)
-        return max(min(self.update_interval() * self.ewma_cwnd_pct // 100, self.ewma_max), 2)
+            return max(self.params.ewma_ss, 2)
+        return max(min(self.update_interval() * self.params.ewma_cwnd_pct // 100, self.params.ewma_max), 2)
 
     cdef int64_t update_interval(self) noexcept:
         """Returns the SENDMEs from one look at the window to the next: CWND_UPDATE_RATE of 3.3."""
         if self.in_slow_start:
             return 1
-        cdef int64_t cells = self.cwnd_inc_rate * self.increment
+        cdef int64_t cells = self.params.cwnd_inc_rate * self.increment
         return (self.window + cells // 2) // cells
 
     cdef int64_t sendmes_per_window(self) noexcept:

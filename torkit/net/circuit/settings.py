@@ -24,6 +24,9 @@ class CircuitSettings:
     ) -> None:
         self.params = params or {}
         self.stream_params = flow.StreamParams.from_params(self.params)
+        self.congestion_params = {
+            path: flow.CongestionParams.from_params(self.params, path) for path in flow.PathKind
+        }
         self.cgo = cgo
         self.clock = clock or flow.ClockGuard()
         self.half_open_time = half_open_time
