@@ -24,9 +24,17 @@ from proto.test_certs import (
 from proto.test_socks import CONVERSATIONS
 
 from torkit._fast.cells import Command, RelayCommand
+from torkit._fast.equix import HashX, verify
 from torkit._fast.keys import RsaCertificate
 from torkit._fast.memory import held
 from torkit.errors import ChannelError, CircuitError, TorkitError
+from torkit.hs.messages import (
+    decode_introduce_ack,
+    decode_rendezvous2,
+    introduce_header,
+    introduce_plaintext,
+)
+from torkit.hs.service_messages import decode_intro_established, decode_introduce2, decode_invitation
 from torkit.proto import messages
 from torkit.proto.cells import decode_certs
 from torkit.proto.certs import CertType, decode_ed25519_cert, verify_certs
@@ -80,7 +88,9 @@ LINK = _link()
 
 # --- relay messages, as a layer has opened them ----------------------------------------------------------
 
-# What each message is read by, where it is for a client.
+AUTH_KEY = bytes(range(32))
+
+# What each message is read by, where it is for a client or a service.
 DECODERS: dict[int, Callable[[bytes], object]] = {
     RelayCommand.CONNECTED: messages.decode_connected,
     RelayCommand.END: messages.decode_end,
@@ -90,6 +100,11 @@ DECODERS: dict[int, Callable[[bytes], object]] = {
     RelayCommand.XON: messages.decode_xon,
     RelayCommand.XOFF: messages.decode_xoff,
     RelayCommand.BEGIN: messages.decode_begin_service,
+    RelayCommand.INTRODUCE_ACK: decode_introduce_ack,
+    RelayCommand.RENDEZVOUS2: decode_rendezvous2,
+    RelayCommand.INTRO_ESTABLISHED: decode_intro_established,
+    RelayCommand.INTRODUCE2: lambda body: decode_introduce2(body, AUTH_KEY),
+    RelayCommand.INTRODUCE1: decode_invitation,  # what is sealed in it
 }
 IS_EARLY, IS_LONG, TAKES, CLOSES, PUTS = 4, 8, 16, 32, 64  # beside the number of a hop
 
@@ -147,6 +162,8 @@ MESSAGES = (
     record(2 | CLOSES, RelayCommand.END, 1, b"\6"),
     record(2, RelayCommand.BEGIN, 9, b":80\0"),
     record(0, RelayCommand.DROP),
+    record(2 | IS_LONG, RelayCommand.DATA, 1, b"\1\xe8"),  # as long as fits both formats
+    record(IS_LONG, RelayCommand.TRUNCATED, 0, b"\1\xf2"),
 )
 RELAY = [bytes([kind]) + b"".join(MESSAGES) for kind in range(len(KINDS))]
 RELAY += [bytes([at % len(KINDS)]) + message for at, message in enumerate(MESSAGES)]
@@ -158,7 +175,37 @@ def check_message(data: bytes) -> None:
         DECODERS[data[0]](data[1:])
 
 
-MESSAGE = bytes([RelayCommand.RESOLVED]) + b"\4\4\1\2\3\4\0\0\0\1" + b"\0\3web\0\0\0\1" + b"\xf0\0\0\0\0\1"
+RESOLVED = bytes([RelayCommand.RESOLVED]) + b"\4\4\1\2\3\4\0\0\0\1\0\3web\0\0\0\1\xf0\0\0\0\0\1"
+INVITATION = introduce_plaintext(
+    cookie=bytes(20),
+    onion_key=AUTH_KEY,
+    link_specifiers=messages.encode_link_specifiers(
+        [(IPv4Address("192.0.2.1"), 9001)], rsa_identity=bytes(20), ed25519_identity=AUTH_KEY
+    ),
+    extensions={1: b"", 2: b"\1" + bytes(16) + bytes(4) + bytes(4) + bytes(16)},
+    header_len=55,
+)
+MEETINGS = (
+    bytes([RelayCommand.INTRODUCE1]) + INVITATION,
+    bytes([RelayCommand.INTRODUCE2]) + introduce_header(AUTH_KEY) + bytes(32) + INVITATION[:9] + bytes(32),
+    bytes([RelayCommand.RENDEZVOUS2]) + bytes(64),
+    bytes([RelayCommand.INTRODUCE_ACK]) + bytes(3),
+    bytes([RelayCommand.XON]) + bytes(5),
+)
+
+
+def check_equix(data: bytes) -> None:
+    """A number, a solution, and HashX's seed: the compiled program and the one that is read say the same."""
+    number, solution, seed = int.from_bytes(data[:8], "big"), data[8:24].ljust(16, b"\0"), data[24:]
+    quick, slow = HashX(), HashX(portable=True)
+    is_made = quick.make(seed)
+    assert slow.make(seed) == is_made
+    if is_made:
+        assert quick.hash(number) == slow.hash(number)
+    verify(seed, solution)
+
+
+EQUIX = bytes(24) + b"challenge"
 
 
 # --- certificates and the link handshake -----------------------------------------------------------------

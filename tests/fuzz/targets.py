@@ -19,6 +19,7 @@ import network_docs as nd
 from fuzz import peers
 from fuzz.channel import check_channel
 from fuzz.channel_stories import STORY as CHANNEL_STORY
+from fuzz.channel_stories import random_story
 from fuzz.linked import check_story
 from fuzz.linked_stories import STORY
 from hs.making import Service, services
@@ -244,10 +245,16 @@ TARGETS = {
     "descriptor-first": Target(SERVICE.first(SECOND).encode(), check_descriptor, SERVICE.outer, TorkitError),
     "descriptor-second": Target(SECOND, check_descriptor, SERVICE.descriptor, TorkitError),
     "linked": Target(STORY, check_story),
-    "channel": Target(CHANNEL_STORY, check_channel, examples=20),
+    "channel": Target(
+        CHANNEL_STORY,
+        check_channel,
+        others=tuple(random_story(Random(seed), 25) for seed in range(6)),
+        examples=20,
+    ),
     "cells": Target(peers.LINK, peers.check_cells),
     "relay": Target(peers.RELAY[0], peers.check_relay, others=(*peers.RELAY[1:],)),
-    "messages": Target(peers.MESSAGE, peers.check_message, refusal=CircuitError),
+    "messages": Target(peers.RESOLVED, peers.check_message, refusal=CircuitError, others=peers.MEETINGS),
+    "equix": Target(peers.EQUIX, peers.check_equix, examples=20),
     "handshake": Target(peers.HANDSHAKE, peers.check_handshake, refusal=ChannelError),
     "certs": Target(peers.CERTS, peers.check_certs, peers.seal_certs, ChannelError),
     "ed25519-cert": Target(peers.ED25519_CERT, peers.check_ed25519_cert, peers.seal_ed25519, ChannelError),
