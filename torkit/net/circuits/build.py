@@ -284,8 +284,11 @@ async def build_circuit(
             # Only an exit gets the handshake of exits; every other last relay gets that of middle hops.
             is_last = ends_at_exit and number == len(path)
             try:
-                with trio.fail_after(timeouts.use if number == 1 else timeouts.close):
-                    await (circuit.extend if circuit.path else circuit.create)(relay, is_last=is_last)
+                if number == 1:
+                    with trio.fail_after(timeouts.use):
+                        await circuit.create(relay, is_last=is_last)
+                else:
+                    await circuit.extend(relay, is_last=is_last)
             except CircuitClosed as error:
                 error.hop = number  # the one that could not be added
                 error.name(names[number - 1])
