@@ -20,9 +20,12 @@ from torkit.directory.cache import Cache
 from torkit.errors import (
     NoDirectory,
     NoGuard,
+    OutOfResources,
     StorageError,
+    TorkitError,
 )
 from torkit.learnt.build_times import INITIAL
+from torkit.net import state
 from torkit.net.current import TESTING_MIN_TIMEOUT
 from torkit.net.state import load_state
 from torkit.paths.constraints import Constraints
@@ -47,6 +50,56 @@ async def test_a_disk_that_is_full_is_told_of_once(
     assert [record.message for record in caplog.records if "could not be kept" in record.message] == [
         "the guards could not be kept: state.json: No space left on device"
     ]
+
+
+class Changing:
+    """A part of the state; what is kept of it is how often it was asked."""
+
+    has_changed = False
+    asked = 0
+
+    def to_state(self) -> dict[str, Any]:
+        self.asked += 1
+        return {"asked": self.asked}
+
+
+@pytest.mark.parametrize("error", [StorageError("No space left on device"), OutOfResources("no thread")])
+async def test_a_disk_that_is_full_is_not_written_to_for_each_change(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+    error: TorkitError,
+) -> None:
+    """A crowd's circuits change the guards a hundred times a second."""
+    is_full = True
+    calls = 0
+
+    async def write(_write: object, _values: dict[str, Any]) -> None:
+        nonlocal calls
+        calls += 1
+        await trio.sleep(0.1)
+        if is_full:
+            raise error
+
+    monkeypatch.setattr(state, "run_in_thread", write)
+    part, file = Changing(), state.StateFile(Cache(tmp_path))
+    file.add(part, is_watched=True)
+
+    async def change() -> None:
+        for _ in range(100):
+            part.has_changed = True
+            file.save_soon(nursery)
+            await trio.sleep(0.01)
+
+    async with trio.open_nursery() as nursery:
+        await change()
+        assert calls == 1
+        await trio.sleep(state.SAVE_RETRY)
+        is_full = False
+        await change()
+        await trio.sleep(1)
+        assert not part.has_changed
+        assert calls < 20  # one at a time, and one that waits has all changes
 
 
 async def test_a_state_that_cannot_be_read_is_set_aside_and_told(

@@ -1,6 +1,7 @@
 """Writes down what this client has learnt, and reads what earlier starts have written."""
 
 import logging
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from torkit.paths.constraints import Constraints
 from torkit.paths.guards import Guards
 
 SAVE_INTERVAL = 600.0  # seconds between writes of what changes all the time (as C tor)
+SAVE_RETRY = 60.0  # implementation limit: seconds after a failed write, in which no change makes another
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class StateFile:
         self._parts: list[Part] = []
         self._watched: list[Part] = []
         self._has_warned = False  # that the last write has failed
+        self._is_waiting = False  # a change, for its turn to be written
+        self._retry_at = -inf
 
     def add(self, part: Part, *, is_watched: bool) -> None:
         """Keep `part`.
@@ -55,21 +59,37 @@ class StateFile:
             # abandon_on_cancel: another process may hold the file's lock for seconds.
             return await run_in_thread(self._cache.add_to_state, values, abandon_on_cancel=True)
 
+    def save_soon(self, nursery: trio.Nursery) -> None:
+        """Write a change down in a task, unless the next write will have it, or the last has just failed."""
+        if not self._is_waiting and trio.current_time() >= self._retry_at:
+            self._is_waiting = True
+            nursery.start_soon(self._save_change)
+
+    async def _save_change(self) -> None:
+        async with self._lock:
+            self._is_waiting = False
+            if trio.current_time() >= self._retry_at:
+                await self._save()
+
     async def save(self) -> None:
         """Write down the parts that have changed."""
         async with self._lock:
-            changed = [part for part in self._watched if part.has_changed]
-            if not changed:
-                return
-            try:
-                if (aside := await self._write(changed)) is not None:
-                    logger.warning("the state could not be read any more, and is kept as %s", aside)
-                    await self._write(self._parts)
-                self._has_warned = False
-            except (StorageError, OutOfResources) as error:
-                for part in changed:
-                    part.has_changed = True  # written with the next change, or in a while
-                self.note_unkept(error)
+            await self._save()
+
+    async def _save(self) -> None:
+        changed = [part for part in self._watched if part.has_changed]
+        if not changed:
+            return
+        try:
+            if (aside := await self._write(changed)) is not None:
+                logger.warning("the state could not be read any more, and is kept as %s", aside)
+                await self._write(self._parts)
+            self._has_warned = False
+        except (StorageError, OutOfResources) as error:
+            for part in changed:
+                part.has_changed = True  # written with a later change, or in a while
+            self._retry_at = trio.current_time() + SAVE_RETRY
+            self.note_unkept(error)
 
     def note_unkept(self, error: TorkitError) -> None:
         """Log why nothing could be written, once until a write succeeds."""

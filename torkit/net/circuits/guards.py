@@ -230,7 +230,7 @@ class GuardKeeper:
 
     def _keep(self) -> None:
         if self.guards.has_changed and self.has_agreed.is_set():
-            self._nursery.start_soon(self._state.save)
+            self._state.save_soon(self._nursery)
 
 
 def _directory_contact(directory: Directory, identity: bytes) -> Contact | None:
