@@ -21,7 +21,7 @@ def _rows(page: Path) -> list[list[str]]:
 
 def _tests() -> set[str]:
     names = set()
-    for path in TESTS.rglob("test_*.py"):
+    for path in (*TESTS.rglob("test_*.py"), *TESTS.rglob("soak_*.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 names.add(node.name)
