@@ -33,6 +33,7 @@ from keeping import (
 )
 from network_docs import HOUR, TestAuthority
 from served import DirectoryService, signed_service
+from warned import warnings
 
 from torkit.directory.trust import REASONABLY_LIVE
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, TorkitError
@@ -198,7 +199,7 @@ async def test_a_clock_that_is_wrong_by_less_than_a_day_stops_no_start_and_is_to
             await started.keeper.wait_consensus()
     if not is_warm:
         assert sum(service.requests.count(CONSENSUS_PATH) for service in services) == 3
-    (warning,) = (one.message for one in caplog.records if one.levelname == "WARNING")
+    (warning,) = warnings(caplog)
     assert f" is {abs(hours)} hours {'behind' if hours > 0 else 'ahead of'}" in warning
     assert "set this computer's clock" in warning
 

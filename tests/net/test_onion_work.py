@@ -8,6 +8,7 @@ import trio
 from onion_home import a_home
 from onion_service import BLINDED, Introduction
 from trio.testing import MockClock
+from warned import warnings
 
 from torkit.hs.descriptor import ProofOfWork
 from torkit.hs.pow import Proof, Search, is_valid
@@ -63,8 +64,7 @@ async def test_no_more_work_is_done_than_the_user_allows(
             assert introduction.extensions == b"\0"
         else:
             assert int.from_bytes(introduction.extensions[-24:-20], "big") == effort
-        warned = [record for record in caplog.records if record.levelname == "WARNING"]
-        assert len(warned) == (limit < 5)
+        assert len(warnings(caplog)) == (limit < 5)
 
 
 async def test_without_effort_there_is_no_proof_and_an_old_seed_has_a_newer_one_fetched() -> None:

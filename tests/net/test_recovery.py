@@ -14,6 +14,7 @@ import trio
 import trio.testing
 import waiting
 from served import ServedNetwork, serve_network
+from warned import warnings
 
 from torkit.client import Tor, open_tor
 from torkit.errors import NoDirectory, TimedOut
@@ -89,15 +90,6 @@ def cut(network: ServedNetwork) -> None:
     for relay in network.relays.values():
         for link in relay.links:
             link.close(abrupt=True)
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """But for the pump's, which are of a busy machine."""
-    return [
-        record.message
-        for record in caplog.records
-        if record.levelname == "WARNING" and record.name != "torkit.net.link.pump"
-    ]
 
 
 until = partial(waiting.until, step=20)

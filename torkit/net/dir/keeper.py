@@ -211,7 +211,7 @@ class DirectoryKeeper:
                 self._current.is_wanted = trio.Event()
                 await self._sleep(wait, self._current.is_wanted)
                 continue
-            await self._sleep(wait, trio.Event())
+            await self._sleep(wait, trio.Event(), has_failed=True)
 
     async def _advance(self) -> float:
         """Fetch a fresh consensus and its microdescriptors. Returns the seconds until the next round."""
@@ -267,11 +267,12 @@ class DirectoryKeeper:
         self._backoff = next_backoff(self._backoff, self._rng)
         return max(self._backoff, self._servers.wait_seconds())
 
-    async def _sleep(self, seconds: float, is_hurried: trio.Event) -> None:
+    async def _sleep(self, seconds: float, is_hurried: trio.Event, *, has_failed: bool = False) -> None:
         """Sleep `seconds` of either clock. Looks at the wall clock and at old circuits every CLOCK_CHECK.
 
-        When the wall clock has jumped, the computer was suspended or its clock was set, ahead or back. Then
-        all that is known of the sources is forgotten, and the caller looks anew at what is due.
+        When the wall clock has jumped ahead, the computer was suspended or its clock was set. Then all that
+        is known of the sources is forgotten, and the caller looks anew at what is due. So it is where a clock
+        is set back after a round that failed: it may have been the reason.
         """
         ends_at = trio.current_time() + seconds
         watch = ClockWatch()
@@ -281,7 +282,8 @@ class DirectoryKeeper:
             self._servers.close_worn()
             if self._given is None and await self._kept.has_news():
                 return
-            if watch.jump():
+            jump = watch.jump()
+            if jump > 0 or (jump < 0 and has_failed):
                 self._servers.forget()
                 self._backoff = 0.0
                 return
