@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent.parent
 @pytest.mark.parametrize("how", ["once", "lasting"])
 def test_a_client_serves_the_next_request_after_an_allocation_has_failed(tmp_path: Path, how: str) -> None:
     library = build_allocator(tmp_path)
-    command = [sys.executable, "-X", "faulthandler", "-m", "net.starved_client", str(library), "0", "23", how]
+    command = [sys.executable, "-X", "faulthandler", "-m", "net.starved_client", str(library), "0", "13", how]
     environment = os.environ | {
         "LD_PRELOAD": str(library),
         "PYTHONMALLOC": "malloc",
