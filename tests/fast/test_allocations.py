@@ -26,7 +26,7 @@ def allocator(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("windows,windows,windows", "plain", 1, 70),
         ("congestion,congestion,cgo", "plain", 2, 20),
         ("windows,windows,windows", "onion", 2, 90),
-        ("congestion,congestion,congestion", "linked", 2, 50),
+        ("congestion,congestion,congestion", "linked", 1, 100),
     ],
 )
 def test_an_allocation_that_fails_ends_one_circuit_or_channel(
