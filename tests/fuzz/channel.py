@@ -454,7 +454,8 @@ class Story:
     def _react(self, told: list[tuple[object, ...]]) -> None:
         """As the owner of circuits does: a hop more, or the end of what has ended."""
         for one in told:
-            way = self.ways_by_id().get(one[1] if len(one) > 1 else None)  # type: ignore[call-overload]  # an id
+            number = one[1] if len(one) > 1 else None
+            way = self.ways_by_id().get(number) if isinstance(number, int) else None
             if way is None:
                 continue
             if one[0] == "control" and one[2] in ANSWERS:
