@@ -278,7 +278,9 @@ class DirectoryServers:
         skews = [clock.skew for clock in self._clocks.values() if clock.noted_at >= since]
         if len(skews) < MIN_CLOCKS:
             return None
-        return -sorted(skews)[len(skews) // 2]
+        skews.sort()
+        middle = len(skews) // 2
+        return -(skews[middle] + skews[~middle]) / 2
 
 
 class _Kept(NamedTuple):
