@@ -59,17 +59,23 @@ else:
     compile_args += [flag for flag in taken if not flag.startswith(("-Wl,", "-nostartfiles"))]
     link_args += taken
 
+# What several modules need of Cython's own, memoryviews above all, is made once, as a module that they import.
+SHARED = "torkit._fast._shared"
+
 extensions = [
-    Extension(
-        f"torkit._fast.{source.stem}",
-        [str(source)],
-        libraries=["ssl", "crypto"] if source.stem == "tls" else ["crypto"],
-        depends=[*HEADERS, "setup.py"],  # which has the flags
-        define_macros=[("CYTHON_TRACE_NOGIL", "1")] if DEBUG else [],
-        extra_compile_args=compile_args,
-        extra_link_args=link_args,
-    )
-    for source in sorted(Path("torkit/_fast").glob("*.pyx"))
+    Extension(SHARED, [], extra_compile_args=compile_args, extra_link_args=link_args),
+    *(
+        Extension(
+            f"torkit._fast.{source.stem}",
+            [str(source)],
+            libraries=["ssl", "crypto"] if source.stem == "tls" else ["crypto"],
+            depends=[*HEADERS, "setup.py"],  # which has the flags
+            define_macros=[("CYTHON_TRACE_NOGIL", "1")] if DEBUG else [],
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+        )
+        for source in sorted(Path("torkit/_fast").glob("*.pyx"))
+    ),
 ]
 
 directives = {
@@ -97,7 +103,12 @@ class InstallData(Distribution().get_command_class("install_data")):  # type: ig
 # The processes that Cython starts import this file, from Python 3.14 on.
 if __name__ == "__main__":
     setup(
-        ext_modules=cythonize(extensions, compiler_directives=directives, nthreads=JOBS),
+        ext_modules=cythonize(
+            extensions,
+            compiler_directives=directives,
+            nthreads=JOBS,
+            shared_utility_qualified_name=SHARED,
+        ),
         options={"build_ext": {"parallel": JOBS}},
         data_files=[("share/man/man1", sorted(map(str, Path("man").glob("*.1"))))],
         cmdclass={"install_data": InstallData},

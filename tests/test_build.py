@@ -33,8 +33,8 @@ def built(request: pytest.FixtureRequest) -> Path:
     return built
 
 
-def test_every_module_of_the_core_is_built() -> None:
-    assert [built.name.partition(".")[0] for built in BUILT] == [source.stem for source in SOURCES]
+def test_every_module_of_the_core_is_built_and_what_they_share() -> None:
+    assert [built.name.partition(".")[0] for built in BUILT] == ["_shared", *(source.stem for source in SOURCES)]
 
 
 @pytest.mark.skipif(os.environ.get("TORKIT_DEBUG") == "1", reason="built for debuggers")
