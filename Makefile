@@ -13,7 +13,7 @@ setup:
 demo: setup
 	@$(BIN)/python scripts/demo
 
-test: test-setup lint typecheck
+test: test-setup lint
 	@scripts/test
 
 test-newest:
