@@ -59,7 +59,7 @@ else:
     compile_args += [flag for flag in taken if not flag.startswith(("-Wl,", "-nostartfiles"))]
     link_args += taken
 
-# What several modules need of Cython's own, memoryviews above all, is made once, as a module that they import.
+# What several modules need of Cython's own, memoryviews above all, is made once: a module that they import.
 SHARED = "torkit._fast._shared"
 
 extensions = [

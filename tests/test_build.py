@@ -34,7 +34,8 @@ def built(request: pytest.FixtureRequest) -> Path:
 
 
 def test_every_module_of_the_core_is_built_and_what_they_share() -> None:
-    assert [built.name.partition(".")[0] for built in BUILT] == ["_shared", *(source.stem for source in SOURCES)]
+    modules = [source.stem for source in SOURCES]
+    assert [built.name.partition(".")[0] for built in BUILT] == ["_shared", *modules]
 
 
 @pytest.mark.skipif(os.environ.get("TORKIT_DEBUG") == "1", reason="built for debuggers")
