@@ -36,6 +36,8 @@ from torkit.directory.steps import complete
 from torkit.directory.trust import verify
 from torkit.paths.choose import choose_path
 from torkit.paths.constraints import Constraints
+from torkit.testing.directory import FakeAuthority, RelayDoc, consensus_diff, encode_microdescs
+from torkit.testing.directory.authority import HOUR
 
 DATA_2022 = Path(__file__).parents[2] / "shared" / "data" / "public-network-2022"
 NOW_2022 = 1668853800  # 2022-11-19 10:30:00 UTC, within the consensus's hour
@@ -102,7 +104,7 @@ def hour_later(text: bytes) -> bytes:
 def one_hour_diff(text: bytes) -> Line:
     """Beside the two digests that the format asks for: no client can be faster."""
     target = hour_later(text)
-    diff = nd.consensus_diff(text, target)
+    diff = consensus_diff(text, target)
 
     def ours() -> None:
         assert apply_diff(text, diff) == target
@@ -193,17 +195,17 @@ def resident() -> float:
     return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
 
 
-def start(relays: Sequence[nd.RelayDoc], authorities: Sequence[nd.TestAuthority]) -> Line:
+def start(relays: Sequence[RelayDoc], authorities: Sequence[FakeAuthority]) -> Line:
     """From nothing to a chosen path, the last step before a circuit is built; beside the least start."""
     now = int(time())
     with tempfile.TemporaryDirectory(prefix="torkit-bench-") as scratch:
         cache, network = Cache(Path(scratch)), Path(scratch) / "network.toml"
         consensus = parse_consensus(nd.consensus(relays, authorities, valid_after=now - 60))
         cache.save_consensus(consensus)
-        current = [replace(one, published=now - nd.HOUR, expires=now + nd.HOUR) for one in authorities]
+        current = [replace(one, published=now - HOUR, expires=now + HOUR) for one in authorities]
         cache.save_certificates(parse_certificates(b"".join(one.certificate() for one in current)))
         held = Microdescs()
-        held.add(nd.microdescs(relays), {digest for digest in consensus.relays.digests if digest}, now)
+        held.add(encode_microdescs(relays), {digest for digest in consensus.relays.digests if digest}, now)
         cache.save_microdescs(held, now)
         lines = (
             f'"{one.nickname} orport=1 v3ident={one.v3ident.hex()} 127.0.0.1:1 {number:040X}"'
@@ -226,7 +228,7 @@ def start(relays: Sequence[nd.RelayDoc], authorities: Sequence[nd.TestAuthority]
 
 def measure() -> list[Line]:
     relays, authorities = nd.full_size(), nd.authorities(9)
-    text, texts = nd.consensus(relays, authorities), nd.microdescs(relays)
+    text, texts = nd.consensus(relays, authorities), encode_microdescs(relays)
     consensus = parse_consensus(text)
     lines = []
     if DATA_2022.is_dir():

@@ -14,12 +14,21 @@ from random import Random
 
 import network_docs as nd
 import trio
-from served import DirectoryService, authorities, doc_of, fresh_relays, serve, signed_service
+from served import doc_of, fresh_relays, serve
 
 from torkit.directory.authorities import parse_certificates
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.microdesc import Microdescs
+from torkit.testing.directory import (
+    DirectoryService,
+    RelayDoc,
+    consensus_diff,
+    encode_microdescs,
+    make_authorities,
+    signed_service,
+)
+from torkit.testing.directory.authority import HOUR
 from torkit.testing.relay import FakeStream
 
 STREAM_LEN = 64 << 20  # bytes: more than a run brings
@@ -27,7 +36,7 @@ NAMES = ("middle", "guard0", "guard1", "guard2", "exit0", "exit1")
 BANDWIDTH = 100_000_000  # of those that are there, so that no path goes through one that is not
 
 
-def crowd(seed: int) -> list[nd.RelayDoc]:
+def crowd(seed: int) -> list[RelayDoc]:
     """The relays that nobody can reach. With another seed each has another microdescriptor."""
     rng = Random(seed)
     return [
@@ -41,20 +50,20 @@ def flow(stream: FakeStream) -> None:
     stream.write(bytes(STREAM_LEN))
 
 
-def keep(directory: Path, service: DirectoryService, docs: list[nd.RelayDoc]) -> None:
+def keep(directory: Path, service: DirectoryService, docs: list[RelayDoc]) -> None:
     """A data directory with this consensus and these relays' microdescriptors."""
     cache, now = Cache(directory), time.time()
     consensus = parse_consensus(service.consensus)
     cache.save_consensus(consensus)
     cache.save_certificates(parse_certificates(service.certificates))
     held = Microdescs()
-    held.add(nd.microdescs(docs), {digest for digest in consensus.relays.digests if digest}, now)
+    held.add(encode_microdescs(docs), {digest for digest in consensus.relays.digests if digest}, now)
     cache.save_microdescs(held, now)
 
 
 async def main(directory: Path, is_diff: bool) -> None:
     relays = dict(zip(NAMES, fresh_relays(len(NAMES)), strict=True))
-    signers = authorities(9)
+    signers = make_authorities(9)
     async with AsyncExitStack() as stack:
         for fake in relays.values():
             await stack.enter_async_context(serve(fake))
@@ -67,11 +76,11 @@ async def main(directory: Path, is_diff: bool) -> None:
             for name, fake in relays.items()
         ]
         now = int(time.time())
-        old = signed_service([*docs, *crowd(1)], signers, valid_after=now - 4 * nd.HOUR)
+        old = signed_service([*docs, *crowd(1)], signers, valid_after=now - 4 * HOUR)
         keep(directory, old, [*docs, *crowd(1)])
         service = signed_service([*docs, *crowd(2)], signers)
         if is_diff:
-            service.diff = nd.consensus_diff(old.consensus, service.consensus)
+            service.diff = consensus_diff(old.consensus, service.consensus)
         for fake in relays.values():
             fake.directory, fake.on_begin = service, flow
         middle = relays["middle"]

@@ -12,7 +12,7 @@ import network_docs
 import pytest
 import trio
 import trio.testing
-from served import Arrivals, authorities, serve_network, signed_service
+from served import Arrivals, serve_network
 from served_tor import exits_of, expire, served_tor, until_replaced
 
 from torkit._fast.cells import Command
@@ -37,6 +37,8 @@ from torkit.paths.constraints import Constraints
 from torkit.paths.guards import RETRY_SCHEDULE
 from torkit.proto.destination import is_onion
 from torkit.proto.padding import Padding
+from torkit.testing.directory import consensus_diff, make_authorities, signed_part, signed_service
+from torkit.testing.directory.authority import HOUR
 from torkit.testing.relay import (
     answer_begin,
     answer_versions,
@@ -129,11 +131,11 @@ async def test_a_downloaded_consensus_must_be_of_its_flavor_live_and_signed(
     tmp_path: Path, fault: str, reason: str
 ) -> None:
     async with served_tor(tmp_path) as (tor, network):
-        valid_after = int(time.time()) - 4 * network_docs.HOUR
+        valid_after = int(time.time()) - 4 * HOUR
         network.service.ns_consensus = {
             "flavor": network.service.consensus,
             "forged": network.service.ns_consensus.replace(b"s Exit", b"s Guard", 1),
-            "expired": network_docs.consensus([], authorities(), flavor="ns", valid_after=valid_after),
+            "expired": network_docs.consensus([], make_authorities(), flavor="ns", valid_after=valid_after),
             "missing": b"",
         }[fault]
         with pytest.raises((DocumentError, NoDirectory), match=reason):
@@ -145,7 +147,7 @@ async def test_a_downloaded_consensus_comes_as_a_diff_or_whole(tmp_path: Path) -
         new = network.service.ns_consensus
         held = parse_consensus(
             network_docs.consensus(
-                [], authorities(), flavor="ns", valid_after=int(time.time()) - 2 * network_docs.HOUR
+                [], make_authorities(), flavor="ns", valid_after=int(time.time()) - 2 * HOUR
             )
         )
         asked: list[bytes] = []
@@ -157,8 +159,8 @@ async def test_a_downloaded_consensus_comes_as_a_diff_or_whole(tmp_path: Path) -
 
         for fake in network.relays.values():
             fake.directory = answer
-        digest = sha3_256(network_docs.signed_part(held.text)).hexdigest().encode()
-        for body in (network_docs.consensus_diff(held.text, new), new):
+        digest = sha3_256(signed_part(held.text)).hexdigest().encode()
+        for body in (consensus_diff(held.text, new), new):
             answers[True] = http_response(body)
             assert (await tor.download_consensus("ns", held)).text == new
         assert [b"x-or-diff-from-consensus: " + digest in request for request in asked] == [True, True]
@@ -172,7 +174,7 @@ async def test_a_downloaded_consensus_comes_as_a_diff_or_whole(tmp_path: Path) -
         forged = new.replace(b"s Exit", b"s Guard", 1)
         for base, made in ((new, new), (held.text, forged)):
             asked.clear()
-            answers[True] = http_response(network_docs.consensus_diff(base, made))
+            answers[True] = http_response(consensus_diff(base, made))
             assert (await tor.download_consensus("ns", held)).text == new
             assert [b"x-or-diff-from-consensus" in request for request in asked] == [True, False]
 
@@ -245,7 +247,7 @@ async def test_a_circuit_whose_exit_has_left_the_network_takes_no_new_stream(
             stream = await tor.connect("web.test", 80)
             gone = stream.path[-1].nickname
             left = [doc for doc in network.docs if doc.nickname != gone]
-            network.service.consensus = signed_service(left, authorities()).consensus
+            network.service.consensus = signed_service(left, make_authorities()).consensus
             await until_replaced(tor, before)
             assert (await tor.connect("web.test", 80)).path[-1].nickname != gone
             await stream.send_all(b"still here")

@@ -32,21 +32,22 @@ from torkit.net.hosting.keys import load_key, make_key
 from torkit.scan.rows import RowFile, encode_row
 from torkit.scan.unit import export, load
 from torkit.share.inbox import Inbox
+from torkit.testing.directory import RelayDoc, encode_microdescs
+from torkit.testing.directory.authority import HOUR
 
 AUTHORITIES = nd.authorities(2)
 VOTERS = {one.v3ident: one.nickname for one in AUTHORITIES}
 DOCS = nd.relays(4)
 
 
-def some_microdescs(docs: Sequence[nd.RelayDoc]) -> Microdescs:
+def some_microdescs(docs: Sequence[RelayDoc]) -> Microdescs:
     found = Microdescs()
-    found.add(nd.microdescs(docs), {sha256(doc.microdesc()).digest() for doc in docs}, nd.NOW)
+    found.add(encode_microdescs(docs), {sha256(doc.microdesc()).digest() for doc in docs}, nd.NOW)
     return found
 
 
 CONSENSUSES = [
-    parse_consensus(nd.consensus(DOCS, AUTHORITIES, valid_after=nd.NOW - at))
-    for at in (nd.HOUR, nd.HOUR // 2)
+    parse_consensus(nd.consensus(DOCS, AUTHORITIES, valid_after=nd.NOW - at)) for at in (HOUR, HOUR // 2)
 ]
 CERTIFICATES = tuple(parse_certificates(one.certificate())[0] for one in AUTHORITIES)
 MICRODESCS = [some_microdescs(DOCS[:count]) for count in (2, 4)]

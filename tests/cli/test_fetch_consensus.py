@@ -11,6 +11,7 @@ import pytest
 from cli.shelf import NOW, Shelf, some_relays
 
 from torkit.cli.documents import iso_time
+from torkit.testing.directory.consensus import PROTOCOLS
 
 
 @pytest.mark.parametrize("flavor", ["microdesc", "ns"])
@@ -172,7 +173,7 @@ def test_each_relay_is_one_json_line_in_the_order_of_the_consensus(shelf: Shelf)
         "flags": ["Fast", "Guard", "HSDir", "Running", "Stable", "V2Dir", "Valid"],
         "bandwidth": 700,
         "version": "Tor 0.4.9.11",
-        "protocols": nd.PROTOCOLS,
+        "protocols": PROTOCOLS,
     }
     output = shelf.path / "out"
     assert shelf("fetch-consensus", *shelf.source(), "--json", "-o", str(output)) == (0, "", "")

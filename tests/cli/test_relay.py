@@ -2,9 +2,11 @@
 
 import json
 
-import network_docs as nd
 import pytest
 from cli.shelf import Shelf, some_relays
+
+from torkit.testing.directory.consensus import PROTOCOLS
+from torkit.testing.encoding import bare64
 
 
 def test_everything_known_is_one_json_line(shelf: Shelf) -> None:
@@ -20,13 +22,13 @@ def test_everything_known_is_one_json_line(shelf: Shelf) -> None:
         "flags": ["Exit", "Fast", "HSDir", "Running", "Stable", "V2Dir", "Valid"],
         "bandwidth": 100,
         "version": "Tor 0.4.9.11",
-        "protocols": nd.PROTOCOLS,
+        "protocols": PROTOCOLS,
         "country": "aa",
         "ipv6_country": None,
         "probability": {"guard": 0.0, "middle": 0.0, "exit": pytest.approx(100 / 1100)},
         "digest": json.loads(out)["digest"],
-        "ed25519": nd.bare64(b"\2" * 32),
-        "ntor_onion_key": nd.bare64(b"\1" * 32),
+        "ed25519": bare64(b"\2" * 32),
+        "ntor_onion_key": bare64(b"\1" * 32),
         "exit_policy": "accept 80,443",
         "exit_policy6": "reject 1-65535",
         "family_ids": [],

@@ -5,19 +5,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import network_docs as nd
 import pytest
 import trio
 from campaigns import unit_of as frozen
 from cli.shelf import Shelf, some_relays
 from network.torkit_process import Shell, wait_until
-from served import authorities, serve_network, signed_service
+from served import serve_network
 from served_shell import shell_on
 
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.scan.unit import export
+from torkit.testing.directory import encode_microdescs, make_authorities, signed_service
+from torkit.testing.directory.authority import HOUR
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,9 @@ async def test_a_scan_that_is_killed_goes_on_and_repeats_no_row(tmp_path: Path) 
 
 def unit_of(shelf: Shelf) -> Path:
     """The shelf's relays as an exported directory of now."""
-    signers = authorities()
+    signers = make_authorities()
     service = signed_service(some_relays(), signers)
-    texts = Microdescs.decode(nd.microdescs(some_relays()))
+    texts = Microdescs.decode(encode_microdescs(some_relays()))
     directory = Directory(parse_consensus(service.consensus), texts)
     return export(directory, service.certificates, shelf.path / "units")
 
@@ -105,7 +106,7 @@ def test_rows_of_another_directory_are_refused(shelf: Shelf) -> None:
 
 def test_a_directory_of_another_time_is_refused(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     unit, now = unit_of(shelf), time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 48 * nd.HOUR)
+    monkeypatch.setattr(time, "time", lambda: now + 48 * HOUR)
     status, _, err = shelf("scan", "--cache", f"{unit}", "--", "ping")
     assert status == 3
     assert "expired" in err

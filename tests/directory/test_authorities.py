@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from torkit._fast.keys import RsaPublicKey
 from torkit.directory.authorities import CLOCK_SKEW, check_signature, parse_certificates
 from torkit.errors import DocumentError
+from torkit.testing.directory.authority import rsa_der, rsa_key, sign
+from torkit.testing.encoding import armor
 
 AUTHORITY = nd.authorities(1)[0]
 GOOD = AUTHORITY.certificate()
@@ -63,7 +65,7 @@ def test_flipped_bits_are_refused() -> None:
 
 
 def test_certificate_of_another_identity_is_refused() -> None:
-    forged = replace(AUTHORITY, identity_key=nd.rsa_key(20))
+    forged = replace(AUTHORITY, identity_key=rsa_key(20))
     assert parse_certificates(forged.certificate())[0].identity != AUTHORITY.v3ident
     claimed = forged.certificate().replace(
         forged.v3ident.hex().upper().encode(), AUTHORITY.v3ident.hex().upper().encode()
@@ -74,36 +76,36 @@ def test_certificate_of_another_identity_is_refused() -> None:
 
 def test_certification_by_another_key_is_refused() -> None:
     body = GOOD[: GOOD.index(b"dir-key-certification\n") + len(b"dir-key-certification\n")]
-    signature = nd.sign(nd.rsa_key(20), hashlib.sha1(body).digest())
+    signature = sign(rsa_key(20), hashlib.sha1(body).digest())
     with pytest.raises(DocumentError, match="not a signature by the identity key"):
-        parse_certificates(body + nd.armor("SIGNATURE", signature).encode())
+        parse_certificates(body + armor("SIGNATURE", signature).encode())
 
 
 def test_crosscert_by_another_key_is_refused_though_certified() -> None:
     crosscert = re.compile(rb"dir-key-crosscert\n.*?END ID SIGNATURE-----\n", re.DOTALL)
-    wrong = nd.armor("ID SIGNATURE", nd.sign(nd.rsa_key(20), AUTHORITY.v3ident)).encode()
+    wrong = armor("ID SIGNATURE", sign(rsa_key(20), AUTHORITY.v3ident)).encode()
     body = crosscert.sub(b"dir-key-crosscert\n" + wrong, GOOD)
     body = body[: body.index(b"dir-key-certification\n") + len(b"dir-key-certification\n")]
-    signature = nd.sign(AUTHORITY.identity_key, hashlib.sha1(body).digest())
+    signature = sign(AUTHORITY.identity_key, hashlib.sha1(body).digest())
     with pytest.raises(DocumentError, match="dir-key-crosscert: not a signature by the signing key"):
-        parse_certificates(body + nd.armor("SIGNATURE", signature).encode())
+        parse_certificates(body + armor("SIGNATURE", signature).encode())
 
 
 def test_signature_must_be_the_digest_exactly() -> None:
     key, digest = AUTHORITY.signing_key, hashlib.sha1(b"x").digest()
-    public_key = RsaPublicKey(nd.rsa_der(key))
-    assert check_signature(public_key, nd.sign(key, digest), digest)
-    assert not check_signature(public_key, nd.sign(key, digest + b"x"), digest)
-    assert not check_signature(public_key, nd.sign(key, digest[:-1]), digest)
+    public_key = RsaPublicKey(rsa_der(key))
+    assert check_signature(public_key, sign(key, digest), digest)
+    assert not check_signature(public_key, sign(key, digest + b"x"), digest)
+    assert not check_signature(public_key, sign(key, digest[:-1]), digest)
     assert not check_signature(public_key, b"", digest)
 
 
 @pytest.mark.parametrize(
-    "der", [b"", b"\x30\x00", nd.rsa_der(nd.rsa_key(0)) + b"\0", nd.rsa_der(nd.rsa_key(0))[:-1], EC_KEY]
+    "der", [b"", b"\x30\x00", rsa_der(rsa_key(0)) + b"\0", rsa_der(rsa_key(0))[:-1], EC_KEY]
 )
 def test_keys_that_are_none_are_refused(der: bytes) -> None:
     key = re.compile(rb"dir-signing-key\n.*?END RSA PUBLIC KEY-----\n", re.DOTALL)
-    text = key.sub(b"dir-signing-key\n" + nd.armor("RSA PUBLIC KEY", der).encode(), GOOD)
+    text = key.sub(b"dir-signing-key\n" + armor("RSA PUBLIC KEY", der).encode(), GOOD)
     with pytest.raises(DocumentError):
         parse_certificates(text)
 

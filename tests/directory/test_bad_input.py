@@ -13,12 +13,14 @@ from torkit.directory.extra_info import parse_extra_info
 from torkit.directory.microdesc import MAX_MICRODESC_LEN, Microdescs, parse_microdesc, split_microdescs
 from torkit.directory.server_descriptor import parse_server_descriptor
 from torkit.errors import DocumentError
+from torkit.testing.directory import consensus_diff, encode_microdescs
+from torkit.testing.encoding import bare64
 
 AUTHORITIES = nd.authorities(3)
 RELAYS = nd.relays(6)
 MICRODESC = nd.consensus(RELAYS, AUTHORITIES)
 NS = nd.consensus(RELAYS, AUTHORITIES, flavor="ns")
-ROUTER = nd.Router(1)
+ROUTER = nd.router(1)
 MIB = 1 << 20
 
 Parse = Callable[[bytes], object]
@@ -31,9 +33,9 @@ DOCUMENTS: dict[str, tuple[Parse, bytes]] = {
     "extra-info": (parse_extra_info, ROUTER.extra_info()),
     "diff": (
         lambda diff: apply_diff(MICRODESC, diff),
-        nd.consensus_diff(MICRODESC, nd.consensus(RELAYS[1:], AUTHORITIES)),
+        consensus_diff(MICRODESC, nd.consensus(RELAYS[1:], AUTHORITIES)),
     ),
-    "microdescriptors": (lambda text: list(split_microdescs(text)), nd.microdescs(RELAYS)),
+    "microdescriptors": (lambda text: list(split_microdescs(text)), encode_microdescs(RELAYS)),
 }
 each_parser = pytest.mark.parametrize(("parse", "good"), DOCUMENTS.values(), ids=DOCUMENTS)
 # Microdescriptors one after another are only split and hashed: what is in each is read when it is looked at.
@@ -165,7 +167,7 @@ def test_digests_of_unexpected_length(text: bytes, length: int) -> None:
     start = head.count(b"\n") + 1
     r_line, *others = entry.split(b"\n")
     fields = r_line.split(b" ")
-    wrong = nd.bare64(bytes(length)).encode()
+    wrong = bare64(bytes(length)).encode()
     for at in (2, 3) if text is NS else (2,):
         broken = b" ".join([*fields[:at], wrong, *fields[at + 1 :]])
         made = with_entries(text, [head, b"\n".join([broken, *others]), *rest])

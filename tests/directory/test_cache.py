@@ -29,6 +29,7 @@ from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.microdesc import KEEP_UNLISTED, Microdescs
 from torkit.errors import StorageError
+from torkit.testing.directory import RelayDoc, encode_microdescs
 
 AUTHORITIES = nd.authorities(2)
 DOCS = nd.relays(6)
@@ -39,9 +40,9 @@ FILES = {"consensus-microdesc", "certificates", "microdescs", "state.json"}
 OLD, NEW = {"guard": "AB", "n": [1]}, {"guard": "CD", "n": list(range(500))}
 
 
-def some_microdescs(docs: Sequence[nd.RelayDoc] = DOCS, now: int = nd.NOW) -> Microdescs:
+def some_microdescs(docs: Sequence[RelayDoc] = DOCS, now: int = nd.NOW) -> Microdescs:
     kept = Microdescs()
-    kept.add(nd.microdescs(docs), set(DIGESTS), now)
+    kept.add(encode_microdescs(docs), set(DIGESTS), now)
     return kept
 
 

@@ -23,6 +23,9 @@ from torkit.directory.trust import (
 )
 from torkit.errors import DocumentError, NoDirectory
 from torkit.params import PARAMETERS
+from torkit.testing.directory import sign_consensus
+from torkit.testing.directory.authority import HOUR, rsa_key
+from torkit.testing.directory.consensus import WEIGHTS
 
 AUTHORITIES = nd.authorities(5)
 CERTIFICATES = tuple(parse_certificates(one.certificate())[0] for one in AUTHORITIES)
@@ -43,17 +46,17 @@ def entry(number: int) -> bytes:
 def resigned(old: bytes, new: bytes) -> bytes:
     """The good consensus with one change, signed again: the authorities' own mistake."""
     assert old in UNSIGNED
-    return nd.sign_consensus(UNSIGNED.replace(old, new, 1), AUTHORITIES)
+    return sign_consensus(UNSIGNED.replace(old, new, 1), AUTHORITIES)
 
 
 def test_good_consensus_is_read() -> None:
     consensus = parse_consensus(GOOD)
     assert consensus.flavor == "microdesc"
-    assert (consensus.valid_after, consensus.valid_until) == (nd.NOW - 1800, nd.NOW - 1800 + 3 * nd.HOUR)
+    assert (consensus.valid_after, consensus.valid_until) == (nd.NOW - 1800, nd.NOW - 1800 + 3 * HOUR)
     assert consensus.fresh_until == nd.NOW + 1800
     assert consensus.method == 35
     assert consensus.params == {"a": 1, "bwweightscale": 12000, "circwindow": -5}
-    assert consensus.bandwidth_weights == nd.WEIGHTS
+    assert consensus.bandwidth_weights == WEIGHTS
     assert consensus.shared_random_current == (3, bytes([1] * 32))
     assert consensus.required_client_protocols.supports("Link", 4)
     assert consensus.client_versions == ("0.4.9.11",)
@@ -112,40 +115,40 @@ def test_ns_flavor_verifies_by_sha1() -> None:
 
 
 def test_three_of_five_signatures_are_enough_and_two_are_not() -> None:
-    three = parse_consensus(nd.sign_consensus(UNSIGNED, AUTHORITIES[:3]))
+    three = parse_consensus(sign_consensus(UNSIGNED, AUTHORITIES[:3]))
     assert len(verify(three, CERTIFICATES, TRUSTED, nd.NOW)) == 3
-    two = parse_consensus(nd.sign_consensus(UNSIGNED, AUTHORITIES[:2]))
+    two = parse_consensus(sign_consensus(UNSIGNED, AUTHORITIES[:2]))
     with pytest.raises(NoDirectory, match=r"2 good signatures, 3 of 5 .*auth4: did not sign"):
         verify(two, CERTIFICATES, TRUSTED, nd.NOW)
 
 
 def test_half_of_an_even_number_is_not_enough() -> None:
     four = dict(list(TRUSTED.items())[:4])
-    two = parse_consensus(nd.sign_consensus(UNSIGNED, AUTHORITIES[:2]))
+    two = parse_consensus(sign_consensus(UNSIGNED, AUTHORITIES[:2]))
     with pytest.raises(NoDirectory, match="2 good signatures, 3 of 4"):
         verify(two, CERTIFICATES, four, nd.NOW)
 
 
 def test_an_authority_that_signs_twice_counts_once() -> None:
-    second_key = replace(AUTHORITIES[0], signing_key=nd.rsa_key(30))
+    second_key = replace(AUTHORITIES[0], signing_key=rsa_key(30))
     signers = [AUTHORITIES[0], AUTHORITIES[0], second_key, AUTHORITIES[1]]
-    consensus = parse_consensus(nd.sign_consensus(UNSIGNED, signers))
+    consensus = parse_consensus(sign_consensus(UNSIGNED, signers))
     certificates = (*CERTIFICATES, *parse_certificates(second_key.certificate()))
     with pytest.raises(NoDirectory, match="2 good signatures"):
         verify(consensus, certificates, TRUSTED, nd.NOW)
 
 
 def test_unconfigured_authorities_do_not_count() -> None:
-    strangers = [replace(AUTHORITIES[n], identity_key=nd.rsa_key(40 + n)) for n in range(5)]
-    consensus = parse_consensus(nd.sign_consensus(UNSIGNED, strangers))
+    strangers = [replace(AUTHORITIES[n], identity_key=rsa_key(40 + n)) for n in range(5)]
+    consensus = parse_consensus(sign_consensus(UNSIGNED, strangers))
     certificates = tuple(parse_certificates(one.certificate())[0] for one in strangers)
     with pytest.raises(NoDirectory, match="0 good signatures"):
         verify(consensus, certificates, TRUSTED, nd.NOW)
 
 
 def test_forged_signatures_do_not_count() -> None:
-    forgers = [replace(one, signing_key=nd.rsa_key(50)) for one in AUTHORITIES]
-    text = nd.sign_consensus(UNSIGNED, forgers)
+    forgers = [replace(one, signing_key=rsa_key(50)) for one in AUTHORITIES]
+    text = sign_consensus(UNSIGNED, forgers)
     for forger, real in zip(forgers, AUTHORITIES, strict=True):
         text = text.replace(
             forger.v3ident.hex().upper().encode() + b" " + forger.signing_key_digest.hex().upper().encode(),
@@ -156,7 +159,7 @@ def test_forged_signatures_do_not_count() -> None:
 
 
 def test_sha1_signatures_do_not_count_for_microdesc() -> None:
-    consensus = parse_consensus(nd.sign_consensus(UNSIGNED, AUTHORITIES, "sha1"))
+    consensus = parse_consensus(sign_consensus(UNSIGNED, AUTHORITIES, "sha1"))
     with pytest.raises(NoDirectory, match="0 good signatures"):
         verify(consensus, CERTIFICATES, TRUSTED, nd.NOW)
 

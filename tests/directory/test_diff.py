@@ -20,6 +20,8 @@ from torkit.directory.diff import MAX_COMMANDS, apply_diff, is_diff, signed_dige
 from torkit.directory.steps import complete
 from torkit.directory.trust import verify
 from torkit.errors import DocumentError
+from torkit.testing.directory import consensus_diff, sign_consensus, signed_part
+from torkit.testing.directory.authority import HOUR
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "consensus_diff.json").read_text())["records"]
 AUTHORITIES = nd.authorities(3)
@@ -28,13 +30,13 @@ AUTHORITIES = nd.authorities(3)
 def an_hour_later(count: int, seed: int = 1) -> tuple[bytes, bytes]:
     """Two consensuses."""
     relays = nd.relays(count)
-    later = nd.consensus(nd.an_hour_later(relays, seed), AUTHORITIES, valid_after=nd.NOW + nd.HOUR // 2)
+    later = nd.consensus(nd.an_hour_later(relays, seed), AUTHORITIES, valid_after=nd.NOW + HOUR // 2)
     return nd.consensus(relays, AUTHORITIES), later
 
 
 def script(base: bytes, commands: bytes, target: bytes | None = None) -> bytes:
     """A diff of these commands that claims to make `target`."""
-    digests = hashlib.sha3_256(nd.signed_part(base)), hashlib.sha3_256(target or b"")
+    digests = hashlib.sha3_256(signed_part(base)), hashlib.sha3_256(target or b"")
     return (
         b"network-status-diff-version 1\nhash %s\n"
         % b" ".join(digest.hexdigest().encode() for digest in digests)
@@ -43,7 +45,7 @@ def script(base: bytes, commands: bytes, target: bytes | None = None) -> bytes:
 
 
 BASE, TARGET = an_hour_later(40)
-DIFF = nd.consensus_diff(BASE, TARGET)
+DIFF = consensus_diff(BASE, TARGET)
 LINES = BASE.count(b"\n")
 FIVE = b"1\n2\n3\n4\ndirectory-signature x\n"
 
@@ -64,7 +66,7 @@ def test_what_tor_answers_applies(record: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_diff_makes_the_next_consensus(count: int, seed: int) -> None:
     base, target = an_hour_later(count, seed)
-    diff = nd.consensus_diff(base, target)
+    diff = consensus_diff(base, target)
     assert is_diff(diff)
     assert not is_diff(target)
     assert apply_diff(base, diff) == target
@@ -73,7 +75,7 @@ def test_a_diff_makes_the_next_consensus(count: int, seed: int) -> None:
         parse_consensus(apply_diff(base, diff)),
         certificates,
         {one.v3ident: one.nickname for one in AUTHORITIES},
-        nd.NOW + nd.HOUR,
+        nd.NOW + HOUR,
     )
 
 
@@ -172,7 +174,7 @@ def test_another_base_is_refused_and_other_signatures_do_not_matter() -> None:
     with pytest.raises(DocumentError, match="another consensus than ours"):
         apply_diff(TARGET, DIFF)
     unsigned = BASE[: BASE.index(b"directory-signature ")]
-    resigned = nd.sign_consensus(unsigned, AUTHORITIES[:1])
+    resigned = sign_consensus(unsigned, AUTHORITIES[:1])
     assert complete(signed_digest(resigned)) == complete(signed_digest(BASE))
     assert apply_diff(resigned, DIFF) == TARGET
     with pytest.raises(DocumentError, match="lacks directory-signature"):

@@ -12,12 +12,14 @@ from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, supports
 from torkit.directory.microdesc import split_microdescs
 from torkit.directory.positions import Position
+from torkit.testing.directory import RelayDoc, encode_microdescs
 
 
-def make(docs: Iterable[nd.RelayDoc], held: Iterable[nd.RelayDoc] | None = None, **options: Any) -> Directory:
+def make(docs: Iterable[RelayDoc], held: Iterable[RelayDoc] | None = None, **options: Any) -> Directory:
     """A directory of these relays that holds the microdescriptors of `held`, or of all."""
     texts = {
-        digest: text for digest, text, _ in split_microdescs(nd.microdescs(docs if held is None else held))
+        digest: text
+        for digest, text, _ in split_microdescs(encode_microdescs(docs if held is None else held))
     }
     return Directory(parse_consensus(nd.consensus(docs, nd.authorities(1), **options)), texts)
 
@@ -73,9 +75,9 @@ def test_missing_and_unreadable_microdescs() -> None:
     assert directory.relay(DOCS[3].identity) is not None
 
 
-def relay_with(flags: str, bandwidth: int = 100, **options: Any) -> nd.RelayDoc:
+def relay_with(flags: str, bandwidth: int = 100, **options: Any) -> RelayDoc:
     identity = hashlib.sha1(f"{flags}{options}".encode()).digest()
-    return nd.RelayDoc("x", identity, "1.2.3.4", flags=flags, bandwidth=bandwidth, **options)
+    return RelayDoc("x", identity, "1.2.3.4", flags=flags, bandwidth=bandwidth, **options)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_usable_fraction_is_the_product_over_positions() -> None:
 
 def test_enough_is_what_the_consensus_says_within_its_range() -> None:
     docs = [
-        nd.RelayDoc(
+        RelayDoc(
             f"r{n}",
             bytes([n]) * 20,
             f"{n}.1.1.1",

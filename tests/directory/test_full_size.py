@@ -14,6 +14,8 @@ from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdes
 from torkit.directory.trust import verify
 from torkit.paths.choose import choose_path
 from torkit.paths.constraints import Constraints
+from torkit.testing.directory import consensus_diff, encode_microdescs
+from torkit.testing.directory.authority import HOUR
 
 AUTHORITIES = nd.authorities(9)
 RELAYS = sorted(nd.full_size(), key=lambda one: one.identity)
@@ -46,7 +48,7 @@ def test_every_microdescriptor_is_found_and_read() -> None:
     consensus = parse_consensus(nd.consensus(RELAYS, AUTHORITIES))
     microdescs = Microdescs()
     wanted = {digest for digest in consensus.relays.digests if digest}
-    assert microdescs.add(nd.microdescs(RELAYS), wanted, nd.NOW) == wanted
+    assert microdescs.add(encode_microdescs(RELAYS), wanted, nd.NOW) == wanted
     assert Microdescs.decode(microdescs.encode()) == microdescs
     for doc, digest in zip(RELAYS, consensus.relays.digests, strict=True):
         assert digest is not None
@@ -64,8 +66,8 @@ def test_every_microdescriptor_is_found_and_read() -> None:
 def test_the_next_hour_comes_as_a_diff(flavor: str) -> None:
     base = nd.consensus(RELAYS, AUTHORITIES, flavor=flavor)
     target = nd.consensus(
-        nd.an_hour_later(RELAYS), AUTHORITIES, flavor=flavor, valid_after=nd.NOW + nd.HOUR // 2
+        nd.an_hour_later(RELAYS), AUTHORITIES, flavor=flavor, valid_after=nd.NOW + HOUR // 2
     )
-    diff = nd.consensus_diff(base, target)
+    diff = consensus_diff(base, target)
     assert len(diff) < len(target) // 4
     assert apply_diff(base, diff) == target

@@ -20,12 +20,15 @@ from torkit.directory.microdesc import (
     split_microdescs,
 )
 from torkit.errors import DocumentError
+from torkit.testing.directory import RelayDoc, encode_microdescs
+from torkit.testing.directory.authority import rsa_der, rsa_key
+from torkit.testing.encoding import bare64
 
-DOC = nd.RelayDoc(
+DOC = RelayDoc(
     "one",
     b"\1" * 20,
     "1.2.3.4",
-    onion_key=nd.rsa_der(nd.rsa_key(0)),
+    onion_key=rsa_der(rsa_key(0)),
     policy="accept 80,443,6660-6669",
     policy6="reject 25",
     family="$" + "AB" * 20 + "=name Nick $short",
@@ -47,7 +50,7 @@ def test_microdesc_is_read() -> None:
 
 
 def test_least_microdesc_rejects_all() -> None:
-    least = parse_microdesc(b"onion-key\nntor-onion-key " + nd.bare64(b"\1" * 32).encode() + b"\n")
+    least = parse_microdesc(b"onion-key\nntor-onion-key " + bare64(b"\1" * 32).encode() + b"\n")
     assert least.ed25519_identity is None
     assert least.policy == least.policy6 == REJECT_ALL
     assert exit_policies(GOOD[:20]) == (REJECT_ALL, REJECT_ALL)
@@ -61,7 +64,7 @@ def test_old_addresses_and_protocols_are_read() -> None:
 
 
 def test_concatenation_is_split_to_exact_texts() -> None:
-    text = nd.microdescs(DOCS) + GOOD
+    text = encode_microdescs(DOCS) + GOOD
     texts = [doc.microdesc() for doc in DOCS] + [GOOD]
     assert [(digest, body) for digest, body, _ in split_microdescs(text)] == [
         (hashlib.sha256(one).digest(), one) for one in texts
@@ -92,7 +95,7 @@ def test_concatenations_that_are_none(text: Any) -> None:
         (b"ntor-onion-key ", b"ntor-onion-key AA", "base64"),
         (b"ntor-onion-key ", b"other ", "lacks ntor-onion-key"),
         (b"id ed25519 ", b"id ed25519 AA", "base64"),
-        (b"id ed25519 ", b"id ed25519 " + nd.bare64(b"\3" * 32).encode() + b"\nid ed25519 ", "second"),
+        (b"id ed25519 ", b"id ed25519 " + bare64(b"\3" * 32).encode() + b"\nid ed25519 ", "second"),
         (b"p accept 80", b"p accept 0,80", "not from 1"),
         (b"p accept 80", b"p permit 80", "accept or reject"),
         (b"p accept 80", b"p accept 80\np accept 80", "at most once"),
@@ -164,18 +167,18 @@ def test_no_policy_speaks_of_port_0_or_goes_back(kind: str, ports: str) -> None:
 def test_only_wanted_microdescs_are_taken() -> None:
     wanted = {hashlib.sha256(doc.microdesc()).digest() for doc in DOCS[:3]}
     kept = Microdescs()
-    assert kept.add(nd.microdescs([DOCS[5], *DOCS[:2]]), wanted, nd.NOW) < wanted
-    assert kept.add(nd.microdescs(DOCS[:3]), wanted, nd.NOW) == wanted
+    assert kept.add(encode_microdescs([DOCS[5], *DOCS[:2]]), wanted, nd.NOW) < wanted
+    assert kept.add(encode_microdescs(DOCS[:3]), wanted, nd.NOW) == wanted
     assert set(kept) == wanted
     with pytest.raises(DocumentError, match="more than the 3 microdescriptors"):
-        kept.add(nd.microdescs(DOCS[:4]), wanted, nd.NOW)
+        kept.add(encode_microdescs(DOCS[:4]), wanted, nd.NOW)
     assert kept[hashlib.sha256(DOCS[0].microdesc()).digest()] == DOCS[0].microdesc()
 
 
 def test_what_is_kept_survives_encoding_and_expires_after_a_week() -> None:
     digests = [hashlib.sha256(doc.microdesc()).digest() for doc in DOCS]
     kept = Microdescs()
-    kept.add(nd.microdescs(DOCS), set(digests), nd.NOW)
+    kept.add(encode_microdescs(DOCS), set(digests), nd.NOW)
     kept.mark_listed([*digests[:4], b"absent"], nd.NOW + 10)
     again = Microdescs.decode(kept.encode())
     assert dict(again) == dict(kept)
@@ -189,8 +192,8 @@ def test_what_is_kept_survives_encoding_and_expires_after_a_week() -> None:
 def test_merging_keeps_both_and_the_later_time() -> None:
     one, other = Microdescs(), Microdescs()
     digests = {hashlib.sha256(doc.microdesc()).digest() for doc in DOCS}
-    one.add(nd.microdescs(DOCS[:5]), digests, nd.NOW)
-    other.add(nd.microdescs(DOCS[4:]), digests, nd.NOW + 20)
+    one.add(encode_microdescs(DOCS[:5]), digests, nd.NOW)
+    other.add(encode_microdescs(DOCS[4:]), digests, nd.NOW + 20)
     one.merge(other)
     assert set(one) == digests
     one.expire(nd.NOW + KEEP_UNLISTED + 20)

@@ -19,14 +19,20 @@ from torkit.directory.server_descriptor import (
     split_server_descriptors,
 )
 from torkit.errors import DocumentError
+from torkit.testing.directory import Router
+from torkit.testing.directory.authority import HOUR, rsa_der, rsa_key, sign
+from torkit.testing.directory.consensus import PROTOCOLS
+from torkit.testing.ed25519 import ExpandedKey
+from torkit.testing.encoding import armor, bare64
+from torkit.testing.relay import make_ed_certificate
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "descriptors.json").read_text())["relays"]
-ROUTER, OTHER = nd.Router(1), nd.Router(2)
+ROUTER, OTHER = nd.router(1), nd.router(2)
 ITEMS = ROUTER.items()
 DESCRIPTOR = ROUTER.descriptor()
 EXTRA_INFO = ROUTER.extra_info()
 MASTER = ROUTER.ed25519_identity
-LATER = ROUTER.published + 720 * nd.HOUR
+LATER = ROUTER.published + 720 * HOUR
 
 
 def lines(text: bytes) -> int:
@@ -80,14 +86,14 @@ def test_a_descriptor_is_read() -> None:
         2_000_000,
         500_000,
     )
-    assert descriptor.ntor_onion_key == nd.ntor_public(ROUTER.ntor)[0]
-    assert descriptor.protocols == decode_protocols(nd.PROTOCOLS)
+    assert descriptor.ntor_onion_key == ROUTER.ntor.public_key().public_bytes_raw()
+    assert descriptor.protocols == decode_protocols(PROTOCOLS)
     assert descriptor.policy.accepts("198.51.100.1", 443)
     assert not descriptor.policy.accepts("192.0.2.1", 443)
     assert str(descriptor.policy6) == "accept 80,443"
     assert descriptor.family == {f"${ROUTER.identity.hex().upper()}"}
     family = ROUTER.family.public_key().public_bytes_raw()
-    assert descriptor.family_ids == {f"ed25519:{nd.bare64(family)}"}
+    assert descriptor.family_ids == {f"ed25519:{bare64(family)}"}
     assert descriptor.contact == "tests@example.invalid"
     assert descriptor.is_tunnelled_dir_server
     assert descriptor.text == DESCRIPTOR
@@ -109,14 +115,14 @@ def test_what_may_lack_may_lack() -> None:
 
 
 def test_unknown_items_and_blank_lines_at_the_end_are_passed_over() -> None:
-    text = ROUTER.descriptor(uptime="uptime 1 2 3\nx-new thing\n" + nd.armor("NEW", b"object"))
+    text = ROUTER.descriptor(uptime="uptime 1 2 3\nx-new thing\n" + armor("NEW", b"object"))
     assert parse_server_descriptor(text + b"\n\n").uptime == 1
 
 
 @pytest.mark.parametrize("number", range(1, 9))
 def test_either_sign_of_an_ntor_key_serves(number: int) -> None:
-    router = nd.Router(number)
-    key, sign = nd.ntor_public(router.ntor)
+    router = nd.router(number)
+    key, sign = router.ntor.public_key().public_bytes_raw(), sign_bit_of(router)
     items = router.items()
     parse_server_descriptor(router.sign(items))
     crosscert = items["ntor-onion-key-crosscert"]
@@ -161,34 +167,39 @@ def test_descriptors_as_archives_and_caches_keep_them_are_read(annotations: byte
 # --- Bad ones, signed by those who may -----------------------------------------------------------------
 
 
-def cert(kind: int, key: bytes = MASTER, *, signer: nd.Router = ROUTER, name: bool = True) -> bytes:
-    return nd.ed25519_cert(kind, key, LATER, signer.family.sign, signer.family if name else None)
+def cert(kind: int, key: bytes = MASTER, *, signer: Router = ROUTER, name: bool = True) -> bytes:
+    family = signer.family.public_key().public_bytes_raw() if name else None
+    return make_ed_certificate(kind, 1, key, signer=signer.family, expires=LATER, names=family)
 
 
-def identity_item(
-    kind: int, *, name: bool = True, signer: nd.Router = ROUTER, named: nd.Router = ROUTER
-) -> str:
+def identity_item(kind: int, *, name: bool = True, signer: Router = ROUTER, named: Router = ROUTER) -> str:
     key = ROUTER.signing.public_key().public_bytes_raw()
-    body = nd.ed25519_cert(kind, key, LATER, signer.master.sign, named.master if name else None)
-    return "identity-ed25519\n" + nd.armor("ED25519 CERT", body)
+    master = named.ed25519_identity if name else None
+    body = make_ed_certificate(kind, 1, key, signer=signer.master, expires=LATER, names=master)
+    return "identity-ed25519\n" + armor("ED25519 CERT", body)
 
 
-def ntor_item(kind: int, key: bytes, *, signer: nd.Router = ROUTER) -> str:
-    body = nd.ed25519_cert(kind, key, LATER, lambda data: nd.sign_with_ntor(signer.ntor, data))
-    sign = nd.ntor_public(ROUTER.ntor)[1]
-    return f"ntor-onion-key-crosscert {sign}\n" + nd.armor("ED25519 CERT", body)
+def ntor_item(kind: int, key: bytes, *, signer: Router = ROUTER) -> str:
+    secret = ExpandedKey.from_x25519(signer.ntor)
+    body = make_ed_certificate(kind, 1, key, signer=secret, expires=LATER)
+    return f"ntor-onion-key-crosscert {sign_bit_of(ROUTER)}\n" + armor("ED25519 CERT", body)
+
+
+def sign_bit_of(router: Router) -> int:
+    """The sign of the ntor key's Ed25519 form."""
+    return ExpandedKey.from_x25519(router.ntor).public[31] >> 7
 
 
 def onion_item(signed: bytes, *, number: int = 2001) -> str:
-    return "onion-key-crosscert\n" + nd.armor("CROSSCERT", nd.sign(nd.rsa_key(number), signed))
+    return "onion-key-crosscert\n" + armor("CROSSCERT", sign(rsa_key(number), signed))
 
 
 def family_item(body: bytes) -> str:
-    return "family-cert\n" + nd.armor("FAMILY CERT", body)
+    return "family-cert\n" + armor("FAMILY CERT", body)
 
 
 def key_item(name: str, *, bits: int = 1024) -> str:
-    return f"{name}\n" + nd.armor("RSA PUBLIC KEY", nd.rsa_der(nd.rsa_key(3000 + bits, bits)))
+    return f"{name}\n" + armor("RSA PUBLIC KEY", rsa_der(rsa_key(3000 + bits, bits)))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +213,7 @@ def key_item(name: str, *, bits: int = 1024) -> str:
         ("router", "router relay1 192.0.2.7 9001 0 65536\n"),
         ("identity-ed25519", ""),
         ("identity-ed25519", "identity-ed25519\n"),
-        ("identity-ed25519", "identity-ed25519\n" + nd.armor("ED25519 CERT", b"x")),
+        ("identity-ed25519", "identity-ed25519\n" + armor("ED25519 CERT", b"x")),
         ("identity-ed25519", identity_item(4).replace("ED25519 CERT", "CROSSCERT")),
         ("identity-ed25519", identity_item(5)),
         ("identity-ed25519", identity_item(4, name=False)),
@@ -211,7 +222,7 @@ def key_item(name: str, *, bits: int = 1024) -> str:
         ("identity-ed25519", identity_item(4, signer=OTHER, named=OTHER)),
         ("identity-ed25519", "x-new\n" + identity_item(4)),
         ("master-key-ed25519", ""),
-        ("master-key-ed25519", f"master-key-ed25519 {nd.bare64(OTHER.ed25519_identity)}\n"),
+        ("master-key-ed25519", f"master-key-ed25519 {bare64(OTHER.ed25519_identity)}\n"),
         ("master-key-ed25519", "master-key-ed25519 AAAA\n"),
         ("proto", ""),
         ("proto", "proto Link=\u00b2\n"),
@@ -235,13 +246,13 @@ def key_item(name: str, *, bits: int = 1024) -> str:
         ("onion-key-crosscert", onion_item(OTHER.identity + MASTER)),
         ("onion-key-crosscert", onion_item(ROUTER.identity + OTHER.ed25519_identity)),
         ("onion-key-crosscert", onion_item(ROUTER.identity + MASTER, number=1001)),
-        ("onion-key-crosscert", "onion-key-crosscert\n" + nd.armor("CROSSCERT", b"x")),
+        ("onion-key-crosscert", "onion-key-crosscert\n" + armor("CROSSCERT", b"x")),
         ("signing-key", ""),
         ("signing-key", key_item("signing-key")),
         ("signing-key", key_item("signing-key", bits=2048)),
         ("ntor-onion-key", ""),
-        ("ntor-onion-key", f"ntor-onion-key {nd.bare64(bytes(32))}\n"),
-        ("ntor-onion-key", f"ntor-onion-key {nd.bare64((2**255 - 20).to_bytes(32, 'little'))}\n"),  # u = -1
+        ("ntor-onion-key", f"ntor-onion-key {bare64(bytes(32))}\n"),
+        ("ntor-onion-key", f"ntor-onion-key {bare64((2**255 - 20).to_bytes(32, 'little'))}\n"),  # u = -1
         ("ntor-onion-key-crosscert", ""),
         ("ntor-onion-key-crosscert", ITEMS["ntor-onion-key-crosscert"].replace("crosscert ", "crosscert 2")),
         ("ntor-onion-key-crosscert", ntor_item(0x0A, OTHER.ed25519_identity)),
@@ -308,15 +319,15 @@ def test_each_of_both_signatures_is_needed() -> None:
 def test_nothing_may_stand_between_the_signatures() -> None:
     end = DESCRIPTOR.index(b"router-signature\n")
     signed = DESCRIPTOR[:end] + b"x-between\nrouter-signature\n"
-    signature = nd.sign(ROUTER.identity_key, hashlib.sha1(signed).digest())
+    signature = sign(ROUTER.identity_key, hashlib.sha1(signed).digest())
     with pytest.raises(DocumentError, match="right before router-signature"):
-        parse_server_descriptor(signed + nd.armor("SIGNATURE", signature).encode())
+        parse_server_descriptor(signed + armor("SIGNATURE", signature).encode())
 
 
 def test_keys_of_a_relay_have_1024_bits() -> None:
     for name in ("identity_key", "onion_key"):
-        router = nd.Router(3)
-        setattr(router, name, nd.rsa_key(5048, 2048))
+        router = nd.router(3)
+        setattr(router, name, rsa_key(5048, 2048))
         with pytest.raises(DocumentError, match="2048 bits; 1024 expected"):
             parse_server_descriptor(router.descriptor())
 
@@ -373,7 +384,7 @@ def test_extra_info_must_be_what_the_descriptor_names() -> None:
     without = DESCRIPTOR.split(b"extra-info-digest ")[1].split()[:2]
     short = ROUTER.descriptor(extra_info_digest=f"extra-info-digest {without[0].decode()}\n")
     end = EXTRA_INFO.index(b"-----BEGIN SIGNATURE")
-    forged = EXTRA_INFO[:end] + nd.armor("SIGNATURE", nd.sign(OTHER.identity_key, bytes(20))).encode()
+    forged = EXTRA_INFO[:end] + armor("SIGNATURE", sign(OTHER.identity_key, bytes(20))).encode()
     with pytest.raises(DocumentError, match="not the text"):
         check_extra_info(parse_extra_info(forged), descriptor)
     with pytest.raises(DocumentError, match="router-signature"):

@@ -34,6 +34,8 @@ from torkit.directory.steps import Steps
 from torkit.directory.trust import verify, verify_in_steps
 from torkit.errors import DocumentError, NoDirectory
 from torkit.paths.choose import prepare
+from torkit.testing.directory import consensus_diff, encode_microdescs, signed_part
+from torkit.testing.directory.authority import HOUR
 
 WIRE_LEN = 20_000  # bytes
 MAX_WORK = 150_000  # calls: some 50 ms
@@ -99,7 +101,7 @@ def add_microdescs(text: bytes) -> None:
 
 
 def diff_of(commands: bytes) -> bytes:
-    digest = hashlib.sha3_256(nd.signed_part(GOOD)).hexdigest().encode()
+    digest = hashlib.sha3_256(signed_part(GOOD)).hexdigest().encode()
     return b"network-status-diff-version 1\nhash %s %s\n" % (digest, digest) + commands
 
 
@@ -168,7 +170,9 @@ def full_size() -> bytes:
 def full_directory() -> Directory:
     consensus = parse_consensus(full_size())
     microdescs = Microdescs()
-    microdescs.add(nd.microdescs(RELAYS), {digest for digest in consensus.relays.digests if digest}, nd.NOW)
+    microdescs.add(
+        encode_microdescs(RELAYS), {digest for digest in consensus.relays.digests if digest}, nd.NOW
+    )
     return Directory(consensus, microdescs)
 
 
@@ -181,8 +185,8 @@ def answer_in(encoding: str, body: bytes) -> bytes:
 
 
 def next_hour() -> tuple[bytes, bytes]:
-    target = nd.consensus(nd.an_hour_later(RELAYS), AUTHORITIES, valid_after=nd.NOW + nd.HOUR // 2)
-    return full_size(), nd.consensus_diff(full_size(), target)
+    target = nd.consensus(nd.an_hour_later(RELAYS), AUTHORITIES, valid_after=nd.NOW + HOUR // 2)
+    return full_size(), consensus_diff(full_size(), target)
 
 
 STEPS: dict[str, Callable[[], Steps[Any]]] = {
@@ -195,9 +199,9 @@ STEPS: dict[str, Callable[[], Steps[Any]]] = {
     "entries on the slow road": lambda: read_consensus(on_the_slow_road()),
     "a diff": lambda: apply_in_steps(*next_hour()),
     "fetched microdescriptors": lambda: Microdescs().add_in_steps(
-        nd.microdescs(RELAYS), frozenset(filter(None, full_directory().consensus.relays.digests)), nd.NOW
+        encode_microdescs(RELAYS), frozenset(filter(None, full_directory().consensus.relays.digests)), nd.NOW
     ),
-    "kept microdescriptors": lambda: Microdescs.decode_in_steps(nd.microdescs(RELAYS)),
+    "kept microdescriptors": lambda: Microdescs.decode_in_steps(encode_microdescs(RELAYS)),
     "exit policies, and whether it is enough": lambda: full_directory().renewed().is_usable_in_steps(),
     "what paths are drawn from": lambda: prepare(full_directory()),
 }

@@ -50,6 +50,8 @@ from torkit.proto.dns import (
 )
 from torkit.proto.http import Http
 from torkit.proto.request import Command
+from torkit.testing.directory import consensus_diff, encode_microdescs
+from torkit.testing.directory.authority import HOUR
 
 try:
     from compression import zstd  # type: ignore[import-not-found]  # new in Python 3.14
@@ -58,7 +60,7 @@ except ImportError:
 
 AUTHORITIES = nd.authorities(3)
 RELAYS = nd.full_size(60)[:12]
-ROUTER = nd.Router(1)
+ROUTER = nd.router(1)
 LIMIT = 1 << 20  # bytes that a compressed answer may become
 
 
@@ -200,7 +202,7 @@ def seal_certificate(body: bytes) -> bytes:
 
 
 BASE = nd.consensus(RELAYS, AUTHORITIES)
-TARGET = nd.consensus(nd.an_hour_later(RELAYS), AUTHORITIES, valid_after=nd.NOW + nd.HOUR // 2)
+TARGET = nd.consensus(nd.an_hour_later(RELAYS), AUTHORITIES, valid_after=nd.NOW + HOUR // 2)
 COMPRESSED = {
     "deflate": zlib.compress(BASE[:5000]),
     "gzip": gzip.compress(BASE[:5000]) * 2,
@@ -233,10 +235,12 @@ TARGETS = {
     "consensus-ns": Target(nd.consensus(RELAYS, AUTHORITIES, flavor="ns"), check_consensus),
     "certificates": Target(AUTHORITIES[0].certificate_body(), parse_certificates, seal_certificate),
     "microdesc": Target(RELAYS[0].microdesc(), check_microdesc),
-    "microdescs": Target(b"@last-listed 2026-01-01 00:00:00\n" + nd.microdescs(RELAYS[:4]), check_microdescs),
+    "microdescs": Target(
+        b"@last-listed 2026-01-01 00:00:00\n" + encode_microdescs(RELAYS[:4]), check_microdescs
+    ),
     "server-descriptor": Target(ROUTER.body(ROUTER.items()), parse_server_descriptor, ROUTER.seal),
     "extra-info": Target(ROUTER.body(ROUTER.extra_info_items()), parse_extra_info, ROUTER.seal),
-    "diff": Target(nd.consensus_diff(BASE, TARGET), check_diff),
+    "diff": Target(consensus_diff(BASE, TARGET), check_diff),
     **{name: Target(body, check_content(name)) for name, body in COMPRESSED.items()},
     "http": Target(HTTP, check_http, refusal=TorkitError),
     "dns": Target(QUERY, check_dns, refusal=PeerError),

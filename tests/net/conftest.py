@@ -4,8 +4,8 @@ import pytest
 import trio
 import trio.testing
 from keeping import DOCS
-from network_docs import TestAuthority
-from served import DirectoryService, authorities, signed_service
+
+from torkit.testing.directory import DirectoryService, FakeAuthority, make_authorities, signed_service
 
 
 @pytest.fixture
@@ -15,10 +15,10 @@ def clock() -> trio.testing.MockClock:
 
 
 @pytest.fixture
-def signers() -> list[TestAuthority]:
-    return authorities()
+def signers() -> list[FakeAuthority]:
+    return make_authorities()
 
 
 @pytest.fixture
-def service(signers: list[TestAuthority]) -> DirectoryService:
+def service(signers: list[FakeAuthority]) -> DirectoryService:
     return signed_service(DOCS, signers)

@@ -8,13 +8,7 @@ import pytest
 import trio
 import trio.testing
 from pool import WEB_ONLY, Pool, failing_at_first, learnt_enough, open_pool
-from served import (
-    CONGESTION_CONTROL,
-    Arrivals,
-    fresh_relays,
-    relay_of,
-    source_of,
-)
+from served import CONGESTION_CONTROL, Arrivals, fresh_relays, relay_of, source_of
 
 from torkit.directory.directory import Relay
 from torkit.directory.netdoc import decode_protocols

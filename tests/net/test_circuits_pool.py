@@ -7,12 +7,7 @@ import pytest
 import trio
 import trio.testing
 from pool import WEB_ONLY, Pool, directory_of, open_pool, settle
-from served import (
-    ACCEPT_ALL,
-    Arrivals,
-    open_stream,
-    relay_of,
-)
+from served import ACCEPT_ALL, Arrivals, open_stream, relay_of
 
 from torkit.errors import CircuitClosed, NoPath
 from torkit.net.circuit.circuit import Circuit

@@ -13,7 +13,6 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network_docs import HOUR
 from served import build, fresh_relays, serve_channel
 from trio.testing import MockClock
 
@@ -43,6 +42,7 @@ from torkit.net.dir.fetch import (
     fetch_consensus,
     fetch_microdescs,
 )
+from torkit.testing.directory.authority import HOUR
 from torkit.testing.relay import FakeStream, answer_begin_dir, http_response, ignore
 
 LIMIT = 1 << 20

@@ -27,6 +27,7 @@ STEPS: dict[str, Callable[[FakeRelay], Fault]] = {
     "begins its answer": lambda relay: relay.sending(RelayCommand.DATA),
     "goes on with it": lambda relay: relay.sending(RelayCommand.DATA, nth=4),
     "says END": lambda relay: relay.sending(RelayCommand.END),
+    "answers for certificates": lambda relay: relay.answering("/tor/keys/"),
 }
 VERBS: dict[str, Callable[[Fault], Fault]] = {
     "drop": lambda step: step.drop(),

@@ -8,9 +8,7 @@ import pytest
 import trio
 import trio.testing
 from pool import failing_at_first, open_pool, settle
-from served import (
-    Arrivals,
-)
+from served import Arrivals
 
 from torkit.errors import ChannelClosed, CircuitClosed, EndReason, TimedOut
 from torkit.learnt.build_times import INITIAL

@@ -9,7 +9,6 @@ from random import Random
 import network_docs
 import pytest
 import trio
-from served import authorities
 
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
@@ -26,13 +25,16 @@ from torkit.net.state import StateFile
 from torkit.paths.constraints import Constraints
 from torkit.paths.guards import Guard, Guards, Reachability
 from torkit.paths.vanguards import Vanguards
+from torkit.testing.directory import RelayDoc, encode_microdescs, make_authorities
 
 DOCS = network_docs.relays(40)
 
 
-def directory_of(docs: list[network_docs.RelayDoc]) -> Directory:
-    consensus = parse_consensus(network_docs.consensus(docs, authorities(1), valid_after=int(time.time())))
-    microdescs = split_microdescs(network_docs.microdescs(docs))
+def directory_of(docs: list[RelayDoc]) -> Directory:
+    consensus = parse_consensus(
+        network_docs.consensus(docs, make_authorities(1), valid_after=int(time.time()))
+    )
+    microdescs = split_microdescs(encode_microdescs(docs))
     return Directory(consensus, {digest: text for digest, text, _ in microdescs})
 
 

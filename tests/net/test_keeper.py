@@ -27,8 +27,6 @@ from keeping import (
     stale_service,
     until,
 )
-from network_docs import HOUR, RelayDoc, TestAuthority, bare64
-from served import DirectoryService, signed_service
 
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
@@ -37,12 +35,15 @@ from torkit.directory.trust import REASONABLY_LIVE
 from torkit.errors import NoDirectory
 from torkit.net.dir.fetch import MICRODESCS_PER_REQUEST
 from torkit.paths.guards import Guards
+from torkit.testing.directory import DirectoryService, FakeAuthority, RelayDoc, signed_service
+from torkit.testing.directory.authority import HOUR, rsa_key
+from torkit.testing.encoding import bare64
 
 # --- A fresh start -------------------------------------------------------------------------------------
 
 
 async def test_a_fresh_start_fetches_consensus_certificates_and_microdescs(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     async with keeping(tmp_path, signers, [service]) as started:
         directory = await started.keeper.wait_ready()
@@ -55,7 +56,7 @@ async def test_a_fresh_start_fetches_consensus_certificates_and_microdescs(
 
 
 async def test_a_second_start_needs_no_network(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     await fill_cache(tmp_path, signers, service)
     async with keeping(tmp_path, signers, [service]) as started:
@@ -66,7 +67,7 @@ async def test_a_second_start_needs_no_network(
 
 
 async def test_microdescs_come_in_parts_from_several_sources(
-    tmp_path: Path, signers: list[TestAuthority]
+    tmp_path: Path, signers: list[FakeAuthority]
 ) -> None:
     docs = network_docs.relays(2 * MICRODESCS_PER_REQUEST + 100)
     services = [signed_service(docs, signers) for _ in range(4)]
@@ -83,7 +84,7 @@ async def test_microdescs_come_in_parts_from_several_sources(
 
 
 async def test_a_certificate_held_is_not_fetched_again(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     await fill_cache(tmp_path, signers, service)
     (tmp_path / "consensus-microdesc").unlink()
@@ -93,13 +94,13 @@ async def test_a_certificate_held_is_not_fetched_again(
 
 
 async def test_certificates_of_renewed_signing_keys_are_fetched_and_older_ones_go_on_counting(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     await fill_cache(tmp_path, signers, service)
     renewed = [
-        replace(signers[0], signing_key=network_docs.rsa_key(301), published=int(time.time()) - HOUR),
+        replace(signers[0], signing_key=rsa_key(301), published=int(time.time()) - HOUR),
         signers[1],
-        replace(signers[2], signing_key=network_docs.rsa_key(302), published=int(time.time()) - HOUR),
+        replace(signers[2], signing_key=rsa_key(302), published=int(time.time()) - HOUR),
     ]
     newer = signed_service(DOCS, renewed)
     (tmp_path / "consensus-microdesc").unlink()
@@ -120,9 +121,9 @@ async def test_certificates_of_renewed_signing_keys_are_fetched_and_older_ones_g
 
 
 async def test_where_the_newest_certificate_is_not_of_the_key_that_signed_that_one_is_asked_for(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
-    newer = replace(signers[1], signing_key=network_docs.rsa_key(305))
+    newer = replace(signers[1], signing_key=rsa_key(305))
     answers = [b"".join(one.certificate() for one in (signers[0], newer, signers[2])), service.certificates]
 
     class Service(DirectoryService):
@@ -143,11 +144,9 @@ async def test_where_the_newest_certificate_is_not_of_the_key_that_signed_that_o
 
 
 async def test_certificates_of_strangers_are_not_kept(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
-    stranger = replace(
-        signers[0], identity_key=network_docs.rsa_key(303), signing_key=network_docs.rsa_key(304)
-    )
+    stranger = replace(signers[0], identity_key=rsa_key(303), signing_key=rsa_key(304))
     service.certificates += stranger.certificate()
     async with keeping(tmp_path, signers, [service]) as started:
         await started.keeper.wait_ready()
@@ -159,7 +158,7 @@ async def test_certificates_of_strangers_are_not_kept(
 @pytest.mark.parametrize("name", ["consensus-microdesc", "certificates", "microdescs"])
 @pytest.mark.parametrize("damage", ["emptied", "overwritten", "changed"])
 async def test_a_damaged_cache_is_fetched_anew(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, name: str, damage: str
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, name: str, damage: str
 ) -> None:
     await fill_cache(tmp_path, signers, service)
     file = tmp_path / name
@@ -182,7 +181,7 @@ async def test_a_damaged_cache_is_fetched_anew(
 
 
 async def test_a_data_directory_that_cannot_be_used_is_done_without(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     nowhere = tmp_path / "file" / "inside"
     (tmp_path / "file").write_bytes(b"")
@@ -194,7 +193,7 @@ async def test_a_data_directory_that_cannot_be_used_is_done_without(
 
 
 async def test_it_is_not_usable_before_there_are_enough_microdescs(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, clock: trio.testing.MockClock
 ) -> None:
     everything = dict(service.microdescs)
     service.microdescs = dict(list(everything.items())[:10])
@@ -211,7 +210,7 @@ async def test_it_is_not_usable_before_there_are_enough_microdescs(
 
 
 async def test_some_microdescs_may_be_missing(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     light = sorted(DOCS, key=lambda doc: doc.bandwidth or 0)[:3]
     service.hold([doc for doc in DOCS if doc not in light])
@@ -221,7 +220,7 @@ async def test_some_microdescs_may_be_missing(
 
 
 async def test_a_network_without_guards_is_a_failure_told(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     """Everything was held and nothing was missing, so nobody was told that it could not be used."""
     docs = [replace(doc, flags=doc.flags.replace("Guard ", "")) for doc in DOCS]
@@ -244,7 +243,7 @@ def new_guards(service: DirectoryService) -> tuple[Guards, RelayDoc]:
 
 
 async def test_a_directory_source_cannot_choose_the_guard_by_leaving_one_microdesc_out(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     """All other guards could have been used, and the next one was."""
     guards, guard = new_guards(service)
@@ -259,7 +258,7 @@ async def test_a_directory_source_cannot_choose_the_guard_by_leaving_one_microde
 
 
 async def test_a_guards_microdesc_that_nobody_has_is_named_and_waited_for(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, clock: trio.testing.MockClock
 ) -> None:
     guards, guard = new_guards(service)
     everything = dict(service.microdescs)
@@ -274,7 +273,7 @@ async def test_a_guards_microdesc_that_nobody_has_is_named_and_waited_for(
 
 
 async def test_a_guards_microdesc_missing_from_the_cache_is_fetched_before_anything_else(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     guards, guard = new_guards(service)
     incomplete = signed_service(DOCS, signers)
@@ -287,7 +286,7 @@ async def test_a_guards_microdesc_missing_from_the_cache_is_fetched_before_anyth
 
 
 async def test_the_old_directory_is_used_until_the_guards_new_microdesc_has_come(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     """It changes whenever the guard's onion key does, every four weeks."""
     service = stale_service(signers)
@@ -312,7 +311,7 @@ async def test_the_old_directory_is_used_until_the_guards_new_microdesc_has_come
 
 async def test_a_directory_that_waits_for_a_guard_is_not_used_for_ever(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -335,7 +334,7 @@ async def test_a_directory_that_waits_for_a_guard_is_not_used_for_ever(
 
 
 async def test_what_is_missing_is_fetched_at_once_for_whoever_cannot_go_on_without(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, clock: trio.testing.MockClock
 ) -> None:
     everything = dict(service.microdescs)
     service.hold(DOCS[:-1])
@@ -354,7 +353,7 @@ async def test_what_is_missing_is_fetched_at_once_for_whoever_cannot_go_on_witho
 
 
 async def test_a_newer_consensus_replaces_an_old_one(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     service = stale_service(signers)
     async with keeping(tmp_path, signers, [service]) as started:
@@ -368,7 +367,7 @@ async def test_a_newer_consensus_replaces_an_old_one(
 
 
 async def test_an_older_consensus_replaces_nothing(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     service = stale_service(signers)
     async with keeping(tmp_path, signers, [service]) as started:
@@ -381,7 +380,7 @@ async def test_an_older_consensus_replaces_nothing(
 
 
 async def test_a_newer_one_is_not_used_before_its_microdescs_have_come(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     """Whoever serves directories could otherwise choose the relays we see, by holding back the others."""
     service = stale_service(signers)
@@ -402,7 +401,7 @@ async def test_a_newer_one_is_not_used_before_its_microdescs_have_come(
 
 async def test_a_consensus_is_replaced_though_the_computer_was_suspended(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     service: DirectoryService,
     clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -421,7 +420,7 @@ async def test_a_consensus_is_replaced_though_the_computer_was_suspended(
 
 async def test_a_clock_set_back_does_not_put_off_the_next_consensus(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -439,7 +438,7 @@ async def test_a_clock_set_back_does_not_put_off_the_next_consensus(
 
 async def test_after_a_day_and_more_nothing_is_used_any_longer(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     service: DirectoryService,
     clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -457,7 +456,7 @@ async def test_after_a_day_and_more_nothing_is_used_any_longer(
 
 @pytest.mark.parametrize("hours", [-20, 20])
 async def test_one_that_is_not_live_is_used_where_there_is_no_other(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, hours: int
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock, hours: int
 ) -> None:
     """As after an outage of the authorities. It is no answer to who wants a live one."""
     untimely = signed_service(DOCS, signers, valid_after=int(time.time()) + hours * HOUR)
@@ -469,7 +468,7 @@ async def test_one_that_is_not_live_is_used_where_there_is_no_other(
 
 
 async def test_a_live_one_is_taken_before_one_that_is_not(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     untimely = signed_service(DOCS, signers, valid_after=int(time.time()) - 20 * HOUR)
     async with keeping(tmp_path, signers, [untimely, untimely, service]) as started:
@@ -480,7 +479,7 @@ async def test_a_live_one_is_taken_before_one_that_is_not(
 
 
 async def test_a_given_consensus_is_verified_and_used(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     given = parse_consensus(service.consensus)
     async with keeping(tmp_path, signers, [service], given=given) as started:
@@ -492,7 +491,7 @@ async def test_a_given_consensus_is_verified_and_used(
 @pytest.mark.parametrize("spoil", [forged, expired, half_signed, bit_flipped])
 async def test_a_given_consensus_that_cannot_be_believed_is_refused(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     service: DirectoryService,
     spoil: Callable[[DirectoryService], None],
 ) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-import network_docs
 import pytest
 import trio
 import trio.testing
@@ -31,13 +30,13 @@ from keeping import (
     until,
     without_certificates,
 )
-from network_docs import HOUR, TestAuthority
-from served import DirectoryService, signed_service
 from warned import warnings
 
 from torkit.directory.trust import REASONABLY_LIVE
 from torkit.errors import ClockSkewed, DocumentError, NoDirectory, TorkitError
 from torkit.net.dir.keeper import ROUNDS_BEFORE_ERROR
+from torkit.testing.directory import DirectoryService, FakeAuthority, sign_consensus, signed_service
+from torkit.testing.directory.authority import HOUR, rsa_key
 
 # --- Documents that are refused ------------------------------------------------------------------------
 
@@ -64,7 +63,7 @@ REFUSED = [
 @pytest.mark.parametrize("spoil", REFUSED)
 async def test_what_cannot_be_believed_is_refused_with_its_reason_and_not_kept(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     service: DirectoryService,
     spoil: Callable[[DirectoryService], None],
     clock: trio.testing.MockClock,
@@ -80,7 +79,7 @@ async def test_what_cannot_be_believed_is_refused_with_its_reason_and_not_kept(
 @pytest.mark.parametrize("spoil", REFUSED_THOUGH_CERTIFICATES_ARE_AT_HAND)
 async def test_the_good_cached_one_is_kept_and_used(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     spoil: Callable[[DirectoryService], None],
     clock: trio.testing.MockClock,
 ) -> None:
@@ -101,7 +100,7 @@ async def test_the_good_cached_one_is_kept_and_used(
 
 
 async def test_a_cached_consensus_past_reasonable_age_is_not_used(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, clock: trio.testing.MockClock
 ) -> None:
     await fill_cache(tmp_path, signers, service)
     for age, is_used in ((REASONABLY_LIVE - HOUR, True), (REASONABLY_LIVE + HOUR, False)):
@@ -115,7 +114,7 @@ async def test_a_cached_consensus_past_reasonable_age_is_not_used(
 
 
 async def test_one_that_has_expired_serves_circuits_but_is_not_handed_out(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, clock: trio.testing.MockClock
 ) -> None:
     await fill_cache(tmp_path, signers, service)
     old = signed_service(DOCS, signers, valid_after=int(time.time()) - 5 * HOUR)
@@ -129,17 +128,17 @@ async def test_one_that_has_expired_serves_circuits_but_is_not_handed_out(
 
 
 async def test_a_cache_of_another_network_is_not_used(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     await fill_cache(tmp_path, signers, service)
-    others = [replace(one, identity_key=network_docs.rsa_key(200 + n)) for n, one in enumerate(signers)]
+    others = [replace(one, identity_key=rsa_key(200 + n)) for n, one in enumerate(signers)]
     other_service = signed_service(DOCS[:20], others)
     async with keeping(tmp_path, others, [other_service]) as started:
         assert len(await started.keeper.wait_ready()) == 20
 
 
 async def test_microdescs_not_asked_for_are_not_taken(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, clock: trio.testing.MockClock
 ) -> None:
     evil = [replace(doc, ntor_onion_key=b"\xee" * 32) for doc in DOCS]
     liar = DirectoryService(service.consensus, service.certificates)
@@ -154,7 +153,7 @@ async def test_microdescs_not_asked_for_are_not_taken(
 
 
 def services_of_another_time(
-    signers: Sequence[TestAuthority], hours: int, count: int
+    signers: Sequence[FakeAuthority], hours: int, count: int
 ) -> list[DirectoryService]:
     """Directories with a consensus that is live by their clocks, which show so many hours more than ours."""
     there = int(time.time()) + hours * HOUR
@@ -166,7 +165,7 @@ def services_of_another_time(
 
 @pytest.mark.parametrize("hours", [-50, 50])
 async def test_several_relays_that_tell_another_time_blame_our_clock(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, hours: int
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock, hours: int
 ) -> None:
     services = services_of_another_time(signers, hours, 3)
     async with keeping(tmp_path, signers, services) as started:
@@ -181,7 +180,7 @@ async def test_several_relays_that_tell_another_time_blame_our_clock(
 @pytest.mark.parametrize("is_warm", [False, True])
 async def test_a_clock_that_is_wrong_by_less_than_a_day_stops_no_start_and_is_told(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     clock: trio.testing.MockClock,
     caplog: pytest.LogCaptureFixture,
     hours: int,
@@ -218,7 +217,7 @@ class Late(Random):
 @pytest.mark.parametrize("count", [1, 2, 3])
 async def test_a_clock_that_was_ahead_and_is_set_right_is_noticed(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
     count: int,
@@ -244,7 +243,7 @@ async def test_a_clock_that_was_ahead_and_is_set_right_is_noticed(
 
 
 async def test_a_clock_is_not_doubted_for_an_old_consensus_that_few_relays_call_new(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock, service: DirectoryService
 ) -> None:
     """Two that lie, or that are as far behind, cannot have it taken while another has a live one."""
     services = [*services_of_another_time(signers, -20, 2), service]
@@ -254,7 +253,7 @@ async def test_a_clock_is_not_doubted_for_an_old_consensus_that_few_relays_call_
 
 
 async def test_relays_that_agree_with_our_clock_do_not_blame_it(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     services = [signed_service(DOCS, signers, valid_after=int(time.time()) - 50 * HOUR) for _ in range(3)]
     async with keeping(tmp_path, signers, services) as started:
@@ -264,7 +263,7 @@ async def test_relays_that_agree_with_our_clock_do_not_blame_it(
 
 
 async def test_two_relays_alone_cannot_blame_our_clock(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     services = [signed_service(DOCS, signers, valid_after=int(time.time()) - 50 * HOUR) for _ in range(2)]
     for service in services:
@@ -274,12 +273,12 @@ async def test_two_relays_alone_cannot_blame_our_clock(
 
 
 async def test_relays_of_a_consensus_without_enough_signatures_are_not_read(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     """What is wrong with its entries is never seen, so nothing is spent on reading them."""
     unsigned = service.consensus[: service.consensus.index(b"directory-signature ")]
     unsigned = unsigned.replace(b"\nm ", b"\nm wrong ")
     for signed_by, error in ((1, NoDirectory), (2, DocumentError)):
-        service.consensus = network_docs.sign_consensus(unsigned, signers[:signed_by])
+        service.consensus = sign_consensus(unsigned, signers[:signed_by])
         async with keeping(tmp_path, signers, [service]) as started:
             assert type(await refusal(started.keeper)) is error

@@ -13,8 +13,6 @@ import network_docs
 import pytest
 import trio
 from keeping import CONSENSUS_PATH, DOCS, MINUTE, fill_cache, keeping, stale_service, until
-from network_docs import HOUR, TestAuthority
-from served import DirectoryService, signed_service
 
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import read_preamble
@@ -22,6 +20,8 @@ from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.net.clock import CLOCK_CHECK
 from torkit.net.dir.keeper import DirectoryKeeper
+from torkit.testing.directory import DirectoryService, FakeAuthority, signed_service
+from torkit.testing.directory.authority import HOUR
 
 CHANGED = [replace(doc, ntor_onion_key=Random(n).randbytes(32)) for n, doc in enumerate(DOCS)]
 
@@ -43,7 +43,7 @@ def uses(keeper: DirectoryKeeper, service: DirectoryService) -> Callable[[], boo
 
 @asynccontextmanager
 async def reading(
-    place: Path, signers: list[TestAuthority], service: DirectoryService
+    place: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> AsyncIterator[tuple[DirectoryKeeper, Directory]]:
     """A keeper that uses what `service` has, from a cache that it shares."""
     await fill_cache(place, signers, service)
@@ -53,7 +53,7 @@ async def reading(
 
 @pytest.mark.parametrize("is_shared", [True, False], ids=["a shared cache", "one data directory"])
 async def test_what_one_fetches_the_others_use_without_a_request(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, is_shared: bool
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock, is_shared: bool
 ) -> None:
     first = stale_service(signers)
     other = stale_service(signers)
@@ -72,7 +72,7 @@ async def test_what_one_fetches_the_others_use_without_a_request(
 
 async def test_a_consensus_kept_without_its_microdescs_is_waited_for_and_used_with_them(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     service: DirectoryService,
     clock: trio.testing.MockClock,
 ) -> None:
@@ -90,7 +90,7 @@ async def test_a_consensus_kept_without_its_microdescs_is_waited_for_and_used_wi
 
 async def test_where_they_do_not_come_it_fetches_them_itself(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     service: DirectoryService,
     clock: trio.testing.MockClock,
 ) -> None:
@@ -105,7 +105,7 @@ async def test_where_they_do_not_come_it_fetches_them_itself(
 @pytest.mark.parametrize("is_writable", [True, False])
 async def test_who_may_not_write_there_fetches_after_all_others_and_keeps_nothing(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
     is_writable: bool,
@@ -131,7 +131,7 @@ async def test_who_may_not_write_there_fetches_after_all_others_and_keeps_nothin
 
 async def test_a_damaged_or_older_document_is_no_news(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     service: DirectoryService,
     clock: trio.testing.MockClock,
 ) -> None:

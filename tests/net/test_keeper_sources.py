@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import network_docs
 import pytest
 import trio
 import trio.testing
@@ -20,19 +19,18 @@ from keeping import (
     stale_service,
     until,
 )
-from network_docs import TestAuthority
-from served import DirectoryService, signed_service
 
 from torkit.errors import NoDirectory
 from torkit.net.dir.keeper import MISSING_RETRY
 from torkit.net.dir.servers import STAGGER
+from torkit.testing.directory import DirectoryService, FakeAuthority, consensus_diff, signed_service
 from torkit.testing.relay import FakeStream, answer_begin_dir, http_response, ignore
 
 # --- Sources -------------------------------------------------------------------------------------------
 
 
 async def test_a_source_that_fails_is_passed_over(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     liar = signed_service(DOCS, signers)
     bit_flipped(liar)
@@ -42,7 +40,7 @@ async def test_a_source_that_fails_is_passed_over(
 
 async def test_a_silent_source_is_overtaken(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     service: DirectoryService,
     clock: trio.testing.MockClock,
 ) -> None:
@@ -54,7 +52,7 @@ async def test_a_silent_source_is_overtaken(
 
 
 async def test_authorities_are_left_alone_where_fallbacks_serve(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     async with keeping(tmp_path, signers, [None, service, service], authority_count=1) as started:
         await started.keeper.wait_ready()
@@ -63,14 +61,14 @@ async def test_authorities_are_left_alone_where_fallbacks_serve(
 
 @pytest.mark.parametrize("status", ["404 Not found", "503 Directory busy"])
 async def test_one_that_has_not_what_is_asked_for_is_named_as_such(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock, status: str
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock, status: str
 ) -> None:
     async with keeping(tmp_path, signers, [lambda _: http_response(b"", status=status)]) as started:
         assert status in str(await refusal(started.keeper))
 
 
 async def test_what_one_source_lacks_comes_from_another(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
 ) -> None:
     partial = signed_service(DOCS, signers)
     partial.hold(DOCS[:20])
@@ -83,7 +81,7 @@ async def test_what_one_source_lacks_comes_from_another(
 
 
 async def test_what_nobody_had_is_asked_for_again_later(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, clock: trio.testing.MockClock
 ) -> None:
     """The next consensus may be hours away."""
     light = sorted(DOCS, key=lambda doc: doc.bandwidth or 0)[:3]
@@ -99,7 +97,7 @@ async def test_what_nobody_had_is_asked_for_again_later(
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["consensus", "certificates", "microdescs"])
 async def test_a_source_that_dies_in_mid_answer_is_passed_over(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, number: int
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, number: int
 ) -> None:
     answers = [service.consensus, service.certificates, b"".join(service.microdescs.values())]
     begun: list[FakeStream] = []
@@ -121,14 +119,14 @@ async def test_a_source_that_dies_in_mid_answer_is_passed_over(
 
 
 async def test_no_source_is_a_failure_told(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     async with keeping(tmp_path, signers, []) as started:
         assert isinstance(await refusal(started.keeper), NoDirectory)
 
 
 async def test_failure_is_forgotten_when_the_directory_comes(
-    tmp_path: Path, signers: list[TestAuthority], service: DirectoryService, clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, clock: trio.testing.MockClock
 ) -> None:
     good = service.consensus
     half_signed(service)
@@ -142,16 +140,16 @@ async def test_failure_is_forgotten_when_the_directory_comes(
 # --- Diffs ---------------------------------------------------------------------------------------------
 
 
-def newer_as_diff(service: DirectoryService, signers: Sequence[TestAuthority]) -> bytes:
+def newer_as_diff(service: DirectoryService, signers: Sequence[FakeAuthority]) -> bytes:
     """Give `service` a newer consensus and the diff to it; returns the text."""
     newer = signed_service(DOCS[:25], signers).consensus
-    service.diff = network_docs.consensus_diff(service.consensus, newer)
+    service.diff = consensus_diff(service.consensus, newer)
     service.consensus = newer
     return newer
 
 
 async def test_a_diff_makes_the_newer_consensus(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     service = stale_service(signers)
     await fill_cache(tmp_path, signers, service)
@@ -163,29 +161,29 @@ async def test_a_diff_makes_the_newer_consensus(
     assert service.requests == [CONSENSUS_PATH]
 
 
-def diff_of_another(service: DirectoryService, signers: Sequence[TestAuthority]) -> None:
+def diff_of_another(service: DirectoryService, signers: Sequence[FakeAuthority]) -> None:
     other = signed_service(DOCS[:20], signers).consensus
-    service.diff = network_docs.consensus_diff(other, service.consensus)
+    service.diff = consensus_diff(other, service.consensus)
 
 
-def diff_that_is_cut(service: DirectoryService, signers: Sequence[TestAuthority]) -> None:
+def diff_that_is_cut(service: DirectoryService, signers: Sequence[FakeAuthority]) -> None:
     service.diff = service.diff[: len(service.diff) // 2]
 
 
-def diff_to_a_forgery(service: DirectoryService, signers: Sequence[TestAuthority]) -> None:
+def diff_to_a_forgery(service: DirectoryService, signers: Sequence[FakeAuthority]) -> None:
     held = stale_service(signers)
     held.consensus = service.consensus
     bit_flipped(held)
     base = stale_service(signers).consensus
-    service.diff = network_docs.consensus_diff(base, held.consensus)
+    service.diff = consensus_diff(base, held.consensus)
 
 
 @pytest.mark.parametrize("spoil", [diff_of_another, diff_that_is_cut, diff_to_a_forgery])
 async def test_where_a_diff_fails_the_whole_is_asked_for(
     tmp_path: Path,
-    signers: list[TestAuthority],
+    signers: list[FakeAuthority],
     clock: trio.testing.MockClock,
-    spoil: Callable[[DirectoryService, Sequence[TestAuthority]], None],
+    spoil: Callable[[DirectoryService, Sequence[FakeAuthority]], None],
 ) -> None:
     service = stale_service(signers)
     await fill_cache(tmp_path, signers, service)
@@ -198,7 +196,7 @@ async def test_where_a_diff_fails_the_whole_is_asked_for(
 
 
 async def test_where_diff_and_whole_fail_another_is_asked(
-    tmp_path: Path, signers: list[TestAuthority], clock: trio.testing.MockClock
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
     good, bad = stale_service(signers), stale_service(signers)
     await fill_cache(tmp_path, signers, good)

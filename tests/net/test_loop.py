@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from served import (
-    build,
-    connect,
-    fresh_relays,
-    open_stream,
-    serve,
-    serve_network,
-)
+from served import build, connect, fresh_relays, open_stream, serve, serve_network
 
 from torkit._fast import channel as core_channel
 from torkit._fast.cells import Command

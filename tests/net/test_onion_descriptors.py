@@ -19,19 +19,19 @@ from torkit.net.circuit.circuit import Circuit
 from torkit.net.current import Current
 from torkit.net.onion import descriptors as module
 from torkit.net.onion.descriptors import PATIENCE, Descriptors, _Place, calendar_of
+from torkit.testing.directory import RelayDoc, encode_microdescs
+from torkit.testing.directory.authority import HOUR
 
 IDENTITY = bytes.fromhex(VECTORS["cases"][0]["services"][0]["identity_public_key"])
 HSDIR = "Fast Guard HSDir Running Stable V2Dir Valid"
 
 
-def directory_of(
-    count: int, protocols: str = "HSDir=2", valid_after: int = nd.NOW - nd.HOUR // 2
-) -> Directory:
+def directory_of(count: int, protocols: str = "HSDir=2", valid_after: int = nd.NOW - HOUR // 2) -> Directory:
     docs = [
-        nd.RelayDoc(f"r{n}", bytes([n]) * 20, f"10.{n}.1.1", flags=HSDIR, protocols=protocols)
+        RelayDoc(f"r{n}", bytes([n]) * 20, f"10.{n}.1.1", flags=HSDIR, protocols=protocols)
         for n in range(1, count + 1)
     ]
-    microdescs = split_microdescs(nd.microdescs(docs))
+    microdescs = split_microdescs(encode_microdescs(docs))
     consensus = parse_consensus(nd.consensus(docs, nd.authorities(1), valid_after=valid_after))
     return Directory(consensus, {digest: text for digest, text, _ in microdescs})
 
@@ -168,9 +168,9 @@ async def test_a_descriptor_serves_until_a_newer_consensus_begins_another_period
     directories = Directories(monkeypatch, [made(7), made(8)])
     for _ in range(7):
         assert (await directories.descriptors.get(IDENTITY)).revision == 7
-        directories.service.now += 3 * nd.HOUR
+        directories.service.now += 3 * HOUR
     assert directories.asked == 1
-    directories.current.use(directory_of(6, valid_after=nd.NOW + 24 * nd.HOUR))
+    directories.current.use(directory_of(6, valid_after=nd.NOW + 24 * HOUR))
     assert (await directories.descriptors.get(IDENTITY)).revision == 8
     assert directories.asked == 2
 

@@ -12,7 +12,7 @@ import network_docs as nd
 import pytest
 import trio
 from onion_home import GUARD, RENDEZVOUS, SECOND, SERVICE, Home, a_home
-from served import authorities, doc_of
+from served import doc_of
 from trio.testing import MockClock
 
 from torkit._fast.cells import RelayCommand
@@ -36,6 +36,7 @@ from torkit.net.onion.meeting import RESTS
 from torkit.net.onion.request import OnionRequest
 from torkit.net.onion.services import OnionServices
 from torkit.net.onion.work import Worker
+from torkit.testing.directory import encode_microdescs, make_authorities
 from torkit.testing.relay import FakeStream
 
 ADDRESS = encode_address(bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"))
@@ -57,8 +58,8 @@ def directory_of(home: Home, *left_out: int) -> Directory:
         for number in (GUARD, SECOND, RENDEZVOUS)
         if number not in left_out
     ]
-    microdescs = split_microdescs(nd.microdescs(docs))
-    consensus = parse_consensus(nd.consensus(docs, authorities(1)))
+    microdescs = split_microdescs(encode_microdescs(docs))
+    consensus = parse_consensus(nd.consensus(docs, make_authorities(1)))
     return Directory(consensus, {digest: text for digest, text, _ in microdescs})
 
 

@@ -5,9 +5,7 @@ from functools import partial
 import trio
 import trio.testing
 from pool import WEB_ONLY, open_pool, settle
-from served import (
-    ACCEPT_ALL,
-)
+from served import ACCEPT_ALL
 
 from torkit.directory.microdesc import PortPolicy
 from torkit.learnt.build_times import BuildTimes

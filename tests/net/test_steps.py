@@ -24,6 +24,8 @@ from torkit.net.dir.servers import Sources
 from torkit.net.dir.steps import in_steps
 from torkit.net.link.channels import Channels
 from torkit.paths.guards import Guards
+from torkit.testing.directory import encode_microdescs
+from torkit.testing.directory.authority import HOUR
 
 MAX_TURN_WORK = 30_000  # calls, Python's and C's, between two looks at the streams: some 10 ms
 
@@ -74,11 +76,11 @@ async def test_several_documents_are_read_at_most_one_step_in_a_turn() -> None:
 
 async def test_a_start_with_a_full_size_cache_gives_turns_to_others(tmp_path: Path) -> None:
     now = int(time.time())
-    signers = [replace(one, published=now - nd.HOUR, expires=now + nd.HOUR) for one in nd.authorities(9)]
+    signers = [replace(one, published=now - HOUR, expires=now + HOUR) for one in nd.authorities(9)]
     relays = nd.full_size()
     cache, held = Cache(tmp_path), Microdescs()
     consensus = parse_consensus(nd.consensus(relays, signers, valid_after=now - 60))
-    held.add(nd.microdescs(relays), frozenset(filter(None, consensus.relays.digests)), now)
+    held.add(encode_microdescs(relays), frozenset(filter(None, consensus.relays.digests)), now)
     cache.save_consensus(consensus)
     cache.save_certificates(parse_certificates(b"".join(one.certificate() for one in signers)))
     cache.save_microdescs(held, now)

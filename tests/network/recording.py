@@ -27,16 +27,18 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-import network_docs
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from network.servers import HOST, free_port
 from network.tracing import STRACE, peers_in
-from network_docs import HOUR, RelayDoc, consensus, consensus_diff
-from served import DirectoryService, authorities, doc_of, fresh_relays, serve
+from network_docs import consensus
+from served import doc_of, fresh_relays, serve
 
 from torkit._fast.cells import RelayCommand
 from torkit.hs.address import encode_address
+from torkit.testing.directory import DirectoryService, RelayDoc, consensus_diff, make_authorities
+from torkit.testing.directory.authority import HOUR
+from torkit.testing.directory.consensus import PROTOCOLS, WEIGHTS
 from torkit.testing.relay import FakeCircuit, FakeLink, FakeRelay, FakeStream, RelayCell, RelayState, ignore
 
 DEADLINE = 100.0  # seconds for all that one client is asked for; 4 pass where nothing else runs
@@ -47,11 +49,11 @@ EXITS = 2  # circuits to exits that it builds ahead, where it links none
 QUIET = 2.0  # seconds; C tor looks each second whether one more circuit is wanted
 
 # All that relays can do but to link circuits, which exits of few recordings can.
-PROTOCOLS = network_docs.PROTOCOLS
+PROTOCOLS = PROTOCOLS
 LINKING = f"{PROTOCOLS} Conflux=1"
 WITHOUT_CGO = PROTOCOLS.replace("Relay=1-6", "Relay=1-4")
 PARAMS = "ExtendByEd25519ID=1"  # as on the public network
-WEIGHTS = network_docs.WEIGHTS | {"Wmg": 0, "Wme": 0, "Wmd": 0}
+WEIGHTS = WEIGHTS | {"Wmg": 0, "Wme": 0, "Wmd": 0}
 
 NAME, ADDRESS, REVERSE_NAME = "web.test", "192.0.2.7", "7.2.0.192.in-addr.arpa"
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
@@ -367,7 +369,7 @@ async def _network(
     """A network, and the values of torrc's DirAuthority and FallbackDir."""
     names = ["middle", "guard0", "guard1", "guard2", "exit0", "exit1"]
     names += ["able0", "able1", "able2"] if is_wide else []
-    signers = authorities()
+    signers = make_authorities()
     seen = Recording(
         dict(zip(names, fresh_relays(len(names)), strict=True)), [one.v3ident for one in signers]
     )

@@ -21,7 +21,6 @@ from network.recording import (
     running,
     wait_until,
 )
-from network_docs import HOUR
 from onion_service import OnionService
 from served import fresh_relays
 from setup_padder import RENDEZVOUS, SetupPadder
@@ -31,6 +30,7 @@ from torkit.hs.address import encode_address
 from torkit.hs.calendar import RUN_INTERVALS, Calendar
 from torkit.hs.keys import SecretKey, subcredential
 from torkit.hs.publication import Publication, encode_descriptor
+from torkit.testing.directory.authority import HOUR
 from torkit.testing.relay import FakeCircuit, FakeRelay, FakeStream, http_response
 
 PORT = 80

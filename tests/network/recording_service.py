@@ -8,7 +8,6 @@ from pathlib import Path
 
 import trio
 from network.recording import Client, Recording, c_tor, running, torkit, wait_until
-from network_docs import HOUR
 from onion_network import FarClient, OnionNetwork
 
 from torkit._fast.cells import RelayCommand
@@ -16,6 +15,7 @@ from torkit.hs.address import encode_address
 from torkit.hs.calendar import RUN_INTERVALS, Calendar
 from torkit.hs.descriptor import Descriptor
 from torkit.net.hosting.keys import make_key
+from torkit.testing.directory.authority import HOUR
 from torkit.testing.relay import FakeCircuit
 
 KEY, TARGET = "service", "target"  # in the directory of a service: its key, and a server's socket

@@ -22,13 +22,16 @@ from torkit.paths.choose import check_exit, choose_path, family_of, may_go_on
 from torkit.paths.constraints import Constraints
 from torkit.paths.guards import Guards
 from torkit.paths.text import path_from_json, path_to_json
+from torkit.testing.directory import RelayDoc, encode_microdescs
+from torkit.testing.directory.consensus import WEIGHTS
+from torkit.testing.encoding import bare64
 
-EVEN = dict.fromkeys(nd.WEIGHTS, 10000)
+EVEN = dict.fromkeys(WEIGHTS, 10000)
 
 
-def make(docs: Iterable[nd.RelayDoc], held: Iterable[nd.RelayDoc] | None = None, **options: Any) -> Directory:
+def make(docs: Iterable[RelayDoc], held: Iterable[RelayDoc] | None = None, **options: Any) -> Directory:
     """A directory of these relays that holds the microdescriptors of `held`, or of all."""
-    microdescs = split_microdescs(nd.microdescs(docs if held is None else held))
+    microdescs = split_microdescs(encode_microdescs(docs if held is None else held))
     consensus = parse_consensus(nd.consensus(docs, nd.authorities(1), **options))
     return Directory(consensus, {digest: text for digest, text, _ in microdescs})
 
@@ -38,9 +41,9 @@ def relay(
     flags: str = "Fast Guard Running Stable V2Dir Valid",
     policy: str | None = None,
     **options: Any,
-) -> nd.RelayDoc:
+) -> RelayDoc:
     """A relay in a /16 of its own."""
-    return nd.RelayDoc(
+    return RelayDoc(
         f"r{number}",
         bytes([number]) * 20,
         options.pop("address", f"{number}.1.1.1"),
@@ -371,7 +374,7 @@ def test_frequencies_follow_the_weights_in_every_position() -> None:
         replace(doc, address=f"{10 + n // 6}.7.0.{n % 6 + 1}", ipv6=None)
         for n, doc in enumerate(nd.relays(240, seed=3))
     ]
-    weights = {name: value // 10 for name, value in nd.WEIGHTS.items()} | {"Wgd": 400, "Wmd": 300, "Wme": 250}
+    weights = {name: value // 10 for name, value in WEIGHTS.items()} | {"Wgd": 400, "Wmd": 300, "Wme": 250}
     directory = make(docs, weights=weights | {"Wdb": 700, "Wgb": 900}, params="bwweightscale=1000")
     rng = random.Random(2)
     paths = [choose_path(directory, Constraints(port=443), rng) for _ in range(50_000)]
@@ -381,7 +384,7 @@ def test_frequencies_follow_the_weights_in_every_position() -> None:
 
 def test_the_test_of_frequencies_sees_wrong_weights() -> None:
     docs = nd.relays(240, seed=3)
-    paths_in, measured_by = make(docs), make(docs, weights=nd.WEIGHTS | {"Wmm": 8000})
+    paths_in, measured_by = make(docs), make(docs, weights=WEIGHTS | {"Wmm": 8000})
     rng = random.Random(2)
     paths = [choose_path(paths_in, Constraints(port=443), rng) for _ in range(10_000)]
     p_values = frequencies.p_values(measured_by, paths, lambda one: one.policy.accepts(443))
@@ -389,7 +392,7 @@ def test_the_test_of_frequencies_sees_wrong_weights() -> None:
     assert min(p_values["guard"], p_values["exit"]) > 0.001
 
 
-def tempting_relays() -> list[nd.RelayDoc]:
+def tempting_relays() -> list[RelayDoc]:
     """A network in which every rule can be broken: much in common, and flags that forbid a position."""
     docs = nd.relays(300)
     for n, doc in enumerate(docs):
@@ -400,7 +403,7 @@ def tempting_relays() -> list[nd.RelayDoc]:
         if n % 13 == 0:
             doc.flags = doc.flags.replace("Fast ", "")
         if n % 5 == 0:
-            doc.family_ids = f"ed25519:{nd.bare64(bytes([n // 5 % 3]) * 32)}"
+            doc.family_ids = f"ed25519:{bare64(bytes([n // 5 % 3]) * 32)}"
         if n % 8 < 2:
             doc.address = f"10.{n % 3}.0.{n % 251 + 1}"
             doc.ipv6 = f"[2001:db8:{n:x}::1]:9001"
@@ -484,7 +487,7 @@ def test_only_fingerprints_are_needed() -> None:
     [
         ({"fingerprint": "AB" * 20}, NoPath, "not in the directory"),
         (
-            {"fingerprint": GUARD.fingerprint, "ed25519": nd.bare64(b"\3" * 32)},
+            {"fingerprint": GUARD.fingerprint, "ed25519": bare64(b"\3" * 32)},
             NoPath,
             "another Ed25519 identity",
         ),

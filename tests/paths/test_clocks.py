@@ -13,6 +13,8 @@ from torkit.directory.microdesc import Microdescs
 from torkit.paths.constraints import Constraints, VanguardMode
 from torkit.paths.guards import DAY, Guards
 from torkit.paths.vanguards import Vanguards
+from torkit.testing.directory import encode_microdescs
+from torkit.testing.directory.authority import HOUR
 
 YEAR = 365 * DAY
 NOW = float(network_docs.NOW)
@@ -22,8 +24,8 @@ SIGNERS = network_docs.authorities(1)
 
 def directory_at(now: float) -> Directory:
     """Live then."""
-    consensus = network_docs.consensus(DOCS, SIGNERS, valid_after=int(now) - network_docs.HOUR // 2)
-    return Directory(parse_consensus(consensus), Microdescs.decode(network_docs.microdescs(DOCS)))
+    consensus = network_docs.consensus(DOCS, SIGNERS, valid_after=int(now) - HOUR // 2)
+    return Directory(parse_consensus(consensus), Microdescs.decode(encode_microdescs(DOCS)))
 
 
 def read_guards(state: dict[str, Any], now: float) -> Guards:

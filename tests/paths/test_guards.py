@@ -9,7 +9,6 @@ import network_docs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network_docs import RelayDoc
 
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
@@ -19,6 +18,7 @@ from torkit.errors import NoDirectory, NoGuard, NoPath
 from torkit.params import default_param
 from torkit.paths.constraints import Constraints
 from torkit.paths.guards import DAY, RETRY_SCHEDULE, Guards, Verdict
+from torkit.testing.directory import RelayDoc, encode_microdescs
 
 DOCS = network_docs.relays(200)  # a hundred of them may be guards: twenty are sampled
 NICKNAMES = {doc.identity: doc.nickname for doc in DOCS}
@@ -47,7 +47,7 @@ def directory_of(
         network_docs.consensus(docs, signers, params=params, valid_after=int(at - HOUR / 2))
     )
     microdescs.add(
-        network_docs.microdescs(docs if held is None else held),
+        encode_microdescs(docs if held is None else held),
         {digest for digest in consensus.relays.digests if digest},
         network_docs.NOW,
     )

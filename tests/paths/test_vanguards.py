@@ -12,6 +12,7 @@ from torkit.directory.microdesc import split_microdescs
 from torkit.errors import NoPath
 from torkit.paths.constraints import Constraints, VanguardMode
 from torkit.paths.vanguards import Vanguards, choose_stem
+from torkit.testing.directory import RelayDoc, encode_microdescs
 
 STABLE = "Fast Guard HSDir Running Stable V2Dir Valid"
 DAY = 86400.0
@@ -22,7 +23,7 @@ def directory_of(
 ) -> Directory:
     """Relays r1, r2, ... with these flags; those numbered in `rendezvous` can be rendezvous points."""
     docs = [
-        nd.RelayDoc(
+        RelayDoc(
             f"r{n}",
             bytes([n]) * 20,
             f"10.{0 if families else n}.1.{n}",
@@ -31,7 +32,7 @@ def directory_of(
         )
         for n, line in enumerate(flags, 1)
     ]
-    microdescs = split_microdescs(nd.microdescs(docs))
+    microdescs = split_microdescs(encode_microdescs(docs))
     consensus = parse_consensus(nd.consensus(docs, nd.authorities(1), params=params))
     return Directory(consensus, {digest: text for digest, text, _ in microdescs})
 

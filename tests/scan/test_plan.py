@@ -14,13 +14,14 @@ from torkit.directory.positions import Position
 from torkit.errors import NoPath, UsageError
 from torkit.scan.plan import FIRST_HOPS, Plan, places_in
 from torkit.scan.unit import Unit, freeze
+from torkit.testing.directory import RelayDoc, encode_microdescs
 
 COUNT = 8
 
 
 def some_unit(count: int = 200) -> Unit:
     docs = nd.relays(count)
-    texts = Microdescs.decode(nd.microdescs(docs))
+    texts = Microdescs.decode(encode_microdescs(docs))
     return freeze(Directory(parse_consensus(nd.consensus(docs, nd.authorities(1))), texts))
 
 
@@ -81,7 +82,7 @@ def path_of(plan: Plan, relay: Relay) -> tuple[Relay, ...]:
 
 def test_another_process_finds_the_same_relays_and_paths() -> None:
     docs = nd.relays(200)
-    consensus, microdescs = nd.consensus(docs, nd.authorities(1)), nd.microdescs(docs)
+    consensus, microdescs = nd.consensus(docs, nd.authorities(1)), encode_microdescs(docs)
     code = CHILD.format(path=sys.path, consensus=consensus, microdescs=microdescs)
     ended = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == all_paths(consensus, microdescs).split()
@@ -127,10 +128,10 @@ def test_another_attempt_goes_by_other_relays(unit: Unit) -> None:
 
 def test_a_small_network_has_paths_for_another_attempt_too() -> None:
     docs = [
-        nd.RelayDoc(f"r{n}", bytes([n]) * 20, f"10.{n}.0.1", flags=f"{flag} {FLAGS}", policy="accept 1-65535")
+        RelayDoc(f"r{n}", bytes([n]) * 20, f"10.{n}.0.1", flags=f"{flag} {FLAGS}", policy="accept 1-65535")
         for n, flag in enumerate(("Guard", "Guard", "Exit"))
     ]
-    texts = Microdescs.decode(nd.microdescs(docs))
+    texts = Microdescs.decode(encode_microdescs(docs))
     unit = freeze(Directory(parse_consensus(nd.consensus(docs, nd.authorities(1))), texts))
     plan = Plan(unit)
     relay = unit.directory.relay_at(2)

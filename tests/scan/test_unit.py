@@ -12,6 +12,8 @@ from torkit.directory.directory import Directory
 from torkit.directory.microdesc import Microdescs
 from torkit.errors import DocumentError, NoDirectory, StorageError, UsageError
 from torkit.scan.unit import export, freeze, load
+from torkit.testing.directory import encode_microdescs
+from torkit.testing.directory.authority import HOUR
 
 SIGNERS = nd.authorities()
 VOTERS = {one.v3ident: one.nickname for one in SIGNERS}
@@ -20,7 +22,7 @@ DOCS = nd.relays(12)
 
 
 def some_directory(held: int = len(DOCS)) -> Directory:
-    texts = Microdescs.decode(nd.microdescs(DOCS[:held]))
+    texts = Microdescs.decode(encode_microdescs(DOCS[:held]))
     return Directory(parse_consensus(nd.consensus(DOCS, SIGNERS)), texts)
 
 
@@ -41,7 +43,7 @@ def test_what_was_exported_is_loaded(unit: Path) -> None:
 
 
 def test_the_order_in_which_microdescriptors_came_does_not_matter() -> None:
-    texts = Microdescs.decode(nd.microdescs(reversed(DOCS)))
+    texts = Microdescs.decode(encode_microdescs(reversed(DOCS)))
     other = Directory(parse_consensus(nd.consensus(DOCS, SIGNERS)), texts)
     assert freeze(other).digest == freeze(some_directory()).digest
     assert freeze(some_directory(held=11)).digest != freeze(some_directory()).digest
@@ -81,7 +83,7 @@ def test_what_is_incomplete_or_damaged_is_refused(unit: Path, name: str) -> None
 
 
 def test_a_microdescriptor_that_is_gone_is_seen(unit: Path) -> None:
-    (unit / "microdescs").write_bytes(nd.microdescs(DOCS[:-1]))
+    (unit / "microdescs").write_bytes(encode_microdescs(DOCS[:-1]))
     with pytest.raises(DocumentError, match="damaged: its digest is"):
         load(unit, VOTERS, nd.NOW)
 
@@ -93,9 +95,9 @@ def test_another_networks_is_refused(unit: Path) -> None:
 
 
 def test_one_that_is_too_old_is_refused(unit: Path) -> None:
-    load(unit, VOTERS, nd.NOW + 24 * nd.HOUR)
+    load(unit, VOTERS, nd.NOW + 24 * HOUR)
     with pytest.raises(NoDirectory, match="expired"):
-        load(unit, VOTERS, nd.NOW + 48 * nd.HOUR)
+        load(unit, VOTERS, nd.NOW + 48 * HOUR)
 
 
 def test_a_place_without_one_says_how_to_get_one(unit: Path) -> None:

@@ -13,8 +13,7 @@ import pytest
 import trio
 import trio.testing
 import waiting
-from network_docs import HOUR, TestAuthority
-from served import DirectoryService, authorities, fresh_relays, serve, signed_service, source_of
+from served import fresh_relays, serve, source_of
 
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import Consensus
@@ -25,6 +24,8 @@ from torkit.net.dir.keeper import DirectoryKeeper
 from torkit.net.dir.servers import Sources
 from torkit.net.link.channels import Channels
 from torkit.paths.guards import Guards
+from torkit.testing.directory import DirectoryService, FakeAuthority, make_authorities, signed_service
+from torkit.testing.directory.authority import HOUR
 from torkit.testing.relay import FakeRelay
 
 DOCS = network_docs.relays(30)
@@ -53,7 +54,7 @@ class Started:
 @asynccontextmanager
 async def keeping(
     data_dir: Path,
-    signers: Sequence[TestAuthority],
+    signers: Sequence[FakeAuthority],
     services: Sequence[Callable[[bytes], bytes] | None],
     *,
     given: Consensus | None = None,
@@ -105,7 +106,7 @@ def microdescs_asked_of(service: DirectoryService) -> list[list[str]]:
     return [path.removeprefix(prefix).split("-") for path in service.requests if path.startswith(prefix)]
 
 
-async def fill_cache(data_dir: Path, signers: Sequence[TestAuthority], service: DirectoryService) -> None:
+async def fill_cache(data_dir: Path, signers: Sequence[FakeAuthority], service: DirectoryService) -> None:
     async with keeping(data_dir, signers, [service]) as started:
         await started.keeper.wait_ready()
     service.requests.clear()
@@ -119,7 +120,7 @@ async def refusal(keeper: DirectoryKeeper) -> TorkitError:
     return caught.value
 
 
-def stale_service(signers: Sequence[TestAuthority]) -> DirectoryService:
+def stale_service(signers: Sequence[FakeAuthority]) -> DirectoryService:
     """Valid, and so old that it is to be replaced."""
     return signed_service(DOCS, signers, valid_after=int(time.time()) - 5 * HOUR // 2)
 
@@ -129,30 +130,27 @@ until = partial(waiting.until, seconds=20 * MINUTE, step=1)
 
 def forged(good: DirectoryService) -> None:
     """Other relays, signed by authorities nobody has configured."""
-    strangers = [
-        replace(
-            one, identity_key=network_docs.rsa_key(100 + 2 * n), signing_key=network_docs.rsa_key(101 + 2 * n)
-        )
-        for n, one in enumerate(authorities())
-    ]
+    strangers = make_authorities(first=50)
     bad = signed_service(DOCS, strangers)
     good.consensus, good.certificates = bad.consensus, bad.certificates
 
 
 def expired(good: DirectoryService) -> None:
-    good.consensus = signed_service(DOCS, authorities(), valid_after=int(time.time()) - 28 * HOUR).consensus
+    there = int(time.time()) - 28 * HOUR
+    good.consensus = signed_service(DOCS, make_authorities(), valid_after=there).consensus
 
 
 def from_the_future(good: DirectoryService) -> None:
-    good.consensus = signed_service(DOCS, authorities(), valid_after=int(time.time()) + 26 * HOUR).consensus
+    there = int(time.time()) + 26 * HOUR
+    good.consensus = signed_service(DOCS, make_authorities(), valid_after=there).consensus
 
 
 def half_signed(good: DirectoryService) -> None:
-    good.consensus = signed_service(DOCS, authorities()[:1]).consensus
+    good.consensus = signed_service(DOCS, make_authorities()[:1]).consensus
 
 
 def one_signature_thrice(good: DirectoryService) -> None:
-    good.consensus = signed_service(DOCS, authorities()[:1] * 3).consensus
+    good.consensus = signed_service(DOCS, make_authorities()[:1] * 3).consensus
 
 
 def bit_flipped(good: DirectoryService) -> None:
@@ -167,7 +165,7 @@ def truncated(good: DirectoryService) -> None:
 
 def another_flavor(good: DirectoryService) -> None:
     good.consensus = network_docs.consensus(
-        DOCS, authorities(), flavor="ns", valid_after=int(time.time()) - HOUR // 2
+        DOCS, make_authorities(), flavor="ns", valid_after=int(time.time()) - HOUR // 2
     )
 
 
@@ -181,7 +179,7 @@ def without_certificates(good: DirectoryService) -> None:
 
 def certificates_expired(good: DirectoryService) -> None:
     now = int(time.time())
-    old = [replace(one, published=now - 300 * HOUR, expires=now - HOUR) for one in authorities()]
+    old = [replace(one, published=now - 300 * HOUR, expires=now - HOUR) for one in make_authorities()]
     good.certificates = b"".join(one.certificate() for one in old)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from served import PLAIN, ServedNetwork, authorities, serve_network, signed_service
+from served import PLAIN, ServedNetwork, serve_network
 from waiting import until
 
 from torkit._fast.cells import RelayCommand
@@ -34,6 +34,7 @@ from torkit.hs.keys import blind, subcredential
 from torkit.hs.messages import decode_rendezvous2, introduce_header, introduce_plaintext
 from torkit.net.onion.descriptors import calendar_of
 from torkit.proto.messages import encode_link_specifiers
+from torkit.testing.directory import make_authorities, signed_service
 from torkit.testing.relay import (
     FakeCircuit,
     FakeHop,
@@ -232,7 +233,7 @@ async def onion_relays(params: str = "") -> AsyncIterator[ServedNetwork]:
     async with serve_network(guards=3, exits=3, params=params) as network:
         for doc in network.docs:
             doc.protocols = PROTOCOLS
-        renewed = signed_service(network.docs, authorities(), params=params)
+        renewed = signed_service(network.docs, make_authorities(), params=params)
         network.service.consensus = renewed.consensus
         network.service.microdescs = renewed.microdescs
         network.service.certificates = renewed.certificates

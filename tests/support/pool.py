@@ -11,14 +11,7 @@ from typing import Any
 import network_docs
 import trio
 import trio.testing
-from served import (
-    ACCEPT_ALL,
-    authorities,
-    doc_of,
-    fresh_relays,
-    relay_of,
-    serve,
-)
+from served import ACCEPT_ALL, doc_of, fresh_relays, relay_of, serve
 
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory, Relay
@@ -48,6 +41,7 @@ from torkit.net.link.channels import Channels
 from torkit.params import parameter
 from torkit.paths.choose import may_go_on
 from torkit.proto.padding import Padding
+from torkit.testing.directory import encode_microdescs, make_authorities
 from torkit.testing.relay import FakeCircuit, FakeRelay, RelayCell, answer_extend2
 
 WEB_ONLY = PortPolicy(True, ((80, 80), (443, 443)))
@@ -182,8 +176,8 @@ def directory_of(
         for n, (fake, policy) in enumerate(zip(pool.fakes, policies, strict=True))
         if fake not in left_out
     ]
-    microdescs = split_microdescs(network_docs.microdescs(docs))
-    consensus = parse_consensus(network_docs.consensus(docs, authorities(1)))
+    microdescs = split_microdescs(encode_microdescs(docs))
+    consensus = parse_consensus(network_docs.consensus(docs, make_authorities(1)))
     return Directory(consensus, {digest: text for digest, text, _ in microdescs})
 
 

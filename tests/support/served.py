@@ -7,20 +7,15 @@ async with serve_network(tmp_path) as network: ...         a signed directory of
 """
 
 import operator
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
-from email.utils import formatdate
+from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from random import Random
 from typing import Any
 
-import network_docs
 import trio
 import trio.testing
-from network_docs import HOUR, RelayDoc, TestAuthority, bare64
 
 from torkit.config import Authority, Fallback, Network
 from torkit.directory.directory import Relay
@@ -31,12 +26,12 @@ from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import Stream, StreamHost
 from torkit.net.contact import DirectoryServer
 from torkit.net.link.channel import Channel
+from torkit.testing.directory import DirectoryService, RelayDoc, make_authorities, signed_service
 from torkit.testing.relay import (
     FakeCircuit,
     FakeRelay,
     FakeStream,
     fresh,
-    http_response,
     make_chain,
     serve_relay,
 )
@@ -235,84 +230,9 @@ async def open_stream(circuit: StreamHost, exit_relay: FakeRelay) -> tuple[Strea
 # --- Directories ---------------------------------------------------------------------------------------
 
 
-def authorities(count: int = 3) -> list[TestAuthority]:
-    """Test authorities whose certificates hold today."""
-    now = int(time.time())
-    return [
-        replace(one, published=now - 24 * HOUR, expires=now + 240 * HOUR)
-        for one in network_docs.authorities(count)
-    ]
-
-
 def doc_of(fake: FakeRelay, nickname: str, *, flags: str = "", policy: str | None = None) -> RelayDoc:
-    """The directory's entry for a scripted relay."""
-    return RelayDoc(
-        nickname=nickname,
-        identity=fake.rsa_identity,
-        address=fake.address[0],
-        or_port=fake.address[1],
-        protocols=PLAIN,
-        flags=f"{flags} Fast HSDir Running Stable V2Dir Valid".strip(),
-        ntor_onion_key=fake.ntor_onion_key,
-        ed25519_identity=fake.ed_identity,
-        policy=policy,
-    )
-
-
-@dataclass
-class DirectoryService:
-    """What a relay's directory port answers; assign it to `FakeRelay.directory`. Fields may be changed."""
-
-    consensus: bytes = b""
-    certificates: bytes = b""
-    microdescs: dict[str, bytes] = field(default_factory=dict)  # by base64 digest
-    diff: bytes = b""  # sent to whoever asks for one
-    clock: float | None = None  # how much more than ours its Date header shows, in seconds
-    requests: list[str] = field(default_factory=list)
-    ns_consensus: bytes = b""
-
-    def hold(self, docs: Sequence[RelayDoc]) -> None:
-        """Serve the microdescriptors of these."""
-        self.microdescs = {bare64(sha256(doc.microdesc()).digest()): doc.microdesc() for doc in docs}
-
-    def __call__(self, request: bytes) -> bytes:
-        path = request.split()[1].decode().removesuffix(".z")
-        if path.startswith("/tor/status-vote/"):  # all of the authorities asked for have signed it
-            path, _, _ = path.rpartition("/")
-        self.requests.append(path)
-        if path == "/tor/status-vote/current/consensus-microdesc":
-            is_diff = self.diff and b"\r\nX-Or-Diff-From-Consensus: " in request
-            return self._answer(self.diff if is_diff else self.consensus)
-        if path == "/tor/status-vote/current/consensus":
-            return self._answer(self.ns_consensus)
-        if path.startswith(("/tor/keys/fp/", "/tor/keys/fp-sk/")):
-            return self._answer(self.certificates)
-        wanted = path.removeprefix("/tor/micro/d/").split("-")
-        return self._answer(b"".join(self.microdescs.get(digest, b"") for digest in wanted))
-
-    def _answer(self, body: bytes) -> bytes:
-        answer = http_response(body) if body else http_response(b"", status="404 Not found")
-        if self.clock is None:
-            return answer
-        date = formatdate(time.time() + self.clock, usegmt=True)
-        return answer.replace(b"\r\n", f"\r\nDate: {date}\r\n".encode(), 1)
-
-
-def signed_service(
-    docs: Sequence[RelayDoc],
-    signers: Sequence[TestAuthority],
-    *,
-    valid_after: int | None = None,
-    params: str = "",
-) -> DirectoryService:
-    """A directory of these relays, valid from half an hour ago or from `valid_after`, for three hours."""
-    if valid_after is None:
-        valid_after = int(time.time()) - HOUR // 2
-    service = DirectoryService(network_docs.consensus(docs, signers, valid_after=valid_after, params=params))
-    service.ns_consensus = network_docs.consensus(docs, signers, flavor="ns", valid_after=valid_after)
-    service.certificates = b"".join(one.certificate() for one in signers)
-    service.hold(docs)
-    return service
+    """The directory's entry for a scripted relay, which says that it can do PLAIN only."""
+    return RelayDoc.of(fake, nickname, flags=flags, policy=policy, protocols=PLAIN)
 
 
 def source_of(fake: FakeRelay) -> DirectoryServer:
@@ -330,7 +250,7 @@ class ServedNetwork:
 
     def renew_consensus(self) -> None:
         """Serve one that is as valid now as the first was then."""
-        self.service.consensus = signed_service(self.docs, authorities()).consensus
+        self.service.consensus = signed_service(self.docs, make_authorities()).consensus
 
 
 @asynccontextmanager
@@ -352,7 +272,7 @@ async def serve_network(
             )
             for name, fake in relays.items()
         ]
-        signers = authorities()
+        signers = make_authorities()
         service = signed_service(docs, signers, params=params)
         for fake in relays.values():
             fake.directory = service

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import trio
 import trio.testing
-from network_docs import HOUR
-from served import ServedNetwork, authorities, serve_network, signed_service
+from served import ServedNetwork, serve_network
 
 from torkit.client import Tor, open_tor
 from torkit.directory.directory import Directory
@@ -18,6 +17,8 @@ from torkit.errors import (
 )
 from torkit.net.circuit.stream import Stream
 from torkit.proto.padding import Padding
+from torkit.testing.directory import make_authorities, signed_service
+from torkit.testing.directory.authority import HOUR
 from torkit.testing.relay import (
     FakeRelay,
     FakeStream,
@@ -68,7 +69,9 @@ def refuse_once(network: ServedNetwork) -> list[FakeStream]:
 
 def expire(network: ServedNetwork) -> None:
     """Let its consensus be one that is about to be replaced."""
-    expiring = signed_service(network.docs, authorities(), valid_after=int(time.time()) - 29 * HOUR // 10)
+    expiring = signed_service(
+        network.docs, make_authorities(), valid_after=int(time.time()) - 29 * HOUR // 10
+    )
     network.service.consensus = expiring.consensus
 
 

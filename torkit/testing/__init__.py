@@ -1,1 +1,12 @@
-"""For tests of what speaks Tor: relays that are scripted, and misbehave on command (torkit.testing.relay)."""
+"""For tests of what speaks Tor, whose other side is scripted and misbehaves on command.
+
+torkit.testing.relay        relays: links, circuits, streams
+torkit.testing.directory    what they say of the network: consensus, microdescriptors, server descriptors
+"""
+
+try:
+    from cryptography.hazmat.primitives.asymmetric.utils import NoDigestInfo  # noqa: F401  # only to see whether it is there
+except ImportError as error:
+    raise ImportError(
+        "torkit.testing needs cryptography 47 or newer: pip install 'torkit[testing]'"
+    ) from error

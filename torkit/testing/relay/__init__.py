@@ -20,6 +20,7 @@ To misbehave, name a step and say what happens there (faults.py has all the verb
     relay.sending(RelayCommand.DATA, nth=3).duplicate()                 the third comes twice
     relay.receiving(RelayCommand.BEGIN).delay(30)                       is heard half a minute late
     relay.sending(byte=1500).close(abrupt=True)                         the connection is cut there
+    relay.answering("/tor/micro/").corrupt()                            of what it says as a directory
 
 Or replace a handler, or reach in and send something:
 
@@ -38,13 +39,6 @@ a handshake that asks for more. `relay.edit_extensions` answers one with somethi
 What the *client* does wrong is answered as a relay would (DESTROY, closed link) and noted in
 `relay.complaints`, which a test of an honest client asserts to be empty.
 """
-
-try:
-    from torkit.testing.relay.certificates import encode_certs, make_ed_certificate
-except ImportError as error:
-    raise ImportError(
-        "torkit.testing needs cryptography 47 or newer: pip install 'torkit[testing]'"
-    ) from error
 
 from torkit._fast.cells import Command, RelayCommand
 from torkit.testing.relay.cells import (
@@ -66,6 +60,7 @@ from torkit.testing.relay.cells import (
     encode_versions,
     ignore,
 )
+from torkit.testing.relay.certificates import encode_certs, make_ed_certificate
 from torkit.testing.relay.circuit import (
     FakeCircuit,
     FakeHop,

@@ -8,13 +8,12 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.utils import NoDigestInfo
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from torkit.testing.relay.handshakes import public_bytes
+from torkit.testing.ed25519 import Signer
 
 
 def make_x509(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, *, name: str, now: float) -> bytes:
@@ -39,15 +38,14 @@ def make_ed_certificate(
     key_type: int,
     certified: bytes,
     *,
-    signer: Ed25519PrivateKey,
+    signer: Signer,
     expires: float,
-    with_signer: bool = False,
+    names: bytes | None = None,
 ) -> bytes:
-    """cert-spec, "Ed25519 Certificates". `with_signer` bundles the signing key (extension 4)."""
+    """cert-spec, "Ed25519 Certificates". `names` is the signing key that it says, 32 bytes (extension 4)."""
     head = struct.pack(">BBIB", 1, cert_type, int(expires) // 3600, key_type) + certified
-    extension = struct.pack(">HBB", 32, 4, 0) + public_bytes(signer) if with_signer else b""
-    signed = head + bytes([with_signer]) + extension
-    return signed + signer.sign(signed)
+    extension = b"\0" if names is None else struct.pack(">BHBB", 1, 32, 4, 0) + names
+    return head + extension + signer.sign(head + extension)
 
 
 def make_rsa_crosscert(ed_identity: bytes, *, signer: rsa.RSAPrivateKey, expires: float) -> bytes:

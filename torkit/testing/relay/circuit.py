@@ -428,8 +428,25 @@ class FakeStream:
             return
         request = bytes(self.received)
         self.received.clear()
-        self.write(directory(request))
-        self.finish()
+        self._answer(request, directory(request))
+
+    def _answer(self, request: bytes, answer: bytes) -> None:
+        """Say it as often as faults will have it, and END behind the last; where they keep it, nothing."""
+        said = is_late = False
+
+        def say(answer: bytes) -> None:
+            nonlocal said
+            said = True
+            self.write(answer)
+            if is_late:
+                self.finish()
+
+        relay, circuit = self.hop.relay, self.circuit
+        one = Passage(True, Level.ANSWER, None, 0, answer, circuit.link, circuit, relay, say, request)
+        let_pass(relay.faults, one)
+        is_late = True
+        if said:
+            self.finish()
 
 
 def answer_begin(stream: FakeStream) -> None:

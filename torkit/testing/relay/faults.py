@@ -5,9 +5,11 @@
     exit.receiving(RelayCommand.BEGIN).delay(30)                it hears of the stream half a minute late
     middle.sending(RelayCommand.EXTENDED2).lie(lambda body: body[:-1])
     guard.sending(byte=1500).corrupt()                          a bit of the connection's plaintext flips
+    guard.answering("/tor/micro/").cut(500)                     a directory's answer ends early
 
-Each names a step, and a verb says what happens there. Three levels have steps:
+Each names a step, and a verb says what happens there. Four levels have steps:
 
+    answering("/tor/") the whole HTTP answer of a directory to a request whose path begins so
     RelayCommand      a message of a hop, before its layers are put around it, or after they were taken off
     Command           a cell of a connection: RELAY is one as the guard sends it, sealed
     byte=             the plaintext within TLS, at this offset from the connection's first byte
@@ -41,6 +43,7 @@ class Level(Enum):
     BYTES = "bytes"
     CELL = "cell"
     MESSAGE = "message"
+    ANSWER = "answer"
 
 
 class Connection(Protocol):
@@ -59,6 +62,8 @@ class Breakable(Protocol):
 class Identity(Protocol):
     """A relay that somebody claims to be."""
 
+    directory: Callable[[bytes], bytes] | None
+
     def make_certs(self) -> list[tuple[int, bytes]]: ...
 
 
@@ -75,6 +80,7 @@ class Passage:
     circuit: Breakable | None
     lane: object  # what has an order of its own: a link, or a hop of a circuit
     go: Callable[[bytes], object]
+    request: bytes = b""  # for answers: what is answered
 
 
 class Fault:
@@ -84,7 +90,7 @@ class Fault:
         self,
         *,
         is_sent: bool,
-        step: Command | RelayCommand | None,
+        step: Command | RelayCommand | str | None,
         nth: int | None,
         byte: int | None,
         circuit: object,
@@ -106,8 +112,12 @@ class Fault:
         self._ended: list[Connection] = []
 
     def __repr__(self) -> str:
-        where = f"byte {self.byte}" if self._step is None else self._step.name
-        return f"<Fault {'sending' if self._is_sent else 'receiving'} {where}, struck {self.count} times>"
+        if isinstance(self._step, str):
+            where = f"answering {self._step}"
+        else:
+            where = "sending " if self._is_sent else "receiving "
+            where += f"byte {self.byte}" if self._step is None else self._step.name
+        return f"<Fault {where}, struck {self.count} times>"
 
     # --- verbs ----------------------------------------------------------------------------------------
 
@@ -168,17 +178,21 @@ class Fault:
     def impersonate(self, other: Identity) -> Self:
         """What one says who would pass for `other` without its keys: its certificates, or a guess.
 
-        For CERTS and the answers to handshakes.
+        For CERTS and the answers to handshakes. For the answers of a directory: what that of `other` says.
         """
+        if isinstance(self._step, str):
+            if (directory := other.directory) is None:
+                raise ValueError("the other relay is no directory")
+            return self._does(lambda one: one.go(directory(one.request)))
         if self._step is Command.CERTS:
             return self.lie(lambda _: encode_certs(other.make_certs()))
         kept = next((n for one, n in _HANDSHAKES.items() if one is self._step), None)
         if kept is None:
-            raise ValueError("only CERTS, CREATED_FAST, CREATED2 and EXTENDED2 say who somebody is")
+            raise ValueError("only CERTS, CREATED_FAST, CREATED2, EXTENDED2 and answers say who somebody is")
         return self.lie(lambda body: body[:kept] + os.urandom(len(body) - kept))
 
     def stall(self) -> Self:
-        """Neither it nor anything behind it comes: on the link, or for messages from that hop."""
+        """Neither it nor anything behind it comes: on the link, from that hop, from that directory."""
         return self._does(lambda one: self._silent.append(one.lane))
 
     def close(self, *, abrupt: bool = False) -> Self:
@@ -226,11 +240,16 @@ class Fault:
     def _level(self) -> Level:
         if self._step is None:
             return Level.BYTES
+        if isinstance(self._step, str):
+            return Level.ANSWER
         return Level.CELL if isinstance(self._step, Command) else Level.MESSAGE
 
     def _names(self, one: Passage) -> bool:
-        is_there = one.at == self.byte if self._step is None else one.command == self._step
-        return is_there and one.level is self._level and self._circuit in (None, one.circuit)
+        if one.level is not self._level or self._circuit not in (None, one.circuit):
+            return False
+        if isinstance(self._step, str):
+            return one.request.partition(b" ")[2].startswith(self._step.encode("ascii"))
+        return one.at == self.byte if self._step is None else one.command == self._step
 
     def _does(self, verb: Callable[[Passage], object]) -> Self:
         if self._verb is not None:

@@ -96,10 +96,14 @@ class RelayState:
         """The same with what arrives at this relay."""
         return self._fault(False, step, nth, byte, circuit)
 
+    def answering(self, path: str = "/tor/", *, nth: int | None = 1, circuit: Any = None) -> Fault:
+        """The same with what it answers as a directory, to requests whose path begins like this."""
+        return self._fault(True, path, nth, None, circuit)
+
     def _fault(
         self,
         is_sent: bool,
-        step: Command | RelayCommand | None,
+        step: Command | RelayCommand | str | None,
         nth: int | None,
         byte: int | None,
         circuit: object,
@@ -111,13 +115,13 @@ class RelayState:
     def make_certs(self) -> list[tuple[int, bytes]]:
         """The certificates of a CERTS cell, (type, bytes), before `edit_certs`. tor-spec, "CERTS cells"."""
         expires = self.now + 30 * 86400
-        signing = public_bytes(self.ed_signing_key)
+        identity, signing = self.ed_identity, public_bytes(self.ed_signing_key)
         tls_digest = hashlib.sha256(self.tls_certificate).digest()
         return [
             (2, make_x509(self.rsa_key, name="www.identity.example", now=self.now)),
-            (4, make_ed_certificate(4, 1, signing, signer=self.ed_key, expires=expires, with_signer=True)),
+            (4, make_ed_certificate(4, 1, signing, signer=self.ed_key, expires=expires, names=identity)),
             (5, make_ed_certificate(5, 3, tls_digest, signer=self.ed_signing_key, expires=expires)),
-            (7, make_rsa_crosscert(self.ed_identity, signer=self.rsa_key, expires=expires)),
+            (7, make_rsa_crosscert(identity, signer=self.rsa_key, expires=expires)),
         ]
 
     def supports(self, name: str, version: int) -> bool:
