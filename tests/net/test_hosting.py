@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -89,7 +89,7 @@ async def test_a_client_finds_a_service_and_talks_to_it(tmp_path: Path) -> None:
         assert [cell.command for cell in far.answers] == [RelayCommand.CONNECTED]
         assert service.client_count == 1
         await stream.aclose()
-        await until(lambda: ends(far) != [])
+        await until(lambda: ends(far) == [EndReason.DONE])
 
 
 async def test_both_replicas_of_both_periods_are_published(tmp_path: Path) -> None:
@@ -151,10 +151,12 @@ async def test_a_directory_that_fails_is_asked_again(tmp_path: Path) -> None:
 async def test_what_is_not_offered_or_refused_ends_with_its_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with a_server() as gone:
-        address = gone.socket.getsockname()
-    targets = {80: Target(*address), 81: Target(f"{tmp_path}/nobody")}
-    async with onion_network(tmp_path) as (tor, net), tor.serve_onion(targets) as service:
+    async with AsyncExitStack() as stack:
+        deaf = stack.enter_context(trio.socket.socket())
+        await deaf.bind(("127.0.0.1", 0))  # so that nobody else gets the port, where nobody listens
+        targets = {80: Target(*deaf.getsockname()), 81: Target(f"{tmp_path}/nobody")}
+        tor, net = await stack.enter_async_context(onion_network(tmp_path))
+        service = await stack.enter_async_context(tor.serve_onion(targets))
         await service.wait_published()
         far = await net.meet(net.descriptor(service.address))
         for port in (443, 80, 81, 0):

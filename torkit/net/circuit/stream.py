@@ -91,6 +91,7 @@ class Stream(trio.abc.Stream):
         self._refused: IPAddress | None = None
         self._is_closed = False
         self._is_connected = False
+        self._is_accepted = False
         self._is_told = False  # events know that it has ended
         self.watcher: Watcher | None = None
         self._unsent = memoryview(b"")  # what send_all still has to seal
@@ -222,7 +223,7 @@ class Stream(trio.abc.Stream):
     def accept(self) -> None:
         """Answer a stream that the peer has begun: CONNECTED, without an address, as onion services do."""
         if not self._is_closed and not self.has_ended:
-            self._is_connected = True
+            self._is_connected = self._is_accepted = True
             self.circuit.send_message(self._core, RelayCommand.CONNECTED, b"")
 
     def close(self, reason: EndReason = EndReason.MISC) -> None:
@@ -238,7 +239,8 @@ class Stream(trio.abc.Stream):
             self._wake()
 
     async def aclose(self) -> None:
-        self.close()
+        """As `close`; the client of an onion service is told that it has got everything, as by a socket."""
+        self.close(EndReason.DONE if self._is_accepted else EndReason.MISC)
         await trio.lowlevel.checkpoint()
 
     def is_over(self) -> bool:
