@@ -220,6 +220,6 @@ def test_without_what_it_computes_with_it_says_what_to_install() -> None:
 
 def test_the_examples_of_the_page_run() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         exec(compile(block, PAGE.name, "exec"), {})

@@ -101,7 +101,6 @@ async def test_services_end_and_begin_while_the_streams_of_another_go_on(
             assert reload.note_hangup()
             await until(lambda: are_told("stays", "goes", "comes"))
             stream.write(b"after")
-            far.flush()
             assert await connection.receive_some() == b"after"
         assert left.circuit.circ_id not in left.circuit.link.circuits
         nursery.cancel_scope.cancel()

@@ -215,7 +215,7 @@ SECOND = (
     b"create2-formats 2\nsingle-onion-service\nflow-control 1-2 31\n"
     b"pow-params v1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA 10 2030-01-01T00:00:00\n"
     + 2
-    * SERVICE.point(CLIENT_KEY.public_key).encode()
+    * SERVICE.some_point(CLIENT_KEY.public_key).encode()
 )
 OUTER = SERVICE.descriptor(SECOND)
 

@@ -2,14 +2,17 @@
 
 import contextlib
 import random
+import re
 from typing import Any
 
 import pytest
-from hs.making import Service, b64, edwards, services
+from hs.making import Service, services
 
 from torkit._fast.keys import X25519PrivateKey
 from torkit.errors import DocumentError, OnionServiceError, OnionStep
 from torkit.hs.descriptor import MAX_POINTS, Descriptor, decode_descriptor
+from torkit.testing.ed25519 import edwards_of
+from torkit.testing.encoding import bare64
 
 HEADER = "create2-formats 2\nflow-control 1-2 31\n"
 
@@ -61,8 +64,8 @@ def test_a_service_for_its_clients_says_whether_a_key_is_missing_or_wrong() -> N
 
 
 def test_a_made_descriptor_is_read(service: Service) -> None:
-    found = read(service, service.descriptor(HEADER + service.point(enc_key())))
-    assert (found.revision, found.sendme_inc, len(found.points)) == (7, 31, 1)
+    found = read(service, service.descriptor(HEADER + service.some_point(enc_key())))
+    assert (found.revision, found.sendme_inc, len(found.points)) == (1, 31, 1)
     assert found.points[0].link_specifiers[0] == (0, bytes([127, 1, 0, 1, 0x23, 0x29]))
 
 
@@ -133,7 +136,7 @@ def test_an_outer_layer_that_breaks_the_rules_is_refused(service: Service, chang
 
 def test_items_out_of_order_are_refused(service: Service) -> None:
     text = service.outer(
-        service.first(HEADER), lifetime="", revision="revision-counter 7\ndescriptor-lifetime 180\n"
+        service.first(HEADER), lifetime="", revision="revision-counter 1\ndescriptor-lifetime 180\n"
     )
     with pytest.raises(DocumentError, match="stands before"):
         read(service, text)
@@ -170,7 +173,7 @@ def test_a_first_layer_that_breaks_the_rules_is_refused(service: Service, old: s
 
 
 def test_an_ephemeral_key_of_low_order_is_refused(service: Service) -> None:
-    first = service.first(HEADER).replace(b64(b"e" * 32), b64(bytes(32)))
+    first = re.sub(r"(ephemeral-key) .*", rf"\1 {bare64(bytes(32))}", service.first(HEADER))
     with pytest.raises(DocumentError, match="low order"):
         read(service, service.outer(first), client_key=X25519PrivateKey(b"k" * 32))
 
@@ -186,10 +189,10 @@ def test_an_ephemeral_key_of_low_order_is_refused(service: Service) -> None:
         "create2-formats 2\nflow-control 2-1 31\n",
         "create2-formats 2\nflow-control x 31\n",
         "create2-formats 2\npow-params v1\n",
-        f"create2-formats 2\npow-params v1 {b64(bytes(32))} x 2026-11-29T01:08:40\n",
-        f"create2-formats 2\npow-params v1 {b64(bytes(32))} 1 2026-11-29\n",
-        f"create2-formats 2\npow-params v1 {b64(bytes(32))} 1 2026-13-29T01:08:40\n",
-        "create2-formats 2\n" + 2 * f"pow-params v1 {b64(bytes(32))} 1 2026-11-29T01:08:40\n",
+        f"create2-formats 2\npow-params v1 {bare64(bytes(32))} x 2026-11-29T01:08:40\n",
+        f"create2-formats 2\npow-params v1 {bare64(bytes(32))} 1 2026-11-29\n",
+        f"create2-formats 2\npow-params v1 {bare64(bytes(32))} 1 2026-13-29T01:08:40\n",
+        "create2-formats 2\n" + 2 * f"pow-params v1 {bare64(bytes(32))} 1 2026-11-29T01:08:40\n",
     ],
 )
 def test_a_second_layer_that_breaks_the_rules_is_refused(service: Service, header: str) -> None:
@@ -216,22 +219,23 @@ def test_proof_of_work_of_other_schemes_and_unknown_items_are_passed_over(servic
 def test_a_point_that_cannot_be_used_takes_nothing_from_the_others(service: Service) -> None:
     key = enc_key()
     auth = f"auth-key\n{service.cert(9, b'a' * 32, signer=b's' * 32)}"
+    expired = service.cert(9, b"a" * 32, expires=service.now - 7200)
     bad = [
-        service.point(key, introduction_point="introduction-point AAAA\n"),
-        service.point(key, introduction_point="introduction-point !\n"),
-        service.point(key, onion_key=f"onion-key ntor {b64(bytes(32))}\n"),
-        service.point(key, onion_key=f"onion-key tap {b64(b'o' * 32)}\n"),
-        service.point(key, onion_key=""),
-        service.point(bytes(32), enc_key_cert=f"enc-key-cert\n{service.cert(11, edwards(key))}"),
-        service.point(key, auth_key=auth),
-        service.point(key, auth_key=f"auth-key\n{service.cert(8, b'a' * 32)}"),
-        service.point(key, auth_key=f"auth-key\n{service.cert(9, b'a' * 32, names_signer=False)}"),
-        service.point(key, auth_key=f"auth-key\n{service.cert(9, b'a' * 32, expires=service.now - 7200)}"),
-        service.point(key, enc_key_cert=f"enc-key-cert\n{service.cert(11, edwards(enc_key(2)))}"),
-        service.point(key, enc_key_cert=f"enc-key-cert\n{service.cert(9, edwards(key))}"),
-        service.point(key, enc_key_cert=""),
+        service.some_point(key, introduction_point="introduction-point AAAA\n"),
+        service.some_point(key, introduction_point="introduction-point !\n"),
+        service.some_point(key, onion_key=f"onion-key ntor {bare64(bytes(32))}\n"),
+        service.some_point(key, onion_key=f"onion-key tap {bare64(b'o' * 32)}\n"),
+        service.some_point(key, onion_key=""),
+        service.some_point(bytes(32), enc_key_cert=f"enc-key-cert\n{service.cert(11, edwards_of(key))}"),
+        service.some_point(key, auth_key=auth),
+        service.some_point(key, auth_key=f"auth-key\n{service.cert(8, b'a' * 32)}"),
+        service.some_point(key, auth_key=f"auth-key\n{service.cert(9, b'a' * 32, names_signer=False)}"),
+        service.some_point(key, auth_key=f"auth-key\n{expired}"),
+        service.some_point(key, enc_key_cert=f"enc-key-cert\n{service.cert(11, edwards_of(enc_key(2)))}"),
+        service.some_point(key, enc_key_cert=f"enc-key-cert\n{service.cert(9, edwards_of(key))}"),
+        service.some_point(key, enc_key_cert=""),
     ]
-    found = read(service, service.descriptor(HEADER + "".join([*bad[:7], service.point(key), *bad[7:]])))
+    found = read(service, service.descriptor(HEADER + "".join([*bad[:7], service.some_point(key), *bad[7:]])))
     assert [point.enc_key for point in found.points] == [key]
     for text in bad:
         assert read(service, service.descriptor(HEADER + text)).points == ()
@@ -239,7 +243,7 @@ def test_a_point_that_cannot_be_used_takes_nothing_from_the_others(service: Serv
 
 def test_at_most_twenty_points_are_taken(service: Service) -> None:
     for count in (0, 1, MAX_POINTS - 1, MAX_POINTS, MAX_POINTS + 1):
-        text = HEADER + count * service.point(enc_key())
+        text = HEADER + count * service.some_point(enc_key())
         found = read(service, service.descriptor(text))
         assert len(found.points) == min(count, MAX_POINTS)
 
@@ -253,10 +257,10 @@ def test_a_front_end_may_name_points_of_other_services(service: Service) -> None
         specifiers = b"".join(bytes([kind, len(value)]) + value for kind, value in point.link_specifiers)
         specifiers = bytes([len(point.link_specifiers)]) + specifiers
         signer = service.blinded if number == 0 else None
-        text += service.point(
+        text += service.some_point(
             point.enc_key,
-            introduction_point=f"introduction-point {b64(specifiers)}\n",
-            onion_key=f"onion-key ntor {b64(point.onion_key)}\n",
+            introduction_point=f"introduction-point {bare64(specifiers)}\n",
+            onion_key=f"onion-key ntor {bare64(point.onion_key)}\n",
             auth_key=f"auth-key\n{service.cert(9, point.auth_key, signer=signer)}",
         )
     assert read(service, service.descriptor(text)).points == backends[1:]
@@ -265,7 +269,7 @@ def test_a_front_end_may_name_points_of_other_services(service: Service) -> None
 def test_random_bytes_in_any_layer_raise_the_declared_error(service: Service) -> None:
     rng = random.Random(11)
     for _ in range(150):
-        second = (HEADER + service.point(enc_key())).encode()
+        second = (HEADER + service.some_point(enc_key())).encode()
         at = rng.randrange(len(second))
         changed = second[:at] + rng.randbytes(rng.randrange(9)) + second[at + rng.randrange(9) :]
         first = service.first(HEADER)

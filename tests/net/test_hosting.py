@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from onion_network import PROTOCOLS, FarClient, OnionNetwork, onion_network
+from onion_network import PROTOCOLS, OnionNetwork, onion_network
 from setup_padder import NEGOTIATE
 from waiting import until
 
@@ -32,7 +32,8 @@ from torkit.net.hosting.means import Wishes
 from torkit.net.hosting.point import LAUNCH_PERIOD, MAX_LAUNCHES, RETRIES, Launches
 from torkit.net.hosting.serve import OnionListener
 from torkit.net.onion.descriptors import calendar_of
-from torkit.testing.relay import FakeCircuit, RelayCell, http_response
+from torkit.testing.onion import End, FarClient
+from torkit.testing.relay import FakeCircuit, FakeRelay, RelayCell, http_response
 
 LOGGER = "torkit.net.hosting.service"
 
@@ -95,8 +96,8 @@ async def test_a_client_finds_a_service_and_talks_to_it(tmp_path: Path) -> None:
 async def test_both_replicas_of_both_periods_are_published(tmp_path: Path) -> None:
     """Every relay of a small network is responsible for both descriptors."""
     async with listening(tmp_path) as (_, net):
-        await until(lambda: all(len(texts) == 2 for texts in net.uploads.values()))
-        assert len({text for texts in net.uploads.values() for text in texts}) == 2
+        await until(lambda: all(len(texts) == 2 for texts in net.texts.values()))
+        assert len({text for texts in net.texts.values() for text in texts}) == 2
 
 
 async def test_points_and_meetings_are_behind_three_relays_and_not_padded(
@@ -106,7 +107,7 @@ async def test_points_and_meetings_are_behind_three_relays_and_not_padded(
     monkeypatch.setattr("onion_network.PROTOCOLS", f"{PROTOCOLS} Padding=2")
     async with onion_network(tmp_path) as (tor, net):
         padded: list[FakeCircuit] = []
-        for relay in net.relays.values():
+        for relay in net.relays:
             relay.on_unknown = partial(_hear_padding, padded, relay.on_unknown)
         async with tor.serve_onion([80]) as service:
             await service.wait_published()
@@ -133,13 +134,13 @@ def _hear_padding(
 
 async def test_a_directory_that_fails_is_asked_again(tmp_path: Path) -> None:
     async with onion_network(tmp_path) as (tor, net):
-        refused: set[str] = set()
+        refused: set[FakeRelay] = set()
 
-        def take(name: str, text: bytes) -> bytes:
-            if name not in refused:
-                refused.add(name)
+        def take(relay: FakeRelay, text: bytes) -> bytes:
+            if relay not in refused:
+                refused.add(relay)
                 return http_response(b"", status="503 busy")
-            return net.take(name, text)
+            return net.answer_upload(relay, text)
 
         net.on_upload = take
         async with tor.serve_onion([80]) as service:
@@ -179,7 +180,6 @@ async def test_bytes_are_carried_both_ways_and_the_servers_end_is_told(tmp_path:
         far = await net.meet(net.descriptor(service.address))
         theirs = far.begin(80, b"request")
         theirs.write(data)
-        far.flush()
         connection = await server.accept()
         got = b""
         while len(got) < 7 + len(data):
@@ -202,14 +202,12 @@ async def test_a_client_that_ends_is_an_end_of_file_and_one_that_is_cut_off_a_re
         async with await server.accept() as connection:
             assert service.connection_count == 1
             theirs.end(EndReason.DONE)
-            far.flush()
             assert await connection.receive_some() == b"all there is"
             assert await connection.receive_some() == b""
         far.begin(80, b"and then")
         async with await server.accept() as cut:
             assert await cut.receive_some() == b"and then"
             far.circuit.destroy()
-            far.flush()
             assert service.cut_count == 0
             with pytest.raises(trio.BrokenResourceError):
                 await cut.receive_some()
@@ -230,7 +228,6 @@ async def test_a_client_that_leaves_before_it_has_all_is_counted(tmp_path: Path)
             await connection.send_all(b"answer")
             await until(lambda: theirs.received == b"answer")
             theirs.end(EndReason.MISC)
-            far.flush()
             await until(lambda: service.connection_count == 0)
             assert service.cut_count == 0
         theirs = far.begin(80, b"request")
@@ -244,7 +241,6 @@ async def test_a_client_that_leaves_before_it_has_all_is_counted(tmp_path: Path)
             nursery.start_soon(send_on)
             await until(lambda: theirs.received)
             theirs.end(EndReason.MISC)
-            far.flush()
             await until(lambda: service.connection_count == 0)
             assert service.cut_count == 1
             nursery.cancel_scope.cancel()
@@ -275,7 +271,7 @@ async def test_a_replay_is_met_once(tmp_path: Path, caplog: pytest.LogCaptureFix
         await net.meet(descriptor, edit=note)
         net.introduce(descriptor, edit=lambda _: sent[0])  # the very same
         await until(lambda: "was sent before: a replay" in caplog.text)
-        cookie = next(iter(net.met))
+        cookie = next(iter(net.client.met))
         net.introduce(descriptor, descriptor.points[1], cookie=cookie)  # its cookie, by another point
         await until(lambda: "a cookie that another had: a replay" in caplog.text)
         assert service.client_count == 1
@@ -352,15 +348,15 @@ async def test_a_client_that_comes_in_the_same_read_as_the_points_answer_is_met(
         auth_key = descriptor.points[0].auth_key
         cookies: list[bytes] = []
 
-        def establish(circuit: FakeCircuit, number: int) -> None:
-            net.establish(circuit, number)
+        def establish(end: End) -> None:
+            net.answer_establish_intro(end)
             cookies.append(net.introduce(descriptor))
 
-        net.on_establish = establish
+        net.on_establish_intro = establish
         circuit, _ = net.points[auth_key]
         circuit.destroy()
         circuit.link.on_output()
-        await until(lambda: cookies != [] and cookies[0] in net.met)
+        await until(lambda: cookies != [] and cookies[0] in net.client.met)
         assert service.client_count == 1
         assert net.established.count(auth_key) == 2
 
@@ -372,13 +368,13 @@ async def test_an_introduction_before_the_points_answer_ends_its_circuit(
     async with onion_network(tmp_path) as (tor, net):
         early: list[FakeCircuit] = []
 
-        def establish(circuit: FakeCircuit, number: int) -> None:
+        def establish(end: End) -> None:
             if not early:
-                early.append(circuit)
-                circuit.send(number, RelayCommand.INTRODUCE2, 0, bytes(400))
-            net.establish(circuit, number)
+                early.append(end.circuit)
+                end.send(RelayCommand.INTRODUCE2, bytes(400))
+            net.answer_establish_intro(end)
 
-        net.on_establish = establish
+        net.on_establish_intro = establish
         async with tor.serve_onion([80]) as service:
             await service.wait_published()
             await until(lambda: early != [] and early[0].circ_id not in early[0].link.circuits)
@@ -395,12 +391,12 @@ async def test_a_point_that_is_lost_again_and_again_is_replaced(
     async with onion_network(tmp_path) as (tor, net):
         dropping: set[bytes] = set()
 
-        def establish(circuit: FakeCircuit, number: int) -> None:
-            net.establish(circuit, number)
+        def establish(end: End) -> None:
+            net.answer_establish_intro(end)
             if net.established[-1] in dropping:
-                circuit.destroy()
+                end.circuit.destroy()
 
-        net.on_establish = establish
+        net.on_establish_intro = establish
         async with tor.serve_onion([80]) as service:
             await service.wait_published()
             before = net.descriptor(service.address)
@@ -423,11 +419,11 @@ async def test_points_that_all_end_at_once_cost_a_bounded_number_of_circuits(
     monkeypatch.setattr(standing, "RESTS", (0.0,) * RETRIES)
     async with onion_network(tmp_path) as (tor, net):
 
-        def establish(circuit: FakeCircuit, number: int) -> None:
-            net.establish(circuit, number)
-            circuit.destroy()
+        def establish(end: End) -> None:
+            net.answer_establish_intro(end)
+            end.circuit.destroy()
 
-        net.on_establish = establish
+        net.on_establish_intro = establish
         async with tor.serve_onion([80]):
             await until(lambda: len(net.established) == MAX_LAUNCHES)
             await until(lambda: "end too often" in caplog.text)
@@ -449,15 +445,15 @@ async def test_circuits_that_were_not_built_are_not_counted(autojump_clock: trio
 
 async def test_a_point_that_refuses_is_replaced(tmp_path: Path) -> None:
     async with onion_network(tmp_path) as (tor, net):
-        refusing = net.relays["exit0"]
+        refusing = net.named["exit0"]
 
-        def establish(circuit: FakeCircuit, number: int) -> None:
-            if net.relay_of(circuit, number) is refusing:
-                circuit.destroy()
+        def establish(end: End) -> None:
+            if end.relay is refusing:
+                end.circuit.destroy()
             else:
-                net.establish(circuit, number)
+                net.answer_establish_intro(end)
 
-        net.on_establish = establish
+        net.on_establish_intro = establish
         async with tor.serve_onion([80]) as service:
             await service.wait_published()
             points = net.descriptor(service.address).points
@@ -613,7 +609,6 @@ async def test_begin_that_is_none_ends_that_client_only(tmp_path: Path) -> None:
         descriptor = net.descriptor(service.address)
         bad, good = await net.meet(descriptor), await net.meet(descriptor)
         bad.circuit.send(bad.number, RelayCommand.BEGIN, 9, b"no port")
-        bad.flush()
         await until(lambda: service.client_count == 1)
         good.begin(80)
         await service.accept()

@@ -5,13 +5,12 @@ from collections.abc import Callable
 import pytest
 import trio
 from onion_home import a_home, failure_of
-from onion_service import Introduction
 from trio.testing import MockClock
 
 from torkit._fast.cells import RelayCommand
 from torkit.errors import CircuitError, EndReason, OnionStep
 from torkit.net.onion.meeting import MAX_ATTEMPTS
-from torkit.testing.relay import FakeCircuit
+from torkit.testing.onion import End, Introduction
 
 
 async def test_a_rendezvous_point_that_speaks_before_it_is_asked_loses_its_circuit(
@@ -30,11 +29,11 @@ async def test_a_service_that_comes_before_it_was_asked_ends_the_circuit(
 ) -> None:
     async with a_home() as home:
 
-        def establish_and_speak(circuit: FakeCircuit, number: int) -> None:
-            home.service.establish(circuit, number)
-            circuit.send(number, RelayCommand.RENDEZVOUS2, 0, bytes(148))
+        def establish_and_speak(end: End, cookie: bytes) -> None:
+            home.net.answer_establish_rendezvous(end, cookie)
+            end.send(RelayCommand.RENDEZVOUS2, bytes(148))
 
-        home.service.on_cookie = establish_and_speak
+        home.net.on_establish_rendezvous = establish_and_speak
         error = await failure_of(home)
         assert error.step is OnionStep.RENDEZVOUS
         assert "RENDEZVOUS2 arrived, which nobody waits for" in str(error)
@@ -88,7 +87,7 @@ async def test_an_answer_that_is_too_short_is_refused(
 
         def answer(introduction: Introduction) -> None:
             introduction.acknowledge()
-            circuit, number = home.service.cookies[introduction.cookie]
+            circuit, number = home.net.cookies[introduction.cookie]
             circuit.send(number, RelayCommand.RENDEZVOUS2, 0, introduction.reply[:63])
 
         home.service.on_introduce = answer
@@ -99,7 +98,7 @@ async def test_a_second_answer_ends_the_circuit_that_has_joined() -> None:
     async with a_home() as home:
         circuit = await home.meet()
         (introduction,) = home.service.introductions
-        far, number = home.service.cookies[introduction.cookie]
+        far, number = home.net.cookies[introduction.cookie]
         far.send(number, RelayCommand.RENDEZVOUS2, 0, introduction.reply)
         far.link.on_output()
         with trio.fail_after(10):
@@ -114,7 +113,7 @@ async def test_streams_are_not_the_rendezvous_points(tmp_path: object) -> None:
         circuit = await home.meet()
         stream = circuit.begin_service(80)
         await stream.wait_connected()
-        far, number = home.service.cookies[home.service.introductions[0].cookie]
+        far, number = home.net.cookies[home.service.introductions[0].cookie]
         far.send(number, RelayCommand.DATA, next(iter(far.streams)), b"forged")
         far.link.on_output()
         with pytest.raises(trio.BrokenResourceError):

@@ -26,7 +26,7 @@ class Directories:
 
     def __init__(self, client: Client) -> None:
         self.relays = [relay_of(client.home.fakes[SERVICE])._replace(nickname=f"r{n}") for n in range(5)]
-        self.descriptor = client.home.service.descriptor()
+        self.descriptor = client.home.descriptor()
         self.keys: list[X25519PrivateKey | None] = []
         self.at_once = self.most_at_once = 0
         self.get = client.home.get

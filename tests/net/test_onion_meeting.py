@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import trio
 from onion_home import POINTS, RENDEZVOUS, SERVICE, a_home, failure_of
-from onion_service import Introduction, OnionService
 from served import fresh_relays, relay_of
 from trio.testing import MockClock
 
 from torkit._fast.cells import RelayCommand
 from torkit.errors import CircuitClosed, CircuitError, OnionStep, TimedOut
+from torkit.hs.descriptor import IntroductionPoint
 from torkit.hs.introduction import PointFailure
 from torkit.net.circuits.request import STREAM_TIMEOUT
 from torkit.net.onion.meeting import MAX_ATTEMPTS, MAX_OTHER_FAILURES, PATIENCE, RESTS
+from torkit.testing.onion import Introduction, OnionNetwork, OnionService
 from torkit.testing.relay import ignore
 
 
@@ -71,7 +72,7 @@ async def test_a_point_that_refuses_is_followed_by_another_with_the_same_cookie(
         await home.meet()
         first, second = service.introductions
         assert first.point != second.point
-        assert first.circuit is not second.circuit
+        assert first.end.circuit is not second.end.circuit
         assert first.cookie == second.cookie  # nobody was told of it
         assert first.public_key != second.public_key
         assert home.fetched == [False]
@@ -108,9 +109,7 @@ async def test_a_service_that_comes_back_to_the_same_points_is_met(patient_clock
 async def test_points_that_failed_in_an_earlier_meeting_are_tried_once_no_other_is_left() -> None:
     async with a_home() as home:
         for number in POINTS:
-            home.points.note(
-                home.service.point(number - POINTS[0]), PointFailure.REFUSED, trio.current_time()
-            )
+            home.points.note(home.point(number - POINTS[0]), PointFailure.REFUSED, trio.current_time())
         await home.meet()
         assert home.fetched[:2] == [False, True]  # not before a newer descriptor was asked for
 
@@ -118,7 +117,7 @@ async def test_points_that_failed_in_an_earlier_meeting_are_tried_once_no_other_
 async def test_points_that_were_slow_once_are_tried_again() -> None:
     """Where a whole network is slow for a moment, each of them is; the second time it is passed over."""
     async with a_home() as home:
-        points = [home.service.point(number - POINTS[0]) for number in POINTS]
+        points = [home.point(number - POINTS[0]) for number in POINTS]
         for point in points:
             home.points.note(point, PointFailure.TIMED_OUT, trio.current_time())
         await home.meet()
@@ -131,9 +130,9 @@ async def test_points_that_were_slow_once_are_tried_again() -> None:
 async def test_the_last_of_many_points_that_is_alive_is_found(patient_clock: MockClock) -> None:
     async with a_home() as home:
         service = home.service
-        descriptor = service.descriptor()
+        descriptor = home.descriptor()
         dead = [descriptor.points[0]._replace(auth_key=bytes([50 + number]) * 32) for number in range(19)]
-        home.service.descriptor = lambda: descriptor._replace(points=(*dead, descriptor.points[1]))
+        home.descriptor = lambda: descriptor._replace(points=(*dead, descriptor.points[1]))
         for number, point in enumerate(dead):  # all but three are known to have failed
             if number >= 3:
                 home.points.note(point, PointFailure.REFUSED, trio.current_time())
@@ -149,12 +148,12 @@ async def test_stems_that_fail_are_no_fault_of_the_points(patient_clock: MockClo
         home.broken_stems = 6
         await home.meet()
         now = trio.current_time()
-        assert len(home.points.usable(home.service.descriptor().points, now)) == 3
+        assert len(home.points.usable(home.descriptor().points, now)) == 3
         home.broken_stems = 1 << 30
         with pytest.raises(CircuitClosed, match="the guard closed the circuit"):
             await home.meet()
         assert home.broken_stems > (1 << 30) - 2 * MAX_OTHER_FAILURES
-        assert len(home.points.usable(home.service.descriptor().points, trio.current_time())) == 3
+        assert len(home.points.usable(home.descriptor().points, trio.current_time())) == 3
 
 
 async def test_who_has_been_introduced_is_waited_for_though_no_circuit_can_be_built_any_more(
@@ -165,7 +164,7 @@ async def test_who_has_been_introduced_is_waited_for_though_no_circuit_can_be_bu
         async def come_late(introduction: Introduction) -> None:
             await trio.sleep(55)
             home.service.meet(introduction)
-            home.service.cookies[introduction.cookie][0].link.on_output()
+            home.net.cookies[introduction.cookie][0].link.on_output()
 
         def acknowledge(introduction: Introduction) -> None:
             introduction.acknowledge()
@@ -182,18 +181,18 @@ async def test_stems_that_are_silent_are_no_fault_of_the_points(patient_clock: M
         home.silent_stems = 2
         await home.meet()
         now = trio.current_time()
-        assert len(home.points.usable(home.service.descriptor().points, now)) == 3
+        assert len(home.points.usable(home.descriptor().points, now)) == 3
         home.silent_stems = 1 << 30
         with pytest.raises(TimedOut):
             await home.meet()
-        assert len(home.points.usable(home.service.descriptor().points, trio.current_time())) == 3
+        assert len(home.points.usable(home.descriptor().points, trio.current_time())) == 3
 
 
 async def test_points_that_close_are_unreachable_and_tried_again_once_in_each_round(
     patient_clock: MockClock,
 ) -> None:
     async with a_home() as home:
-        home.service.on_introduce = lambda introduction: introduction.circuit.destroy()
+        home.service.on_introduce = lambda introduction: introduction.end.circuit.destroy()
         assert (await failure_of(home)).step is OnionStep.INTRODUCTION
         points = [one.point for one in home.service.introductions]
         assert sorted(points[:6]) == [0, 0, 1, 1, 2, 2]
@@ -272,7 +271,7 @@ async def test_the_service_may_come_before_its_points_acknowledgement() -> None:
 
 async def test_points_that_no_relay_can_be_are_passed_over() -> None:
     async with a_home() as home:
-        good = home.service.descriptor()
+        good = home.descriptor()
         bad = [
             point._replace(link_specifiers=specifiers, auth_key=bytes([9 + number]) * 32)
             for number, (point, specifiers) in enumerate(
@@ -281,15 +280,15 @@ async def test_points_that_no_relay_can_be_are_passed_over() -> None:
             )
         ]
         descriptor = good._replace(points=(*bad, good.points[2]))
-        home.service.descriptor = lambda: descriptor
+        home.descriptor = lambda: descriptor
         await home.meet()
         assert [one.point for one in home.service.introductions] == [2]
 
 
 async def test_without_points_a_service_is_asleep() -> None:
     async with a_home() as home:
-        asleep = home.service.descriptor()._replace(points=())
-        home.service.descriptor = lambda: asleep
+        asleep = home.descriptor()._replace(points=())
+        home.descriptor = lambda: asleep
         assert (await failure_of(home)).step is OnionStep.INTRODUCTION
 
 
@@ -301,7 +300,7 @@ async def test_a_meeting_that_is_given_up_leaves_nothing_behind(moment: str) -> 
             nursery.cancel_scope.cancel()
 
         if moment == "cookie":
-            home.service.on_cookie = give_up
+            home.net.on_establish_rendezvous = give_up
         else:
             home.service.on_introduce = give_up
         await home.meet()
@@ -309,13 +308,14 @@ async def test_a_meeting_that_is_given_up_leaves_nothing_behind(moment: str) -> 
 
 def test_relays_are_made_of_what_a_service_says_and_of_nothing_else() -> None:
     (fake,) = fresh_relays(1)
-    service = OnionService([fake], fake)
+    service = OnionService(OnionNetwork([fake]), [fake], fake)
+    point = IntroductionPoint(*service.points[0])
     from torkit.hs.introduction import relay_of as introduction_relay
 
-    relay = introduction_relay(service.point(0), allow_internal=True)
+    relay = introduction_relay(point, allow_internal=True)
     known = relay_of(fake)
     for name in ("identity", "ed25519_identity", "ntor_onion_key", "address", "or_port"):
         assert getattr(relay, name) == getattr(known, name)
     assert not relay.protocols.supports("Relay", 1)
     with pytest.raises(CircuitError, match="none on the internet"):
-        introduction_relay(service.point(0), allow_internal=False)
+        introduction_relay(point, allow_internal=False)

@@ -8,7 +8,6 @@ import pytest
 import trio
 from onion_home import MIDDLE, SECOND, Home, a_home
 from onion_home import RENDEZVOUS as POINT
-from onion_service import Introduction
 from served import PLAIN
 from setup_padder import ERR, INTRODUCTION, RENDEZVOUS, START, STOP, SetupPadder, say
 from waiting import until
@@ -16,6 +15,7 @@ from waiting import until
 from torkit.errors import CircuitError
 from torkit.net.circuits.shelves import MAX_DIRTINESS
 from torkit.net.onion.stems import MAX_RELEASED, Stems
+from torkit.testing.onion import Introduction
 from torkit.testing.relay import FakeCircuit
 
 
@@ -79,7 +79,7 @@ async def test_an_acknowledgement_may_come_once_while_a_circuit_is_only_padded(i
         for _ in range(1 if is_early else 2):
             assert padded.error is None
             introduction.acknowledge()
-            introduction.circuit.link.on_output()
+            introduction.end.circuit.link.on_output()
             await trio.sleep(0.05)
         assert isinstance(padded.error, CircuitError)
 
@@ -122,7 +122,7 @@ async def test_who_was_not_asked_to_pad_must_not_say_so(hop: int) -> None:
 async def test_nobody_may_negotiate_on_a_circuit_that_asked_for_nothing() -> None:
     async with a_home() as home:
         circuit = await home.meet()
-        (far, _) = next(iter(home.service.cookies.values()))
+        (far, _) = next(iter(home.net.cookies.values()))
         say(far, START, RENDEZVOUS)
         far.link.on_output()
         await until(lambda: circuit.error is not None)

@@ -6,13 +6,13 @@ import time
 import pytest
 import trio
 from onion_home import a_home
-from onion_service import BLINDED, Introduction
 from trio.testing import MockClock
 from warned import warnings
 
 from torkit.hs.descriptor import ProofOfWork
 from torkit.hs.pow import Proof, Search, is_valid
 from torkit.net.onion.work import Worker
+from torkit.testing.onion import Introduction
 
 
 @pytest.mark.parametrize("effort", [1, 5])
@@ -26,7 +26,8 @@ async def test_a_service_gets_the_proof_of_work_that_it_asks_for(effort: int) ->
         assert extensions[:5] == b"\2\1\0\2" + bytes([41])
         version, nonce, asked, head, solution = struct.unpack(">B16sI4s16s", extensions[5:])
         assert (version, asked, head) == (1, effort, b"e" * 4)
-        assert is_valid(Proof(nonce, asked, head, solution), blinded=BLINDED, seed=b"e" * 32)
+        blinded = home.service.maker.blinded
+        assert is_valid(Proof(nonce, asked, head, solution), blinded=blinded, seed=b"e" * 32)
 
 
 async def test_a_service_that_answers_nobody_gets_a_greater_effort_each_time(

@@ -4,11 +4,8 @@ Each relay gives the descriptor to whoever asks; exit0 and exit1, which are in t
 introduction points; whichever relay the client chooses is the rendezvous point; the second relay pads.
 """
 
-import os
-import time
 from functools import partial
 from pathlib import Path
-from random import Random
 
 from network.recording import (
     ANSWER_LEN,
@@ -21,17 +18,13 @@ from network.recording import (
     running,
     wait_until,
 )
-from onion_service import OnionService
 from served import fresh_relays
 from setup_padder import RENDEZVOUS, SetupPadder
 
 from torkit._fast.cells import RelayCommand
-from torkit.hs.address import encode_address
-from torkit.hs.calendar import RUN_INTERVALS, Calendar
-from torkit.hs.keys import SecretKey, subcredential
-from torkit.hs.publication import Publication, encode_descriptor
 from torkit.testing.directory.authority import HOUR
-from torkit.testing.relay import FakeCircuit, FakeRelay, FakeStream, http_response
+from torkit.testing.onion import OnionNetwork, OnionService, TimePeriod
+from torkit.testing.relay import FakeCircuit, FakeStream
 
 PORT = 80
 STEMS = 3  # that either client builds ahead
@@ -53,23 +46,24 @@ async def record_onion(client: Client, directory: Path, now: int) -> Onion:
     valid_after = now - HOUR // 2
     async with running(client, directory, valid_after, 3 * HOUR, is_wide=True) as (seen, port, _):
         (far,) = fresh_relays(1)
-        service = OnionService([seen.relays[name] for name in ("exit0", "exit1")], far)
+        network = OnionNetwork(seen.relays.values())
+        points = [seen.relays[name] for name in ("exit0", "exit1")]
+        # The period as both clients take it on a testing network, whose consensus is fresh for an hour.
+        service = OnionService(network, points, far, period=TimePeriod.at(valid_after))
         service.sendme_inc = 31
+        service.publish()
         padder = SetupPadder()
         padder.stops = False  # as slowly as real ones: the acknowledgement comes first,
         padder.drops[RENDEZVOUS] = 0  # and so does the client's own padding
         onion = Onion(seen, service, padder)
-        address = _publish(onion, valid_after)
-        for name, relay in seen.relays.items():
-            if not name.startswith("exit"):
-                service.stand_at(relay)
+        for relay in seen.relays.values():
             padder.pad_at(relay)
         far.on_begin = partial(_connect, onion)
         far.on_data = answer_request
         await wait_until(lambda: len(stems_of(seen)) >= STEMS)
         onion.stems = stems_of(seen)
         for _ in range(2):
-            async with await ask(port, CONNECT, address, PORT) as stream:
+            async with await ask(port, CONNECT, service.address, PORT) as stream:
                 await stream.send_all(REQUEST)
                 received = 0
                 while data := await stream.receive_some():
@@ -86,36 +80,3 @@ def stems_of(seen: Recording) -> list[FakeCircuit]:
 def _connect(onion: Onion, stream: FakeStream) -> None:
     onion.streams.append(stream)
     stream.send(RelayCommand.CONNECTED)
-
-
-def _publish(onion: Onion, valid_after: int) -> str:
-    """Have every relay give the descriptor. Returns the service's address."""
-    identity = SecretKey.from_seed(os.urandom(32))
-    # As both clients take it on a testing network, whose consensus is fresh for an hour.
-    period = Calendar(valid_after, HOUR, RUN_INTERVALS * HOUR // 60).period
-    blinded = identity.blinded(period)
-    onion.service.subcredential = subcredential(identity.public, blinded.public)
-    points = [onion.service.point(number) for number in range(2)]
-    descriptor = encode_descriptor(
-        Publication(points, onion.service.sendme_inc),
-        blinded=blinded,
-        subcredential=onion.service.subcredential,
-        signing=SecretKey.from_seed(os.urandom(32)),
-        revision=1,
-        now=time.time(),
-        randomness=os.urandom,
-        rng=Random(1),
-    )
-    for relay in onion.seen.relays.values():
-        _serve(relay, descriptor)
-    return encode_address(identity.public)
-
-
-def _serve(relay: FakeRelay, descriptor: bytes) -> None:
-    other = relay.directory
-    assert other is not None
-
-    def answer(request: bytes) -> bytes:
-        return http_response(descriptor) if request.startswith(b"GET /tor/hs/3/") else other(request)
-
-    relay.directory = answer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 from network.recording import Client, Recording, c_tor, running, torkit, wait_until
-from onion_network import FarClient, OnionNetwork
+from onion_network import OnionNetwork
 
 from torkit._fast.cells import RelayCommand
 from torkit.hs.address import encode_address
@@ -16,6 +16,7 @@ from torkit.hs.calendar import RUN_INTERVALS, Calendar
 from torkit.hs.descriptor import Descriptor
 from torkit.net.hosting.keys import make_key
 from torkit.testing.directory.authority import HOUR
+from torkit.testing.onion import FarClient
 from torkit.testing.relay import FakeCircuit
 
 KEY, TARGET = "service", "target"  # in the directory of a service: its key, and a server's socket

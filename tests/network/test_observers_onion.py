@@ -30,11 +30,11 @@ def alike(recordings: tuple[Onion, Onion]) -> Alike:
 
 def rendezvous(onion: Onion) -> FakeCircuit:
     """The circuit that has joined."""
-    return onion.service.cookies[onion.service.introductions[0].cookie][0]
+    return onion.service.network.cookies[onion.service.introductions[0].cookie].circuit
 
 
 def introduction(onion: Onion) -> FakeCircuit:
-    return onion.service.introductions[0].circuit
+    return onion.service.introductions[0].end.circuit
 
 
 def said(onion: Onion, circuit: FakeCircuit) -> list[Said]:
@@ -55,7 +55,7 @@ def places(onion: Onion, circuit: FakeCircuit) -> list[str]:
 
 def test_one_introduction_and_one_cookie_are_enough_for_two_requests(alike: Alike) -> None:
     def observe(onion: Onion) -> tuple[int, int, int]:
-        return len(onion.service.introductions), len(onion.service.cookies), len(onion.streams)
+        return len(onion.service.introductions), len(onion.service.network.cookies), len(onion.streams)
 
     assert alike(observe) == (1, 1, 2)
 

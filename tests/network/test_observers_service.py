@@ -132,7 +132,7 @@ def test_an_upload_has_the_same_head_and_outer_layer(alike: Alike) -> None:
             for one in hosted.seen.messages(RelayCommand.DATA)
             if one.cell.body.startswith(b"POST /tor/hs/3/publish ")
         }
-        texts = [text for given in hosted.net.uploads.values() for text in given]
+        texts = [text for _, text in hosted.net.uploads]
         return heads, {BASE64.sub(hide, REVISION.sub(b"revision", text)) for text in texts}
 
     heads, texts = alike(observe)

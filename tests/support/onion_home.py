@@ -1,5 +1,6 @@
 """A place where a client meets a scripted onion service: its stems and descriptors, without a pool."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from random import Random
@@ -7,13 +8,12 @@ from typing import Any
 
 import pytest
 import trio
-from onion_service import OnionService
 from served import PLAIN, build, fresh_relays, serve_channel
 
 from torkit._fast.cells import RelayCommand
 from torkit.directory.directory import Relay
 from torkit.errors import CircuitClosed, OnionServiceError
-from torkit.hs.descriptor import Descriptor
+from torkit.hs.descriptor import Descriptor, IntroductionPoint, decode_descriptor
 from torkit.hs.introduction import Points
 from torkit.learnt.build_times import INITIAL, Timeouts
 from torkit.net.circuit.circuit import Circuit
@@ -22,10 +22,12 @@ from torkit.net.circuits.request import STREAM_TIMEOUT
 from torkit.net.link.channel import Channel
 from torkit.net.onion.meeting import Meeting
 from torkit.net.onion.work import Worker
+from torkit.testing.onion import OnionNetwork, OnionService
 from torkit.testing.relay import FakeCircuit, FakeRelay, ignore
 
 GUARD, SECOND, MIDDLE, RENDEZVOUS, SERVICE = range(5)
 POINTS = range(5, 8)
+INTRODUCE1_LEN = 310  # whatever is in it (as C tor)
 
 
 class Home:
@@ -36,8 +38,9 @@ class Home:
     def __init__(self, channel: Channel, fakes: list[FakeRelay]) -> None:
         self.channel = channel
         self.fakes = fakes
-        self.service = OnionService([fakes[number] for number in POINTS], fakes[SERVICE])
-        self.service.stand_at(fakes[RENDEZVOUS])
+        self.net = OnionNetwork(fakes)
+        self.service = OnionService(self.net, [fakes[number] for number in POINTS], fakes[SERVICE])
+        self.descriptor: Callable[[], Descriptor] = self.honest_descriptor
         self.circuits: list[Circuit] = []
         self.fetched: list[bool] = []  # whether a newer one was asked for
         self.met = 0
@@ -109,7 +112,20 @@ class Home:
     async def get(self, identity: bytes, client_key: object, *, anew: bool = False) -> Descriptor:
         self.fetched.append(anew)
         await trio.lowlevel.checkpoint()
-        return self.service.descriptor()
+        return self.descriptor()
+
+    def honest_descriptor(self) -> Descriptor:
+        """As a client reads it."""
+        return decode_descriptor(
+            self.service.descriptor(),
+            blinded=self.service.maker.blinded,
+            subcredential=self.service.subcredential,
+            now=time.time(),
+            sendme_inc=31,
+        )
+
+    def point(self, number: int) -> IntroductionPoint:
+        return self.honest_descriptor().points[number]
 
     def note_met(self, identity: bytes) -> None:
         self.met += 1
@@ -145,6 +161,7 @@ async def a_home() -> AsyncIterator[Home]:
         home = Home(channel, fakes)
         yield home
         assert len(home.open_circuits) == home.met
+        assert {len(one.body) for one in home.service.introductions} <= {INTRODUCE1_LEN}
     assert [fake.complaints for fake in fakes] == [[]] * 8
 
 

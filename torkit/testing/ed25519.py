@@ -98,3 +98,22 @@ def multiply(scalar: int, point: Point = BASE) -> Point:
 def encode_point(point: Point) -> bytes:
     """RFC 8032, 5.1.2."""
     return (point[1] | (point[0] & 1) << 255).to_bytes(32, "little")
+
+
+def decode_point(encoded: bytes) -> Point:
+    """RFC 8032, 5.1.3. Raises ValueError for 32 bytes that are no point."""
+    number = int.from_bytes(encoded, "little")
+    sign, y = number >> 255, number & (2**255 - 1)
+    square = (y * y - 1) * pow(_D * y * y + 1, -1, PRIME) % PRIME
+    x = pow(square, (PRIME + 3) // 8, PRIME)
+    if (x * x - square) % PRIME:
+        x = x * pow(2, (PRIME - 1) // 4, PRIME) % PRIME
+    if y >= PRIME or (x * x - square) % PRIME or (x == 0 and sign):
+        raise ValueError("not a point of Ed25519")
+    return (PRIME - x if x & 1 != sign else x), y
+
+
+def edwards_of(montgomery: bytes) -> bytes:
+    """The Ed25519 form of an X25519 public key, with sign 0: y = (u - 1) / (u + 1). RFC 7748, section 4.1."""
+    u = int.from_bytes(montgomery, "little") % PRIME
+    return ((u - 1) * pow(u + 1, PRIME - 2, PRIME) % PRIME).to_bytes(32, "little")

@@ -82,6 +82,7 @@ class FakeCircuit:
         self.control_cells: list[tuple[int, RelayCell]] = []  # (hop, cell) of what arrived, but for DATA
         self.early_cells_received = 0
         self.closed = False
+        self.continued: FakeCircuit | None = None  # by a rendezvous point, behind the last hop
 
     # Sending
 
@@ -152,9 +153,21 @@ class FakeCircuit:
         self.send(hop, RelayCommand.TRUNCATED, 0, bytes([reason]))
 
     def destroy(self, reason: int = PROTOCOL) -> None:
+        self.forget(reason)
+        self.link.send_cell(self.circ_id, Command.DESTROY, bytes([reason]))
+
+    def forget(self, reason: int) -> None:
+        """It has ended; so has what continued it."""
         self.closed = True
         self.link.circuits.pop(self.circ_id, None)
-        self.link.send_cell(self.circ_id, Command.DESTROY, bytes([reason]))
+        other, self.continued = self.continued, None
+        if other is not None:
+            other.continued = None
+            other.destroy(reason)
+
+    def continue_at(self, other: FakeCircuit) -> None:
+        """Join two circuits at their last hops: what no hop recognizes goes on to the other's client."""
+        self.continued, other.continued = other, self
 
     def complain(self, hop: int, why: str) -> None:
         """The client broke a rule at `hop`: note it and do as a relay does."""
@@ -181,7 +194,16 @@ class FakeCircuit:
                 else:
                     self._hear(number, cell, tag)
                 return
-        self.complain(len(self.hops), "a relay cell that no hop recognizes")
+        if self.continued is None:
+            self.complain(len(self.hops), "a relay cell that no hop recognizes")
+        else:
+            self.continued.pass_on(body)
+
+    def pass_on(self, body: bytes) -> None:
+        """What came by the circuit that this one continues, in the layers of all our hops."""
+        for hop in reversed(self.hops):
+            body = hop.layer.encrypt_backward(Command.RELAY, body)
+        self.link.send_cell(self.circ_id, Command.RELAY, body)
 
     def _hear(self, number: int, cell: RelayCell, tag: bytes) -> None:
         def dispatch(body: bytes) -> None:

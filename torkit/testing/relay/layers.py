@@ -19,8 +19,9 @@ from torkit.testing.relay.cells import (
 )
 
 
-def aes_ctr(key: bytes) -> CipherContext:
-    return Cipher(AES(key), CTR(bytes(16))).encryptor()
+def aes_ctr(key: bytes, iv: bytes = bytes(16)) -> CipherContext:
+    """AES in counter mode: `update` encrypts, or decrypts. `key` has 16 or 32 bytes."""
+    return Cipher(AES(key), CTR(iv)).encryptor()
 
 
 class Tor1Layer:

@@ -140,10 +140,10 @@ class FakeLink:
         elif command in (Command.CREATE_FAST, Command.CREATE2):
             self._handle_create(circ_id, command, body)
         elif command == Command.DESTROY and circ_id in self.circuits:
-            circuit = self.circuits.pop(circ_id)
-            circuit.closed = True
+            circuit, reason = self.circuits[circ_id], int.from_bytes(body[:1], "big")
+            circuit.forget(reason)
             for hop in circuit.hops:
-                hop.relay.on_destroy(circuit, int.from_bytes(body[:1], "big"))
+                hop.relay.on_destroy(circuit, reason)
         elif command == Command.NETINFO:
             if body[:4] != bytes(4):
                 self.relay.complaints.append("a client's NETINFO carries a timestamp")
