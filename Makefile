@@ -40,7 +40,7 @@ fuzz: test-setup
 	@scripts/fuzz
 
 adversity: setup
-	@TORKIT_ADVERSITY=all $(BIN)/pytest -q tests/net/test_adversity.py tests/net/test_onion_adversity.py tests/net/test_directory_adversity.py
+	@TORKIT_ADVERSITY=all $(BIN)/pytest -q tests/net/test_adversity.py tests/net/test_onion_adversity.py tests/net/test_hosting_adversity.py tests/net/test_directory_adversity.py
 
 sanitize: setup
 	@scripts/sanitize

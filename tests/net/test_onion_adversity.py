@@ -35,6 +35,7 @@ VERBS: dict[str, Callable[[Fault], Fault]] = {
     "lie": lambda step: step.lie(lambda body: b"\xff" * len(body)),
     "grow": lambda step: step.lie(lambda body: body + bytes(200)),
     "stall": lambda step: step.stall(),
+    "swap": lambda step: step.swap(),
     "destroy": lambda step: step.destroy(),
 }
 STEPS = [

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from onion_home import a_home, failure_of
+from onion_home import GUARD, RENDEZVOUS, a_home, failure_of
 from trio.testing import MockClock
 
 from torkit._fast.cells import RelayCommand
@@ -78,6 +78,14 @@ async def test_somebody_else_at_the_rendezvous_point_is_not_taken_for_the_servic
         cookies = [one.cookie for one in service.introductions]
         assert 1 < len(cookies) <= MAX_ATTEMPTS
         assert len(set(cookies)) == len(cookies)
+
+
+async def test_who_guesses_the_answer_at_the_rendezvous_point_is_nobody(patient_clock: MockClock) -> None:
+    async with a_home() as home:
+        rendezvous, other = home.fakes[RENDEZVOUS], home.fakes[GUARD]
+        fault = rendezvous.sending(RelayCommand.RENDEZVOUS2, nth=None).impersonate(other)
+        assert "AUTH is wrong" in str(await failure_of(home))
+        assert fault.count > 1
 
 
 async def test_an_answer_that_is_too_short_is_refused(

@@ -66,7 +66,10 @@ async def test_whoever_holds_an_earlier_consensus_is_sent_the_difference() -> No
         assert (await fetch_consensus(circuit, SIGNERS)).body == newer
         service.earlier = [newer]
         assert (await fetch_consensus(circuit, SIGNERS, held=held)).body == newer
-        assert service.requests == ["/tor/status-vote/current/consensus-microdesc"] * 3
+        service.diff = b"whatever it holds"
+        assert (await fetch_consensus(circuit, SIGNERS, held=held)).body == service.diff
+        assert (await fetch_consensus(circuit, SIGNERS)).body == newer
+        assert service.requests == ["/tor/status-vote/current/consensus-microdesc"] * 5
 
 
 def test_server_descriptors_are_served_as_they_are_asked_for() -> None:

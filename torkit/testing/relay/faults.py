@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     from typing import Self
 
 # The answers to a handshake, and how many bytes of each are a length.
-_HANDSHAKES = {Command.CREATED_FAST: 0, Command.CREATED2: 2, RelayCommand.EXTENDED2: 2}
+_HANDSHAKES = {
+    Command.CREATED_FAST: 0,
+    Command.CREATED2: 2,
+    RelayCommand.EXTENDED2: 2,
+    RelayCommand.RENDEZVOUS2: 0,
+}
 
 
 class Level(Enum):
@@ -188,7 +193,7 @@ class Fault:
             return self.lie(lambda _: encode_certs(other.make_certs()))
         kept = next((n for one, n in _HANDSHAKES.items() if one is self._step), None)
         if kept is None:
-            raise ValueError("only CERTS, CREATED_FAST, CREATED2, EXTENDED2 and answers say who somebody is")
+            raise ValueError("only CERTS, answers to handshakes and those of directories say who somebody is")
         return self.lie(lambda body: body[:kept] + os.urandom(len(body) - kept))
 
     def stall(self) -> Self:
