@@ -1,5 +1,6 @@
 """Whom the keeper of the directory asks, and when a diff will do."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from keeping import (
     stale_service,
     until,
 )
+from served import fresh_relays, source_of
 
 from torkit.errors import NoDirectory
 from torkit.net.dir.keeper import MISSING_RETRY
 from torkit.net.dir.servers import STAGGER
 from torkit.testing.directory import DirectoryService, FakeAuthority, consensus_diff, signed_service
+from torkit.testing.directory.authority import HOUR
 from torkit.testing.relay import FakeStream, answer_begin_dir, http_response, ignore
 
 # --- Sources -------------------------------------------------------------------------------------------
@@ -193,6 +196,29 @@ async def test_where_a_diff_fails_the_whole_is_asked_for(
         await until(lambda: started.keeper.directory and len(started.keeper.directory) == 25)
     assert (tmp_path / "consensus-microdesc").read_bytes() == newer
     assert service.requests == [CONSENSUS_PATH] * 2
+
+
+async def test_no_whole_consensus_is_asked_for_where_a_diff_shows_that_our_clock_is_wrong(
+    tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
+) -> None:
+    """It has the same times."""
+    service = stale_service(signers)
+    await fill_cache(tmp_path, signers, service)
+    newer = signed_service(DOCS[:25], signers, valid_after=int(time.time()) + 51 * HOUR // 2)
+    service.diff = consensus_diff(service.consensus, newer.consensus)
+    service.consensus = newer.consensus
+    service.clock = 26 * HOUR
+    asked_for_diff = []
+
+    def answer(request: bytes) -> bytes:
+        asked_for_diff.append(b"x-or-diff-from-consensus:" in request.lower())
+        return service(request)
+
+    async with keeping(tmp_path, signers, [answer]) as started:
+        for other in map(source_of, fresh_relays(2)):  # what two have told, and the one that is asked
+            started.keeper._servers.note_clock(other, 26 * HOUR)
+        await until(lambda: len(asked_for_diff) > 1)
+    assert all(asked_for_diff)
 
 
 async def test_where_diff_and_whole_fail_another_is_asked(

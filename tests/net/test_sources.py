@@ -399,6 +399,19 @@ async def test_clocks_are_read_from_the_link_handshake() -> None:
         assert asking.clock_skew() == pytest.approx(-7200, abs=30)
 
 
+async def test_a_clock_that_is_set_while_connections_last_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with servers(0, 3, clock=time.time()) as (asking, sources):
+        with pytest.raises(NoDirectory):
+            await asking.ask(Question(bad=sources.fallbacks))
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 20 * 86_400)
+        assert asking.clock_skew() == pytest.approx(20 * 86_400, abs=30)
+        asking.forget()
+        with pytest.raises(NoDirectory):
+            await asking.ask(Question(bad=sources.fallbacks))
+        assert asking.clock_skew() == pytest.approx(20 * 86_400, abs=30)
+
+
 async def test_what_was_told_long_ago_says_nothing(autojump_clock: MockClock) -> None:
     async with servers(0, 3) as (asking, sources):
         for source in sources.fallbacks:

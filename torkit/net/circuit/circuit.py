@@ -31,7 +31,6 @@ from torkit.net.contact import or_addresses
 from torkit.net.journal import UNNAMED, name_of
 from torkit.params import parameter
 from torkit.proto import cells, flow, messages, ntor
-from torkit.proto.channel import LinkResult
 from torkit.proto.circuit import HopHandshake, NewHop
 from torkit.proto.padding import Use
 
@@ -51,10 +50,11 @@ _RELAY_COMMANDS = frozenset(RelayCommand)
 class CircuitHost(Protocol):
     """A channel, as its circuits know it (channel.py)."""
 
-    link: LinkResult
     address: tuple[str, int]
     error: TorkitError | None
 
+    @property
+    def clock_skew(self) -> float | None: ...
     def send_control(self, circ_id: int, command: Command, body: bytes) -> None: ...
     def note_use(self, use: Use) -> None: ...
     def close_circuit(self, core: CoreCircuit) -> None: ...
@@ -108,8 +108,8 @@ class Circuit(Tunnel):
 
     @property
     def clock_skew(self) -> float | None:
-        """The first relay's clock minus ours, in seconds, when we connected; None if it told no time."""
-        return self._channel.link.clock_skew
+        """The first relay's clock minus ours as it is set now, in seconds; None if it told no time."""
+        return self._channel.clock_skew
 
     @property
     def last_address(self) -> tuple[str, int]:

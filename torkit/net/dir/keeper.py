@@ -394,6 +394,8 @@ class DirectoryKeeper:
         try:
             text = await in_steps(apply_in_steps(held.text, answer.body))
             return await self._check(text, asked, flavor)
+        except ClockSkewed:
+            raise  # the whole consensus has the same times
         except (DocumentError, NoDirectory) as error:
             logger.info("a consensus diff is not used, the whole consensus is asked for: %s", error)
             return await self._fetch_verified(asked, None, flavor)

@@ -21,6 +21,7 @@ from torkit.net.circuits.build import build_directory_circuit
 from torkit.net.circuits.guards import UNTOLD, GuardTry
 from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.circuits.shelves import MAX_DIRTINESS
+from torkit.net.clock import set_since, wall_ahead
 from torkit.net.contact import Contact, name_of
 from torkit.net.link.channels import Channels
 from torkit.net.progress import diagnose
@@ -270,12 +271,13 @@ class DirectoryServers:
 
     def note_clock(self, source: Contact, skew: float) -> None:
         """Note that a relay's clock has just shown `skew` seconds more than ours."""
-        self._clocks[source.identity] = _Clock(skew, trio.current_time())
+        self._clocks[source.identity] = _Clock(skew, trio.current_time(), wall_ahead())
 
     def clock_skew(self) -> float | None:
         """Returns our clock minus the relays', the median, in seconds; None while too few have told."""
         since = trio.current_time() - CLOCK_AGE
-        skews = [clock.skew for clock in self._clocks.values() if clock.noted_at >= since]
+        clocks = [clock for clock in self._clocks.values() if clock.noted_at >= since]
+        skews = [clock.skew - set_since(clock.wall_ahead) for clock in clocks]
         if len(skews) < MIN_CLOCKS:
             return None
         skews.sort()
@@ -297,8 +299,11 @@ class _Failed(NamedTuple):
 
 
 class _Clock(NamedTuple):
+    """What a relay's clock has shown; `wall_ahead` tells how ours was set then."""
+
     skew: float
     noted_at: float
+    wall_ahead: float
 
 
 class _Part:

@@ -38,6 +38,7 @@ from torkit.errors import (
 )
 from torkit.net.circuit.circuit import GENERAL, Circuit
 from torkit.net.circuit.settings import CircuitSettings
+from torkit.net.clock import set_since, wall_ahead
 from torkit.net.link.dial import Dial, dial_directly
 from torkit.net.link.pump import Pump
 from torkit.net.link.tls import TlsConnection
@@ -61,6 +62,7 @@ class Channel:
         self.link = link
         self.address = address  # the address that we connected to, and its port
         self.error: TorkitError | None = None
+        self._wall_ahead = wall_ahead()
         self.opened_at = trio.current_time()
         self.idle_since: float | None = self.opened_at  # None while there are circuits
         self.use = Use.DIRECTORY
@@ -181,6 +183,12 @@ class Channel:
         if self.error is None and self._link is not None:
             self._link.tell_when_sent = True
             await self._is_sent.wait()
+
+    @property
+    def clock_skew(self) -> float | None:
+        """The relay's clock minus ours as it is set now, in seconds; None if it told no time."""
+        skew = self.link.clock_skew
+        return None if skew is None else skew - set_since(self._wall_ahead)
 
     # --- circuits -----------------------------------------------------------------------------
 
