@@ -297,6 +297,23 @@ def test_a_leg_that_has_carried_nothing_ends_alone() -> None:
     assert pair.set.has_ended
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_set_ends_where_a_message_was_lost_with_a_leg(is_first: bool) -> None:
+    """The exit had sent it on a leg that had carried nothing. C tor's exit goes on by the other one."""
+    pair = Pair()
+    stream = pair.connected()
+    pair.held(1, RelayCommand.DATA, stream.id, b"lost")
+    events = []
+    if is_first:
+        assert pair.send(0, RelayCommand.DATA, stream.id, b"x") == []  # it waits
+    pair.talks[1].core.close_circuit(pair.legs[1])
+    if not is_first:
+        assert not pair.set.has_ended
+        events = pair.send(0, RelayCommand.DATA, stream.id, b"x")
+    assert (pair.set.has_ended, stream.has_ended, stream.take()) == (True, True, b"")
+    assert len(events) == (not is_first)  # else the end of the leg tells
+
+
 def test_a_leg_that_was_lost_is_never_chosen() -> None:
     pair = Pair(rtts=(0.3, 0.1))
     pair.talks[1].core.close_circuit(pair.legs[1])

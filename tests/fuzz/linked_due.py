@@ -115,6 +115,8 @@ class Due:
             self.finish()
         else:
             self.legs.remove(leg)
+            if self.queued:  # what is missing was lost with it
+                self.finish()
 
     def finish(self) -> None:
         self.is_over = True
@@ -182,6 +184,8 @@ class Due:
             self._deliver(command, stream_id, body)
             if not self.is_over:
                 self._deliver_waiting()
+        elif len(self.legs) == 1:
+            self.fail()
         else:
             leg.waiting.append((leg.received, command, stream_id, body))
             self.queued += _space_of(body)

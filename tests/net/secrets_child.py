@@ -47,10 +47,13 @@ def noting(what: str, function: Callable[..., bytes]) -> Callable[..., bytes]:
     return call
 
 
-def watch_secrets() -> None:
+def watch_secrets(ending: list[Circuit]) -> None:
+    """Note the secrets. The circuits of `ending` end just before a layer is made for them."""
     urandom = os.urandom
 
     def make_layer(kind: Any, keys: bytes) -> Any:
+        for circuit in ending:
+            circuit.close()
         for start in range(0, len(keys) - 15, 16):
             note(f"keys of the layer from {start}", keys, start, start + 16)
         return Layer(kind, keys)
@@ -107,13 +110,16 @@ async def main(served: dict[str, Any]) -> None:
     fake.rsa_identity, fake.ed_identity = bytes.fromhex(served["rsa"]), bytes.fromhex(served["ed25519"])
     fake.ntor_onion_key = bytes.fromhex(served["onion_key"])
     fake.address = (served["host"], served["port"])
-    watch_secrets()
+    ending: list[Circuit] = []
+    watch_secrets(ending)
     async with trio.open_nursery() as nursery:
         channel = await Channel.connect(
             *fake.address, rsa=fake.rsa_identity, ed25519=fake.ed_identity, rng=Random()
         )
         nursery.start_soon(channel.run)
         circuit = channel.open_circuit(8, CircuitSettings())
+        if served["ends_early"]:
+            ending.append(circuit)
         if served["protocols"]:
             await circuit.create(
                 relay_of(fake, protocols=decode_protocols(served["protocols"])), is_last=True
@@ -124,6 +130,7 @@ async def main(served: dict[str, Any]) -> None:
             meet(circuit, served["meeting"])
         circuit.close()
         await channel.drain()
+        ending.clear()
         if served["collect"]:
             del circuit
             gc.collect()

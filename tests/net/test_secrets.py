@@ -40,6 +40,18 @@ def memory_of(pid: int) -> list[bytes]:
 async def test_no_secret_is_left_in_memory_when_its_circuit_has_ended(
     protocols: str, meeting: dict[str, object] | None, collect: bool
 ) -> None:
+    await look_for_secrets(protocols, meeting, collect=collect, ends_early=False)
+
+
+@pytest.mark.parametrize("protocols", [PLAIN, FULL], ids=["ntor", "CGO"])
+async def test_no_key_is_left_in_memory_where_a_circuit_ends_before_it_has_its_hop(protocols: str) -> None:
+    """As where the answer to its handshake and its DESTROY come in one read."""
+    await look_for_secrets(protocols, None, collect=False, ends_early=True)
+
+
+async def look_for_secrets(
+    protocols: str, meeting: dict[str, object] | None, *, collect: bool, ends_early: bool
+) -> None:
     (relay,) = fresh_relays(1)
     relay.protocols = protocols or PLAIN
     async with serve(relay):
@@ -52,6 +64,7 @@ async def test_no_secret_is_left_in_memory_when_its_circuit_has_ended(
             "protocols": protocols,
             "meeting": meeting,
             "collect": collect,
+            "ends_early": ends_early,
         }
         command = [sys.executable, str(CHILD), json.dumps(served)]
         child = await trio.lowlevel.open_process(

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOSPC
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import trio
 import trio.testing
-from served import build, connect, fresh_relays, serve, serve_network
+from served import build, connect, fresh_relays, open_stream, serve, serve_channel, serve_network
 from trio._core import _thread_cache
 from waiting import until
 
 from torkit.client import open_tor
 from torkit.errors import InternalError, OutOfResources
+from torkit.net.circuit.stream import StreamBroken
 from torkit.net.circuits import words
 from torkit.net.late import LATE
 from torkit.net.link.pump import Pump
@@ -105,6 +106,50 @@ async def test_where_no_thread_can_be_started_streams_go_on_and_guards_are_kept_
         async with await tor.connect("web.test", 80):
             pass
     assert "confirmed_on" in (tmp_path / "state.json").read_text()
+
+
+class NoMemory:
+    """A core's channel for which there is no memory for a control cell."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def send_control(self, *_: object) -> NoReturn:
+        raise MemoryError
+
+
+async def test_streams_are_told_of_the_end_where_there_is_no_memory_for_a_destroy() -> None:
+    """The relay would keep the circuit, so its connection ends."""
+    relays = fresh_relays(1)
+    async with serve_channel(relays[0]) as channel:
+        circuit = await build(channel, relays)
+        stream, _ = await open_stream(circuit, relays[0])
+        channel._core = NoMemory(channel._core)  # type: ignore[assignment]  # in its place
+        circuit.close()
+        with pytest.raises(StreamBroken):
+            await stream.receive_some()
+        assert isinstance(channel.error, OutOfResources)
+
+
+async def test_every_stream_is_told_of_the_end_though_a_watcher_raises() -> None:
+    class Starved:
+        def on_change(self) -> NoReturn:
+            raise MemoryError
+
+        def on_xon(self) -> None: ...
+
+    relays = fresh_relays(1)
+    async with serve_channel(relays[0]) as channel:
+        circuit = await build(channel, relays)
+        streams = [(await open_stream(circuit, relays[0]))[0] for _ in range(6)]
+        for stream in streams[::2]:
+            stream.watcher = Starved()
+        with pytest.raises(MemoryError):
+            circuit.close()
+        assert all(stream.has_ended for stream in streams)
 
 
 async def test_an_exception_in_a_thread_is_the_functions_own() -> None:

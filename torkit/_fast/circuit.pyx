@@ -120,6 +120,8 @@ cdef class Circuit(Tunnel):
         hop.fixed_window = window
         hop.increment = <int>increment
         self.hops.append(hop)
+        if self.is_over:  # since the handshake was answered
+            layer.wipe()
 
     def vegas(self, int hop):
         """Returns the congestion control of a hop; None where its windows are fixed."""

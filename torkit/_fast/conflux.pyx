@@ -8,6 +8,8 @@ Acknowledgement, congestion control and layers are each leg's own, and act as ce
 their states and their queues see messages only in their order (tunnel.pyx).
 
 A set ends with any of its legs, unless that leg has never carried a counted cell: nothing says what was lost with it.
+What the exit has sent on such a leg, and we have not seen, may be lost, too, and C tor's exits do not end the set for
+that. Where one leg is left, a number that is missing never comes: then the set ends.
 
 Acknowledging at arrival lets one leg bring any amount while another stands still. So SENDMEs of a leg that runs
 far ahead are held back until the gap has closed. The leg that the gap is on is acknowledged as ever, so this ends.
@@ -34,6 +36,9 @@ cdef uint64_t SWITCH_MAX = 1 << 31  # numbers that one SWITCH may pass over
 
 # Implementation limit, bytes: an empty queue above it is freed.
 cdef Py_ssize_t KEPT_QUEUE = 131072
+
+
+cdef str LOST = "a message on linked circuits was lost with one of them"
 
 
 cdef inline Py_ssize_t space_of(Py_ssize_t length) noexcept nogil:
@@ -256,6 +261,8 @@ cdef class LinkedSet(Tunnel):
             self.delivered += 1
             self.deliver(command, stream_id, data, length, read_serial, events)
             return self.drain(read_serial, events)
+        if self.count_legs() == 1:
+            return self.fail(events, LOST)
         if not leg.push(leg.received, command, stream_id, data, length):
             circuit.break_off()
             return 0
@@ -382,6 +389,8 @@ cdef class LinkedSet(Tunnel):
             self.finish()
         else:
             leg.is_lost = True
+            if self.queued and self.count_legs() == 1:
+                self.finish()
 
     cdef void finish(self) noexcept:
         """As `end`. Legs that are still open take nothing more, and wait for their owners to close them."""

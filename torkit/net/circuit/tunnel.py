@@ -222,12 +222,18 @@ class Tunnel(ABC):
             self._streams = self._streams or None
 
     def _fail_streams(self, error: TorkitError) -> None:
-        """Tell every stream that the tunnel has ended, and whoever holds it."""
-        for owner in list(self._streams or ()):
-            owner.fail(error)
+        """Tell every stream that the tunnel has ended, and whoever holds it; all, even if one raises."""
+        raised: Exception | None = None
+        while self._streams:
+            try:
+                self._streams.pop().fail(error)
+            except Exception as second:
+                raised = second
         self._streams = None
         if self.on_end is not None:
             self.on_end(self)
+        if raised is not None:
+            raise raised
 
 
 class _Resolution:

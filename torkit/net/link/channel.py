@@ -229,8 +229,12 @@ class Channel:
         self._core.close_circuit(core)
 
     def send_control(self, circ_id: int, command: Command, body: bytes) -> None:
-        """Queue a cell that is not a relay cell."""
-        self._core.send_control(circ_id, command, body)
+        """Queue a cell that is not a relay cell. Without memory for it the connection ends."""
+        try:
+            self._core.send_control(circ_id, command, body)
+        except MemoryError:
+            self.error = self.error or OutOfResources("this machine has no memory for a cell")
+            self._has_ended.set()
 
     # --- padding ------------------------------------------------------------------------------
 
