@@ -44,7 +44,7 @@ def draw_chaos(figures: Mapping[str, Any], directory: Path) -> None:
     """Memory, descriptors and answers over time, above the faults of the same moments."""
     mpl.use("Agg")
     times, memory, descriptors, _ = zip(*figures["samples"], strict=True)
-    ends = [(began + seconds, bool(error)) for _, began, seconds, error, _ in figures["outcomes"]]
+    ends = [(began + seconds, bool(error)) for _, began, seconds, error, *_ in figures["outcomes"]]
     answers, refusals = ([at for at, is_error in ends if is_error is wanted] for wanted in (False, True))
     figure, rows = plt.subplots(4, sharex=True, figsize=(9, 7.5), layout="constrained")
     rows[0].plot(times, memory)

@@ -3,11 +3,15 @@
 A relay tells the network the address of such a line instead of its own; whoever uses that relay goes through.
 """
 
+import os
+import re
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from math import inf
+from pathlib import Path
 from random import Random
 
 import trio
@@ -15,7 +19,6 @@ import trio
 from torkit.testnet import Relay
 
 READ_SIZE = 64 << 10
-OURS = "127.0.0.1"  # relays connect from addresses of their own
 MOST_BYTES = 300_000  # that a cut link carries until then
 HANDSHAKE = 6000  # bytes of a new link, about
 
@@ -54,6 +57,7 @@ class Line:
     def __init__(self, address: str, rng: Random) -> None:
         self.address = address
         self.delay = 0.0
+        self.proxy: int | None = None  # its process
         self.links: dict[Link, None] = {}  # of the proxy, in order
         self.cuts = 0
         self._next_left = inf
@@ -74,7 +78,7 @@ class Line:
 
     async def _serve(self, relay: Relay, client: trio.SocketStream) -> None:
         try:
-            is_ours = client.socket.getpeername()[0] == OURS
+            is_ours = self.proxy is not None and has_port(self.proxy, client.socket.getpeername()[1])
             async with client, await trio.open_tcp_stream(relay.address, relay.or_port) as server:
                 left = inf
                 if is_ours:
@@ -99,3 +103,15 @@ def lines_for(nicknames: Sequence[str], seed: int) -> dict[str, Line]:
         nickname: Line(f"127.{100 + number}.0.1", Random(f"{seed} {nickname}"))
         for number, nickname in enumerate(nicknames)
     }
+
+
+def has_port(pid: int, port: int) -> bool:
+    """Whether a process has a connection from this port; relays, too, connect from 127.0.0.1."""
+    row = re.compile(rf"^ *\d+: \w+:{port:04X} \S+ 01 (?:\S+ +){{5}}(\d+) ", re.MULTILINE)
+    inodes = row.findall(Path("/proc/net/tcp").read_text())
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{name}") in {f"socket:[{inode}]" for inode in inodes}:
+                    return True
+    return False

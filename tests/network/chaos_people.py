@@ -33,6 +33,10 @@ class Wrong(Exception):
     """A request came to neither its right bytes nor a clean error."""
 
 
+class Unanswered(Wrong):
+    """A request had no answer in time."""
+
+
 class Part(NamedTuple):
     """So many bytes of the sequence from `start` on."""
 
@@ -120,7 +124,7 @@ class Door(NamedTuple):
             with trio.fail_after(within), _clean():
                 return bytes(await self.stream.receive_some(READ_SIZE))
         except trio.TooSlowError:
-            raise Wrong(f"nothing came for {within:.0f} s") from None
+            raise Unanswered(f"nothing came for {within:.0f} s") from None
 
     async def receive_exactly(self, count: int) -> bytes:
         """Part of an answer of the proxy itself."""
@@ -132,7 +136,7 @@ class Door(NamedTuple):
                     raise Wrong(f"the proxy closed after {data!r}, without an answer")
                 data += more
             return data
-        raise Wrong(f"the proxy had no answer after {REPLY_WITHIN:.0f} s")
+        raise Unanswered(f"the proxy had no answer after {REPLY_WITHIN:.0f} s")
 
     async def ask(self, command: int, name: bytes, port: int) -> bytes:
         """SOCKS5. Returns the address of the reply."""
@@ -210,7 +214,7 @@ async def _upload(door: Door, rng: Random, port: int) -> None:
             with trio.fail_after(BYTES_WITHIN):
                 await door.send(part.find(at, READ_SIZE))
     except trio.TooSlowError:
-        raise Wrong(f"an upload stood still for {BYTES_WITHIN:.0f} s") from None
+        raise Unanswered(f"an upload stood still for {BYTES_WITHIN:.0f} s") from None
     answer = b""
     while data := await door.receive():
         answer += data
@@ -298,17 +302,26 @@ KINDS: dict[str, tuple[float, Ask]] = {  # how many of a hundred requests; what 
 
 
 class Outcome(NamedTuple):
-    """`began` and `seconds` by trio's clock; `error` where it was a clean one, `wrong` where neither."""
+    """`began` and `seconds` by trio's clock; `error` where it was a clean one, `wrong` where neither.
+
+    `untold` says why the proxy could not know that there would be no answer.
+    """
 
     kind: str
     began: float
     seconds: float
     error: str = ""
     wrong: str = ""
+    untold: str = ""
 
     @property
     def is_right(self) -> bool:
-        return not self.error and not self.wrong
+        return not self.error and not self.wrong and not self.untold
+
+
+# Called while a request that went wrong still has its connection, from this port. Returns why the proxy could
+# not know that there would be no answer, or "".
+Explain = Callable[[int, Wrong], Awaitable[str]]
 
 
 @dataclass
@@ -319,6 +332,7 @@ class Crowd:
     proxy: int
     port: int
     seed: int
+    explain: Explain
     is_over: trio.Event = field(default_factory=trio.Event)
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -333,23 +347,30 @@ class Crowd:
         weights = [weight for weight, _ in KINDS.values()]
         while not self.is_over.is_set():
             [kind] = rng.choices(names, weights)
-            outcome = await request(kind, rng, self.proxy, self.port, f"{who}-{rng.randrange(IDENTITIES)}")
+            identity = f"{who}-{rng.randrange(IDENTITIES)}"
+            outcome = await request(kind, rng, self.proxy, self.port, identity, self.explain)
             self.outcomes.append(outcome)
             with trio.move_on_after(rng.uniform(0.2, 1.5)):
                 await self.is_over.wait()
 
 
-async def request(kind: str, rng: Random, proxy: int, port: int, identity: str) -> Outcome:
+async def request(kind: str, rng: Random, proxy: int, port: int, identity: str, explain: Explain) -> Outcome:
     """One request, to its end."""
     began = trio.current_time()
-    error = wrong = ""
+    error = wrong = untold = ""
+    seconds = 0.0
     try:
         with _clean():
             stream = await trio.open_tcp_stream(HOST, proxy)
         async with stream:
-            await KINDS[kind][1](Door(stream, identity), rng, port)
+            try:
+                await KINDS[kind][1](Door(stream, identity), rng, port)
+            except Wrong as neither:
+                seconds = trio.current_time() - began
+                untold = await explain(stream.socket.getsockname()[1], neither)
+                wrong = "" if untold else str(neither)
     except CleanError as clean:
         error = str(clean)
     except Wrong as neither:
         wrong = str(neither)
-    return Outcome(kind, began, trio.current_time() - began, error, wrong)
+    return Outcome(kind, began, seconds or trio.current_time() - began, error, wrong, untold)

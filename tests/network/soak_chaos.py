@@ -25,8 +25,9 @@ from typing import NamedTuple
 
 import pytest
 import trio
+from network.chaos_account import TELLING, Killed, ask_proxy, find_untold
 from network.chaos_links import Line, lines_for
-from network.chaos_people import KINDS, Crowd, FarEnd, Outcome, request
+from network.chaos_people import KINDS, Crowd, FarEnd, Outcome, Unanswered, Wrong, request
 
 from torkit.testnet import Options, Testnet, run_testnet
 
@@ -46,17 +47,19 @@ MORE_MEMORY = 32.0  # MiB over the warm-up: room that its greatest crowds have b
 FIRST = next(iter(KINDS))  # a small page
 EXITS, MIDDLES = 5, 6
 DISK_SIZE = 8 << 20
+COLUMNS = "right bytes | clean errors | neither | relays did not tell | slowest right, s"
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(SECONDS + 700)]
 
 # time.time() is all that torkit asks for the time of day.
-PROGRAM = """
-import mmap, os, struct, sys, time
+PROGRAM = f"""
+import mmap, os, signal, struct, sys, time
 with open(os.environ["CHAOS_CLOCK"], "rb") as file:
     ahead = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)
 real = time.time
 time.time = lambda: real() + struct.unpack("d", ahead[:8])[0]
 sys.argv[0] = "torkit"
+{TELLING}
 from torkit.cli.app import main
 main()
 """
@@ -87,11 +90,13 @@ class Chaos:
     lines: dict[str, Line]
     proxy: subprocess.Popen[bytes]
     port: int
-    disk: Path  # the proxy's data directory
+    directory: Path
     is_disk: bool  # whether it is a small file system of its own
     clock: mmap.mmap
     began: float = 0.0
+    is_short: bool = False  # of memory
     away: set[str] = field(default_factory=set)  # relays that a fault has
+    killed: list[Killed] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
@@ -109,6 +114,18 @@ class Chaos:
         descriptors = len(os.listdir(f"/proc/{self.proxy.pid}/fd"))
         return Sample(round(self.now, 2), round(int(found[1]) / 1024, 2), descriptors, done)
 
+    async def explain(self, port: int, wrong: Wrong) -> str:
+        """Keep what explains a request that went wrong. Returns why the proxy could not know, or ""."""
+        at = trio.current_time() - self.began
+        while self.is_short:
+            await trio.sleep(0.1)
+        account = await ask_proxy(self.proxy.pid, self.directory, port)
+        place = self.directory / f"wrong-{port}.json"
+        place.write_text(json.dumps(account, indent=1))
+        untold = find_untold(account["client"], self.killed) if isinstance(wrong, Unanswered) else ""
+        print(f"{at:.1f} s, port {port}: {wrong}; {untold or account['client']}; all is in {place.name}")
+        return untold
+
 
 # --- faults -------------------------------------------------------------------------------------------
 
@@ -119,6 +136,7 @@ async def relay_killed(chaos: Chaos, rng: Random) -> None:
     who = chaos.take_relay(rng)
     chaos.away.add(who)
     await chaos.net.kill_relay(who)
+    chaos.killed.append(Killed(who, trio.current_time()))
     await trio.sleep(rng.uniform(2, 10))
     await chaos.net.start_relay(who)
     await trio.sleep(2)  # a relay takes a moment to start
@@ -156,7 +174,7 @@ async def clock_jumps(chaos: Chaos, rng: Random) -> None:
 
 
 async def disk_full(chaos: Chaos, rng: Random) -> None:
-    big = chaos.disk / "everything"
+    big = chaos.directory / "disk" / "everything"
     with big.open("wb", buffering=0) as file:
         for size in (1 << 16, 1 << 12, 1):
             with suppress(OSError):
@@ -171,9 +189,11 @@ async def memory_short(chaos: Chaos, rng: Random) -> None:
     pid = chaos.proxy.pid
     before = resource.prlimit(pid, resource.RLIMIT_AS)
     size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    chaos.is_short = True
     resource.prlimit(pid, resource.RLIMIT_AS, (size + rng.choice([0, 256 << 10, 2 << 20]), before[1]))
     await trio.sleep(rng.uniform(1, 8))
     resource.prlimit(pid, resource.RLIMIT_AS, before)
+    chaos.is_short = False
 
 
 FAULTS: dict[GoWrong, tuple[float, float]] = {  # seconds from the end of one to the next, least and most
@@ -230,8 +250,10 @@ async def running_chaos(directory: Path) -> AsyncIterator[Chaos]:
             file.flush()
             clock = mmap.mmap(file.fileno(), 8)
             with running_proxy(directory, net.network_file) as proxy:
+                for line in lines.values():
+                    line.proxy = proxy.pid
                 port = await wait_ready(directory, proxy)
-                yield Chaos(net, lines, proxy, port, directory / "disk", is_disk, clock)
+                yield Chaos(net, lines, proxy, port, directory, is_disk, clock)
         nursery.cancel_scope.cancel()
 
 
@@ -242,6 +264,8 @@ def running_proxy(directory: Path, network: Path) -> Iterator[subprocess.Popen[b
         "TORKIT_NETWORK": str(network),
         "TORKIT_DATA_DIR": str(directory / "disk"),
         "CHAOS_CLOCK": str(directory / "clock"),
+        "CHAOS_ACCOUNT": str(directory / "account.json"),
+        "TORKIT_TRACE": "1",
     }
     with (directory / "stderr").open("wb") as stderr:
         proxy = subprocess.Popen(
@@ -284,7 +308,7 @@ async def test_every_request_ends_well_or_cleanly_whatever_goes_wrong(tmp_path: 
     async with running_chaos(tmp_path) as chaos, trio.open_nursery() as nursery:
         await nursery.start(far.run)
         chaos.began = trio.current_time()
-        crowd = Crowd(PEOPLE, chaos.port, far.port, SEED)
+        crowd = Crowd(PEOPLE, chaos.port, far.port, SEED, chaos.explain)
         nursery.start_soon(watch, chaos, crowd)
         try:
             async with trio.open_nursery() as people:
@@ -319,7 +343,7 @@ async def wait_answered(chaos: Chaos, port: int) -> float:
     """Until a fresh request is answered. Returns after how many seconds."""
     began = trio.current_time()
     for number in count():
-        outcome = await request(FIRST, Random(number), chaos.port, port, f"last-{number}")
+        outcome = await request(FIRST, Random(number), chaos.port, port, f"last-{number}", chaos.explain)
         if outcome.is_right:
             return trio.current_time() - began
         assert trio.current_time() - began < BACK_DEADLINE, outcome
@@ -348,8 +372,12 @@ def by_kind(outcomes: Sequence[Outcome]) -> str:
     errors = ", ".join(
         f"{error}: {number}" for error, number in Counter(one.error for one in outcomes).items() if error
     )
-    wrong = [f"{one.kind} after {one.seconds:.1f} s: {one.wrong}" for one in outcomes if one.wrong]
-    head = "| | right bytes | clean errors | neither | slowest right, s |\n|---|---|---|---|---|"
+    wrong = [
+        f"{one.kind} after {one.seconds:.1f} s: {one.wrong or one.untold}"
+        for one in outcomes
+        if one.wrong or one.untold
+    ]
+    head = f"| | {COLUMNS} |\n|---|{5 * '---|'}"
     return "\n".join([head, *rows, _row("all", outcomes), f"\nclean errors: {errors}", *wrong])
 
 
@@ -366,11 +394,12 @@ def by_fault(chaos: Chaos, outcomes: Sequence[Outcome]) -> str:
             if any(one.began <= ended and began <= one.began + one.seconds for began, ended in spans)
         ]
         rows.append(_row(f"{name.replace('_', ' ')} | {len(spans)}", under_way))
-    head = "| while | times | right bytes | clean errors | neither | slowest right, s |\n|---|" + 5 * "---|"
+    head = f"| while | times | {COLUMNS} |\n|---|{6 * '---|'}"
     return "\n".join([head, *rows])
 
 
 def _row(name: str, outcomes: Sequence[Outcome]) -> str:
     right = [one.seconds for one in outcomes if one.is_right]
     clean, wrong = sum(bool(one.error) for one in outcomes), sum(bool(one.wrong) for one in outcomes)
-    return f"| {name} | {len(right)} | {clean} | {wrong} | {max(right, default=0):.1f} |"
+    untold = sum(bool(one.untold) for one in outcomes)
+    return f"| {name} | {len(right)} | {clean} | {wrong} | {untold} | {max(right, default=0):.1f} |"
