@@ -13,6 +13,14 @@ from onion_network import OnionNetwork, onion_relays
 from waiting import until
 
 from torkit import aio, blocking
+from torkit._fast.cells import RelayCommand
+from torkit.errors import EndReason
+from torkit.testing.onion import FarClient
+
+
+def heard(far: FarClient) -> list[tuple[int, bytes]]:
+    """What the client was told, by command."""
+    return [(cell.command, cell.body) for _, cell in far.circuit.control_cells]
 
 
 async def test_a_blocking_service_hands_out_sockets(tmp_path: Path) -> None:
@@ -32,6 +40,7 @@ async def test_a_blocking_service_hands_out_sockets(tmp_path: Path) -> None:
                 assert await in_thread(sock.recv, 100) == b"asked"
                 await in_thread(sock.sendall, b"answered")
                 await until(lambda: theirs.received == b"answered")
+            await until(lambda: (RelayCommand.END, bytes([EndReason.DONE])) in heard(far))
             service.close()
             await until(lambda: far.circuit.circ_id not in far.circuit.link.circuits)
             with pytest.raises(OSError, match="closed"):

@@ -103,7 +103,10 @@ class Passage(SocketFerry):
         """Close both. The program reads what was written, then the end of file or the reset."""
         self._door.passages.discard(self)
         self._door.pump.remove(self._local)
-        self._stream.close()
+        if self._has_ended and isinstance(failure, OSError):  # the program has sent all, and closed its end
+            self._stream.finish()
+        else:
+            self._stream.close()
         if failure is None:
             self._end_in_order()
         elif not isinstance(failure, OSError):

@@ -238,9 +238,13 @@ class Stream(trio.abc.Stream):
             self.circuit.close_stream(self, self._core, encode_end(reason))
             self._wake()
 
-    async def aclose(self) -> None:
+    def finish(self) -> None:
         """As `close`; the client of an onion service is told that it has got everything, as by a socket."""
         self.close(EndReason.DONE if self._is_accepted else EndReason.MISC)
+
+    async def aclose(self) -> None:
+        """As `finish`."""
+        self.finish()
         await trio.lowlevel.checkpoint()
 
     def is_over(self) -> bool:
