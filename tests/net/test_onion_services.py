@@ -48,7 +48,7 @@ class Pool:
     identity = age = 0
     journal = Journal()
 
-    def look_at_clock(self) -> None:
+    def look_at_clock(self, now: float) -> None:
         pass
 
 

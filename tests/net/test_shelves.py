@@ -33,7 +33,7 @@ def put_up(shelves: Shelves, *keys: Any) -> list[Entry]:
         shelves.add(entry)
         entries.append(entry)
         if key is not None:
-            assert shelves.claim(entry, Need(WEB, key).key, now=float(number))
+            assert shelves.claim(entry, Need(WEB, key), now=float(number))
     return entries
 
 
@@ -70,13 +70,13 @@ def test_only_those_that_are_too_old_are_looked_at_when_they_are_retired() -> No
 def test_a_circuit_never_goes_back() -> None:
     shelves = Shelves()
     (entry,) = put_up(shelves, "a")
-    assert not shelves.claim(entry, Need(WEB, "b").key, now=5.0)
+    assert not shelves.claim(entry, Need(WEB, "b"), now=5.0)
     assert entry.state == Dirty(Need(WEB, "a").key, 0.0)
     shelves.retire(entry, "a test")
     worn = entry.state
     shelves.retire(entry, "a test")
     assert entry.state is worn
-    assert not shelves.claim(entry, Need(WEB, "a").key, now=6.0)
+    assert not shelves.claim(entry, Need(WEB, "a"), now=6.0)
     shelves.forget(entry)
     assert not list(shelves)
     assert not shelves.worn
@@ -121,7 +121,7 @@ def test_linked_circuits_are_preferred_and_those_of_ones_own_first() -> None:
     shelves.add(clean)
     assert shelves.find(Need(WEB, "a"), 0.0) is clean
     shelves.add(own)
-    shelves.claim(own, Need(WEB, "a").key, 0.0)
+    shelves.claim(own, Need(WEB, "a"), 0.0)
     assert shelves.find(Need(WEB, "a"), 0.0) is own
     assert shelves.find(Need(WEB, "b"), 0.0) is clean
     assert shelves.find(Need(WEB, "a", may_be_linked=False), 0.0) is single

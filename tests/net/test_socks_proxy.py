@@ -67,7 +67,7 @@ async def test_a_client_tells_its_state_and_no_destination(monkeypatch: pytest.M
         await client.send_all(GREETING + CONNECT)
         await tor.peers.receive()
         await receive_exactly(client, len(GRANTED))
-        assert repr(member).startswith("<Client of AnyProtocol, carries <Stream ")
+        assert repr(member).startswith("<Client of Handshake, carries <Stream ")
         assert "web.test" not in repr(member)
 
 

@@ -125,7 +125,7 @@ async def test_while_build_times_are_learnt_unused_circuits_live_shorter(
 async def test_so_many_circuits_are_kept_ready_and_not_more(mock_clock: trio.testing.MockClock) -> None:
     async with open_pool() as pool:
         for port in (80, 22, 21, 6667):
-            pool.circuits.expect(port)
+            pool.circuits.expect(port, trio.current_time())
         pool.nursery.start_soon(pool.spares.keep, 20)
         await settle()
         assert len(pool.chosen) == MAX_SPARES

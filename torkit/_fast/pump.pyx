@@ -150,7 +150,7 @@ cdef class Pump:
         if source.slot >= len(self.sources) or self.sources[source.slot] is not source:
             raise UsageError("the source is another pump's")
         epoll_ctl(self.descriptor, EPOLL_CTL_DEL, source.descriptor, &ignored)
-        source.descriptor = -1
+        source.descriptor, source.owner = -1, None  # else both would wait for a collection of garbage
         self.sources[source.slot] = None
         try:
             self.free.append(source.slot)

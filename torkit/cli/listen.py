@@ -168,6 +168,7 @@ def listeners_of(
     from torkit.net.proxy.dns import DnsListener
     from torkit.net.proxy.listener import StreamListener
     from torkit.net.proxy.transparent import transparent_listener
+    from torkit.proto.first_byte import AnyProtocol
 
     listeners: list[Listener] = []
     for place, sock in opened:
@@ -180,16 +181,14 @@ def listeners_of(
             assert automap is not None
             listeners.append(transparent_listener(to_trio, automap, place.isolation, lent=is_lent))
         else:
-            asks = place.kind == "auth"
-            make_door = partial(_any_protocol, asks_credentials=asks)
+            any_protocol = partial(AnyProtocol, asks_credentials=place.kind == "auth")
+            make_door = partial(_make_door, any_protocol)
             listeners.append(StreamListener(to_trio, make_door, place.isolation, lent=is_lent))
     return listeners
 
 
-def _any_protocol(_: socket.socket, *, asks_credentials: bool) -> "AnyProtocol":
-    from torkit.proto.first_byte import AnyProtocol
-
-    return AnyProtocol(asks_credentials=asks_credentials)
+def _make_door(any_protocol: "Callable[[], AnyProtocol]", _: socket.socket) -> "AnyProtocol":
+    return any_protocol()
 
 
 def _open(place: Place) -> socket.socket:

@@ -35,6 +35,8 @@ class Refusals:
 
         `port` is None for a look-up.
         """
+        if not self._targets:
+            return self._exits
         return self._exits | self._targets.get((isolation, host.lower(), port), frozenset())
 
     def note_exit(self, identity: bytes) -> None:

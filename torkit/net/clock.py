@@ -32,11 +32,11 @@ class ClockWatch:
     def __init__(self) -> None:
         self._ahead = time.time() - trio.current_time()
 
-    def jump(self) -> float:
-        """Returns by how many seconds the wall clock has run ahead of the other one since the last call.
+    def jump(self, now: float) -> float:
+        """Returns by how many seconds the wall clock has run ahead of trio's, `now`, since the last call.
 
         Less than 0 where it was set back; 0 for less than MIN_JUMP.
         """
-        before, self._ahead = self._ahead, time.time() - trio.current_time()
+        before, self._ahead = self._ahead, time.time() - now
         jump = self._ahead - before
         return jump if abs(jump) > MIN_JUMP else 0.0

@@ -46,15 +46,17 @@ def check_destination(host: str, *, allow_internal: bool, allow_onion: bool = Fa
     `allow_internal` is for private networks, where every address is internal: there only the unspecified
     address is refused, which is nowhere.
     """
-    host = check_host(host, allow_onion=allow_onion)
-    address = parse_address(host)
-    if address is not None and address.is_unspecified:
-        raise UsageError("the unspecified address is no destination")
-    if allow_internal:
+    address = _parse_host(host)
+    if address is None:
+        label = _check_name(host, allow_onion=allow_onion)
+        if label in _LOCAL_LABELS and not allow_internal:
+            raise UsageError(INTERNAL, hint=INTERNAL_HINT)
         return host
-    if is_internal(address) if address is not None else _last_label(host) in _LOCAL_LABELS:
+    if address.is_unspecified:
+        raise UsageError("the unspecified address is no destination")
+    if not allow_internal and is_internal(address):
         raise UsageError(INTERNAL, hint=INTERNAL_HINT)
-    return host
+    return str(address)
 
 
 def is_onion(host: str) -> bool:
@@ -69,20 +71,30 @@ def check_host(host: str, *, allow_onion: bool = False) -> str:
     always, in .onion unless `allow_onion` says that no exit will be asked for it. Whether it is an onion
     address is not looked at here.
     """
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if (address := parse_address(bare)) is not None:
+    if (address := _parse_host(host)) is not None:
         return str(address)
+    _check_name(host, allow_onion=allow_onion)
+    return host
+
+
+def _parse_host(host: str) -> IPv4Address | IPv6Address | None:
+    """Returns the address that `host` spells, perhaps in brackets; None for a name."""
+    return parse_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+
+
+def _check_name(host: str, *, allow_onion: bool) -> str:
+    """Returns the last label of a name, in lower case. Raises UsageError as `check_host`."""
     if len(host) > MAX_HOST_LEN or not _NAME.fullmatch(host):
         hint = None if host.isascii() else "write the name in its xn-- form"
         raise UsageError("the destination is neither an address nor a host name", hint=hint)
-    match _last_label(host):
-        case "onion" if not allow_onion:
-            raise UsageError(
-                "a name in .onion cannot be looked up", hint="have the program connect to it by name"
-            )
-        case "exit":
-            raise UsageError("names in .exit are not supported", hint="choose an exit with --path")
-    return host
+    label = _last_label(host)
+    if label == "onion" and not allow_onion:
+        raise UsageError(
+            "a name in .onion cannot be looked up", hint="have the program connect to it by name"
+        )
+    if label == "exit":
+        raise UsageError("names in .exit are not supported", hint="choose an exit with --path")
+    return label
 
 
 _ADDRESS_CHARS = "0123456789abcdefABCDEF.:"

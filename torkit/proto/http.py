@@ -8,6 +8,7 @@ section 9.3.6 is CONNECT, and RFC 9112. (C tor: HTTPTunnelPort, which has CONNEC
 import re
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import ref
 
 from torkit.errors import (
     ChannelClosed,
@@ -134,6 +135,9 @@ class Http:
         try:
             event = self.connection.next_event()
         except h11.RemoteProtocolError as error:  # whose text may quote the destination
+            error.with_traceback(
+                None
+            )  # which holds the error and all that was read, until garbage is collected
             raise self._refuse(error.error_status_hint, PeerError(NO_REQUEST)) from None
         if not isinstance(event, h11.Request):
             raise self._refuse(400, PeerError(NO_REQUEST))
@@ -186,7 +190,7 @@ class Http:
 
     def _request(self, command: Command, target: Target, isolation: Hashable) -> Request:
         key = None if isolation is None else ("http", isolation)
-        forwarded = self if command is Command.FORWARD else None
+        forwarded = ref(self) if command is Command.FORWARD else None
         return Request(command, target.host, target.port, key, forwarded=forwarded)
 
     def _refuse(self, status: int, error: TorkitError) -> TorkitError:

@@ -25,7 +25,7 @@ from torkit.proto.destination import is_onion
 XON_XOFF_VERSION = 0  # proposal 324, "Stream Flow Control Without Windows"
 HOSTNAME_MAX_LEN = 253  # RFC 1035, without the final dot
 
-_HOSTNAME = r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
+_HOSTNAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?", re.ASCII)
 
 
 # --- Opening streams -------------------------------------------------------------------------------------
@@ -37,6 +37,9 @@ class BeginFlags(IntFlag):
     IPV6_OK = 1
     IPV4_NOT_OK = 2
     IPV6_PREFERRED = 4
+
+
+NO_FLAGS = BeginFlags(0)
 
 
 class Connected(NamedTuple):
@@ -92,15 +95,14 @@ def decode_connected(body: bytes) -> Connected:
     if not body:
         return Connected(None, None)
     reader = Reader(body, "CONNECTED", CircuitError)
-    address: IPAddress
-    packed = reader.take(4)
-    if any(packed):
-        address = IPv4Address(packed)
-    else:  # the mark of the longer form
-        address_type = reader.take_int(1)
-        if address_type != AddressType.IPV6:
-            raise CircuitError(f"CONNECTED has an address of type {address_type}, not {AddressType.IPV6}")
-        address = IPv6Address(reader.take(16))
+    if any(body[:4]):
+        packed = reader.take(8)
+        return Connected(IPv4Address(packed[:4]), int.from_bytes(packed[4:], "big"))
+    reader.take(4)  # the mark of the longer form
+    address_type = reader.take_int(1)
+    if address_type != AddressType.IPV6:
+        raise CircuitError(f"CONNECTED has an address of type {address_type}, not {AddressType.IPV6}")
+    address = IPv6Address(reader.take(16))
     return Connected(address, reader.take_int(4))
 
 
@@ -313,7 +315,7 @@ def _check_hostname(host: str) -> str:
     if not host.isascii():  # before lower(), which makes ASCII of some letters that are not
         raise UsageError("a host name must be ASCII", hint="write the name in its xn-- form")
     host = host.lower()
-    if len(host.rstrip(".")) > HOSTNAME_MAX_LEN or not re.fullmatch(_HOSTNAME, host, re.ASCII):
+    if len(host.rstrip(".")) > HOSTNAME_MAX_LEN or not _HOSTNAME.fullmatch(host):
         raise UsageError("this is neither a host name nor an address")
     if is_onion(host):
         raise UsageError("a name in .onion is not for exits")

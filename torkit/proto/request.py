@@ -20,7 +20,7 @@ class Request(NamedTuple):
     `host` is a name, or an address in its usual text without brackets. `isolation` is equal for requests
     that may share a circuit, and None without credentials. `kinds` is of a look-up: the kinds of answer that
     the client can be told (`ipv4`, `ipv6`, `hostname`), the preferred one first. `forwarded` is of FORWARD:
-    the torkit.proto.http.Http that has read the head of what goes on.
+    a weak reference to the torkit.proto.http.Http that has read the head of what goes on.
     """
 
     command: Command

@@ -21,7 +21,7 @@ circuit. RFC 1928, RFC 1929 and socks-extensions.
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from enum import Enum, IntEnum, auto
+from enum import IntEnum, auto
 from ipaddress import IPv4Address, ip_address
 
 from torkit.errors import (
@@ -109,7 +109,7 @@ _KINDS = {
 MAX_STRING_LEN = MAX_HOST_LEN  # bytes of a SOCKS4 user or host
 
 
-class State(Enum):
+class State(IntEnum):  # its members are keys: Python hashes other enumerations ten times as slowly
     VERSION = auto()
     METHODS = auto()
     USERPASS = auto()
@@ -160,7 +160,7 @@ class Handshake:
 
     def encode_grant(self) -> bytes:
         """Returns the answer to a CONNECT that is connected."""
-        return encode_reply(self._version, Reply.SUCCEEDED)
+        return _GRANTED[self._version]
 
     def encode_answer(self, host: str) -> bytes:
         """Returns the answer to a look-up. Raises UsageError where the reply has no room for `host`."""
@@ -352,6 +352,8 @@ def encode_reply(version: int, reply: Reply, host: str | None = None) -> bytes:
         bound = bytes([ATYP_IPV4 if address.version == 4 else ATYP_IPV6]) + address.packed
     return bytes([SOCKS5_VERSION, reply, 0]) + bound + b"\0\0"
 
+
+_GRANTED = {version: encode_reply(version, Reply.SUCCEEDED) for version in (SOCKS4_VERSION, SOCKS5_VERSION)}
 
 _REPLY_BY_END_REASON = {
     EndReason.RESOLVEFAILED: Reply.HOST_UNREACHABLE,

@@ -380,6 +380,7 @@ class Circuit(Tunnel):
         if not was_destroyed and self._channel.error is None:
             self._channel.send_control(self._core.id, Command.DESTROY, cells.encode_destroy())
         self._channel.close_circuit(self._core)
+        self._core.owner = None  # else both, and all that they hold, would wait for a collection of garbage
         if self._reply is not None:
             self._reply.has_come.set()
         self._fail_streams(error)
@@ -424,7 +425,7 @@ class Circuit(Tunnel):
         """The client that we have let in begins a stream."""
         if self._take is None or self.error is not None:  # it has ended since
             return
-        stream = Stream(self, core, self._stream_flow())
+        stream = Stream(self, core)
         core.owner = stream
         self._add_stream(stream)
         self._take(stream, body)

@@ -135,4 +135,6 @@ class LinkedCircuit(Tunnel):
         self._core.end()
         for leg in self.legs:
             leg.close(why)
+            leg.linked = None
+        self._core.owner = None
         self._fail_streams(error)

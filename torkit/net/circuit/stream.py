@@ -62,6 +62,7 @@ class StreamHost(Protocol):
     def close_stream(self, owner: Stream, core: CoreStream, end_body: bytes) -> None: ...
     def forget_stream(self, owner: Stream) -> None: ...
     def fail(self, error: TorkitError) -> None: ...
+    def stream_flow(self) -> StreamFlow | None: ...
     async def resolve(self, name: str | IPAddress) -> list[Answer]: ...
     async def settle(self) -> None: ...
 
@@ -77,15 +78,13 @@ class Stream(trio.abc.Stream):
     end it raises StreamBroken with the reason.
     """
 
-    def __init__(
-        self, circuit: StreamHost, core: CoreStream, flow: StreamFlow | None, number: int | None = None
-    ) -> None:
+    def __init__(self, circuit: StreamHost, core: CoreStream, number: int | None = None) -> None:
         self.circuit = circuit
         self.id = number  # the number of the stream in events; None for streams of our own
         self.address: IPAddress | None = None  # where the exit has connected to, as it says
         self.port: int | None = None  # that a client of our onion service asks for
         self._core = core
-        self._flow = flow
+        self._flow: StreamFlow | None = None  # made when it is needed, which it seldom is
         self._failure: TorkitError | None = None
         self._end: EndReason | None = None
         self._refused: IPAddress | None = None
@@ -95,10 +94,8 @@ class Stream(trio.abc.Stream):
         self._is_told = False  # events know that it has ended
         self.watcher: Watcher | None = None
         self._unsent = memoryview(b"")  # what send_all still has to seal
-        self._is_readable = trio.lowlevel.ParkingLot()
-        self._is_writable = trio.lowlevel.ParkingLot()
-        self._send_guard = ConflictGuard("another task is sending on this stream")
-        self._receive_guard = ConflictGuard("another task is receiving on this stream")
+        self._readers: Waiters | None = None  # made for the first: no task waits for a stream of the proxy's
+        self._writers: Waiters | None = None
         if number is not None and circuit.journal.is_heard:
             circuit.journal.tell(StreamAttached(number, circuit.id))
 
@@ -128,7 +125,7 @@ class Stream(trio.abc.Stream):
         while not self._is_connected:
             if self.has_ended:
                 raise self._broken()
-            await self._is_readable.park()
+            await self._reading.park()
             self._check_open()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -137,7 +134,7 @@ class Stream(trio.abc.Stream):
         Before CONNECTED arrives nothing is sent by linked circuits (as C tor); by any other, it is.
         While this waits, the channel's reader goes on sealing `data` as windows open (`on_writable`).
         """
-        with self._send_guard:
+        with self._writing:
             self._check_open()
             await trio.lowlevel.checkpoint()
             if not self.circuit.sends_early:
@@ -151,7 +148,7 @@ class Stream(trio.abc.Stream):
                     go_on_at = self._seal()
                     if self._unsent:
                         with trio.move_on_at(go_on_at):
-                            await self._is_writable.park()  # a window, another rate, or the end
+                            await self._writing.park()  # a window, another rate, or the end
             finally:
                 self._unsent = memoryview(b"")
 
@@ -173,14 +170,14 @@ class Stream(trio.abc.Stream):
         return self._flow.next_send_at if accepted == len(allowed) else inf
 
     async def wait_send_all_might_not_block(self) -> None:
-        with self._send_guard:
+        with self._writing:
             self._check_open()
             await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
-        with self._receive_guard:
+        with self._reading:
             await trio.lowlevel.checkpoint()
             while True:
                 self._check_open()
@@ -189,7 +186,7 @@ class Stream(trio.abc.Stream):
                     return data
                 if self.is_over():
                     return b""
-                await self._is_readable.park()
+                await self._reading.park()
 
     def push(self, descriptor: int) -> bool:
         """Write what has arrived to a non-blocking descriptor. Returns whether that was all.
@@ -201,8 +198,7 @@ class Stream(trio.abc.Stream):
         is_done = self._core.write_to(descriptor)
         self._note_taken(before - self._core.queued)
         # A reader that lagged is watched until its peer has been told that it lags no more.
-        is_free = is_done and (self._flow is None or self._flow.watch.is_idle)
-        self._core.sink = descriptor if is_free else -1
+        self._core.sink = descriptor if is_done and self._is_idle else -1
         return is_done
 
     def hold(self) -> None:
@@ -297,8 +293,19 @@ class Stream(trio.abc.Stream):
         return data
 
     def _note_taken(self, count: int) -> None:
-        if count and self._flow is not None and (self._core.queued or not self._flow.watch.is_idle):
-            self._advise(self._flow.watch.drained(count, self._core.queued, trio.current_time()))
+        if count and (self._core.queued or not self._is_idle) and (flow := self._watched()) is not None:
+            self._advise(flow.watch.drained(count, self._core.queued, trio.current_time()))
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether an emptied queue needs no message."""
+        return self._flow is None or self._flow.watch.is_idle
+
+    def _watched(self) -> StreamFlow | None:
+        """What watches XON and XOFF; None for a stream that has windows."""
+        if self._flow is None:
+            self._flow = self.circuit.stream_flow()
+        return self._flow
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -324,11 +331,23 @@ class Stream(trio.abc.Stream):
             event = StreamEnded if self._is_connected else StreamFailed
             self.circuit.journal.tell(event(self.id, reason, code))
 
+    @property
+    def _reading(self) -> Waiters:
+        if self._readers is None:
+            self._readers = Waiters("another task is receiving on this stream")
+        return self._readers
+
+    @property
+    def _writing(self) -> Waiters:
+        if self._writers is None:
+            self._writers = Waiters("another task is sending on this stream")
+        return self._writers
+
     def _wake(self) -> None:
-        if self._is_readable:
-            self._is_readable.unpark_all()
-        if self._is_writable:
-            self._is_writable.unpark_all()
+        if self._readers is not None:
+            self._readers.wake()
+        if self._writers is not None:
+            self._writers.wake()
         if self.watcher is not None:
             self.watcher.on_change()
 
@@ -346,16 +365,17 @@ class Stream(trio.abc.Stream):
     def on_readable(self) -> None:
         if self.watcher is not None:
             self.watcher.on_change()
-        else:
-            self._is_readable.unpark_all()
-        if self._flow is not None and self._core.queued:
-            self._advise(self._flow.watch.queued(self._core.queued, trio.current_time()))
+        elif self._readers is not None:
+            self._readers.wake()
+        if self._core.queued and (flow := self._watched()) is not None:
+            self._advise(flow.watch.queued(self._core.queued, trio.current_time()))
 
     def on_writable(self) -> None:
         if self._unsent:
             self._seal()
-        if not self._unsent or (self._flow is not None and self._flow.check.rate is not None):
-            self._is_writable.unpark_all()
+        is_paced = self._flow is not None and self._flow.check.rate is not None
+        if self._writers is not None and (is_paced or not self._unsent):
+            self._writers.wake()
 
     def on_message(self, command: int, body: bytes) -> None:
         try:
@@ -375,18 +395,20 @@ class Stream(trio.abc.Stream):
                 end = decode_end(body)
                 self._end, self._refused = end.reason, end.address
                 self.circuit.forget_stream(self)
+                self._core.owner = None  # nothing follows an END
                 self._tell_end(end.reason.name, end.reason.name.lower())
                 self._wake()
-            elif command == RelayCommand.XOFF and self._flow is not None:
+            elif command == RelayCommand.XOFF and (flow := self._watched()) is not None:
                 decode_xoff(body)
-                self._flow.note_sent(self._core.sent)
-                self._flow.check.xoff()
+                flow.note_sent(self._core.sent)
+                flow.check.xoff()
                 self._core.pause()
-            elif command == RelayCommand.XON and self._flow is not None:
-                self._flow.note_sent(self._core.sent)
-                self._flow.xon(decode_xon(body))
-                self._core.resume(self._flow.check.rate or 0)
-                self._is_writable.unpark_all()
+            elif command == RelayCommand.XON and (flow := self._watched()) is not None:
+                flow.note_sent(self._core.sent)
+                flow.xon(decode_xon(body))
+                self._core.resume(flow.check.rate or 0)
+                if self._writers is not None:
+                    self._writers.wake()
                 if self.watcher is not None:
                     self.watcher.on_xon()
             else:
@@ -397,6 +419,7 @@ class Stream(trio.abc.Stream):
     def fail(self, error: TorkitError) -> None:
         """The circuit has ended with `error`; what was received before can still be read."""
         self._failure = error
+        self._core.owner = None
         self._tell_end(str(error), code_of(error))
         self._wake()
 
@@ -467,12 +490,22 @@ class StreamFlow:
         self.next_send_at = 0.0
 
 
-class ConflictGuard:
-    """Refuses a second task in the same direction at once, as trio's streams must."""
+class Waiters:
+    """The tasks that wait for one direction of a stream.
+
+    As a context it refuses a second task in that direction at once, as trio's streams must.
+    """
 
     def __init__(self, message: str) -> None:
         self._message = message
         self._is_held = False
+        self._lot = trio.lowlevel.ParkingLot()
+
+    async def park(self) -> None:
+        await self._lot.park()
+
+    def wake(self) -> None:
+        self._lot.unpark_all()
 
     def __enter__(self) -> None:
         if self._is_held:

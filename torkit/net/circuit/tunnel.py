@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Specification constant (path-spec, "Measuring path usage success rates").
 PROBE_PORT = 25
 
+IPV6_WELCOME = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
+
 # What `settle` asks an exit: an address, which it answers by itself. One of TEST-NET-1, that nobody has.
 SETTLE_QUESTION = "192.0.2.1"
 
@@ -119,10 +121,10 @@ class Tunnel(ABC):
 
         With `number`, events tell of the stream under it.
         """
-        flags = messages.BeginFlags(0)
+        flags = messages.NO_FLAGS
         if self.exit.policy6.accepts(port):
             # As C tor's clients do on the port that Tor Browser has them open, where the exit can use it.
-            flags = messages.BeginFlags.IPV6_OK | messages.BeginFlags.IPV6_PREFERRED
+            flags = IPV6_WELCOME
         return self._begin(RelayCommand.BEGIN, messages.encode_begin(host, port, flags), number)
 
     def begin_service(self, port: int, number: int | None = None) -> Stream:
@@ -138,12 +140,12 @@ class Tunnel(ABC):
 
         path-spec, "Measuring path usage success rates".
         """
-        body = messages.encode_begin(str(address), PROBE_PORT, messages.BeginFlags(0))
+        body = messages.encode_begin(str(address), PROBE_PORT, messages.NO_FLAGS)
         return self._begin(RelayCommand.BEGIN, body)
 
     def _begin(self, command: RelayCommand, body: bytes, number: int | None = None) -> Stream:
         core = self._open_stream(is_resolve=False)
-        stream = Stream(self, core, self._stream_flow(), number)
+        stream = Stream(self, core, number)
         core.owner = stream
         self._add_stream(stream)
         self._core.send(core.hop, command, core.id, body)
@@ -153,8 +155,8 @@ class Tunnel(ABC):
         """Count `count` more bytes, or fewer, that are kept of what its streams have brought."""
         self._core.keep(count)
 
-    def _stream_flow(self) -> StreamFlow | None:
-        """What watches XON and XOFF of one stream; None where it has windows."""
+    def stream_flow(self) -> StreamFlow | None:
+        """Returns what watches XON and XOFF of one stream; None where it has windows."""
         if not self._has_xoff:
             return None
         return StreamFlow(
@@ -231,7 +233,8 @@ class Tunnel(ABC):
                 raised = second
         self._streams = None
         if self.on_end is not None:
-            self.on_end(self)
+            on_end, self.on_end = self.on_end, None
+            on_end(self)
         if raised is not None:
             raise raised
 

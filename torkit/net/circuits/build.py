@@ -181,10 +181,8 @@ class Builder:
         if not build.is_over.is_set():
             build.is_late = True
             self.build_times.note_outcome(timed_out=True)
-            late = TimedOut(f"a circuit was not built within {timeouts.use:.1f} s")
             built = 0 if build.circuit is None else len(build.circuit.path)
-            late.name(words.names_of(choice.path, purpose)[min(built, len(choice.path) - 1)])
-            raise late
+            raise _late(words.names_of(choice.path, purpose)[min(built, len(choice.path) - 1)], timeouts.use)
         if build.error is not None:
             raise build.error
         assert build.circuit is not None
@@ -222,6 +220,13 @@ class Builder:
         finally:
             build.is_begun.set()
             build.is_over.set()
+
+
+def _late(name: str, seconds: float) -> TimedOut:
+    """Returns the error of a circuit that was not built in time: the relay of this name did not answer."""
+    late = TimedOut(f"a circuit was not built within {seconds:.1f} s")
+    late.name(name)
+    return late
 
 
 def _steps(relays: Path) -> set[tuple[bytes, bytes]]:

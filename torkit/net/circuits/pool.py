@@ -69,9 +69,10 @@ class Circuits:
 
     def take_ready(self, need: Need) -> Tunnel | None:
         """Returns a circuit as `acquire` does, if one is ready. Never waits."""
-        self.look_at_clock()
-        entry = self._shelves.find(need, trio.current_time())
-        return None if entry is None else self._claim(entry, need)
+        now = trio.current_time()
+        self.look_at_clock(now)
+        entry = self._shelves.find(need, now)
+        return None if entry is None else self._claim(entry, need, now)
 
     async def acquire(self, need: Need, give_up_at: float = inf) -> Tunnel:
         """Returns a circuit for `need`, through exactly its path if it has one.
@@ -80,25 +81,27 @@ class Circuits:
         waits for one. Raises NoPath or NoGuard at once, TimedOut with the last failure at `give_up_at`; with
         a path, what ended the one build.
         """
-        self.look_at_clock()
+        self.look_at_clock(trio.current_time())
         failure: TorkitError | None = None
         rest_count, rest_until = 0, -inf
         with trio.move_on_at(give_up_at):
             while True:
-                entry = self._shelves.find(need, trio.current_time())
+                now = trio.current_time()
+                entry = self._shelves.find(need, now)
                 if entry is not None:
-                    return self._claim(entry, need)
+                    return self._claim(entry, need, now)
                 if need.key in self._building:
                     await self._building[need.key].wait()
                     continue
-                if trio.current_time() < rest_until:
+                if now < rest_until:
                     with trio.move_on_at(rest_until):
                         await self._is_built.wait()
                     continue
                 built = self._building[need.key] = trio.Event()
                 try:
                     attempts = BUILD_ATTEMPTS if failure is None else AFTER_REST_ATTEMPTS
-                    return self._claim(await self._build_for(need, attempts), need)
+                    entry = await self._build_for(need, attempts)
+                    return self._claim(entry, need, trio.current_time())
                 except TorkitError as error:
                     may_pass = self._may_pass(error)
                     if need.path is not None or not (may_pass or need.avoided):
@@ -129,17 +132,17 @@ class Circuits:
         """Note that an open circuit could not be extended from `last` to `target`."""
         self._builder.note_failed_step(last, target)
 
-    def _claim(self, entry: Entry, need: Need) -> Tunnel:
+    def _claim(self, entry: Entry, need: Need, now: float) -> Tunnel:
         if need.path is None:
-            self.expect(need.purpose.expected_port)
-        if self._shelves.claim(entry, need.key, trio.current_time()):
+            self.expect(need.purpose.expected_port, now)
+        if self._shelves.claim(entry, need, now):
             self.is_short.set()
         entry.circuit.watch.note_use()
         return entry.circuit
 
-    def expect(self, port: int) -> None:
-        """Have circuits ready for streams to this port."""
-        if self.predicted.note(port, now=trio.current_time(), rng=self._rng):
+    def expect(self, port: int, now: float) -> None:
+        """Have circuits ready for streams to this port, from `now` on, a time of trio's."""
+        if self.predicted.note(port, now=now, rng=self._rng):
             self.is_short.set()
 
     def _may_pass(self, error: TorkitError) -> bool:
@@ -273,9 +276,9 @@ class Circuits:
             self._shelves.retire(entry, why)
         self.is_short.set()
 
-    def look_at_clock(self) -> None:
+    def look_at_clock(self, now: float) -> None:
         """Retire all circuits after a suspend: only timeouts would tell that they are dead. (As C tor.)"""
-        if self._clock_watch.jump() > 0:
+        if self._clock_watch.jump(now) > 0:
             logger.info("the clock has jumped: connections and circuits are made anew")
             self._builder.channels.forget_all()
             self._retire_all("the clock has jumped")
@@ -284,7 +287,7 @@ class Circuits:
         """Look at the clock now and then; never returns."""
         while True:
             await trio.sleep(CLOCK_CHECK)
-            self.look_at_clock()
+            self.look_at_clock(trio.current_time())
 
     def close(self) -> None:
         for entry in self._shelves:

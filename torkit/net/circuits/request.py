@@ -4,7 +4,8 @@ path-spec, "Handling failure".
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
@@ -93,8 +94,8 @@ class Request:
         if self._journal.is_heard:
             self._journal.tell(StreamNew(self.id))
         self._begun: tuple[Stream, Tunnel] | None = None
-        self._tried: set[bytes] = set()  # exits; another circuit to one of them may do
-        self._refused: set[bytes] = set()  # exits that do not want this stream
+        self._tried: frozenset[bytes] = frozenset()  # exits; another circuit to one of them may do
+        self._refused: frozenset[bytes] = frozenset()  # exits that do not want this stream
         self._failure: TorkitError | None = None  # the last
         self._failure_count = self._refusal_count = self._timeout_count = 0
 
@@ -119,19 +120,20 @@ class Request:
         Raises StreamClosed with the exit's reason, TimedOut, NoPath, or what made circuits fail.
         """
         port = self._stream_port
-        with self._journal.telling_end(self.id):
+        with self._ending():
             if self._begun is not None:
                 stream, circuit = self._begun
-                if stream.failure is not None:
-                    self._note_failure(circuit, stream.failure)
-                else:
+                if stream.failure is None:
                     stream.close()
                     self._note_timeout(circuit)
+                elif not self._note_failure(circuit, stream.failure):
+                    assert self._failure is not None
+                    raise self._failure
             return await self._try_on(partial(self._open, port))
 
     async def resolve(self) -> list[Resolved]:
         """Returns the addresses of a name, or the names of an address. Raises as `connect`."""
-        with self._journal.telling_end(self.id):
+        with self._ending():
             found, circuit = await self._try_on(self._look_up)
             if not found:
                 raise ended_by(circuit, EndReason.RESOLVEFAILED)
@@ -139,6 +141,18 @@ class Request:
             self._journal.tell(StreamSucceeded(self.id))
             self._journal.tell(StreamEnded(self.id, EndReason.DONE.name, "done"))
         return found
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Tell events how the request ends, and forget the last failure.
+
+        Its traceback holds the request: both would stay until Python looks for garbage.
+        """
+        try:
+            with self._journal.telling_end(self.id):
+                yield
+        finally:
+            self._failure = None
 
     # --- one attempt ------------------------------------------------------------------------------
 
@@ -195,7 +209,8 @@ class Request:
             except (PeerError, Closed) as error:
                 if self._port is None and self._journal.is_heard:  # a stream tells it itself
                     self._journal.tell(StreamFailed(self.id, str(error), code_of(error)))
-                self._note_failure(circuit, error)
+                if not self._note_failure(circuit, error):
+                    raise
         assert self._failure is not None
         raise self._failure
 
@@ -218,7 +233,7 @@ class Request:
 
     async def _acquire(self, give_up_at: float) -> Tunnel | None:
         """Returns a circuit, if possible to an exit not tried yet; None if an earlier failure says more."""
-        need = self._need._replace(excluded=frozenset(self._refused), avoided=self._refusing | self._tried)
+        need = self._need._replace(excluded=self._refused, avoided=self._refusing | self._tried)
         try:
             return await self._circuits.acquire(need, give_up_at)
         except NoPath:
@@ -234,7 +249,7 @@ class Request:
 
     def _note_timeout(self, circuit: Tunnel) -> None:
         """Note that the exit has not answered in time."""
-        self._tried.add(circuit.exit.identity)
+        self._tried |= {circuit.exit.identity}
         silent = _silent(circuit, self._timeout)
         logger.debug("stream %d, tried on circuit %d: %s", self.id, circuit.id, silent)
         self._failure = self._failure or silent
@@ -242,11 +257,14 @@ class Request:
         circuit.watch.note_given_up()
         self._circuits.retire(circuit, "its exit was silent")
 
-    def _note_failure(self, circuit: Tunnel, error: TorkitError) -> None:
-        """Learn from the failure of an attempt. Raises it where another attempt is of no use."""
+    def _note_failure(self, circuit: Tunnel, error: TorkitError) -> bool:
+        """Learn from the failure of an attempt. Returns whether another attempt is of use.
+
+        It does not raise the error: the traceback would hold this call, which holds the error (`_ending`).
+        """
         logger.debug("stream %d, tried on circuit %d: %s", self.id, circuit.id, error)
         exit_identity = circuit.exit.identity
-        self._tried.add(exit_identity)
+        self._tried |= {exit_identity}
         self._failure = error
         reason, purpose, is_named = _reason_of(error), self._need.purpose, self._need.path is not None
         address = error.address if isinstance(error, StreamClosed) else None
@@ -254,30 +272,29 @@ class Request:
             self._failure_count += 1
             circuit.watch.note_broken()
             circuit.close("its exit broke a stream")
-            return
+            return True
         if reason is not EndReason.INTERNAL:
             circuit.watch.note_used()
         if reason in _UNCERTAIN:
             self._failure_count += 1
             self._circuits.retire(circuit, "its exit failed a stream")
         elif reason is EndReason.EXITPOLICY and is_named and not purpose.may_join(purpose, circuit.exit):
-            raise error  # the exit's policy had said so
+            return False  # the exit's policy had said so
         elif reason is EndReason.EXITPOLICY and address is not None:
             if circuit.refuses(address):
-                raise error  # so it is everywhere
-            self._refused.add(exit_identity)
+                return False  # so it is everywhere
+            self._refused |= {exit_identity}
             self._refusal_count += 1
             self._refusals.note_target(exit_identity, self._need.isolation, self._host, self._port)
         elif reason is EndReason.EXITPOLICY or reason in _NO_EXIT:
-            self._refused.add(exit_identity)
+            self._refused |= {exit_identity}
             self._refusal_count += 1
             self._refusals.note_exit(exit_identity)
             self._circuits.retire_exit(exit_identity, "its exit refuses streams")
         else:
-            raise error  # the target's answer
+            return False  # the target's answer
         circuit.watch.note_given_up()
-        if self._refusal_count and is_named:
-            raise error
+        return not (self._refusal_count and is_named)
 
 
 def _silent(circuit: Tunnel, seconds: float) -> TimedOut:

@@ -10,6 +10,7 @@ path-spec, "Attaching streams to circuits".
 """
 
 from collections.abc import Hashable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from torkit.directory.directory import Directory
@@ -47,18 +48,14 @@ class Worn:
 class Entry:
     """A circuit to an exit, and its state."""
 
-    __slots__ = ("circuit", "exit", "purpose", "state")
+    __slots__ = ("circuit", "exit", "is_linked", "purpose", "state")
 
     def __init__(self, circuit: Tunnel, purpose: Shared, expires_at: float) -> None:
         self.circuit = circuit
+        self.is_linked = isinstance(circuit, LinkedCircuit)  # a set of circuits
         self.purpose = purpose
         self.exit = circuit.exit  # as the newest directory knows it
         self.state: Clean | Dirty | Worn = Clean(expires_at)
-
-    @property
-    def is_linked(self) -> bool:
-        """Returns whether it is a set of linked circuits."""
-        return isinstance(self.circuit, LinkedCircuit)
 
     def serves(self, need: Need, now: float) -> bool:
         """Returns whether a request may have the circuit, if isolation allows it."""
@@ -110,8 +107,8 @@ class Shelves:
         An isolation keeps the set that it has, since a session relies on the exit. (Otherwise as C tor.)
         """
         own = self._by_key.get(need.key, ())
-        if need.path is None:
-            for entry in (*reversed(own), *self._clean):
+        if need.path is None and self.linked_count:
+            for entry in chain(reversed(own), self._clean):
                 if entry.is_linked and entry.serves(need, now):
                     return entry
         for entry in reversed(own):
@@ -129,10 +126,11 @@ class Shelves:
         self.linked_count += entry.is_linked
         self._clean[entry] = None
 
-    def claim(self, entry: Entry, key: Hashable, now: float) -> bool:
+    def claim(self, entry: Entry, need: Need, now: float) -> bool:
         """Give a circuit to a request. Returns whether it was clean until now."""
         if not isinstance(entry.state, Clean):
             return False
+        key = need.key
         del self._clean[entry]
         entry.state = Dirty(key, now)
         self._dirty[entry] = None

@@ -55,7 +55,7 @@ class Spares:
         """
         circuits = self._circuits
         if count:
-            circuits.expect(FIRST_PORT)
+            circuits.expect(FIRST_PORT, trio.current_time())
         while True:
             circuits.is_short = trio.Event()
             self._close_those_that_served()

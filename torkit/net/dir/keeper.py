@@ -282,7 +282,7 @@ class DirectoryKeeper:
             self._servers.close_worn()
             if self._given is None and await self._kept.has_news():
                 return
-            jump = watch.jump()
+            jump = watch.jump(trio.current_time())
             if jump > 0 or (jump < 0 and has_failed):
                 self._servers.forget()
                 self._backoff = 0.0

@@ -289,7 +289,7 @@ class Channel:
         self._is_sent = trio.Event()
 
 
-# A stream has no owner if an earlier event of the same read has closed it.
+# Circuits and streams have no owner if an earlier event of the same read has ended them.
 
 
 def _on_readable(event: Readable) -> None:
@@ -303,16 +303,19 @@ def _on_writable(event: Writable) -> None:
 
 
 def _on_message(event: Message) -> None:
-    if event.stream is None:
-        event.circuit.owner.on_message(event.hop, event.command, event.body)
-    elif (owner := event.stream.owner) is not None:
+    if event.stream is not None and (owner := event.stream.owner) is not None:
         owner.on_message(event.command, event.body)
+    elif (circuit := event.circuit.owner) is None:
+        pass
+    elif event.stream is None:
+        circuit.on_message(event.hop, event.command, event.body)
     elif event.command == RelayCommand.BEGIN:
-        event.circuit.owner.on_begin(event.stream, event.body)
+        circuit.on_begin(event.stream, event.body)
 
 
 def _on_circuit_failed(event: CircuitFailed) -> None:
-    event.circuit.owner.fail(event.error)
+    if (circuit := event.circuit.owner) is not None:
+        circuit.fail(event.error)
 
 
 async def _shake_hands(tls: TlsConnection, core: CoreChannel, handshake: LinkHandshake) -> LinkResult:

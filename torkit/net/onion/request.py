@@ -47,8 +47,8 @@ class OnionRequest:
             if self._begun is not None:
                 stream, circuit = self._begun
                 stream.close()
-                if stream.failure is not None:
-                    self._note_failure(circuit, stream.failure)
+                if stream.failure is not None and not self._note_failure(circuit, stream.failure):
+                    raise stream.failure
             while True:
                 circuit, worked = await self._services.acquire(self._key, give_up_at)
                 give_up_at += worked  # the service asks for the work, so its time does not count
@@ -58,7 +58,8 @@ class OnionRequest:
                         await stream.wait_connected()
                 except StreamClosed as error:
                     stream.close()
-                    self._note_failure(circuit, error)
+                    if not self._note_failure(circuit, error):
+                        raise
                 except trio.TooSlowError:
                     stream.close()
                     raise TimedOut("the onion service has not answered") from None
@@ -72,15 +73,18 @@ class OnionRequest:
         circuit.watch.note_use()
         return circuit.begin_service(self._port, self.id)
 
-    def _note_failure(self, circuit: Circuit, failure: StreamClosed) -> None:
-        """Raise where the service has answered, or at MAX_FAILURES. Else close the circuit, to meet again."""
+    def _note_failure(self, circuit: Circuit, failure: StreamClosed) -> bool:
+        """Close the circuit where it is at fault. Returns whether to meet the service again.
+
+        That is of no use where the service has answered, nor after MAX_FAILURES.
+        It does not raise `failure`: the traceback would hold this call, which holds the failure.
+        """
         if failure.reason not in BROKEN_CIRCUIT:
             circuit.watch.note_used()
             if failure.reason is EndReason.DONE:  # as C tor's services answer
                 raise StreamClosed("the onion service has nothing at this port (DONE)", reason=failure.reason)
-            raise failure
+            return False
         circuit.watch.note_broken()
         circuit.close("the onion service broke a stream")
         self._failure_count += 1
-        if self._failure_count == MAX_FAILURES:
-            raise failure
+        return self._failure_count < MAX_FAILURES

@@ -97,7 +97,7 @@ class OnionServices:
 
     def find(self, key: Key) -> Circuit | None:
         """Returns the circuit that has joined for `key`, or None. One stream will begin on it."""
-        self._circuits.look_at_clock()
+        self._circuits.look_at_clock(trio.current_time())
         entry = self._entry(key)
         if entry is None:
             return None

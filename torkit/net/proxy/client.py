@@ -17,6 +17,7 @@ from torkit.net.proxy.doors import FrontDoor
 from torkit.net.proxy.isolation import Origin
 from torkit.net.proxy.shared import CONNECT_TIMEOUT, Proxy
 from torkit.net.proxy.upstream import Requested
+from torkit.proto.first_byte import AnyProtocol
 from torkit.proto.request import Command, Request
 
 if TYPE_CHECKING:
@@ -26,14 +27,17 @@ if TYPE_CHECKING:
 class Client:
     """Owns an accepted socket, and speaks with it through its front door."""
 
-    def __init__(self, proxy: Proxy, sock: socket.socket, origin: Origin, door: FrontDoor) -> None:
+    def __init__(
+        self, proxy: Proxy, sock: socket.socket, origin: Origin, door: FrontDoor, *, is_unix: bool
+    ) -> None:
         self._proxy = proxy
         self._socket = sock
         self._origin = origin
         self._door = door
         # A Unix socket tells of its close at once, though there may be more to read.
-        self._source = proxy.pump.add_local(sock.fileno(), self, is_pipe=sock.family == socket.AF_UNIX)
+        self._source = proxy.pump.add_local(sock.fileno(), self, is_pipe=is_unix)
         self._isolation: Hashable = None
+        self._has_asked = False  # its request is known
         self._requested: Requested | None = None  # until its stream is connected
         self._stream: Stream | None = None
         self._far: ViaStream | None = None  # in the place of a stream, behind another proxy
@@ -64,7 +68,7 @@ class Client:
 
     def on_local(self, event: LocalEvent) -> None:
         """Read what the client sends. Bytes behind its request wait until the exit has answered."""
-        if self._door.request is not None:
+        if self._has_asked:
             if self._has_more:
                 self.close()
                 return
@@ -80,6 +84,8 @@ class Client:
             return
         try:
             request = self._door.receive_data(data) if data else None
+            if isinstance(self._door, AnyProtocol) and self._door.chosen is not None:
+                self._door = self._door.chosen
         except TorkitError as error:
             self._proxy.journal.note_refusal("a client", error)
             self._answer = self._door.data_to_send()
@@ -101,6 +107,7 @@ class Client:
         self._part(self._door.data_to_send())
 
     def _serve(self, request: Request) -> None:
+        self._has_asked = True
         self._proxy.limits.note_request(self)
         try:
             self._proxy.leaks.check(request)
@@ -196,7 +203,7 @@ class Client:
     async def _forward(self, requested: Requested, request: Request) -> None:
         from torkit.net.proxy.forward import forward
 
-        door = request.forwarded
+        door = request.forwarded()
         with self._guarded():
             try:
                 with deadline(CONNECT_TIMEOUT, "a connection"):

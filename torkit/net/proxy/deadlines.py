@@ -22,11 +22,13 @@ class Deadlines(Generic[T]):
         self._is_hurried = trio.Event()
 
     def add(self, one: T) -> None:
+        if not self._waiting:
+            self._is_needed.set()
         self._waiting[one] = trio.current_time() + self._timeout
-        self._is_needed.set()
 
-    def discard(self, one: T) -> None:
-        self._waiting.pop(one, None)
+    def discard(self, one: T) -> bool:
+        """Take away somebody's deadline. Returns whether there was one."""
+        return self._waiting.pop(one, None) is not None
 
     def hurry(self, timeout: float) -> None:
         """Give everybody, from now on, no more than `timeout` seconds."""

@@ -31,14 +31,15 @@ class Journal:
 
     def note_connected(self, stream: Stream) -> None:
         """Log that a connection is served from now on."""
-        circuit = stream.circuit
-        logger.debug("a connection begins at %s, on circuit %d", circuit.exit.nickname, circuit.id)
+        if logger.isEnabledFor(logging.DEBUG):
+            circuit = stream.circuit
+            logger.debug("a connection begins at %s, on circuit %d", circuit.exit.nickname, circuit.id)
 
     def note_over(self, stream: Stream, failure: Exception | None) -> None:
         """Log how a served connection ended. It is no failure that the client has gone."""
         if isinstance(failure, TorkitError):
             self.note_cut(failure)
-        else:
+        elif logger.isEnabledFor(logging.DEBUG):
             circuit = stream.circuit
             logger.debug("a connection is over at %s, on circuit %d", circuit.exit.nickname, circuit.id)
 

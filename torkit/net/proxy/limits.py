@@ -42,7 +42,7 @@ class Limits:
         self._on_room = on_room
         self._clients: dict[Member, None] = {}
         self._silent = Deadlines(HANDSHAKE_TIMEOUT, _give_up)
-        self._has_left = trio.Event()  # the next client
+        self._is_empty = trio.Event()
 
     @property
     def clients(self) -> list[Member]:
@@ -54,8 +54,7 @@ class Limits:
         return len(self._clients) < self._max_clients or self._silent.oldest is not None
 
     def add(self, client: Member) -> None:
-        oldest = self._silent.oldest
-        if len(self._clients) >= self._max_clients and oldest is not None:
+        if len(self._clients) >= self._max_clients and (oldest := self._silent.oldest) is not None:
             oldest.close()
         self._clients[client] = None
         self._silent.add(client)
@@ -64,17 +63,16 @@ class Limits:
 
     def note_request(self, client: Member) -> None:
         """Note that a client has said what it wants, or will not."""
-        had_room = self.has_room
-        self._silent.discard(client)
-        if had_room and not self.has_room:
+        if self._silent.discard(client) and not self.has_room:
             self._on_room(False)
 
     def remove(self, client: Member) -> None:
         self.note_request(client)
-        had_room = self.has_room
+        was_full = len(self._clients) >= self._max_clients
         self._clients.pop(client, None)
-        self._has_left.set()
-        if not had_room:
+        if not self._clients:
+            self._is_empty.set()
+        if was_full and self._silent.oldest is None:  # there was no room
             self._on_room(self.has_room)
 
     def hurry(self, seconds: float) -> None:
@@ -84,8 +82,8 @@ class Limits:
     async def wait_empty(self) -> None:
         """Wait until the last client has left."""
         while self._clients:
-            self._has_left = trio.Event()
-            await self._has_left.wait()
+            self._is_empty = trio.Event()
+            await self._is_empty.wait()
 
     async def run(self) -> NoReturn:
         await self._silent.run()

@@ -104,7 +104,8 @@ class StreamListener:
                 continue
             client = "" if self._is_unix else address[0]
             isolation = self._isolation or self._proxy.isolation
-            Client(self._proxy, accepted, Origin(client, self._address, isolation), door).start()
+            origin = Origin(client, self._address, isolation)
+            Client(self._proxy, accepted, origin, door, is_unix=self._is_unix).start()
         return False
 
     async def finish(self) -> None:

@@ -43,7 +43,8 @@ class SockDiag:
 
         A peer on another machine, or another system than Linux, cannot be asked.
         """
-        if sock.family == socket.AF_UNIX:
+        family = sock.family  # once: each time makes a member of an enumeration
+        if family == socket.AF_UNIX:
             poll = select.poll()
             poll.register(sock, 0)
             return any(event & select.POLLHUP for _, event in poll.poll(0))
@@ -51,7 +52,7 @@ class SockDiag:
             return False
         self._asked = (self._asked + 1) & 0xFFFFFFFF
         try:
-            question = _question(self._asked, sock.family, sock.getpeername(), sock.getsockname())
+            question = _question(self._asked, family, sock.getpeername(), sock.getsockname())
             if self._kernel is None:
                 self._kernel = socket.socket(
                     socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG
