@@ -172,8 +172,12 @@ class Pump(trio.abc.Instrument):
             self._stalls.wake(time.monotonic(), started + timeout)
             if self._core.ended_for_memory != self._told_of_memory:
                 self._tell_of_memory()
+            stalls = self._stalls
             for owner, what in found:
-                self._stalls.begin(owner, time.monotonic())
+                now = time.monotonic()  # as `Stalls.begin`, without a call for each event
+                if now - stalls.since > STALL:
+                    stalls.note(now)
+                stalls.who, stalls.since = owner, now
                 if isinstance(what, InternalError):
                     self._end(owner, what)
                     continue
@@ -232,15 +236,15 @@ class Stalls:
     def __init__(self, now: float) -> None:
         self.total = 0.0  # seconds of all stalls so far
         self._last = -inf  # when the last one ended
-        self._who: object = None
-        self._since = now
+        self.who: object = None
+        self.since = now
         self._wakes_at = inf
 
     def begin(self, who: object, now: float) -> None:
         """A task or an owner runs from now on; None stands for trio and the pump themselves."""
-        if now - self._since > STALL:
-            self._note(now, now - self._since)
-        self._who, self._since = who, now
+        if now - self.since > STALL:
+            self.note(now)
+        self.who, self.since = who, now
 
     def sleep(self, now: float, wakes_at: float) -> None:
         """Note that nothing runs until `wakes_at` at the latest."""
@@ -249,10 +253,10 @@ class Stalls:
 
     def wake(self, now: float, wakes_at: float | None = None) -> None:
         """Note that the system lets us run again."""
-        late = now - max(self._wakes_at if wakes_at is None else wakes_at, self._since)
+        late = now - max(self._wakes_at if wakes_at is None else wakes_at, self.since)
         if late > STALL:
             self._count(now, late)
-        self._who, self._since = None, now
+        self.who, self.since = None, now
 
     def excuse(self, began: float, total: float, now: float) -> bool:
         """Returns whether a peer that was waited for since `began` had no fair time to answer.
@@ -267,9 +271,10 @@ class Stalls:
         self._last = now
         self.total += seconds
 
-    def _note(self, now: float, seconds: float) -> None:
+    def note(self, now: float) -> None:
+        """Log that `who` has run for longer than STALL, until `now`."""
+        seconds, who = now - self.since, self.who
         self._count(now, seconds)
-        who = self._who
         name = who.name if isinstance(who, trio.lowlevel.Task) else type(who).__qualname__
         where = "the pump" if who is None else name
         logger.warning("everything stood still for %.1f s in %s", seconds, where)
