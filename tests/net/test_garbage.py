@@ -126,9 +126,8 @@ async def test_a_circuit_that_has_ended_leaves_no_garbage(tmp_path: Path, whose:
             if whose == "ours":
                 circuit.close()
             else:
-                for fake in network.relays[circuit.path[-1].nickname].circuits:
-                    if not fake.closed:
-                        fake.destroy()
+                fakes = network.relays[circuit.path[-1].nickname].circuits
+                next(one for one in fakes if one.circ_id == circuit.core.id).destroy()
                 await until(lambda: circuit.error is not None)
             await stream.aclose()
 
