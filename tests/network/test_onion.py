@@ -268,7 +268,7 @@ def test_32_mib_each_way_are_equal(
 def test_a_single_onion_service_is_reached(onion_shell: Shell, single_onion: Path, tmp_path: Path) -> None:
     address = (single_onion / "hostname").read_text().strip()
     wait_published(onion_shell, address)
-    # Such a service comes by one hop, and so not to its own relay, which would often be drawn to meet at here.
+    # Such a service comes by one hop, so not to its own relay, which would often be drawn to meet at here.
     with running_proxy(onion_shell, tmp_path, options=["--exclude-nodes", "middle3"]) as proxy:
         assert onion_shell.run(f"{proxy.curl()} http://{address}/page", timeout=130).stdout == PAGE
         line = f"{proxy.curl()} http://{address}/bytes/{LARGE // 8} | sha256sum"
