@@ -135,9 +135,7 @@ class Http:
         try:
             event = self.connection.next_event()
         except h11.RemoteProtocolError as error:  # whose text may quote the destination
-            error.with_traceback(
-                None
-            )  # which holds the error and all that was read, until garbage is collected
+            error.__traceback__ = None  # it holds the error, and all that was read with it
             raise self._refuse(error.error_status_hint, PeerError(NO_REQUEST)) from None
         if not isinstance(event, h11.Request):
             raise self._refuse(400, PeerError(NO_REQUEST))

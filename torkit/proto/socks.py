@@ -109,7 +109,7 @@ _KINDS = {
 MAX_STRING_LEN = MAX_HOST_LEN  # bytes of a SOCKS4 user or host
 
 
-class State(IntEnum):  # its members are keys: Python hashes other enumerations ten times as slowly
+class State(IntEnum):  # its members are keys: Python hashes those of other enumerations by code of its own
     VERSION = auto()
     METHODS = auto()
     USERPASS = auto()
