@@ -44,5 +44,5 @@ class Service(DescriptorMaker):
         assert self.blinded.hex() == service["blinded_public_key"]
 
     def some_point(self, enc_key: bytes, **changes: str) -> str:
-        """A point of which nothing else matters."""
+        """Returns the text of an introduction point with this key; its other keys are any."""
         return self.point(IntroductionPoint(LINK_SPECIFIERS, b"o" * 32, b"a" * 32, enc_key), **changes)

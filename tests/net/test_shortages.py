@@ -121,13 +121,15 @@ class NoMemory:
         raise MemoryError
 
 
-async def test_streams_are_told_of_the_end_where_there_is_no_memory_for_a_destroy() -> None:
+async def test_streams_are_told_of_the_end_where_there_is_no_memory_for_a_destroy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The relay would keep the circuit, so its connection ends."""
     relays = fresh_relays(1)
     async with serve_channel(relays[0]) as channel:
         circuit = await build(channel, relays)
         stream, _ = await open_stream(circuit, relays[0])
-        channel._core = NoMemory(channel._core)  # type: ignore[assignment]  # in its place
+        monkeypatch.setattr(channel, "_core", NoMemory(channel._core))
         circuit.close()
         with pytest.raises(StreamBroken):
             await stream.receive_some()
