@@ -1,6 +1,6 @@
 """What has ended is let go of at once: nothing of it waits until Python looks for garbage.
 
-A proxy lets Python look seldom. Until then a stream that had ended kept some 4 KiB, its destination among
+A proxy lets Python look seldom. Until then a stream that had ended kept 3.5 KB, its destination among
 them, and the looking took a twentieth of what a stream costs.
 """
 
