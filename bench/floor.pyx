@@ -13,9 +13,12 @@ from libc.string cimport memset
 from torkit._fast.cells cimport CELL_BODY_LEN, CELL_LEN
 from torkit._fast.openssl cimport (
     EVP_aes_128_ctr, EVP_CIPHER_CTX, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_DigestFinal_ex,
-    EVP_DigestInit_ex, EVP_DigestUpdate, EVP_EncryptInit_ex, EVP_EncryptUpdate, EVP_MD_CTX, EVP_MD_CTX_copy_ex,
-    EVP_MD_CTX_free, EVP_MD_CTX_new, EVP_sha1,
+    EVP_DigestInit_ex, EVP_DigestUpdate, EVP_EncryptInit_ex, EVP_EncryptUpdate, EVP_MD, EVP_MD_CTX,
+    EVP_MD_CTX_copy_ex, EVP_MD_CTX_free, EVP_MD_CTX_new,
 )
+
+cdef extern from "<openssl/evp.h>" nogil:
+    const EVP_MD* EVP_sha1()  # the core has SHA-1 by its own functions, and does not declare this
 
 cdef enum:
     LAYERS = 3

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 import torkit._fast
 
 HERE = Path(torkit._fast.__path__[0])
+ROOT = Path(__file__).parents[1]
 BUILT = sorted(Path(os.environ.get("TORKIT_BUILT", HERE)).glob("*.so"))  # scripts/wheel names a wheel's
-SOURCES = sorted((Path(__file__).parents[1] / "torkit" / "_fast").glob("*.pyx"))
+SOURCES = sorted((ROOT / "torkit" / "_fast").glob("*.pyx"))
 
 # What the processor checks, by machine: the mark that a library carries.
 BRANCH_PROTECTION = {"x86_64": "IBT, SHSTK", "aarch64": "BTI, PAC"}
@@ -70,3 +72,11 @@ def test_copies_are_checked_where_their_room_is_known() -> None:
 @pytest.mark.skipif(os.uname().machine not in BRANCH_PROTECTION, reason="nothing of the kind here")
 def test_jumps_and_returns_can_be_checked_by_the_processor(built: Path) -> None:
     assert BRANCH_PROTECTION[os.uname().machine] in read_elf(built, "--notes")
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "bench").glob("*.pyx")), ids=lambda source: source.stem)
+def test_what_the_benches_compile_still_fits_the_core(source: Path, tmp_path: Path) -> None:
+    """Only `make bench` compiles them, and nobody runs that for each change of a declaration they use."""
+    pytest.importorskip("Cython")
+    command = [sys.executable, "-m", "cython", "-3", "-o", str(tmp_path / "made.c"), str(source)]
+    subprocess.run(command, cwd=ROOT, check=True)
