@@ -4,7 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 from clocks import HastyClock
+from hypothesis import HealthCheck, settings
 from trio.testing import MockClock
+
+# Nothing is timed in tests: a busy machine fails none.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True, scope="session")
