@@ -148,7 +148,8 @@ PARAMETERS: Mapping[str, Parameter] = {
 def parameter(params: Mapping[str, int], name: str) -> int:
     """Returns the value of one of PARAMETERS, by the parameters of a consensus as written."""
     default, low, high = PARAMETERS[name]
-    return min(max(params.get(name, default), low), high)
+    value = params.get(name, default)
+    return low if value < low else high if value > high else value
 
 
 def default_param(name: str) -> int:

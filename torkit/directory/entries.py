@@ -195,8 +195,9 @@ class Relays(Sequence[RouterStatus]):
 
     def index_of(self, identity: bytes) -> int | None:
         """Returns the place of the relay with this identity, 20 bytes."""
-        index = bisect_left(self.identities, identity)
-        return index if index < len(self) and self.identities[index] == identity else None
+        identities = self.identities
+        index = bisect_left(identities, identity)
+        return index if index < len(identities) and identities[index] == identity else None
 
     def indexes_of_nickname(self, nickname: str) -> list[int]:
         """Returns the places of all relays so named, without regard to case: nicknames are not unique."""

@@ -1,6 +1,6 @@
 """Which flags a relay needs for which position in a path. path-spec, "Path selection and constraints"."""
 
-from enum import Enum
+from enum import StrEnum
 
 # Specification constants.
 
@@ -9,7 +9,7 @@ from enum import Enum
 GUARD_FLAGS = frozenset({"Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"})
 
 
-class Position(Enum):
+class Position(StrEnum):
     """A place in a path. The value is its letter in the names of the bandwidth weights."""
 
     GUARD = "g"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from torkit.params import Param, default_param
@@ -25,16 +25,16 @@ from torkit.params import Param, default_param
 MAX_COUNT = 1e9
 
 
-class State(Enum):
+class State(IntEnum):
     """How far one circuit has come."""
 
-    NEW = "new"
-    ATTEMPTED = "attempted"
-    BUILT = "built"
-    USE_ATTEMPTED = "use attempted"
-    USE_SUCCEEDED = "use succeeded"
-    USE_FAILED = "use failed"
-    COUNTED = "counted"
+    NEW = 0
+    ATTEMPTED = 1
+    BUILT = 2
+    USE_ATTEMPTED = 3
+    USE_SUCCEEDED = 4
+    USE_FAILED = 5
+    COUNTED = 6
 
 
 class Level(IntEnum):

@@ -12,7 +12,7 @@ from torkit.errors import NoDirectory, TorkitError
 from torkit.events import DirectoryChanged
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.journal import Journal
-from torkit.params import parameter
+from torkit.params import default_param, parameter
 from torkit.proto.circuit import Cgo
 from torkit.proto.flow import ClockGuard
 
@@ -73,8 +73,9 @@ class Current:
 
     def param(self, name: str) -> int:
         """Returns a consensus parameter; its default while there is no directory."""
-        value = parameter(self.params(), name)
-        is_raised = name == "cbtmintimeout" and self.testing
+        known = self.known
+        value = default_param(name) if known is None else parameter(known.consensus.params, name)
+        is_raised = self.testing and name == "cbtmintimeout"
         return max(value, TESTING_MIN_TIMEOUT) if is_raised else value
 
     def circuit_settings(self) -> CircuitSettings:

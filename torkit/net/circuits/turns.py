@@ -6,8 +6,7 @@ that a crowd of requests in one isolation does not delay the first request of an
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Hashable
-from contextlib import asynccontextmanager
+from collections.abc import Hashable
 from random import Random
 
 import trio
@@ -42,19 +41,15 @@ class Turns:
         """Returns whether a circuit may be begun without a wait. False while any request waits."""
         return self._free_count > 0
 
-    @asynccontextmanager
-    async def take(self, isolation: Hashable) -> AsyncIterator[None]:
+    def take(self, isolation: Hashable) -> "_Turn":
         """Wait for a turn, beside other isolations, and hold it."""
+        return _Turn(self, isolation)
+
+    async def wait(self, isolation: Hashable) -> None:
+        """Wait for a turn, beside other isolations. Call `pass_on` when it has ended."""
         if self._free_count > 0:
             self._free_count -= 1
-        else:
-            await self._wait(isolation)
-        try:
-            yield
-        finally:
-            self._pass_on()
-
-    async def _wait(self, isolation: Hashable) -> None:
+            return
         if not self._waiting:
             logger.info("%d circuits are being built: more wait for their turn", MAX_PENDING)
         turn = trio.Event()
@@ -64,14 +59,14 @@ class Turns:
             await turn.wait()
         except BaseException:
             if turn.is_set():
-                self._pass_on()
+                self.pass_on()
             else:
                 turns.remove(turn)
                 if not turns:
                     del self._waiting[isolation]
             raise
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
         """Give a turn that has ended to the next isolation, which then has its next one last."""
         if not self._waiting:
             self._free_count += 1
@@ -80,3 +75,17 @@ class Turns:
         turns.popleft().set()
         if turns:
             self._waiting[isolation] = turns
+
+
+class _Turn:
+    """Made by `Turns.take`."""
+
+    def __init__(self, turns: Turns, isolation: Hashable) -> None:
+        self._turns = turns
+        self._isolation = isolation
+
+    async def __aenter__(self) -> None:
+        await self._turns.wait(self._isolation)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.pass_on()
