@@ -264,6 +264,31 @@ async def test_circuits_are_built_to_learn_from_until_enough_is_learnt(
         assert all(circuit.closed for circuit in pool.fakes[0].circuits)
 
 
+class Steps(trio.abc.Instrument):
+    """Counts the steps of one task."""
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.count = 0
+        self._task = task
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is self._task
+
+
+async def test_no_task_is_woken_between_two_hops() -> None:
+    """The answers drive it. A task that each hop wakes costs more than the hop's own handshake in Python."""
+    async with open_pool() as pool:
+        (await pool.acquire("to connect first")).close()
+        steps = Steps(trio.lowlevel.current_task())
+        trio.lowlevel.add_instrument(steps)
+        try:
+            circuit = await build_circuit(pool.channels, pool.path, CircuitSettings(), Random())
+        finally:
+            trio.lowlevel.remove_instrument(steps)
+        assert len(circuit.path) == 3
+        assert steps.count == 1  # when all hops are there
+
+
 async def test_an_empty_path_is_misuse() -> None:
     async with open_pool() as pool:
         with pytest.raises(UsageError):

@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -24,6 +23,7 @@ from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
 from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitClosed, CircuitError, TorkitError, code_of
 from torkit.events import CLOSED_HERE, CircuitBuilt, CircuitEnded, CircuitExtended, CircuitLaunched
+from torkit.net.circuit.hops import HopAnswer, Hops
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import Stream
 from torkit.net.circuit.tunnel import Tunnel
@@ -89,12 +89,13 @@ class Circuit(Tunnel):
         self.began_at = trio.current_time()
         self.is_told = False  # whether a line has told that it was built, and another tells how it ends
         self.linked: Tunnel | None = None  # the set of which it is a leg
+        self._keeps_kh = False  # of the hop that is added next
         self.kh = b""  # what we and an introduction point know, for whoever asked for it, to wipe
         self._take: Callable[[Stream, bytes], None] | None = None  # streams that the far end begins
         self._heard: tuple[RelayCommand, Callable[[bytes], None]] | None = None
         self._core: CoreCircuit = core
         self._channel = channel
-        self._reply: Reply | None = None
+        self._reply: Reply | HopAnswer | None = None
         self._padding: SetupPadding | None = None
         if self.journal.is_heard:
             self.journal.tell(CircuitLaunched(self.id, purpose))
@@ -119,55 +120,75 @@ class Circuit(Tunnel):
     # --- hops -------------------------------------------------------------------------------------
 
     async def create_fast(self) -> None:
-        """Make the first hop without an onion key: for directory circuits of one hop, and not in `path`.
-
-        tor-spec, "CREATE_FAST/CREATED_FAST cells".
-        """
-        handshake = ntor.FastClient(os.urandom(cells.HASH_LEN))
-        try:
-            self._channel.send_control(self._core.id, Command.CREATE_FAST, handshake.handshake)
-            reply = await self.expect(Command.CREATED_FAST).wait()
-            keys = handshake.finish(cells.decode_created_fast(reply))
-        finally:
-            handshake.wipe()
-        self._core.add_hop(_layer_of(LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN)))
-        keys.wipe()
+        """Make the first hop without an onion key: for directory circuits of one hop, and not in `path`."""
+        await Hops(self, (None,), ends_at_exit=False).wait()
 
     async def create(self, relay: Relay, *, is_last: bool = False) -> None:
-        """Make the first hop with its onion key. tor-spec, "CREATE and CREATED cells"."""
-        started = trio.current_time()
-        with self._handshake(relay, is_last=is_last) as handshake:
-            body = cells.encode_create2(handshake.handshake_type, handshake.handshake)
-            self._channel.send_control(self._core.id, Command.CREATE2, body)
-            reply = await self.expect(Command.CREATED2).wait()
-            self._add_hop(relay, handshake.finish(cells.decode_created2(reply)), started)
+        """Make the first hop with its onion key."""
+        await Hops(self, (relay,), ends_at_exit=is_last).wait()
 
     async def extend(self, relay: Relay, *, is_last: bool, keeps_kh: bool = False) -> None:
-        """Add a hop behind the last one; with `keeps_kh`, `kh` is then its.
+        """Add a hop behind the last one; with `keeps_kh`, `kh` is then its."""
+        self._keeps_kh = keeps_kh
+        await Hops(self, (relay,), ends_at_exit=is_last).wait()
 
-        tor-spec, "EXTEND and EXTENDED cells".
+    def begin_hop(
+        self, relay: Relay | None, then: Callable[[Exception | None], None], *, is_last: bool
+    ) -> None:
+        """Send our half of a handshake with the next hop; without a relay with the first one, by CREATE_FAST.
+
+        `then` is called with None as soon as the hop is there, or with what kept it from being added. Raises
+        what has ended the circuit. tor-spec, "CREATE and CREATED cells", "EXTEND and EXTENDED cells".
         """
+        if self.error is not None:
+            raise self.error
+        if relay is None:
+            self._create_fast(then)
+            return
         started = trio.current_time()
-        specifiers = messages.encode_link_specifiers(
-            or_addresses(relay)[:1],  # C tor's clients name one address, too
-            rsa_identity=relay.identity,
-            ed25519_identity=relay.ed25519_identity,
-        )
-        with self._handshake(relay, is_last=is_last) as handshake:
+        handshake = self._handshake(relay, is_last=is_last)
+        answer: Command | RelayCommand
+        if self._core.hop_count:
+            specifiers = messages.encode_link_specifiers(
+                or_addresses(relay)[:1],  # C tor's clients name one address, too
+                rsa_identity=relay.identity,
+                ed25519_identity=relay.ed25519_identity,
+            )
             body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
+            answer, decode = RelayCommand.EXTENDED2, messages.decode_extended2
             self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
-            reply = await self.expect(RelayCommand.EXTENDED2).wait()
-            hop = handshake.finish(messages.decode_extended2(reply))
-            if keeps_kh:
-                self.kh = bytes(memoryview(hop.kh))  # no other name of what is wiped
-            self._add_hop(relay, hop, started)
+        else:
+            body = cells.encode_create2(handshake.handshake_type, handshake.handshake)
+            answer, decode = Command.CREATED2, cells.decode_created2
+            self._channel.send_control(self._core.id, Command.CREATE2, body)
 
-    @contextmanager
-    def _handshake(self, relay: Relay, *, is_last: bool) -> Iterator[HopHandshake]:
-        """Our half of a handshake; its secrets are overwritten when it is over, however it ends."""
+        def finish(reply: bytes) -> None:
+            self._add_hop(relay, handshake.finish(decode(reply)), started)
+
+        self._reply = HopAnswer(answer, handshake, finish, then)
+
+    def give_up_hop(self) -> None:
+        """Nobody waits for the hop under way any more."""
+        if isinstance(self._reply, HopAnswer):
+            self._reply.give_up()
+            self._reply = None
+
+    def _create_fast(self, then: Callable[[Exception | None], None]) -> None:
+        """tor-spec, "CREATE_FAST/CREATED_FAST cells"."""
+        handshake = ntor.FastClient(os.urandom(cells.HASH_LEN))
+        self._channel.send_control(self._core.id, Command.CREATE_FAST, handshake.handshake)
+
+        def finish(reply: bytes) -> None:
+            keys = handshake.finish(cells.decode_created_fast(reply))
+            self._core.add_hop(_layer_of(LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN)))
+            keys.wipe()
+
+        self._reply = HopAnswer(Command.CREATED_FAST, handshake, finish, then)
+
+    def _handshake(self, relay: Relay, *, is_last: bool) -> HopHandshake:
         private_key = os.urandom(ntor.CURVE25519_KEY_LEN)
         try:
-            handshake = HopHandshake(
+            return HopHandshake(
                 relay,
                 is_last=is_last,
                 cgo=self._settings.cgo,
@@ -176,12 +197,10 @@ class Circuit(Tunnel):
             )
         finally:
             wipe(private_key)
-        try:
-            yield handshake
-        finally:
-            handshake.wipe()
 
     def _add_hop(self, relay: Relay, hop: NewHop, started: float) -> None:
+        if self._keeps_kh:
+            self.kh = bytes(memoryview(hop.kh))  # no other name of what is wiped
         wipe(hop.kh)
         vegas = self._add_layer(_layer_of(hop.layer, hop.keys), hop.sendme_inc, flow.PathKind.EXIT)
         self.path += (relay,)
@@ -272,8 +291,8 @@ class Circuit(Tunnel):
         """
         if self.error is not None:
             raise self.error
-        self._reply = Reply(self, command)
-        return self._reply
+        reply = self._reply = Reply(self, command)
+        return reply
 
     def stop_expecting(self, reply: Reply) -> None:
         """Let no message come any more that nobody has asked for since."""
@@ -381,8 +400,9 @@ class Circuit(Tunnel):
             self._channel.send_control(self._core.id, Command.DESTROY, cells.encode_destroy())
         self._channel.close_circuit(self._core)
         self._core.owner = None  # else both, and all that they hold, would wait for a collection of garbage
-        if self._reply is not None:
-            self._reply.has_come.set()
+        if (reply := self._reply) is not None:
+            self._reply = None
+            reply.on_end(error)
         self._fail_streams(error)
 
     # --- called by the channel's reader -----------------------------------------------------------
@@ -435,11 +455,12 @@ class Circuit(Tunnel):
         if self._heard is not None and self._heard[0] is command:
             self._heard[1](body)
             return
-        if self._reply is None or self._reply.command is not command or self._reply.body is not None:
+        reply = self._reply
+        if reply is None or reply.command is not command:
             self.fail(CircuitError(f"{command.name} arrived, which nobody waits for"))
             return
-        self._reply.body = body
-        self._reply.has_come.set()
+        self._reply = None
+        reply.on_body(body)
 
 
 @cache
@@ -468,6 +489,13 @@ class Reply:
         self.body: bytes | None = None  # also where the circuit ended instead
         self.has_come = trio.Event()
         self._circuit = circuit
+
+    def on_body(self, body: bytes) -> None:
+        self.body = body
+        self.has_come.set()
+
+    def on_end(self, error: TorkitError) -> None:
+        self.has_come.set()
 
     async def wait(self) -> bytes:
         """Its body. Raises what ended the circuit instead."""

@@ -6,7 +6,8 @@ path-spec, "Learning when to give up".
 """
 
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from random import Random
@@ -30,6 +31,7 @@ from torkit.errors import (
 )
 from torkit.learnt.build_times import HOPS, INITIAL, BuildTimes, Timeouts
 from torkit.net.circuit.circuit import Circuit
+from torkit.net.circuit.hops import Hops
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits import words
 from torkit.net.circuits.guards import UNTOLD, GuardTry
@@ -165,95 +167,36 @@ class Builder:
     async def _build_in_time(self, choice: Choice, purpose: Shared | ForOnion) -> Circuit:
         """Build within the timeout for use. A later circuit is closed, but its time teaches."""
         timeouts = self.build_times.timeouts.for_hops(len(choice.path))
-        build = _Build()
-        self._nursery.start_soon(self._run, build, choice, purpose, timeouts)
-        try:
-            await build.is_begun.wait()
-            with trio.move_on_after(timeouts.use):
-                await build.is_over.wait()
-            if build.circuit is not None and not build.circuit.hops:
-                await build.is_over.wait()  # the first hop's time is up as well, which is being noted
-        except BaseException:
-            build.scope.cancel()
-            if build.circuit is not None and build.is_over.is_set():  # just then it was finished
-                build.circuit.close(UNWANTED)
-            raise
-        if not build.is_over.is_set():
-            build.is_late = True
-            self.build_times.note_outcome(timed_out=True)
-            built = 0 if build.circuit is None else len(build.circuit.path)
-            raise _late(words.names_of(choice.path, purpose)[min(built, len(choice.path) - 1)], timeouts.use)
-        if build.error is not None:
-            raise build.error
-        assert build.circuit is not None
-        return build.circuit
+        build = _Build(
+            self.channels, choice.path, self._current.circuit_settings(), timeouts, purpose, choice.guard
+        )
+        with build.judging():
+            await build.begin(self._rng)
+            if await build.wait_for_use():
+                circuit = build.finish()
+                self._note_built(build)
+                self.build_times.note_outcome(timed_out=False)
+                return circuit
+        self.build_times.note_outcome(timed_out=True)
+        self._nursery.start_soon(self._finish_late, build)
+        raise build.late()
 
-    async def _run(
-        self, build: "_Build", choice: Choice, purpose: Shared | ForOnion, timeouts: Timeouts
-    ) -> None:
-        """Build one circuit, however long it takes."""
-        try:
-            with build.scope:
-                circuit = await build_circuit(
-                    self.channels,
-                    choice.path,
-                    self._current.circuit_settings(),
-                    self._rng,
-                    timeouts,
-                    guard=choice.guard,
-                    purpose=purpose,
-                    begin=build.begin,
-                )
-                if len(choice.path) == HOPS:
-                    self.build_times.note_built(trio.current_time() - build.begun_at)
-                if build.is_late:
-                    circuit.close("it came too late")
-                else:
-                    self.build_times.note_outcome(timed_out=False)
-        except TorkitError as error:
-            build.error = error
-        except Exception as error:
-            build.error = InternalError.ending("a circuit", error)
-            log_fault(build.error)
-            if build.circuit is not None:
-                build.circuit.close()
-        finally:
-            build.is_begun.set()
-            build.is_over.set()
+    async def _finish_late(self, build: "_Build") -> None:
+        """Wait for a circuit that nobody wants any more."""
+        with suppress(TorkitError), build.judging():
+            await build.wait_for_close()
+            circuit = build.finish()
+            self._note_built(build)
+            circuit.close("it came too late")
 
-
-def _late(name: str, seconds: float) -> TimedOut:
-    """Returns the error of a circuit that was not built in time: the relay of this name did not answer."""
-    late = TimedOut(f"a circuit was not built within {seconds:.1f} s")
-    late.name(name)
-    return late
+    def _note_built(self, build: "_Build") -> None:
+        if len(build.path) == HOPS:
+            self.build_times.note_built(trio.current_time() - build.begun_at)
 
 
 def _steps(relays: Path) -> set[tuple[bytes, bytes]]:
     """Returns the steps of a path: pairs of identities, of a relay and the one it extends to."""
     return {(one.identity, next_one.identity) for one, next_one in pairwise(relays)}
-
-
-class _Build:
-    """A circuit under way. It may outlive the request that waits for it."""
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.is_begun = trio.Event()  # the channel is there: what it takes from now on is learnt from
-        self.begun_at = 0.0
-        self.is_over = trio.Event()
-        self.is_late = False
-        self.circuit: Circuit | None = None
-        self.error: TorkitError | None = None
-
-    def begin(self, circuit: Circuit) -> None:
-        self.circuit = circuit
-        self.begun_at = trio.current_time()
-        self.is_begun.set()
-
-
-def _do_nothing(circuit: Circuit) -> None:
-    """Stands for a `begin` that nobody needs."""
 
 
 async def build_circuit(
@@ -265,59 +208,21 @@ async def build_circuit(
     *,
     guard: GuardTry = UNTOLD,
     purpose: Shared | ForOnion = LOOK_UP,
-    begin: Callable[[Circuit], None] = _do_nothing,
+    begin: Callable[[Circuit], None] | None = None,
 ) -> Circuit:
     """Returns a circuit through all of `path`. Raises what made a hop fail, or TimedOut.
 
     The connection and the first hop must each be made within the timeout for use, all hops within that for
     closing. `guard` is told how the first relay did. `begin` is called between connecting and the first hop.
     """
-    ends_at_exit = isinstance(purpose, Shared)
-    progress = settings.journal.progress
-    names = words.names_of(path, purpose)
-    began = trio.current_time()
-    circuit: Circuit | None = None
-
-    async def add_hops(new: Circuit) -> None:
-        nonlocal circuit
-        circuit = new
-        progress.reach(Phase.CIRCUIT_CREATE)
-        circuit.watch = guard.watch
-        circuit.unnamed_hop = None if ends_at_exit else len(path) + 1  # the target, when it is added
-        begin(circuit)
-        for number, relay in enumerate(path, 1):
-            # Only an exit gets the handshake of exits; every other last relay gets that of middle hops.
-            is_last = ends_at_exit and number == len(path)
-            try:
-                if number == 1:
-                    with trio.fail_after(timeouts.use):
-                        await circuit.create(relay, is_last=is_last)
-                else:
-                    await circuit.extend(relay, is_last=is_last)
-            except CircuitClosed as error:
-                error.hop = number  # the one that could not be added
-                error.name(names[number - 1])
-                raise
-            if number == 2 and not circuit.watch.note_attempted():
-                raise CircuitClosed("the guard is used no more")
-
     if not path:
         raise UsageError("a path needs at least one relay")
-    early_count = MAX_RELAY_EARLY - rng.randrange(2)
-    try:
-        circuit = await _build(channels, path[0], early_count, settings, timeouts, purpose, guard, add_hops)
-    except TorkitError as error:
-        built = 0 if circuit is None else len(circuit.path)
-        if isinstance(error, ChannelClosed | ChannelError):
-            error.name(names[0])
-        elif isinstance(error, CircuitError | TimedOut) and built < len(path):
-            error.name(names[built])
-        words.note_failed(purpose, error, trio.current_time() - began)
-        progress.block(diagnose([error]))
-        raise
-    words.note_built(circuit, purpose, trio.current_time() - began)
-    progress.reach(Phase.DONE)
-    return circuit
+    build = _Build(channels, path, settings, timeouts, purpose, guard, begin)
+    with build.judging():
+        await build.begin(rng)
+        if not await build.wait_for_use():
+            await build.wait_for_close()
+        return build.finish()
 
 
 async def build_directory_circuit(
@@ -327,51 +232,149 @@ async def build_directory_circuit(
 
     A relay whose keys are known gets the handshake of any circuit's last hop (as from C tor).
     """
-
-    server = purpose.server
-
-    async def add_hop(circuit: Circuit) -> None:
-        settings.journal.progress.reach(Phase.ONEHOP_CREATE)
-        if is_known(server):
-            await circuit.create(server, is_last=True)
-        else:
-            await circuit.create_fast()
-
-    return await _build(channels, server, 0, settings, INITIAL, purpose, guard, add_hop)
+    build = _Build(channels, (purpose.server,), settings, INITIAL, purpose, guard)
+    with build.judging():
+        await build.begin()
+        await build.wait_for_use()
+        return build.finish()
 
 
-async def _build(
-    channels: Channels,
-    first: Contact,
-    relay_early_count: int,
-    settings: CircuitSettings,
-    timeouts: Timeouts,
-    purpose: Purpose,
-    guard: GuardTry,
-    add_hops: Callable[[Circuit], Awaitable[None]],
-) -> Circuit:
-    circuit: Circuit | None = None
-    pump = Pump.current()
-    began = time.monotonic(), pump.stalled_seconds
-    had_channel = channels.is_open(first)
-    try:
-        with trio.fail_after(timeouts.use):
-            channel = await channels.get(first)
-        circuit = channel.open_circuit(relay_early_count, settings, purpose.label)
-        with trio.fail_after(timeouts.close):
-            await add_hops(circuit)
+class _Build:
+    """One circuit under way, from the connection to its first relay on.
+
+    The answers of its relays drive it (circuit/hops.py). Inside `judging` something waits for it.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        path: Sequence[Contact],
+        settings: CircuitSettings,
+        timeouts: Timeouts,
+        purpose: Purpose,
+        guard: GuardTry,
+        begin: Callable[[Circuit], None] | None = None,
+    ) -> None:
+        self.path = path
+        self.begun_at = (
+            0.0  # on trio's clock: the connection is there. What it takes from now on is learnt from
+        )
+        self._channels = channels
+        self._settings = settings
+        self._timeouts = timeouts
+        self._purpose = purpose
+        self._guard = guard
+        self._begin = begin
+        self._pump = Pump.current()
+        self._started = time.monotonic(), self._pump.stalled_seconds
+        self._started_at = trio.current_time()
+        self._had_channel = channels.is_open(path[0])
+        self._circuit: Circuit | None = None
+        self._hops: Hops
+
+    async def begin(self, rng: Random | None = None) -> None:
+        """Connect, and send our half of the first handshake. Without `rng` it cannot be extended."""
+        channel = self._channels.find(self.path[0])
+        if channel is None:
+            with trio.fail_after(self._timeouts.use):
+                channel = await self._channels.get(self.path[0])
+        early_count = 0 if rng is None else MAX_RELAY_EARLY - rng.randrange(2)
+        circuit = self._circuit = channel.open_circuit(early_count, self._settings, self._purpose.label)
+        self.begun_at = trio.current_time()
+        is_to_directory = isinstance(self._purpose, AskDirectory)
+        phase = Phase.ONEHOP_CREATE if is_to_directory else Phase.CIRCUIT_CREATE
+        self._settings.journal.progress.reach(phase)
+        if isinstance(self._purpose, ForOnion):
+            circuit.unnamed_hop = len(self.path) + 1  # the target, when it is added
+        if not is_to_directory:
+            circuit.watch = self._guard.watch
+        if self._begin is not None:
+            self._begin(circuit)
+        # Exits and directories get the handshake of exits; every other last relay gets that of middle hops.
+        relays = [relay if is_known(relay) else None for relay in self.path]
+        ends_at_exit = not isinstance(self._purpose, ForOnion)
+        self._hops = Hops(circuit, relays, ends_at_exit=ends_at_exit, on_hop=self._note_hop)
+
+    def _note_hop(self, count: int) -> None:
+        assert self._circuit is not None
+        if count == 2 and not self._circuit.watch.note_attempted():
+            raise CircuitClosed("the guard is used no more")
+
+    async def wait_for_use(self) -> bool:
+        """Wait until the timeout for use. Returns whether the build has ended.
+
+        Raises TooSlowError where not even the first relay has answered.
+        """
+        with trio.move_on_at(self.begun_at + self._timeouts.use):
+            await self._hops.has_ended.wait()
+        if self._hops.has_ended.is_set():
+            return True
+        if not self._hops.count:
+            raise trio.TooSlowError
+        return False
+
+    async def wait_for_close(self) -> None:
+        """Wait until the build has ended. Raises TooSlowError at the timeout for closing."""
+        with trio.fail_at(self.begun_at + self._timeouts.close):
+            await self._hops.has_ended.wait()
+
+    def finish(self) -> Circuit:
+        """Returns the circuit, now that the build has ended. Raises what made a hop fail."""
+        self._hops.check()
+        circuit = self._circuit
+        assert circuit is not None
         if circuit.error is not None:  # it ended in the same read as its last handshake
             raise circuit.error
         circuit.note_built()
-    except BaseException as error:
+        self._guard.reached()
+        if not isinstance(self._purpose, AskDirectory):
+            words.note_built(circuit, self._purpose, trio.current_time() - self._started_at)
+            self._settings.journal.progress.reach(Phase.DONE)
+        return circuit
+
+    def late(self) -> TimedOut:
+        """Returns the error of a circuit that was not built in time: the next relay has not answered."""
+        late = TimedOut(f"a circuit was not built within {self._timeouts.use:.1f} s")
+        late.name(self._name(self._hops.count))
+        return late
+
+    def _name(self, index: int) -> str:
+        """Returns the name of a relay for messages; of the last one at most."""
+        assert not isinstance(self._purpose, AskDirectory)
+        return words.names_of(self.path, self._purpose)[min(index, len(self.path) - 1)]
+
+    # --- failing ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Tell the guard's handle, the log and events of what is raised inside, and close the circuit."""
+        try:
+            yield
+        except BaseException as error:
+            self._judge(error)
+            if isinstance(error, TorkitError):
+                self._tell(error)
+            elif isinstance(error, trio.TooSlowError):
+                late = TimedOut("a circuit was not built in time")
+                self._tell(late)
+                raise late from None
+            elif isinstance(error, Exception):
+                fault = InternalError.ending("a circuit", error)
+                log_fault(fault)
+                raise fault from error
+            raise
+
+    def _judge(self, error: BaseException) -> None:
+        """Tell the guard's handle what the first relay has to do with it, and close the circuit."""
+        circuit, first, guard = self._circuit, self.path[0], self._guard
         is_timeout = isinstance(error, trio.TooSlowError)
-        is_excused = _may_be_late(error, had_channel) and pump.excuse(*began)
+        is_excused = _may_be_late(error, self._had_channel) and self._pump.excuse(*self._started)
         has_answered = circuit is not None and (circuit.hops or isinstance(error, CircuitClosed))
         if is_timeout and not has_answered:
-            channels.forget(first)
+            self._channels.forget(first)
         if has_answered:
             guard.reached()  # a relay that answers by DESTROY is there
-        elif is_excused or _says_nothing(error, had_channel):
+        elif is_excused or _says_nothing(error, self._had_channel):
             guard.given_up()
         else:
             guard.failed()
@@ -383,11 +386,20 @@ async def _build(
             elif is_timeout:
                 circuit.watch.note_timed_out()
             circuit.close(UNWANTED if isinstance(error, trio.Cancelled) else "it could not be built")
-        if is_timeout:
-            raise TimedOut("a circuit was not built in time") from None
-        raise
-    guard.reached()
-    return circuit
+
+    def _tell(self, error: TorkitError) -> None:
+        """Name the relay that failed, and tell the log and events; whoever asks a directory tells it."""
+        if isinstance(self._purpose, AskDirectory):
+            return
+        built = 0 if self._circuit is None else len(self._circuit.path)
+        if isinstance(error, CircuitClosed) and error.hop is not None:
+            error.name(self._name(error.hop - 1))
+        elif isinstance(error, ChannelClosed | ChannelError):
+            error.name(self._name(0))
+        elif isinstance(error, CircuitError | TimedOut) and built < len(self.path):
+            error.name(self._name(built))
+        words.note_failed(self._purpose, error, trio.current_time() - self._started_at)
+        self._settings.journal.progress.block(diagnose([error]))
 
 
 def _may_be_late(error: BaseException, had_channel: bool) -> bool:

@@ -5,17 +5,19 @@ service that is.
 """
 
 import logging
+from collections.abc import Sequence
 
 from torkit.errors import TorkitError
 from torkit.net.circuit.circuit import Circuit
-from torkit.net.circuits.purpose import ForOnion, Path, Shared
+from torkit.net.circuits.purpose import ForOnion, Shared
+from torkit.net.contact import Contact, name_of
 
 logger = logging.getLogger(__name__)
 
 
-def names_of(path: Path, purpose: Shared | ForOnion) -> list[str]:
+def names_of(path: Sequence[Contact], purpose: Shared | ForOnion) -> list[str]:
     """Returns the names of a circuit's relays for messages."""
-    names = [relay.nickname for relay in path]
+    names = [name_of(relay) for relay in path]
     return names if isinstance(purpose, Shared) else [*names[:-1], "the last relay"]
 
 

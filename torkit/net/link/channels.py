@@ -46,13 +46,20 @@ class Channels:
         self._opening: dict[bytes, trio.Event] = {}
         self.running: set[Channel] = set()  # also channels that take no new circuits
 
+    def find(self, relay: Contact) -> Channel | None:
+        """Returns the channel to `relay`, None where there is none that takes new circuits."""
+        channel = self._open.get(relay.identity)
+        if channel is None or channel.error is not None or not _is_to(channel, relay):
+            return None
+        return channel if trio.current_time() - channel.opened_at < MAX_AGE else None
+
     async def get(self, relay: Contact) -> Channel:
         """Returns the channel to `relay`, a new one if there is none. Raises what Channel.connect raises."""
         key = relay.identity
         while key in self._opening:
             await self._opening[key].wait()
-        if self.is_open(relay):
-            return self._open[key]
+        if (found := self.find(relay)) is not None:
+            return found
         opened = self._opening[key] = trio.Event()
         try:
             try:
@@ -72,10 +79,7 @@ class Channels:
 
     def is_open(self, relay: Contact) -> bool:
         """Returns whether `get` would give a channel at once."""
-        channel = self._open.get(relay.identity)
-        if channel is None or channel.error is not None or not _is_to(channel, relay):
-            return False
-        return trio.current_time() - channel.opened_at < MAX_AGE
+        return self.find(relay) is not None
 
     def forget(self, relay: Contact) -> None:
         """Let the next `get` connect anew. The present channel stays as long as it has circuits."""
