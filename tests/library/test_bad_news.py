@@ -29,7 +29,7 @@ from torkit import httpx as torkit_httpx  # noqa: E402  # imports httpx
 from torkit import requests as torkit_requests  # noqa: E402  # imports requests
 
 TIMEOUT = 30
-BODY = b"x" * 300_000  # more than fits into a socket's buffers
+BODY = b"x" * 500_000  # more than fits into the socket of a program
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
 
 # Fetches http://HOST/ and adds what has come of the body to a bytearray, until something raises.

@@ -1,6 +1,7 @@
 """torkit.blocking: real sockets out of a client in a thread, over scripted relays."""
 
 import errno
+import fcntl
 import hashlib
 import http.client
 import os
@@ -11,8 +12,10 @@ import socket
 import socketserver
 import subprocess
 import sys
+import termios
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +34,7 @@ from torkit.socket_errors import os_error
 from torkit.testing.relay import FakeStream, ignore
 
 GET = b"GET /page HTTP/1.0\r\n\r\n"
+MUCH = 500_000  # bytes, more than fits into the socket of a program, and no XOFF for what is left
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -44,11 +48,11 @@ def receive_into(received: bytearray, sock: socket.socket) -> None:
 
 
 def sent_and(then: Callable[[FakeStream], object]) -> Callable[[FakeStream], object]:
-    """An exit that says hello and more, as much as fits into no socket's buffer at once, and `then` acts."""
+    """An exit that says MUCH, and `then` acts."""
 
     def begin(stream: FakeStream) -> None:
         stream.connected("192.0.2.1")
-        stream.write(b"x" * 300_000)
+        stream.write(b"x" * MUCH)
         then(stream)
 
     return begin
@@ -62,6 +66,28 @@ def test_a_connection_is_a_real_socket(tor: blocking.Tor) -> None:
         assert select.select([sock], [], [], 10)[0] == [sock]
         assert read_all(sock).endswith(PAGE)
         assert sock.recv(1) == b""
+
+
+def test_bursts_wait_in_the_kernel_for_a_program_that_reads_late(
+    tor: blocking.Tor, network: RunningNetwork
+) -> None:
+    """While it has room for them, no Python runs for them."""
+    length = 300_000
+
+    def burst(stream: FakeStream) -> None:
+        stream.connected("192.0.2.1")
+        stream.write(bytes(length))
+
+    network.exits["burst.test"] = burst
+    with tor.connect("burst.test", 80) as sock:
+        wait_until(lambda: unread(sock) == length)
+
+
+def unread(sock: socket.socket) -> int:
+    """How many bytes the kernel holds for a program to read."""
+    count = array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, count)
+    return count[0]
 
 
 def test_bytes_arrive_whole_in_both_directions(tor: blocking.Tor, sink: SinkServer) -> None:
@@ -255,7 +281,7 @@ def test_what_arrived_is_read_before_a_reset(tor: blocking.Tor, network: Running
         received = bytearray()
         with pytest.raises(ConnectionResetError):
             receive_into(received, sock)
-        assert len(received) == 300_000
+        assert len(received) == MUCH
 
 
 def test_what_arrived_is_read_before_the_end(tor: blocking.Tor, network: RunningNetwork) -> None:
@@ -264,7 +290,7 @@ def test_what_arrived_is_read_before_the_end(tor: blocking.Tor, network: Running
     with tor.connect("whole.test", 80, timeout=30) as sock:
         wait_until(lambda: any(passage._stream.has_ended for passage in tor._thread._door.passages))
         sock.sendall(b"who reads this?")
-        assert len(read_all(sock)) == 300_000
+        assert len(read_all(sock)) == MUCH
 
 
 def test_a_circuit_that_fails_resets_the_socket(tor: blocking.Tor, network: RunningNetwork) -> None:
