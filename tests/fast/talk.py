@@ -166,8 +166,7 @@ class Talk:
                 assert isinstance(extended, Message)
                 reply = messages.decode_extended2(extended.body)
             hop = handshake.finish(reply)
-            layer = Layer(hop.layer, hop.keys)
-            circuit.add_hop(layer, vegas=None if hop.sendme_inc is None else self._vegas(hop.sendme_inc))
+            circuit.add_hop(hop.layer, vegas=None if hop.sendme_inc is None else self._vegas(hop.sendme_inc))
             self.made.append(hop)
         return circuit
 

@@ -1,6 +1,7 @@
 """Every allocation of a transfer fails in turn: one circuit or channel ends, and no foreign byte is sent.
 
-The transfers run in processes of their own (starved.py), on an allocator that counts (failing_malloc.c).
+Then every allocation of a handshake. Both run in processes of their own (starved.py,
+starved_handshakes.py), on an allocator that counts (failing_malloc.c).
 """
 
 import os
@@ -32,8 +33,17 @@ def allocator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_allocation_that_fails_ends_one_circuit_or_channel(
     allocator: Path, hops: str, kind: str, step: int, least: int, how: str
 ) -> None:
-    command = [sys.executable, "-X", "faulthandler", "-m", "fast.starved"]
-    command += [str(allocator), hops, kind, "0", str(step), how]
+    told = run_starved(allocator, "fast.starved", hops, kind, "0", str(step), how)
+    assert int(told) >= least  # so many allocations failed, each in a transfer of its own
+
+
+def test_an_allocation_that_fails_in_a_handshake_is_told_as_that(allocator: Path) -> None:
+    assert int(run_starved(allocator, "fast.starved_handshakes")) >= 200
+
+
+def run_starved(allocator: Path, module: str, *args: str) -> str:
+    """Run `module` on the allocator; what it prints."""
+    command = [sys.executable, "-X", "faulthandler", "-m", module, str(allocator), *args]
     environment = os.environ | {
         "LD_PRELOAD": str(allocator),
         "PYTHONMALLOC": "malloc",
@@ -44,4 +54,4 @@ def test_an_allocation_that_fails_ends_one_circuit_or_channel(
     )
     # Python writes there what a part of the core that cannot raise has failed to do.
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert int(ended.stdout) >= least  # so many allocations failed, each in a transfer of its own
+    return ended.stdout

@@ -69,7 +69,7 @@ def test_the_default_is_cgo_at_the_exit_and_ntor_v3_before_it() -> None:
     talk = Talk(hops=ON_ALL, cgo=Cgo.EXIT)
     far = talk.far_end(talk.circuit())
     assert [hop.handshake_type for hop in far.hops] == [NTOR_V3] * 3
-    assert [hop.layer for hop in talk.made] == [LayerKind.TOR1, LayerKind.TOR1, LayerKind.CGO]
+    assert [hop.kind for hop in talk.made] == [LayerKind.TOR1, LayerKind.TOR1, LayerKind.CGO]
     assert [hop.congestion_control for hop in far.hops] == [False, False, True]
 
 
@@ -77,7 +77,7 @@ def test_relays_of_another_age_get_what_they_know() -> None:
     talk = Talk(hops=[CGO, WINDOWS, CONGESTION_CONTROL], cgo=Cgo.EXIT)
     far = talk.far_end(talk.circuit())
     assert [hop.handshake_type for hop in far.hops] == [NTOR_V3, NTOR, NTOR_V3]
-    assert [hop.layer for hop in talk.made] == [LayerKind.TOR1] * 3
+    assert [hop.kind for hop in talk.made] == [LayerKind.TOR1] * 3
     assert [hop.sendme_inc for hop in talk.made] == [None, None, 31]
 
 

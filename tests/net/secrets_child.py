@@ -1,6 +1,7 @@
 """A client in a process of its own, for test_secrets.py: makes and closes a circuit, and tells its secrets.
 
-They are noted without a copy, and told masked: whoever looks for them finds torkit's copies only.
+Those that its relay does not know are noted without a copy, and told masked: whoever looks for them finds
+torkit's copies only.
 """
 
 import gc
@@ -15,22 +16,23 @@ import trio
 from served import relay_of
 
 import torkit.net.circuit.circuit
+import torkit.proto.circuit
+from torkit._fast.handshake import FastClient, HopKeys, NtorClient, NtorV3Client
 from torkit._fast.keys import wipe
 from torkit._fast.onion import TOR1_ONION_KEYS_LEN, Layer
 from torkit.directory.netdoc import decode_protocols
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.link.channel import Channel
-from torkit.proto import ntor
-from torkit.proto.cells import HASH_LEN
+from torkit.proto.cells import CURVE25519_KEY_LEN
+from torkit.proto.circuit import HopHandshake, NewHop
 from torkit.proto.flow import PathKind
 from torkit.testing.relay import FakeRelay
 
 MASK = 0xAA
 
-# Arguments of what is sent, and so no secret: MACs and AUTH of ntor and ntor-v3, the length of KH.
-PUBLIC = {b":mac", b":msg_mac", b":auth_final", HASH_LEN}
 noted: list[tuple[str, list[int]]] = []
+kept: list[Any] = []
 
 
 def note(what: str, secret: bytes, start: int = 0, end: int | None = None) -> None:
@@ -40,34 +42,62 @@ def note(what: str, secret: bytes, start: int = 0, end: int | None = None) -> No
 def noting(what: str, function: Callable[..., bytes]) -> Callable[..., bytes]:
     def call(*args: Any) -> bytes:
         result = function(*args)
-        if not PUBLIC & set(args):
-            note(what, result)
+        note(what, result)
         return result
 
     return call
 
 
 def watch_secrets(ending: list[Circuit]) -> None:
-    """Note the secrets. The circuits of `ending` end just before a layer is made for them."""
+    """Note the secrets. The circuits of `ending` end when the layer of a hop is made, and not yet theirs."""
     urandom = os.urandom
 
+    class EndingHandshake(HopHandshake):
+        def finish(self, reply: bytes, *, keeps_kh: bool = False) -> NewHop:
+            hop = super().finish(reply, keeps_kh=keeps_kh)
+            for circuit in ending:
+                circuit.close()
+            return hop
+
     def make_layer(kind: Any, keys: bytes) -> Any:
-        for circuit in ending:
-            circuit.close()
         for start in range(0, len(keys) - 15, 16):
             note(f"keys of the layer from {start}", keys, start, start + 16)
         return Layer(kind, keys)
 
     def random(count: int) -> bytes:
         result = urandom(count)
-        if count == ntor.CURVE25519_KEY_LEN:
+        if count == CURVE25519_KEY_LEN:
             note("private key", result)
         return result
 
-    vars(torkit.net.circuit.circuit)["Layer"] = make_layer
+    vars(torkit.net.circuit.circuit).update(Layer=make_layer, HopHandshake=EndingHandshake)
     os.urandom = random
-    for name in ("_exchange", "_ntor_h", "_kdf_rfc5869", "_v3_h", "_v3_kdf", "_kdf_tor"):
-        setattr(ntor, name, noting(name, getattr(ntor, name)))
+
+
+class KeptHandshake:
+    """What is made in a handshake stays referenced, so that only `wipe` overwrites its secrets."""
+
+    def __init__(self, client: FastClient | NtorClient | NtorV3Client) -> None:
+        self._client = client
+        self.handshake = client.handshake
+        kept.append(client)
+
+    def finish(self, reply: bytes) -> HopKeys:
+        keys = self._client.finish(reply)
+        kept.append(keys)
+        return keys
+
+    def wipe(self) -> None:
+        self._client.wipe()
+
+
+def keep_handshakes() -> None:
+    for module, make in (
+        (torkit.proto.circuit, NtorClient),
+        (torkit.proto.circuit, NtorV3Client),
+        (torkit.net.circuit.circuit, FastClient),
+    ):
+        vars(module)[make.__name__] = lambda *args, make=make, **given: KeptHandshake(make(*args, **given))
 
 
 def meet(circuit: Circuit, served: dict[str, str]) -> None:
@@ -112,6 +142,8 @@ async def main(served: dict[str, Any]) -> None:
     fake.address = (served["host"], served["port"])
     ending: list[Circuit] = []
     watch_secrets(ending)
+    if not served["collect"]:
+        keep_handshakes()
     async with trio.open_nursery() as nursery:
         channel = await Channel.connect(
             *fake.address, rsa=fake.rsa_identity, ed25519=fake.ed_identity, rng=Random()

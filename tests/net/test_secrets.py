@@ -1,21 +1,35 @@
-"""Key material in a process's memory: none is left once its circuit has been closed."""
+"""Key material in a process's memory: none is left once its circuit has been closed.
 
+The relay of a handshake computes the same secrets as its client, in this process, where they are noted.
+"""
+
+import hashlib
+import hmac
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 from hs.making import VECTORS
 from served import CONGESTION_CONTROL, PLAIN, fresh_relays, serve
 
-from torkit.testing.relay import FULL
+from torkit.testing.relay import FULL, handshakes
 
 CHILD = Path(__file__).with_name("secrets_child.py")
 MASK = 0xAA
+PIECE_LEN = 16  # bytes that are looked for at once: the shortest key
+STEP = 4  # bytes: keys begin at multiples of it
+
+# Arguments of what is sent, and so no secret: MACs and AUTH of ntor and ntor-v3.
+PUBLIC = (b":mac", b":msg_mac", b":auth_final")
+KH_LEN = 20  # of CREATED_FAST, which is sent as well
 
 
 def memory_of(pid: int) -> list[bytes]:
@@ -31,6 +45,36 @@ def memory_of(pid: int) -> list[bytes]:
     return blocks
 
 
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
+    """What the relay computes from now on that is no one else's business."""
+    secrets: list[tuple[str, bytes]] = []
+
+    def noting(what: str, function: Callable[..., bytes], start: int = 0) -> Callable[..., bytes]:
+        def call(*args: Any) -> bytes:
+            result = function(*args)
+            if not any(tweak in arg for tweak in PUBLIC for arg in args if isinstance(arg, bytes)):
+                secrets.append((what, result[start:]))
+            return result
+
+        return call
+
+    def hashing(what: str, hash_of: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        def begin(message: bytes) -> Any:
+            note = noting(what, lambda _, *length: hash_of(message).digest(*length))
+            return SimpleNamespace(digest=lambda *length: note(message, *length))
+
+        return begin
+
+    for name, start in (("_exchange", 0), ("kdf_rfc5869", 0), ("kdf_tor", KH_LEN)):
+        monkeypatch.setattr(handshakes, name, noting(name, getattr(handshakes, name), start))
+    hmacs = SimpleNamespace(digest=noting("HMAC", hmac.digest), compare_digest=hmac.compare_digest)
+    monkeypatch.setattr(handshakes, "hmac", hmacs)
+    hashes = {name: hashing(name, getattr(hashlib, name)) for name in ("sha3_256", "shake_256")}
+    monkeypatch.setattr(handshakes, "hashlib", SimpleNamespace(sha1=hashlib.sha1, **hashes))
+    return secrets
+
+
 @pytest.mark.parametrize("collect", [True, False], ids=["collected", "referenced"])
 @pytest.mark.parametrize(
     ("protocols", "meeting"),
@@ -38,19 +82,26 @@ def memory_of(pid: int) -> list[bytes]:
     ids=["CREATE_FAST", "ntor", "ntor-v3", "CGO", "onion service"],
 )
 async def test_no_secret_is_left_in_memory_when_its_circuit_has_ended(
-    protocols: str, meeting: dict[str, object] | None, collect: bool
+    protocols: str, meeting: dict[str, object] | None, collect: bool, noted: list[tuple[str, bytes]]
 ) -> None:
-    await look_for_secrets(protocols, meeting, collect=collect, ends_early=False)
+    await look_for_secrets(protocols, meeting, noted, collect=collect, ends_early=False)
 
 
 @pytest.mark.parametrize("protocols", [PLAIN, FULL], ids=["ntor", "CGO"])
-async def test_no_key_is_left_in_memory_where_a_circuit_ends_before_it_has_its_hop(protocols: str) -> None:
+async def test_no_key_is_left_in_memory_where_a_circuit_ends_before_it_has_its_hop(
+    protocols: str, noted: list[tuple[str, bytes]]
+) -> None:
     """As where the answer to its handshake and its DESTROY come in one read."""
-    await look_for_secrets(protocols, None, collect=False, ends_early=True)
+    await look_for_secrets(protocols, None, noted, collect=False, ends_early=True)
 
 
 async def look_for_secrets(
-    protocols: str, meeting: dict[str, object] | None, *, collect: bool, ends_early: bool
+    protocols: str,
+    meeting: dict[str, object] | None,
+    noted: list[tuple[str, bytes]],
+    *,
+    collect: bool,
+    ends_early: bool,
 ) -> None:
     (relay,) = fresh_relays(1)
     relay.protocols = protocols or PLAIN
@@ -88,9 +139,12 @@ async def look_for_secrets(
             assert child.stdin is not None
             await child.stdin.aclose()
             await child.stdout.aclose()
+    assert noted
+    noted += [(what, bytes(byte ^ MASK for byte in masked)) for what, masked in json.loads(told)]
     found: Counter[str] = Counter()
-    for what, masked in json.loads(told):
-        needle = bytes(byte ^ MASK for byte in masked)
-        found[what] += sum(block.count(needle) for block in blocks)
+    for what, secret in noted:
+        for start in range(0, len(secret) - PIECE_LEN + 1, STEP):
+            needle = secret[start : start + PIECE_LEN]
+            found[f"{what} from {start}"] += sum(block.count(needle) for block in blocks)
     assert found
     assert +found == Counter()

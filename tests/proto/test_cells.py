@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torkit.errors import ChannelError, CircuitError, DestroyReason, PeerError, UsageError
+from torkit.errors import ChannelError, CircuitError, DestroyReason, PeerError
 from torkit.proto import cells
 from torkit.proto.cells import HandshakeType, Netinfo
 
@@ -102,13 +102,6 @@ def test_client_netinfo_tells_neither_time_nor_address() -> None:
 def test_netinfo_address_of_wrong_length_or_unknown_type_is_ignored(address: str) -> None:
     body = bytes.fromhex("00000001" + address + "01" + address)
     assert cells.decode_netinfo(body) == Netinfo(1, None, ())
-
-
-def test_create_fast_takes_exactly_20_bytes() -> None:
-    assert cells.encode_create_fast(b"x" * 20) == b"x" * 20
-    for length in (0, 19, 21):
-        with pytest.raises(UsageError, match=f"not {length}"):
-            cells.encode_create_fast(bytes(length))
 
 
 def test_create2_carries_type_length_and_data() -> None:

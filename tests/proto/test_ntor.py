@@ -14,13 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stem.client.datatype import KDF
 
+from torkit._fast.handshake import FastClient, HopKeys, NtorClient, NtorV3Client
+from torkit._fast.onion import LayerKind
 from torkit.errors import CircuitError, UsageError
 from torkit.proto.ntor import (
     CircuitRequest,
-    FastClient,
-    HopKeys,
-    NtorClient,
-    NtorV3Client,
     decode_extensions,
     encode_extensions,
     encode_subprotocol_request,
@@ -252,6 +250,24 @@ def test_ntor_v3_agrees_with_an_independent_relay(message: bytes) -> None:
     assert keys.derive(160) == expected[:160]
 
 
+def test_a_message_of_one_byte_is_opened_in_bytes_of_its_own() -> None:
+    """Python has one object for all bytes of one value: what is decrypted in place must not be that."""
+    b, x, y, identity = (hashlib.sha256(name).digest() for name in (b"b", b"x", b"y", b"identity"))
+    client = NtorV3Client(
+        ed25519_identity=identity, onion_key=curve25519(b, BASE_POINT), private_key=x, message=b"m"
+    )
+    reply, _ = answer_ntor_v3(client.handshake, b=b, y=y, identity=identity, answer=lambda m: m)
+    assert client.finish(reply).server_message == b"m"
+    assert [bytes([value])[0] for value in range(256)] == list(range(256))
+
+
+def test_a_message_that_fits_no_cell_is_refused() -> None:
+    with pytest.raises(UsageError, match="fits no cell"):
+        ntor_v3_client(message=bytes(510))
+    with pytest.raises(CircuitError, match="fit no cell"):
+        ntor_v3_client().finish(bytes(510))
+
+
 def test_ntor_v3_reply_with_a_wrong_byte_is_refused() -> None:
     client = ntor_v3_client()
     for i in range(len(NTOR_V3["server_handshake"])):
@@ -294,18 +310,47 @@ def flip(data: bytes, i: int) -> bytes:
 @pytest.mark.parametrize("kind", FINISHED)
 def test_keys_are_the_start_of_one_stream(kind: str) -> None:
     keys = FINISHED[kind]()
-    longest = keys.derive(400)
+    longest = keys.derive(256)
     assert len(set(longest)) > 100
-    for length in (0, 1, 19, 20, 21, 31, 32, 33, 72, 160, 400):
+    for length in (0, 1, 19, 20, 21, 31, 32, 33, 72, 160, 256):
         assert keys.derive(length) == longest[:length]
 
 
-@pytest.mark.parametrize(("kind", "longest"), [("fast", 255 * 20), ("ntor", 255 * 32)])
-def test_more_keys_than_the_kdf_gives_are_refused(kind: str, longest: int) -> None:
+@pytest.mark.parametrize("kind", FINISHED)
+def test_overwritten_keys_make_no_layer(kind: str) -> None:
     keys = FINISHED[kind]()
-    assert len(keys.derive(longest)) == longest
-    with pytest.raises(UsageError, match="gives at most"):
-        keys.derive(longest + 1)
+    keys.wipe()
+    with pytest.raises(UsageError, match="overwritten"):
+        keys.derive(32)
+    with pytest.raises(UsageError, match="overwritten"):
+        keys.layer(LayerKind.TOR1)
+
+
+def test_an_overwritten_handshake_cannot_be_finished() -> None:
+    clients: list[tuple[FastClient | NtorClient | NtorV3Client, bytes]] = [
+        (FastClient(bytes(bytearray(FAST_X))), fast_reply()),
+        (ntor_client(), NTOR["server_handshake"]),
+        (ntor_v3_client(), NTOR_V3["server_handshake"]),
+    ]
+    for client, reply in clients:
+        client.wipe()
+        with pytest.raises(UsageError, match="overwritten"):
+            client.finish(reply)
+
+
+def test_kh_is_what_follows_the_keys_of_a_layer() -> None:
+    for finished in (FINISHED["ntor"](), FINISHED["ntor-v3"]()):
+        keys = finished.derive(180)
+        assert finished.kh(LayerKind.TOR1) == keys[72:92]
+        assert finished.kh(LayerKind.CGO) == keys[160:180]
+
+
+@pytest.mark.parametrize("kind", FINISHED)
+def test_more_keys_than_any_layer_takes_are_refused(kind: str) -> None:
+    keys = FINISHED[kind]()
+    for length in (-1, 257, 1 << 40):
+        with pytest.raises(UsageError, match="256 bytes at most"):
+            keys.derive(length)
 
 
 def test_reply_of_another_length_is_refused() -> None:

@@ -23,10 +23,10 @@ from torkit._fast.openssl cimport (
     EVP_CIPHER_CTX_new, EVP_DigestVerify, EVP_DigestVerifyInit, EVP_EncryptInit_ex, EVP_EncryptUpdate,
     EVP_MD_CTX, EVP_MD_CTX_free, EVP_MD_CTX_new, EVP_PKEY, EVP_PKEY_CTX, EVP_PKEY_CTX_free,
     EVP_PKEY_CTX_new, EVP_PKEY_CTX_set_rsa_padding, EVP_PKEY_derive, EVP_PKEY_derive_init,
-    EVP_PKEY_derive_set_peer, EVP_PKEY_ED25519, EVP_PKEY_free, EVP_PKEY_get_bits, EVP_PKEY_get_bn_param,
+    EVP_PKEY_derive_set_peer_ex, EVP_PKEY_ED25519, EVP_PKEY_free, EVP_PKEY_get_bits, EVP_PKEY_get_bn_param,
     EVP_PKEY_get_raw_public_key, EVP_PKEY_get_size, EVP_PKEY_new_raw_private_key,
-    EVP_PKEY_new_raw_public_key, EVP_PKEY_RSA, EVP_PKEY_verify_recover, EVP_PKEY_verify_recover_init,
-    EVP_PKEY_X25519, NID_rsaEncryption, NID_sha256WithRSAEncryption, NID_sha384WithRSAEncryption,
+    EVP_PKEY_new_raw_public_key, EVP_PKEY_RSA, EVP_PKEY_set1_encoded_public_key, EVP_PKEY_verify_recover,
+    EVP_PKEY_verify_recover_init, EVP_PKEY_X25519, NID_rsaEncryption, NID_sha256WithRSAEncryption, NID_sha384WithRSAEncryption,
     NID_sha512WithRSAEncryption, OBJ_obj2nid, OPENSSL_cleanse, OPENSSL_free, OSSL_PKEY_PARAM_RSA_E, OSSL_PKEY_PARAM_RSA_N,
     RSA_PKCS1_PADDING, V_ASN1_UTCTIME, X509, X509_free, X509_get0_notAfter, X509_get0_notBefore,
     X509_get_issuer_name, X509_get_signature_nid, X509_get_subject_name, X509_get_X509_PUBKEY,
@@ -44,7 +44,6 @@ cdef enum:
 
 # Specification constants, bytes.
 cdef enum:
-    X25519_LEN = 32               # of keys and of what they agree upon; RFC 7748, "The X25519 and X448 Functions"
     AES_256_KEY_LEN = 32
     AES_BLOCK_LEN = 16
     UTC_TIME_LEN = 13             # YYMMDDHHMMSSZ, the only spelling; RFC 5280, "UTCTime"
@@ -71,54 +70,67 @@ cdef bint is_canonical(bytes der, uint8_t* encoded, int length) noexcept:
     return is_same
 
 
+# The public key of who we agree with is put here each time, under the GIL: a key made for each would cost a tenth more.
+cdef EVP_PKEY* peer = EVP_PKEY_new_raw_public_key(EVP_PKEY_X25519, NULL, start_of(bytes(X25519_LEN)), X25519_LEN)
+if peer == NULL:
+    raise MemoryError
+
+
 @cython.final
 cdef class X25519PrivateKey:
     """Made of 32 random bytes; freed and cleansed with the object. Raises ValueError for another length."""
 
-    cdef EVP_PKEY* key
-
     def __cinit__(self, bytes private_key not None):
-        self.key = EVP_PKEY_new_raw_private_key(EVP_PKEY_X25519, NULL, start_of(private_key), len(private_key))
-        if self.key == NULL:
-            ERR_clear_error()
+        if len(private_key) != X25519_LEN:
             raise ValueError(f"an X25519 private key has {X25519_LEN} bytes, not {len(private_key)}")
+        self.key = EVP_PKEY_new_raw_private_key(EVP_PKEY_X25519, NULL, start_of(private_key), X25519_LEN)
+        if self.key != NULL:
+            self.ctx = EVP_PKEY_CTX_new(self.key, NULL)
+        if self.ctx == NULL or EVP_PKEY_derive_init(self.ctx) != 1:
+            ERR_clear_error()
+            raise MemoryError("libcrypto could not set up X25519")
 
     def __dealloc__(self):
-        EVP_PKEY_free(self.key)  # NULL is fine
+        EVP_PKEY_CTX_free(self.ctx)  # NULL is fine
+        EVP_PKEY_free(self.key)
+
+    cdef int write_public_key(self, uint8_t* public_key) except -1:
+        cdef size_t length = X25519_LEN
+        if EVP_PKEY_get_raw_public_key(self.key, public_key, &length) != 1:
+            ERR_clear_error()
+            raise MemoryError
+        return 0
+
+    cdef bint agree(self, const uint8_t* public_key, uint8_t* shared) noexcept:
+        """RFC 7748, "Diffie-Hellman". No check of `public_key` goes before, as all 32 bytes are one; libcrypto
+        refuses a result of zeros."""
+        cdef size_t length = X25519_LEN
+        cdef bint is_done = (
+            EVP_PKEY_set1_encoded_public_key(peer, public_key, X25519_LEN) == 1
+            and EVP_PKEY_derive_set_peer_ex(self.ctx, peer, False) == 1
+            and EVP_PKEY_derive(self.ctx, shared, &length) == 1
+        )
+        if not is_done:
+            ERR_clear_error()
+        return is_done
 
     @property
     def public_key(self):
         """32 bytes."""
         public_key = PyBytes_FromStringAndSize(NULL, X25519_LEN)
-        cdef size_t length = X25519_LEN
-        if EVP_PKEY_get_raw_public_key(self.key, <uint8_t*>PyBytes_AS_STRING(public_key), &length) != 1:
-            ERR_clear_error()
-            raise MemoryError
+        self.write_public_key(<uint8_t*>PyBytes_AS_STRING(public_key))
         return public_key
 
     def exchange(self, bytes public_key not None):
         """Returns the shared secret, 32 bytes.
 
         Raises ValueError for a key that is not 32 bytes, or that makes the result all zeros, whatever
-        ours is: RFC 7748, "Diffie-Hellman".
+        ours is.
         """
         shared = PyBytes_FromStringAndSize(NULL, X25519_LEN)
-        cdef size_t length = X25519_LEN
-        cdef EVP_PKEY* peer = EVP_PKEY_new_raw_public_key(
-            EVP_PKEY_X25519, NULL, start_of(public_key), len(public_key)
-        )
-        cdef EVP_PKEY_CTX* ctx = EVP_PKEY_CTX_new(self.key, NULL)
-        cdef bint is_done = (
-            peer != NULL
-            and ctx != NULL
-            and EVP_PKEY_derive_init(ctx) == 1
-            and EVP_PKEY_derive_set_peer(ctx, peer) == 1
-            and EVP_PKEY_derive(ctx, <uint8_t*>PyBytes_AS_STRING(shared), &length) == 1
-        )
-        EVP_PKEY_CTX_free(ctx)
-        EVP_PKEY_free(peer)
-        if not is_done:
-            ERR_clear_error()
+        if len(public_key) != X25519_LEN or not self.agree(
+            start_of(public_key), <uint8_t*>PyBytes_AS_STRING(shared)
+        ):
             raise ValueError("an X25519 public key of 32 bytes, and none of small order, expected")
         return shared
 

@@ -43,6 +43,7 @@ cdef class Layer:
     cdef Tor1State* tor1_forward
     cdef Tor1State* tor1_backward
 
+    cdef int set_keys(self, LayerKind kind, const uint8_t* keys) except -1
     cdef int set_tor1(self, const uint8_t* df, int digest_len, int key_len) except -1
     cdef int set_cgo(self, const uint8_t* seeds) except -1
     cdef void wipe(self) noexcept
@@ -50,3 +51,6 @@ cdef class Layer:
     cdef int digest_cell(self, Digest* running, const uint8_t* body, uint8_t* tag) noexcept nogil
     cdef int forward(self, uint8_t command, uint8_t* body) noexcept nogil
     cdef int backward(self, uint8_t command, uint8_t* body, bint is_last, uint8_t* tag) noexcept nogil
+
+cdef Layer layer_of(LayerKind kind, const uint8_t* keys)
+cdef Py_ssize_t keys_len(LayerKind kind) except -1

@@ -5,6 +5,8 @@ from typing import Self, final
 
 from typing_extensions import Buffer
 
+__pyx_capi__: dict[str, object]  # the functions of onion.pxd
+
 class LayerKind(IntEnum):
     TOR1 = 1
     CGO = 2

@@ -22,7 +22,8 @@ from torkit._fast.ctr cimport ctr_free, ctr_init, ctr_xor
 from torkit._fast.digest cimport (
     DIGEST_FINAL_LEN, digest_free, digest_init, digest_restore, digest_save, digest_take,
 )
-from torkit._fast.openssl cimport CRYPTO_memcmp
+from torkit._fast.factory cimport check_maker, make
+from torkit._fast.openssl cimport CRYPTO_memcmp, ERR_clear_error
 
 from torkit.errors import UsageError
 
@@ -39,6 +40,25 @@ cdef inline void tor1_free(Tor1State* state) noexcept:
         digest_free(&state.digest)
 
 
+cdef Layer layer_of(LayerKind kind, const uint8_t* keys):
+    """Returns a layer made of `keys_len(kind)` bytes."""
+    make()
+    cdef Layer layer = Layer.__new__(Layer, kind)
+    layer.set_keys(kind, keys)
+    return layer
+
+
+cdef Py_ssize_t keys_len(LayerKind kind) except -1:
+    """Returns how many bytes of keys a layer takes. Raises UsageError."""
+    if kind == LayerKind.TOR1:
+        return TOR1_KEYS_LEN
+    if kind == LayerKind.CGO:
+        return CGO_KEYS_LEN
+    if kind == LayerKind.TOR1_ONION:
+        return TOR1_ONION_KEYS_LEN
+    raise UsageError(f"no layer of kind {kind}")
+
+
 @cython.final
 cdef class Layer:
     """The keys of one hop; they are freed and cleansed with the object.
@@ -47,23 +67,21 @@ cdef class Layer:
     forward and backward seed for CGO, CGO_KEYS_LEN bytes. Raises UsageError for another length.
     """
 
-    def __cinit__(self, LayerKind kind, const uint8_t[::1] keys not None):
-        cdef Py_ssize_t wanted = TOR1_KEYS_LEN
-        if kind == LayerKind.CGO:
-            wanted = CGO_KEYS_LEN
-        elif kind == LayerKind.TOR1_ONION:
-            wanted = TOR1_ONION_KEYS_LEN
-        elif kind != LayerKind.TOR1:
-            raise UsageError(f"no layer of kind {kind}")
-        if keys.shape[0] != wanted:
-            raise UsageError(f"a layer of this kind takes {wanted} bytes of keys, not {keys.shape[0]}")
+    def __cinit__(self, LayerKind kind, const uint8_t[::1] keys=None):
+        if keys is None:
+            check_maker(self)
+        elif keys.shape[0] != keys_len(kind):
+            raise UsageError(f"a layer of this kind takes {keys_len(kind)} bytes of keys, not {keys.shape[0]}")
+        else:
+            self.set_keys(kind, &keys[0])
+
+    cdef int set_keys(self, LayerKind kind, const uint8_t* keys) except -1:
         self.kind = kind
         if kind == LayerKind.CGO:
-            self.set_cgo(&keys[0])
-        elif kind == LayerKind.TOR1:
-            self.set_tor1(&keys[0], TOR1_DIGEST_LEN, TOR1_KEY_LEN)
-        else:
-            self.set_tor1(&keys[0], TOR1_ONION_DIGEST_LEN, TOR1_ONION_KEY_LEN)
+            return self.set_cgo(keys)
+        if kind == LayerKind.TOR1:
+            return self.set_tor1(keys, TOR1_DIGEST_LEN, TOR1_KEY_LEN)
+        return self.set_tor1(keys, TOR1_ONION_DIGEST_LEN, TOR1_ONION_KEY_LEN)
 
     cdef int set_tor1(self, const uint8_t* df, int digest_len, int key_len) except -1:
         cdef const uint8_t* db = df + digest_len
@@ -78,6 +96,7 @@ cdef class Layer:
                 or digest_init(&self.tor1_backward.digest, is_sha3, db, digest_len) != 1
                 or ctr_init(&self.tor1_forward.cipher, kf, key_len, False) != 1
                 or ctr_init(&self.tor1_backward.cipher, kb, key_len, False) != 1):
+            ERR_clear_error()
             raise MemoryError("libcrypto could not set up a digest or AES-CTR")
         return 0
 
@@ -88,6 +107,7 @@ cdef class Layer:
         if (self.cgo_forward == NULL or self.cgo_backward == NULL
                 or cgo_init(self.cgo_forward, seeds, False, False) != 1
                 or cgo_init(self.cgo_backward, seeds + CGO_SEED_LEN, False, False) != 1):
+            ERR_clear_error()
             raise MemoryError("libcrypto could not set up CGO")
         return 0
 

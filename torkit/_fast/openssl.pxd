@@ -5,7 +5,7 @@ from libc.time cimport tm
 
 cdef extern from *:
     """
-    #define OPENSSL_SUPPRESS_DEPRECATED /* SHA1_*: digest.pyx says why */
+    #define OPENSSL_SUPPRESS_DEPRECATED /* SHA1_*, SHA256_*: digest.pyx and hashes.pyx say why */
     """
 
 cdef extern from "openssl/sha.h" nogil:
@@ -16,6 +16,13 @@ cdef extern from "openssl/sha.h" nogil:
     int SHA1_Update(SHA_CTX* ctx, const void* data, size_t length)
     int SHA1_Final(uint8_t* md, SHA_CTX* ctx)
 
+    ctypedef struct SHA256_CTX:
+        pass
+
+    int SHA256_Init(SHA256_CTX* ctx)
+    int SHA256_Update(SHA256_CTX* ctx, const void* data, size_t length)
+    int SHA256_Final(uint8_t* md, SHA256_CTX* ctx)
+
 cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_CIPHER
     ctypedef struct EVP_CIPHER_CTX
@@ -24,6 +31,7 @@ cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_PKEY
     ctypedef struct EVP_PKEY_CTX
     ctypedef struct ENGINE
+    ctypedef struct OSSL_LIB_CTX
 
     const EVP_CIPHER* EVP_aes_128_ctr()
     const EVP_CIPHER* EVP_aes_256_ctr()
@@ -39,6 +47,7 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_EncryptUpdate(EVP_CIPHER_CTX* ctx, uint8_t* out, int* outl, const uint8_t* data, int inl)
 
     const EVP_MD* EVP_sha3_256()
+    EVP_MD* EVP_MD_fetch(OSSL_LIB_CTX* library, const char* algorithm, const char* properties)
     EVP_MD_CTX* EVP_MD_CTX_new()
     void EVP_MD_CTX_free(EVP_MD_CTX* ctx)
     int EVP_MD_CTX_reset(EVP_MD_CTX* ctx)
@@ -46,6 +55,7 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_DigestInit_ex(EVP_MD_CTX* ctx, const EVP_MD* kind, ENGINE* impl)
     int EVP_DigestUpdate(EVP_MD_CTX* ctx, const void* data, size_t count)
     int EVP_DigestFinal_ex(EVP_MD_CTX* ctx, uint8_t* md, unsigned int* size)
+    int EVP_DigestFinalXOF(EVP_MD_CTX* ctx, uint8_t* md, size_t length)
     int EVP_DigestVerifyInit(EVP_MD_CTX* ctx, EVP_PKEY_CTX** pctx, const EVP_MD* kind, ENGINE* impl,
                              EVP_PKEY* key)
     int EVP_DigestVerify(EVP_MD_CTX* ctx, const uint8_t* signature, size_t signature_length,
@@ -56,6 +66,7 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_PKEY_ED25519
     EVP_PKEY* EVP_PKEY_new_raw_private_key(int kind, ENGINE* impl, const uint8_t* key, size_t length)
     EVP_PKEY* EVP_PKEY_new_raw_public_key(int kind, ENGINE* impl, const uint8_t* key, size_t length)
+    int EVP_PKEY_set1_encoded_public_key(EVP_PKEY* key, const uint8_t* public_key, size_t length)
     int EVP_PKEY_get_raw_public_key(const EVP_PKEY* key, uint8_t* out, size_t* length)
     EVP_PKEY* d2i_PublicKey(int kind, EVP_PKEY** key, const uint8_t** data, long length)
     int i2d_PublicKey(const EVP_PKEY* key, uint8_t** out)
@@ -67,7 +78,7 @@ cdef extern from "openssl/evp.h" nogil:
     EVP_PKEY_CTX* EVP_PKEY_CTX_new(EVP_PKEY* key, ENGINE* impl)
     void EVP_PKEY_CTX_free(EVP_PKEY_CTX* ctx)
     int EVP_PKEY_derive_init(EVP_PKEY_CTX* ctx)
-    int EVP_PKEY_derive_set_peer(EVP_PKEY_CTX* ctx, EVP_PKEY* peer)
+    int EVP_PKEY_derive_set_peer_ex(EVP_PKEY_CTX* ctx, EVP_PKEY* peer, int validate_peer)
     int EVP_PKEY_derive(EVP_PKEY_CTX* ctx, uint8_t* out, size_t* length)
     int EVP_PKEY_verify_recover_init(EVP_PKEY_CTX* ctx)
     int EVP_PKEY_verify_recover(EVP_PKEY_CTX* ctx, uint8_t* out, size_t* length,

@@ -2,7 +2,7 @@
 
     client = ServiceHandshake(...)        a secret is shared with the service's key at once
     client.seal(header, plaintext)        the end of INTRODUCE1, for the service; `header` is authenticated
-    keys = client.finish(meeting)         HopKeys, or CircuitError if RENDEZVOUS2 is not that service's
+    keys = client.finish(meeting)         ServiceKeys, or CircuitError if RENDEZVOUS2 is not that service's
 
 Notation: b, B the service's key of one introduction point, x, X ours for one attempt, y, Y the service's.
 rend-spec-v3, "Introduction handshake encryption requirements" and "The hs-ntor handshake".
@@ -10,15 +10,48 @@ rend-spec-v3, "Introduction handshake encryption requirements" and "The hs-ntor 
 
 import hashlib
 import hmac
+from collections.abc import Callable
 
 from torkit._fast.keys import X25519PrivateKey, aes_256_ctr, wipe
 from torkit.errors import CircuitError
 from torkit.hs.keys import KEY_LEN
 from torkit.hs.messages import Meeting
-from torkit.proto.ntor import HopKeys, Secrets
 
 # Specification constant.
 PROTOID = b"tor-hs-ntor-curve25519-sha3-256-1"
+
+
+class Secrets:
+    """The secrets of one step, overwritten at its end. `keep` returns its argument."""
+
+    def __init__(self) -> None:
+        self._kept: list[bytes] = []
+
+    def __enter__(self) -> Callable[[bytes], bytes]:
+        return self.keep
+
+    def __exit__(self, *_: object) -> None:
+        for secret in self._kept:
+            wipe(secret)
+
+    def keep(self, secret: bytes) -> bytes:
+        self._kept.append(secret)
+        return secret
+
+
+class ServiceKeys:
+    """The result of the handshake: a stream of key bytes. Call `wipe` when all keys have been derived."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._seed = seed
+
+    def derive(self, length: int) -> bytes:
+        """Returns the first `length` bytes, for the caller to wipe."""
+        return expand(self._seed, length)
+
+    def wipe(self) -> None:
+        """Overwrite the secret from which the keys are derived."""
+        wipe(self._seed)
 
 
 class ServiceHandshake:
@@ -46,7 +79,7 @@ class ServiceHandshake:
             tag = mac(keep(keys[KEY_LEN:]), header + self.public_key + encrypted)
         return self.public_key + encrypted + tag
 
-    def finish(self, meeting: Meeting) -> HopKeys:
+    def finish(self, meeting: Meeting) -> ServiceKeys:
         """Returns the keys, by the service's half of the handshake. Raises CircuitError."""
         with Secrets() as keep:
             yx = keep(self._exchange(meeting.public_key))
@@ -57,7 +90,7 @@ class ServiceHandshake:
             auth = mac(keep(b"".join((verify, *named))), PROTOID + b":hs_mac")
             if not hmac.compare_digest(auth, meeting.auth):
                 raise CircuitError("the handshake with the onion service failed: AUTH is wrong")
-            return HopKeys(expand, mac(secret_input, PROTOID + b":hs_key_extract"))
+            return ServiceKeys(mac(secret_input, PROTOID + b":hs_key_extract"))
 
     def wipe(self) -> None:
         """Overwrite the secrets. The handshake cannot be finished any more."""

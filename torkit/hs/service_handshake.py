@@ -15,10 +15,9 @@ from typing import NamedTuple
 from torkit._fast.keys import X25519PrivateKey, aes_256_ctr
 from torkit._fast.onion import TOR1_ONION_DIGEST_LEN, TOR1_ONION_KEY_LEN, TOR1_ONION_KEYS_LEN
 from torkit.errors import CircuitError
-from torkit.hs.handshake import PROTOID, expand, kdf, mac
+from torkit.hs.handshake import PROTOID, Secrets, expand, kdf, mac
 from torkit.hs.keys import KEY_LEN
 from torkit.hs.service_messages import Request
-from torkit.proto.ntor import Secrets
 
 
 class MeetingAnswer(NamedTuple):

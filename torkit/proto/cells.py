@@ -8,12 +8,13 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from torkit.errors import ChannelError, CircuitError, DestroyReason, PeerError, UsageError
+from torkit.errors import ChannelError, CircuitError, DestroyReason, PeerError
 
 # Specification constants.
 HASH_LEN = 20  # SHA-1; tor-spec, "Preliminaries"
 RSA_IDENTITY_LEN = 20  # tor-spec, "EXTEND and EXTENDED cells"
 ED25519_IDENTITY_LEN = 32  # the same
+CURVE25519_KEY_LEN = 32  # tor-spec, "The "ntor" handshake"
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -136,13 +137,6 @@ def _decode_address(reader: Reader) -> IPAddress | None:
 
 
 # --- Circuits ------------------------------------------------------------------------------------
-
-
-def encode_create_fast(x: bytes) -> bytes:
-    """`x` is HASH_LEN random bytes. tor-spec, "CREATE_FAST/CREATED_FAST cells"."""
-    if len(x) != HASH_LEN:
-        raise UsageError(f"CREATE_FAST carries {HASH_LEN} bytes, not {len(x)}")
-    return x
 
 
 def decode_created_fast(body: bytes) -> bytes:

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from torkit._fast.onion import CGO_KEYS_LEN, TOR1_KEYS_LEN, LayerKind
+from torkit._fast.handshake import NtorClient, NtorV3Client
+from torkit._fast.onion import Layer, LayerKind
 from torkit.params import parameter
-from torkit.proto.cells import HASH_LEN, HandshakeType
+from torkit.proto.cells import HandshakeType
 from torkit.proto.flow import wants_congestion_control
-from torkit.proto.ntor import CircuitRequest, HopKeys, NtorClient, NtorV3Client, Secrets
+from torkit.proto.ntor import CircuitRequest
 
 
 class Cgo(Enum):
@@ -47,12 +48,12 @@ class HopRelay(Protocol):
 
 
 class NewHop(NamedTuple):
-    """A hop that has answered: its layer's keys and KH, which introduction points know, 20 bytes, for the
-    caller to wipe; and its SENDME increment under congestion control."""
+    """A hop that has answered: its layer; KH, which introduction points know, 20 bytes, for the caller to
+    wipe, where that was asked for; and its SENDME increment under congestion control."""
 
     handshake_type: HandshakeType
-    layer: LayerKind
-    keys: bytes
+    kind: LayerKind
+    layer: Layer
     kh: bytes
     sendme_inc: int | None
 
@@ -85,6 +86,7 @@ class HopHandshake:
         self._sendme_inc = parameter(params, "cc_sendme_inc")
         self._client: NtorClient | NtorV3Client
         if relay.ed25519_identity is not None and (self._request.congestion_control or can_cgo):
+            self.handshake_type = HandshakeType.NTOR_V3
             self._client = NtorV3Client(
                 ed25519_identity=relay.ed25519_identity,
                 onion_key=relay.ntor_onion_key,
@@ -92,29 +94,24 @@ class HopHandshake:
                 message=self._request.encode(),
             )
         else:
+            self.handshake_type = HandshakeType.NTOR
             self._client = NtorClient(
                 rsa_identity=relay.identity, onion_key=relay.ntor_onion_key, private_key=private_key
             )
-        self.handshake_type = self._client.handshake_type
         self.handshake = self._client.handshake
 
-    def finish(self, reply: bytes) -> NewHop:
+    def finish(self, reply: bytes, *, keeps_kh: bool = False) -> NewHop:
         """Check the relay's half, HDATA of CREATED2 or EXTENDED2. Raises CircuitError."""
-        keys: HopKeys = self._client.finish(reply)
+        keys = self._client.finish(reply)
         try:
             sendme_inc = None
-            if isinstance(self._client, NtorV3Client):
+            if self.handshake_type is HandshakeType.NTOR_V3:
                 sendme_inc = self._request.decode_response(
                     keys.server_message, cc_sendme_inc=self._sendme_inc
                 )
-            kind, length = (
-                (LayerKind.CGO, CGO_KEYS_LEN) if self._request.cgo else (LayerKind.TOR1, TOR1_KEYS_LEN)
-            )
-            with Secrets() as keep:
-                material = memoryview(keep(keys.derive(length + HASH_LEN)))
-                return NewHop(
-                    self.handshake_type, kind, bytes(material[:length]), bytes(material[length:]), sendme_inc
-                )
+            kind = LayerKind.CGO if self._request.cgo else LayerKind.TOR1
+            layer = keys.layer(kind)
+            return NewHop(self.handshake_type, kind, layer, keys.kh(kind) if keeps_kh else b"", sendme_inc)
         finally:
             keys.wipe()
 

@@ -18,8 +18,9 @@ import trio
 from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.circuit import CIRCUIT_WINDOW_INCREMENT
 from torkit._fast.circuit import Circuit as CoreCircuit
+from torkit._fast.handshake import FastClient
 from torkit._fast.keys import wipe
-from torkit._fast.onion import TOR1_KEYS_LEN, Layer, LayerKind
+from torkit._fast.onion import Layer, LayerKind
 from torkit._fast.stream import Stream as CoreStream
 from torkit.errors import CircuitClosed, CircuitError, TorkitError, code_of
 from torkit.events import CLOSED_HERE, CircuitBuilt, CircuitEnded, CircuitExtended, CircuitLaunched
@@ -30,7 +31,7 @@ from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.contact import or_addresses
 from torkit.net.journal import UNNAMED, name_of
 from torkit.params import parameter
-from torkit.proto import cells, flow, messages, ntor
+from torkit.proto import cells, flow, messages
 from torkit.proto.circuit import HopHandshake, NewHop
 from torkit.proto.padding import Use
 
@@ -163,7 +164,7 @@ class Circuit(Tunnel):
             self._channel.send_control(self._core.id, Command.CREATE2, body)
 
         def finish(reply: bytes) -> None:
-            self._add_hop(relay, handshake.finish(decode(reply)), started)
+            self._add_hop(relay, handshake.finish(decode(reply), keeps_kh=self._keeps_kh), started)
 
         self._reply = HopAnswer(answer, handshake, finish, then)
 
@@ -175,18 +176,18 @@ class Circuit(Tunnel):
 
     def _create_fast(self, then: Callable[[Exception | None], None]) -> None:
         """tor-spec, "CREATE_FAST/CREATED_FAST cells"."""
-        handshake = ntor.FastClient(os.urandom(cells.HASH_LEN))
+        handshake = FastClient(os.urandom(cells.HASH_LEN))
         self._channel.send_control(self._core.id, Command.CREATE_FAST, handshake.handshake)
 
         def finish(reply: bytes) -> None:
             keys = handshake.finish(cells.decode_created_fast(reply))
-            self._core.add_hop(_layer_of(LayerKind.TOR1, keys.derive(TOR1_KEYS_LEN)))
+            self._core.add_hop(keys.layer(LayerKind.TOR1))
             keys.wipe()
 
         self._reply = HopAnswer(Command.CREATED_FAST, handshake, finish, then)
 
     def _handshake(self, relay: Relay, *, is_last: bool) -> HopHandshake:
-        private_key = os.urandom(ntor.CURVE25519_KEY_LEN)
+        private_key = os.urandom(cells.CURVE25519_KEY_LEN)
         try:
             return HopHandshake(
                 relay,
@@ -200,12 +201,11 @@ class Circuit(Tunnel):
 
     def _add_hop(self, relay: Relay, hop: NewHop, started: float) -> None:
         if self._keeps_kh:
-            self.kh = bytes(memoryview(hop.kh))  # no other name of what is wiped
-        wipe(hop.kh)
-        vegas = self._add_layer(_layer_of(hop.layer, hop.keys), hop.sendme_inc, flow.PathKind.EXIT)
+            self.kh = hop.kh
+        vegas = self._add_layer(hop.layer, hop.sendme_inc, flow.PathKind.EXIT)
         self.path += (relay,)
         sendme_inc = CIRCUIT_WINDOW_INCREMENT if vegas is None else vegas.increment
-        self._hop_kinds += (_kind_of(hop.handshake_type, hop.layer, vegas is not None, sendme_inc),)
+        self._hop_kinds += (_kind_of(hop.handshake_type, hop.kind, vegas is not None, sendme_inc),)
         self._hop_seconds.append(trio.current_time() - started)
         if self.journal.is_heard:
             self.journal.tell(CircuitExtended(self.id, len(self.path), self.names()[-1]))
