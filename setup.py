@@ -13,6 +13,8 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Distribution, Extension, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("TORKIT_DEBUG") == "1"  # bounds checks and line tracing back on
 FUZZ = os.environ.get("TORKIT_FUZZ") == "1"  # as below, and libFuzzer sees which code has run; for clang
@@ -88,6 +90,17 @@ directives = {
 }
 
 
+class BuildCore(build_ext):
+    """Lets an editable install take what `build_ext --inplace` has compiled, but for what has changed."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.editable_mode:  # setuptools would compile all of it again, into a directory that it removes
+            ordinary = build(self.distribution)
+            ordinary.ensure_finalized()
+            self.build_lib = ordinary.build_lib
+
+
 class InstallData(Distribution().get_command_class("install_data")):  # type: ignore[misc]  # a base known at run time
     """Puts completions for shells beside the manual pages."""
 
@@ -111,5 +124,5 @@ if __name__ == "__main__":
         ),
         options={"build_ext": {"parallel": JOBS}},
         data_files=[("share/man/man1", sorted(map(str, Path("man").glob("*.1"))))],
-        cmdclass={"install_data": InstallData},
+        cmdclass={"build_ext": BuildCore, "install_data": InstallData},
     )
