@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from network.private_network import RunningTestnet
+from network.private_network import RunningTestnet, keys_made_once
 from network.servers import PAGE, WebServer, sha256_of
 
 from torkit.errors import NotPossible, UsageError
@@ -112,7 +112,6 @@ async def test_killed_owner_leaves_no_process_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-@pytest.mark.network
 def test_tor_reads_the_name_of_any_directory(tmp_path: Path) -> None:
     """A number sign began a comment: tor took another directory, or none."""
     directory = tmp_path / 'a b#c "d" \\e'
@@ -127,6 +126,14 @@ def test_tor_reads_the_name_of_any_directory(tmp_path: Path) -> None:
     assert set(named) <= set(told.splitlines())  # quoted where they have to be, as tor writes them
 
 
+@pytest.fixture
+def known_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For starts that fail later."""
+    monkeypatch.setattr("torkit.testnet.network.make_keys", keys_made_once)
+
+
+@pytest.mark.network
+@pytest.mark.usefixtures("known_keys")
 async def test_torrc_line_tor_refuses_is_reported_in_tors_words(tmp_path: Path) -> None:
     with pytest.raises(NotPossible, match=r"exit1.*NoSuchOption"):
         async with run_testnet(tmp_path, Options(torrc={"exit1": ["NoSuchOption 1"]})):
@@ -135,6 +142,7 @@ async def test_torrc_line_tor_refuses_is_reported_in_tors_words(tmp_path: Path) 
 
 
 @pytest.mark.network
+@pytest.mark.usefixtures("known_keys")
 async def test_port_that_is_always_taken_ends_the_attempts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         options = Options(torrc={"auth1": [f"ORPort 127.0.0.1:{taken.getsockname()[1]} NoAdvertise"]})
