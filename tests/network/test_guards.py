@@ -25,7 +25,7 @@ pytestmark = pytest.mark.network
 
 @pytest.fixture
 def net(tmp_path: Path) -> Iterator[RunningTestnet]:
-    """A network for each test, since its relays are stopped."""
+    """A network for each test that stops relays."""
     with running_testnet(tmp_path / "guards-testnet") as net:
         yield net
 
@@ -33,6 +33,12 @@ def net(tmp_path: Path) -> Iterator[RunningTestnet]:
 @pytest.fixture
 def own_shell(net: RunningTestnet, tmp_path: Path) -> Shell:
     return make_shell(net, tmp_path)
+
+
+@pytest.fixture
+def fresh_shell(shell: Shell, tmp_path: Path) -> Shell:
+    """On the session's network, with guards of its own."""
+    return shell.with_data_dir(tmp_path / "data")
 
 
 def _possible_guards(shell: Shell) -> list[str]:
@@ -67,13 +73,13 @@ def _paused(net: RunningTestnet, nickname: str) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_restrictions_hold_on_real_circuits(net: RunningTestnet, own_shell: Shell) -> None:
-    entry = next(name for name in _possible_guards(own_shell) if not net.relay(name).is_exit)
+def test_restrictions_hold_on_real_circuits(testnet: RunningTestnet, fresh_shell: Shell) -> None:
+    entry = next(name for name in _possible_guards(fresh_shell) if not testnet.relay(name).is_exit)
     other, excluded = [
-        relay.nickname for relay in net.relays if not relay.is_exit and relay.nickname != entry
+        relay.nickname for relay in testnet.relays if not relay.is_exit and relay.nickname != entry
     ][:2]
-    exit_ = net.exits[0]
-    result = own_shell.run(
+    exit_ = testnet.exits[0]
+    result = fresh_shell.run(
         f"torkit build-circuit --count 3 --entry-nodes {entry},{other}"
         f" --exit-nodes {exit_.fingerprint} --exclude-nodes {other},{excluded},nobody"
     )
@@ -88,15 +94,15 @@ def test_restrictions_hold_on_real_circuits(net: RunningTestnet, own_shell: Shel
     assert "torkit: no relay nobody in the directory\n" in said
 
 
-def test_an_exit_that_is_the_guard_gets_another_guard(net: RunningTestnet, own_shell: Shell) -> None:
+def test_an_exit_that_is_the_guard_gets_another_guard(testnet: RunningTestnet, fresh_shell: Shell) -> None:
     """One entry node of two makes sure that an exit is the guard."""
-    possible = _possible_guards(own_shell)
-    guard_and_exit = next(name for name in possible if net.relay(name).is_exit)
-    entries = [guard_and_exit, next(name for name in possible if not net.relay(name).is_exit)]
-    other_exit = next(relay.nickname for relay in net.exits if relay.nickname != guard_and_exit)
+    possible = _possible_guards(fresh_shell)
+    guard_and_exit = next(name for name in possible if testnet.relay(name).is_exit)
+    entries = [guard_and_exit, next(name for name in possible if not testnet.relay(name).is_exit)]
+    other_exit = next(relay.nickname for relay in testnet.exits if relay.nickname != guard_and_exit)
     for exit_ in (guard_and_exit, other_exit):
         line = f"torkit build-circuit --entry-nodes {','.join(entries)} --exit-nodes {exit_}"
-        first, _, last = _path(own_shell.run(line).stdout)
+        first, _, last = _path(fresh_shell.run(line).stdout)
         assert last == exit_
         assert first in entries
         assert first != exit_
