@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 import stem.descriptor
-from network.private_network import RunningTestnet, running_testnet
+from network.private_network import RunningTestnet
 from network.servers import HOST, PAGE, WebServer
-from network.torkit_process import CarrierServer, Shell, make_shell, running_proxy, wait_until
-
-from torkit.testnet import Options
+from network.torkit_process import CarrierServer, Shell, running_proxy
 
 pytestmark = pytest.mark.network
 
@@ -130,28 +128,6 @@ def test_both_flavors_come_from_the_network_and_verify_again_from_files(
         assert (wrong.returncode, wrong.stdout) == (3, b"")
         assert b"from the future" in wrong.stderr
         assert not (tmp_path / "out").exists()
-
-
-def test_new_consensus_is_made_from_an_old_one_and_a_diff(tmp_path: Path) -> None:
-    """On a network of its own, which has a new consensus every 20 s."""
-    with running_testnet(tmp_path / "testnet", Options(voting_interval=20)) as net:
-        shell = make_shell(net, tmp_path)
-        old = shell.run("torkit fetch-consensus --flavor ns").stdout
-        (tmp_path / "old").write_bytes(old)
-        printed = old
-
-        def has_new() -> bool:
-            nonlocal printed
-            result = shell.run(f"torkit -v fetch-consensus --diff-from {tmp_path}/old")
-            assert result.returncode == 0, result
-            assert b"diff is not used" not in result.stderr
-            printed = result.stdout
-            return printed != old
-
-        wait_until(has_new, 60, "the next consensus")
-        assert printed.startswith(b"network-status-version 3\n")
-        again = shell.run("torkit fetch-consensus --from -", stdin=printed)
-        assert again.stdout == printed, again
 
 
 def test_relays_are_listed_and_each_is_told_of(shell: Shell, testnet: RunningTestnet, tmp_path: Path) -> None:

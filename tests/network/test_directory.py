@@ -88,6 +88,26 @@ def test_no_request_fails_while_consensuses_come_and_go(fresh_shell: Shell, web_
     assert requests > SOAK_SECONDS / 5
 
 
+def test_new_consensus_is_made_from_an_old_one_and_a_diff(net: RunningTestnet, tmp_path: Path) -> None:
+    shell = make_shell(net, tmp_path)
+    old = shell.run("torkit fetch-consensus --flavor ns").stdout
+    (tmp_path / "old").write_bytes(old)
+    printed = old
+
+    def has_new() -> bool:
+        nonlocal printed
+        result = shell.run(f"torkit -v fetch-consensus --diff-from {tmp_path}/old")
+        assert result.returncode == 0, result
+        assert b"diff is not used" not in result.stderr
+        printed = result.stdout
+        return printed != old
+
+    wait_until(has_new, 60, "the next consensus", every=0.5)
+    assert printed.startswith(b"network-status-version 3\n")
+    again = shell.run("torkit fetch-consensus --from -", stdin=printed)
+    assert again.stdout == printed, again
+
+
 async def test_relays_send_diffs_and_what_they_make_is_verified(net: RunningTestnet) -> None:
     network = load_network(net.network_file)
     first = network.authorities[0]

@@ -120,7 +120,7 @@ def start_service(
 
 def wait_published(shell: Shell, address: str, *options: str) -> None:
     line = f"torkit onion descriptor {' '.join(options)} {address}"
-    wait_until(lambda: shell.run(line).returncode == 0, 90, "the descriptor to be published")
+    wait_until(lambda: shell.run(line).returncode == 0, 90, "the descriptor to be published", every=0.5)
 
 
 def test_the_descriptor_of_a_service_is_fetched_and_checked(
@@ -136,7 +136,7 @@ def test_the_descriptor_of_a_service_is_fetched_and_checked(
             assert b"no directory has the onion service's descriptor" in result.stderr, result
         return bool(found)
 
-    wait_until(is_fetched, 60, "the descriptor to be published")
+    wait_until(is_fetched, 60, "the descriptor to be published", every=0.5)
     points = found[0]["introduction_points"]
     assert isinstance(points, list)
     assert len(points) >= 3
@@ -310,11 +310,12 @@ def test_a_service_for_its_clients_opens_to_our_key_only(
     def is_for_clients() -> bool:
         return b"for clients that it knows" in onion_shell.run(f"torkit onion descriptor {address}").stderr
 
-    wait_until(is_for_clients, 90, "the descriptor for clients to replace the other")
+    wait_until(is_for_clients, 90, "the descriptor for clients to replace the other", every=0.5)
     wait_until(
         lambda: onion_shell.run(f"torkit onion descriptor --key {tmp_path}/key {address}").returncode == 0,
         60,
         "the descriptor to open to the key",
+        every=0.5,
     )
     shell = onion_shell.with_data_dir(tmp_path / "data")
     refused = shell.run(f"torkit connect -z {address}:80", timeout=130)

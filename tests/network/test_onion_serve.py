@@ -94,7 +94,7 @@ def test_a_service_moves_from_c_tor_to_torkit_and_back(
     testnet.start_client(f"HiddenServiceDir {theirs}", "HiddenServicePort 80 127.0.0.1:9")
     address = (theirs / "hostname").read_text().strip()
     describe = f"torkit onion descriptor {address}"
-    wait_until(lambda: shell.run(describe).returncode == 0, 90, "C tor to publish")
+    wait_until(lambda: shell.run(describe).returncode == 0, 90, "C tor to publish", every=0.5)
     shutil.copytree(theirs, ours)
     fetch = f"torkit connect -w 60 {address}:80"
     request = b"GET /page HTTP/1.0\r\n\r\n"
@@ -108,7 +108,10 @@ def test_a_service_moves_from_c_tor_to_torkit_and_back(
     shutil.copytree(ours, back)
     testnet.start_client(f"HiddenServiceDir {back}", f"HiddenServicePort 80 127.0.0.1:{web_server.port}")
     wait_until(
-        lambda: shell.run(fetch, stdin=request, timeout=130).stdout.endswith(PAGE), 120, "C tor to take over"
+        lambda: shell.run(fetch, stdin=request, timeout=130).stdout.endswith(PAGE),
+        120,
+        "C tor to take over",
+        every=0.5,
     )
 
 

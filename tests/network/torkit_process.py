@@ -31,13 +31,15 @@ START_DEADLINE = 60.0  # seconds, for a bootstrap on a busy machine
 STOP_DEADLINE = 20.0
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Poll `condition`; fails the test if it is not true in time."""
+def wait_until(
+    condition: Callable[[], object], seconds: float, what: str, *, every: float = POLL_INTERVAL
+) -> None:
+    """Poll `condition`; fails the test if it is not true in time. What starts a program asks more seldom."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds:g} s for {what}")
-        time.sleep(POLL_INTERVAL)
+        time.sleep(every)
 
 
 def missing(*programs: str) -> list[str]:
