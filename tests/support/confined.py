@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -85,6 +86,7 @@ def confine(
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
 
 
+@cache
 def skip_where_forbidden() -> pytest.MarkDecorator:
     """For tests of what the system may forbid, or not have."""
     [*_, last] = confine(["true"])
