@@ -10,18 +10,27 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
 import trio.testing
+from pool import open_pool
 from proxied import CONNECT, GRANTED, GREETING, receive_all, receive_exactly
+from served import fresh_relays, relay_of, serve_channel
 from served_tor import exits_of, served_tor
+from trio.testing import MockClock
 from waiting import until
 
-from torkit.errors import EndReason
+from torkit._fast.cells import RelayCommand
+from torkit.errors import CircuitError, EndReason, TimedOut
+from torkit.net.circuit.settings import CircuitSettings
+from torkit.net.circuits.build import build_circuit, build_directory_circuit
+from torkit.net.circuits.purpose import AskDirectory
 from torkit.net.proxy import serve_socks
-from torkit.testing.relay import FakeStream, answer_begin
+from torkit.testing.relay import FakeCircuit, FakeStream, RelayCell, answer_begin, ignore
 
+SETTINGS = CircuitSettings()
 OURS = ("torkit._fast.", "torkit.net.", "torkit.proto.")
 Behaviour = Callable[[FakeStream], None]
 GET = b"GET http://web.test/ HTTP/1.1\r\nHost: web.test\r\n\r\n"
@@ -135,4 +144,48 @@ async def test_a_circuit_that_has_ended_leaves_no_garbage(tmp_path: Path, whose:
         with nothing_left():
             for _ in range(3):
                 await end_one()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+@pytest.mark.parametrize("is_to_directory", [False, True], ids=["three hops", "directory"])
+async def test_a_build_that_times_out_leaves_no_garbage(
+    patient_clock: MockClock, is_to_directory: bool
+) -> None:
+    async with open_pool() as pool:
+        pool.fakes[0].on_create = ignore
+
+        async def build_one() -> None:
+            if is_to_directory:
+                await build_directory_circuit(pool.channels, AskDirectory(pool.path[0]), SETTINGS)
+            else:
+                await build_circuit(pool.channels, pool.path, SETTINGS, Random())
+
+        async def fail_one() -> None:
+            with pytest.raises(TimedOut):
+                await build_one()
+
+        await fail_one()
+        with nothing_left():
+            await fail_one()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+async def test_a_handshake_that_fails_leaves_no_garbage() -> None:
+    def lie(circuit: FakeCircuit, number: int, cell: RelayCell) -> None:
+        circuit.send(number, RelayCommand.EXTENDED2, 0, b"\0\x40" + b"\x09" + bytes(63))
+
+    relays = fresh_relays(2)
+    relays[0].on_extend2 = lie
+    async with serve_channel(relays[0]) as channel:
+
+        async def fail_one() -> None:
+            circuit = channel.open_circuit(8, SETTINGS)
+            await circuit.create(relay_of(relays[0]))
+            with pytest.raises(CircuitError, match="AUTH"):
+                await circuit.extend(relay_of(relays[1]), is_last=True)
+            circuit.close()
+
+        await fail_one()
+        with nothing_left():
+            await fail_one()
             await trio.testing.wait_all_tasks_blocked(0.05)

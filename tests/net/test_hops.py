@@ -1,5 +1,7 @@
 """Circuits over real TLS: handshakes hop by hop, how a circuit ends, and that it ends alone."""
 
+from collections.abc import Callable
+
 import pytest
 import trio
 import trio.testing
@@ -16,10 +18,18 @@ from served import (
 )
 
 from torkit._fast.cells import Command, RelayCommand
-from torkit.errors import ChannelClosed, CircuitClosed, CircuitError, DestroyReason, TorkitError
+from torkit.errors import (
+    ChannelClosed,
+    CircuitClosed,
+    CircuitError,
+    DestroyReason,
+    TorkitError,
+    UsageError,
+)
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
+from torkit.proto.circuit import HopHandshake
 from torkit.testing.relay import CONNECTFAILED, FakeCircuit, RelayCell, answer_create, answer_extend2
 
 
@@ -452,3 +462,58 @@ async def test_the_wrong_tag_in_a_sendme_ends_the_circuit() -> None:
         with pytest.raises(StreamBroken):
             await stream.send_all(bytes(498 * 2000))
         assert isinstance(circuit.error, CircuitError)
+
+
+async def test_truncated_by_an_earlier_hop_names_the_hop_that_is_gone() -> None:
+    relays = fresh_relays(3)
+    relays[1].on_extend2 = lambda circuit, hop, _: circuit.truncated(1, DestroyReason.OR_IDENTITY)
+    async with serve_channel(relays[0]) as channel:
+        circuit = await build(channel, relays[:2])
+        with pytest.raises(CircuitClosed, match="hop 2 is gone, says hop 1") as caught:
+            await circuit.extend(relay_of(relays[2]), is_last=True)
+        assert caught.value.hop == 2
+
+
+async def test_a_handshake_that_cannot_be_sent_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    wiped: list[HopHandshake] = []
+    wipe = HopHandshake.wipe
+
+    def note(handshake: HopHandshake) -> None:
+        wiped.append(handshake)
+        wipe(handshake)
+
+    relays = fresh_relays(2)
+    async with serve_channel(relays[0]) as channel:
+        circuit = channel.open_circuit(0, CircuitSettings())
+        await circuit.create(relay_of(relays[0]))
+        monkeypatch.setattr(HopHandshake, "wipe", note)
+        with pytest.raises(UsageError, match="RELAY_EARLY"):
+            await circuit.extend(relay_of(relays[1]), is_last=True)
+        assert len(wiped) == 1
+
+
+async def test_kh_goes_with_a_circuit_whose_extender_left_just_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    relays = fresh_relays(2)
+    async with serve_channel(relays[0]) as channel:
+        circuit = await build(channel, relays[:1])
+        with trio.CancelScope() as scope:
+            monkeypatch.setattr(Circuit, "_on_reply", leaving_first(scope, Circuit._on_reply))
+            await circuit.extend(relay_of(relays[1]), is_last=False, keeps_kh=True)
+        assert scope.cancelled_caught
+        kept = circuit.kh
+        assert len(kept) == 20
+        assert any(kept)
+        circuit.close()
+        assert not any(kept)
+
+
+def leaving_first(
+    scope: trio.CancelScope, on_reply: Callable[[Circuit, Command | RelayCommand, bytes], None]
+) -> Callable[[Circuit, Command | RelayCommand, bytes], None]:
+    """Cancel the scope just before the answer is read, as another task may have done."""
+
+    def leave_and_go_on(circuit: Circuit, command: Command | RelayCommand, body: bytes) -> None:
+        scope.cancel()
+        on_reply(circuit, command, body)
+
+    return leave_and_go_on

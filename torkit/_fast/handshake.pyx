@@ -243,7 +243,7 @@ cdef class FastClient:
         return keys
 
     def wipe(self):
-        """Overwrite X, once it has been sent and answered."""
+        """Overwrite X, which is the caller's object, once it has been sent and answered."""
         self.is_over = True
         OPENSSL_cleanse(start_of(self.handshake), HASH_LEN)
 

@@ -14,7 +14,7 @@ cdef void hmac_sha256(
 cdef EVP_MD* sha3_256
 cdef EVP_MD* shake_256
 
-# `begin`, then any number of pieces, then one of the last two, which raise MemoryError for all.
+# `begin`, then any number of pieces, then `end_hash` or `squeeze`, which raise MemoryError where any of it failed.
 cdef void begin(const EVP_MD* kind) noexcept
 cdef void absorb(const void* data, size_t length) noexcept
 cdef void absorb_length(size_t length) noexcept

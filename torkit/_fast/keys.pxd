@@ -14,6 +14,6 @@ cdef class X25519PrivateKey:
     cdef EVP_PKEY* key
     cdef EVP_PKEY_CTX* ctx        # its agreements, one after the other
 
-    # Each takes X25519_LEN bytes and writes as many. False for a public key that makes the result all zeros.
+    # All are of X25519_LEN bytes. `agree` returns False for a public key that makes the result all zeros.
     cdef int write_public_key(self, uint8_t* public_key) except -1
     cdef bint agree(self, const uint8_t* public_key, uint8_t* shared) noexcept

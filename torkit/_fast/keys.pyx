@@ -70,7 +70,7 @@ cdef bint is_canonical(bytes der, uint8_t* encoded, int length) noexcept:
     return is_same
 
 
-# The public key of who we agree with is put here each time, under the GIL: a key made for each would cost a tenth more.
+# The public key of whom we agree with is put here each time, under the GIL: a key made for each would cost a tenth more.
 cdef EVP_PKEY* peer = EVP_PKEY_new_raw_public_key(EVP_PKEY_X25519, NULL, start_of(bytes(X25519_LEN)), X25519_LEN)
 if peer == NULL:
     raise MemoryError
@@ -102,8 +102,8 @@ cdef class X25519PrivateKey:
         return 0
 
     cdef bint agree(self, const uint8_t* public_key, uint8_t* shared) noexcept:
-        """RFC 7748, "Diffie-Hellman". No check of `public_key` goes before, as all 32 bytes are one; libcrypto
-        refuses a result of zeros."""
+        """RFC 7748, "Diffie-Hellman". `public_key` is not checked before: any 32 bytes are a key. libcrypto refuses a
+        result of zeros."""
         cdef size_t length = X25519_LEN
         cdef bint is_done = (
             EVP_PKEY_set1_encoded_public_key(peer, public_key, X25519_LEN) == 1

@@ -90,7 +90,6 @@ class Circuit(Tunnel):
         self.began_at = trio.current_time()
         self.is_told = False  # whether a line has told that it was built, and another tells how it ends
         self.linked: Tunnel | None = None  # the set of which it is a leg
-        self._keeps_kh = False  # of the hop that is added next
         self.kh = b""  # what we and an introduction point know, for whoever asked for it, to wipe
         self._take: Callable[[Stream, bytes], None] | None = None  # streams that the far end begins
         self._heard: tuple[RelayCommand, Callable[[bytes], None]] | None = None
@@ -130,16 +129,22 @@ class Circuit(Tunnel):
 
     async def extend(self, relay: Relay, *, is_last: bool, keeps_kh: bool = False) -> None:
         """Add a hop behind the last one; with `keeps_kh`, `kh` is then its."""
-        self._keeps_kh = keeps_kh
-        await Hops(self, (relay,), ends_at_exit=is_last).wait()
+        await Hops(self, (relay,), ends_at_exit=is_last, keeps_kh=keeps_kh).wait()
 
     def begin_hop(
-        self, relay: Relay | None, then: Callable[[Exception | None], None], *, is_last: bool
+        self,
+        relay: Relay | None,
+        then: Callable[[Exception | None], None],
+        *,
+        is_last: bool,
+        keeps_kh: bool = False,
     ) -> None:
         """Send our half of a handshake with the next hop; without a relay with the first one, by CREATE_FAST.
 
-        `then` is called with None as soon as the hop is there, or with what kept it from being added. Raises
-        what has ended the circuit. tor-spec, "CREATE and CREATED cells", "EXTEND and EXTENDED cells".
+        `then` is called with None as soon as the hop is there, or with what kept it from being added. With
+        `keeps_kh`, `kh` is then its. Raises what has ended the circuit, CircuitError for a relay whose key is
+        degenerate, UsageError where the circuit may not be extended any more. tor-spec, "CREATE and CREATED
+        cells", "EXTEND and EXTENDED cells".
         """
         if self.error is not None:
             raise self.error
@@ -147,26 +152,36 @@ class Circuit(Tunnel):
             self._create_fast(then)
             return
         started = trio.current_time()
+        is_first = not self._core.hop_count
         handshake = self._handshake(relay, is_last=is_last)
-        answer: Command | RelayCommand
-        if self._core.hop_count:
-            specifiers = messages.encode_link_specifiers(
-                or_addresses(relay)[:1],  # C tor's clients name one address, too
-                rsa_identity=relay.identity,
-                ed25519_identity=relay.ed25519_identity,
-            )
-            body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
-            answer, decode = RelayCommand.EXTENDED2, messages.decode_extended2
-            self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
-        else:
-            body = cells.encode_create2(handshake.handshake_type, handshake.handshake)
-            answer, decode = Command.CREATED2, cells.decode_created2
-            self._channel.send_control(self._core.id, Command.CREATE2, body)
+        try:
+            if is_first:
+                self._send_create(handshake)
+            else:
+                self._send_extend(relay, handshake)
+        except BaseException:
+            handshake.wipe()
+            raise
+        decode = cells.decode_created2 if is_first else messages.decode_extended2
 
         def finish(reply: bytes) -> None:
-            self._add_hop(relay, handshake.finish(decode(reply), keeps_kh=self._keeps_kh), started)
+            self._add_hop(relay, handshake.finish(decode(reply), keeps_kh=keeps_kh), started)
 
+        answer = Command.CREATED2 if is_first else RelayCommand.EXTENDED2
         self._reply = HopAnswer(answer, handshake, finish, then)
+
+    def _send_create(self, handshake: HopHandshake) -> None:
+        body = cells.encode_create2(handshake.handshake_type, handshake.handshake)
+        self._channel.send_control(self._core.id, Command.CREATE2, body)
+
+    def _send_extend(self, relay: Relay, handshake: HopHandshake) -> None:
+        specifiers = messages.encode_link_specifiers(
+            or_addresses(relay)[:1],  # C tor's clients name one address, too
+            rsa_identity=relay.identity,
+            ed25519_identity=relay.ed25519_identity,
+        )
+        body = messages.encode_extend2(specifiers, handshake.handshake_type, handshake.handshake)
+        self._core.send(self._core.hop_count - 1, RelayCommand.EXTEND2, 0, body)
 
     def give_up_hop(self) -> None:
         """Nobody waits for the hop under way any more."""
@@ -181,8 +196,10 @@ class Circuit(Tunnel):
 
         def finish(reply: bytes) -> None:
             keys = handshake.finish(cells.decode_created_fast(reply))
-            self._core.add_hop(keys.layer(LayerKind.TOR1))
-            keys.wipe()
+            try:
+                self._core.add_hop(keys.layer(LayerKind.TOR1))
+            finally:
+                keys.wipe()
 
         self._reply = HopAnswer(Command.CREATED_FAST, handshake, finish, then)
 
@@ -200,8 +217,7 @@ class Circuit(Tunnel):
             wipe(private_key)
 
     def _add_hop(self, relay: Relay, hop: NewHop, started: float) -> None:
-        if self._keeps_kh:
-            self.kh = hop.kh
+        self.kh = hop.kh
         vegas = self._add_layer(hop.layer, hop.sendme_inc, flow.PathKind.EXIT)
         self.path += (relay,)
         sendme_inc = CIRCUIT_WINDOW_INCREMENT if vegas is None else vegas.increment
@@ -399,6 +415,7 @@ class Circuit(Tunnel):
         if not was_destroyed and self._channel.error is None:
             self._channel.send_control(self._core.id, Command.DESTROY, cells.encode_destroy())
         self._channel.close_circuit(self._core)
+        wipe(self.kh)  # where whoever asked for it has left
         self._core.owner = None  # else both, and all that they hold, would wait for a collection of garbage
         if (reply := self._reply) is not None:
             self._reply = None

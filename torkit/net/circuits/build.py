@@ -168,10 +168,16 @@ class Builder:
         """Build within the timeout for use. A later circuit is closed, but its time teaches."""
         timeouts = self.build_times.timeouts.for_hops(len(choice.path))
         build = _Build(
-            self.channels, choice.path, self._current.circuit_settings(), timeouts, purpose, choice.guard
+            self.channels,
+            choice.path,
+            self._current.circuit_settings(),
+            timeouts,
+            purpose,
+            choice.guard,
+            self._rng,
         )
         with build.judging():
-            await build.begin(self._rng)
+            await build.begin()
             if await build.wait_for_use():
                 circuit = build.finish()
                 self._note_built(build)
@@ -217,9 +223,9 @@ async def build_circuit(
     """
     if not path:
         raise UsageError("a path needs at least one relay")
-    build = _Build(channels, path, settings, timeouts, purpose, guard, begin)
+    build = _Build(channels, path, settings, timeouts, purpose, guard, rng, begin)
     with build.judging():
-        await build.begin(rng)
+        await build.begin()
         if not await build.wait_for_use():
             await build.wait_for_close()
         return build.finish()
@@ -235,7 +241,7 @@ async def build_directory_circuit(
     build = _Build(channels, (purpose.server,), settings, INITIAL, purpose, guard)
     with build.judging():
         await build.begin()
-        await build.wait_for_use()
+        await build.wait_for_use()  # its one hop is there, or has failed
         return build.finish()
 
 
@@ -253,17 +259,19 @@ class _Build:
         timeouts: Timeouts,
         purpose: Purpose,
         guard: GuardTry,
+        rng: Random | None = None,
         begin: Callable[[Circuit], None] | None = None,
     ) -> None:
+        """Without `rng` the circuit cannot be extended."""
         self.path = path
-        self.begun_at = (
-            0.0  # on trio's clock: the connection is there. What it takes from now on is learnt from
-        )
+        # On trio's clock: the connection is there. What it takes from now on is learnt from.
+        self.begun_at = 0.0
         self._channels = channels
         self._settings = settings
         self._timeouts = timeouts
         self._purpose = purpose
         self._guard = guard
+        self._rng = rng
         self._begin = begin
         self._pump = Pump.current()
         self._started = time.monotonic(), self._pump.stalled_seconds
@@ -272,13 +280,13 @@ class _Build:
         self._circuit: Circuit | None = None
         self._hops: Hops
 
-    async def begin(self, rng: Random | None = None) -> None:
-        """Connect, and send our half of the first handshake. Without `rng` it cannot be extended."""
+    async def begin(self) -> None:
+        """Connect, and send our half of the first handshake."""
         channel = self._channels.find(self.path[0])
         if channel is None:
             with trio.fail_after(self._timeouts.use):
                 channel = await self._channels.get(self.path[0])
-        early_count = 0 if rng is None else MAX_RELAY_EARLY - rng.randrange(2)
+        early_count = 0 if self._rng is None else MAX_RELAY_EARLY - self._rng.randrange(2)
         circuit = self._circuit = channel.open_circuit(early_count, self._settings, self._purpose.label)
         self.begun_at = trio.current_time()
         is_to_directory = isinstance(self._purpose, AskDirectory)
@@ -352,16 +360,13 @@ class _Build:
             yield
         except BaseException as error:
             self._judge(error)
+            # Nothing below has a name: an error's traceback holds this call, which would hold the error.
             if isinstance(error, TorkitError):
                 self._tell(error)
             elif isinstance(error, trio.TooSlowError):
-                late = TimedOut("a circuit was not built in time")
-                self._tell(late)
-                raise late from None
+                raise self._tell(TimedOut("a circuit was not built in time")) from None
             elif isinstance(error, Exception):
-                fault = InternalError.ending("a circuit", error)
-                log_fault(fault)
-                raise fault from error
+                raise _fault(error) from error
             raise
 
     def _judge(self, error: BaseException) -> None:
@@ -387,10 +392,10 @@ class _Build:
                 circuit.watch.note_timed_out()
             circuit.close(UNWANTED if isinstance(error, trio.Cancelled) else "it could not be built")
 
-    def _tell(self, error: TorkitError) -> None:
+    def _tell(self, error: TorkitError) -> TorkitError:
         """Name the relay that failed, and tell the log and events; whoever asks a directory tells it."""
         if isinstance(self._purpose, AskDirectory):
-            return
+            return error
         built = 0 if self._circuit is None else len(self._circuit.path)
         if isinstance(error, CircuitClosed) and error.hop is not None:
             error.name(self._name(error.hop - 1))
@@ -400,6 +405,14 @@ class _Build:
             error.name(self._name(built))
         words.note_failed(self._purpose, error, trio.current_time() - self._started_at)
         self._settings.journal.progress.block(diagnose([error]))
+        return error
+
+
+def _fault(error: Exception) -> InternalError:
+    """Returns what ends a circuit for a fault of ours, now logged."""
+    fault = InternalError.ending("a circuit", error)
+    log_fault(fault)
+    return fault
 
 
 def _may_be_late(error: BaseException, had_channel: bool) -> bool:

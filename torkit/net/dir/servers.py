@@ -14,7 +14,15 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from torkit.errors import ClockSkewed, NoDirectory, NothingNewer, OutOfResources, TimedOut, TorkitError
+from torkit.errors import (
+    ClockSkewed,
+    InternalError,
+    NoDirectory,
+    NothingNewer,
+    OutOfResources,
+    TimedOut,
+    TorkitError,
+)
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import build_directory_circuit
@@ -25,6 +33,9 @@ from torkit.net.clock import set_since, wall_ahead
 from torkit.net.contact import Contact, name_of
 from torkit.net.link.channels import Channels
 from torkit.net.progress import diagnose
+
+# What says nothing against the server that was asked.
+NOT_AT_FAULT = (ClockSkewed, InternalError, NothingNewer, OutOfResources)
 
 # Specification constants, seconds (dir-spec, "Retrying failed downloads").
 AUTHORITY_DELAY = 6.0  # from the beginning of a round until an authority is asked beside caches
@@ -152,7 +163,7 @@ class DirectoryServers:
             except TorkitError as error:
                 logger.debug("%s has sent no document: %s", name_of(part.source), error)
                 failures.append(error)
-                if not isinstance(error, ClockSkewed | NothingNewer | OutOfResources):  # not at fault
+                if not isinstance(error, NOT_AT_FAULT):
                     self._note_failure(part.source, error)
                 round_.give_up(part.source)
             round_.settle(part, came)

@@ -205,7 +205,7 @@ class Channel:
     def open_circuit(
         self, relay_early_count: int, settings: CircuitSettings, purpose: str = GENERAL
     ) -> Circuit:
-        """Returns a circuit without hops; Circuit.create gives it the first one."""
+        """Returns a circuit without hops; circuit/hops.py gives it the first one."""
         if self.error is not None:
             raise self._end_of_circuits(self.error)
         while True:
