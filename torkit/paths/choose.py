@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from torkit.directory.directory import Directory, Relay
 from torkit.directory.positions import Position, flags_refusal
-from torkit.directory.steps import Steps
+from torkit.directory.steps import Steps, complete
 from torkit.errors import NoPath, UsageError
 from torkit.paths.constraints import Constraints, excluded_places, places_of
 
@@ -29,6 +29,7 @@ LINKING = (("Conflux", 1), ("FlowCtrl", 2))
 MAX_DRAWS = 64  # before listing what is left: enough unless nearly all bandwidth conflicts
 MAX_EXITS = 16  # exits tried before we conclude that no guard fits any of them
 MAX_TABLES = 64  # kinds of exits remembered per directory; each takes about 100 kB on the real network
+LINK_STEP = 100  # exits that are asked in one step whether they can link
 
 PATH = (Position.GUARD, Position.MIDDLE, Position.EXIT)
 
@@ -98,10 +99,20 @@ def choose_path(
 
 
 def prepare(directory: Directory) -> Steps[None]:
-    """Make the tables of most paths in steps: else the first path of a new directory makes all at once."""
+    """Make the tables of most paths in steps, and of most legs of linked circuits.
+
+    Else the first path of a new directory, and the first look at the share of exits that can link, make all
+    at once.
+    """
     for position in PATH:
         _table(directory, position, Constraints(port=443), relaxed=False)
         yield
+    if directory.consensus.param("cfx_enabled"):
+        linking = yield from _linking_in_steps(directory)
+        directory.memo(LINKING_KEY, lambda: linking, MAX_TABLES)
+        for position in PATH if linking else ():
+            _table(directory, position, Constraints(port=443, stable=True, links=True), relaxed=False)
+            yield
 
 
 def draw_middle(
@@ -330,7 +341,7 @@ def _refusal(
 
 
 def _exits_to(directory: Directory, index: int, constraints: Constraints) -> bool:
-    if constraints.links and not can_link(directory, index):
+    if constraints.links and index not in _linking(directory):
         return False
     policy, policy6 = directory.exit_policies_at(index)
     if constraints.port is None:
@@ -344,13 +355,34 @@ def can_link(directory: Directory, index: int) -> bool:
     return all(protocols.supports(name, version) for name, version in LINKING)
 
 
+LINKING_KEY = ("linking",)  # of what a directory remembers
+
+
+def _linking(directory: Directory) -> frozenset[int]:
+    """Returns the places of the exits that can link circuits. The directory remembers them."""
+    linking: frozenset[int] = directory.memo(
+        LINKING_KEY, lambda: complete(_linking_in_steps(directory)), MAX_TABLES
+    )
+    return linking
+
+
+def _linking_in_steps(directory: Directory) -> Steps[frozenset[int]]:
+    linking = set()
+    for number, place in enumerate(directory.exits):
+        if can_link(directory, place):
+            linking.add(place)
+        if number % LINK_STEP == 0:
+            yield
+    return frozenset(linking)
+
+
 def linking_share(directory: Directory) -> float:
     """Returns the share of exits that can link circuits, from 0 to 1, by number (as C tor counts)."""
 
     def count() -> float:
-        flags = directory.consensus.relays.flags
+        flags, linking = directory.consensus.relays.flags, _linking(directory)
         exits = [place for place in directory.exits if "BadExit" not in flags[place]]
-        return sum(can_link(directory, place) for place in exits) / len(exits) if exits else 0.0
+        return sum(place in linking for place in exits) / len(exits) if exits else 0.0
 
     share: float = directory.memo(("linking share",), count, MAX_TABLES)
     return share
