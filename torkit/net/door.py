@@ -23,8 +23,8 @@ from torkit.net.proxy.carrier import KEEPALIVE_INTERVAL
 from torkit.net.proxy.sockdiag import SockDiag
 
 # Bytes that we ask the kernel to hold for a program: Linux's default, of which it grants twice as many to
-# whoever asks. A program that shares our interpreter reads late. Two bursts of a relay filled the default,
-# and Python had to run for what was left: a tenth of a download's CPU.
+# whoever asks. A program that shares our interpreter reads late. Bursts of a relay filled the default now and
+# then, and Python had to run for what was left: 8 to 10 % of a download's CPU.
 SEND_BUFFER = 212_992
 
 _doors: WeakSet["Door"] = WeakSet()

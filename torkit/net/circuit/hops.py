@@ -1,7 +1,7 @@
 """Adds hops to a circuit, each as soon as the one before it is there.
 
 The handler of an answer sends the next handshake. No task is woken between two hops: that took a turn of
-trio's loop for each, and a fifth of a circuit's CPU.
+trio's loop for each, and 14 to 28 % of a circuit's CPU.
 """
 
 from __future__ import annotations

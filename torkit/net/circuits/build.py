@@ -248,7 +248,7 @@ async def build_directory_circuit(
 class _Build:
     """One circuit under way, from the connection to its first relay on.
 
-    The answers of its relays drive it (circuit/hops.py). Inside `judging` something waits for it.
+    The answers of its relays drive it (circuit/hops.py). Whoever waits for it does so inside `judging`.
     """
 
     def __init__(
