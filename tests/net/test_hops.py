@@ -29,6 +29,7 @@ from torkit.errors import (
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import StreamBroken
+from torkit.net.link.channel import Channel
 from torkit.proto.circuit import HopHandshake
 from torkit.testing.relay import CONNECTFAILED, FakeCircuit, RelayCell, answer_create, answer_extend2
 
@@ -490,6 +491,24 @@ async def test_a_handshake_that_cannot_be_sent_is_wiped(monkeypatch: pytest.Monk
         with pytest.raises(UsageError, match="RELAY_EARLY"):
             await circuit.extend(relay_of(relays[1]), is_last=True)
         assert len(wiped) == 1
+
+
+async def test_x_of_create_fast_that_cannot_be_sent_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+
+    def fail(_: Channel, circ_id: int, command: Command, body: bytes) -> None:
+        sent.append(body)
+        raise UsageError("no cell goes out")
+
+    (relay,) = fresh_relays(1)
+    async with serve_channel(relay) as channel:
+        circuit = channel.open_circuit(0, CircuitSettings())
+        with monkeypatch.context() as patch:
+            patch.setattr(Channel, "send_control", fail)
+            with pytest.raises(UsageError):
+                await circuit.create_fast()
+        assert len(sent[0]) == 20
+        assert not any(sent[0])
 
 
 async def test_kh_goes_with_a_circuit_whose_extender_left_just_then(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,11 @@ class Circuit(Tunnel):
     def _create_fast(self, then: Callable[[Exception | None], None]) -> None:
         """tor-spec, "CREATE_FAST/CREATED_FAST cells"."""
         handshake = FastClient(os.urandom(cells.HASH_LEN))
-        self._channel.send_control(self._core.id, Command.CREATE_FAST, handshake.handshake)
+        try:
+            self._channel.send_control(self._core.id, Command.CREATE_FAST, handshake.handshake)
+        except BaseException:
+            handshake.wipe()
+            raise
 
         def finish(reply: bytes) -> None:
             keys = handshake.finish(cells.decode_created_fast(reply))
