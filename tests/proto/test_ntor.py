@@ -326,12 +326,6 @@ def test_overwritten_keys_make_no_layer(kind: str) -> None:
         keys.layer(LayerKind.TOR1)
 
 
-@pytest.mark.parametrize("length", [0, 19, 21])
-def test_create_fast_takes_exactly_20_bytes(length: int) -> None:
-    with pytest.raises(UsageError, match=f"has {length} bytes, not 20"):
-        FastClient(bytes(length))
-
-
 def test_an_overwritten_handshake_cannot_be_finished() -> None:
     clients: list[tuple[FastClient | NtorClient | NtorV3Client, bytes]] = [
         (FastClient(bytes(bytearray(FAST_X))), fast_reply()),
