@@ -13,8 +13,9 @@ owner, and `wait_fault` raises it.
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from math import inf
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import trio
 from trio.lowlevel import RunVar
@@ -77,7 +78,6 @@ class Pump(trio.abc.Instrument):
 
     def __init__(self) -> None:
         self._core = CorePump()
-        self._token = trio.lowlevel.current_trio_token()
         self._inside = _inside_of_trio()
         self._error: InternalError | None = None  # nothing moves any more
         self._has_failed = trio.Event()
@@ -158,7 +158,7 @@ class Pump(trio.abc.Instrument):
     def _turn(self, timeout: float) -> None:
         started = time.monotonic()
         left = timeout
-        other, has_runnable = self._inside
+        other, has_runnable, wake_trio = self._inside
         while True:
             try:
                 found = self._core.run(other if left > LINGER else -1, left, LINGER, TURN)
@@ -167,7 +167,7 @@ class Pump(trio.abc.Instrument):
                 self._failed_turns += 1
                 if self._failed_turns > MAX_FAILED_TURNS:
                     raise
-                self._token.run_sync_soon(_do_nothing, idempotent=True)  # nothing is lost: another turn, soon
+                wake_trio()  # nothing is lost: another turn, soon
                 return
             self._stalls.wake(time.monotonic(), started + timeout)
             if self._core.ended_for_memory != self._told_of_memory:
@@ -196,7 +196,7 @@ class Pump(trio.abc.Instrument):
             if not found or has_runnable() or left <= 0 or elapsed >= TURN:
                 break
         if found or elapsed > STALE:
-            self._token.run_sync_soon(_do_nothing, idempotent=True)
+            wake_trio()
 
     def _tell_of_memory(self) -> None:
         """Warn, at most once in MEMORY_WARNING, that the greatest holders of memory were ended."""
@@ -223,7 +223,7 @@ class Pump(trio.abc.Instrument):
         self._has_failed.set()
         for owner in self._core.owners():
             self._end(owner, self._error)
-        self._token.run_sync_soon(_do_nothing, idempotent=True)
+        self._inside.wake_trio()
 
 
 class Stalls:
@@ -290,22 +290,37 @@ def log_fault(fault: InternalError) -> None:
 _current: RunVar[Pump] = RunVar("torkit pump")
 
 
-def _do_nothing() -> None:
-    """Do nothing, so that trio looks at its clock and its tasks."""
+class _Inside(NamedTuple):
+    """What the pump needs of trio's loop, and trio does not publish.
+
+    `descriptor` is readable when trio has something to do; `has_runnable` tells whether tasks can run;
+    `wake_trio` keeps trio from sleeping, or from sleeping on.
+    """
+
+    descriptor: int
+    has_runnable: Callable[[], bool]
+    wake_trio: Callable[[], None]
 
 
-def _inside_of_trio() -> tuple[int, Callable[[], bool]]:
-    """Returns a descriptor, readable when trio has something to do, and a test whether tasks can run.
+def _inside_of_trio() -> _Inside:
+    """Returns what is there.
 
-    trio does not publish these. Where they are not found, or where another loop hosts trio (guest mode), the
-    descriptor is -1: trio then waits by itself, and everything works, at trio's price.
+    Where it is not found, or where another loop hosts trio (guest mode), the descriptor is -1: trio then
+    waits by itself, and everything works, at trio's price. To wake trio as other threads do, by its queue of
+    calls, takes a step of a task more.
     """
     from trio._core._run import GLOBAL_RUN_CONTEXT
 
     runner = GLOBAL_RUN_CONTEXT.runner
+    token = trio.lowlevel.current_trio_token()
     try:
         is_guest, runq = runner.is_guest, runner.runq
         descriptor = -1 if is_guest else runner.io_manager._epoll.fileno()
+        wake_trio = runner.io_manager.force_wakeup
     except AttributeError:
-        return -1, lambda: True
-    return descriptor, lambda: bool(runq)
+        return _Inside(-1, lambda: True, partial(token.run_sync_soon, _do_nothing, idempotent=True))
+    return _Inside(descriptor, lambda: bool(runq), wake_trio)
+
+
+def _do_nothing() -> None:
+    """Do nothing, so that trio looks at its clock and its tasks."""
