@@ -29,6 +29,7 @@ LAYERS = {
     "tor1": "tor1 on all hops",
     "cgo-exit": "CGO at the exit",
     "cgo-all": "CGO on all hops",
+    "onion": "tor1 to an onion service",
 }
 
 

@@ -3,7 +3,7 @@
     python -m pytest bench/bench_core.py --benchmark-enable --benchmark-timer=time.process_time
 
 Inbound is what the channel's reader does for a download: `Channel.receive_data` on full TLS reads (framing,
-circuit, three layers, digest or tag, stream, copy into its queue, circuit SENDMEs sealed), `Stream.take` and
+circuit, all layers, digest or tag, stream, copy into its queue, circuit SENDMEs sealed), `Stream.take` and
 `Channel.data_to_send`. Outbound is `Stream.put` of what one read from a SOCKS client brings, and
 `data_to_send`. The floor (floor.pyx) runs before each round, so both see the same moments of the machine;
 `extra_info` holds its seconds per cell, round by round.
@@ -23,7 +23,15 @@ from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.cgo import CgoLayer
 from torkit._fast.channel import Channel
 from torkit._fast.events import Message, Readable
-from torkit._fast.onion import CGO_KEYS_LEN, TOR1_DIGEST_LEN, TOR1_KEY_LEN, TOR1_KEYS_LEN, Layer, LayerKind
+from torkit._fast.onion import (
+    CGO_KEYS_LEN,
+    TOR1_DIGEST_LEN,
+    TOR1_KEYS_LEN,
+    TOR1_ONION_DIGEST_LEN,
+    TOR1_ONION_KEYS_LEN,
+    Layer,
+    LayerKind,
+)
 from torkit._fast.stream import Stream
 from torkit.proto.flow import ClockGuard, CongestionParams, Vegas
 
@@ -31,7 +39,12 @@ CELL_BODY_LEN = 509
 CELL_LEN = 514
 DIGEST_AT, DIGEST_LEN = 5, 4
 CGO_TAG_LEN = 16
-DATA_LEN = {LayerKind.TOR1: 498, LayerKind.CGO: 488}
+DATA_LEN = {LayerKind.TOR1: 498, LayerKind.CGO: 488, LayerKind.TOR1_ONION: 498}
+KEYS_LEN = {
+    LayerKind.TOR1: TOR1_KEYS_LEN,
+    LayerKind.CGO: CGO_KEYS_LEN,
+    LayerKind.TOR1_ONION: TOR1_ONION_KEYS_LEN,
+}
 
 CIRC_ID = 0x80000001
 SENDME_INC = 31  # cells: what today's relays negotiate
@@ -46,6 +59,7 @@ HOPS = {
     "tor1": (LayerKind.TOR1, LayerKind.TOR1, LayerKind.TOR1),
     "cgo-exit": (LayerKind.TOR1, LayerKind.TOR1, LayerKind.CGO),
     "cgo-all": (LayerKind.CGO, LayerKind.CGO, LayerKind.CGO),
+    "onion": (LayerKind.TOR1, LayerKind.TOR1, LayerKind.TOR1, LayerKind.TOR1_ONION),
 }
 
 
@@ -57,10 +71,12 @@ class RelaySide(Protocol):
 
 
 class Tor1Relay:
-    def __init__(self, keys: bytes) -> None:
-        digests = 2 * TOR1_DIGEST_LEN
-        self._digest = hashlib.sha1(keys[TOR1_DIGEST_LEN:digests])
-        self._cipher = Cipher(AES(keys[digests + TOR1_KEY_LEN :]), CTR(bytes(16))).encryptor()
+    def __init__(self, kind: LayerKind, keys: bytes) -> None:
+        is_onion = kind == LayerKind.TOR1_ONION
+        digest_len = TOR1_ONION_DIGEST_LEN if is_onion else TOR1_DIGEST_LEN
+        key_len = len(keys) // 2 - digest_len
+        self._digest = hashlib.new("sha3_256" if is_onion else "sha1", keys[digest_len : 2 * digest_len])
+        self._cipher = Cipher(AES(keys[-key_len:]), CTR(bytes(16))).encryptor()
 
     def originate(self, command: int, stream_id: int, data: bytes) -> bytearray:
         header = bytes([command, 0, 0]) + stream_id.to_bytes(2) + bytes(DIGEST_LEN) + len(data).to_bytes(2)
@@ -98,11 +114,10 @@ class Talk:
         self.circuit = self.channel.open_circuit(CIRC_ID, 1, 0)
         self._relays: list[RelaySide] = []
         for number, kind in enumerate(kinds):
-            keys_len = TOR1_KEYS_LEN if kind == LayerKind.TOR1 else CGO_KEYS_LEN
-            keys = bytes((7 * i + number) % 256 for i in range(keys_len))
+            keys = bytes((7 * i + number) % 256 for i in range(KEYS_LEN[kind]))
             vegas = Vegas(CONGESTION, increment=SENDME_INC, clock=ClockGuard())
             self.circuit.add_hop(Layer(kind, keys), vegas=vegas)
-            self._relays.append(Tor1Relay(keys) if kind == LayerKind.TOR1 else CgoRelay(keys))
+            self._relays.append(CgoRelay(keys) if kind == LayerKind.CGO else Tor1Relay(kind, keys))
         self.stream: Stream = self.circuit.open_stream(len(kinds) - 1)
         self.data_len = DATA_LEN[kinds[-1]]
         (event,) = self.receive(self.seal(RelayCommand.CONNECTED, b""))
@@ -126,8 +141,13 @@ class Talk:
 
 
 @pytest.fixture(scope="session")
-def floor(build: Callable[[str], Any]) -> Any:
-    return build("floor").Floor()
+def floors(build: Callable[[str], Any]) -> Any:
+    return build("floor")
+
+
+@pytest.fixture
+def floor(floors: Any, layers: str) -> Any:
+    return floors.Floor(onion=layers == "onion")
 
 
 class Interleaved:
