@@ -18,10 +18,12 @@ from typing import Any
 
 from fast.starved import load_allocator
 
-from torkit._fast.handshake import FastClient, NtorClient, NtorV3Client
+from torkit._fast.handshake import FastClient, HopKeys, NtorClient, NtorV3Client
+from torkit._fast.hs_ntor import HsNtorClient, HsNtorPoint
 from torkit._fast.onion import LayerKind
 
-VECTORS = Path(__file__).parents[1] / "proto" / "vectors"
+TESTS = Path(__file__).parents[1]
+VECTORS = TESTS / "proto" / "vectors"
 FAST_X, FAST_Y = bytes(range(20)), bytes(range(20, 40))
 
 
@@ -31,6 +33,8 @@ def vector(name: str) -> dict[str, bytes]:
 
 
 NTOR, NTOR_V3 = vector("ntor"), vector("ntor_v3")
+HS_NTOR = json.loads((TESTS / "hs" / "vectors" / "hs.json").read_text())["hs_ntor"]
+LAYER_KEYS = b"".join(bytes.fromhex(HS_NTOR["layer_keys"][name]) for name in ("Df", "Db", "Kf", "Kb"))
 
 
 def make_ntor() -> NtorClient:
@@ -51,8 +55,42 @@ def make_ntor_v3() -> NtorV3Client:
     )
 
 
+def hs_ntor(name: str) -> bytes:
+    return bytes.fromhex(HS_NTOR[name])
+
+
+def make_hs_ntor() -> HsNtorClient:
+    client = HsNtorClient(
+        auth_key=hs_ntor("auth_key"),
+        enc_key=hs_ntor("B"),
+        subcredential=hs_ntor("subcredential"),
+        private_key=hs_ntor("x"),
+    )
+    header = hs_ntor("introduce_header")
+    assert header + client.seal(header, hs_ntor("introduce_plaintext")) == hs_ntor("introduce1_body")
+    return client
+
+
+class Served:
+    """The service's half of hs-ntor, which ends as a client's does."""
+
+    def __init__(self) -> None:
+        header, body = hs_ntor("introduce_header"), hs_ntor("introduce1_body")
+        x, sealed = body[len(header) : len(header) + 32], body[len(header) + 32 : -32]
+        point = HsNtorPoint(
+            auth_key=hs_ntor("auth_key"), private_key=hs_ntor("b"), subcredential=hs_ntor("subcredential")
+        )
+        self._request = point.open(header, x, sealed, body[-32:])
+
+    def finish(self, reply: bytes) -> HopKeys:
+        ours, keys = self._request.answer(hs_ntor("y"))
+        assert ours == reply
+        keys.service_layer()
+        return keys
+
+
 # How it is begun, the reply, and the beginning of the keys.
-Handshake = tuple[Callable[[], FastClient | NtorClient | NtorV3Client], bytes, bytes]
+Handshake = tuple[Callable[[], FastClient | NtorClient | NtorV3Client | HsNtorClient | Served], bytes, bytes]
 HANDSHAKES: list[Handshake] = [
     (
         lambda: FastClient(FAST_X),
@@ -61,6 +99,8 @@ HANDSHAKES: list[Handshake] = [
     ),
     (make_ntor, NTOR["server_handshake"], NTOR["keys"]),
     (make_ntor_v3, NTOR_V3["server_handshake"], NTOR_V3["keys_256"]),
+    (make_hs_ntor, hs_ntor("handshake_info"), LAYER_KEYS),
+    (Served, hs_ntor("handshake_info"), LAYER_KEYS),
 ]
 
 

@@ -24,6 +24,7 @@ from fuzz.linked import check_story
 from fuzz.linked_stories import STORY
 from hs.making import Service, services
 
+from torkit._fast.hs_ntor import HsNtorClient
 from torkit._fast.keys import X25519PrivateKey
 from torkit.directory.authorities import parse_certificates
 from torkit.directory.compression import decompress
@@ -35,7 +36,6 @@ from torkit.directory.microdesc import Microdescs, exit_policies, parse_microdes
 from torkit.directory.server_descriptor import parse_server_descriptor
 from torkit.errors import ChannelError, CircuitError, DocumentError, PeerError, TorkitError
 from torkit.hs.descriptor import MAX_LIFETIME, MAX_POINTS, decode_descriptor
-from torkit.hs.handshake import ServiceHandshake
 from torkit.hs.introduction import relay_of
 from torkit.hs.messages import introduce_header
 from torkit.hs.pow import choose_effort, make_challenge
@@ -187,7 +187,7 @@ def check_descriptor(text: bytes) -> None:
         try:
             relay = relay_of(point, allow_internal=True)
             keys = {"auth_key": point.auth_key, "enc_key": point.enc_key}
-            handshake = ServiceHandshake(subcredential=found.subcredential, private_key=b"x" * 32, **keys)
+            handshake = HsNtorClient(subcredential=found.subcredential, private_key=b"x" * 32, **keys)
         except CircuitError:
             continue
         assert (len(relay.identity), len(relay.ed25519_identity or b"")) == (20, 32)

@@ -8,9 +8,9 @@ from hs.making import VECTORS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torkit._fast.hs_ntor import HsNtorClient
 from torkit._fast.onion import TOR1_ONION_KEYS_LEN
-from torkit.errors import CircuitError
-from torkit.hs.handshake import ServiceHandshake
+from torkit.errors import CircuitError, UsageError
 from torkit.hs.messages import (
     AckStatus,
     IntroduceExtension,
@@ -26,14 +26,14 @@ LAYER_KEYS = "".join(VECTORS["hs_ntor"]["layer_keys"][name] for name in ("Df", "
 LOW_ORDER = [bytes(32), b"\1" + bytes(31), b"\xec" + b"\xff" * 30 + b"\x7f"]
 
 
-def handshake(**changes: bytes) -> ServiceHandshake:
+def handshake(**changes: bytes) -> HsNtorClient:
     given = {
         "auth_key": KNOWN["auth_key"],
         "enc_key": KNOWN["B"],
         "subcredential": KNOWN["subcredential"],
         "private_key": bytes.fromhex(VECTOR["x"]),
     }
-    return ServiceHandshake(**(given | changes))
+    return HsNtorClient(**(given | changes))
 
 
 def test_introduce1_and_the_keys_are_the_published_ones() -> None:
@@ -126,4 +126,26 @@ def test_a_short_answer_is_refused_and_padding_is_not_read() -> None:
     for length in range(64):
         with pytest.raises(CircuitError):
             decode_rendezvous2(answer[:length])
-    assert decode_rendezvous2(answer + b"p" * 84) == (answer[:32], answer[32:])
+    assert decode_rendezvous2(answer + b"p" * 84) == answer
+
+
+def test_a_wiped_handshake_is_over() -> None:
+    ours = handshake()
+    ours.wipe()
+    with pytest.raises(UsageError, match="overwritten"):
+        ours.finish(KNOWN["handshake_info"])
+    with pytest.raises(UsageError, match="overwritten"):
+        ours.seal(KNOWN["introduce_header"], KNOWN["introduce_plaintext"])
+
+
+@pytest.mark.parametrize("name", ["auth_key", "enc_key", "subcredential", "private_key"])
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_our_own_arguments_of_wrong_length_are_refused(name: str, length: int) -> None:
+    with pytest.raises(UsageError, match=f"has {length} bytes, not 32"):
+        handshake(**{name: bytes(length)})
+
+
+@pytest.mark.parametrize("length", [0, 63, 65])
+def test_an_answer_has_one_length(length: int) -> None:
+    with pytest.raises(UsageError, match=f"has {length} bytes, not 64"):
+        handshake().finish(bytes(length))

@@ -15,13 +15,13 @@ from hs.making import VECTORS, services
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torkit._fast.hs_ntor import HsNtorClient, HsNtorPoint, HsNtorRequest
 from torkit._fast.keys import X25519PrivateKey, ed25519_verify
 from torkit._fast.onion import TOR1_ONION_KEYS_LEN
 from torkit.errors import CircuitError, OnionServiceError, UsageError
 from torkit.hs.address import encode_address
 from torkit.hs.calendar import Calendar, TimePeriod, length_when_testing
 from torkit.hs.descriptor import IntroductionPoint, ProofOfWork, decode_descriptor
-from torkit.hs.handshake import ServiceHandshake
 from torkit.hs.keyfiles import (
     check_public_file,
     decode_secret_file,
@@ -39,10 +39,8 @@ from torkit.hs.publication import (
 )
 from torkit.hs.replay import ReplayCache
 from torkit.hs.revision import MAX_SECONDS, revision_counter
-from torkit.hs.service_handshake import PointHandshake, swap_directions
 from torkit.hs.service_messages import (
     DosLimits,
-    Request,
     decode_introduce2,
     decode_invitation,
     encode_establish_intro,
@@ -304,16 +302,16 @@ def test_establish_intro_proves_the_key_for_one_circuit() -> None:
 
 
 def test_the_published_introduction_is_opened_and_answered() -> None:
-    point = PointHandshake(
+    point = HsNtorPoint(
         auth_key=KNOWN["auth_key"], private_key=bytes.fromhex(NTOR["b"]), subcredential=KNOWN["subcredential"]
     )
     assert point.public_key == KNOWN["B"]
-    request = decode_introduce2(KNOWN["introduce1_body"], KNOWN["auth_key"])
-    assert point.open(request) == KNOWN["introduce_plaintext"]
-    answer = point.answer(request, bytes.fromhex(NTOR["y"]))
-    assert answer.reply == KNOWN["handshake_info"]
-    # The service seals with what the client opens by.
-    assert answer.keys == b"".join(LAYER_KEYS[name] for name in ("Db", "Df", "Kb", "Kf"))
+    request = point.open(*decode_introduce2(KNOWN["introduce1_body"], KNOWN["auth_key"]))
+    assert request.plaintext == KNOWN["introduce_plaintext"]
+    assert request.client_key == KNOWN["X"]
+    reply, keys = request.answer(bytes.fromhex(NTOR["y"]))
+    assert reply == KNOWN["handshake_info"]
+    assert keys.derive(TOR1_ONION_KEYS_LEN) == b"".join(LAYER_KEYS[name] for name in ("Df", "Db", "Kf", "Kb"))
     invitation = decode_invitation(KNOWN["introduce_plaintext"])
     assert invitation.cookie == KNOWN["introduce_plaintext"][:20]
     assert invitation.wants_congestion_control
@@ -321,8 +319,8 @@ def test_the_published_introduction_is_opened_and_answered() -> None:
     assert [kind for kind, _ in invitation.link_specifiers] == [0, 2, 3]
 
 
-def introduction(plaintext: bytes, *, subcredential: bytes = b"u" * 32) -> tuple[ServiceHandshake, bytes]:
-    client = ServiceHandshake(
+def introduction(plaintext: bytes, *, subcredential: bytes = b"u" * 32) -> tuple[HsNtorClient, bytes]:
+    client = HsNtorClient(
         auth_key=b"a" * 32,
         enc_key=X25519PrivateKey(b"b" * 32).public_key,
         subcredential=subcredential,
@@ -332,8 +330,12 @@ def introduction(plaintext: bytes, *, subcredential: bytes = b"u" * 32) -> tuple
     return client, header + client.seal(header, plaintext)
 
 
-def our_point() -> PointHandshake:
-    return PointHandshake(auth_key=b"a" * 32, private_key=b"b" * 32, subcredential=b"u" * 32)
+def our_point() -> HsNtorPoint:
+    return HsNtorPoint(auth_key=b"a" * 32, private_key=b"b" * 32, subcredential=b"u" * 32)
+
+
+def opened(body: bytes) -> HsNtorRequest:
+    return our_point().open(*decode_introduce2(body, b"a" * 32))
 
 
 PROOF = Proof(b"n" * 16, 99, b"seed", b"s" * 16)
@@ -352,17 +354,26 @@ PLAINTEXT = introduce_plaintext(
 
 def test_both_halves_come_to_the_same_keys() -> None:
     client, body = introduction(PLAINTEXT)
-    request = decode_introduce2(body, b"a" * 32)
-    point = our_point()
-    invitation = decode_invitation(point.open(request))
+    request = opened(body)
+    invitation = decode_invitation(request.plaintext)
     assert invitation.proof == PROOF
     assert invitation.link_specifiers == ((0, b"\x7f\1\0\1\x23\x29"), (2, b"r" * 20))
-    answer = point.answer(request, b"y" * 32)
-    rendezvous1 = encode_rendezvous1(invitation.cookie, answer.reply, bytes(200))
+    reply, keys = request.answer(b"y" * 32)
+    rendezvous1 = encode_rendezvous1(invitation.cookie, reply, bytes(200))
     assert len(rendezvous1) == 168
     assert rendezvous1[:20] == b"c" * 20
-    keys = client.finish(decode_rendezvous2(rendezvous1[20:]))
-    assert swap_directions(keys.derive(TOR1_ONION_KEYS_LEN)) == answer.keys
+    theirs = client.finish(decode_rendezvous2(rendezvous1[20:]))
+    assert theirs.derive(TOR1_ONION_KEYS_LEN) == keys.derive(TOR1_ONION_KEYS_LEN)
+
+
+def test_a_request_is_answered_once() -> None:
+    request = opened(introduction(PLAINTEXT)[1])
+    _, keys = request.answer(b"y" * 32)
+    with pytest.raises(UsageError, match="overwritten"):
+        request.answer(b"y" * 32)
+    keys.wipe()
+    with pytest.raises(UsageError, match="overwritten"):
+        keys.service_layer()
 
 
 @given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
@@ -371,13 +382,13 @@ def test_one_changed_bit_and_nothing_is_opened(at: int, bit: int) -> None:
     wrong = bytearray(body)
     wrong[at % len(wrong)] ^= 1 << bit
     with pytest.raises(CircuitError):
-        our_point().open(decode_introduce2(bytes(wrong), b"a" * 32))
+        opened(bytes(wrong))
 
 
 def test_what_is_for_another_service_is_not_opened() -> None:
     _, body = introduction(PLAINTEXT, subcredential=b"v" * 32)
     with pytest.raises(CircuitError, match="not made for this service"):
-        our_point().open(decode_introduce2(body, b"a" * 32))
+        opened(body)
     with pytest.raises(CircuitError, match="another service"):
         decode_introduce2(body, b"z" * 32)
 
@@ -386,7 +397,7 @@ def test_every_truncation_is_an_error_of_ours() -> None:
     _, body = introduction(PLAINTEXT)
     for length in range(len(body)):
         with pytest.raises(CircuitError):
-            our_point().open(decode_introduce2(body[:length], b"a" * 32))
+            opened(body[:length])
     whole = PLAINTEXT.rstrip(b"\0")
     for length in range(len(whole)):
         with pytest.raises(CircuitError):
@@ -398,7 +409,7 @@ def test_random_bytes_raise_nothing_else(data: bytes) -> None:
     header = introduce_header(b"a" * 32)
     for body in (data, header + data):
         with suppress(CircuitError):
-            our_point().open(decode_introduce2(body, b"a" * 32))
+            opened(body)
     with suppress(CircuitError):
         decode_invitation(data)
 
@@ -406,11 +417,27 @@ def test_random_bytes_raise_nothing_else(data: bytes) -> None:
 def test_degenerate_keys_are_refused() -> None:
     point = our_point()
     for key in (bytes(32), b"\1" + bytes(31)):
-        request = Request(introduce_header(b"a" * 32), key, b"sealed", b"m" * 32)
         with pytest.raises(CircuitError, match="degenerate"):
-            point.open(request)
-        with pytest.raises(CircuitError, match="degenerate"):
-            point.answer(request, b"y" * 32)
+            point.open(introduce_header(b"a" * 32), key, b"sealed", b"m" * 32)
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_our_own_arguments_of_wrong_length_are_refused(length: int) -> None:
+    given = {"auth_key": b"a" * 32, "private_key": b"b" * 32, "subcredential": b"u" * 32}
+    wrong = f"has {length} bytes, not 32"
+    for name in given:
+        with pytest.raises(UsageError, match=wrong):
+            HsNtorPoint(**(given | {name: bytes(length)}))
+    for key, tag in ((bytes(length), bytes(32)), (b"x" * 32, bytes(length))):
+        with pytest.raises(UsageError, match=wrong):
+            our_point().open(b"", key, b"sealed", tag)
+    with pytest.raises(UsageError, match=wrong):
+        opened(introduction(PLAINTEXT)[1]).answer(bytes(length))
+
+
+def test_a_request_is_made_by_the_core() -> None:
+    with pytest.raises(TypeError, match="cannot be made from Python"):
+        HsNtorRequest()
 
 
 def test_a_replay_is_seen_and_memory_is_bounded() -> None:

@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -19,7 +18,7 @@ import torkit.net.circuit.circuit
 import torkit.proto.circuit
 from torkit._fast.handshake import FastClient, HopKeys, NtorClient, NtorV3Client
 from torkit._fast.keys import wipe
-from torkit._fast.onion import TOR1_ONION_KEYS_LEN, Layer
+from torkit._fast.onion import LayerKind
 from torkit.directory.netdoc import decode_protocols
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.settings import CircuitSettings
@@ -35,17 +34,8 @@ noted: list[tuple[str, list[int]]] = []
 kept: list[Any] = []
 
 
-def note(what: str, secret: bytes, start: int = 0, end: int | None = None) -> None:
-    noted.append((what, [secret[i] ^ MASK for i in range(start, len(secret) if end is None else end)]))
-
-
-def noting(what: str, function: Callable[..., bytes]) -> Callable[..., bytes]:
-    def call(*args: Any) -> bytes:
-        result = function(*args)
-        note(what, result)
-        return result
-
-    return call
+def note(what: str, secret: bytes) -> None:
+    noted.append((what, [byte ^ MASK for byte in secret]))
 
 
 def watch_secrets(ending: list[Circuit]) -> None:
@@ -59,18 +49,13 @@ def watch_secrets(ending: list[Circuit]) -> None:
                 circuit.close()
             return hop
 
-    def make_layer(kind: Any, keys: bytes) -> Any:
-        for start in range(0, len(keys) - 15, 16):
-            note(f"keys of the layer from {start}", keys, start, start + 16)
-        return Layer(kind, keys)
-
     def random(count: int) -> bytes:
         result = urandom(count)
         if count == CURVE25519_KEY_LEN:
             note("private key", result)
         return result
 
-    vars(torkit.net.circuit.circuit).update(Layer=make_layer, HopHandshake=EndingHandshake)
+    vars(torkit.net.circuit.circuit).update(HopHandshake=EndingHandshake)
     os.urandom = random
 
 
@@ -100,39 +85,38 @@ def keep_handshakes() -> None:
         vars(module)[make.__name__] = lambda *args, make=make, **given: KeptHandshake(make(*args, **given))
 
 
-def meet(circuit: Circuit, served: dict[str, str]) -> None:
-    """Join with an onion service whose half of the handshake is published, as is x."""
-    from torkit.hs import handshake
-    from torkit.hs.messages import decode_rendezvous2, introduce_header
+def meet(circuit: Circuit, served: dict[str, str], *, collect: bool) -> None:
+    """Join with an onion service in a handshake that is published; make the service's half, too."""
+    from torkit._fast.hs_ntor import HsNtorClient, HsNtorPoint
+    from torkit.hs.messages import introduce_header
+    from torkit.hs.service_messages import decode_introduce2
 
-    given = {
-        name: bytes.fromhex(served[name]) for name in ("auth_key", "B", "subcredential", "handshake_info")
-    }
-    header = introduce_header(given["auth_key"])
-    mac = handshake.mac
+    def known(name: str) -> bytes:
+        return bytes.fromhex(served[name])
 
-    def noting_mac(key: bytes, message: bytes) -> bytes:
-        result = mac(key, message)
-        if not message.startswith(header) and not message.endswith(b":hs_mac"):  # those two are sent
-            note("mac", result)
-        return result
+    def secret(name: str) -> bytes:
+        made = known(name)
+        note(f"{name} of hs-ntor", made)
+        return made
 
-    vars(handshake).update(mac=noting_mac, kdf=noting("kdf", handshake.kdf))
-    private_key = bytes.fromhex(served["x"])
-    note("x of hs-ntor", private_key)
-    ours = handshake.ServiceHandshake(
-        auth_key=given["auth_key"],
-        enc_key=given["B"],
-        subcredential=given["subcredential"],
-        private_key=private_key,
+    named = {"auth_key": known("auth_key"), "subcredential": known("subcredential")}
+    x, b, y = secret("x"), secret("b"), secret("y")
+    ours = HsNtorClient(enc_key=known("B"), private_key=x, **named)
+    ours.seal(introduce_header(named["auth_key"]), bytes(200))
+    keys = ours.finish(known("handshake_info"))
+    circuit.join(keys.layer(LayerKind.TOR1_ONION), None, PathKind.ONION)
+    request = HsNtorPoint(private_key=b, **named).open(
+        *decode_introduce2(known("introduce1_body"), named["auth_key"])
     )
-    wipe(private_key)
-    note("EXP(B,x)", ours._bx)
-    ours.seal(header, bytes(200))
-    keys = ours.finish(decode_rendezvous2(given["handshake_info"]))
-    circuit.join(keys.derive(TOR1_ONION_KEYS_LEN), None, PathKind.ONION)
+    _, service_keys = request.answer(y)
+    service_keys.service_layer()
+    for private_key in (x, b, y):
+        wipe(private_key)
     keys.wipe()
+    service_keys.wipe()
     ours.wipe()
+    if not collect:
+        kept.extend([ours, keys, request, service_keys])
 
 
 async def main(served: dict[str, Any]) -> None:
@@ -159,7 +143,7 @@ async def main(served: dict[str, Any]) -> None:
         else:
             await circuit.create_fast()
         if served["meeting"]:
-            meet(circuit, served["meeting"])
+            meet(circuit, served["meeting"], collect=served["collect"])
         circuit.close()
         await channel.drain()
         ending.clear()

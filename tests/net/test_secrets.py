@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from hs.making import VECTORS
 from served import CONGESTION_CONTROL, PLAIN, fresh_relays, serve
 
+from torkit.testing.onion import handshake as onion_handshake
 from torkit.testing.relay import FULL, handshakes
 
 CHILD = Path(__file__).with_name("secrets_child.py")
@@ -27,8 +29,8 @@ MASK = 0xAA
 PIECE_LEN = 16  # bytes that are looked for at once: the shortest key
 STEP = 4  # bytes: keys begin at multiples of it
 
-# Arguments of what is sent, and so no secret: MACs and AUTH of ntor and ntor-v3.
-PUBLIC = (b":mac", b":msg_mac", b":auth_final")
+# Arguments of what is sent, and so no secret: MACs and AUTH of ntor, ntor-v3 and hs-ntor.
+PUBLIC = (b":mac", b":msg_mac", b":auth_final", b":hs_mac")
 KH_LEN = 20  # of CREATED_FAST, which is sent as well
 
 
@@ -72,7 +74,19 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
     monkeypatch.setattr(handshakes, "hmac", hmacs)
     hashes = {name: hashing(name, getattr(hashlib, name)) for name in ("sha3_256", "shake_256")}
     monkeypatch.setattr(handshakes, "hashlib", SimpleNamespace(sha1=hashlib.sha1, **hashes))
+    monkeypatch.setattr(onion_handshake, "hashlib", SimpleNamespace(**hashes))
     return secrets
+
+
+def compute_meeting(known: dict[str, Any], noted: list[tuple[str, bytes]]) -> None:
+    """Compute what both ends of the published hs-ntor share, which is then noted."""
+    given = {name: bytes.fromhex(known[name]) for name in ("x", "X", "B", "auth_key", "subcredential")}
+    x, y = X25519PrivateKey.from_private_bytes(given["x"]), bytes.fromhex(known["handshake_info"])[:32]
+    bx, xy = (x.exchange(X25519PublicKey.from_public_bytes(key)) for key in (given["B"], y))
+    noted += [("EXP(B,x)", bx), ("EXP(Y,x)", xy)]
+    common = given["auth_key"], given["X"], given["B"]
+    onion_handshake._introduce_keys(bx, *common, given["subcredential"])
+    onion_handshake._finish(xy + bx, given["auth_key"], given["B"], given["X"], y)
 
 
 @pytest.mark.parametrize("collect", [True, False], ids=["collected", "referenced"])
@@ -82,7 +96,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
     ids=["CREATE_FAST", "ntor", "ntor-v3", "CGO", "onion service"],
 )
 async def test_no_secret_is_left_in_memory_when_its_circuit_has_ended(
-    protocols: str, meeting: dict[str, object] | None, collect: bool, noted: list[tuple[str, bytes]]
+    protocols: str, meeting: dict[str, Any] | None, collect: bool, noted: list[tuple[str, bytes]]
 ) -> None:
     await look_for_secrets(protocols, meeting, noted, collect=collect, ends_early=False)
 
@@ -97,7 +111,7 @@ async def test_no_key_is_left_in_memory_where_a_circuit_ends_before_it_has_its_h
 
 async def look_for_secrets(
     protocols: str,
-    meeting: dict[str, object] | None,
+    meeting: dict[str, Any] | None,
     noted: list[tuple[str, bytes]],
     *,
     collect: bool,
@@ -139,6 +153,8 @@ async def look_for_secrets(
             assert child.stdin is not None
             await child.stdin.aclose()
             await child.stdout.aclose()
+    if meeting is not None:
+        compute_meeting(meeting, noted)
     assert noted
     noted += [(what, bytes(byte ^ MASK for byte in masked)) for what, masked in json.loads(told)]
     found: Counter[str] = Counter()

@@ -1,5 +1,7 @@
 """Circuit handshakes, the client's half: CREATE_FAST, ntor and ntor-v3, and the keys that each leaves.
 
+Those that hs-ntor leaves (hs_ntor.pyx) are here, too.
+
     client = NtorClient(...)        the first message is computed at once
     client.handshake                bytes for CREATE_FAST, CREATE2 or EXTEND2
     keys = client.finish(reply)     HopKeys, or CircuitError if the reply is not that relay's
@@ -14,7 +16,7 @@ What a specification hashes in one piece is a struct here: arrays of bytes leave
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
@@ -25,7 +27,9 @@ from torkit._fast.hashes cimport (
     SHA256_LEN, absorb, absorb_encap, absorb_length, begin, end_hash, hmac_sha256, sha3_256, shake_256, squeeze,
 )
 from torkit._fast.keys cimport X25519_LEN, X25519PrivateKey
-from torkit._fast.onion cimport LayerKind, keys_len, layer_of
+from torkit._fast.onion cimport (
+    TOR1_ONION_DIGEST_LEN, TOR1_ONION_KEY_LEN, TOR1_ONION_KEYS_LEN, LayerKind, keys_len, layer_of,
+)
 from torkit._fast.openssl cimport (
     CRYPTO_memcmp, ERR_clear_error, EVP_MD, OPENSSL_cleanse, SHA1_Final, SHA1_Init, SHA1_Update, SHA_CTX,
 )
@@ -34,7 +38,6 @@ from torkit.errors import CircuitError, UsageError
 
 # Specification constants, bytes: tor-spec, "Preliminaries", "The "ntor" handshake"; proposal 332, "Instantiation".
 cdef enum:
-    HASH_LEN = 20                 # SHA-1
     RSA_IDENTITY_LEN = 20
     ED25519_IDENTITY_LEN = 32
     NTOR_PROTOID_LEN = 24
@@ -49,6 +52,7 @@ cdef bytes NTOR_VERIFY = NTOR_PROTOID + b":verify"
 cdef bytes NTOR_MAC = NTOR_PROTOID + b":mac"
 cdef bytes NTOR_V3_PROTOID = b"ntor3-curve25519-sha3_256-1"
 cdef bytes SERVER = b"Server"
+cdef bytes HS_NTOR_EXPAND = b"tor-hs-ntor-curve25519-sha3-256-1:hs_key_expand"
 
 # Implementation limit: what a layer of any kind takes, and KH after it.
 cdef enum:
@@ -101,10 +105,6 @@ cdef struct NtorV3Secrets:
     uint8_t[SHA256_LEN] auth
 
 
-cdef inline uint8_t* start_of(bytes data) noexcept:
-    return <uint8_t*>PyBytes_AS_STRING(data)
-
-
 cdef int check_len(str what, bytes value, Py_ssize_t length) except -1:
     if len(value) != length:
         raise UsageError(f"{what} has {len(value)} bytes, not {length}")
@@ -127,13 +127,6 @@ cdef object over():
 
 # ---- The keys ----
 
-cdef enum Kdf:
-    WIPED = 0
-    KDF_TOR = 1
-    KDF_RFC5869 = 2
-    KDF_NTOR_V3 = 3
-
-
 @cython.final
 cdef class HopKeys:
     """The result of a handshake: a stream of key bytes, and the relay's message.
@@ -143,10 +136,6 @@ cdef class HopKeys:
     `server_message` is the decrypted message of an ntor-v3 reply, and empty for the older handshakes.
     Call `wipe` when all keys have been derived; after that UsageError is raised.
     """
-
-    cdef Kdf kdf
-    cdef uint8_t[2 * HASH_LEN] seed  # the longest, of CREATE_FAST; 32 bytes of the others
-    cdef readonly bytes server_message
 
     def __cinit__(self):
         check_maker(self)
@@ -167,6 +156,24 @@ cdef class HopKeys:
         try:
             self.expand(keys, length)
             return layer_of(kind, keys)
+        finally:
+            OPENSSL_cleanse(keys, sizeof(keys))
+
+    def service_layer(self):
+        """Returns an onion service's end of the layer TOR1_ONION: it seals with what its client opens by.
+
+        Raises UsageError.
+        """
+        cdef uint8_t[TOR1_ONION_KEYS_LEN] keys
+        try:
+            self.expand(keys, TOR1_ONION_KEYS_LEN)
+            swap(keys, &keys[TOR1_ONION_DIGEST_LEN], TOR1_ONION_DIGEST_LEN)
+            swap(
+                &keys[2 * TOR1_ONION_DIGEST_LEN],
+                &keys[2 * TOR1_ONION_DIGEST_LEN + TOR1_ONION_KEY_LEN],
+                TOR1_ONION_KEY_LEN,
+            )
+            return layer_of(LayerKind.TOR1_ONION, keys)
         finally:
             OPENSSL_cleanse(keys, sizeof(keys))
 
@@ -199,6 +206,8 @@ cdef class HopKeys:
             expand_rfc5869(self.seed, keys, length)
         elif self.kdf == KDF_NTOR_V3:
             expand_ntor_v3(self.seed, keys, length)
+        elif self.kdf == KDF_HS_NTOR:
+            expand_hs_ntor(self.seed, keys, length)
         else:
             raise UsageError("the keys have been overwritten")
         return 0
@@ -207,6 +216,20 @@ cdef class HopKeys:
 cdef HopKeys make_keys():
     make()
     return HopKeys.__new__(HopKeys)
+
+
+cdef void swap(uint8_t* one, uint8_t* other, Py_ssize_t length) noexcept:
+    cdef Py_ssize_t i
+    for i in range(length):
+        one[i], other[i] = other[i], one[i]
+
+
+cdef int expand_hs_ntor(const uint8_t* key_seed, uint8_t* keys, Py_ssize_t length) except -1:
+    """rend-spec-v3, "Key expansion"."""
+    begin(shake_256)
+    absorb(key_seed, SHA256_LEN)
+    absorb(start_of(HS_NTOR_EXPAND), PyBytes_GET_SIZE(HS_NTOR_EXPAND))
+    return squeeze(keys, length)
 
 
 # ---- CREATE_FAST ----

@@ -9,7 +9,6 @@ rend-spec-v3, "The introduction protocol" and "The rendezvous protocol".
 """
 
 from enum import IntEnum
-from typing import NamedTuple
 
 from torkit.errors import CircuitError
 from torkit.hs.keys import KEY_LEN
@@ -48,13 +47,6 @@ class AckStatus(IntEnum):
         return cls.UNKNOWN_ID  # every value but SUCCESS says that the message was not passed on
 
 
-class Meeting(NamedTuple):
-    """The service's half of the handshake: Y and AUTH, 32 bytes each."""
-
-    public_key: bytes
-    auth: bytes
-
-
 def introduce_header(auth_key: bytes) -> bytes:
     """Returns the part of INTRODUCE1 for the introduction point, which knows the service by `auth_key`."""
     named = bytes([AUTH_KEY_ED25519]) + len(auth_key).to_bytes(2, "big") + auth_key
@@ -86,7 +78,9 @@ def decode_introduce_ack(body: bytes) -> AckStatus:
     return status
 
 
-def decode_rendezvous2(body: bytes) -> Meeting:
-    """Returns the service's half of the handshake; padding may follow it. Raises CircuitError."""
-    reader = Reader(body, "RENDEZVOUS2", CircuitError)
-    return Meeting(reader.take(KEY_LEN), reader.take(MAC_LEN))
+def decode_rendezvous2(body: bytes) -> bytes:
+    """Returns the service's half of the handshake, Y and AUTH, 64 bytes; padding may follow it.
+
+    Raises CircuitError.
+    """
+    return Reader(body, "RENDEZVOUS2", CircuitError).take(KEY_LEN + MAC_LEN)

@@ -262,21 +262,21 @@ class Circuit(Tunnel):
             self._core.add_hop(layer, vegas=vegas)
         return vegas
 
-    def join(self, keys: bytes, sendme_inc: int | None, path: flow.PathKind) -> None:
-        """Add an onion service behind the last hop, with the keys of its layer, which are overwritten.
+    def join(self, layer: Layer, sendme_inc: int | None, path: flow.PathKind) -> None:
+        """Add an onion service behind the last hop, with its layer.
 
         It is no relay: `path` stays as it is. Streams begun from now on are the service's.
         """
         self.is_joined = True
-        self._add_layer(_layer_of(LayerKind.TOR1_ONION, keys), sendme_inc, path)
+        self._add_layer(layer, sendme_inc, path)
 
-    def let_in(self, keys: bytes, sendme_inc: int | None, take: Callable[[Stream, bytes], None]) -> None:
-        """Put a client behind the last hop, as its onion service; `keys` are overwritten.
+    def let_in(self, layer: Layer, sendme_inc: int | None, take: Callable[[Stream, bytes], None]) -> None:
+        """Put a client behind the last hop, as its onion service.
 
         `take` is called at once for each stream that it begins, with BEGIN's body, and answers it by
         `Stream.accept` or `Stream.close`, then or later.
         """
-        self.join(keys, sendme_inc, flow.PathKind.ONION)
+        self.join(layer, sendme_inc, flow.PathKind.ONION)
         self._core.let_in(self._hop)
         self._take = take
 
@@ -492,14 +492,6 @@ def _kind_of(handshake: Enum, layer: Enum, has_vegas: bool, sendme_inc: int) -> 
 
 def _word(kind: Enum) -> str:
     return kind.name.lower().replace("_", "-")
-
-
-def _layer_of(kind: LayerKind, keys: bytes) -> Layer:
-    """Returns the layer made of `keys`, which are overwritten."""
-    try:
-        return Layer(kind, keys)
-    finally:
-        wipe(keys)
 
 
 class Reply:

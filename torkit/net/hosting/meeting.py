@@ -6,12 +6,12 @@ from collections.abc import Callable
 import trio
 
 from torkit._fast.cells import RelayCommand
+from torkit._fast.hs_ntor import HsNtorRequest
 from torkit._fast.keys import wipe
 from torkit.errors import CircuitError, Closed, TimedOut
 from torkit.hs.introduction import relay_at
 from torkit.hs.keys import KEY_LEN
-from torkit.hs.service_handshake import PointHandshake
-from torkit.hs.service_messages import RENDEZVOUS1_LEN, Invitation, Request, encode_rendezvous1
+from torkit.hs.service_messages import RENDEZVOUS1_LEN, Invitation, encode_rendezvous1
 from torkit.net.circuit.circuit import Circuit
 from torkit.net.circuit.stream import Stream
 from torkit.net.circuits.purpose import ServiceRendezvous
@@ -25,8 +25,7 @@ _NAME = "a rendezvous point"
 
 async def meet(
     means: Means,
-    handshake: PointHandshake,
-    request: Request,
+    request: HsNtorRequest,
     invitation: Invitation,
     take: Callable[[Stream, bytes], None],
 ) -> Circuit:
@@ -56,14 +55,16 @@ async def meet(
         raise TimedOut(f"the rendezvous point was not reached within {MEETING_TIMEOUT:.0f} s") from None
     private_key = os.urandom(KEY_LEN)
     try:
-        answer = handshake.answer(request, private_key)
+        reply, keys = request.answer(private_key)
     except CircuitError:
         circuit.close("the client cannot be answered")
         raise
     finally:
         wipe(private_key)
-    body = encode_rendezvous1(invitation.cookie, answer.reply, os.urandom(RENDEZVOUS1_LEN))
+    layer = keys.service_layer()
+    keys.wipe()
+    body = encode_rendezvous1(invitation.cookie, reply, os.urandom(RENDEZVOUS1_LEN))
     circuit.tell(RelayCommand.RENDEZVOUS1, body)
     sendme_inc = means.sendme_inc if invitation.wants_congestion_control else None
-    circuit.let_in(answer.keys, sendme_inc, take)
+    circuit.let_in(layer, sendme_inc, take)
     return circuit

@@ -11,13 +11,13 @@ from math import inf
 import trio
 
 from torkit._fast.cells import RelayCommand
+from torkit._fast.hs_ntor import HsNtorPoint
 from torkit._fast.keys import wipe
 from torkit.directory.directory import Relay, supports
 from torkit.errors import CircuitError, TimedOut, TorkitError
 from torkit.hs.descriptor import IntroductionPoint
 from torkit.hs.keys import KEY_LEN, SecretKey
 from torkit.hs.replay import ReplayCache
-from torkit.hs.service_handshake import PointHandshake
 from torkit.hs.service_messages import DosLimits, decode_intro_established, encode_establish_intro
 from torkit.net.circuit.circuit import Circuit, Reply
 from torkit.net.circuits.purpose import ServiceIntroduction
@@ -95,7 +95,7 @@ class Point:
         self.wears_out = trio.Event()  # it has passed on as much as one point should
         seed, private_key = os.urandom(KEY_LEN), os.urandom(KEY_LEN)
         self._auth_key = SecretKey.from_seed(seed)
-        self.handshake = PointHandshake(
+        self.handshake = HsNtorPoint(
             auth_key=self.auth_key, private_key=private_key, subcredential=subcredential
         )
         wipe(seed)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import trio
 
+from torkit._fast.hs_ntor import HsNtorRequest
 from torkit.directory.directory import Directory
 from torkit.errors import CircuitError, EndReason, TorkitError
 from torkit.hs.address import encode_address
@@ -16,7 +17,7 @@ from torkit.hs.defence import Puzzle, Waiting
 from torkit.hs.descriptor import ProofOfWork
 from torkit.hs.keys import SecretKey
 from torkit.hs.replay import ReplayCache
-from torkit.hs.service_messages import Invitation, Request, decode_introduce2, decode_invitation
+from torkit.hs.service_messages import Invitation, decode_introduce2, decode_invitation
 from torkit.net.circuit.stream import Stream
 from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.hosting.edition import Edition
@@ -51,10 +52,9 @@ class _Introduction(NamedTuple):
 
 
 class _Guest(NamedTuple):
-    """A client that wants to be met, and the point by which it came."""
+    """A client that wants to be met."""
 
-    point: Point
-    request: Request
+    request: HsNtorRequest
     invitation: Invitation
 
 
@@ -183,11 +183,11 @@ class OnionService:
     def _open(self, edition: Edition, point: Point, body: bytes) -> tuple[int, "_Guest"]:
         """Who asks to be met, and what work that was worth. Raises CircuitError for what is nobody's, or was
         asked before."""
-        request = decode_introduce2(body, point.auth_key)
-        plaintext = point.handshake.open(request)
-        if not point.replays.is_new(request.mac):
+        message = decode_introduce2(body, point.auth_key)
+        request = point.handshake.open(*message)
+        if not point.replays.is_new(message.mac):
             raise CircuitError("INTRODUCE2 was sent before: a replay")
-        invitation = decode_invitation(plaintext)
+        invitation = decode_invitation(request.plaintext)
         if invitation.wants_congestion_control and self._means.sendme_inc is None:
             raise CircuitError("INTRODUCE2 asks for congestion control, which we do not offer")
         effort = 0
@@ -197,7 +197,7 @@ class OnionService:
             effort = self._puzzle.check(invitation.proof, edition.blinded.public)
         if not self._cookies.is_new(invitation.cookie):
             raise CircuitError("INTRODUCE2 has a cookie that another had: a replay")
-        return effort, _Guest(point, request, invitation)
+        return effort, _Guest(request, invitation)
 
     async def _meet_all(self, nursery: trio.Nursery) -> None:
         """Meet those who wait, whoever worked most first."""
@@ -231,9 +231,8 @@ class OnionService:
         return self._puzzle is not None and effort < self._puzzle.suggested
 
     async def _meet(self, guest: "_Guest", is_cheap: bool) -> None:
-        point, request, invitation = guest
         try:
-            circuit = await meet(self._means, point.handshake, request, invitation, self._begin)
+            circuit = await meet(self._means, guest.request, guest.invitation, self._begin)
         except TorkitError as error:
             self._note_refused(str(error))
         else:

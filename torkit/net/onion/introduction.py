@@ -9,11 +9,11 @@ from typing import NamedTuple
 import trio
 
 from torkit._fast.cells import RelayCommand
+from torkit._fast.hs_ntor import HsNtorClient
 from torkit._fast.keys import wipe
-from torkit._fast.onion import TOR1_ONION_KEYS_LEN
+from torkit._fast.onion import LayerKind
 from torkit.errors import Closed, OnionStep, PeerError, TimedOut, TorkitError
 from torkit.hs.descriptor import Descriptor, IntroductionPoint
-from torkit.hs.handshake import ServiceHandshake
 from torkit.hs.introduction import PointFailure, Points, relay_of
 from torkit.hs.keys import KEY_LEN
 from torkit.hs.messages import (
@@ -74,7 +74,7 @@ class Introduction:
         """
         means = self._means
         introduction: Circuit | None = None
-        handshake: ServiceHandshake | None = None
+        handshake: HsNtorClient | None = None
         try:
             with self._blaming():
                 relay = relay_of(self._point, allow_internal=means.testing)
@@ -102,10 +102,10 @@ class Introduction:
             if handshake is not None:
                 handshake.wipe()
 
-    def _begin_handshake(self) -> ServiceHandshake:
+    def _begin_handshake(self) -> HsNtorClient:
         private_key = os.urandom(KEY_LEN)
         try:
-            return ServiceHandshake(
+            return HsNtorClient(
                 auth_key=self._point.auth_key,
                 enc_key=self._point.enc_key,
                 subcredential=self._descriptor.subcredential,
@@ -128,7 +128,7 @@ class Introduction:
         introduction: Circuit,
         rendezvous: Circuit,
         cookie: bytes,
-        handshake: ServiceHandshake,
+        handshake: HsNtorClient,
         proof: Proof | None,
     ) -> bytes | None:
         """Have the point tell the service where we wait. Returns RENDEZVOUS2's body, None where it refuses.
@@ -174,7 +174,7 @@ class Introduction:
             self._refusal = error
             waiting.cancel()
 
-    def _join(self, circuit: Circuit, handshake: ServiceHandshake, answer: bytes) -> None:
+    def _join(self, circuit: Circuit, handshake: HsNtorClient, answer: bytes) -> None:
         self.step = OnionStep.RENDEZVOUS
         try:
             keys = handshake.finish(decode_rendezvous2(answer))
@@ -182,8 +182,9 @@ class Introduction:
             circuit.fail(error)
             raise
         path = PathKind.EXIT if self._descriptor.is_single_onion else PathKind.ONION
-        circuit.join(keys.derive(TOR1_ONION_KEYS_LEN), self._sendme_inc(circuit), path)
+        layer = keys.layer(LayerKind.TOR1_ONION)
         keys.wipe()
+        circuit.join(layer, self._sendme_inc(circuit), path)
 
     def _sendme_inc(self, rendezvous: Circuit) -> int | None:
         """Returns the cells of a SENDME where service and network do congestion control, else None."""
