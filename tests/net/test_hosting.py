@@ -312,6 +312,17 @@ async def test_a_flood_takes_bounded_memory_and_others_are_met(tmp_path: Path) -
         await service.accept()
 
 
+async def test_a_client_that_has_to_wait_is_met_when_another_has_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torkit.net.hosting.service.MAX_MEETINGS", 1)
+    async with listening(tmp_path) as (service, net), trio.open_nursery() as nursery:
+        descriptor = net.descriptor(service.address)
+        for _ in range(4):
+            nursery.start_soon(net.meet, descriptor)
+        await until(lambda: service.client_count == 4)
+
+
 async def test_a_point_that_is_lost_is_taken_again_with_its_keys(tmp_path: Path) -> None:
     async with listening(tmp_path) as (service, net):
         descriptor = net.descriptor(service.address)

@@ -79,7 +79,6 @@ class OnionService:
         self._unread: OrderedDict[Point, deque[_Introduction]] = OrderedDict()  # whose turn it is, first
         self._has_unread = trio.Event()
         self._waiting: Waiting[_Guest] = Waiting()
-        self._has_waiting = trio.Event()
         self._meeting_count = self._cheap_count = 0
         self._cookies = ReplayCache(MAX_COOKIES)
         self._joined: set[Tunnel] = set()
@@ -100,8 +99,7 @@ class OnionService:
         self._means.current.add_reader(self._note_directory)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read)
-                nursery.start_soon(self._meet_all, nursery)
+                nursery.start_soon(self._read, nursery)
                 if self._puzzle is not None:
                     nursery.start_soon(self._keep_puzzle, self._puzzle)
                 await self._keep_editions(nursery)
@@ -159,18 +157,18 @@ class OnionService:
         unread.append(_Introduction(trio.current_time(), edition, body))
         self._has_unread.set()
 
-    async def _read(self) -> None:
-        """Open introductions one by one, each point's in its turn."""
+    async def _read(self, nursery: trio.Nursery) -> None:
+        """Open introductions one by one, each point's in its turn; have others run between two of them."""
         while True:
-            await self._has_unread.wait()
-            if not self._unread:
+            if self._unread:
+                await trio.lowlevel.checkpoint()
+            else:
                 self._has_unread = trio.Event()
-                continue
+                await self._has_unread.wait()
             point, unread = self._unread.popitem(last=False)
             came_at, edition, body = unread.popleft()
             if unread:
                 self._unread[point] = unread  # behind all others
-            await trio.lowlevel.checkpoint()
             try:
                 effort, guest = self._open(edition, point, body)
             except CircuitError as error:
@@ -178,7 +176,7 @@ class OnionService:
                 continue
             for dropped in self._waiting.add(effort, came_at, guest):
                 self._note_dropped(dropped, "too many wait")
-            self._has_waiting.set()
+            self._meet_next(nursery)
 
     def _open(self, edition: Edition, point: Point, body: bytes) -> tuple[int, "_Guest"]:
         """Who asks to be met, and what work that was worth. Raises CircuitError for what is nobody's, or was
@@ -199,27 +197,22 @@ class OnionService:
             raise CircuitError("INTRODUCE2 has a cookie that another had: a replay")
         return effort, _Guest(request, invitation)
 
-    async def _meet_all(self, nursery: trio.Nursery) -> None:
-        """Meet those who wait, whoever worked most first."""
-        while True:
-            await self._has_waiting.wait()
-            self._has_waiting = trio.Event()
-            while len(self._waiting) and self._may_meet():
-                effort, came_at, guest = self._waiting.take()
-                if trio.current_time() - came_at > MAX_WAIT:
-                    self._note_dropped(effort, "came too late")
-                elif len(self._joined) >= MAX_JOINED:
-                    self._note_dropped(effort, "too many clients")
-                else:
-                    if self._puzzle is not None:
-                        next_effort = self._waiting.next_effort
-                        self._puzzle.note_met(
-                            effort, others_wait=len(self._waiting) > 0, next_effort=next_effort
-                        )
-                    is_cheap = self._is_cheap(effort)
-                    self._meeting_count += 1
-                    self._cheap_count += is_cheap
-                    nursery.start_soon(self._meet, guest, is_cheap)
+    def _meet_next(self, nursery: trio.Nursery) -> None:
+        """Begin to meet those who wait, as many as may be met at once, whoever worked most first."""
+        while len(self._waiting) and self._may_meet():
+            effort, came_at, guest = self._waiting.take()
+            if trio.current_time() - came_at > MAX_WAIT:
+                self._note_dropped(effort, "came too late")
+            elif len(self._joined) >= MAX_JOINED:
+                self._note_dropped(effort, "too many clients")
+            else:
+                if self._puzzle is not None:
+                    next_effort = self._waiting.next_effort
+                    self._puzzle.note_met(effort, others_wait=len(self._waiting) > 0, next_effort=next_effort)
+                is_cheap = self._is_cheap(effort)
+                self._meeting_count += 1
+                self._cheap_count += is_cheap
+                nursery.start_soon(self._meet, guest, is_cheap, nursery)
 
     def _may_meet(self) -> bool:
         if self._is_cheap(self._waiting.next_effort) and self._cheap_count >= MAX_CHEAP_MEETINGS:
@@ -230,7 +223,7 @@ class OnionService:
         """Returns whether somebody has worked less than is asked for."""
         return self._puzzle is not None and effort < self._puzzle.suggested
 
-    async def _meet(self, guest: "_Guest", is_cheap: bool) -> None:
+    async def _meet(self, guest: "_Guest", is_cheap: bool, nursery: trio.Nursery) -> None:
         try:
             circuit = await meet(self._means, guest.request, guest.invitation, self._begin)
         except TorkitError as error:
@@ -243,7 +236,7 @@ class OnionService:
         finally:
             self._meeting_count -= 1
             self._cheap_count -= is_cheap
-            self._has_waiting.set()
+        self._meet_next(nursery)  # not where the service ends
 
     async def _keep_puzzle(self, puzzle: Puzzle) -> None:
         """Have the effort follow the load, and seeds change."""
