@@ -5,7 +5,7 @@
 The client behind the doors is a thread of this process; what its bytes cost is that thread's CPU time. The
 requests are httpx's under asyncio, each by a client of its own with an identity of its own, all at once;
 through SOCKS the same, by user names. Both build a circuit for each. An import of torkit is what it adds to a
-process of Python that does nothing, in turns.
+process of Python that does nothing, in turns. Of transfers, who goes first changes from round to round.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -42,6 +43,7 @@ GIB = 1 << 30
 DOWNLOAD, UPLOAD = 20 << 20, 12 << 20  # bytes of a run
 HOSTNAME = NAME.decode()
 REQUESTS = 200
+BULK_SHARE = 3  # transfers are quick, and vary: so many rounds of them for one of requests
 IMPORTS = 15
 SETTLE = 0.2  # seconds after a run: what a client does last counts as well
 
@@ -97,13 +99,16 @@ async def bulk(network: Path, scratch: Path, rounds: int) -> list[Line]:
             ("downloaded", DOWNLOAD, _download, fetch),
             ("uploaded", UPLOAD, _upload, send),
         ):
-            ours, theirs = [], []
-            for number in range(rounds):
+            ours: list[float] = []
+            theirs: list[float] = []
+            turns = [(ours, partial(through_door, by_socket)), (theirs, partial(through_socks, by_route))]
+            for number in range(BULK_SHARE * rounds):
                 name = f"{what}{number}"  # a circuit that is built and warm
                 await trio.to_thread.run_sync(_download, tor, port, 1, name)
                 await fetch(route, 1, name)
-                ours.append(await through_door(by_socket, length, name))
-                theirs.append(await through_socks(by_route, length, name))
+                for costs, through in turns:
+                    costs.append(await through(length, name))
+                turns.reverse()
             title = f"CPU-seconds per GiB {what}, a pair of sockets"
             lines.append(compare(title, "s/GiB", ours, theirs, "SOCKS port", bar=1.05))
         lines.append(await requests_at_once(net.network_file, scratch, socks.socks, rounds))

@@ -22,9 +22,10 @@ from torkit.net.link.pump import Pump
 from torkit.net.proxy.carrier import KEEPALIVE_INTERVAL
 from torkit.net.proxy.sockdiag import SockDiag
 
-# Bytes that we ask the kernel to hold for a program: Linux's default, of which it grants twice as many to
+# Bytes that we ask the kernel to hold in each direction: Linux's default, of which it grants twice as many to
 # whoever asks. A program that shares our interpreter reads late. Bursts of a relay filled the default now and
-# then, and Python had to run for what was left: 8 to 10 % of a download's CPU.
+# then, and Python had to run for what was left: 8 to 10 % of a download's CPU. A program waited for room after
+# each small part of what it sent, and for each both threads waited for the interpreter's lock.
 SEND_BUFFER = 212_992
 
 _doors: WeakSet["Door"] = WeakSet()
@@ -56,7 +57,8 @@ class Door:
         try:
             ours, theirs = socket.socketpair()
             ours.setblocking(False)
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            for end in ours, theirs:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         except OSError:
             stream.close()
             raise
