@@ -24,7 +24,7 @@ from torkit.net.proxy.sockdiag import SockDiag
 
 # Bytes that we ask the kernel to hold in each direction: Linux's default, of which it grants twice as many to
 # whoever asks. A program that shares our interpreter reads late. Bursts of a relay filled the default now and
-# then, and Python had to run for what was left: 8 to 10 % of a download's CPU. A program waited for room after
+# then, and Python had to run for what was left: 8 to 10 % of a download. A program waited for room after
 # each small part of what it sent, and for each both threads waited for the interpreter's lock.
 SEND_BUFFER = 212_992
 
