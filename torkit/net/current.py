@@ -33,7 +33,9 @@ class Current:
         self._cgo = cgo
         self.testing = testing
         self._clock = ClockGuard()
-        self._settings: CircuitSettings | None = None  # while the directory is the same
+        # While the directory is the same:
+        self._settings: CircuitSettings | None = None
+        self._values: dict[str, int] = {}  # of parameters, as `param` gives them
 
     @property
     def directory(self) -> Directory:
@@ -53,7 +55,7 @@ class Current:
     def use(self, directory: Directory) -> None:
         """Go by this directory from now on."""
         self.known = directory
-        self._settings = None
+        self._forget()
         if self.journal.is_heard:
             self.journal.tell(DirectoryChanged(directory.consensus.valid_after, len(directory)))
         for reader in self._readers:
@@ -61,7 +63,12 @@ class Current:
 
     def drop(self) -> None:
         """Go by no directory: the present one is too old."""
-        self.known = self._settings = None
+        self.known = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._settings = None
+        self._values.clear()
 
     def hurry(self) -> None:
         """Have missing documents fetched now, since somebody cannot go on without them."""
@@ -73,10 +80,14 @@ class Current:
 
     def param(self, name: str) -> int:
         """Returns a consensus parameter; its default while there is no directory."""
-        known = self.known
-        value = default_param(name) if known is None else parameter(known.consensus.params, name)
-        is_raised = self.testing and name == "cbtmintimeout"
-        return max(value, TESTING_MIN_TIMEOUT) if is_raised else value
+        value = self._values.get(name)
+        if value is None:
+            known = self.known
+            value = default_param(name) if known is None else parameter(known.consensus.params, name)
+            if self.testing and name == "cbtmintimeout":
+                value = max(value, TESTING_MIN_TIMEOUT)
+            self._values[name] = value
+        return value
 
     def circuit_settings(self) -> CircuitSettings:
         """Returns the settings of circuits that are built now, which share one object."""
