@@ -14,7 +14,7 @@ import pytest
 from fast.talk import Talk
 
 import torkit._fast
-from torkit._fast.cells import Outbox
+from torkit._fast.cells import Outbox, Reader
 from torkit._fast.channel import Channel
 from torkit._fast.circuit import Circuit
 from torkit._fast.idtable import IdTable
@@ -23,7 +23,7 @@ from torkit._fast.pump import Pump
 from torkit._fast.stream import Stream
 from torkit._fast.tls import Tls
 from torkit._fast.vegas import ClockGuard, RoundTripTime, Vegas
-from torkit.errors import ChannelClosed, TorkitError, UsageError
+from torkit.errors import ChannelClosed, CircuitError, TorkitError, UsageError
 
 # Types that hold nothing they would need, so that anybody may make one without arguments.
 WHOLE = {
@@ -165,3 +165,20 @@ def test_a_closed_connection_is_used_no_more() -> None:
 def test_a_window_needs_all_its_parameters() -> None:
     with pytest.raises((TypeError, AttributeError)):
         Vegas(SimpleNamespace(), increment=31, clock=ClockGuard())
+
+
+def test_a_reader_reads_no_more_than_there_is_and_nothing_backwards() -> None:
+    reader = Reader(b"\1\2\3", "a message", CircuitError)
+    assert (reader.take(0), reader.take_int(0), reader.take_int(2), reader.bytes_left) == (b"", 0, 0x102, 1)
+    for read in (reader.take, reader.take_int):
+        with pytest.raises(CircuitError, match="2 bytes expected at offset 2, 1 seen"):
+            read(2)
+        with pytest.raises(UsageError, match="-1 bytes cannot be read"):
+            read(-1)
+    with pytest.raises(UsageError, match="8 bytes at most, not 9"):
+        reader.take_int(9)
+    with pytest.raises(CircuitError, match="a message has 1 bytes too many"):
+        reader.finish()
+    assert reader.take(1) == b"\3"
+    reader.finish()
+    assert Reader(b"\xff" * 8, "a message", CircuitError).take_int(8) == 2**64 - 1

@@ -1,7 +1,9 @@
-"""Framing constants and the command enums, as Python sees them."""
+"""Framing constants, the command enums, and what reads bodies, as Python sees them."""
 
 from enum import IntEnum
-from typing import final
+from typing import Self, final
+
+from torkit.errors import PeerError
 
 class Command(IntEnum):
     PADDING = 0
@@ -58,3 +60,12 @@ class RelayCommand(IntEnum):
 @final
 class Outbox:
     def __new__(cls) -> Outbox: ...
+
+@final
+class Reader:
+    def __new__(cls, body: bytes, what: str, error: type[PeerError]) -> Self: ...
+    @property
+    def bytes_left(self) -> int: ...
+    def take(self, length: int) -> bytes: ...
+    def take_int(self, length: int) -> int: ...
+    def finish(self) -> None: ...

@@ -1,10 +1,11 @@
-"""Framing constants, the command enums, and the buffer that outgoing cells are sealed in.
+"""Framing constants, the command enums, the buffer that outgoing cells are sealed in, and what reads bodies.
 
 The framing loop for incoming cells stands in channel.pyx.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
 
 from torkit._fast.memory cimport release, resize
@@ -12,6 +13,8 @@ from torkit._fast.openssl cimport (
     EVP_aes_128_ctr, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new, EVP_EncryptInit_ex, EVP_EncryptUpdate,
     OPENSSL_cleanse, RAND_bytes,
 )
+
+from torkit.errors import UsageError
 
 # Implementation limit, bytes: the smallest allocation, one full TLS record.
 cdef Py_ssize_t SMALLEST_CHUNK = 16384
@@ -92,3 +95,56 @@ cdef class Outbox:
         taken = PyBytes_FromStringAndSize(<const char*>self.cells, self.length)
         self.clear()
         return taken
+
+
+@cython.final
+cdef class Reader:
+    """Reads a body from the front. A read past its end raises `error`, which names `what`."""
+
+    cdef bytes body
+    cdef str what
+    cdef object error
+    cdef Py_ssize_t offset
+
+    def __cinit__(self, bytes body not None, str what not None, error not None):
+        self.body = body
+        self.what = what
+        self.error = error
+
+    @property
+    def bytes_left(self):
+        return PyBytes_GET_SIZE(self.body) - self.offset
+
+    cdef const uint8_t* advance(self, Py_ssize_t length) except NULL:
+        """Returns where the next `length` bytes are, which are then behind us."""
+        cdef Py_ssize_t left = PyBytes_GET_SIZE(self.body) - self.offset
+        if length < 0:
+            raise UsageError(f"{length} bytes cannot be read")
+        if length > left:
+            raise self.error(
+                f"{self.what} is truncated: {length} bytes expected at offset {self.offset}, {left} seen"
+            )
+        cdef const uint8_t* start = <const uint8_t*>PyBytes_AS_STRING(self.body) + self.offset
+        self.offset += length
+        return start
+
+    def take(self, Py_ssize_t length):
+        """Returns the next `length` bytes."""
+        cdef const uint8_t* start = self.advance(length)
+        return PyBytes_FromStringAndSize(<const char*>start, length)
+
+    def take_int(self, Py_ssize_t length):
+        """Returns the next `length` bytes, 8 at most, as a number, the most significant one first."""
+        if length > 8:
+            raise UsageError(f"a number has 8 bytes at most, not {length}")
+        cdef const uint8_t* start = self.advance(length)
+        cdef uint64_t number = 0
+        cdef Py_ssize_t i
+        for i in range(length):
+            number = number << 8 | start[i]
+        return number
+
+    def finish(self):
+        """Check that nothing follows, for formats that allow no padding."""
+        if self.offset != PyBytes_GET_SIZE(self.body):
+            raise self.error(f"{self.what} has {self.bytes_left} bytes too many")

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import NamedTuple
 
+from torkit._fast.cells import Reader
 from torkit._fast.keys import X25519PrivateKey, aes_256_ctr, ed25519_verify
 from torkit.directory.netdoc import (
     Count,
@@ -31,7 +32,6 @@ from torkit.directory.netdoc import (
 from torkit.errors import ChannelError, DocumentError, OnionServiceError, OnionStep
 from torkit.hs.keys import KEY_LEN
 from torkit.params import PARAMETERS
-from torkit.proto.cells import Reader
 from torkit.proto.certs import CertifiedKeyType, Ed25519Cert, decode_ed25519_cert
 
 # Specification constants.

@@ -10,9 +10,9 @@ rend-spec-v3, "The introduction protocol" and "The rendezvous protocol".
 
 from enum import IntEnum
 
+from torkit._fast.cells import Reader
 from torkit.errors import CircuitError
 from torkit.hs.keys import KEY_LEN
-from torkit.proto.cells import Reader
 from torkit.proto.ntor import decode_extensions, encode_extensions
 
 # Specification constants.

@@ -12,6 +12,7 @@ import hashlib
 from enum import IntEnum
 from typing import NamedTuple
 
+from torkit._fast.cells import Reader
 from torkit._fast.equix import SOLUTION_LEN
 from torkit.errors import CircuitError
 from torkit.hs.keys import KEY_LEN, SecretKey
@@ -24,7 +25,6 @@ from torkit.hs.messages import (
     IntroduceExtension,
 )
 from torkit.hs.pow import EFFORT_LEN, NONCE_LEN, PROOF_LEN, SEED_HEAD_LEN, VERSION, Proof
-from torkit.proto.cells import Reader
 from torkit.proto.ntor import decode_extensions, encode_extensions
 
 # Specification constants.

@@ -1,10 +1,14 @@
 """Relays as far as a connection needs them, whatever document names them."""
 
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple, Protocol, TypeGuard
 
 from torkit.directory.directory import Relay
 from torkit.proto.cells import IPAddress
+
+# Implementation limit: addresses that are remembered as read, since circuits are extended to the same relays.
+MAX_ADDRESSES = 256
 
 
 class Contact(Protocol):
@@ -44,5 +48,14 @@ def name_of(contact: Contact) -> str:
 
 def or_addresses(contact: Contact) -> list[tuple[IPAddress, int]]:
     """Returns the addresses at which a relay listens, IPv4 first."""
-    found = [(contact.address, contact.or_port)] + ([contact.ipv6] if contact.ipv6 else [])
-    return [(ip_address(address), port) for address, port in found]
+    return [first_address(contact)] + ([(_read(contact.ipv6[0]), contact.ipv6[1])] if contact.ipv6 else [])
+
+
+def first_address(contact: Contact) -> tuple[IPAddress, int]:
+    """Returns the first of `or_addresses`."""
+    return _read(contact.address), contact.or_port
+
+
+@lru_cache(MAX_ADDRESSES)
+def _read(address: str) -> IPAddress:
+    return ip_address(address)

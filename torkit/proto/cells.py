@@ -8,7 +8,8 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from torkit.errors import ChannelError, CircuitError, DestroyReason, PeerError
+from torkit._fast.cells import Reader
+from torkit.errors import ChannelError, CircuitError, DestroyReason
 
 # Specification constants.
 HASH_LEN = 20  # SHA-1; tor-spec, "Preliminaries"
@@ -43,38 +44,6 @@ class Netinfo(NamedTuple):
     timestamp: int
     our_address: IPAddress | None
     peer_addresses: tuple[IPAddress, ...]
-
-
-class Reader:
-    """Reads a body from the front. A read past its end raises `error`, which names `what`."""
-
-    def __init__(self, body: bytes, what: str, error: type[PeerError]) -> None:
-        self._body = body
-        self._what = what
-        self._error = error
-        self._offset = 0
-
-    @property
-    def bytes_left(self) -> int:
-        return len(self._body) - self._offset
-
-    def take(self, length: int) -> bytes:
-        if length > self.bytes_left:
-            raise self._error(
-                f"{self._what} is truncated: {length} bytes expected at offset {self._offset}, "
-                f"{self.bytes_left} seen"
-            )
-        taken = self._body[self._offset : self._offset + length]
-        self._offset += length
-        return taken
-
-    def take_int(self, length: int) -> int:
-        return int.from_bytes(self.take(length), "big")
-
-    def finish(self) -> None:
-        """Check that nothing follows, for formats that allow no padding."""
-        if self.bytes_left:
-            raise self._error(f"{self._what} has {self.bytes_left} bytes too many")
 
 
 # --- Link handshake ------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
+from torkit._fast.cells import Reader
 from torkit._fast.keys import RsaCertificate, RsaPublicKey, ed25519_verify
 from torkit.errors import CertificateNotCurrent, ChannelError
-from torkit.proto.cells import Reader
 
 # Specification constants.
 ED25519_KEY_LEN = 32

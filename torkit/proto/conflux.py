@@ -6,9 +6,9 @@ The order of messages, and the choice of a leg for each, are the compiled core's
 from enum import IntEnum
 from hmac import compare_digest
 
+from torkit._fast.cells import Reader
 from torkit.errors import CircuitError
 from torkit.params import Param
-from torkit.proto.cells import Reader
 
 # Specification constants (proposal 329, "Linking circuits").
 LINK_VERSION = 1

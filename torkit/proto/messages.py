@@ -10,6 +10,7 @@ from enum import IntEnum, IntFlag
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from torkit._fast.cells import Reader
 from torkit.errors import CircuitError, DestroyReason, EndReason, UsageError
 from torkit.proto.cells import (
     ED25519_IDENTITY_LEN,
@@ -17,7 +18,6 @@ from torkit.proto.cells import (
     AddressType,
     HandshakeType,
     IPAddress,
-    Reader,
 )
 from torkit.proto.destination import is_onion
 
@@ -231,25 +231,27 @@ def encode_link_specifiers(
     """
     if len(rsa_identity) != RSA_IDENTITY_LEN:
         raise UsageError(f"an RSA identity has {RSA_IDENTITY_LEN} bytes, not {len(rsa_identity)}")
-    ipv4: list[tuple[int, bytes]] = []
-    ipv6: list[tuple[int, bytes]] = []
+    ipv4: list[bytes] = []
+    ipv6: list[bytes] = []
     for address, port in addresses:
         value = address.packed + port.to_bytes(2, "big")
         if address.version == 4:
-            ipv4.append((LinkSpecifierType.IPV4, value))
+            ipv4.append(_specifier(LinkSpecifierType.IPV4, value))
         else:
-            ipv6.append((LinkSpecifierType.IPV6, value))
-    identities: list[tuple[int, bytes]] = [(LinkSpecifierType.LEGACY_ID, rsa_identity)]
+            ipv6.append(_specifier(LinkSpecifierType.IPV6, value))
+    identities = [_specifier(LinkSpecifierType.LEGACY_ID, rsa_identity)]
     if ed25519_identity is not None:
         if len(ed25519_identity) != ED25519_IDENTITY_LEN:
             raise UsageError(
                 f"an Ed25519 identity has {ED25519_IDENTITY_LEN} bytes, not {len(ed25519_identity)}"
             )
-        identities.append((LinkSpecifierType.ED25519_ID, ed25519_identity))
+        identities.append(_specifier(LinkSpecifierType.ED25519_ID, ed25519_identity))
     specifiers = ipv4 + identities + ipv6
-    return bytes([len(specifiers)]) + b"".join(
-        bytes([type_, len(value)]) + value for type_, value in specifiers
-    )
+    return bytes([len(specifiers)]) + b"".join(specifiers)
+
+
+def _specifier(type_: LinkSpecifierType, value: bytes) -> bytes:
+    return bytes([type_, len(value)]) + value
 
 
 def encode_extend2(link_specifiers: bytes, handshake_type: HandshakeType, handshake: bytes) -> bytes:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from enum import IntEnum
 
+from torkit._fast.cells import Reader
 from torkit.errors import CircuitError, UsageError
-from torkit.proto.cells import Reader
 
 # Specification constants.
 SUBPROTOCOL_RELAY = 2  # the number of "Relay" in a subprotocol request

@@ -28,7 +28,7 @@ from torkit.net.circuit.hops import HopAnswer, Hops
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuit.stream import Stream
 from torkit.net.circuit.tunnel import Tunnel
-from torkit.net.contact import or_addresses
+from torkit.net.contact import first_address
 from torkit.net.journal import UNNAMED, name_of
 from torkit.params import parameter
 from torkit.proto import cells, flow, messages
@@ -176,7 +176,7 @@ class Circuit(Tunnel):
 
     def _send_extend(self, relay: Relay, handshake: HopHandshake) -> None:
         specifiers = messages.encode_link_specifiers(
-            or_addresses(relay)[:1],  # C tor's clients name one address, too
+            [first_address(relay)],  # C tor's clients name one address, too
             rsa_identity=relay.identity,
             ed25519_identity=relay.ed25519_identity,
         )
