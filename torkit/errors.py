@@ -37,6 +37,7 @@ expected and what was seen; never keys, never the user's destination.
 from collections.abc import Iterator
 from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv6Address
+from typing import Self
 
 
 class Retry(Enum):
@@ -201,6 +202,17 @@ class TorkitError(Exception):
     def with_hint(self) -> str:
         """The message and the hint, as one line."""
         return str(self) if self.hint is None else f"{self}; {self.hint}"
+
+    def anew(self) -> Self:
+        """Returns another exception that says the same, to be raised by whoever keeps this one.
+
+        The traceback of one that was raised holds calls. Where these hold its keeper, all of them would wait
+        for a collection of garbage.
+        """
+        other = type(self).__new__(type(self), *self.args)
+        vars(other).update(vars(self))
+        other.__cause__ = self.__cause__
+        return other
 
     def name(self, relay: str) -> None:
         """Begin the message with the name of the relay that it is about, once."""

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import NoReturn
 
 import pytest
 import trio
@@ -23,15 +24,16 @@ from trio.testing import MockClock
 from waiting import until
 
 from torkit._fast.cells import RelayCommand
-from torkit.errors import CircuitError, EndReason, TimedOut
+from torkit.errors import ChannelClosed, CircuitClosed, CircuitError, EndReason, TimedOut
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import build_circuit, build_directory_circuit
 from torkit.net.circuits.purpose import AskDirectory
+from torkit.net.link.channels import Channels
 from torkit.net.proxy import serve_socks
 from torkit.testing.relay import FakeCircuit, FakeStream, RelayCell, answer_begin, ignore
 
 SETTINGS = CircuitSettings()
-OURS = ("torkit._fast.", "torkit.net.", "torkit.proto.")
+OURS = ("torkit._fast.", "torkit.errors.", "torkit.net.", "torkit.proto.")
 Behaviour = Callable[[FakeStream], None]
 GET = b"GET http://web.test/ HTTP/1.1\r\nHost: web.test\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
@@ -184,6 +186,46 @@ async def test_a_handshake_that_fails_leaves_no_garbage() -> None:
             with pytest.raises(CircuitError, match="AUTH"):
                 await circuit.extend(relay_of(relays[1]), is_last=True)
             circuit.close()
+
+        await fail_one()
+        with nothing_left():
+            await fail_one()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+@pytest.mark.parametrize("at", ["first hop", "second hop"])
+async def test_a_circuit_that_a_relay_ends_while_it_is_built_leaves_no_garbage(at: str) -> None:
+    def refuse(circuit: FakeCircuit, *_: object) -> None:
+        circuit.destroy()
+
+    async with open_pool() as pool:
+        if at == "first hop":
+            pool.fakes[0].on_create = refuse
+        else:
+            pool.fakes[0].on_extend2 = refuse
+
+        async def fail_one() -> None:
+            with pytest.raises(CircuitClosed):
+                await build_circuit(pool.channels, pool.path, SETTINGS, Random())
+
+        await fail_one()
+        with nothing_left():
+            await fail_one()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+async def test_a_relay_that_cannot_be_reached_leaves_no_garbage() -> None:
+    (fake,) = fresh_relays(1)
+
+    async def refuse(host: str, port: int) -> NoReturn:
+        raise ChannelClosed("nobody is there")
+
+    async with trio.open_nursery() as nursery:
+        channels = Channels(nursery, Random(), dial=refuse)
+
+        async def fail_one() -> None:
+            with pytest.raises(ChannelClosed):
+                await channels.get(relay_of(fake))
 
         await fail_one()
         with nothing_left():

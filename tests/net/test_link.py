@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -459,6 +459,22 @@ async def test_an_idle_channel_is_closed_and_a_busy_one_is_not(
             await trio.testing.wait_all_tasks_blocked()
         assert isinstance(channel.error, ChannelClosed)
         assert await channels.get(relay_of(relay)) is not channel
+
+
+async def test_a_channel_that_ends_for_idleness_is_given_to_nobody_any_more(
+    relay: FakeRelay, mock_clock: trio.testing.MockClock
+) -> None:
+    seen: list[Channel | None] = []
+
+    class Scope:
+        def cancel(self) -> None:
+            seen.append(channels.find(relay_of(relay)))  # its own task ends the channel only later
+
+    async with channels_to(relay) as channels:
+        channel = await channels.get(relay_of(relay))
+        mock_clock.jump(IDLE_TIMEOUT + IDLE_TIMEOUT_SPREAD)
+        await channels._expire(relay_of(relay), channel, cast(Any, Scope()))
+    assert seen == [None]
 
 
 async def test_a_channel_of_a_week_takes_no_new_circuits_and_ends_with_its_last(

@@ -109,7 +109,7 @@ class FakeSet(LinkedCircuit):
     has_room = True
 
     def __init__(self) -> None:
-        self.error = None
+        self._error = None
         self.path = (cast(Any, FakeCircuit()).exit,)
 
 

@@ -406,9 +406,9 @@ class Circuit(Tunnel):
         self, error: TorkitError, *, was_destroyed: bool = False, closed_because: str | None = None
     ) -> None:
         """End the circuit, once, for `error`. `closed_because` says why we ourselves close it."""
-        if self.error is not None:
+        if self._error is not None:
             return
-        self.error = error
+        self._error = error.anew()  # the other may be raised
         if self.is_told:
             how = f"failed: {error}" if closed_because is None else f"was closed: {closed_because}"
             logger.info("circuit %d %s", self.id, how)

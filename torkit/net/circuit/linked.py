@@ -127,9 +127,9 @@ class LinkedCircuit(Tunnel):
         self._end(error, "another leg of its set has ended")
 
     def _end(self, error: TorkitError, why: str) -> None:
-        if self.error is not None:
+        if self._error is not None:
             return
-        self.error = error
+        self._error = error.anew()  # the other may be raised
         if self.journal.is_heard:
             self.journal.tell(SetEnded(self.id, str(error), self.carried()))
         self._core.end()

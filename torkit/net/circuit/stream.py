@@ -39,13 +39,14 @@ class StreamHost(Protocol):
     """A circuit, as its streams and their users know it (circuit.py)."""
 
     id: int  # its number in events
-    error: TorkitError | None  # why it has ended
     path: tuple[Relay, ...]
     journal: Journal
     watch: Watch  # told whether the exit has answered
     is_joined: bool  # with an onion service, behind the last of `path`
     sends_early: bool  # what a program sends with its request goes behind BEGIN
 
+    @property
+    def error(self) -> TorkitError | None: ...
     @property
     def exit(self) -> Relay: ...
     @property

@@ -52,7 +52,7 @@ class Tunnel(ABC):
         self.journal = settings.journal
         self.id = self.journal.next_circuit()
         self.purpose = purpose
-        self.error: TorkitError | None = None
+        self._error: TorkitError | None = None
         self.on_end: Callable[[Tunnel], None] | None = None
         self.watch = UNWATCHED  # told what becomes of it, for its guard's sake
         self.is_joined = False  # with an onion service, behind the last of `path`
@@ -96,6 +96,11 @@ class Tunnel(ABC):
     @abstractmethod
     def close(self, why: str = "nobody needs it any more") -> None:
         """End it here, because of `why`."""
+
+    @property
+    def error(self) -> TorkitError | None:
+        """What has ended it: each time another exception, to be raised."""
+        return None if self._error is None else self._error.anew()
 
     @abstractmethod
     def fail(self, error: TorkitError) -> None:

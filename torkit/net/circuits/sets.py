@@ -142,7 +142,7 @@ class _Set:
     def choose(self, number: int, failure: TorkitError | None = None) -> Choice:
         """Returns a path for the leg of this number. Raises NoPath, and `failure` after the last attempt."""
         if failure is not None and (self.launches_left == 0 or isinstance(failure, NotPossible)):
-            raise failure
+            raise failure.anew()
         self.launches_left -= 1
         if self._exit is None:
             choice = self._builder.choose(self.purpose)
@@ -157,7 +157,7 @@ class _Set:
     def finish(self, current: Current) -> LinkedCircuit:
         """Returns the set. Raises what ended one of its legs."""
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.anew()
         legs = list(self.legs.values())  # as they were linked, the last one last
         for leg in legs:
             if leg.circuit.error is not None:

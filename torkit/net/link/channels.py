@@ -110,27 +110,35 @@ class Channels:
                 )
             except (ChannelClosed, TimedOut) as error:
                 failures.append(error)
-        raise furthest(failures)
+        try:
+            raise furthest(failures)
+        finally:
+            del failures  # the error's traceback holds this call
 
     async def _keep(self, relay: Contact, channel: Channel, padding: LinkPadding) -> None:
         """Run a channel until it ends or has long had no circuit."""
         self.running.add(channel)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._expire, channel, nursery.cancel_scope)
+            nursery.start_soon(self._expire, relay, channel, nursery.cancel_scope)
             nursery.start_soon(self._pad, channel, padding)
             await channel.run()
             nursery.cancel_scope.cancel()
         self.running.discard(channel)
         logger.debug("the connection to %s is over: %s", name_of(relay), channel.error)
+        self._take_out(relay, channel)
+
+    def _take_out(self, relay: Contact, channel: Channel) -> None:
+        """Give `channel` to nobody any more."""
         if self._open.get(relay.identity) is channel:
             del self._open[relay.identity]
 
-    async def _expire(self, channel: Channel, scope: trio.CancelScope) -> None:
+    async def _expire(self, relay: Contact, channel: Channel, scope: trio.CancelScope) -> None:
         timeout = idle_timeout(self._padding, self._rng)
         while True:
             idle_since = channel.idle_since
             wake_at = timeout + (trio.current_time() if idle_since is None else idle_since)
             if wake_at <= trio.current_time():
+                self._take_out(relay, channel)  # it ends only when its own task has run
                 scope.cancel()
                 return
             await trio.sleep_until(wake_at)

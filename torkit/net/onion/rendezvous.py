@@ -55,7 +55,7 @@ class RendezvousPoint:
         """Returns the circuit when it is ready. Raises what made it fail."""
         await self._is_over.wait()
         if self._circuit is None:
-            raise self._error or TimedOut("the rendezvous point was given up")
+            raise TimedOut("the rendezvous point was given up") if self._error is None else self._error.anew()
         return self._circuit
 
     def take(self) -> Circuit:

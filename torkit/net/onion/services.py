@@ -113,7 +113,7 @@ class OnionServices:
             await meeting.is_over.wait()
             worked += meeting.worked
             if meeting.error is not None:
-                raise meeting.error
+                raise meeting.error.anew()
         return Met(circuit, worked)
 
     def forget(self) -> None:
