@@ -16,7 +16,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 
@@ -115,14 +115,39 @@ class Forwarder:
 async def _connect(target: Target) -> socket.socket:
     """A connection, non-blocking. Raises OSError, trio.TooSlowError."""
     family = socket.AF_UNIX
+    address: Any = target.host
     if target.port is not None:
         family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
-    with trio.socket.socket(family, socket.SOCK_STREAM) as sock:
-        with trio.fail_after(CONNECT_TIMEOUT):
-            await sock.connect(target.host if target.port is None else (target.host, target.port))
+        address = target.host, target.port
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
         if target.port is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return socket.socket(fileno=sock.detach())
+            if not _is_address(family, target.host):
+                with trio.fail_after(CONNECT_TIMEOUT):
+                    found = await trio.socket.getaddrinfo(target.host, target.port, family)
+                address = found[0][4]
+        number = sock.connect_ex(address)
+        if number == errno.EINPROGRESS:
+            number = sock.connect_ex(address)  # the kernel has connected to a server of this machine already
+        if number == errno.EALREADY:
+            with trio.fail_after(CONNECT_TIMEOUT):
+                await trio.lowlevel.wait_writable(sock)
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            raise OSError(number, os.strerror(number))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_address(family: int, host: str) -> bool:
+    try:
+        socket.inet_pton(family, host)
+    except OSError:
+        return False
+    return True
 
 
 class _Delivery(Ferry):
