@@ -48,7 +48,7 @@ def vanguards(seed: int = 1) -> Vanguards:
 
 
 def chosen(
-    set_: Vanguards, directory: Directory, now: float = 0.0, count: int = 200, name: str = "l2"
+    set_: Vanguards, directory: Directory, now: float = nd.NOW, count: int = 200, name: str = "l2"
 ) -> set[bytes]:
     return {set_.choose(directory, unwanted=set(), now=now, name=name).identity for _ in range(count)}
 
@@ -65,8 +65,17 @@ def test_a_vanguard_is_kept_until_its_time_is_up() -> None:
     directory = directory_of([STABLE] * 20)
     one = vanguards()
     first = chosen(one, directory)
-    assert chosen(one, directory, now=0.99 * DAY) == first
-    assert chosen(one, directory, now=13 * DAY).isdisjoint(first) or chosen(one, directory, 13 * DAY) != first
+    assert chosen(one, directory, now=nd.NOW + 0.99 * DAY) == first
+    assert chosen(one, directory, now=nd.NOW + 13 * DAY) != first
+
+
+def test_a_clock_that_was_set_back_leaves_no_vanguard_for_longer_than_others() -> None:
+    directory = directory_of([STABLE] * 20, "guard-hs-l2-lifetime-min=100 guard-hs-l2-lifetime-max=100")
+    one = vanguards()
+    first = chosen(one, directory, now=nd.NOW + 3600)
+    assert chosen(one, directory, now=nd.NOW) == first
+    assert set(one._expires["l2"].values()) == {nd.NOW + 100}
+    assert chosen(one, directory, now=nd.NOW + 101) != first
 
 
 def test_a_lifetime_is_the_greater_of_two_draws_within_the_bounds() -> None:
@@ -99,6 +108,7 @@ def test_a_new_identity_forgets_the_set() -> None:
         sets.append(frozenset(chosen(one, directory)))
         one.forget()
     assert len(set(sets)) > 1
+    assert {len(set_) for set_ in sets} == {4}
 
 
 def test_a_stem_has_no_relay_twice_and_not_its_target() -> None:
@@ -208,7 +218,7 @@ def test_full_vanguards_outlive_identities_and_starts() -> None:
     again = Vanguards.from_state(state, Constraints(), random.Random(2), VanguardMode.FULL)
     assert [chosen(again, directory, name=name) for name in ("l2", "l3")] == sets
     assert again.to_state() == one.to_state()
-    later = 49 * 3600.0
+    later = nd.NOW + 49 * 3600.0
     assert chosen(again, directory, now=later, name="l3") != sets[1]
     assert Vanguards(Constraints(), random.Random(1)).to_state() == {}  # lite sets are kept by nobody
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from math import inf
 from random import Random
 from typing import Any
+from weakref import ref
 
 from torkit.directory.directory import Directory, Relay, supports
 from torkit.directory.netdoc import decode_fingerprint
@@ -46,6 +47,8 @@ class Vanguards:
         self._rng = rng
         # By set and identity, in the order of drawing: when it has served its time.
         self._expires: dict[str, dict[bytes, float]] = {name: {} for name in mode.sets}
+        # By set: the directory, and the span of time, for which nothing has to be looked at again.
+        self._settled: dict[str, tuple[ref[Directory], float, float]] = {}
 
     @classmethod
     def from_state(
@@ -91,9 +94,14 @@ class Vanguards:
         """For a new identity: draw new lite sets at the next choice."""
         if self.mode is VanguardMode.LITE:
             self._expires["l2"].clear()
+            self._settled.clear()
 
     def _update(self, directory: Directory, name: str, now: float) -> None:
         """Drop relays that have served their time or lost their flags; draw new ones in their places."""
+        if (settled := self._settled.get(name)) is not None:
+            known, since, until = settled
+            if known() is directory and since <= now < until:
+                return
         relays, kept, param = directory.consensus.relays, self._expires[name], directory.consensus.param
         is_clock_right = liveness(directory.consensus, now) > Liveness.UNTIMELY
         latest = now + self._bounds(param, name)[1] if is_clock_right else inf
@@ -108,6 +116,8 @@ class Vanguards:
             relay = draw_middle(directory, self._constraints, kept, self._rng)
             kept[relay.identity] = now + self._lifetime(param, name)
             self.has_changed = True
+        if is_clock_right:
+            self._settled[name] = ref(directory), now, min(kept.values())
 
     def _lifetime(self, param: Param, name: str) -> float:
         """Returns seconds, the greater of two uniform draws, so that an attacker waits long."""
