@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import cache
 
 from torkit._fast.cells import Reader
 from torkit.errors import CircuitError, UsageError
@@ -30,14 +31,7 @@ class CircuitRequest:
         self.cgo = cgo
 
     def encode(self) -> bytes:
-        extensions: dict[int, bytes] = {}
-        if self.congestion_control:
-            extensions[ExtensionType.CC_REQUEST] = b""
-        if self.cgo:
-            extensions[ExtensionType.SUBPROTOCOL_REQUEST] = encode_subprotocol_request(
-                [(SUBPROTOCOL_RELAY, RELAY_NEGOTIATES_CGO)]
-            )
-        return encode_extensions(extensions)
+        return _encode_request(self.congestion_control, self.cgo)
 
     def decode_response(self, message: bytes, *, cc_sendme_inc: int) -> int | None:
         """Returns the SENDME increment, in cells, that congestion control uses on this hop; None without it.
@@ -61,6 +55,18 @@ class CircuitRequest:
                 f"the relay wants a SENDME every {sendme_inc} cells, not every {cc_sendme_inc}"
             )
         return sendme_inc
+
+
+@cache
+def _encode_request(congestion_control: bool, cgo: bool) -> bytes:
+    extensions: dict[int, bytes] = {}
+    if congestion_control:
+        extensions[ExtensionType.CC_REQUEST] = b""
+    if cgo:
+        extensions[ExtensionType.SUBPROTOCOL_REQUEST] = encode_subprotocol_request(
+            [(SUBPROTOCOL_RELAY, RELAY_NEGOTIATES_CGO)]
+        )
+    return encode_extensions(extensions)
 
 
 def encode_subprotocol_request(capabilities: Iterable[tuple[int, int]]) -> bytes:

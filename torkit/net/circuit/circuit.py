@@ -44,8 +44,8 @@ GENERAL = "GENERAL"  # control-spec's purpose of circuits for streams
 
 logger = logging.getLogger(__name__)
 
-_LINK_COMMANDS = frozenset(Command)
-_RELAY_COMMANDS = frozenset(RelayCommand)
+_LINK_COMMANDS = {int(command): command for command in Command}
+_RELAY_COMMANDS = {int(command): command for command in RelayCommand}
 
 
 class CircuitHost(Protocol):
@@ -437,8 +437,8 @@ class Circuit(Tunnel):
                 ),
                 was_destroyed=True,
             )
-        elif command in _LINK_COMMANDS:
-            self._on_reply(Command(command), body)
+        elif (known := _LINK_COMMANDS.get(command)) is not None:
+            self._on_reply(known, body)
         # An unknown link command is ignored (as by C tor).
 
     def on_message(self, hop: int, command: int, body: bytes) -> None:
@@ -457,10 +457,11 @@ class Circuit(Tunnel):
         if hop != self._core.hop_count - 1:
             self.fail(CircuitError(f"relay command {command} arrived from hop {hop + 1}, not the last"))
             return
-        if command not in _RELAY_COMMANDS:
+        known = _RELAY_COMMANDS.get(command)
+        if known is None:
             self.fail(CircuitError(f"relay command {command} arrived, which is unknown"))
             return
-        self._on_reply(RelayCommand(command), body)
+        self._on_reply(known, body)
 
     def on_begin(self, core: CoreStream, body: bytes) -> None:
         """The client that we have let in begins a stream."""

@@ -6,8 +6,7 @@ what an outcome means; torkit.learnt.path_bias judges whether a guard fails too 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from typing import Any
@@ -111,12 +110,10 @@ class GuardKeeper:
         return _Told(self, identity)
 
     def note_reached(self, identity: bytes) -> None:
-        with self._telling(identity, "UP"):
-            self.guards.note_reached(identity, now=time.time())
+        self._change(identity, "UP", partial(self.guards.note_reached, identity, now=time.time()))
 
     def note_failed(self, identity: bytes) -> None:
-        with self._telling(identity, "DOWN"):
-            self.guards.note_failed(identity, now=time.time())
+        self._change(identity, "DOWN", partial(self.guards.note_failed, identity, now=time.time()))
 
     def note_given_up(self, identity: bytes) -> None:
         self.guards.note_given_up(identity)
@@ -129,17 +126,15 @@ class GuardKeeper:
 
     def confirm(self, identity: bytes) -> None:
         """Note that a circuit which begins at this guard is given out."""
-        with self._telling(identity, "GOOD"):
-            self.guards.confirm(identity, now=time.time(), rng=self._rng)
+        self._change(identity, "GOOD", partial(self.guards.confirm, identity, now=time.time(), rng=self._rng))
         self._keep()
 
-    @contextmanager
-    def _telling(self, identity: bytes, status: str) -> Iterator[None]:
-        """Inside the block a guard is changed; an event tells of its new state."""
+    def _change(self, identity: bytes, status: str, change: Callable[[], object]) -> None:
+        """Have `change` change a guard; an event tells of its new state."""
         journal = self._current.journal
         guard = self.guards.find(identity) if journal.is_heard else None
         before = guard and (guard.reachability, guard.confirmed_on)
-        yield
+        change()
         if guard is not None and before != (guard.reachability, guard.confirmed_on):
             journal.tell(GuardChanged(f"${identity.hex().upper()}", status))
 

@@ -24,6 +24,8 @@ def names_of(path: Sequence[Contact], purpose: Shared | ForOnion) -> list[str]:
 def note_built(circuit: Circuit, purpose: Shared | ForOnion, seconds: float) -> None:
     """Log that a circuit was built. The circuit itself logs its end."""
     circuit.is_told = True
+    if not logger.isEnabledFor(logging.INFO):
+        return
     names = ", ".join(names_of(circuit.path, purpose))
     logger.info("circuit %d for %s was built in %.2f s: %s", circuit.id, purpose.words, seconds, names)
 

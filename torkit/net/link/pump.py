@@ -253,9 +253,10 @@ class Stalls:
 
     def wake(self, now: float, wakes_at: float | None = None) -> None:
         """Note that the system lets us run again."""
-        late = now - max(self._wakes_at if wakes_at is None else wakes_at, self.since)
-        if late > STALL:
-            self._count(now, late)
+        if now - self.since > STALL:
+            late = now - max(self._wakes_at if wakes_at is None else wakes_at, self.since)
+            if late > STALL:
+                self._count(now, late)
         self.who, self.since = None, now
 
     def excuse(self, began: float, total: float, now: float) -> bool:
