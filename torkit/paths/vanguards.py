@@ -83,9 +83,8 @@ class Vanguards:
         """Returns a relay of a set, none of `unwanted`. Raises NoPath where no relay is left to draw."""
         self._update(directory, name, now)
         candidates = [identity for identity in self._expires[name] if identity not in unwanted]
-        self._rng.shuffle(candidates)
-        for identity in candidates:
-            relay = directory.relay(identity)
+        while candidates:
+            relay = directory.relay(candidates.pop(self._rng.randrange(len(candidates))))
             if relay is not None:
                 return relay
         return draw_middle(directory, self._constraints, unwanted, self._rng)

@@ -76,13 +76,10 @@ class HopHandshake:
     ) -> None:
         supports = relay.protocols.supports
         speaks_v3 = supports("Relay", 4) and relay.ed25519_identity is not None
-        can_congestion_control = speaks_v3 and supports("FlowCtrl", 2) and wants_congestion_control(params)
-        can_cgo = speaks_v3 and supports("FlowCtrl", 2) and supports("Relay", 5) and supports("Relay", 6)
-        asks = is_last or cgo is Cgo.ALL
-        self._request = CircuitRequest(
-            congestion_control=asks and can_congestion_control,
-            cgo=asks and can_congestion_control and can_cgo and cgo is not Cgo.OFF,
-        )
+        can_negotiate = speaks_v3 and supports("FlowCtrl", 2)
+        can_cgo = can_negotiate and supports("Relay", 5) and supports("Relay", 6)
+        asks = (is_last or cgo is Cgo.ALL) and can_negotiate and wants_congestion_control(params)
+        self._request = CircuitRequest(congestion_control=asks, cgo=asks and can_cgo and cgo is not Cgo.OFF)
         self._sendme_inc = parameter(params, "cc_sendme_inc")
         self._client: NtorClient | NtorV3Client
         if relay.ed25519_identity is not None and (self._request.congestion_control or can_cgo):
