@@ -3,14 +3,15 @@
 import os
 import socket
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
 import trio.testing
-from served import build, connect, fresh_relays, open_stream, serve, serve_network
+from served import build, connect, far_end, fresh_relays, open_stream, serve, serve_channel, serve_network
 
 from torkit._fast import channel as core_channel
-from torkit._fast.cells import Command
+from torkit._fast.cells import Command, RelayCommand
 from torkit._fast.sources import LocalEvent
 from torkit.client import open_tor
 from torkit.errors import InternalError, StreamClosed
@@ -72,6 +73,33 @@ async def test_an_exception_while_a_link_is_read_ends_that_link_only(
         nursery.start_soon(again.run)
         await build(again, [bad])
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("handler", ["on_message", "on_control_cell"])
+async def test_an_exception_in_a_handler_of_a_circuit_ends_that_circuit_only(
+    handler: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ended the whole connection, with the circuits of everybody."""
+
+    def fail(*_: object) -> NoReturn:
+        raise ValueError("web.test")
+
+    (relay,) = fresh_relays(1)
+    async with serve_channel(relay) as channel:
+        good = await build(channel, [relay])
+        stream, far = await open_stream(good, relay)
+        bad = await build(channel, [relay])
+        monkeypatch.setattr(bad, handler, fail)
+        if handler == "on_message":
+            far_end(relay).send(0, RelayCommand.TRUNCATED, 0, b"\0")
+        else:
+            far_end(relay).destroy()
+        far.data(b"still here")
+        assert await stream.receive_some() == b"still here"
+        assert isinstance(bad.error, InternalError)
+        assert channel.error is None
+    assert "an internal error (ValueError) ended a circuit" in caplog.text
+    assert "web.test" not in caplog.text
 
 
 async def test_an_exception_while_a_client_is_fed_ends_that_client_only() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
+from typing import NoReturn
 
 import pytest
 import trio
@@ -21,7 +22,7 @@ from served import (
 )
 
 from torkit._fast.cells import RelayCommand
-from torkit.errors import CircuitError, EndReason, StreamClosed, UsageError
+from torkit.errors import CircuitError, EndReason, InternalError, StreamClosed, UsageError
 from torkit.net.circuit.stream import Stream, StreamBroken
 from torkit.proto.messages import Answer, ResolvedError
 from torkit.testing.relay import FakeRelay, FakeStream, ignore
@@ -447,6 +448,9 @@ async def test_a_stream_closed_in_mid_read_hears_no_more_of_it() -> None:
         def on_xon(self) -> None:
             raise AssertionError
 
+        def on_fault(self, error: InternalError) -> None:
+            raise AssertionError
+
     async with serve_circuit() as (circuit, relays):
         stream, far = await open_stream(circuit, relays[2])
         far.circuit.ended_streams.add(far.id)
@@ -455,6 +459,37 @@ async def test_a_stream_closed_in_mid_read_hears_no_more_of_it() -> None:
         far.end()
         await circuit.resolve("sync.test")
         assert circuit.error is None
+
+
+async def test_a_fault_of_ours_in_a_watcher_ends_what_it_serves_and_no_other_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It ended the whole connection to the relay, with the streams of everybody."""
+
+    class Faulty:
+        def __init__(self) -> None:
+            self.faults: list[InternalError] = []
+
+        def on_change(self) -> NoReturn:
+            raise ValueError("web.test")
+
+        on_xon = on_change
+
+        def on_fault(self, error: InternalError) -> None:
+            self.faults.append(error)
+
+    async with serve_circuit() as (circuit, relays):
+        stream, far = await open_stream(circuit, relays[2])
+        other, far_other = await open_stream(circuit, relays[2])
+        stream.watcher = faulty = Faulty()
+        far.data(b"for nobody")
+        far.end()
+        far_other.data(b"still here")
+        assert await other.receive_some() == b"still here"
+        assert circuit.error is None
+        said = [str(fault) for fault in faulty.faults]
+        assert said == ["an internal error (ValueError) ended a connection"] * 2
+        assert "web.test" not in caplog.text
 
 
 async def test_resolve_gives_every_answer() -> None:

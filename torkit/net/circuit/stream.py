@@ -5,6 +5,7 @@ Tor has no half-close: `aclose` ends both directions. No windows are counted her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,8 +13,9 @@ import trio
 
 from torkit._fast.cells import RelayCommand
 from torkit._fast.stream import Stream as CoreStream
-from torkit.errors import CircuitError, EndReason, Retry, StreamClosed, TorkitError, code_of
+from torkit.errors import CircuitError, EndReason, InternalError, Retry, StreamClosed, TorkitError, code_of
 from torkit.events import CLOSED_HERE, StreamAttached, StreamEnded, StreamFailed, StreamSucceeded
+from torkit.net.faults import log_fault
 from torkit.proto.destination import INTERNAL, INTERNAL_HINT
 from torkit.proto.flow import ClockGuard, DrainWatch, StreamParams, Xoff, XoffCheck, Xon
 from torkit.proto.messages import (
@@ -350,7 +352,7 @@ class Stream(trio.abc.Stream):
         if self._writers is not None:
             self._writers.wake()
         if self.watcher is not None:
-            self.watcher.on_change()
+            _tell(self.watcher, self.watcher.on_change)
 
     def _advise(self, advice: Xon | Xoff | None) -> None:
         """Send what the queue's length asks for."""
@@ -365,7 +367,7 @@ class Stream(trio.abc.Stream):
 
     def on_readable(self) -> None:
         if self.watcher is not None:
-            self.watcher.on_change()
+            _tell(self.watcher, self.watcher.on_change)
         elif self._readers is not None:
             self._readers.wake()
         if self._core.queued and (flow := self._watched()) is not None:
@@ -411,7 +413,7 @@ class Stream(trio.abc.Stream):
                 if self._writers is not None:
                     self._writers.wake()
                 if self.watcher is not None:
-                    self.watcher.on_xon()
+                    _tell(self.watcher, self.watcher.on_xon)
             else:
                 raise CircuitError(f"relay command {command} arrived for a stream that did not ask for it")
         except CircuitError as error:
@@ -453,13 +455,26 @@ def cut_off(circuit: StreamHost, failure: TorkitError | None) -> StreamBroken:
 
 
 class Watcher(Protocol):
-    """Told of a stream by calls, instead of tasks that wait. Its methods never wait and never raise."""
+    """Told of a stream by calls, instead of tasks that wait. Its methods never wait."""
 
     def on_change(self) -> None:
         """It was connected or has ended, or bytes have arrived that the core does not write by itself."""
 
     def on_xon(self) -> None:
         """The peer takes data again, or at another rate."""
+
+    def on_fault(self, error: InternalError) -> None:
+        """Let go of the stream after a fault of ours in another method. Must not raise."""
+
+
+def _tell(watcher: Watcher, what: Callable[[], None]) -> None:
+    """Call one of its methods. A fault of ours there ends what it serves, and no other stream."""
+    try:
+        what()
+    except Exception as error:
+        fault = InternalError.ending("a connection", error)
+        log_fault(fault)
+        watcher.on_fault(fault)
 
 
 class StreamFlow:

@@ -38,8 +38,9 @@ from torkit.net.circuits.guards import UNTOLD, GuardTry
 from torkit.net.circuits.purpose import LOOK_UP, AskDirectory, ExitByLegs, ForOnion, Path, Purpose, Shared
 from torkit.net.contact import Contact, is_known
 from torkit.net.current import Current
+from torkit.net.faults import log_fault
 from torkit.net.link.channels import Channels
-from torkit.net.link.pump import Pump, log_fault
+from torkit.net.link.pump import Pump
 from torkit.net.progress import Phase, diagnose
 
 # Specification constant (tor-spec, "Relay cells"): RELAY_EARLY cells that a circuit may carry. C tor's

@@ -38,7 +38,9 @@ from torkit.errors import (
 )
 from torkit.net.circuit.circuit import GENERAL, Circuit
 from torkit.net.circuit.settings import CircuitSettings
+from torkit.net.circuit.tunnel import Tunnel
 from torkit.net.clock import set_since, wall_ahead
+from torkit.net.faults import log_fault
 from torkit.net.link.dial import Dial, dial_directly
 from torkit.net.link.pump import Pump
 from torkit.net.link.tls import TlsConnection
@@ -171,9 +173,27 @@ class Channel:
         return error if isinstance(error, OutOfResources) else ChannelClosed(str(error))
 
     def on_events(self, events: list[Event]) -> None:
-        """Hand on what the pump has read."""
+        """Hand on what the pump has read. A fault of ours ends the circuit that an event is about, if any."""
         for event in events:
-            self._handlers[type(event)](event)
+            try:
+                self._handlers[type(event)](event)
+            except Exception as error:
+                if (circuit := self._circuit_of(event)) is None:
+                    raise
+                fault = InternalError.ending("a circuit", error)
+                log_fault(fault)
+                circuit.fail(fault)
+
+    def _circuit_of(self, event: Event) -> Tunnel | None:
+        if isinstance(event, ControlCell):
+            return self._circuits.get(event.circ_id)
+        if isinstance(event, Message | CircuitFailed):
+            owner: Tunnel | None = event.circuit.owner
+            return owner
+        if isinstance(event, Readable | Writable) and (stream := event.stream.owner) is not None:
+            of_stream: Tunnel = stream.circuit
+            return of_stream
+        return None
 
     def on_fault(self, error: InternalError) -> None:
         self._on_channel_failed(ChannelFailed(error))

@@ -26,7 +26,8 @@ from torkit._fast.events import Event
 from torkit._fast.pump import Pump as CorePump
 from torkit._fast.sources import Link, Local, LocalEvent
 from torkit._fast.tls import Tls
-from torkit.errors import InternalError, trace
+from torkit.errors import InternalError
+from torkit.net.faults import log_fault
 
 # Implementation limits, seconds. LINGER: how long after the last byte the pump still waits in trio's place. A
 # relay's bursts come every 10 ms, but for the pauses of congestion control. A nearer deadline is left to
@@ -279,13 +280,6 @@ class Stalls:
         name = who.name if isinstance(who, trio.lowlevel.Task) else type(who).__qualname__
         where = "the pump" if who is None else name
         logger.warning("everything stood still for %.1f s in %s", seconds, where)
-
-
-def log_fault(fault: InternalError) -> None:
-    """Warn of a fault of ours, and log at DEBUG where it was. The exception's own words are not logged."""
-    logger.warning("%s", fault)
-    if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("%s", trace(fault))
 
 
 _current: RunVar[Pump] = RunVar("torkit pump")

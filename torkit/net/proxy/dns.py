@@ -14,7 +14,7 @@ import trio
 
 from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import EndReason, InternalError, PeerError, StreamClosed, TorkitError, UsageError
-from torkit.net.link.pump import log_fault
+from torkit.net.faults import log_fault
 from torkit.net.proxy.deadlines import deadline
 from torkit.net.proxy.isolation import Isolation, Origin
 from torkit.net.proxy.shared import CONNECT_TIMEOUT, Proxy

@@ -4,7 +4,7 @@ import logging
 
 from torkit.errors import InternalError, Retry, TorkitError
 from torkit.net.circuit.stream import Stream
-from torkit.net.link.pump import log_fault
+from torkit.net.faults import log_fault
 
 logger = logging.getLogger(__name__)
 

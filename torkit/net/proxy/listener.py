@@ -12,7 +12,7 @@ import trio
 from torkit._fast import ballast
 from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import InternalError
-from torkit.net.link.pump import log_fault
+from torkit.net.faults import log_fault
 from torkit.net.proxy.carrier import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
 from torkit.net.proxy.client import Client
 from torkit.net.proxy.doors import FrontDoor
