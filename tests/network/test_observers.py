@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -534,7 +535,12 @@ def test_a_newer_consensus_is_fetched_in_the_time_in_which_c_tor_fetches_it(tmp_
     async def note(name: str, number: int) -> None:
         directory = tmp_path / f"{name}{number}"
         directory.mkdir()
-        seconds[name].append(await time_of_refresh(clients[name], directory, valid_after, lifetime))
+        when = inf
+        try:
+            when = await time_of_refresh(clients[name], directory, valid_after, lifetime)
+        except* trio.TooSlowError:
+            pass  # whose it was is told below
+        seconds[name].append(when)
 
     async def note_all() -> None:
         async with trio.open_nursery() as nursery:
