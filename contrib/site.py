@@ -26,7 +26,7 @@ DOCUMENTS = {
     "SECURITY.md": "reporting.md",
     "bench/README.md": "measured.md",
 }
-PICTURES = ("bench/throughput.png", "bench/memory.png")
+PICTURES = tuple(sorted(f"bench/{picture.name}" for picture in ROOT.glob("bench/*.png")))
 
 # Links that lead to files which are no page.
 NO_PAGES = ("contrib/", "deploy/", "tests/", "CONTRIBUTING.md", "README.md", "LICENSE")

@@ -1,6 +1,8 @@
 """contrib/site.py: what it makes of documents and of the manual, and what it finds in a site."""
 
 import importlib.util
+import posixpath
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,16 @@ def test_links_between_documents_become_links_between_pages(site: Any) -> None:
     )
     assert changed("[scan](../man/torkit-scan.1)") == "[scan](commands/torkit-scan.md)"
     assert changed("[a unit](../contrib/torkit.service)") == "a unit (`contrib/torkit.service`)"
+
+
+def test_every_picture_of_a_document_is_in_the_site(site: Any) -> None:
+    shown = {
+        posixpath.normpath(posixpath.join(posixpath.dirname(place), picture))
+        for place in site.DOCUMENTS
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / place).read_text(encoding="utf-8"))
+    }
+    assert "bench/chaos.png" in shown
+    assert shown <= set(site.PICTURES)
 
 
 def test_a_manual_page_as_a_page(site: Any) -> None:
