@@ -47,7 +47,8 @@ class Vanguards:
         self._rng = rng
         # By set and identity, in the order of drawing: when it has served its time.
         self._expires: dict[str, dict[bytes, float]] = {name: {} for name in mode.sets}
-        # By set: the directory, and the span of time, for which nothing has to be looked at again.
+        # By set: the directory by which its relays were looked at last, and from when until when another look
+        # by that directory would change nothing.
         self._settled: dict[str, tuple[ref[Directory], float, float]] = {}
 
     @classmethod

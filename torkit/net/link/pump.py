@@ -298,9 +298,9 @@ class _Inside(NamedTuple):
 
 
 def _inside_of_trio() -> _Inside:
-    """Returns what is there.
+    """Returns what trio has of it.
 
-    Where it is not found, or where another loop hosts trio (guest mode), the descriptor is -1: trio then
+    Where something is missing, or where another loop hosts trio (guest mode), the descriptor is -1: trio then
     waits by itself, and everything works, at trio's price. To wake trio as other threads do, by its queue of
     calls, takes a step of a task more.
     """
