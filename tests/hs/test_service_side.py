@@ -306,10 +306,9 @@ def test_the_published_introduction_is_opened_and_answered() -> None:
         auth_key=KNOWN["auth_key"], private_key=bytes.fromhex(NTOR["b"]), subcredential=KNOWN["subcredential"]
     )
     assert point.public_key == KNOWN["B"]
-    message = decode_introduce2(KNOWN["introduce1_body"], KNOWN["auth_key"])
-    assert message.client_key == KNOWN["X"]
-    request = point.open(*message)
+    request = point.open(*decode_introduce2(KNOWN["introduce1_body"], KNOWN["auth_key"]))
     assert request.plaintext == KNOWN["introduce_plaintext"]
+    assert request.client_key == KNOWN["X"]
     reply, keys = request.answer(bytes.fromhex(NTOR["y"]))
     assert reply == KNOWN["handshake_info"]
     assert keys.derive(TOR1_ONION_KEYS_LEN) == b"".join(LAYER_KEYS[name] for name in ("Df", "Db", "Kf", "Kb"))

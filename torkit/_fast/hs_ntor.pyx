@@ -204,14 +204,16 @@ cdef class HsNtorPoint:
         finally:
             OPENSSL_cleanse(&keys, sizeof(keys))
         request.plaintext = plaintext
+        request.client_key = client_key
         return request
 
 
 @cython.final
 cdef class HsNtorRequest:
-    """A client's half that a service has opened: `plaintext` is its words."""
+    """A client's half that a service has opened: `plaintext` is its words, `client_key` X, 32 bytes."""
 
     cdef readonly bytes plaintext
+    cdef readonly bytes client_key
     cdef bint is_answered
     cdef SecretInput known
 
