@@ -24,7 +24,7 @@ from torkit.net.proxy.sockdiag import SockDiag
 
 # Bytes that we ask the kernel to hold in each direction: Linux's default, of which it grants twice as many to
 # whoever asks. A program that shares our interpreter reads late. Bursts of a relay filled the default now and
-# then, and Python had to run for what was left, which took 8 to 10 % of a download's CPU. A program that sends
+# then, and Python had to run for what was left: 8 to 10 % of a download's CPU. A program that sends
 # waits for room less often, and both threads less often for the interpreter's lock.
 SEND_BUFFER = 212_992
 
