@@ -365,6 +365,7 @@ class _Build:
             if isinstance(error, TorkitError):
                 self._tell(error)
             elif isinstance(error, trio.TooSlowError):
+                error.__traceback__ = None  # in Python 3.13 its calls hold it, though nobody sees it any more
                 raise self._tell(TimedOut("a circuit was not built in time")) from None
             elif isinstance(error, Exception):
                 raise _fault(error) from error
