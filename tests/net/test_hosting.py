@@ -24,7 +24,7 @@ from torkit.hs.messages import IntroduceExtension
 from torkit.hs.pow import Proof, Search, encode_proof
 from torkit.hs.service_messages import DosLimits
 from torkit.net.current import Current
-from torkit.net.hosting import edition
+from torkit.net.hosting import edition, upload
 from torkit.net.hosting import point as standing
 from torkit.net.hosting import service as hosted
 from torkit.net.hosting.forward import Target
@@ -33,6 +33,7 @@ from torkit.net.hosting.point import LAUNCH_PERIOD, MAX_LAUNCHES, RETRIES, Launc
 from torkit.net.hosting.serve import OnionListener
 from torkit.net.onion.descriptors import calendar_of
 from torkit.testing.onion import End, FarClient
+from torkit.testing.onion.descriptor import read_outer
 from torkit.testing.relay import FakeCircuit, FakeRelay, RelayCell, http_response
 
 LOGGER = "torkit.net.hosting.service"
@@ -132,21 +133,30 @@ def _hear_padding(
     before(circuit, number, cell)
 
 
-async def test_a_directory_that_fails_is_asked_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", [http_response(b"", status="503 busy"), b""], ids=["busy", "lost"])
+async def test_a_directory_that_fails_is_given_a_newer_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    """It may have this one, or a later one of another process with the same key, and would refuse this for ever."""
+    monkeypatch.setattr(upload, "RESTS", (0.0,))
     async with onion_network(tmp_path) as (tor, net):
-        refused: set[FakeRelay] = set()
+        failed: set[tuple[FakeRelay, bytes]] = set()
+        refused: list[bytes] = []
 
         def take(relay: FakeRelay, text: bytes) -> bytes:
-            if relay not in refused:
-                refused.add(relay)
-                return http_response(b"", status="503 busy")
-            return net.answer_upload(relay, text)
+            answered = net.answer_upload(relay, text)
+            if answered != http_response(b""):
+                refused.append(answered)
+            elif (about := (relay, read_outer(text).blinded)) not in failed:
+                failed.add(about)
+                return answer
+            return answered
 
         net.on_upload = take
         async with tor.serve_onion([80]) as service:
             await service.wait_published()
-            assert net.descriptor(service.address).points
-            await until(lambda: len(refused) == len(net.relays))
+            await until(lambda: len(net.uploads) == 4 * len(net.relays))  # two periods, each version
+    assert refused == []
 
 
 async def test_what_is_not_offered_or_refused_ends_with_its_reason(

@@ -166,7 +166,7 @@ class Edition:
                 logger.info("no directory to give the descriptor to: %s", error)
                 await trio.sleep(REST)
                 continue
-            upload = self.upload = Upload(self._encode(named), directories)
+            upload = self.upload = Upload(partial(self._encode, named), directories)
             scope = trio.CancelScope()
             nursery.start_soon(self._run_upload, upload, scope)
             began = trio.current_time()

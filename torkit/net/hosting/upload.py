@@ -1,7 +1,7 @@
-"""One version of a descriptor, given to every directory that is responsible for it."""
+"""A descriptor, given to every directory that is responsible for it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -23,11 +23,13 @@ logger = logging.getLogger(__name__)
 class Upload:
     """`run` it once. `taken` are the directories that have it; `failure` is what the last refusal said."""
 
-    def __init__(self, text: bytes, directories: Sequence[Relay]) -> None:
+    def __init__(self, encode: Callable[[], bytes], directories: Sequence[Relay]) -> None:
+        """`encode` makes the descriptor's text, with a higher revision counter each time."""
         self.taken: set[bytes] = set()
         self.failure: TorkitError | None = None
         self.has_begun_to_serve = trio.Event()  # a directory has it, or all have failed
-        self._text = text
+        self._encode = encode
+        self._text = encode()
         self._directories = directories
         self._limit = trio.CapacityLimiter(MAX_UPLOADS)
 
@@ -50,25 +52,29 @@ class Upload:
 
     async def _give(self, stems: Stems, relay: Relay) -> None:
         for rest in (*RESTS, None):
+            text = self._text
             try:
                 async with self._limit:
-                    await self._try(stems, relay)
+                    await self._try(stems, relay, text)
             except TorkitError as error:
                 self.failure = error
                 logger.info("a descriptor was not taken by %s: %s", relay.nickname, error)
                 if rest is None:
                     return
                 await trio.sleep(rest)
+                # The directory may have a later count: another process published with the same key meanwhile.
+                if text is self._text:
+                    self._text = self._encode()
             else:
                 self.taken.add(relay.identity)
                 self.has_begun_to_serve.set()
                 return
 
-    async def _try(self, stems: Stems, relay: Relay) -> None:
+    async def _try(self, stems: Stems, relay: Relay, text: bytes) -> None:
         circuit = await stems.reach(ServiceDirectory(relay), relay, self)
         try:
             with trio.fail_after(UPLOAD_TIMEOUT):
-                await publish_onion_descriptor(circuit, self._text)
+                await publish_onion_descriptor(circuit, text)
             circuit.watch.note_use()
             circuit.watch.note_used()
         except trio.TooSlowError:
