@@ -137,7 +137,7 @@ def _hear_padding(
 async def test_a_directory_that_fails_is_given_a_newer_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
-    """It may have this one, or a later one of another process with the same key, and would refuse this for ever."""
+    """It may have this one, or a later one of another process with the same key: it would refuse this."""
     monkeypatch.setattr(upload, "RESTS", (0.0,))
     async with onion_network(tmp_path) as (tor, net):
         failed: set[tuple[FakeRelay, bytes]] = set()
