@@ -28,6 +28,23 @@ EC_KEY = (
 )
 
 
+def certified(text: bytes) -> bytes:
+    """The certificate with what has been changed in it, certified again: the authority's own mistake."""
+    end = b"dir-key-certification\n"
+    body = text[: text.index(end) + len(end)]
+    return body + armor("SIGNATURE", sign(AUTHORITY.identity_key, hashlib.sha1(body).digest())).encode()
+
+
+def rsa_der_of(bits: int) -> bytes:
+    """An RSA public key of so many bits, a multiple of eight, whose private half nobody knows."""
+    modulus = b"\2" + der_length(bits // 8 + 1) + b"\0" + b"\xff" * (bits // 8)
+    return b"\x30" + der_length(len(modulus) + 5) + modulus + b"\2\3\1\0\1"
+
+
+def der_length(length: int) -> bytes:
+    return b"\x82" + length.to_bytes(2, "big") if length > 255 else b"\x81" + bytes([length])
+
+
 def test_certificate_is_read_and_its_signatures_hold() -> None:
     (certificate,) = parse_certificates(GOOD)
     assert certificate.identity == AUTHORITY.v3ident
@@ -84,11 +101,21 @@ def test_certification_by_another_key_is_refused() -> None:
 def test_crosscert_by_another_key_is_refused_though_certified() -> None:
     crosscert = re.compile(rb"dir-key-crosscert\n.*?END ID SIGNATURE-----\n", re.DOTALL)
     wrong = armor("ID SIGNATURE", sign(rsa_key(20), AUTHORITY.v3ident)).encode()
-    body = crosscert.sub(b"dir-key-crosscert\n" + wrong, GOOD)
-    body = body[: body.index(b"dir-key-certification\n") + len(b"dir-key-certification\n")]
-    signature = sign(AUTHORITY.identity_key, hashlib.sha1(body).digest())
     with pytest.raises(DocumentError, match="dir-key-crosscert: not a signature by the signing key"):
-        parse_certificates(body + armor("SIGNATURE", signature).encode())
+        parse_certificates(certified(crosscert.sub(b"dir-key-crosscert\n" + wrong, GOOD)))
+
+
+def test_another_version_is_refused_though_certified() -> None:
+    with pytest.raises(DocumentError, match="version 3 expected"):
+        parse_certificates(certified(GOOD.replace(b"version 3", b"version 4")))
+
+
+def test_more_certificates_than_anybody_has_are_not_checked() -> None:
+    start = b"dir-key-certificate-version 3\n"
+    with pytest.raises(DocumentError, match="129 certificates; at most 128 are read"):
+        parse_certificates(start * 129)
+    with pytest.raises(DocumentError, match="lacks"):
+        parse_certificates(start * 128)
 
 
 def test_signature_must_be_the_digest_exactly() -> None:
@@ -98,6 +125,22 @@ def test_signature_must_be_the_digest_exactly() -> None:
     assert not check_signature(public_key, sign(key, digest + b"x"), digest)
     assert not check_signature(public_key, sign(key, digest[:-1]), digest)
     assert not check_signature(public_key, b"", digest)
+
+
+@pytest.mark.parametrize(
+    ("bits", "reason"),
+    [
+        (1016, "a key of 1016 bits; 1024 to 8192 expected"),
+        (1024, "not the SHA-1"),
+        (8192, "not the SHA-1"),
+        (8200, "a key of 8200 bits; 1024 to 8192 expected"),
+    ],
+)
+def test_keys_are_no_smaller_than_is_safe_and_no_larger_than_is_quick(bits: int, reason: str) -> None:
+    key = re.compile(rb"dir-identity-key\n.*?END RSA PUBLIC KEY-----\n", re.DOTALL)
+    text = key.sub(b"dir-identity-key\n" + armor("RSA PUBLIC KEY", rsa_der_of(bits)).encode(), GOOD)
+    with pytest.raises(DocumentError, match=reason):
+        parse_certificates(text)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 from dataclasses import replace
 
 import network_docs as nd
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torkit.directory.authorities import parse_certificates
-from torkit.directory.consensus import MAX_CONSENSUS_LEN, MAX_SIGNATURES, parse_consensus
+from torkit.directory.consensus import MAX_CONSENSUS_LEN, MAX_SIGNATURES, parse_consensus, read_preamble
 from torkit.directory.entries import MAX_RELAYS
 from torkit.directory.trust import (
     EARLY_SKEW,
@@ -41,6 +42,13 @@ def entry(number: int) -> bytes:
     """The whole entry of the number-th relay in the document."""
     start = GOOD.index(R_LINES[number])
     return GOOD[start : GOOD.index(R_LINES[number + 1])]
+
+
+def time_line(keyword: bytes, instead: bytes = b"") -> bytes:
+    """The line of a time, which may be said to be another's."""
+    start = GOOD.index(keyword)
+    line = GOOD[start : GOOD.index(b"\n", start)]
+    return line.replace(keyword, instead) if instead else line
 
 
 def resigned(old: bytes, new: bytes) -> bytes:
@@ -269,13 +277,18 @@ def test_microdesc_digest_may_be_missing() -> None:
     [
         (b"network-status-version 3", b"network-status-version 4", "version 3 expected"),
         (b"3 microdesc", b"3 other", "flavor 'other'"),
-        (b"vote-status consensus", b"vote-status vote", "a consensus expected"),
+        (b"vote-status consensus", b"vote-status vote", "a consensus expected, and this is a vote"),
+        (b"vote-status consensus", b"vote-status opinion", "a consensus expected"),
         (b"voting-delay 300 300", b"voting-delay 300 3000000", "not from"),
         (b"voting-delay 300 300\n", b"", "lacks voting-delay"),
         (b"fresh-until 2", b"fresh-until 1", "do not ascend"),
+        (b"valid-until 2", b"valid-until 1", "do not ascend"),
+        (time_line(b"fresh-until"), time_line(b"valid-after", b"fresh-until"), "do not ascend"),
+        (time_line(b"valid-until"), time_line(b"fresh-until", b"valid-until"), "do not ascend"),
         (b"params a=1", b"params a=1 a=1", "of its own"),
         (b"params a=1", b"params a=2147483648", "not from"),
         (b"params a=1", b"params a", "of its own"),
+        (b"params a=1", b"params =1", "of its own"),
         (b"consensus-method 35", b"consensus-method 35 x", "1 arguments expected"),
         (b"shared-rand-current-value 3 ", b"shared-rand-current-value 3 AA", "base64"),
         (b"required-client-protocols Cons=2", b"required-client-protocols Cons=2,99", "not from"),
@@ -327,6 +340,17 @@ def test_entries_out_of_order_are_refused() -> None:
         parse_consensus(resigned(entry(3) + entry(4), entry(4) + entry(3)))
 
 
+def test_a_consensus_needs_no_relays_and_no_line_that_may_be_missing() -> None:
+    relays = GOOD[GOOD.index(R_LINES[0]) : GOOD.index(b"directory-footer")]
+    assert len(parse_consensus(resigned(relays, b"")).relays) == 0
+    optional = re.compile(
+        rb"^(client-versions|params|shared-rand|consensus-method|bandwidth-weights).*\n", re.MULTILINE
+    )
+    bare = parse_consensus(sign_consensus(optional.sub(b"", UNSIGNED), AUTHORITIES))
+    assert (bare.client_versions, bare.params, bare.bandwidth_weights) == ((), {}, {})
+    assert (bare.method, bare.shared_random_current) == (1, None)
+
+
 def test_unknown_keywords_and_non_ascii_contacts_are_tolerated() -> None:
     text = resigned(
         b"contact test", "contact Zoë\nfuture x\n-----BEGIN X-----\nAA==\n-----END X-----".encode()
@@ -339,9 +363,11 @@ def test_sizes_are_bounded() -> None:
     many = GOOD[:start] + b"r x\n" * (MAX_RELAYS + 1) + GOOD[end:]
     with pytest.raises(DocumentError, match="at most 50000 are read"):
         parse_consensus(many)
-    with pytest.raises(DocumentError, match="bytes; at most"):
-        parse_consensus(GOOD + b"x" * (MAX_CONSENSUS_LEN - len(GOOD)) + b"\n")
+    long = GOOD[:end] + b"x" * MAX_CONSENSUS_LEN + b"\n" + GOOD[end:]
+    with pytest.raises(DocumentError, match=r"consensus of .* bytes; at most"):
+        read_preamble(long)
     signature = AUTHORITIES[0].signature(b"x").encode()
+    parse_consensus(UNSIGNED + signature * MAX_SIGNATURES)
     with pytest.raises(DocumentError, match="signatures"):
         parse_consensus(UNSIGNED + signature * (MAX_SIGNATURES + 1))
 

@@ -147,7 +147,10 @@ def test_policy_at_the_edges_of_its_ranges() -> None:
         81,
         65534,
     ]
+    assert not decode_policy("accept 80,443").accepts(79)
+    assert decode_policy("reject 80,443").accepts(79)
     assert decode_policy("reject 1-65535").rejects_all
+    assert not decode_policy("reject 25").rejects_all
     assert not decode_policy("accept 1-65535").rejects_all
 
 
@@ -187,6 +190,9 @@ def test_what_is_kept_survives_encoding_and_expires_after_a_week() -> None:
     assert len(again) == 9
     again.expire(nd.NOW + KEEP_UNLISTED + 1)
     assert set(again) == set(digests[:4])
+    assert b"absent" not in kept
+    kept.expire(nd.NOW + KEEP_UNLISTED + 11)
+    assert len(kept) == 0
 
 
 def test_merging_keeps_both_and_the_later_time() -> None:

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torkit.directory.netdoc import (
+    MAX_NICKNAME_LEN,
+    MAX_OBJECT_LEN,
     MAX_SCAN_LEN,
     MAX_SCAN_LINES,
     Count,
@@ -20,6 +22,7 @@ from torkit.directory.netdoc import (
     decode_int,
     decode_ipv4,
     decode_ipv6_addr_port,
+    decode_nickname,
     decode_protocols,
     decode_time,
     encode_time,
@@ -64,6 +67,7 @@ def test_an_object_may_lack_its_equals_signs() -> None:
     ("old", "new", "reason"),
     [
         (b"start 3\n", b"", "must start with start"),
+        (b"start 3\n", b"unknown 3\n", "must start with start"),
         (b"start 3\n", b"start\n", "1 arguments expected"),
         (b"start 3\n", b"start 3\nstart 3\n", "exactly once"),
         (b"maybe 1 2\n", b"maybe 1 2\nmaybe 1 2\n", "at most once"),
@@ -82,6 +86,7 @@ def test_an_object_may_lack_its_equals_signs() -> None:
         (b"some a b\n", b"so\xc3\xa9me\n", "no keyword"),
         (b"soft\n", b"soft\n-----BEGIN-----\n", "malformed BEGIN line"),
         (b"soft\n", b"soft\n-----BEGIN THING-----\n" + b"A" * 65 + b"\n-----END THING-----\n", "oversized"),
+        (b"AAEC\n", (b"A" * 64 + b"\n") * (MAX_OBJECT_LEN // 64 + 1), "oversized"),
     ],
 )
 def test_scan_refuses_what_breaks_a_rule(old: bytes, new: bytes, reason: str) -> None:
@@ -158,6 +163,12 @@ def test_values_at_their_edges() -> None:
     for bad in ("ab" * 19, "ab" * 21, "zz" * 20, "a " * 20):
         with pytest.raises(ValueError, match="fingerprint"):
             decode_fingerprint(bad)
+    longest = "a9" * 9 + "Z"
+    assert len(longest) == MAX_NICKNAME_LEN
+    assert decode_nickname(longest) == longest
+    for bad in ("", longest + "a", "a-b", "é", "٣"):
+        with pytest.raises(ValueError, match="nickname"):
+            decode_nickname(bad)
     assert decode_ipv4("255.0.9.10") == "255.0.9.10"
     for bad in ("256.0.0.1", "1.2.3", "1.2.3.4.", "1.2.3.4.5", "01.2.3.4", "1.2.3.4\n", ""):
         with pytest.raises(ValueError, match="IPv4"):
@@ -174,6 +185,7 @@ def test_protocols_are_flags_not_a_ladder() -> None:
     assert not protocols.supports("Relay", 3)
     assert not protocols.supports("None", 0)
     assert decode_protocols("Link=3-4").missing_from(protocols) == ["Link=4"]
+    assert decode_protocols("Link=1,2") == decode_protocols("Link=1-2") != decode_protocols("Link=1")
 
 
 @pytest.mark.parametrize(
