@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from torkit.net.hosting.forward import Target, _connect
+from torkit.net.hosting.forward import Target, _begin, _connect_by_name, _wait_connected
 
 
 @contextmanager
@@ -27,12 +27,19 @@ async def resolve(host: str, port: int, family: int) -> list[tuple[int, int, int
     return [(family, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))]
 
 
+async def connect(target: Target) -> socket.socket:
+    if target.is_name:
+        return await _connect_by_name(target)
+    sock, is_connected = _begin(target.family, target.address)
+    return sock if is_connected else await _wait_connected(sock)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "server.test"])
 async def test_a_server_is_connected_to_by_address_and_by_name(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trio.socket.getaddrinfo", resolve)
-    with a_server() as server, await _connect(Target(host, server.getsockname()[1])) as ours:
+    with a_server() as server, await connect(Target(host, server.getsockname()[1])) as ours:
         theirs, peer = server.accept()
         with theirs:
             assert peer == ours.getsockname()
@@ -47,15 +54,15 @@ async def test_a_server_that_is_late_is_waited_for() -> None:
     """Its queue is full, so the kernel has to ask again."""
     with a_server(backlog=0) as server:
         target = Target("127.0.0.1", server.getsockname()[1])
-        first = await _connect(target)
+        first = await connect(target)
         made: list[socket.socket] = []
 
-        async def connect() -> None:
-            made.append(await _connect(target))
+        async def make() -> None:
+            made.append(await connect(target))
 
         with first:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(connect)
+                nursery.start_soon(make)
                 await trio.testing.wait_all_tasks_blocked()
                 assert not made
                 server.accept()[0].close()
@@ -70,6 +77,6 @@ async def test_where_no_server_is_the_reason_is_told(tmp_path: Path) -> None:
         port = server.getsockname()[1]
     for target in (Target("127.0.0.1", port), Target("::1", port)):
         with pytest.raises(ConnectionRefusedError):
-            await _connect(target)
+            await connect(target)
     with pytest.raises(FileNotFoundError):
-        await _connect(Target(str(tmp_path / "none")))
+        await connect(Target(str(tmp_path / "none")))

@@ -16,6 +16,7 @@ from typing import NoReturn
 import pytest
 import trio
 import trio.testing
+from onion_network import onion_network
 from pool import open_pool
 from proxied import CONNECT, GRANTED, GREETING, receive_all, receive_exactly
 from served import fresh_relays, relay_of, serve_channel
@@ -28,6 +29,7 @@ from torkit.errors import ChannelClosed, CircuitClosed, CircuitError, EndReason,
 from torkit.net.circuit.settings import CircuitSettings
 from torkit.net.circuits.build import build_circuit, build_directory_circuit
 from torkit.net.circuits.purpose import AskDirectory
+from torkit.net.hosting.forward import Target
 from torkit.net.link.channels import Channels
 from torkit.net.proxy import serve_socks
 from torkit.testing.relay import FakeCircuit, FakeStream, RelayCell, answer_begin, ignore
@@ -120,6 +122,34 @@ async def test_a_client_that_leaves_first_leaves_no_garbage(tmp_path: Path) -> N
                 await receive_exactly(client, len(GRANTED))
 
         await ask()
+        with nothing_left():
+            for _ in range(3):
+                await ask()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+@pytest.mark.parametrize("how", ["the client, in order", "the client", "the server"])
+async def test_a_stream_that_a_service_has_carried_leaves_no_garbage(tmp_path: Path, how: str) -> None:
+    [server] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with (
+        server,
+        onion_network(tmp_path) as (tor, net),
+        tor.serve_onion({80: Target(*server.socket.getsockname())}) as service,
+    ):
+        await service.wait_published()
+        far = await net.meet(net.descriptor(service.address))
+
+        async def ask() -> None:
+            theirs = far.begin(80, b"request")
+            async with await server.accept() as connection:
+                assert await connection.receive_some() == b"request"
+                if how != "the server":
+                    theirs.end(EndReason.DONE if how == "the client, in order" else EndReason.MISC)
+                    with suppress(trio.BrokenResourceError):
+                        assert await connection.receive_some() == b""
+            await until(lambda: service.connection_count == 0)
+
+        await ask()  # what is made for the first only
         with nothing_left():
             for _ in range(3):
                 await ask()

@@ -1,5 +1,6 @@
 """Onion services that we run, on scripted relays: published, introduced, met; streams carried to servers."""
 
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -266,6 +267,32 @@ async def test_connections_beyond_what_a_service_may_have_are_refused(tmp_path: 
             async with await server.accept():
                 far.begin(80)
                 await until(lambda: ends(far) == [EndReason.RESOURCELIMIT])
+
+
+async def test_a_server_that_cannot_be_watched_refuses_one_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system watches no more sockets for now."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no more")
+
+    async with (
+        a_server() as server,
+        onion_network(tmp_path) as (tor, net),
+        forwarding(tor, server) as service,
+    ):
+        far = await net.meet(net.descriptor(service.address))
+        with monkeypatch.context() as patch:
+            patch.setattr("torkit.net.link.pump.Pump.add_local", refuse)
+            far.begin(80)
+            await until(lambda: ends(far) == [EndReason.MISC])
+        assert is_told(caplog, os.strerror(errno.ENOSPC))
+        assert service.connection_count == 0
+        far.begin(80, b"request")
+        async with await server.accept() as refused, await server.accept() as connection:
+            assert await refused.receive_some() == b""
+            assert await connection.receive_some() == b"request"
 
 
 async def test_a_replay_is_met_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

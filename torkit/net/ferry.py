@@ -39,8 +39,11 @@ class Ferry:
         self._fileno = fileno
         self._sink = sink
         self._source = source
-        self._end = end
-        self._is_over = False
+        self._end: Callable[[Exception | None], None] | None = end  # None once called
+
+    @property
+    def _is_over(self) -> bool:
+        return self._end is None
 
     def start(self, early: bytes = b"") -> None:
         """Carry, `early` first to the stream."""
@@ -71,10 +74,10 @@ class Ferry:
         self._finish(error)
 
     def _finish(self, failure: Exception | None) -> None:
-        if not self._is_over:
-            self._is_over = True
+        if self._end is not None:
+            end, self._end = self._end, None  # it may be the ferry's own, which would wait to be garbage
             self._stream.watcher = None
-            self._end(failure)
+            end(failure)
 
 
 class SocketFerry(Ferry):

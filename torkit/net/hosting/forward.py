@@ -14,14 +14,15 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import trio
 
 from torkit._fast.sources import Local, LocalEvent
-from torkit.errors import EndReason
+from torkit.errors import EndReason, InternalError
 from torkit.net.circuit.stream import Stream
 from torkit.net.descriptors import READ_SIZE
 from torkit.net.ferry import Ferry
@@ -60,9 +61,33 @@ class Target(NamedTuple):
             return f"unix:{self.host}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The family of its socket; IPv4's for a name."""
+        if self.port is None:
+            return socket.AF_UNIX
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @property
+    def address(self) -> Any:
+        """As its socket takes it."""
+        return self.host if self.port is None else (self.host, self.port)
+
+    @property
+    def is_name(self) -> bool:
+        """Whether `host` has to be looked up."""
+        if self.port is None:
+            return False
+        try:
+            socket.inet_pton(self.family, self.host)
+        except OSError:
+            return True
+        return False
+
 
 class Forwarder:
-    """`take` is what an OnionService calls. Connections are carried in tasks of `nursery`.
+    """`take` is what an OnionService calls. Connections are carried without a task; one of `nursery` waits
+    where a server does not accept at once, and for the end of one that has all.
 
     `count` is how many there are; `cut_count` how many have ended while the client may have lacked something.
     """
@@ -74,66 +99,105 @@ class Forwarder:
         self._max_count = max_count
         self.count = 0
         self.cut_count = 0
+        self._is_closed = False
+        self._deliveries: set[_Delivery] = set()
         self._warned_at: dict[Target, float] = {}
+
+    def close(self) -> None:
+        """The service ends: carry no more; what is carried is cut off."""
+        self._is_closed = True
+        for delivery in list(self._deliveries):
+            delivery.cut()
 
     def take(self, stream: Stream, port: int) -> None:
         """Carry a stream, or end it: DONE says that nothing is at this port, as C tor's services do."""
         target = self._targets.get(port)
-        if target is None:
+        if target is None or self._is_closed:
             stream.close(EndReason.DONE)
         elif self.count >= self._max_count:
             stream.close(EndReason.RESOURCELIMIT)
         else:
             self.count += 1
-            self._nursery.start_soon(self._carry, stream, target)
+            self._connect(stream, target)
 
-    async def _carry(self, stream: Stream, target: Target) -> None:
+    def _connect(self, stream: Stream, target: Target) -> None:
+        if target.is_name:
+            self._nursery.start_soon(self._wait_for, stream, target, partial(_connect_by_name, target))
+            return
         try:
-            try:
-                sock = await _connect(target)
-            except (OSError, trio.TooSlowError) as error:
-                number = errno.ETIMEDOUT if isinstance(error, trio.TooSlowError) else error.errno or 0
-                self._warn(target, os.strerror(number))
-                stream.close(_REASONS.get(number, EndReason.MISC))
-                return
-            with sock:
-                stream.accept()
-                delivery = _Delivery(stream, sock)
-                await delivery.run()
-                self.cut_count += delivery.is_cut
-        finally:
+            sock, is_connected = _begin(target.family, target.address)
+            if is_connected:
+                self._carry(stream, sock)
+            else:
+                self._nursery.start_soon(self._wait_for, stream, target, partial(_wait_connected, sock))
+        except OSError as error:
+            self._refuse(stream, target, error.errno or 0)
+
+    async def _wait_for(
+        self, stream: Stream, target: Target, connecting: Callable[[], Awaitable[socket.socket]]
+    ) -> None:
+        try:
+            self._carry(stream, await connecting())
+        except OSError as error:
+            self._refuse(stream, target, error.errno or 0)
+        except trio.TooSlowError:
+            self._refuse(stream, target, errno.ETIMEDOUT)
+        except trio.Cancelled:  # the service ends
             stream.close()
             self.count -= 1
+            raise
 
-    def _warn(self, target: Target, why: str) -> None:
+    def _carry(self, stream: Stream, sock: socket.socket) -> None:
+        """Carry a stream to a server that has accepted. Raises OSError where the socket cannot be watched."""
+        try:
+            delivery = _Delivery(self, stream, sock)
+        except OSError:
+            sock.close()
+            raise
+        self._deliveries.add(delivery)
+        stream.accept()
+        delivery.start()
+
+    def _refuse(self, stream: Stream, target: Target, number: int) -> None:
+        """End a stream whose server has not accepted, for an error of the system's."""
         now = trio.current_time()
         if now - self._warned_at.get(target, -REPORT_INTERVAL) >= REPORT_INTERVAL:
             self._warned_at[target] = now
-            logger.warning("a client of the onion service was refused: %s: %s", target, why)
+            logger.warning("a client of the onion service was refused: %s: %s", target, os.strerror(number))
+        stream.close(_REASONS.get(number, EndReason.MISC))
+        self.count -= 1
+
+    def linger(self, delivery: "_Delivery") -> None:
+        """Its server has all, and is waited for."""
+        self._nursery.start_soon(delivery.say_goodbye)
+
+    def note_end(self, delivery: "_Delivery", *, is_cut: bool) -> None:
+        """It has ended; `is_cut` tells whether the client may have lacked something."""
+        self._deliveries.discard(delivery)
+        self.cut_count += is_cut
+        self.count -= 1
 
 
-async def _connect(target: Target) -> socket.socket:
-    """A connection, non-blocking. Raises OSError, trio.TooSlowError."""
-    family = socket.AF_UNIX
-    address: Any = target.host
-    if target.port is not None:
-        family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
-        address = target.host, target.port
+def _begin(family: int, address: Any) -> tuple[socket.socket, bool]:
+    """A socket that connects, non-blocking, and whether it has already. Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    if family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    number = sock.connect_ex(address)
+    if number == errno.EINPROGRESS:
+        number = sock.connect_ex(address)  # the kernel has connected to a server of this machine already
+    if number not in (0, errno.EALREADY):
+        sock.close()
+        raise OSError(number, os.strerror(number))
+    return sock, number == 0
+
+
+async def _wait_connected(sock: socket.socket) -> socket.socket:
+    """`sock`, once it has connected. Raises OSError, trio.TooSlowError."""
     try:
-        if target.port is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if not _is_address(family, target.host):
-                with trio.fail_after(CONNECT_TIMEOUT):
-                    found = await trio.socket.getaddrinfo(target.host, target.port, family)
-                address = found[0][4]
-        number = sock.connect_ex(address)
-        if number == errno.EINPROGRESS:
-            number = sock.connect_ex(address)  # the kernel has connected to a server of this machine already
-        if number == errno.EALREADY:
-            with trio.fail_after(CONNECT_TIMEOUT):
-                await trio.lowlevel.wait_writable(sock)
-            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        with trio.fail_after(CONNECT_TIMEOUT):
+            await trio.lowlevel.wait_writable(sock)
+        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             raise OSError(number, os.strerror(number))
     except BaseException:
@@ -142,52 +206,67 @@ async def _connect(target: Target) -> socket.socket:
     return sock
 
 
-def _is_address(family: int, host: str) -> bool:
-    try:
-        socket.inet_pton(family, host)
-    except OSError:
-        return False
-    return True
+async def _connect_by_name(target: Target) -> socket.socket:
+    """A connection to the first address of a name. Raises OSError, trio.TooSlowError."""
+    with trio.fail_after(CONNECT_TIMEOUT):
+        found = await trio.socket.getaddrinfo(target.host, target.port, target.family)
+    sock, is_connected = _begin(target.family, found[0][4])
+    return sock if is_connected else await _wait_connected(sock)
 
 
 class _Delivery(Ferry):
-    """Carries one stream. The core moves the bytes."""
+    """Carries one stream until either side has ended and the other has all. The core moves the bytes."""
 
     waits_for_sink = True
 
-    def __init__(self, stream: Stream, sock: socket.socket) -> None:
+    def __init__(self, home: Forwarder, stream: Stream, sock: socket.socket) -> None:
+        """Raises OSError where the socket cannot be watched."""
         pump = Pump.current()
         self._local: Local = pump.add_local(sock.fileno(), self)
         super().__init__(pump, stream, sock.fileno, self._local, self._local, self._note_end)
+        self._home = home
         self._socket = sock
-        self._failure: Exception | None = None
-        self._is_done = trio.Event()
         self._server_has_ended = False
 
-    async def run(self) -> None:
-        """Until either side has ended, and the other has all. The caller closes the socket."""
-        try:
-            self.start()
-            await self._is_done.wait()
-        except trio.Cancelled:  # the service ends
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            raise
-        finally:
-            self._stream.watcher = None
-            self._stream.hold()
-            self._pump.remove(self._local)
+    def cut(self) -> None:
+        """The service ends."""
+        self._finish(InternalError("the onion service ends"))
+
+    def _note_end(self, failure: Exception | None) -> None:
+        self._stream.hold()
+        self._pump.remove(self._local)
         if self._server_has_ended:
-            self._stream.close(EndReason.DONE)
-        elif isinstance(self._failure, OSError) and not self._stream.has_ended:
-            self._stream.close(EndReason.CONNRESET)
-        elif self._failure is not None:
+            self._close(EndReason.DONE)
+        elif isinstance(failure, OSError) and not self._stream.has_ended:
+            self._close(EndReason.CONNRESET)
+        elif failure is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._close()
         else:
-            await self._say_goodbye()
+            self._home.linger(self)
+
+    async def say_goodbye(self) -> None:
+        """The end of file; a server that goes on sending is read for a while, or the kernel would reset."""
+        try:
+            with trio.move_on_after(LINGER_TIMEOUT), suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+                while True:
+                    await trio.lowlevel.wait_readable(self._socket)
+                    if not self._socket.recv(READ_SIZE):
+                        return
+        finally:
+            self._close()
+
+    def _close(self, reason: EndReason = EndReason.MISC) -> None:
+        """Close the socket, and the stream for `reason` unless it has ended."""
+        self._stream.close(reason)
+        is_cut = self._is_cut
+        self._socket.close()
+        self._home.note_end(self, is_cut=is_cut)
 
     @property
-    def is_cut(self) -> bool:
-        """Returns whether the client ended, or was lost, while it may have lacked what the server sent."""
+    def _is_cut(self) -> bool:
+        """Whether the client ended, or was lost, while it may have lacked what the server sent."""
         if self._server_has_ended:
             return False
         if self._stream.circuit.error is not None:
@@ -195,19 +274,6 @@ class _Delivery(Ferry):
         with suppress(OSError):
             return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         return False
-
-    async def _say_goodbye(self) -> None:
-        """The end of file; a server that goes on sending is read for a while, or the kernel would reset."""
-        with trio.move_on_after(LINGER_TIMEOUT), suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-            while True:
-                await trio.lowlevel.wait_readable(self._socket)
-                if not self._socket.recv(READ_SIZE):
-                    return
-
-    def _note_end(self, failure: Exception | None) -> None:
-        self._failure = failure
-        self._is_done.set()
 
     def on_local(self, event: LocalEvent) -> None:
         """What the server's socket did."""

@@ -83,5 +83,6 @@ async def serve(
         try:
             yield OnionListener(service, incoming, forwarder)
         finally:
+            forwarder.close()
             await incoming.aclose()
             nursery.cancel_scope.cancel()
