@@ -94,7 +94,7 @@ def test_relays_are_as_written_in_order_of_identity() -> None:
         assert relays.indexes_of_nickname(doc.nickname.upper()) == [index]
         assert (relays.identities[index], relays.digests[index]) == (relay.identity, relay.digest)
         assert (relays.flags[index], relays.bandwidths[index]) == (relay.flags, relay.bandwidth)
-    assert relays.index_of(b"\0" * 20) is None
+    assert relays.index_of(b"\0" * 20) is relays.index_of(b"\xff" * 20) is None
     assert relays.indexes_of_nickname("relay.*") == []
     assert relays[-1] == relays[11] == relays[10:][1]
     with pytest.raises(IndexError):
@@ -260,6 +260,8 @@ def test_ns_flavor_has_exit_policies() -> None:
     without = parse_consensus(text.replace(b"\np reject 1-65535\n", b"\n")).relays
     assert {one.nickname: str(one.policy) for one in without} == written
     assert {one.policy for one in parse_consensus(GOOD).relays} == {None}
+    with pytest.raises(DocumentError, match="too few arguments for the ns flavor"):
+        parse_consensus(text.replace(b" 9001 0\n", b" 9001\n", 1))
     for wrong in (b"p accept 0", b"p accept 443,80", b"p accept 1-65536", b"p allow 80"):
         with pytest.raises(DocumentError, match=r"line \d+: p: "):
             parse_consensus(text.replace(b"p reject 1-65535", wrong, 1))
@@ -307,7 +309,7 @@ def test_microdesc_digest_may_be_missing() -> None:
         (entry(3), entry(3).replace(b"Bandwidth=", b"Bandwidth=-"), "not from 0|integer"),
         (entry(3), entry(3).replace(b"w Bandwidth=", b"w Bandwidth=4294967296 x="), "Bandwidth|not from"),
         (entry(3), entry(3).replace(b"pr Cons=1-2", b"pr Cons=1-99"), "not from"),
-        (entry(3), entry(3).replace(b"v Tor", b"v Tor" + b"x" * 10_000_000), "at most"),
+        (entry(3), entry(3).replace(b"v Tor", b"v Tor" + b"x" * 10_000_000), "relay: an entry of"),
         (b"contact test", b"contact \0", "NUL"),
         (b"contact test", b"contact \xff", "UTF-8"),
         (b"contact test", b"contact " + b"x" * 10_000_000, "at most"),

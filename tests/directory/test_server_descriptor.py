@@ -137,7 +137,8 @@ def test_concatenations_are_split() -> None:
     assert list(split_server_descriptors(b"".join(texts))) == texts
     extras = [EXTRA_INFO, OTHER.extra_info()]
     assert list(split_extra_infos(b"".join(extras))) == extras
-    for bad in (b"", b"\n", b"x", b"@type server-descriptor 1.0\n", EXTRA_INFO):
+    starts = (b"", b"\n", b"x", b"@type server-descriptor 1.0\n", b"x\n" + DESCRIPTOR, EXTRA_INFO)
+    for bad in (*starts, DESCRIPTOR[:-1], DESCRIPTOR + b"\0\n"):
         with pytest.raises(DocumentError):
             list(split_server_descriptors(bad))
 
