@@ -12,7 +12,8 @@ from torkit._fast.keys import X25519PrivateKey
 from torkit.errors import DocumentError, OnionServiceError, OnionStep
 from torkit.hs.descriptor import MAX_POINTS, Descriptor, decode_descriptor
 from torkit.testing.ed25519 import edwards_of
-from torkit.testing.encoding import bare64
+from torkit.testing.encoding import armor, bare64
+from torkit.testing.onion.descriptor import FIRST
 
 HEADER = "create2-formats 2\nflow-control 1-2 31\n"
 
@@ -132,6 +133,13 @@ def test_what_is_too_long_or_no_text_is_refused(service: Service) -> None:
 def test_an_outer_layer_that_breaks_the_rules_is_refused(service: Service, changes: dict[str, Any]) -> None:
     with pytest.raises(DocumentError):
         read(service, service.outer(service.first(HEADER), **changes))
+
+
+def test_a_first_layer_with_a_wrong_mac_is_refused_though_signed(service: Service) -> None:
+    blob = bytearray(service.layer(service.first(HEADER).encode(), FIRST, 1))
+    blob[-1] ^= 1
+    with pytest.raises(DocumentError, match="MAC of the first layer is wrong"):
+        read(service, service.outer("", superencrypted=f"superencrypted\n{armor('MESSAGE', bytes(blob))}"))
 
 
 def test_items_out_of_order_are_refused(service: Service) -> None:

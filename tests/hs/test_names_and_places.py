@@ -98,6 +98,14 @@ def test_a_key_with_a_torsion_component_is_refused() -> None:
         parse_address(address_of(mixed))
 
 
+@pytest.mark.parametrize("at", [0, 31, 32, 33])
+def test_an_address_whose_checksum_does_not_hold_is_refused(at: int) -> None:
+    raw = bytearray(base64.b32decode(address_of(IDENTITY).removesuffix(".onion").upper()))
+    raw[at] ^= 1
+    with pytest.raises(OnionServiceError, match="checksum"):
+        parse_address(base64.b32encode(raw).decode().lower() + ".onion")
+
+
 def test_another_version_is_refused_though_its_checksum_holds() -> None:
     with pytest.raises(OnionServiceError, match="version 4"):
         parse_address(address_of(IDENTITY, version=4))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hs.making import VECTORS
 
-from torkit._fast.equix import HashX, Solver
+from torkit._fast.equix import HashX, Solver, verify
 from torkit.errors import UsageError
 from torkit.hs.descriptor import ProofOfWork
 from torkit.hs.pow import (
@@ -137,6 +137,19 @@ def test_a_search_finds_a_proof_that_the_service_takes(effort: int) -> None:
     assert not is_valid(proof, blinded=BLINDED, seed=BLINDED)
     assert not is_valid(proof._replace(effort=effort + 1), blinded=BLINDED, seed=SEED)
     assert not is_valid(proof._replace(seed_head=b"head"), blinded=BLINDED, seed=SEED)
+
+
+def test_a_solution_that_does_not_meet_its_effort_is_no_proof() -> None:
+    """One in 2**32 - 1 does, however right the others are."""
+    effort = 2**32 - 1
+    for number in range(100):
+        nonce = number.to_bytes(16, "little")
+        challenge = make_challenge(BLINDED, SEED, nonce, effort)
+        for solution in Solver().solve(challenge) or ():
+            assert verify(challenge, solution)
+            assert not is_valid(Proof(nonce, effort, SEED[:4], solution), blinded=BLINDED, seed=SEED)
+            return
+    pytest.fail("no nonce has a solution")
 
 
 def test_a_search_tells_whether_it_is_compiled() -> None:

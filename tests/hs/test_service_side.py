@@ -404,6 +404,34 @@ def test_every_truncation_is_an_error_of_ours() -> None:
             decode_invitation(whole[:length])
 
 
+def words(*, key: bytes = b"o" * 32, specifiers: int = 0, proof: bytes | None = None) -> bytes:
+    """What a client says inside INTRODUCE2, laid out by hand."""
+    extensions = b"\0"
+    if proof is not None:
+        extensions = bytes([1, IntroduceExtension.PROOF_OF_WORK, len(proof)]) + proof
+    onion_key = b"\1" + len(key).to_bytes(2, "big") + key
+    return bytes(20) + extensions + onion_key + bytes([specifiers]) + b"\0\0" * specifiers
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (words(key=bytes(32)), "without a key"),
+        (words(key=b"o" * 31), "without a key"),
+        (words(key=b"o" * 33), "without a key"),
+        (words(specifiers=33), "33 link specifiers"),
+        (words(proof=b"\1" + bytes(39)), "41 bytes, not 40"),
+        (words(proof=b"\1" + bytes(41)), "41 bytes, not 42"),
+        (words(proof=b"\2" + bytes(40)), "version 2"),
+    ],
+)
+def test_words_of_a_client_that_mean_nothing_are_refused(wrong: bytes, reason: str) -> None:
+    right = decode_invitation(words(specifiers=32, proof=b"\1" + bytes(40)))
+    assert right.proof == Proof(bytes(16), 0, bytes(4), bytes(16))
+    with pytest.raises(CircuitError, match=reason):
+        decode_invitation(wrong)
+
+
 @given(st.binary(max_size=520))
 def test_random_bytes_raise_nothing_else(data: bytes) -> None:
     header = introduce_header(b"a" * 32)
