@@ -90,6 +90,8 @@ def test_begin_names_its_destination_in_lower_case(host: str, expected: bytes) -
         "a\n",
         "a/b",
         "user@a",
+        "site.onion",
+        "Site.ONION.",
         "[::1]",
         "a:80",
         "fe80::1%eth0",
@@ -114,11 +116,26 @@ def test_host_that_is_none_is_refused_and_not_repeated(host: str) -> None:
 def test_port_out_of_range_is_refused(port: int) -> None:
     with pytest.raises(UsageError, match="port"):
         messages.encode_begin("a", port, NO_FLAGS)
+    with pytest.raises(UsageError, match="port"):
+        messages.encode_begin_service(port)
 
 
 def test_ports_at_the_edges_are_sent() -> None:
     assert messages.encode_begin("a", 1, NO_FLAGS) == b"a:1\0"
     assert messages.encode_begin("a", 65535, NO_FLAGS) == b"a:65535\0"
+
+
+@pytest.mark.parametrize("port", [1, 80, 65535])
+def test_a_service_is_asked_for_a_port_alone(port: int) -> None:
+    assert messages.encode_begin_service(port) == b":%d\0" % port
+    assert messages.decode_begin_service(messages.encode_begin_service(port)) == port
+    assert messages.decode_begin_service(b"a.example:%d\0\0\0\0\5" % port) == port
+
+
+@pytest.mark.parametrize("body", [b"", b":80", b"\0", b":\0", b":x\0", b":-1\0", b":65536\0", b":000080\0"])
+def test_a_service_refuses_what_names_no_port(body: bytes) -> None:
+    with pytest.raises(CircuitError, match="no port"):
+        messages.decode_begin_service(body)
 
 
 def test_begin_flags_follow_the_nul() -> None:
@@ -145,6 +162,10 @@ def test_end_carries_its_reason() -> None:
 def test_end_reason_newer_than_we_are_counts_as_misc() -> None:
     assert messages.decode_end(b"\x0e") == End(EndReason.NOTDIRECTORY)
     assert messages.decode_end(b"\x0f") == End(EndReason.MISC)
+
+
+def test_end_for_any_other_reason_tells_no_address() -> None:
+    assert messages.decode_end(b"\1" + V4.packed) == End(EndReason.MISC)
 
 
 @pytest.mark.parametrize("ttl", [b"", b"\0\0\0\1"])
