@@ -2,7 +2,10 @@
 
 import gc
 import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -334,3 +337,50 @@ def test_nothing_is_left_in_the_account_when_all_is_gone() -> None:
     del talk, circuit, stream
     gc.collect()
     assert memory.held() == before
+
+
+# --- What goes back to the system -------------------------------------------------------------------------
+
+AFTER_A_BURST = """
+import os
+import resource
+import sys
+from torkit._fast import memory
+from torkit._fast.pump import Pump
+from fast.talk import Talk
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+if sys.argv[1] == "ours":
+    memory.own_process()
+pump, (never_readable, _) = Pump(), os.pipe()
+circuit = Talk(1).circuit()
+blocks = [bytes(10_000) for _ in range(int(sys.argv[2]))]
+circuit.keep(10_000 * len(blocks))
+pump.run(never_readable, 1.0, 0.0, 1.0)
+highest = resident()
+circuit.keep(-10_000 * len(blocks))
+blocks = blocks[::20]  # what is in use keeps the heap from shrinking by itself
+pump.run(never_readable, 1.0, 0.0, 1.0)
+print((highest - resident()) >> 10)
+"""
+
+
+@pytest.mark.parametrize(
+    ("whose", "blocks", "least", "most"),
+    [
+        pytest.param("ours", 2000, 10_000, 20_000, id="a burst"),
+        pytest.param("ours", 300, 0, 500, id="too little for a look at all memory"),
+        pytest.param("a library's", 2000, 0, 500, id="a library's process is not ours"),
+    ],
+)
+def test_what_a_burst_has_freed_goes_back_to_the_system(
+    whose: str, blocks: int, least: int, most: int
+) -> None:
+    """In KiB."""
+    child = [sys.executable, "-c", AFTER_A_BURST, whose, str(blocks)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(child, capture_output=True, text=True, check=True, env=environment)
+    assert least <= int(ended.stdout) <= most

@@ -22,7 +22,7 @@ from torkit._fast.cells cimport monotonic
 from torkit._fast.channel cimport Channel
 from torkit._fast.events cimport ChannelFailed, Flushed, Writable
 from torkit._fast.factory cimport make
-from torkit._fast.memory cimport excess
+from torkit._fast.memory cimport excess, rest
 from torkit._fast.sources cimport Link, Local, Source, find_greatest, release_spare, write_off
 from torkit._fast.stream cimport Stream
 from torkit._fast.tls cimport Tls
@@ -243,10 +243,10 @@ cdef class Pump:
                 if now < turn_ends_at:
                     continue
                 return self.take_found()
-            if other < 0:
-                return self.take_found()
             until = min(give_up_at, self.moved_at + linger)
             if until <= now:
+                rest()
+            if other < 0 or until <= now:
                 return self.take_found()
             is_others_turn = now >= turn_ends_at
             if is_others_turn:

@@ -131,7 +131,7 @@ async def serve(tor: "Tor", child: Child, sockets: "Sockets", kept_apart: Collec
     import trio
 
     from torkit.net.late import load_late
-    from torkit.net.memory import keep_ballast
+    from torkit.net.memory import own_process
     from torkit.net.proxy import Isolate, serve_proxy
     from torkit.net.proxy.leaks import Leaks
     from torkit.net.proxy.sockdiag import SockDiag
@@ -139,7 +139,7 @@ async def serve(tor: "Tor", child: Child, sockets: "Sockets", kept_apart: Collec
     from torkit.proto.automap import Automap
     from torkit.proto.destination import check_destination
 
-    keep_ballast()
+    own_process()
     check = partial(check_destination, allow_internal=tor.network.testing, allow_onion=True)
     opened = [(Place("proxy", "127.0.0.1", PROXY_PORT), sockets.proxy)]
     opened += [(Place("trans", "127.0.0.1"), sock) for sock in sockets.redirected]

@@ -103,7 +103,7 @@ async def open_client(
 
     from torkit.client import open_tor
     from torkit.config import data_dir
-    from torkit.net.memory import keep_ballast
+    from torkit.net.memory import own_process
     from torkit.paths.constraints import VanguardMode
     from torkit.proto.circuit import Cgo
     from torkit.proto.padding import Padding
@@ -114,7 +114,7 @@ async def open_client(
         raise UsageError(f"--cgo takes exit, all or off, not {options.cgo!r}") from None
     protect_keys(options)
     if is_service:
-        keep_ballast()
+        own_process()
     network = network or await read_network(options)
     async with (
         open_tor(
