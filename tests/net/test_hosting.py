@@ -295,6 +295,33 @@ async def test_a_server_that_cannot_be_watched_refuses_one_client(
             assert await connection.receive_some() == b"request"
 
 
+async def test_a_fault_where_a_stream_is_taken_on_counts_for_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the client's circuit; the server it had reached, too, gets a reset."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async with (
+        a_server() as server,
+        onion_network(tmp_path) as (tor, net),
+        forwarding(tor, server) as service,
+    ):
+        far = await net.meet(net.descriptor(service.address))
+        with monkeypatch.context() as patch:
+            patch.setattr("torkit.net.circuit.stream.Stream.accept", fail)
+            far.begin(80)
+            async with await server.accept() as connection:
+                with pytest.raises(trio.BrokenResourceError):
+                    await connection.receive_some()
+        assert service.connection_count == 0
+        far = await net.meet(net.descriptor(service.address))
+        far.begin(80, b"request")
+        async with await server.accept() as connection:
+            assert await connection.receive_some() == b"request"
+
+
 async def test_a_replay_is_met_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, LOGGER)
     async with listening(tmp_path) as (service, net):

@@ -89,7 +89,7 @@ class Forwarder:
     """`take` is what an OnionService calls. Connections are carried without a task; one of `nursery` waits
     where a server does not accept at once, and for the end of one that has all.
 
-    `count` is how many there are; `cut_count` how many have ended while the client may have lacked something.
+    `cut_count` is how many have ended while the client may have lacked something.
     """
 
     def __init__(self, targets: Mapping[int, Target], nursery: trio.Nursery, max_count: int) -> None:
@@ -97,17 +97,22 @@ class Forwarder:
         self._targets = targets
         self._nursery = nursery
         self._max_count = max_count
-        self.count = 0
         self.cut_count = 0
         self._is_closed = False
-        self._deliveries: set[_Delivery] = set()
+        self._carried: dict[Stream, _Delivery | None] = {}  # None until the server has accepted
         self._warned_at: dict[Target, float] = {}
+
+    @property
+    def count(self) -> int:
+        """How many streams there are."""
+        return len(self._carried)
 
     def close(self) -> None:
         """The service ends: carry no more; what is carried is cut off."""
         self._is_closed = True
-        for delivery in list(self._deliveries):
-            delivery.cut()
+        for delivery in list(self._carried.values()):
+            if delivery is not None:
+                delivery.cut()
 
     def take(self, stream: Stream, port: int) -> None:
         """Carry a stream, or end it: DONE says that nothing is at this port, as C tor's services do."""
@@ -117,8 +122,13 @@ class Forwarder:
         elif self.count >= self._max_count:
             stream.close(EndReason.RESOURCELIMIT)
         else:
-            self.count += 1
-            self._connect(stream, target)
+            self._carried[stream] = None
+            try:
+                self._connect(stream, target)
+            except BaseException:  # a fault of ours, which ends the circuit
+                if (delivery := self._carried.pop(stream, None)) is not None:
+                    delivery.cut()
+                raise
 
     def _connect(self, stream: Stream, target: Target) -> None:
         if target.is_name:
@@ -144,17 +154,16 @@ class Forwarder:
             self._refuse(stream, target, errno.ETIMEDOUT)
         except trio.Cancelled:  # the service ends
             stream.close()
-            self.count -= 1
+            del self._carried[stream]
             raise
 
     def _carry(self, stream: Stream, sock: socket.socket) -> None:
         """Carry a stream to a server that has accepted. Raises OSError where the socket cannot be watched."""
         try:
-            delivery = _Delivery(self, stream, sock)
-        except OSError:
+            delivery = self._carried[stream] = _Delivery(self, stream, sock)
+        except BaseException:
             sock.close()
             raise
-        self._deliveries.add(delivery)
         stream.accept()
         delivery.start()
 
@@ -165,30 +174,32 @@ class Forwarder:
             self._warned_at[target] = now
             logger.warning("a client of the onion service was refused: %s: %s", target, os.strerror(number))
         stream.close(_REASONS.get(number, EndReason.MISC))
-        self.count -= 1
+        del self._carried[stream]
 
     def linger(self, delivery: "_Delivery") -> None:
         """Its server has all, and is waited for."""
         self._nursery.start_soon(delivery.say_goodbye)
 
-    def note_end(self, delivery: "_Delivery", *, is_cut: bool) -> None:
+    def note_end(self, stream: Stream, *, is_cut: bool) -> None:
         """It has ended; `is_cut` tells whether the client may have lacked something."""
-        self._deliveries.discard(delivery)
+        self._carried.pop(stream, None)
         self.cut_count += is_cut
-        self.count -= 1
 
 
 def _begin(family: int, address: Any) -> tuple[socket.socket, bool]:
     """A socket that connects, non-blocking, and whether it has already. Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    if family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    number = sock.connect_ex(address)
-    if number == errno.EINPROGRESS:
-        number = sock.connect_ex(address)  # the kernel has connected to a server of this machine already
-    if number not in (0, errno.EALREADY):
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        number = sock.connect_ex(address)
+        if number == errno.EINPROGRESS:
+            number = sock.connect_ex(address)  # the kernel has connected to a server of this machine already
+        if number not in (0, errno.EALREADY):
+            raise OSError(number, os.strerror(number))
+    except BaseException:
         sock.close()
-        raise OSError(number, os.strerror(number))
+        raise
     return sock, number == 0
 
 
@@ -262,7 +273,7 @@ class _Delivery(Ferry):
         self._stream.close(reason)
         is_cut = self._is_cut
         self._socket.close()
-        self._home.note_end(self, is_cut=is_cut)
+        self._home.note_end(self._stream, is_cut=is_cut)
 
     @property
     def _is_cut(self) -> bool:
