@@ -62,7 +62,8 @@ class Upload:
                 if rest is None:
                     return
                 await trio.sleep(rest)
-                # The directory may have a later count: another process published with the same key meanwhile.
+                # The directory may have this version, its answer lost, or a later one of another process with
+                # the same key.
                 if text is self._text:
                     self._text = self._encode()
             else:
