@@ -4,12 +4,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
-from torkit.net.hosting.forward import Target, _begin, _connect_by_name, _wait_connected
+from torkit.net.circuit.stream import Stream
+from torkit.net.hosting.forward import Forwarder, Target, _begin, _connect_by_name, _wait_connected
 
 
 @contextmanager
@@ -80,3 +82,27 @@ async def test_where_no_server_is_the_reason_is_told(tmp_path: Path) -> None:
             await connect(target)
     with pytest.raises(FileNotFoundError):
         await connect(Target(str(tmp_path / "none")))
+
+
+async def test_a_server_that_accepts_when_the_service_has_ended_is_left() -> None:
+    class Asked:
+        is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    with a_server(backlog=0) as server:
+        target = Target("127.0.0.1", server.getsockname()[1])
+        with await connect(target):
+            asked = Asked()
+            async with trio.open_nursery() as nursery:
+                forwarder = Forwarder({80: target}, nursery, 1)
+                forwarder.take(cast(Stream, asked), 80)
+                await trio.testing.wait_all_tasks_blocked()
+                forwarder.close()
+                assert forwarder.count == 1
+                server.accept()[0].close()
+            assert forwarder.count == 0
+            assert asked.is_closed
+            with server.accept()[0] as theirs:
+                assert theirs.recv(1) == b""

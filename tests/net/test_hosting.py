@@ -25,7 +25,7 @@ from torkit.hs.messages import IntroduceExtension
 from torkit.hs.pow import Proof, Search, encode_proof
 from torkit.hs.service_messages import DosLimits
 from torkit.net.current import Current
-from torkit.net.hosting import edition, upload
+from torkit.net.hosting import edition, forward, upload
 from torkit.net.hosting import point as standing
 from torkit.net.hosting import service as hosted
 from torkit.net.hosting.forward import Target
@@ -62,6 +62,19 @@ async def a_server() -> AsyncIterator[trio.SocketListener]:
     [server] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with server:
         yield server
+
+
+@asynccontextmanager
+async def forwarded(
+    tmp_path: Path,
+) -> AsyncIterator[tuple[trio.SocketListener, OnionNetwork, OnionListener]]:
+    """A server, and a published service whose port 80 leads to it."""
+    async with (
+        a_server() as server,
+        onion_network(tmp_path) as (tor, net),
+        forwarding(tor, server) as service,
+    ):
+        yield server, net, service
 
 
 def is_told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
@@ -183,11 +196,7 @@ async def test_what_is_not_offered_or_refused_ends_with_its_reason(
 
 async def test_bytes_are_carried_both_ways_and_the_servers_end_is_told(tmp_path: Path) -> None:
     data = os.urandom(300_000)
-    async with (
-        a_server() as server,
-        onion_network(tmp_path) as (tor, net),
-        forwarding(tor, server) as service,
-    ):
+    async with forwarded(tmp_path) as (server, net, service):
         far = await net.meet(net.descriptor(service.address))
         theirs = far.begin(80, b"request")
         theirs.write(data)
@@ -203,11 +212,7 @@ async def test_bytes_are_carried_both_ways_and_the_servers_end_is_told(tmp_path:
 
 
 async def test_a_client_that_ends_is_an_end_of_file_and_one_that_is_cut_off_a_reset(tmp_path: Path) -> None:
-    async with (
-        a_server() as server,
-        onion_network(tmp_path) as (tor, net),
-        forwarding(tor, server) as service,
-    ):
+    async with forwarded(tmp_path) as (server, net, service):
         far = await net.meet(net.descriptor(service.address))
         theirs = far.begin(80, b"all there is")
         async with await server.accept() as connection:
@@ -228,11 +233,7 @@ async def test_a_client_that_ends_is_an_end_of_file_and_one_that_is_cut_off_a_re
 
 async def test_a_client_that_leaves_before_it_has_all_is_counted(tmp_path: Path) -> None:
     """It ends with MISC, as clients do, while the server still has something to say."""
-    async with (
-        a_server() as server,
-        onion_network(tmp_path) as (tor, net),
-        forwarding(tor, server) as service,
-    ):
+    async with forwarded(tmp_path) as (server, net, service):
         far = await net.meet(net.descriptor(service.address))
         theirs = far.begin(80, b"request")
         async with await server.accept() as connection:
@@ -277,11 +278,7 @@ async def test_a_server_that_cannot_be_watched_refuses_one_client(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no more")
 
-    async with (
-        a_server() as server,
-        onion_network(tmp_path) as (tor, net),
-        forwarding(tor, server) as service,
-    ):
+    async with forwarded(tmp_path) as (server, net, service):
         far = await net.meet(net.descriptor(service.address))
         with monkeypatch.context() as patch:
             patch.setattr("torkit.net.link.pump.Pump.add_local", refuse)
@@ -295,19 +292,19 @@ async def test_a_server_that_cannot_be_watched_refuses_one_client(
             assert await connection.receive_some() == b"request"
 
 
+@pytest.mark.parametrize("accepts", ["at once", "later"])
 async def test_a_fault_where_a_stream_is_taken_on_counts_for_nobody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepts: str
 ) -> None:
-    """It ends the client's circuit; the server it had reached, too, gets a reset."""
+    """It ends the client; the server it had reached, too, gets a reset."""
 
     def fail(*_: object) -> None:
         raise MemoryError
 
-    async with (
-        a_server() as server,
-        onion_network(tmp_path) as (tor, net),
-        forwarding(tor, server) as service,
-    ):
+    if accepts == "later":
+        begin = forward._begin
+        monkeypatch.setattr(forward, "_begin", lambda *args: (begin(*args)[0], False))
+    async with forwarded(tmp_path) as (server, net, service):
         far = await net.meet(net.descriptor(service.address))
         with monkeypatch.context() as patch:
             patch.setattr("torkit.net.circuit.stream.Stream.accept", fail)

@@ -25,6 +25,7 @@ from torkit._fast.sources import Local, LocalEvent
 from torkit.errors import EndReason, InternalError
 from torkit.net.circuit.stream import Stream
 from torkit.net.descriptors import READ_SIZE
+from torkit.net.faults import log_fault
 from torkit.net.ferry import Ferry
 from torkit.net.link.pump import Pump
 
@@ -126,8 +127,7 @@ class Forwarder:
             try:
                 self._connect(stream, target)
             except BaseException:  # a fault of ours, which ends the circuit
-                if (delivery := self._carried.pop(stream, None)) is not None:
-                    delivery.cut()
+                self._drop(stream)
                 raise
 
     def _connect(self, stream: Stream, target: Target) -> None:
@@ -152,13 +152,25 @@ class Forwarder:
             self._refuse(stream, target, error.errno or 0)
         except trio.TooSlowError:
             self._refuse(stream, target, errno.ETIMEDOUT)
-        except trio.Cancelled:  # the service ends
-            stream.close()
-            del self._carried[stream]
+        except Exception as error:
+            log_fault(InternalError.ending("a client of the onion service", error))
+            self._drop(stream)
+        except BaseException:  # the service ends
+            self._drop(stream)
             raise
+
+    def _drop(self, stream: Stream) -> None:
+        """End a stream, and reset the server if it has accepted."""
+        if (delivery := self._carried.pop(stream, None)) is not None:
+            delivery.cut()
+        stream.close()
 
     def _carry(self, stream: Stream, sock: socket.socket) -> None:
         """Carry a stream to a server that has accepted. Raises OSError where the socket cannot be watched."""
+        if self._is_closed:  # since it was asked
+            sock.close()
+            self._drop(stream)
+            return
         try:
             delivery = self._carried[stream] = _Delivery(self, stream, sock)
         except BaseException:
@@ -240,8 +252,8 @@ class _Delivery(Ferry):
         self._server_has_ended = False
 
     def cut(self) -> None:
-        """The service ends."""
-        self._finish(InternalError("the onion service ends"))
+        """End it, though neither side has: the service ends, or a fault of ours."""
+        self._finish(InternalError("the onion service lets go of a stream"))
 
     def _note_end(self, failure: Exception | None) -> None:
         self._stream.hold()
