@@ -18,7 +18,7 @@ from waiting import until
 from torkit._fast.cells import RelayCommand
 from torkit._fast.keys import X25519PrivateKey
 from torkit.client import Tor
-from torkit.errors import EndReason, OnionServiceError, UsageError
+from torkit.errors import CircuitError, EndReason, OnionServiceError, UsageError
 from torkit.hs.calendar import Calendar
 from torkit.hs.keys import SecretKey
 from torkit.hs.messages import IntroduceExtension
@@ -360,7 +360,10 @@ async def test_introductions_that_are_none_are_dropped(
         assert "an introduction came to nothing" in warnings[0].getMessage()
 
 
-async def test_a_flood_takes_bounded_memory_and_others_are_met(tmp_path: Path) -> None:
+async def test_a_flood_takes_bounded_memory_and_others_are_met(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, LOGGER)
     async with listening(tmp_path) as (service, net):
         descriptor = net.descriptor(service.address)
         auth_key = descriptor.points[0].auth_key
@@ -371,6 +374,7 @@ async def test_a_flood_takes_bounded_memory_and_others_are_met(tmp_path: Path) -
         far = await net.meet(descriptor, point=descriptor.points[1])
         far.begin(80)
         await service.accept()
+        assert "too many wait" in caplog.text
 
 
 async def test_a_client_that_has_to_wait_is_met_when_another_has_been(
@@ -576,6 +580,40 @@ async def test_clients_that_have_worked_are_met_and_those_that_pretend_are_not(
             net.introduce(descriptor, extensions={kind: wrong})
             await until(partial(is_told, caplog, why))
         assert service.client_count == 2
+
+
+async def test_those_who_worked_too_little_leave_room_for_those_who_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[trio.Event] = []
+
+    async def meet(*_: object) -> None:
+        begun.append(trio.Event())
+        await begun[-1].wait()
+        raise CircuitError("nobody waits there")
+
+    monkeypatch.setattr(hosted, "meet", meet)
+    monkeypatch.setattr(hosted, "MAX_CHEAP_MEETINGS", 2)
+    wishes = Wishes(proof_of_work=True)
+    async with onion_network(tmp_path) as (tor, net), tor.serve_onion([80], None, wishes) as listener:
+        await listener.wait_published()
+        descriptor = net.descriptor(listener.address)
+        service = listener._service
+        puzzle = service._puzzle
+        assert puzzle is not None
+        assert descriptor.proof_of_work is not None
+        puzzle._published = 2  # as after a load
+        for _ in range(3):
+            net.introduce(descriptor)
+        await until(lambda: len(service._waiting) == 1)
+        assert len(begun) == 2
+        proof = Search(descriptor.proof_of_work, blinded=descriptor.blinded, effort=2, nonce=bytes(16)).run()
+        assert proof is not None
+        net.introduce(descriptor, extensions={IntroduceExtension.PROOF_OF_WORK: encode_proof(proof)})
+        await until(lambda: len(begun) == 3)
+        assert len(service._waiting) == 1
+        begun[0].set()
+        await until(lambda: len(begun) == 4)
 
 
 async def test_a_proof_that_nobody_asked_for_is_refused(

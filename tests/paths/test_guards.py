@@ -1,294 +1,35 @@
 """Guards: the scenarios of guard-spec, each with its own clock, and a state that survives anything."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any
 
-import network_docs
 import pytest
+from guard_user import (
+    CONNECT_TIMEOUT,
+    DIRECTORY,
+    DOCS,
+    HOUR,
+    IDENTITIES,
+    IDLE_TIMEOUT,
+    LIKELY_DOWN,
+    MINUTE,
+    NICKNAMES,
+    NOW,
+    User,
+    anyone,
+    directory_of,
+    none_of,
+    without,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torkit.directory.consensus import parse_consensus
-from torkit.directory.directory import Directory, Relay
-from torkit.directory.microdesc import Microdescs
-from torkit.directory.positions import Position
+from torkit.directory.directory import Directory
 from torkit.errors import NoDirectory, NoGuard, NoPath
-from torkit.params import default_param
 from torkit.paths.constraints import Constraints
 from torkit.paths.guards import DAY, RETRY_SCHEDULE, Guards, Verdict
-from torkit.testing.directory import RelayDoc, encode_microdescs
-
-DOCS = network_docs.relays(200)  # a hundred of them may be guards: twenty are sampled
-NICKNAMES = {doc.identity: doc.nickname for doc in DOCS}
-IDENTITIES = {doc.nickname: doc.identity for doc in DOCS}
-NOW = float(network_docs.NOW)
-MINUTE = 60.0
-HOUR = 3600.0
-
-CONNECT_TIMEOUT = default_param("guard-nonprimary-guard-connect-timeout")
-IDLE_TIMEOUT = default_param("guard-nonprimary-guard-idle-timeout")
-LIKELY_DOWN = default_param("guard-internet-likely-down-interval")
-
-
-def directory_of(
-    docs: Iterable[RelayDoc],
-    *,
-    params: str = "",
-    held: Iterable[RelayDoc] | None = None,
-    at: float = NOW,
-) -> Directory:
-    """Live `at` this time."""
-    docs = list(docs)
-    microdescs = Microdescs()
-    signers = network_docs.authorities(1)
-    consensus = parse_consensus(
-        network_docs.consensus(docs, signers, params=params, valid_after=int(at - HOUR / 2))
-    )
-    microdescs.add(
-        encode_microdescs(docs if held is None else held),
-        {digest for digest in consensus.relays.digests if digest},
-        network_docs.NOW,
-    )
-    return Directory(consensus, microdescs)
-
-
-DIRECTORY = directory_of(DOCS)
-
-
-def anyone(relay: Relay) -> bool:
-    return True
-
-
-def none_of(*names: str) -> Callable[[Relay], bool]:
-    return lambda relay: relay.nickname not in names
-
-
-class User:
-    """Guards, and a clock of their own: what a client does with them, in few words."""
-
-    def __init__(self, guards: Guards | None = None, directory: Directory = DIRECTORY, seed: int = 1) -> None:
-        self.guards = guards or Guards()
-        self.directory = directory
-        self.now = NOW
-        self.rng = Random(seed)
-        self.guards.update(directory, now=self.now, rng=self.rng)
-
-    def choose(self, fits: Callable[[Relay], bool] = anyone) -> str:
-        """The nickname of the guard for the next circuit."""
-        return self.guards.choose(self.directory, fits, now=self.now, rng=self.rng).nickname
-
-    def see(self, directory: Directory) -> None:
-        self.directory = directory
-        self.guards.update(directory, now=self.now, rng=self.rng)
-
-    def fail(self, *names: str) -> None:
-        for name in names:
-            self.guards.note_failed(IDENTITIES[name], now=self.now)
-
-    def reach(self, name: str) -> None:
-        self.guards.note_reached(IDENTITIES[name], now=self.now)
-
-    def judge(self, name: str, fits: Callable[[Relay], bool] = anyone) -> Verdict:
-        return self.guards.judge(self.directory, IDENTITIES[name], fits, now=self.now)
-
-    def use(self, fits: Callable[[Relay], bool] = anyone) -> str:
-        """Build a circuit for traffic, which works."""
-        name = self.choose(fits)
-        self.reach(name)
-        assert self.judge(name, fits) is Verdict.USABLE
-        self.guards.confirm(IDENTITIES[name], now=self.now, rng=self.rng)
-        return name
-
-    def fail_all(self) -> list[str]:
-        """Build circuits, all of which fail, until a guard is tried again; those tried."""
-        failed: list[str] = []
-        while (name := self.choose()) not in failed:
-            self.fail(name)
-            failed.append(name)
-        return failed
-
-    def fail_primary(self) -> None:
-        """Try the primary guards now, in vain."""
-        for guard in self.guards.primary:
-            guard.last_tried = self.now
-        self.fail(*self.primary)
-
-    @property
-    def primary(self) -> list[str]:
-        return [NICKNAMES[guard.identity] for guard in self.guards.primary]
-
-    @property
-    def sample(self) -> list[str]:
-        return [NICKNAMES[guard.identity] for guard in self.guards.sample]
-
-    def restart(self, directory: Directory | None = None) -> "User":
-        guards, complaints = Guards.from_state(self.guards.to_state(), now=self.now, rng=self.rng)
-        assert complaints == []
-        again = User.__new__(User)
-        again.guards, again.directory = guards, directory or self.directory
-        again.now, again.rng = self.now, Random(2)
-        again.guards.update(again.directory, now=again.now, rng=again.rng)
-        return again
-
-
-@pytest.fixture
-def user() -> User:
-    return User()
-
-
-def without(*names: str) -> list[RelayDoc]:
-    return [doc for doc in DOCS if doc.nickname not in names]
-
-
-# --- The sample ----------------------------------------------------------------------------------------
-
-
-def test_twenty_guards_are_sampled_and_three_are_primary(user: User) -> None:
-    assert len(user.sample) == 20
-    assert user.primary == user.sample[:3]
-    flags = {doc.nickname: set(doc.flags.split()) for doc in DOCS}
-    for name in user.sample:
-        assert flags[name] >= {"Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"}
-
-
-@pytest.mark.parametrize("flag", ["Fast", "Guard", "Running", "Stable", "V2Dir", "Valid"])
-def test_who_lacks_a_flag_of_a_guard_is_not_sampled(flag: str) -> None:
-    docs = [replace(doc, flags=doc.flags.replace(flag, "")) for doc in DOCS]
-    with pytest.raises(NoGuard, match="not a Guard"):
-        User(directory=directory_of(docs)).choose()
-
-
-def test_middle_only_relays_are_not_sampled() -> None:
-    docs = [replace(doc, flags=f"{doc.flags} MiddleOnly") for doc in DOCS]
-    assert User(directory=directory_of(docs)).sample == []
-
-
-def test_the_sample_follows_the_weights() -> None:
-    """The first of each sample, chi-squared over ten groups of guards: 9 degrees of freedom."""
-    weights = DIRECTORY.weights(Position.GUARD)
-    identities = DIRECTORY.consensus.relays.identities
-    flags = DIRECTORY.consensus.relays.flags
-    group = {identity: place % 10 for place, identity in enumerate(identities) if "Guard" in flags[place]}
-    expected = [0.0] * 10
-    for place, identity in enumerate(identities):
-        if identity in group:
-            expected[group[identity]] += weights[place]
-    draws = 2000
-    counts = [0] * 10
-    rng = Random(5)
-    for _ in range(draws):
-        guards = Guards()
-        guards.update(DIRECTORY, now=NOW, rng=rng)
-        counts[group[guards.sample[0].identity]] += 1
-    scale = draws / sum(expected)
-    assert sum((n - e * scale) ** 2 / (e * scale) for n, e in zip(counts, expected, strict=True)) < 27.9
-
-
-def test_an_unmeasured_network_samples_evenly() -> None:
-    directory = directory_of(replace(doc, bandwidth=0) for doc in DOCS)
-    assert len({User(directory=directory, seed=seed).sample[0] for seed in range(60)}) > 20
-
-
-def test_the_sample_is_kept_when_relays_come() -> None:
-    user = User(directory=directory_of(DOCS[:150]))
-    before = list(user.sample)
-    user.see(DIRECTORY)
-    assert user.sample == before
-
-
-def test_the_sample_grows_while_too_few_are_usable_and_has_a_largest_size(user: User) -> None:
-    assert len(user.fail_all()) == 20  # a fifth of a hundred guards, and never less than twenty
-    for params, size in [("", 50), ("guard-max-sample-size=25", 25)]:
-        params += " guard-max-sample-threshold-percent=50"
-        assert len(User(directory=directory_of(DOCS, params=params)).fail_all()) == size
-
-
-def test_a_guard_without_the_flag_is_unlisted_and_one_that_is_back_keeps_its_place(user: User) -> None:
-    first = user.use()
-    plain = [replace(doc, flags=doc.flags.replace("Guard ", "")) for doc in DOCS if doc.nickname == first]
-    user.see(directory_of(without(first) + plain))
-    assert user.guards.sample[0].unlisted_since is not None
-    assert user.use() != first
-    user.see(DIRECTORY)
-    assert user.guards.sample[0].unlisted_since is None
-    assert user.use() == first
-
-
-def test_a_guard_long_unlisted_is_removed(user: User) -> None:
-    first = user.use()
-    user.see(directory_of(without(first)))
-    since = user.guards.sample[0].unlisted_since
-    assert since is not None
-    assert NOW - 4 * DAY <= since <= NOW
-    user.now = since + 20 * DAY
-    user.see(directory_of(without(first), at=user.now))
-    assert first in user.sample
-    user.now = since + 20 * DAY + 1
-    user.see(directory_of(without(first), at=user.now))
-    assert first not in user.sample
-
-
-def test_a_guard_never_used_is_removed_after_its_lifetime(user: User) -> None:
-    last = user.guards.sample[-1]
-    assert NOW - 12 * DAY <= last.sampled_on <= NOW
-    user.now = last.sampled_on + 120 * DAY
-    user.see(directory_of(DOCS, at=user.now))
-    assert NICKNAMES[last.identity] in user.sample
-    user.now += 1
-    user.see(directory_of(DOCS, at=user.now))
-    assert NICKNAMES[last.identity] not in user.sample
-
-
-def test_a_used_guard_is_removed_sixty_days_after(user: User) -> None:
-    first = user.use()
-    confirmed_on = user.guards.sample[0].confirmed_on
-    assert confirmed_on is not None
-    assert NOW - 12 * DAY <= confirmed_on <= NOW
-    user.now = confirmed_on + 60 * DAY
-    user.see(directory_of(DOCS, at=user.now))
-    assert user.use() == first
-    user.now += 1
-    user.see(directory_of(DOCS, at=user.now))
-    assert first not in user.sample
-    assert len(user.sample) == 20
-
-
-@pytest.mark.parametrize("days", [-400, 400])
-def test_a_clock_that_is_wrong_removes_nobody(user: User, days: int) -> None:
-    """A consensus that is not live by our clock tells that one of them is wrong."""
-    first = user.use()
-    kept = user.guards.to_state()
-    user.now += days * DAY
-    user.see(directory_of(without(first)))
-    assert user.guards.to_state() == kept
-    user.now = NOW
-    user.see(directory_of(DOCS))
-    assert user.use() == first
-    assert user.guards.to_state() == kept
-
-
-def test_dates_do_not_tell_when_they_were_made() -> None:
-    """Sampled and confirmed up to twelve days earlier, a tenth of a lifetime; unlisted up to four."""
-    user = User()
-    for name in user.sample:
-        user.guards.confirm(IDENTITIES[name], now=NOW, rng=user.rng)
-    user.see(directory_of(without(*user.sample)))
-    unlisted = [guard for guard in user.guards.sample if guard.unlisted_since is not None]
-    assert len(unlisted) == 20
-    for name, days in [("sampled_on", 12), ("confirmed_on", 12), ("unlisted_since", 4)]:
-        ages = [NOW - getattr(guard, name) for guard in unlisted]
-        assert 0 <= min(ages) < days * DAY / 4
-        assert days * DAY * 3 / 4 < max(ages) <= days * DAY
-
-
-def test_a_sample_of_another_network_says_where_to_look(user: User) -> None:
-    user.see(directory_of(without(*user.sample)))
-    with pytest.raises(NoPath, match=r"20 sampled \(not listed: 20\)") as caught:
-        user.choose()
-    assert "--data-dir" in str(caught.value.hint)
-
 
 # --- Primary guards ------------------------------------------------------------------------------------
 
@@ -377,6 +118,15 @@ def test_directories_are_asked_of_three_in_any_order(user: User) -> None:
     user.fail_primary()
     (other,) = sources()
     assert other not in user.primary
+
+
+def test_directories_are_asked_of_guards_that_failed_where_all_have(user: User) -> None:
+    def ask() -> list[bytes]:
+        return user.guards.choose_for_directory(DIRECTORY, now=NOW, rng=Random(1))
+
+    failed = user.fail_all()
+    user.fail(*failed)
+    assert IDENTITIES[failed[0]] in ask()
 
 
 def test_a_directory_answer_confirms_nobody(user: User) -> None:
@@ -535,6 +285,32 @@ def test_the_better_guard_is_waited_for_only_so_long(user: User) -> None:
     assert user.judge(fifth) is Verdict.USABLE
 
 
+def test_a_circuit_waits_as_long_as_for_any_better_guard(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    fourth, fifth = user.choose(), user.choose()
+    user.guards.note_given_up(IDENTITIES[fourth])
+    user.now += CONNECT_TIMEOUT + 1
+    assert user.choose() == fourth  # tried a moment ago, unlike the fifth
+    sixth = user.choose()
+    user.reach(sixth)
+    assert user.judge(sixth) is Verdict.UNDECIDED
+    assert fifth not in (fourth, sixth)
+
+
+def test_a_better_guard_whose_microdescriptor_has_gone_is_not_waited_for(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    fourth, fifth = user.choose(), user.choose()
+    assert user.judge(fifth) is Verdict.UNDECIDED
+    user.see(directory_of(DOCS, held=without(fourth)))
+    assert user.judge(fifth) is Verdict.USABLE
+
+
+def test_a_circuit_by_any_primary_guard_is_usable(user: User) -> None:
+    assert [user.judge(name) for name in user.primary] == [Verdict.USABLE] * 3
+
+
 def test_a_better_guard_that_does_not_go_with_the_path_is_not_waited_for(user: User) -> None:
     user.use()
     user.fail_primary()
@@ -553,6 +329,15 @@ def test_an_attempt_given_up_or_forgotten_holds_nobody_up(user: User) -> None:
     assert user.choose() not in (fourth, fifth)
     user.fail_primary()
     user.now += 1
+    assert user.choose() == fourth
+
+
+def test_an_attempt_that_began_in_the_future_holds_nobody_up(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    fourth = user.choose()
+    user.now -= DAY
+    user.fail_primary()
     assert user.choose() == fourth
 
 
@@ -603,6 +388,30 @@ def test_at_the_start_nothing_is_known_of_the_network(user: User) -> None:
     user.reach(fourth)
     assert user.judge(fourth) is Verdict.BETTER_FIRST
     assert user.choose() == user.primary[0]
+
+
+def test_a_network_that_was_up_in_the_future_may_have_been_down(user: User) -> None:
+    user.use()
+    user.now -= DAY
+    user.fail_primary()
+    fourth = user.choose()
+    user.reach(fourth)
+    assert user.judge(fourth) is Verdict.BETTER_FIRST
+
+
+def test_a_consensus_forgives_nobody_but_at_the_start(user: User) -> None:
+    user.use()
+    user.fail_primary()
+    user.see(directory_of(DOCS))
+    assert user.choose() not in user.primary
+
+
+def test_outcomes_are_noted_before_there_is_a_directory(user: User) -> None:
+    first = IDENTITIES[user.use()]
+    guards, _ = Guards.from_state(user.guards.to_state(), now=NOW, rng=Random(1))
+    guards.note_failed(first, now=NOW)
+    assert guards.has_changed
+    guards.note_reached(first, now=NOW)
 
 
 def test_outcomes_of_strangers_are_ignored(user: User) -> None:
@@ -709,6 +518,20 @@ def test_excluded_relays_stay_in_the_sample_but_are_not_used(user: User) -> None
     assert first in other.sample
     assert other.use() != first
     assert user.restart().use() == first
+
+
+def test_an_excluded_guard_that_is_not_primary_is_not_used_either(user: User) -> None:
+    first, *_, fourth = user.sample[:4]
+    user.fail(first)
+    guards, _ = Guards.from_state(
+        user.guards.to_state(),
+        now=NOW,
+        rng=Random(1),
+        restrictions=Constraints(exclude=frozenset({fourth})),
+    )
+    other = User(guards)
+    assert fourth not in other.primary
+    assert fourth not in other.fail_all()
 
 
 def test_entry_nodes_are_the_only_ones_used() -> None:
@@ -842,6 +665,21 @@ def test_a_change_is_noticed_once(user: User) -> None:
     user.see(directory_of(DOCS))
     assert not user.guards.has_changed
     user.see(directory_of(without(user.primary[0])))
+    assert user.guards.has_changed
+
+
+@pytest.mark.parametrize("step", ["reach", "fail", "see"])
+def test_what_changes_nothing_hides_no_change(user: User, step: str) -> None:
+    first = user.use()
+    if step == "fail":
+        user.fail(first)
+    assert user.guards.has_changed
+    if step == "reach":
+        user.reach(first)
+    elif step == "fail":
+        user.fail(first)
+    else:
+        user.see(directory_of(DOCS))
     assert user.guards.has_changed
 
 
