@@ -82,6 +82,29 @@ def test_a_queue_without_anybody_met_is_no_division_by_nothing() -> None:
     assert puzzle.suggested == 1
 
 
+@pytest.mark.parametrize(
+    ("dropped", "others_wait", "next_effort", "waiting", "effort"),
+    [
+        (None, True, 100, 1, 101),  # who has worked enough had to wait, and somebody waits still
+        (None, True, 100, 0, 100),  # had to wait, and was met
+        (None, True, 99, 1, 66),  # those who wait have worked too little
+        (None, False, 100, 1, 66),  # nobody had to wait
+        (101, False, 0, 0, 101),  # who worked more than is asked for was not met
+        (100, False, 0, 0, 100),
+    ],
+)
+def test_what_counts_as_a_load(
+    dropped: int | None, others_wait: bool, next_effort: int, waiting: int, effort: int
+) -> None:
+    puzzle = a_puzzle()
+    puzzle._suggested = 100
+    puzzle.note_met(0, others_wait=others_wait, next_effort=next_effort)
+    if dropped is not None:
+        puzzle.note_dropped(dropped)
+    puzzle.update(NOW + UPDATE_INTERVAL, waiting=waiting)
+    assert puzzle._suggested == effort
+
+
 def test_a_small_change_is_not_worth_a_new_descriptor() -> None:
     puzzle, now = a_puzzle(), NOW
     for effort in (100, 110):

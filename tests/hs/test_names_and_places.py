@@ -188,7 +188,8 @@ def test_key_files_are_those_of_c_tor() -> None:
     [
         "",
         "x:descriptor:x25519:AA",
-        f"{ADDRESS[:-6]}:descriptor:ed25519:{'A' * 52}",
+        f"{ADDRESS[:-6]}:descriptor:ed25519:{'B' * 51}A",
+        f"{ADDRESS[:-6]}:descriptor:x25519:{'B' * 48}",
         f"{ADDRESS[:-6]}:descriptor:x25519:{'A' * 52}",  # a key of zeros
         f"{ADDRESS[:-6]}:descriptor:x25519:{'B' * 51}",
         f"{ADDRESS[:-6]}:descriptor:x25519:{'1' * 52}",

@@ -61,6 +61,7 @@ def test_a_challenge_is_laid_out_as_specified() -> None:
         (BLINDED[1:], SEED, NONCE),
         (BLINDED, SEED + b"x", NONCE),
         (BLINDED, SEED, b""),
+        (BLINDED[1:], SEED, NONCE + b"x"),
         (BLINDED[1:], SEED + b"x", NONCE),
     ],
 )

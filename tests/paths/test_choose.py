@@ -143,6 +143,25 @@ def test_an_exit_that_somebody_named_is_judged_by_its_policy(
         assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("protocols", "links"),
+    [
+        ("Conflux=1 FlowCtrl=1-2", True),
+        ("Conflux=1 FlowCtrl=1", False),
+        ("FlowCtrl=1-2", False),
+        ("Conflux=2 FlowCtrl=2", False),
+    ],
+)
+def test_linked_circuits_end_at_exits_that_can_link(protocols: str, links: bool) -> None:
+    directory = make([GUARD, MIDDLE, replace(EXIT, protocols=protocols)], weights=EVEN)
+    assert choose(directory, port=443) == ("r1", "r2", "r3")
+    if links:
+        assert choose(directory, port=443, links=True) == ("r1", "r2", "r3")
+    else:
+        with pytest.raises(NoPath, match="no exit"):
+            choose(directory, port=443, links=True)
+
+
 def test_ipv6_exits_are_chosen_by_their_ipv6_policy() -> None:
     exit6 = relay(4, EXIT.flags, policy6="accept 443")
     directory = make([*THREE, exit6], weights=EVEN)

@@ -569,6 +569,25 @@ def test_rate_doubles_while_nothing_waits() -> None:
     assert watch.drained(1, 0, 3.0) == Xon(500)
 
 
+def test_no_rate_is_told_before_an_xoff() -> None:
+    watch = make_watch()
+    watch.queued(300_000, 1.0)
+    assert watch.drained(250_000, 50_000, 2.0) is None
+    assert watch.rate == 250
+
+
+def test_no_change_is_told_by_a_stalled_clock() -> None:
+    clock = ClockGuard()
+    watch = DrainWatch(STREAM, clock)
+    watch.queued(300_000, 1.0)
+    assert watch.queued(300_000, 1.1) is XOFF
+    watch.drained(250_000, 50_000, 2.0)
+    assert watch.drained(50_000, 0, 2.2) == Xon(250)
+    watch.rate = 500  # as though measured
+    clock.accepts(0, 0)
+    assert watch.drained(1, 0, 3.0) is None
+
+
 def test_stalled_clock_measures_nothing() -> None:
     clock = ClockGuard()
     watch = DrainWatch(STREAM, clock)

@@ -161,6 +161,20 @@ def test_a_request_that_could_be_read_in_two_ways_is_refused(shape: str) -> None
     assert refused(SMUGGLING[shape]).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
+@pytest.mark.parametrize(
+    "line", ["CONNECT b\xfccher.test:443 HTTP/1.1", "GET http://b\xfccher.test/ HTTP/1.1"]
+)
+def test_a_name_that_is_not_ascii_is_told_as_such(line: str) -> None:
+    with pytest.raises(UsageError, match="neither an address nor a host name"):
+        Http().receive_data(request(line, "Host: a.test"))
+
+
+def test_the_last_port_is_one() -> None:
+    found = Http().receive_data(request("GET http://a.test:65535/ HTTP/1.1", "Host: a.test:65535"))
+    assert found is not None
+    assert found.port == 65_535
+
+
 @pytest.mark.parametrize("piece", [b"X: y\r\n", b"a"])
 def test_header_fields_have_an_end(piece: bytes) -> None:
     data = b"GET http://a.test/ HTTP/1.1\r\n" + piece * (MAX_HEAD_LEN // len(piece) + 1)

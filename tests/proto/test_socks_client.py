@@ -79,6 +79,16 @@ def test_a_reply_of_any_bytes_is_granted_or_an_error(reply: bytes) -> None:
     assert is_granted is (len(reply) >= 10 and reply[1] == 0)
 
 
+@pytest.mark.parametrize("code", [code for code in Reply if code is not Reply.SUCCEEDED])
+def test_a_reply_that_refuses_is_an_error(code: Reply) -> None:
+    ours = Conversation(BY_NAME, CREDENTIALS)
+    ours.receive_data(b"\x05\x02\x01\x00")
+    with pytest.raises(TorkitError) as caught:
+        ours.receive_data(encode_reply(5, code))
+    assert str(caught.value) == str(error_for(code, BY_NAME))
+    assert not ours.is_complete
+
+
 @pytest.mark.parametrize(
     ("host", "value"),
     [("192.0.2.1", "192.0.2.1"), ("2001:db8::1", "2001:db8::1"), ("web.test", "web.test")],

@@ -44,6 +44,8 @@ SMUGGLING = {
     "CONNECT without a port": request("CONNECT a.test HTTP/1.1", "Host: a.test"),
     "CONNECT to port 0": request("CONNECT a.test:0 HTTP/1.1", "Host: a.test:0"),
     "CONNECT to port 65536": request("CONNECT a.test:65536 HTTP/1.1", "Host: a.test"),
+    "a URL with port 0": request("GET http://a.test:0/ HTTP/1.1", "Host: a.test:0"),
+    "a URL with port 65536": request("GET http://a.test:65536/ HTTP/1.1", "Host: a.test:65536"),
     "CONNECT to a URL": request("CONNECT http://a.test/ HTTP/1.1", "Host: a.test"),
     "CONNECT to no host": request("CONNECT a..b:443 HTTP/1.1", "Host: a..b:443"),
     "a fragment": request("GET http://a.test/#b HTTP/1.1", "Host: a.test"),

@@ -8,7 +8,7 @@ C tor 0.4.9, HiddenServiceDir.
 """
 
 from torkit.errors import UsageError
-from torkit.hs.keys import EXPANDED_LEN, KEY_LEN, SecretKey, is_identity_key
+from torkit.hs.keys import EXPANDED_LEN, KEY_LEN, SecretKey
 
 KEY_FILE = "hs_ed25519_secret_key"
 PUBLIC_FILE = "hs_ed25519_public_key"
@@ -31,15 +31,12 @@ def encode_public_file(key: SecretKey) -> bytes:
 
 
 def decode_secret_file(data: bytes) -> SecretKey:
-    """Returns the key in the content of KEY_FILE. Raises UsageError for other content and invalid keys."""
+    """Returns the key in the content of KEY_FILE. Raises UsageError for other content, or a key of zero."""
     if len(data) != SECRET_FILE_LEN or not data.startswith(SECRET_HEADER):
         raise UsageError(
             f"an onion service's secret key has {SECRET_FILE_LEN} bytes and begins with ed25519v1-secret"
         )
-    key = SecretKey(bytes(memoryview(data)[HEADER_LEN:]))
-    if not is_identity_key(key.public):
-        raise UsageError("the file holds no key that an onion service may have")
-    return key
+    return SecretKey(bytes(memoryview(data)[HEADER_LEN:]))
 
 
 def check_public_file(data: bytes, key: SecretKey) -> None:
