@@ -220,6 +220,20 @@ def test_relay_early_goes_to_every_hop_but_the_guard_until_spent(talk: Talk) -> 
         circuit.send(2, RelayCommand.EXTEND2, 0, b"")
 
 
+def test_nothing_for_the_guard_itself_is_relay_early_but_extend2(talk: Talk) -> None:
+    circuit = talk.circuit(1)
+    talk.stream(circuit).put(b"x" * 498 * 20)
+    talk.exchange()
+    assert talk.far_end(circuit).early_cells_received == 0
+
+
+@pytest.mark.parametrize("command", [Command.PADDING, Command.VPADDING])
+def test_padding_of_the_link_is_told_to_nobody(talk: Talk, command: Command) -> None:
+    talk.circuit()
+    talk.link.send_cell(0, command)
+    assert talk.exchange() == []
+
+
 def test_data_before_connected_may_be_sent_and_is_delivered(talk: Talk) -> None:
     circuit = talk.circuit()
     stream = circuit.open_stream(2)

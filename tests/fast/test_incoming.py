@@ -135,6 +135,15 @@ def test_streams_that_we_ended_take_no_room_for_ever(talk: Story) -> None:
     assert talk.complaints == []
 
 
+def test_what_is_no_data_of_a_forgotten_stream_opens_no_window(talk: Story) -> None:
+    _, far = met(talk)
+    far.control_cells.clear()
+    for _ in range(300):
+        far.send(CLIENT, RelayCommand.END, 9, b"\6")
+    assert talk.exchange() == []
+    assert far.control_cells == []
+
+
 def test_who_goes_on_with_forgotten_streams_loses_the_circuit(talk: Story) -> None:
     _, far = met(talk)
     for _ in range(6000):
