@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from compiled_cgo import Compiled, moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,38 +33,6 @@ def each_vector(name: str) -> pytest.MarkDecorator:
 
 def noise(label: str, length: int) -> bytes:
     return hashlib.shake_128(label.encode()).digest(length)
-
-
-class Compiled:
-    """Two CgoLayers, one a direction, with the face of reference.CgoLayer."""
-
-    def __init__(self, keys: bytes, *, relay: bool, portable: bool) -> None:
-        self.forward = CgoLayer(keys[:80], relay=relay, portable=portable)
-        self.backward = CgoLayer(keys[80:], relay=relay, portable=portable)
-
-    def client_originate(self, command: int, body: bytes) -> tuple[bytes, bytes]:
-        return moved(self.forward.client_originate, command, body)
-
-    def client_forward(self, command: int, body: bytes) -> bytes:
-        return moved(self.forward.client_forward, command, body)[0]
-
-    def client_backward(self, command: int, body: bytes) -> tuple[bytes, bytes | None]:
-        return moved(self.backward.client_backward, command, body)
-
-    def relay_originate(self, command: int, body: bytes) -> tuple[bytes, bytes]:
-        return moved(self.backward.relay_originate, command, body)
-
-    def relay_forward(self, command: int, body: bytes) -> tuple[bytes, bytes | None]:
-        return moved(self.forward.relay_forward, command, body)
-
-    def relay_backward(self, command: int, body: bytes) -> bytes:
-        return moved(self.backward.relay_backward, command, body)[0]
-
-
-def moved(move: Callable[[int, bytearray], Any], command: int, body: bytes) -> tuple[bytes, Any]:
-    buffer = bytearray(body)
-    tag = move(command, buffer)
-    return bytes(buffer), tag
 
 
 def make_client(hops: int, portable: bool) -> list[Compiled]:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
 
+from compiled_cgo import QuickCgoLayer
 from fuzz.linked_due import (
     CELL_LEN,
     COUNTED,
@@ -46,7 +47,7 @@ from torkit._fast.memory import held
 from torkit._fast.onion import Layer, LayerKind
 from torkit._fast.stream import Stream
 from torkit.testing.relay import RelayCell, encode_cell, encode_versions
-from torkit.testing.relay.layers import CgoLayer, Tor1Layer
+from torkit.testing.relay.layers import Tor1Layer
 
 # --- the exit --------------------------------------------------------------------------------------
 
@@ -54,7 +55,7 @@ from torkit.testing.relay.layers import CgoLayer, Tor1Layer
 class Far:
     """The exit's end of one leg, and the relay's before it: layers, and what the client's cells say."""
 
-    def __init__(self, circ_id: int, layers: list[Tor1Layer | CgoLayer]) -> None:
+    def __init__(self, circ_id: int, layers: list[Tor1Layer | QuickCgoLayer]) -> None:
         self.circ_id = circ_id
         self.layers = layers
         self.sent = 0  # the number of the last counted cell, both ways
@@ -138,7 +139,7 @@ class Story:
             keys = rng.randbytes(160 if is_cgo else 72)
             kind = LayerKind.CGO if is_cgo else LayerKind.TOR1
             circuit.add_hop(Layer(kind, keys), vegas=make_vegas(self.clock))
-            exit_layer = CgoLayer(keys) if is_cgo else Tor1Layer(keys)
+            exit_layer = QuickCgoLayer(keys) if is_cgo else Tor1Layer(keys)
             self.cores.append(core)
             self.far.append(Far(circuit.id, [Tor1Layer(guard), exit_layer]))
             self.circuits.append(circuit)

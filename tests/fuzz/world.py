@@ -10,6 +10,7 @@ from hashlib import sha256
 from random import Random
 from typing import Any, NamedTuple
 
+from compiled_cgo import QuickCgoLayer
 from fuzz.linked_due import make_clock, make_vegas
 
 from torkit._fast.cells import Command, RelayCommand
@@ -43,7 +44,7 @@ class Kind(NamedTuple):
 KINDS = (
     Kind(LayerKind.TOR1, Tor1Layer, has_vegas=False),
     Kind(LayerKind.TOR1, Tor1Layer),
-    Kind(LayerKind.CGO, CgoLayer),
+    Kind(LayerKind.CGO, QuickCgoLayer),
     Kind(LayerKind.TOR1_ONION, OnionServiceLayer, lets_in=True),
 )
 GUARD = KINDS[0]

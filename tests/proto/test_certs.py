@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,7 @@ def ed25519_cert(
     return signed + signer.sign(signed)
 
 
+@lru_cache(maxsize=1024)  # a signature takes 13 ms, and the fuzzer wants the same ones again and again
 def rsa_crosscert(
     certified: bytes, signer: rsa.RSAPrivateKey, *, expires_hours: int = NOW_HOURS + 1
 ) -> bytes:

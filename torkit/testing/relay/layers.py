@@ -106,7 +106,7 @@ class CgoLayer:
     DATA_LEN_MAX = CELL_BODY_LEN - 16 - 5
 
     def __init__(self, key_material: bytes) -> None:
-        self._layer = reference.CgoLayer(key_material)
+        self._layer: reference.Layer = reference.CgoLayer(key_material)
 
     def open_forward(self, command: int, body: bytes) -> tuple[bytes, bytes | None]:
         return self._layer.relay_forward(command, body)

@@ -109,7 +109,8 @@ STEP = 121  # the polynomial is x^128 + x^127 + x^126 + x^121 + 1
 
 
 def xor(a: bytes, b: bytes) -> bytes:
-    return bytes(x ^ y for x, y in zip(a, b, strict=True))
+    assert len(a) == len(b)
+    return (int.from_bytes(a) ^ int.from_bytes(b)).to_bytes(len(a))
 
 
 def spread(a: int) -> int:
