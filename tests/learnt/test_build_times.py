@@ -106,11 +106,14 @@ def test_timeouts_of_a_distribution_worked_by_hand() -> None:
     assert low.close == 2.0
     tighter = learnt(times, params(cbtnummodes=1, cbtinitialtimeout=500, cbtclosequantile=80)).timeouts
     assert tighter.close == pytest.approx(0.6439, rel=1e-3)
+    backwards = learnt(times, params(cbtnummodes=1, cbtinitialtimeout=500, cbtclosequantile=10)).timeouts
+    assert backwards == tighter  # no circuit is closed while it might still be used
 
 
 def test_no_timeout_is_shorter_than_the_shortest_allowed() -> None:
     assert learnt([0.001] * 100).timeouts.use == 0.010
     assert learnt([0.001] * 100, params(cbtmintimeout=700)).timeouts.use == 0.7
+    assert learnt([], params(cbtinitialtimeout=500, cbtmintimeout=700)).timeouts == Timeouts(0.7, 0.7)
 
 
 def test_longer_and_shorter_circuits_have_timeouts_by_their_trips() -> None:
@@ -142,6 +145,19 @@ def test_learning_can_be_switched_off() -> None:
     assert build_times.timeouts == INITIAL
     assert not build_times.is_learning
     assert build_times.to_state() == {"build_times": {}}
+
+
+def test_what_was_learnt_counts_for_nothing_while_learning_is_switched_off() -> None:
+    values: dict[str, int] = {}
+    build_times = learnt([0.3] * 100, lambda name: parameter(values, name))
+    timeouts = build_times.timeouts
+    assert timeouts != INITIAL
+    values["cbtdisabled"] = 1
+    assert build_times.timeouts == INITIAL
+    for _ in range(20):
+        build_times.note_outcome(timed_out=True)
+    values["cbtdisabled"] = 0
+    assert build_times.timeouts == timeouts
 
 
 # --- Networks that change ------------------------------------------------------------------------------

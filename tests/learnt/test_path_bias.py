@@ -237,12 +237,12 @@ def test_a_circuit_that_we_abandon_says_nothing() -> None:
 
 
 def test_a_guard_is_dropped_only_if_the_network_asks_for_it() -> None:
-    for drops in (0, 1):
-        kept = Kept(pb_dropguards=drops)
+    for drops in (False, True):
+        kept = Kept(pb_dropguards=int(drops))
         kept.many(151, fail=151)
         assert kept.bias.watch(GUARD).note_attempted() is not drops
-        assert [report.is_dropped for report in kept.reports] == [bool(drops)]
-        assert kept.counts.is_disabled is bool(drops)
+        assert [report.is_dropped for report in kept.reports] == [drops]
+        assert kept.counts.is_disabled is drops
         assert kept.bias.watch(GUARD).note_attempted() is not drops
         assert kept.counts.circ_attempts == (151 if drops else 153)
         assert len(kept.reports) == 1
@@ -252,6 +252,13 @@ def test_a_guard_is_dropped_only_if_the_network_asks_for_it() -> None:
         kept.used().note_closed(by_us=True)
     kept.used()
     assert [report.is_dropped for report in kept.reports] == [True]
+
+
+def test_a_guard_is_dropped_for_nothing_less_than_extreme_failure() -> None:
+    kept = Kept(pb_dropguards=1)
+    kept.many(151, fail=75)
+    assert kept.bias.watch(GUARD).note_attempted()
+    assert [report.is_dropped for report in kept.reports] == [False]
 
 
 def test_limits_of_zero_switch_it_off() -> None:
@@ -297,9 +304,24 @@ def test_uses_are_scaled_apart() -> None:
     assert kept.counts.use_successes == 10 / 4 + 1
 
 
+def test_nothing_grows_by_being_scaled() -> None:
+    kept = Kept(pb_scaleuse=10, pb_multfactor=9, pb_scalefactor=4)
+    for _ in range(12):
+        kept.used().note_closed(by_us=True)
+    assert kept.counts.use_attempts == 12
+
+
 @pytest.mark.parametrize("values", [None, 1, [], {}, {"circ_attempts": "7"}, {"timeouts": True}, {"x": 1}])
 def test_what_is_no_count_is_nothing(values: object) -> None:
     assert Counts.from_json(values).to_json() == {}
+
+
+def test_nothing_but_counts_is_read() -> None:
+    assert not Counts.from_json({"is_disabled": 1}).is_disabled
+
+
+def test_no_count_is_negative() -> None:
+    assert Counts.from_json({"circ_attempts": -1}).circ_attempts == 0
 
 
 def test_counts_are_kept_and_made_consistent() -> None:

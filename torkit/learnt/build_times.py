@@ -165,11 +165,9 @@ class BuildTimes:
     def _estimate(self) -> Timeouts:
         """path-spec, "Parameter estimation"."""
         xm, alpha = fit_pareto(self._times, self._param("cbtnummodes"))
-        use_percent = self._param("cbtquantile")
-        close_percent = max(self._param("cbtclosequantile"), use_percent)
         longest = self._times.by_length[-1]
-        use = min(pareto_quantile(xm, alpha, use_percent / 100), longest)
-        close = min(pareto_quantile(xm, alpha, close_percent / 100), 2 * longest)
+        use = min(pareto_quantile(xm, alpha, self._param("cbtquantile") / 100), longest)
+        close = min(pareto_quantile(xm, alpha, self._param("cbtclosequantile") / 100), 2 * longest)
         use = max(use, self._param("cbtmintimeout"))
         return Timeouts(use / 1000, max(close, self._initial, use) / 1000)
 
