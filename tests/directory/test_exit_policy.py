@@ -84,6 +84,7 @@ def test_what_is_no_address_is_the_callers_mistake() -> None:
         (("reject *:0-65535",), True),
         (("accept 192.0.2.1:80", "reject *:*"), False),
         (("reject *:2-65535",), False),
+        (("reject *:1-65534",), False),
         (("reject 0.0.0.0/0:*",), False),  # no word of IPv6
         (("reject *:*", "accept *:*"), True),
         ((), False),

@@ -235,6 +235,15 @@ def test_subnets_are_distinct_unless_switched_off(same: dict[str, Any]) -> None:
     assert choose(make([GUARD, replace(MIDDLE, address="3.2.1.1"), exit_], weights=EVEN), port=443)
 
 
+def test_an_ipv6_address_that_only_the_microdescriptor_has_counts() -> None:
+    """As by consensus methods below 28."""
+    apart = make(THREE, weights=EVEN)
+    texts = {digest: text + b"a [2001:db8:1::1]:9001\n" for digest, text in apart._microdescs.items()}
+    assert choose(apart, port=443) == ("r1", "r2", "r3")
+    with pytest.raises(NoPath, match="same subnet: 1"):
+        choose(Directory(apart.consensus, texts), port=443)
+
+
 def test_named_relays_need_no_flags_but_keep_the_rules() -> None:
     plain = relay(4, "Running Valid")
     directory = make([*THREE, plain, relay(5, EXIT.flags, "accept 80", address="4.1.2.3")], weights=EVEN)
