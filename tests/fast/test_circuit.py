@@ -169,6 +169,41 @@ def test_a_slow_reader_holds_only_its_own_stream(talk: Talk) -> None:
     assert complaints(talk) == []
 
 
+def test_a_reader_that_lags_holds_its_peer_up(talk: Talk) -> None:
+    """A stream's SENDMEs wait until ten cells or less are queued."""
+    circuit = talk.circuit()
+    stream = talk.stream(circuit)
+    far = talk.far_stream(circuit, stream)
+    for _ in range(250):
+        far.data(b"x" * 498)
+    talk.exchange()
+    stream.take(240 * 498 - 1)
+    talk.exchange()
+    assert sendmes(talk, circuit, stream) == 0
+    stream.take(1)
+    talk.exchange()
+    assert sendmes(talk, circuit, stream) == 5
+
+
+def test_a_stream_that_has_ended_is_not_acknowledged(talk: Talk) -> None:
+    circuit = talk.circuit()
+    stream = talk.stream(circuit)
+    far = talk.far_stream(circuit, stream)
+    for _ in range(250):
+        far.data(b"x" * 498)
+    far.end()
+    talk.exchange()
+    assert len(stream.take()) == 250 * 498
+    talk.exchange()
+    assert sendmes(talk, circuit, stream) == 0
+
+
+def sendmes(talk: Talk, circuit: Circuit, stream: Stream) -> int:
+    """How many SENDMEs the peer of a stream has had."""
+    said = [(cell.command, cell.stream_id) for _, cell in talk.far_end(circuit).control_cells]
+    return said.count((RelayCommand.SENDME, stream.id))
+
+
 def test_an_upload_waits_for_the_stream_window(talk: Talk) -> None:
     talk.relays[2].on_stream_sendme_due = lambda stream: None
     circuit = talk.circuit()

@@ -106,6 +106,18 @@ async def test_who_floods_tls_before_the_link_handshake_is_closed(
             await connect_to(relay, address)
 
 
+def test_a_flood_within_one_call_of_libssl_is_broken_off() -> None:
+    """libssl passes over any number of these while it waits for ServerHello, as long as bytes are at hand."""
+    hello_request = b"\x16\x03\x03\0\4" + bytes(4)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(10_000 * hello_request)
+        ours.setblocking(False)
+        with pytest.raises(ChannelError, match="HelloRequest"):
+            Tls(ours.fileno(), b"www.example.com").do_handshake()
+        assert waiting(ours) > 9_000 * len(hello_request)
+
+
 # A handshake of TLS 1.3 has five messages of the server's, and two tickets follow.
 HANDSHAKE_MESSAGES = 7
 MESSAGES_BRIM = 64

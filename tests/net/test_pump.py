@@ -1,6 +1,7 @@
 """Bytes moved without a task: a relay in another thread, so that this one sleeps while data flows."""
 
 import logging
+import os
 import queue
 import socket
 import threading
@@ -12,6 +13,7 @@ import pytest
 import trio
 from served import build, connect, fresh_relays, serve
 
+from torkit._fast.pump import Pump as CorePump
 from torkit._fast.sources import LocalEvent
 from torkit.errors import InternalError
 from torkit.net.circuit.stream import Stream
@@ -46,6 +48,12 @@ def relays_elsewhere() -> Iterator[list[FakeRelay]]:
     finally:
         token.run_sync_soon(finished.set)
         thread.join()
+
+
+def test_a_pump_that_goes_leaves_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    CorePump()
+    assert os.listdir("/proc/self/fd") == before
 
 
 class Home:
