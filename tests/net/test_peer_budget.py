@@ -208,6 +208,16 @@ def test_the_bound_of_idle_cells_is_exact(excess: int) -> None:
     assert len(failed) == excess
 
 
+@pytest.mark.parametrize("command", [1, 99], ids=["CREATE", "unknown"])
+def test_what_answers_nothing_is_idle_on_a_circuit_of_ours_too(command: int) -> None:
+    core = CoreChannel()
+    versions = bytearray(b"\0\0\x07\0\x02\0\x05")
+    core.receive_data(versions, len(versions))
+    circuit = core.open_circuit(0x80000001, 1, 8)
+    data = bytearray(cells_of(command, IDLE_CELLS_BRIM + 1, circuit.id))
+    assert isinstance(core.receive_data(data, len(data))[-1], ChannelFailed)
+
+
 async def test_answers_to_our_circuits_are_no_idle_cells(relay: FakeRelay) -> None:
     """A client of many identities has thousands of circuits made, and many may end at once."""
     core = CoreChannel()
