@@ -200,11 +200,9 @@ def test_five_cold_starts_share_one_new_data_directory(
     assert {"consensus-microdesc", "certificates", "microdescs", "state.json"} <= kept
     assert not [name for name in kept if name.startswith(".")], "a temporary file was left behind"
     assert cold.data_dir.stat().st_mode & 0o077 == 0
-    # Those that the consensus of the moment calls Fast, Stable and Guard: not always all.
     guards = _kept_guards(cold)
-    assert len(guards) >= 3
     assert len(set(guards)) == len(guards)
-    assert set(guards) <= {relay.fingerprint for relay in testnet.relays}
+    assert set(guards) == {relay.fingerprint for relay in testnet.relays}
 
 
 def test_second_start_keeps_the_guard_and_needs_no_authority(

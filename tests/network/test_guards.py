@@ -42,7 +42,6 @@ def fresh_shell(shell: Shell, tmp_path: Path) -> Shell:
 
 
 def _possible_guards(shell: Shell) -> list[str]:
-    """Nicknames. Authorities vote Stable by uptime, and in a network of seconds not of every relay."""
     flags = "--flag Guard --flag Fast --flag Stable --flag V2Dir"
     return shell.run(f"torkit relays {flags} --columns nickname").stdout.decode().split()
 

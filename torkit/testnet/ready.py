@@ -69,7 +69,7 @@ class Consensus:
         # Fewer measurements than three count for nothing, and no authority measures itself.
         are_measured = len(authorities_of(relays)) > 2
         for relay in relays:
-            wanted = {"Running", "Valid", "V2Dir", "Guard"} | ({"Exit"} if relay.is_exit else set())
+            wanted = {"Running", "Valid", "V2Dir", "Guard", "Stable"} | ({"Exit"} if relay.is_exit else set())
             lacking = wanted - self.flags.get(relay.fingerprint, set())
             if are_measured and not relay.is_authority and relay.fingerprint not in self.measured:
                 lacking.add("bandwidth")

@@ -76,6 +76,7 @@ def relay_torrc(
             f"V3BandwidthsFile {quoted(directory / 'bandwidths')}",
             "TestingDirAuthVoteGuard *",
             "TestingDirAuthVoteHSDir *",
+            "AuthDirVoteStableGuaranteeMinUptime 1 second",  # without, half of the relays are Stable, by luck
             "TestingMinExitFlagThreshold 0",
         ]
     lines += options.torrc.get(relay.nickname, ())
