@@ -31,9 +31,12 @@ from keeping import (
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.directory import Directory
+from torkit.directory.microdesc import KEEP_UNLISTED, Microdescs
+from torkit.directory.steps import Steps
 from torkit.directory.trust import REASONABLY_LIVE
 from torkit.errors import NoDirectory
 from torkit.net.dir.fetch import MICRODESCS_PER_REQUEST
+from torkit.net.dir.steps import in_steps
 from torkit.paths.guards import Guards
 from torkit.testing.directory import DirectoryService, FakeAuthority, RelayDoc, signed_service
 from torkit.testing.directory.authority import HOUR, rsa_key
@@ -219,6 +222,54 @@ async def test_some_microdescs_may_be_missing(
         assert len(directory.missing) == 3
 
 
+async def test_of_two_sources_that_answer_at_once_one_is_enough(
+    tmp_path: Path,
+    signers: list[FakeAuthority],
+    clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second was cut off while it looked at what the first had brought, and nobody looked again."""
+    looks = 0
+    has_overtaken = trio.Event()
+
+    async def in_slow_steps(steps: Steps[object]) -> object:
+        nonlocal looks
+        if getattr(steps, "__name__", "") == "is_usable_in_steps":
+            looks += 1  # the first is at the consensus alone
+            if looks == 2:
+                await has_overtaken.wait()
+            elif looks == 3:
+                has_overtaken.set()
+                await trio.sleep(MINUTE)
+        return await in_steps(steps)
+
+    monkeypatch.setattr("torkit.net.dir.keeper.in_steps", in_slow_steps)
+    services = [signed_service(DOCS, signers) for _ in range(2)]
+    async with keeping(tmp_path, signers, services) as started:
+        for relay in started.relays:
+            relay.answering("/tor/micro/", nth=None).delay(10)
+        directory = await started.keeper.wait_ready()
+        assert directory.missing == ()
+    assert [len(microdescs_asked_of(one)) for one in services] == [1, 1]
+    assert looks == 4
+
+
+async def test_what_nobody_lists_for_a_week_is_forgotten_in_memory_too(
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService
+) -> None:
+    """A proxy that ran for long held every microdescriptor that there had been since its start."""
+    doc = network_docs.relays(31)[30]
+    digest = sha256(doc.microdesc()).digest()
+    then = time.time() - KEEP_UNLISTED - MINUTE
+    unlisted = Microdescs()
+    unlisted.add(doc.microdesc(), {digest}, then)
+    Cache(tmp_path).save_microdescs(unlisted, then)
+    async with keeping(tmp_path, signers, [service]) as started:
+        await started.keeper.wait_ready()
+        await until(lambda: digest not in (Cache(tmp_path).load_microdescs() or (digest,)))
+        assert len(started.keeper._microdescs) == len(DOCS)
+
+
 async def test_a_network_without_guards_is_a_failure_told(
     tmp_path: Path, signers: list[FakeAuthority], clock: trio.testing.MockClock
 ) -> None:
@@ -270,6 +321,18 @@ async def test_a_guards_microdesc_that_nobody_has_is_named_and_waited_for(
         service.microdescs = everything
         await until(lambda: started.keeper.directory is not None)
     assert service.requests.count(CONSENSUS_PATH) == 1
+
+
+async def test_guards_that_are_others_by_now_are_not_waited_for(
+    tmp_path: Path, signers: list[FakeAuthority], service: DirectoryService, clock: trio.testing.MockClock
+) -> None:
+    """Where nothing had come since, nobody looked again."""
+    guards, guard = new_guards(service)
+    service.hold([doc for doc in DOCS if doc is not guard])
+    async with keeping(tmp_path, signers, [service], guards=guards) as started:
+        await refusal(started.keeper)
+        guards.lacking = lambda directory, *, now, rng: []  # type: ignore[method-assign]
+        await until(lambda: started.keeper.directory is not None)
 
 
 async def test_a_guards_microdesc_missing_from_the_cache_is_fetched_before_anything_else(

@@ -505,8 +505,11 @@ class DirectoryKeeper:
         self._said = None
         await self._join(Directory(consensus, self._microdescs, self._country_of))
 
-    async def _join(self, directory: Directory) -> None:
-        """Use this directory, unless too much of it is missing, or a newer one came while it was read."""
+    async def _join(self, directory: Directory) -> bool:
+        """Use this directory, unless too much of it is missing, or a newer one came while it was read.
+
+        Returns whether enough of it is there.
+        """
         self._newest = directory
         if is_live(directory.consensus, time.time()):
             self._has_consensus.set()
@@ -517,6 +520,7 @@ class DirectoryKeeper:
             self._current.use(directory)
             self.is_ready.set()
             self._progress.reach(Phase.ENOUGH_DIRINFO)
+        return is_usable
 
     def _drop(self) -> None:
         """Let no document at hand be used any more."""
@@ -542,10 +546,13 @@ class DirectoryKeeper:
             await self._fetch_missing(self._newest, failures)
         if self.directory is self._newest:
             return
+        # Who was about to use it may have been overtaken and cut off; and other guards may be needed by now.
+        is_usable = await self._join(self._newest.renewed())
+        if self.directory is self._newest:
+            return
         if self.directory and time.time() > self.directory.consensus.valid_until + REASONABLY_LIVE:
             self._stop_using()
         error = diagnose(failures) if failures else NoDirectory("too few relays are known to build circuits")
-        is_usable = await in_steps(self._newest.is_usable_in_steps())
         names = self._missing_guards(self._newest)
         if names and is_usable and type(error) in (NoDirectory, NotServed):
             raise missing_microdescs(names) from error
@@ -577,7 +584,9 @@ class DirectoryKeeper:
             is_enough=lambda: self.directory is self._newest,
         )
         now = time.time()
-        self._microdescs.mark_listed(directory.consensus.relays.digests, now)
+        for one in filter(None, (directory, self.directory)):
+            self._microdescs.mark_listed(one.consensus.relays.digests, now)
+        self._microdescs.expire(now)
         await self._kept.save(self._cache.save_microdescs, self._microdescs, now)
         if have_more_come:
             await self._join(directory.renewed())
