@@ -331,7 +331,7 @@ async def test_guards_that_are_others_by_now_are_not_waited_for(
     service.hold([doc for doc in DOCS if doc is not guard])
     async with keeping(tmp_path, signers, [service], guards=guards) as started:
         await refusal(started.keeper)
-        guards.lacking = lambda directory, *, now, rng: []  # type: ignore[method-assign]
+        guards.lacking = lambda directory, *, now, rng: []  # type: ignore[method-assign]  # a stand-in's
         await until(lambda: started.keeper.directory is not None)
 
 
