@@ -17,6 +17,7 @@ from served_tor import exits_of, expire, served_tor, until_replaced
 
 from torkit._fast.cells import Command
 from torkit.client import Tor, open_tor
+from torkit.config import Authority, Network
 from torkit.directory.cache import MICRODESCS, Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.microdesc import Microdescs
@@ -33,6 +34,7 @@ from torkit.errors import (
     UsageError,
 )
 from torkit.net.circuits.request import Resolved
+from torkit.net.link.channels import Channels
 from torkit.paths.constraints import Constraints
 from torkit.paths.guards import RETRY_SCHEDULE
 from torkit.proto.destination import is_onion
@@ -286,6 +288,19 @@ async def test_the_data_directory_is_made_and_kept_in(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         async with open_tor(network=network.config, data_dir=place / "state.json"):
             pass
+
+
+async def test_a_relay_that_takes_nothing_keeps_no_end_from_writing_down_what_was_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_clock: trio.testing.MockClock
+) -> None:
+    async def drain(channels: Channels) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Channels, "drain", drain)
+    network = Network((Authority("a", "127.0.0.1", 1, 1, bytes(20), bytes(20), None),), (), True, False)
+    async with open_tor(network=network, data_dir=tmp_path, spare_circuits=1) as tor:
+        tor._parts.build_times.note_built(0.5)
+    assert "build_times" in (Cache(tmp_path).load_state() or {})
 
 
 @pytest.mark.parametrize("host", ["localhost", "x.local", "127.0.0.1", "192.168.1.1", "::1", "[fe80::1]"])

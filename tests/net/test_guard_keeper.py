@@ -9,6 +9,7 @@ from random import Random
 import network_docs
 import pytest
 import trio
+import waiting
 
 from torkit.directory.cache import Cache
 from torkit.directory.consensus import parse_consensus
@@ -22,7 +23,7 @@ from torkit.net.circuits.paths import Paths
 from torkit.net.circuits.purpose import OnionDirectory
 from torkit.net.current import Current
 from torkit.net.state import StateFile
-from torkit.paths.constraints import Constraints
+from torkit.paths.constraints import Constraints, VanguardMode
 from torkit.paths.guards import Guard, Guards, Reachability
 from torkit.paths.vanguards import Vanguards
 from torkit.testing.directory import RelayDoc, encode_microdescs, make_authorities
@@ -148,6 +149,20 @@ async def test_a_guard_whose_path_cannot_be_completed_is_given_up(tmp_path: Path
         assert kept.value is not None
         assert [one.last_tried is not None for one in keeper.guards.sample].count(True) > 3
         assert all(guard.pending_since is None for guard in keeper.guards.sample)
+
+
+async def test_full_vanguards_are_written_down_as_soon_as_they_are_drawn(tmp_path: Path) -> None:
+    """Each start that ended by a crash within ten minutes drew others, and more relays knew of us."""
+    async with open_keeper(tmp_path) as keeper:
+        vanguards = Vanguards(Constraints(), Random(1), VanguardMode.FULL)
+        keeper._state.add(vanguards, is_watched=True)
+        paths = Paths(keeper._current, keeper, Refusals(), vanguards, Constraints(), Random(1))
+        keeper.has_changed = False
+        target = keeper._current.directory.relay(DOCS[0].identity)
+        assert target is not None
+        paths.choose(OnionDirectory(target))
+        await waiting.until(lambda: "vanguards" in (Cache(tmp_path).load_state() or {}))
+        assert (Cache(tmp_path).load_state() or {})["vanguards"] == vanguards.to_state()["vanguards"]
 
 
 async def test_a_path_that_is_only_chosen_leaves_nobody_waiting(tmp_path: Path) -> None:

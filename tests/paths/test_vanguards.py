@@ -19,7 +19,11 @@ DAY = 86400.0
 
 
 def directory_of(
-    flags: list[str], params: str = "", families: bool = False, rendezvous: range = range(256)
+    flags: list[str],
+    params: str = "",
+    families: bool = False,
+    rendezvous: range = range(256),
+    now: int = nd.NOW,
 ) -> Directory:
     """Relays r1, r2, ... with these flags; those numbered in `rendezvous` can be rendezvous points."""
     docs = [
@@ -33,7 +37,7 @@ def directory_of(
         for n, line in enumerate(flags, 1)
     ]
     microdescs = split_microdescs(encode_microdescs(docs))
-    consensus = parse_consensus(nd.consensus(docs, nd.authorities(1), params=params))
+    consensus = parse_consensus(nd.consensus(docs, nd.authorities(1), params=params, valid_after=now - 1800))
     return Directory(consensus, {digest: text for digest, text, _ in microdescs})
 
 
@@ -66,7 +70,32 @@ def test_a_vanguard_is_kept_until_its_time_is_up() -> None:
     one = vanguards()
     first = chosen(one, directory)
     assert chosen(one, directory, now=nd.NOW + 0.99 * DAY) == first
-    assert chosen(one, directory, now=nd.NOW + 13 * DAY) != first
+    later = nd.NOW + 13 * 86400
+    assert chosen(one, directory_of([STABLE] * 20, now=later), now=later) != first
+
+
+@pytest.mark.parametrize("mode", VanguardMode)
+def test_a_clock_that_is_set_ahead_draws_no_vanguards(mode: VanguardMode) -> None:
+    """Who controls our time would choose when new ones are drawn, and how often."""
+    directory = directory_of([STABLE] * 30)
+    one = Vanguards(Constraints(), random.Random(1), mode)
+    for name in mode.sets:
+        first = chosen(one, directory, name=name)
+        expires = dict(one._expires[name])
+        assert chosen(one, directory, now=nd.NOW + 90 * DAY, name=name) == first
+        assert chosen(one, directory, now=nd.NOW + 60, name=name) == first
+        assert one._expires[name] == expires
+
+
+def test_a_vanguard_drawn_by_a_clock_that_is_ahead_is_known_when_it_is_right_again() -> None:
+    """The one look that was needed was left out until the next directory: it served a month too long."""
+    directory = directory_of([STABLE] * 5, "guard-hs-l2-lifetime-min=100 guard-hs-l2-lifetime-max=100")
+    one = vanguards()
+    chosen(one, directory)
+    del one._expires["l2"][min(one._expires["l2"])]  # as one that was no longer listed
+    chosen(one, directory, now=nd.NOW + 30 * DAY)
+    chosen(one, directory, now=nd.NOW + 1)
+    assert max(one._expires["l2"].values()) <= nd.NOW + 101
 
 
 def test_a_clock_that_was_set_back_leaves_no_vanguard_for_longer_than_others() -> None:
@@ -218,8 +247,8 @@ def test_full_vanguards_outlive_identities_and_starts() -> None:
     again = Vanguards.from_state(state, Constraints(), random.Random(2), VanguardMode.FULL)
     assert [chosen(again, directory, name=name) for name in ("l2", "l3")] == sets
     assert again.to_state() == one.to_state()
-    later = nd.NOW + 49 * 3600.0
-    assert chosen(again, directory, now=later, name="l3") != sets[1]
+    later = nd.NOW + 49 * 3600
+    assert chosen(again, directory_of([STABLE] * 24, now=later), now=later, name="l3") != sets[1]
     assert Vanguards(Constraints(), random.Random(1)).to_state() == {}  # lite sets are kept by nobody
 
 

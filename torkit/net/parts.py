@@ -256,8 +256,9 @@ class Parts:
                 self.onions.close()
             if self.reserve is not None:
                 self.reserve.close()
-            await self.channels.drain()
-            await self.state.save()
+            async with trio.open_nursery() as nursery:  # a relay that takes nothing may use up the time
+                nursery.start_soon(self.state.save)
+                await self.channels.drain()
 
 
 def closed() -> UsageError:

@@ -97,7 +97,11 @@ class Vanguards:
             self._settled.clear()
 
     def _update(self, directory: Directory, name: str, now: float) -> None:
-        """Drop relays that have served their time or lost their flags; draw new ones in their places."""
+        """Drop relays that have served their time or lost their flags; draw new ones in their places.
+
+        By a clock that the consensus calls untimely nobody has served their time: whoever sets it ahead would
+        have new relays drawn.
+        """
         if (settled := self._settled.get(name)) is not None:
             known, since, until = settled
             if known() is directory and since <= now < until:
@@ -105,19 +109,23 @@ class Vanguards:
         relays, kept, param = directory.consensus.relays, self._expires[name], directory.consensus.param
         is_clock_right = liveness(directory.consensus, now) > Liveness.UNTIMELY
         latest = now + self._bounds(param, name)[1] if is_clock_right else inf
+        is_kept = self.mode is VanguardMode.FULL
         for identity, expires in list(kept.items()):
             place = relays.index_of(identity)
-            if expires <= now or place is None or not relays.flags[place] >= FLAGS:
+            is_over = is_clock_right and expires <= now
+            if is_over or place is None or not relays.flags[place] >= FLAGS:
                 del kept[identity]
             elif expires > latest:  # drawn while the clock was ahead
                 kept[identity] = latest
-                self.has_changed = True
+                self.has_changed = is_kept
         while len(kept) < param(f"guard-hs-{name}-number"):
             relay = draw_middle(directory, self._constraints, kept, self._rng)
             kept[relay.identity] = now + self._lifetime(param, name)
-            self.has_changed = True
+            self.has_changed = is_kept
         if is_clock_right:
             self._settled[name] = ref(directory), now, min(kept.values())
+        else:
+            self._settled.pop(name, None)
 
     def _lifetime(self, param: Param, name: str) -> float:
         """Returns seconds, the greater of two uniform draws, so that an attacker waits long."""

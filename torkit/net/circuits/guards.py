@@ -223,9 +223,14 @@ class GuardKeeper:
         """Returns JSON values, under the names of torkit.paths.guards."""
         return self.guards.to_state()
 
-    def _keep(self) -> None:
-        if self.guards.has_changed and self.has_agreed.is_set():
+    def keep_soon(self) -> None:
+        """Write the state down in a task, unless the guards may yet be others."""
+        if self.has_agreed.is_set():
             self._state.save_soon(self._nursery)
+
+    def _keep(self) -> None:
+        if self.guards.has_changed:
+            self.keep_soon()
 
 
 def _directory_contact(directory: Directory, identity: bytes) -> Contact | None:

@@ -113,6 +113,8 @@ class Paths:
                 self._rng,
                 now=time.time(),
             )
+        if self._vanguards.has_changed:  # after a crash others would be drawn, and more relays know of us
+            self._guards.keep_soon()
         return Choice(path, picker.picked)
 
     def _choose(self, constraints: Constraints, picker: "_Picker") -> Path:
