@@ -3,7 +3,7 @@
 import fcntl
 import json
 import time
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from pathlib import Path
 from random import Random
 from typing import Any, TextIO
@@ -139,6 +139,38 @@ async def test_of_a_state_the_good_is_kept_and_the_whole_set_aside(
         assert kept["guards"] == state["guards"][1:]
         assert kept["of a later version"] == {"n": 1}
         assert sum(kept["build_times"].values()) > sum(state["build_times"].values())
+
+
+@pytest.mark.parametrize(
+    "text", ['{"guards": [', '{"guards": [{"fingerprint": "none"}], "build_times": {"1": NaN}}']
+)
+def test_a_state_that_another_start_has_mended_meanwhile_is_left_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """The second start set the good file of the first aside, and each went on with guards of its own."""
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    good = {"guards": [{"fingerprint": "0A" * 20, "sampled_on": "2026-11-01T10:00:00"}]}
+    locked = Cache._locked
+
+    def start(cache: Cache) -> list[bytes]:
+        _, guards = load_state(cache, Constraints(), Random(1), time.time())
+        return [guard.identity for guard in guards.sample]
+
+    def be_overtaken(cache: Cache) -> AbstractContextManager[None]:
+        monkeypatch.setattr(Cache, "_locked", locked)
+        other = Cache(tmp_path)
+        assert start(other) == []
+        other.update_state(good)
+        return locked(cache)
+
+    monkeypatch.setattr(Cache, "_locked", be_overtaken)
+    assert start(Cache(tmp_path)) == [bytes([10]) * 20]
+    assert json.loads(path.read_text())["guards"] == good["guards"]
+    assert [one.read_text() for one in tmp_path.glob("*.damaged-*")] == [text]
+    path.write_text(text)
+    assert start(Cache(tmp_path)) == []
+    assert len([*tmp_path.glob("*.damaged-*")]) == 2
 
 
 def test_of_a_state_cut_off_anywhere_nothing_is_lost_in_silence(

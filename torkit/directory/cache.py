@@ -124,15 +124,27 @@ class Cache:
         A file that cannot be read is set aside, since nobody could give it to us again; StorageError says so.
         """
         try:
-            text = self._read(STATE, MAX_STATE_LEN)
-            return None if text is None else _decode_state(text)
-        except (DocumentError, StorageError) as error:
-            raise StorageError(f"{error}; it is kept as {self.set_state_aside()}") from error
+            return self._read_state()
+        except (DocumentError, StorageError):
+            with self._locked():
+                try:
+                    return self._read_state()  # another process may have set it aside, and kept a good one
+                except (DocumentError, StorageError) as error:
+                    aside = self._set_aside(self._directory / STATE)
+                    raise StorageError(f"{error}; it is kept as {aside}") from error
 
-    def set_state_aside(self) -> Path:
-        """Rename the file of the state, so that the next one does not replace it; its new place."""
+    def correct_state(self, seen: dict[str, Any], values: dict[str, Any]) -> Path | None:
+        """Keep these JSON values in place of those that `load_state` has returned, and these beside.
+
+        Returns where the file is now that was read; None, and nothing is done, where it is not as `seen` any
+        more, but another process's.
+        """
         with self._locked():
-            return self._set_aside(self._directory / STATE)
+            if _encode_state(self._read_state() or {}) != _encode_state(seen):  # no NaN is equal to itself
+                return None
+            aside = self._set_aside(self._directory / STATE)
+            self._replace(STATE, _encode_state(seen | values))
+        return aside
 
     def update_state(self, values: dict[str, Any]) -> Path | None:
         """Keep these JSON values, and values under other names, which may be another process's.
@@ -157,11 +169,14 @@ class Cache:
 
     def _state_for_change(self) -> tuple[dict[str, Any], Path | None]:
         """Only under the lock: the state, and where one that cannot be read was set aside."""
-        text = self._read(STATE, MAX_STATE_LEN)
         try:
-            return ({} if text is None else _decode_state(text)), None
+            return self._read_state() or {}, None
         except DocumentError:
             return {}, self._set_aside(self._directory / STATE)
+
+    def _read_state(self) -> dict[str, Any] | None:
+        text = self._read(STATE, MAX_STATE_LEN)
+        return None if text is None else _decode_state(text)
 
     def _load(self, name: str, limit: int, parse: Callable[[bytes], _T]) -> _T | None:
         text = self._read(name, limit)

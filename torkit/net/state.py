@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import trio
 
 from torkit.directory.cache import Cache
-from torkit.errors import OutOfResources, StorageError, TorkitError
+from torkit.errors import DocumentError, OutOfResources, StorageError, TorkitError
 from torkit.net.shortage import run_in_thread
 from torkit.paths.constraints import Constraints
 from torkit.paths.guards import Guards
@@ -125,8 +125,11 @@ def load_state(
         logger.warning("left out of the state that was kept: %s", complaint)
     if complaints:
         try:
-            logger.warning("the state as it was is kept as %s", cache.set_state_aside())
-            cache.update_state(state | guards.to_state())
-        except StorageError as error:
+            aside = cache.correct_state(state, guards.to_state())
+        except (DocumentError, StorageError) as error:
             logger.warning("the state cannot be set aside: %s", error)
+        else:
+            if aside is None:  # another process has corrected it, or has added to it
+                return load_state(cache, restrictions, rng, now)
+            logger.warning("the state as it was is kept as %s", aside)
     return state, guards
