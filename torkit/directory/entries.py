@@ -9,7 +9,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from operator import lt
 from sys import intern
 from typing import NamedTuple, overload
@@ -201,12 +201,16 @@ class Relays(Sequence[RouterStatus]):
 
     def indexes_of_nickname(self, nickname: str) -> list[int]:
         """Returns the places of all relays so named, without regard to case: nicknames are not unique."""
-        if not (nickname.isascii() and nickname.isalnum()):
-            return []
-        pattern = re.compile(rb"^r +" + nickname.encode("ascii") + rb" ", re.MULTILINE | re.IGNORECASE)
-        offsets = self._offsets
-        starts = (match.start() for match in pattern.finditer(self._text, offsets[0], offsets[-1]))
-        return [bisect_left(offsets, start) for start in starts]
+        return self._indexes_by_nickname.get(nickname.encode("ascii", "replace").lower(), [])
+
+    @cached_property
+    def _indexes_by_nickname(self) -> dict[bytes, list[int]]:
+        """In lower case. Each path is held against all names that the user has given."""
+        indexes: dict[bytes, list[int]] = {}
+        for index, offset in enumerate(self._offsets[:-1]):
+            _, nickname, _ = self._text[offset : self._text.index(b"\n", offset)].split(None, 2)
+            indexes.setdefault(nickname.lower(), []).append(index)
+        return indexes
 
 
 class _Columns(NamedTuple):
