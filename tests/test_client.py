@@ -17,7 +17,7 @@ from served_tor import exits_of, expire, served_tor, until_replaced
 
 from torkit._fast.cells import Command
 from torkit.client import Tor, open_tor
-from torkit.config import Authority, Network
+from torkit.config import Authority, Fallback, Network
 from torkit.directory.cache import MICRODESCS, Cache
 from torkit.directory.consensus import parse_consensus
 from torkit.directory.microdesc import Microdescs
@@ -31,6 +31,7 @@ from torkit.errors import (
     OnionServiceError,
     StorageError,
     StreamClosed,
+    TorkitError,
     UsageError,
 )
 from torkit.net.circuits.request import Resolved
@@ -288,6 +289,57 @@ async def test_the_data_directory_is_made_and_kept_in(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         async with open_tor(network=network.config, data_dir=place / "state.json"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        ({"AA" * 20}, "bcd"),
+        ({f"${'bb' * 20}~nick", "Carol"}, "ad"),
+        ({"{De}"}, "b"),  # who is in no known country goes with it
+        ({"{de}", "{FR}", "nobody"}, ""),
+    ],
+)
+async def test_nobody_is_asked_for_a_directory_who_is_excluded(
+    tmp_path: Path, patient_clock: trio.testing.MockClock, exclude: set[str], left: str
+) -> None:
+    """A fallback that the user excluded saw the user's address all the same."""
+    asked: set[str] = set()
+    async with trio.open_nursery() as nursery:
+
+        async def listen(name: str, host: str) -> int:
+            async def note(stream: trio.SocketStream) -> None:
+                asked.add(name)
+                await stream.aclose()
+
+            [listener] = await nursery.start(partial(trio.serve_tcp, note, 0, host=host))
+            return int(listener.socket.getsockname()[1])
+
+        ports = {name: await listen(name, f"127.0.{n}.1") for n, name in enumerate("abcd")}
+        network = Network(
+            tuple(
+                Authority(nickname, f"127.0.{n}.1", 1, ports[name], name.encode() * 20, bytes(20), None)
+                for n, name, nickname in ((2, "c", "carol"), (3, "d", "dave"))
+            ),
+            (
+                Fallback("127.0.0.1", ports["a"], bytes([0xAA]) * 20, None),
+                Fallback("127.0.1.1", ports["b"], bytes([0xBB]) * 20, None),
+            ),
+            True,
+            False,
+        )
+        countries = {"127.0.0.1": "de", "127.0.1.1": "fr", "127.0.2.1": "??"}
+        async with open_tor(
+            network=network,
+            data_dir=tmp_path,
+            restrictions=Constraints(exclude=frozenset(exclude)),
+            country_of=countries.get,
+        ) as tor:
+            with pytest.raises(TorkitError) as caught:
+                await tor.wait_ready()
+            assert left or "all are excluded" in str(caught.value)
+        nursery.cancel_scope.cancel()
+    assert asked == set(left)
 
 
 async def test_a_relay_that_takes_nothing_keeps_no_end_from_writing_down_what_was_learnt(

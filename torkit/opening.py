@@ -11,6 +11,7 @@ import trio
 
 from torkit.config import SHARED_CACHE, Network, StrPath, chosen_data_dir, chosen_network, make_data_dir
 from torkit.directory.cache import Cache
+from torkit.directory.directory import CountryOf
 from torkit.errors import InternalError, UsageError
 from torkit.net.contact import DirectoryServer
 from torkit.net.dir.servers import Sources
@@ -20,7 +21,7 @@ from torkit.net.memory import limit_memory
 from torkit.net.parts import Parts, Settings
 from torkit.net.shortage import run_in_thread
 from torkit.net.state import load_state
-from torkit.paths.constraints import country_in
+from torkit.paths.constraints import Constraints, country_in, is_excluded
 
 
 @asynccontextmanager
@@ -52,6 +53,7 @@ async def open_parts(
     names = restrictions.entries | restrictions.exits | restrictions.exclude
     if settings.country_of is None and any(map(country_in, names)):
         raise UsageError("restrictions by country need country_of")
+    servers = await run_in_thread(_directory_servers, network, restrictions, settings.country_of)
     state, guards = await run_in_thread(load_state, cache, restrictions, rng, time.time())
     try:
         async with trio.open_nursery() as nursery:
@@ -60,7 +62,7 @@ async def open_parts(
                 cache,
                 documents,
                 rng,
-                _directory_servers(network),
+                servers,
                 voters=network.voters,
                 testing=network.testing,
                 settings=settings._replace(restrictions=restrictions),
@@ -86,12 +88,27 @@ async def open_parts(
         raise
 
 
-def _directory_servers(network: Network) -> Sources:
-    """Returns the directory servers that the network names: there are no guards to ask yet."""
+def _directory_servers(network: Network, restrictions: Constraints, country_of: CountryOf | None) -> Sources:
+    """Returns the directory servers that the network names: there are no guards to ask yet.
+
+    None that the user excludes, not as the last resort either, which they are for C tor. Only authorities
+    have nicknames here.
+    """
+
+    names_countries = any(map(country_in, restrictions.exclude))
+
+    def is_allowed(server: DirectoryServer, nickname: str = "") -> bool:
+        country = country_of(server.address) if country_of is not None and names_countries else None
+        return not is_excluded(restrictions, server.identity, nickname, country)
+
     fallbacks = [DirectoryServer(f.identity, f.address, f.or_port, f.ipv6) for f in network.fallbacks]
     authorities = [
-        DirectoryServer(a.fingerprint, a.address, a.or_port, a.ipv6)
+        (DirectoryServer(a.fingerprint, a.address, a.or_port, a.ipv6), a.nickname)
         for a in network.authorities
         if a.or_port is not None
     ]
-    return Sources([], fallbacks, authorities)
+    return Sources(
+        [],
+        [server for server in fallbacks if is_allowed(server)],
+        [server for server, nickname in authorities if is_allowed(server, nickname)],
+    )

@@ -169,7 +169,7 @@ async def test_a_round_has_an_end(autojump_clock: MockClock) -> None:
 
 async def test_where_there_is_nobody_to_ask_it_says_so() -> None:
     async with servers() as (asking, _):
-        with pytest.raises(NoDirectory, match="no directory source is configured"):
+        with pytest.raises(NoDirectory, match="no directory source is configured, or all are excluded"):
             await asking.ask(Question())
 
 

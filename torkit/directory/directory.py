@@ -116,7 +116,7 @@ class Directory:
 
     def indexes_of(self, name: str) -> list[int]:
         """Returns the places of relays called `name`: a fingerprint, with or without `$`, or a nickname."""
-        digits = name.removeprefix("$").partition("~")[0]
+        digits = fingerprint_in(name)
         if len(digits) == 2 * DIGEST_LEN:
             try:
                 index = self.consensus.relays.index_of(bytes.fromhex(digits))
@@ -330,6 +330,11 @@ class Directory:
                 self._memos.clear()
             self._memos[key] = make()
         return self._memos[key]
+
+
+def fingerprint_in(name: str) -> str:
+    """Returns the fingerprint in `$FINGERPRINT~nickname`, either end of which may be missing; else `name`."""
+    return name.removeprefix("$").partition("~")[0]
 
 
 def supports(relay: Relay, protocol: str, version: int) -> bool:

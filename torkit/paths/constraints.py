@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
-from torkit.directory.directory import Directory
+from torkit.directory.directory import Directory, fingerprint_in
 from torkit.directory.geoip import UNKNOWN
 
 # Specification constants.
@@ -77,6 +77,15 @@ def excluded_places(directory: Directory, constraints: Constraints) -> set[int]:
     """
     names = constraints.exclude
     return places_of(directory, names | {f"{{{UNKNOWN}}}"} if any(map(country_in, names)) else names)
+
+
+def is_excluded(constraints: Constraints, identity: bytes, nickname: str, country: str | None) -> bool:
+    """As `excluded_places`, of one relay that is known without a directory."""
+    countries = {code.lower() for name in constraints.exclude if (code := country_in(name)) is not None}
+    if countries and (country or UNKNOWN) in countries | {UNKNOWN}:
+        return True
+    names = {fingerprint_in(name).lower() for name in constraints.exclude}
+    return not names.isdisjoint((identity.hex(), nickname.lower()))
 
 
 def country_in(name: str) -> str | None:

@@ -260,7 +260,7 @@ class DirectoryServers:
             return max(failed, key=lambda one: one.until - one.backoff).error
         if everybody:
             return NoDirectory("no directory has all that it was asked for")
-        return NoDirectory("no directory source is configured")
+        return NoDirectory("no directory source is configured, or all are excluded")
 
     def wait_seconds(self) -> float:
         """Returns the seconds until some source may be asked."""
