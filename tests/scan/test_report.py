@@ -79,6 +79,15 @@ def test_rows_where_nothing_is_well_or_fields_are_odd_have_a_table(tmp_path: Pat
     assert list(report.lines())
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 10**400, -1])
+def test_a_number_that_no_scan_writes_counts_as_nothing(tmp_path: Path, number: float) -> None:
+    odd = row(2, sent=number, build_seconds=number)
+    report = read_report([write(tmp_path / "rows", row(1), odd)])
+    assert report.sent == 10
+    assert report.times["build_seconds"] == [0.0, 0.1]
+    assert list(report.lines())
+
+
 @pytest.mark.parametrize(("share", "value"), [(0.0, 1.0), (0.5, 3.0), (0.9, 4.0), (1.0, 4.0)])
 def test_shares_of_sorted_values(share: float, value: float) -> None:
     assert at_share([1.0, 2.0, 3.0, 4.0], share) == value

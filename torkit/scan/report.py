@@ -10,6 +10,7 @@ from torkit.scan.rows import CAMPAIGN, Row, check_campaign, read_rows
 
 # The times of rows that are told of, and what they are of.
 TIMES = {"build_seconds": "circuit", "probe_seconds": "probe"}
+MAX_NUMBER = 1 << 63  # implementation limit: JSON's numbers have none
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -84,4 +85,4 @@ def _name(share: float) -> str:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) and 0 <= value < MAX_NUMBER else 0.0
