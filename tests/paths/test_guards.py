@@ -601,6 +601,23 @@ def test_entry_nodes_that_are_not_there_are_no_guard() -> None:
         user.choose()
 
 
+def test_a_list_that_earlier_entry_nodes_have_filled_is_told_with_what_to_do() -> None:
+    """It holds as many as C tor's. The error named no cause, for weeks."""
+    guards = [doc.nickname for doc in DOCS if "Guard" in doc.flags]
+    state: dict[str, Any] = {}
+    for name in guards[:20]:
+        restrictions = Constraints(entries=frozenset({name}))
+        kept, _ = Guards.from_state(state, now=NOW, rng=Random(1), restrictions=restrictions)
+        assert User(kept).use() == name
+        state = kept.to_state()
+    restrictions = Constraints(entries=frozenset({guards[20]}))
+    kept, _ = Guards.from_state(state, now=NOW, rng=Random(1), restrictions=restrictions)
+    with pytest.raises(NoPath, match="excluded: 20") as caught:
+        User(kept).choose()
+    assert "--entry-nodes" in str(caught.value.hint)
+    assert "--data-dir" in str(caught.value.hint)
+
+
 # --- What is kept --------------------------------------------------------------------------------------
 
 

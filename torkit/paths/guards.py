@@ -349,10 +349,13 @@ class Guards:
                 relay = directory.relay(guard.identity)
                 reasons["no usable microdescriptor" if relay is None else "does not go with the path"] += 1
         why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-        hint = "if the data directory is another network's, name one with --data-dir"
+        hints = {
+            "not listed": "if the data directory is another network's, name one with --data-dir",
+            "excluded": "earlier --entry-nodes have filled the list; name another place with --data-dir",
+        }
         return NoPath(
             f"no guard among {len(self.sample)} sampled ({why})",
-            hint=hint if reasons.keys() == {"not listed"} else None,
+            hint=hints.get(next(iter(reasons))) if len(reasons) == 1 else None,
         )
 
     # --- what came of it --------------------------------------------------------------------------
