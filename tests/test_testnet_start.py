@@ -18,7 +18,7 @@ from torkit.testnet.ready import Incomplete, consensus_is_complete, read_consens
 ENTRY = """\
 r {name} {identity} 2038-01-01 00:00:00 127.10.0.1 9001 0
 m {digest}
-s Exit Guard Running V2Dir Valid
+s Exit Guard Running Stable V2Dir Valid
 v Tor 0.4.9.11
 w Bandwidth={bandwidth}
 """
